@@ -1,0 +1,1 @@
+"""trtopt: turn a trained network into a TensorRT engine that is safe to deploy."""

@@ -1,0 +1,1 @@
+"""Observed activations to one scale per tensor: `--method NAME` is the module of that name."""

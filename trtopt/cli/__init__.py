@@ -1,0 +1,1 @@
+"""Command line: one small module a command. Touches: the terminal."""

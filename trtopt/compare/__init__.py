@@ -1,0 +1,1 @@
+"""Drift of a candidate against the FP32 baseline, and the gate."""

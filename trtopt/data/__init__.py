@@ -1,0 +1,1 @@
+"""A folder or a file to samples that fit the model."""

@@ -1,0 +1,1 @@
+"""A report in the form asked for: `--format NAME` is the module of that name."""
