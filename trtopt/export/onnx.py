@@ -1,0 +1,135 @@
+"""Read an ONNX file that nobody vouches for, and describe it.
+
+Touches: reads the model and the external data that it names; writes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trtopt.errors import ModelError
+from trtopt.types import Dim, OnnxModel, TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+_CONTAINERS = {b"PK\x03\x04": "a zip archive", b"\x1f\x8b": "a gzip archive", b"7z\xbc\xaf": "a 7-zip archive"}
+_CHUNK = 1 << 22
+
+
+def digest(path: Path) -> str:
+    """SHA-256 (hex) of the model file, followed by that of every external data file it names, in name order."""
+    sha = hashlib.sha256()
+    proto = load_proto(path)
+    for file in [path, *(path.parent / name for name in external_files(proto))]:
+        with file.open("rb") as stream:
+            while chunk := stream.read(_CHUNK):
+                sha.update(chunk)
+    return sha.hexdigest()
+
+
+def load_proto(path: Path) -> onnx.ModelProto:
+    """Return the parsed model without its external data.
+
+    Raises:
+        ModelError: the file is missing, is no ONNX model, is truncated, or names external data outside its folder.
+    """
+    import onnx
+
+    if not path.exists():
+        raise ModelError(f"{path} does not exist", fix="Give the path of an .onnx file")
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder", why="an .onnx file is needed", fix="Name the file inside it")
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(4)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read", why=error.strerror or str(error)) from error
+    for magic, what in _CONTAINERS.items():
+        if head.startswith(magic):
+            raise ModelError(f"{path} is {what}, not an ONNX model", fix="Unpack it and give the .onnx file inside")
+    try:
+        proto = onnx.load(str(path), load_external_data=False, format="protobuf")
+    except Exception as error:
+        raise ModelError(
+            f"{path} is not an ONNX model, or is truncated", why=f"it does not parse ({error})", fix="Export it again"
+        ) from error
+    if not proto.graph.node or not proto.graph.output:
+        raise ModelError(
+            f"{path} is not an ONNX model, or is truncated", why="it holds no graph with outputs", fix="Export it again"
+        )
+    for name in external_files(proto):
+        _check_external(path, name)
+    return proto
+
+
+def external_files(proto: onnx.ModelProto) -> list[str]:
+    """Names of the external data files of a model, sorted, relative to the model's folder."""
+    from onnx.external_data_helper import _get_all_tensors, uses_external_data
+
+    names: set[str] = set()
+    for tensor in _get_all_tensors(proto):
+        if uses_external_data(tensor):
+            names.update(entry.value for entry in tensor.external_data if entry.key == "location")
+    return sorted(names)
+
+
+def _check_external(path: Path, name: str) -> None:
+    # A model is untrusted input: a location such as ../../etc/passwd must not be read.
+    folder, file = path.parent.resolve(), path.parent / name
+    if folder not in file.resolve().parents:
+        raise ModelError(f"{path} names external data outside its folder", why=name, fix="Export the model again")
+    if not file.is_file():
+        raise ModelError(
+            f"external data of {path} is missing", why=f"{name} is not beside it", fix="Copy it next to the model"
+        )
+
+
+def load_ir(path: Path) -> ir.Model:
+    """Return the model as onnx-ir sees it; external data stays on disk, memory-mapped.
+
+    Raises:
+        ModelError: as `load_proto`.
+    """
+    import onnx_ir as ir
+
+    load_proto(path)
+    return ir.load(path)
+
+
+def describe(path: Path, notes: tuple[str, ...] = ()) -> OnnxModel:
+    """Return the `OnnxModel` of a file: digest, opset, inputs (initializers left out) and outputs."""
+    proto = load_proto(path)
+    initializers = {tensor.name for tensor in proto.graph.initializer}
+    return OnnxModel(
+        path=path,
+        digest=digest(path),
+        opset=opset(proto),
+        inputs=tuple(_spec(path, value) for value in proto.graph.input if value.name not in initializers),
+        outputs=tuple(_spec(path, value) for value in proto.graph.output),
+        notes=notes,
+    )
+
+
+def opset(proto: onnx.ModelProto) -> int:
+    """Version of the default operator set; 1 when the model does not say."""
+    return next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 1)
+
+
+def _spec(path: Path, value: onnx.ValueInfoProto) -> TensorSpec:
+    import onnx
+
+    if not value.type.HasField("tensor_type"):
+        kind = value.type.WhichOneof("value")
+        raise ModelError(f"{value.name} of {path} is a {kind}", why="TensorRT takes and gives tensors only")
+    tensor = value.type.tensor_type
+    dims: list[Dim] = []
+    for dim in tensor.shape.dim:
+        fixed = dim.HasField("dim_value") and dim.dim_value > 0
+        dims.append(dim.dim_value if fixed else dim.dim_param or "?")
+    dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    dtype = {"float": "float32", "double": "float64"}.get(dtype, dtype)
+    return TensorSpec(name=value.name, dtype=dtype, shape=tuple(dims))

@@ -1,0 +1,199 @@
+"""Make an FP32 ONNX model ready: shapes frozen, constants folded, batch norms folded, opset raised, nodes named.
+
+The work is done by libraries: onnxslim folds and fuses (on the models that this was tried on it leaves fewer nodes than
+onnxscript's optimizer, and it folds the Pad chains of older PyTorch exports); onnxscript converts opsets, and optimizes
+the models that are too large for onnxslim, which keeps several copies of the weights in memory.
+
+Touches: reads the source model; writes `fp32.onnx` (and `fp32.onnx.data`) into the folder it is given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trtopt.errors import ModelError
+from trtopt.export.onnx import describe, external_files, load_proto, opset
+from trtopt.types import OnnxModel, ShapeRange
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+LARGE_BYTES = 1_500_000_000
+"""Weights above this stay on disk, memory-mapped, and go into an external data file (protobuf ends at 2 GiB)."""
+
+_EXTERNAL_BYTES = 1_000_000_000
+_MAX_OPSET = 23  # what TensorRT 10.12's parser is documented to take
+
+
+def prepare(source: Path, folder: Path, *, min_opset: int, profile: Sequence[ShapeRange]) -> OnnxModel:
+    """Write the prepared model to `folder/fp32.onnx` and return its description.
+
+    A dimension whose minimum and maximum in `profile` are equal becomes fixed. The opset is raised to `min_opset` when
+    it is lower, never lowered.
+
+    Raises:
+        ModelError: the model is invalid, or its opset cannot be converted.
+    """
+
+    proto = load_proto(source)
+    _check(source)
+    notes = []
+    weights = _weight_bytes(source, proto)
+    nodes = len(proto.graph.node)
+    with _quiet():
+        if weights > LARGE_BYTES:
+            model = _optimize_large(source, profile)
+            notes.append(f"{weights / 1e9:.1f} GB of weights: optimized in place, without onnxslim")
+        else:
+            model = _optimize(source, profile)
+        was = opset(proto)
+        if was < min_opset:
+            _raise_opset(model, was, min_opset)
+            notes.append(f"opset {was} raised to {min_opset}")
+        elif was > _MAX_OPSET:
+            notes.append(f"opset {was} is newer than TensorRT 10.12 takes ({_MAX_OPSET})")
+        _finish(model)
+    notes.insert(0, f"{nodes} nodes become {model.graph.num_nodes()}")
+    path = folder / "fp32.onnx"
+    save(model, path)
+    return describe(path, tuple(notes))
+
+
+def save(model: ir.Model, path: Path) -> None:
+    """Write the model to `path`; weights beyond 1 GB in sum go to `path` + `.data` beside it."""
+    import onnx_ir as ir
+
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    if size > _EXTERNAL_BYTES:
+        ir.save(model, path, external_data=path.name + ".data")
+    else:
+        ir.external_data.load_to_model(model)
+        ir.save(model, path)
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Add the types and shapes of all intermediate tensors in place, where onnx can infer them."""
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    ShapeInferencePass(data_prop=True)(model)
+
+
+def _check(source: Path) -> None:
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(source))
+    except Exception as error:
+        line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ModelError(f"{source} is not a valid ONNX model", why=line, fix="Export it again") from error
+
+
+def _weight_bytes(source: Path, proto: onnx.ModelProto) -> int:
+    files = [source, *(source.parent / name for name in external_files(proto))]
+    return sum(file.stat().st_size for file in files)
+
+
+def _optimize(source: Path, profile: Sequence[ShapeRange]) -> ir.Model:
+    import onnx
+    import onnx_ir as ir
+    import onnxslim
+
+    model = onnx.load(str(source))
+    _freeze(model, profile)
+    # Folding may not blow a small graph up into a large file: a folded constant is at most 1 MiB.
+    slim: onnx.ModelProto = onnxslim.slim(model, size_threshold=1 << 20)
+    return ir.from_proto(slim)
+
+
+def _optimize_large(source: Path, profile: Sequence[ShapeRange]) -> ir.Model:
+    import onnx
+    import onnx_ir as ir
+    from onnxscript import optimizer
+
+    proto = onnx.load(str(source), load_external_data=False)
+    _freeze(proto, profile)
+    model = ir.from_proto(proto)
+    ir.external_data.set_base_dir(model.graph, source.parent)
+    optimizer.optimize_ir(model)
+    return model
+
+
+def _freeze(model: onnx.ModelProto, profile: Sequence[ShapeRange]) -> None:
+    ranges = {entry.name: entry for entry in profile}
+    frozen: dict[str, int] = {}
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        entry = ranges.get(value.name)
+        for axis, dim in enumerate(dims):
+            if not dim.HasField("dim_value") or dim.dim_value < 1:
+                if entry and entry.min[axis] == entry.max[axis]:
+                    if dim.dim_param:
+                        frozen[dim.dim_param] = entry.max[axis]
+                    dim.dim_value = entry.max[axis]
+                elif not dim.dim_param:
+                    # An unnamed or -1 dimension: name it, so that shape inference can follow it.
+                    dim.dim_param = f"{value.name}_dim{axis}"
+    for value in [*model.graph.output, *model.graph.value_info]:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in frozen:
+                dim.dim_value = frozen[dim.dim_param]
+            elif dim.HasField("dim_value") and dim.dim_value < 1:
+                dim.ClearField("dim_value")
+
+
+def _raise_opset(model: ir.Model, was: int, target: int) -> None:
+    from onnxscript import version_converter
+
+    try:
+        version_converter.convert_version(model, target, fallback=True)
+    except Exception as error:
+        raise ModelError(
+            f"opset {was} cannot be raised to {target}", why=str(error), fix=f"Export the model at opset {target}"
+        ) from error
+    if model.opset_imports.get("", 0) != target:
+        raise ModelError(
+            f"opset {was} cannot be raised to {target}",
+            why="the converter left it as it was",
+            fix=f"Export the model at opset {target}",
+        )
+
+
+def _finish(model: ir.Model) -> None:
+    from onnx_ir.passes.common import (
+        ClearMetadataAndDocStringPass,
+        LiftConstantsToInitializersPass,
+        NameFixPass,
+        RemoveUnusedNodesPass,
+        TopologicalSortPass,
+    )
+
+    # Names come last: TensorRT's layers, the report and the calibration table all speak of nodes and tensors by name.
+    for step in (
+        ClearMetadataAndDocStringPass(),
+        LiftConstantsToInitializersPass(),
+        RemoveUnusedNodesPass(),
+        TopologicalSortPass(),
+        NameFixPass(),
+    ):
+        step(model)
+    model.ir_version = max(model.ir_version, 10)  # the first that carries FP16 scales and INT4; TensorRT reads it
+    infer_shapes(model)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back what the libraries log below errors: their remarks are about their own fallbacks, not the model."""
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "ONNXSlim", "onnxslim")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

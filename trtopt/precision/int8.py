@@ -1,0 +1,93 @@
+"""INT8: Q/DQ pairs where `placement` says, the rest in 16 bits (or FP32).
+
+Touches: the model it is given.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trtopt.errors import TableError, UsageError
+from trtopt.precision import Request, half, qdq
+from trtopt.precision.graph import constant, drop_unused_initializers
+from trtopt.precision.placement import QUANTIZED, Placement, Site, place
+from trtopt.types import CalibrationTable, Decision
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+OPSET = 19  # the first whose DequantizeLinear takes FP16 scales
+NEEDS_TABLE = True
+
+
+def apply(model: ir.Model, request: Request) -> tuple[Decision, ...]:
+    """Quantize in place with the scales of `request.table`; see `placement` for what, and why the rest is not.
+
+    Raises:
+        TableError: there is no table, or a scale is missing in it.
+        UsageError: `request.rest` is unknown.
+    """
+    if request.table is None:
+        raise TableError("INT8 needs a calibration table", fix="Give --calib DATA or --calib-table FILE")
+    placement = place(model)
+    # Read before the casts: the weights are quantized from their FP32 values, not from the 16-bit copies.
+    weights = {site: _weight(site) for site in placement.sites if site.axis is not None}
+    decisions = _rest(model, request)
+    quantized: dict[object, ir.Value] = {}
+    for site in placement.sites:
+        value = site.node.inputs[site.index]
+        assert value is not None
+        key = (value, site.axis)
+        if key not in quantized:
+            quantized[key] = (
+                qdq.quantize_activation(model.graph, value, _shared_scale(placement, site, request.table))
+                if site.axis is None
+                else qdq.quantize_weight(model.graph, site.node, value, weights[site], site.axis)
+            )
+        site.node.replace_input_with(site.index, quantized[key])
+    drop_unused_initializers(model.graph)
+    model.graph.sort()
+    return tuple(_decide(decision, placement) for decision in decisions)
+
+
+def _rest(model: ir.Model, request: Request) -> tuple[Decision, ...]:
+    if request.rest in half.HALVES:
+        kind = half.HALVES[request.rest]
+        return half.convert(model, kind, half.keep(model, kind, request.ranges))
+    if request.rest == "fp32":
+        from trtopt.precision import fp32
+
+        return fp32.apply(model, request)
+    raise UsageError(f"unknown type {request.rest!r} for the unquantized rest", fix="Choose fp16, bf16 or fp32")
+
+
+def _weight(site: Site) -> qdq.FloatArray:
+    return np.asarray(constant(site.node.inputs[site.index]), np.float32)
+
+
+def _shared_scale(placement: Placement, site: Site, table: CalibrationTable) -> float:
+    try:
+        return max(table.scales[tensor] for tensor in placement.group(site.scale_from))
+    except KeyError as error:
+        raise TableError(
+            f"the calibration table has no scale for {error.args[0]}",
+            why=f"it was made by {table.method} over other tensors",
+            fix="Calibrate again with --calib",
+        ) from None
+
+
+def _decide(decision: Decision, placement: Placement) -> Decision:
+    reasons = {node.name: reason for node, reason in placement.reasons.items()}
+    reason = reasons.get(decision.node, "")
+    if reason.startswith(QUANTIZED):
+        return Decision(node=decision.node, op=decision.op, precision="int8", reason=reason.removeprefix(QUANTIZED))
+    kept = decision.precision == "fp32" and decision.reason != "asked for"
+    return (
+        decision
+        if kept
+        else Decision(
+            node=decision.node, op=decision.op, precision=decision.precision, reason=reason or decision.reason
+        )
+    )
