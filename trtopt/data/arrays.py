@@ -1,0 +1,250 @@
+"""Arrays in NumPy's formats: one .npy or .npz whose first axis counts samples, or a folder with one sample a file.
+
+Nothing is unpickled. An array that is stored as it is (.npy, and .npz made by `numpy.savez`) is mapped for the moment
+that one sample is copied out, so memory does not grow with the file. A compressed array cannot be read in part: it is
+unpacked once and kept.
+
+Touches: reads .npy and .npz files.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from trtopt.data.dataset import Array, Feed
+from trtopt.data.digest import of_file, of_files
+from trtopt.data.sample import LABEL_KEYS, Header, Samples, class_indices, single_labels
+from trtopt.errors import DataError
+from trtopt.types import TensorSpec
+
+SUFFIXES = frozenset({".npy", ".npz"})
+
+MAX_UNPACKED = 8 << 30
+"""Bytes that the compressed arrays of one .npz may unpack to."""
+
+_LOCAL_HEADER = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """Where an array lies: in a file from `offset` on, or compressed in the zip member `member` (`offset` -1)."""
+
+    path: Path
+    member: str
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+    fortran: bool
+    offset: int
+
+    def read(self) -> Array:
+        """Return the array: mapped, or unpacked when it is compressed.
+
+        Raises:
+            DataError: it is corrupt.
+        """
+        if 0 in self.shape:
+            return np.zeros(self.shape, self.dtype)
+        try:
+            if self.offset >= 0:
+                raw = np.memmap(self.path, np.uint8, "r", self.offset, (self.dtype.itemsize * math.prod(self.shape),))
+                values = np.asarray(raw).view(self.dtype)
+                return values.reshape(self.shape[::-1]).T if self.fortran else values.reshape(self.shape)
+            with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
+                return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+        except Exception as error:
+            raise _unreadable(str(self.path), error) from error
+
+
+def open_file(path: Path, single: str) -> dict[str, Stored]:
+    """Return the arrays of a .npz by name, or that of a .npy under the name `single`; only headers are read.
+
+    Raises:
+        DataError: the file is corrupt, holds Python objects, or unpacks to more than `MAX_UNPACKED` bytes.
+    """
+    try:
+        if path.suffix.lower() == ".npz":
+            return _open_npz(path)
+        with path.open("rb") as file:
+            dtype, shape, fortran = _header(file, path.name)
+            offset = file.tell()
+    except DataError:
+        raise
+    except Exception as error:
+        raise _unreadable(str(path), error) from error
+    _fits(path, path.stat().st_size - offset, dtype, shape)
+    return {single: Stored(path=path, member="", dtype=dtype, shape=shape, fortran=fortran, offset=offset)}
+
+
+def read_file(path: Path, inputs: tuple[TensorSpec, ...]) -> Samples:
+    """Return the samples of one .npy or .npz: the first axis of every array counts them.
+
+    Raises:
+        DataError: the file cannot be read, or its arrays differ in length.
+    """
+    single = _single(path, inputs)
+    stored = open_file(path, single)
+    if any(not array.shape for array in stored.values()):
+        name = next(name for name, array in stored.items() if not array.shape)
+        raise DataError(f"{path}: {name} has no axis", why="the first axis of an array counts the samples")
+    key = label_key(tuple(stored), inputs)
+    arrays = {name: array for name, array in stored.items() if name != key}
+    counts = {name: array.shape[0] for name, array in arrays.items()}
+    if len(set(counts.values())) > 1:
+        found = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise DataError(f"{path}: the arrays hold different numbers of samples", why=found)
+    count = next(iter(counts.values()), 0)
+    headers = {name: Header(array.dtype.name, array.shape[1:]) for name, array in arrays.items()}
+    rows = {name: _rows(array) for name, array in arrays.items()}
+
+    def peek(_: int) -> Mapping[str, Header]:
+        return headers
+
+    def read(i: int) -> Feed:
+        return {name: row(i) for name, row in rows.items()}
+
+    return Samples(
+        source=str(path),
+        digest=of_file(path),
+        ids=tuple(f"{path.name}[{i}]" for i in range(count)),
+        peek=peek,
+        read=read,
+        labels=class_indices(stored[key].read(), count, str(path)) if key else None,
+    )
+
+
+def find(folder: Path) -> tuple[str, ...]:
+    """Return the sorted names of the folder's own .npy and .npz files, without the hidden ones."""
+    files = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    return tuple(sorted(path.name for path in files if not path.name.startswith(".")))
+
+
+def read_folder(folder: Path, names: tuple[str, ...], inputs: tuple[TensorSpec, ...], *, skip_bad: bool) -> Samples:
+    """Return one sample for each file. With `skip_bad` an unreadable file costs its label, not the others'.
+
+    Raises:
+        DataError: only some of the files have a label, or (unless `skip_bad`) one cannot be read.
+    """
+
+    def arrays(i: int) -> dict[str, Stored]:
+        return open_file(folder / names[i], _single(folder / names[i], inputs))
+
+    def peek(i: int) -> Mapping[str, Header]:
+        stored = arrays(i)
+        key = label_key(tuple(stored), inputs)
+        return {name: Header(array.dtype.name, array.shape) for name, array in stored.items() if name != key}
+
+    def read(i: int) -> Feed:
+        stored = arrays(i)
+        return {spec.name: np.array(stored[spec.name].read()) for spec in inputs}
+
+    def label(i: int) -> Array | None:
+        stored = arrays(i)
+        key = label_key(tuple(stored), inputs)
+        return np.array(stored[key].read()) if key else None
+
+    readable = [i for i in range(len(names)) if not skip_bad or _opens(arrays, i)]
+    found = single_labels([label(i) for i in readable], tuple(names[i] for i in readable), str(folder))
+    by_place = dict(zip(readable, found, strict=True)) if found is not None else {}
+    return Samples(
+        source=str(folder),
+        digest=of_files(folder, names),
+        ids=names,
+        peek=peek,
+        read=read,
+        labels=tuple(by_place.get(i, -1) for i in range(len(names))) if found is not None else None,
+    )
+
+
+def label_key(names: tuple[str, ...], inputs: tuple[TensorSpec, ...]) -> str:
+    """Return which of the names holds labels, or an empty string."""
+    taken = {spec.name for spec in inputs}
+    return next((name for name in names if name in LABEL_KEYS and name not in taken), "")
+
+
+def _opens(arrays: Callable[[int], Mapping[str, Stored]], i: int) -> bool:
+    try:
+        arrays(i)
+    except DataError:
+        return False
+    return True
+
+
+def _single(path: Path, inputs: tuple[TensorSpec, ...]) -> str:
+    if path.suffix.lower() == ".npy" and len(inputs) != 1:
+        names = ", ".join(spec.name for spec in inputs)
+        raise DataError(
+            f"{path}: a .npy feeds one input", why=f"the model has {len(inputs)}: {names}", fix="Give a .npz"
+        )
+    return inputs[0].name
+
+
+def _rows(array: Stored) -> Callable[[int], Array]:
+    if array.offset < 0:
+        whole = array.read()
+        return lambda i: whole[i]
+    return lambda i: np.array(array.read()[i])
+
+
+def _open_npz(path: Path) -> dict[str, Stored]:
+    found = {}
+    with zipfile.ZipFile(path) as archive:
+        packed = [info for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
+        if sum(info.file_size for info in packed) > MAX_UNPACKED:
+            raise DataError(
+                f"{path}: unpacks to more than {MAX_UNPACKED >> 30} GiB",
+                fix="Save the arrays without compression (numpy.savez), so that they are read a sample at a time",
+            )
+        for info in archive.infolist():
+            name = info.filename.removesuffix(".npy")
+            if name == info.filename:
+                raise DataError(f"{path}: {name} in it is no array")
+            with archive.open(info) as file:
+                dtype, shape, fortran = _header(file, f"{path.name}: {name}")
+                _fits(path, info.file_size - file.tell(), dtype, shape)
+                offset = -1 if info in packed else _data_offset(path, info) + file.tell()
+            found[name] = Stored(
+                path=path, member=info.filename, dtype=dtype, shape=shape, fortran=fortran, offset=offset
+            )
+    return found
+
+
+def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
+    # The local header repeats the name and may have another extra field than the central directory.
+    with path.open("rb") as file:
+        file.seek(info.header_offset)
+        header = file.read(_LOCAL_HEADER)
+    name, extra = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
+    return info.header_offset + _LOCAL_HEADER + name + extra
+
+
+def _header(file: IO[bytes], where: str) -> tuple[np.dtype[np.generic], tuple[int, ...], bool]:
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise DataError(f"{where}: version {version[0]}.{version[1]} of the .npy format is not read")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    if dtype.hasobject:
+        raise DataError(
+            f"{where}: holds Python objects",
+            why="they would have to be unpickled, which runs code",
+            fix="Save a plain array of one shape and a numeric type",
+        )
+    return dtype, shape, fortran
+
+
+def _fits(path: Path, size: int, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> None:
+    wanted = dtype.itemsize * math.prod(shape)
+    if size < wanted or any(side < 0 for side in shape):
+        raise DataError(f"{path}: truncated", why=f"{wanted} bytes of values are announced and {size} are there")
+
+
+def _unreadable(where: str, error: Exception) -> DataError:
+    why = " ".join(str(error).split())[:200] or type(error).__name__
+    return DataError(f"{where}: cannot be read as NumPy arrays", why=why, fix="Save it again with numpy.save or savez")

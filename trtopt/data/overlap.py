@@ -1,0 +1,27 @@
+"""Find evaluation samples that were calibrated on: drift measured on them is no evidence.
+
+Touches: nothing; it looks at samples as they are loaded for other work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import numpy as np
+
+from trtopt.data.dataset import Dataset, Feed
+
+
+def fingerprinted(dataset: Dataset, seen: set[str]) -> Dataset:
+    """The same dataset, whose `load` also adds the sample's fingerprint (64 bits, hex) to `seen`."""
+
+    def load(index: int) -> Feed:
+        feed = dataset.load(index)
+        sha = hashlib.blake2b(digest_size=8)
+        for name in sorted(feed):
+            sha.update(np.ascontiguousarray(feed[name]).data)
+        seen.add(sha.hexdigest())
+        return feed
+
+    return dataclasses.replace(dataset, load=load)

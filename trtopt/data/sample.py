@@ -1,0 +1,261 @@
+"""What a reader found, checked against the model's inputs and turned into a `Dataset`.
+
+The rule for the batch axis, for each array of a sample: when its rank is one less than the input's, an axis of 1 is put
+in front; when the ranks are equal, it is fed as it is. Samples may be joined (`Dataset.batched`) when the first
+dimension of every input is dynamic, the first axis of every array is 1, and all samples have the same shapes. When the
+model's batch is fixed at N > 1, N samples in a row make one feed.
+
+The rule for types: an array has the input's dtype. Only an integer array is converted, to a wider integer type that
+holds all of its values (int32 for an int64 input).
+
+Touches: nothing itself; `read` and `peek` open the files that the reader found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from trtopt.data.dataset import Array, Dataset, Feed
+from trtopt.errors import DataError
+from trtopt.types import Dim, TensorSpec
+
+LABEL_KEYS = ("label", "labels")
+"""Names under which a source may hold class indices, unless an input of the model is called so."""
+
+_SHOWN = 5
+_INTEGERS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+
+
+class Header(NamedTuple):
+    """Type and shape of one array of a sample, known without reading the array."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """Samples as a reader found them: no batch axis added, nothing checked.
+
+    `peek(i)` is cheap and returns the header of every array of sample i; `read(i)` returns the arrays. Both raise
+    DataError, which names the sample, when it cannot be read. `read` is called from several threads at once.
+    """
+
+    source: str
+    digest: str
+    ids: tuple[str, ...]
+    peek: Callable[[int], Mapping[str, Header]]
+    read: Callable[[int], Feed]
+    labels: tuple[int, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def to_dataset(samples: Samples, inputs: tuple[TensorSpec, ...], *, skip_bad: bool = False) -> Dataset:
+    """Check every sample's names, types and shapes now, its values when it is loaded, and return the dataset.
+
+    With `skip_bad` every sample is also loaded once, and those that fail are left out and listed in `notes`.
+
+    Raises:
+        DataError: there is no sample, or one does not fit the model.
+    """
+    kept, shapes, failed = _survey(samples, inputs, skip_bad=skip_bad)
+    if not kept:
+        why = f"all {len(failed)} are unusable, the first because {failed[0]}" if failed else "the source is empty"
+        raise DataError(f"{samples.source}: no samples", why=why)
+    notes = list(samples.notes)
+    if failed:
+        more = f"; and {len(failed) - _SHOWN} more" if len(failed) > _SHOWN else ""
+        notes.append(f"left out {len(failed)} of {len(samples.ids)} samples: {'; '.join(failed[:_SHOWN])}{more}")
+    dynamic = all(spec.shape and isinstance(spec.shape[0], str) for spec in inputs)
+    if dynamic and len(shapes) > 1:
+        notes.append("the samples differ in shape, so they are fed one at a time")
+    labels = samples.labels
+
+    def load(place: int) -> Feed:
+        return fit(samples.read(kept[place]), inputs, samples.ids[kept[place]])
+
+    dataset = Dataset(
+        source=samples.source,
+        digest=samples.digest,
+        ids=tuple(samples.ids[i] for i in kept),
+        load=load,
+        batched=dynamic and len(shapes) == 1 and all(shape[:1] == (1,) for shape in next(iter(shapes))),
+        labels=None if labels is None else tuple(labels[i] for i in kept),
+        notes=tuple(notes),
+    )
+    batch = _fixed_batch(inputs)
+    ones = [shape[:1] == (1,) for fed in shapes for shape in fed]
+    if batch == 1 or not all(ones):
+        return dataset
+    if len(shapes) > 1:
+        raise DataError(
+            f"{samples.source}: the samples differ in shape",
+            why=f"the model's batch is fixed at {batch}, and only samples of one shape can be joined",
+        )
+    return _grouped(dataset, batch)
+
+
+def _survey(
+    samples: Samples, inputs: tuple[TensorSpec, ...], *, skip_bad: bool
+) -> tuple[list[int], set[tuple[tuple[int, ...], ...]], list[str]]:
+    """Return the usable places, the set of shapes that they feed, and why the others are unusable."""
+    kept: list[int] = []
+    shapes: set[tuple[tuple[int, ...], ...]] = set()
+    failed: list[str] = []
+    for i, sample in enumerate(samples.ids):
+        try:
+            fed = check(samples.peek(i), inputs, sample)
+            if skip_bad:
+                fit(samples.read(i), inputs, sample)
+        except DataError as error:
+            if not skip_bad:
+                raise
+            failed.append(" ".join(f"{error.what}: {error.why}".split()))
+            continue
+        kept.append(i)
+        shapes.add(fed)
+    return kept, shapes, failed
+
+
+def check(headers: Mapping[str, Header], inputs: tuple[TensorSpec, ...], sample: str) -> tuple[tuple[int, ...], ...]:
+    """Return the shape that each input is fed (1 for an added batch axis), in the order of `inputs`.
+
+    Raises:
+        DataError: an input has no array, an array has no input, or a type or a shape is wrong.
+    """
+    wanted = ", ".join(f"{spec.name} ({spec.dtype} {shape_text(spec.shape)})" for spec in inputs)
+    names = [spec.name for spec in inputs]
+    missing = [name for name in names if name not in headers]
+    if missing:
+        found = f"it has {', '.join(map(str, headers))}" if headers else "it has no arrays"
+        raise DataError(f"{sample}: nothing for input {', '.join(missing)}", why=f"{found}; the model wants {wanted}")
+    unknown = [str(name) for name in headers if name not in names]
+    if unknown:
+        raise DataError(f"{sample}: {', '.join(unknown)} is no input", why=f"the model's inputs are {wanted}")
+    batch = _fixed_batch(inputs)
+    fed = tuple(_check_one(headers[spec.name], spec, batch, sample) for spec in inputs)
+    added = {len(headers[spec.name].shape) < len(spec.shape) for spec in inputs}
+    if batch > 1 and len(added) > 1:
+        raise DataError(f"{sample}: some arrays have a batch axis and some have not", why=f"the model wants {wanted}")
+    return fed
+
+
+def _check_one(header: Header, spec: TensorSpec, batch: int, sample: str) -> tuple[int, ...]:
+    if not _castable(header.dtype, spec.dtype):
+        raise DataError(
+            f"{sample}: {spec.name} is {header.dtype}",
+            why=f"the model wants {spec.dtype}, and values are never cast silently",
+            fix=f"Save the array as {spec.dtype} (array.astype(numpy.{spec.dtype}))",
+        )
+    rank = len(spec.shape)
+    wrong = DataError(
+        f"{sample}: {spec.name} has shape {shape_text(header.shape)}",
+        why=f"the model wants {shape_text(spec.shape)}, with or without the first axis",
+    )
+    if len(header.shape) == rank - 1:
+        shape, first = (1, *header.shape), spec.shape[0]
+        if isinstance(first, int) and first not in (1, batch):
+            raise wrong
+        pairs = list(zip(header.shape, spec.shape[1:], strict=True))
+    elif len(header.shape) == rank:
+        shape, pairs = header.shape, list(zip(header.shape, spec.shape, strict=True))
+    else:
+        raise wrong
+    if 0 in shape or any(isinstance(want, int) and have != want for have, want in pairs):
+        raise wrong
+    return shape
+
+
+def fit(feed: Feed, inputs: tuple[TensorSpec, ...], sample: str) -> Feed:
+    """Return the sample as the model takes it: the inputs' types, C order, batch axis added.
+
+    Raises:
+        DataError: a floating-point array holds NaN or infinity.
+    """
+    fitted: Feed = {}
+    for spec in inputs:
+        array = feed[spec.name]
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            bad = int(array.size - np.isfinite(array).sum())
+            raise DataError(f"{sample}: {bad} of {array.size} values of {spec.name} are NaN or infinite")
+        native = array.dtype.newbyteorder("=") if array.dtype.name == spec.dtype else np.dtype(spec.dtype)
+        array = np.ascontiguousarray(array, dtype=native).reshape(array.shape)
+        fitted[spec.name] = array[np.newaxis] if array.ndim < len(spec.shape) else array
+    return fitted
+
+
+def class_indices(values: Array, count: int, where: str) -> tuple[int, ...]:
+    """Return labels as ints.
+
+    Raises:
+        DataError: they are not `count` non-negative integers in one axis.
+    """
+    if values.dtype.kind not in "iu":
+        raise DataError(f"{where}: labels are {values.dtype.name}", why="a label is the integer index of a class")
+    if values.shape != (count,):
+        raise DataError(
+            f"{where}: labels have shape {shape_text(values.shape)}", why=f"{count} samples want shape [{count}]"
+        )
+    if count and values.min() < 0:
+        raise DataError(f"{where}: a label is {values.min()}", why="a label is the index of a class, 0 or more")
+    return tuple(int(value) for value in values)
+
+
+def single_labels(values: list[Array | None], ids: tuple[str, ...], source: str) -> tuple[int, ...] | None:
+    """Return the labels of samples that each hold their own, or None when none does.
+
+    Raises:
+        DataError: only some samples have one, or one is no class index.
+    """
+    if all(value is None for value in values):
+        return None
+    labels: list[int] = []
+    for value, sample in zip(values, ids, strict=True):
+        if value is None:
+            raise DataError(f"{sample}: no label", why=f"other samples of {source} have one")
+        labels += class_indices(value.reshape(-1), 1, sample)
+    return tuple(labels)
+
+
+def shape_text(shape: tuple[Dim, ...]) -> str:
+    """Return `[batch, 3, 224, 224]`."""
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def _castable(have: str, want: str) -> bool:
+    if have == want:
+        return True
+    return {have, want} <= _INTEGERS and np.can_cast(np.dtype(have), np.dtype(want), "safe")
+
+
+def _fixed_batch(inputs: tuple[TensorSpec, ...]) -> int:
+    """Return the first dimension that all inputs share when it is fixed, else 1."""
+    firsts = {spec.shape[0] if spec.shape else 1 for spec in inputs}
+    first = firsts.pop() if len(firsts) == 1 else 1
+    return first if isinstance(first, int) else 1
+
+
+def _grouped(dataset: Dataset, size: int) -> Dataset:
+    count = len(dataset)
+    groups = [range(start, start + size) for start in range(0, count, size)]
+    repeated = len(groups) * size - count
+
+    def load(place: int) -> Feed:
+        feeds = [dataset.load(min(i, count - 1)) for i in groups[place]]
+        return {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
+
+    note = f"the model's batch is fixed at {size}: {count} samples are fed as {len(groups)} groups"
+    note += f", the last sample {repeated} times more to fill the last group" if repeated else ""
+    note += "; labels are not used" if dataset.labels is not None else ""
+    return Dataset(
+        source=dataset.source,
+        digest=dataset.digest,
+        ids=tuple(f"{dataset.ids[g[0]]} to {dataset.ids[min(g[-1], count - 1)]}" for g in groups),
+        load=load,
+        batched=False,
+        notes=(*dataset.notes, note),
+    )

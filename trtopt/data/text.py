@@ -1,0 +1,183 @@
+"""Rows of a .jsonl or .parquet file: token ids keyed by input name, or a `text` for a recipe's tokenizer.
+
+A row may hold a class index under `label`. Other fields are not read, and said so. The ids of all rows are kept in
+memory: they are small beside a model.
+
+Touches: reads the file and the tokenizer's file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trtopt.data.arrays import label_key
+from trtopt.data.dataset import Array, Feed
+from trtopt.data.digest import of_file
+from trtopt.data.recipe import Recipe, TextRecipe
+from trtopt.data.sample import Header, Samples, single_labels
+from trtopt.errors import DataError, UsageError
+from trtopt.requires import require
+from trtopt.types import TensorSpec
+
+SUFFIXES = frozenset({".jsonl", ".parquet"})
+_PADS = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>")
+
+
+def read_rows(path: Path, inputs: tuple[TensorSpec, ...], recipe: Recipe | None) -> Samples:
+    """Return one sample for each row.
+
+    Raises:
+        DataError: the file cannot be read, a row lacks an input, or its values do not fit the input's type.
+        UsageError: the recipe has no [text] table, or its tokenizer cannot be used.
+        MissingDependencyError: tokenizers or pyarrow is needed and not installed.
+    """
+    ids, rows = _table(path)
+    names = {spec.name for spec in inputs}
+    fields = dict.fromkeys(name for row in rows for name in row)
+    tokenized = "text" in fields and "text" not in names and not names & set(fields)
+    if tokenized:
+        how = _text_recipe(path, recipe)
+        feeds = _tokenize(rows, ids, inputs, how)
+        digest = of_file(path, recipe.digest if recipe else "", of_file(how.tokenizer))
+    else:
+        feeds = [_feed(row, inputs, sample) for row, sample in zip(rows, ids, strict=True)]
+        digest = of_file(path)
+    key = label_key(tuple(fields), inputs)
+    labels = [np.asarray(row[key]) if row.get(key) is not None else None for row in rows] if key else []
+    unread = [name for name in fields if name not in names | {key, "text" if tokenized else ""}]
+    return Samples(
+        source=str(path),
+        digest=digest,
+        ids=ids,
+        peek=lambda i: {name: Header(array.dtype.name, array.shape) for name, array in feeds[i].items()},
+        read=lambda i: feeds[i],
+        labels=single_labels(labels, ids, str(path)) if labels else None,
+        notes=(f"fields that no input has are not read: {', '.join(unread)}",) if unread else (),
+    )
+
+
+def _table(path: Path) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
+    if path.suffix.lower() == ".parquet":
+        parquet = require("pyarrow.parquet")
+        try:
+            rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+        except Exception as error:
+            raise DataError(f"{path}: cannot be read as Parquet", why=str(error)[:200]) from error
+        return tuple(f"{path.name}[{i}]" for i in range(len(rows))), rows
+    pairs = list(_json_rows(path))
+    return tuple(sample for sample, _ in pairs), [row for _, row in pairs]
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            sample = f"{path.name}:{number}"
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{sample}: no JSON", why=str(error)[:200]) from error
+            if not isinstance(row, dict):
+                raise DataError(f"{sample}: no JSON object", why="a row maps each input's name to its values")
+            yield sample, row
+
+
+def _feed(row: Mapping[str, Any], inputs: tuple[TensorSpec, ...], sample: str) -> Feed:
+    missing = [spec.name for spec in inputs if row.get(spec.name) is None]
+    if missing:
+        names = ", ".join(spec.name for spec in inputs)
+        fix = "Give token ids, or a recipe with a [text] table (--recipe)" if "text" in row else ""
+        raise DataError(
+            f"{sample}: nothing for input {', '.join(missing)}",
+            why=f"it has {', '.join(row) or 'no fields'}; the model wants {names}",
+            fix=fix,
+        )
+    return {spec.name: _array(row[spec.name], spec, sample) for spec in inputs}
+
+
+def _array(value: object, spec: TensorSpec, sample: str) -> Array:
+    """Return JSON numbers, which have no width, in the input's type; a value that the type cannot hold is an error."""
+    try:
+        found = np.asarray(value)
+    except ValueError as error:
+        raise DataError(f"{sample}: {spec.name} is ragged", why="its lists differ in length") from error
+    try:
+        dtype = np.dtype(spec.dtype)
+    except TypeError as error:
+        raise DataError(f"{sample}: rows cannot feed input {spec.name}", why=f"it is {spec.dtype}") from error
+    fits = {"i": "iu", "u": "iu", "f": "iuf", "b": "b"}.get(dtype.kind, "")
+    if not found.size or found.dtype.kind not in fits:
+        what = f"holds {found.dtype.name} values" if found.size else "is empty"
+        raise DataError(f"{sample}: {spec.name} {what}", why=f"the model wants {spec.dtype}")
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        if int(found.min()) < limits.min or int(found.max()) > limits.max:
+            raise DataError(f"{sample}: a value of {spec.name} does not fit {spec.dtype}")
+    return found.astype(dtype)
+
+
+def _text_recipe(path: Path, recipe: Recipe | None) -> TextRecipe:
+    if recipe is None:
+        raise DataError(
+            f"{path}: rows of text need a tokenizer",
+            why="they have a field `text` and no token ids",
+            fix="Name a recipe with a [text] table (--recipe)",
+        )
+    if recipe.text is None:
+        raise UsageError(f"recipe {recipe.name} has no [text] table", why=f"{path} holds rows of text")
+    if not recipe.text.tokenizer.is_file():
+        raise UsageError(f"recipe {recipe.name}: no tokenizer file {recipe.text.tokenizer}")
+    return recipe.text
+
+
+def _tokenize(
+    rows: list[dict[str, Any]], ids: tuple[str, ...], inputs: tuple[TensorSpec, ...], how: TextRecipe
+) -> list[Feed]:
+    tokenizer = _tokenizer(how)
+    for row, sample in zip(rows, ids, strict=True):
+        if not isinstance(row.get("text"), str):
+            raise DataError(f"{sample}: text is no string")
+    part = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+    wanted = {spec.name: part.get(spec.name, "ids" if len(inputs) == 1 else "") for spec in inputs}
+    unknown = [name for name, field in wanted.items() if not field]
+    if unknown:
+        raise DataError(
+            f"a tokenizer makes nothing for input {', '.join(unknown)}",
+            why=f"it makes {', '.join(part)}",
+            fix="Give token ids keyed by input name",
+        )
+    encoded = tokenizer.encode_batch([row["text"] for row in rows])
+    return [
+        {spec.name: _array(getattr(one, wanted[spec.name]), spec, sample) for spec in inputs}
+        for one, sample in zip(encoded, ids, strict=True)
+    ]
+
+
+def _tokenizer(how: TextRecipe) -> Any:
+    tokenizers = require("tokenizers")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(how.tokenizer))
+    except Exception as error:
+        raise UsageError(f"{how.tokenizer}: cannot be read as a tokenizer", why=str(error)[:200]) from error
+    own = tokenizer.padding
+    tokenizer.enable_truncation(how.max_length)
+    tokenizer.no_padding()
+    if how.padding == "none":
+        return tokenizer
+    token = own["pad_token"] if own else next((pad for pad in _PADS if tokenizer.token_to_id(pad) is not None), None)
+    if token is None:
+        raise UsageError(f"{how.tokenizer}: has no padding token", fix='Set padding = "none" in the recipe')
+    tokenizer.enable_padding(
+        direction=own["direction"] if own else "right",
+        pad_id=own["pad_id"] if own else tokenizer.token_to_id(token),
+        pad_type_id=own["pad_type_id"] if own else 0,
+        pad_token=token,
+        length=how.max_length,
+    )
+    return tokenizer
