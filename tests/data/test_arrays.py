@@ -1,0 +1,197 @@
+"""NumPy files: nothing is unpickled, one sample is read at a time, and corrupt files are named."""
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trtopt.data import arrays, open_dataset
+from trtopt.errors import DataError
+from trtopt.types import TensorSpec
+
+ONE = (TensorSpec(name="x", dtype="float32", shape=("n", 3)),)
+TWO = (*ONE, TensorSpec(name="y", dtype="float32", shape=("n", 3)))
+VALUES = np.arange(12, dtype=np.float32).reshape(4, 3)
+
+
+def refusal(source: Path, inputs: tuple[TensorSpec, ...] = ONE) -> str:
+    with pytest.raises(DataError) as caught:
+        open_dataset(str(source), inputs)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("how", ["npy", "savez", "savez_compressed"])
+def test_every_layout_reads_the_same_rows(tmp_path: Path, how: str, order: str) -> None:
+    values = np.asarray(VALUES, order=order)
+    path = tmp_path / ("d.npy" if how == "npy" else "d.npz")
+    if how == "npy":
+        np.save(path, values)
+    else:
+        getattr(np, how)(path, x=values)
+    dataset = open_dataset(str(path), ONE)
+    assert np.array_equal(np.concatenate([dataset.load(i)["x"] for i in range(4)]), VALUES)
+    assert all(dataset.load(i)["x"].flags.c_contiguous for i in range(4))
+
+
+def test_a_stored_npz_is_not_unpacked(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", labels=np.arange(4), x=VALUES)
+    stored = arrays.open_file(tmp_path / "d.npz", "x")["x"]
+    assert isinstance(stored.read().base.base, np.memmap)
+    assert np.array_equal(stored.read(), VALUES)
+
+
+def test_labels_of_an_npz_are_class_indices(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=VALUES, labels=np.array([3, 1, 2, 0], np.uint8))
+    assert open_dataset(str(tmp_path / "d.npz"), ONE).labels == (3, 1, 2, 0)
+
+
+def test_labels_are_an_input_when_the_model_has_one_of_that_name(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=VALUES, labels=VALUES)
+    inputs = (*ONE, TensorSpec(name="labels", dtype="float32", shape=("n", 3)))
+    dataset = open_dataset(str(tmp_path / "d.npz"), inputs)
+    assert dataset.labels is None
+    assert dataset.load(1)["labels"].tolist() == [[3, 4, 5]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (np.arange(3), "labels have shape"),
+        (np.zeros((4, 1), np.int64), "labels have shape"),
+        (np.zeros(4, np.float32), "labels are float32"),
+        (np.array(["a"] * 4), "labels are str"),
+        (np.array([0, -1, 1, 2]), "a label is -1"),
+    ],
+)
+def test_labels_that_are_no_class_indices_are_refused(tmp_path: Path, labels: np.ndarray, reason: str) -> None:
+    np.savez(tmp_path / "d.npz", x=VALUES, labels=labels)
+    assert reason in refusal(tmp_path / "d.npz")
+
+
+def test_arrays_of_different_lengths_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=VALUES, y=VALUES[:2])
+    assert "different numbers of samples: x 4, y 2" in refusal(tmp_path / "d.npz", TWO)
+
+
+def test_an_array_without_axes_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=np.float32(1))
+    assert "x has no axis" in refusal(tmp_path / "d.npz")
+
+
+def test_an_npy_for_a_model_with_two_inputs_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "d.npy", VALUES)
+    assert "the model has 2: x, y. Give a .npz" in refusal(tmp_path / "d.npy", TWO)
+
+
+@pytest.mark.parametrize("name", ["d.npy", "d.npz"])
+def test_python_objects_are_never_unpickled(tmp_path: Path, name: str) -> None:
+    objects = np.array([{"run": "me"}, None], dtype=object)
+    if name == "d.npy":
+        np.save(tmp_path / name, objects, allow_pickle=True)
+    else:
+        np.savez(tmp_path / name, x=objects)
+    assert "holds Python objects" in refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["d.npy", "d.npz"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04broken", b"\x93NUMPY\x01\x00\xff\xff{", b"\x80\x04K\x01."])
+def test_a_file_that_is_something_else_is_refused_by_name(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert f"{name}: cannot be read as NumPy arrays" in refusal(tmp_path / name)
+
+
+def test_a_zip_named_npy_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "d.npy").open("wb") as file:
+        np.savez(file, x=VALUES)
+    assert "cannot be read as NumPy arrays" in refusal(tmp_path / "d.npy")
+
+
+def test_an_npz_member_that_is_no_array_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    assert "readme.txt in it is no array" in refusal(tmp_path / "d.npz")
+
+
+@pytest.mark.parametrize("how", ["npy", "savez", "savez_compressed"])
+def test_a_truncated_file_is_refused_when_it_is_opened(tmp_path: Path, how: str) -> None:
+    path = tmp_path / ("d.npy" if how == "npy" else "d.npz")
+    if how == "npy":
+        np.save(path, VALUES)
+    else:
+        getattr(np, how)(path, x=VALUES)
+    path.write_bytes(path.read_bytes()[:-20])
+    assert str(path) in refusal(path)
+
+
+def test_corrupt_compressed_values_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "d.npz"
+    np.savez_compressed(path, x=np.random.default_rng(0).random((40, 3), np.float32))
+    content = bytearray(path.read_bytes())
+    content[300:310] = bytes(10)
+    path.write_bytes(content)
+    assert "cannot be read as NumPy arrays" in refusal(path)
+
+
+def test_an_array_that_announces_more_than_it_holds_is_refused(tmp_path: Path) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**12, 3)})
+    with zipfile.ZipFile(tmp_path / "d.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", header.getvalue())
+    assert "truncated: 12000000000000 bytes of values are announced" in refusal(tmp_path / "d.npz")
+
+
+def test_a_zip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "MAX_UNPACKED", 1 << 20)
+    np.savez_compressed(tmp_path / "d.npz", x=np.zeros((200_000, 3), np.float32))
+    assert "unpacks to more than" in refusal(tmp_path / "d.npz")
+
+
+def test_a_folder_of_npy_is_one_sample_a_file_in_the_order_of_names(tmp_path: Path) -> None:
+    for name, row in (("b", 1), ("a", 0), ("c", 2)):
+        np.save(tmp_path / f"{name}.npy", VALUES[row])
+    dataset = open_dataset(str(tmp_path), ONE)
+    assert dataset.ids == ("a.npy", "b.npy", "c.npy")
+    assert [dataset.load(i)["x"][0, 0] for i in range(3)] == [0, 3, 6]
+    assert dataset.batched
+
+
+def test_a_folder_of_npz_feeds_several_inputs_and_labels(tmp_path: Path) -> None:
+    for i in range(3):
+        np.savez_compressed(tmp_path / f"{i}.npz", x=VALUES[i], y=VALUES[i] + 1, label=5 - i)
+    dataset = open_dataset(str(tmp_path), TWO)
+    assert dataset.labels == (5, 4, 3)
+    assert dataset.load(2)["y"].tolist() == [[7, 8, 9]]
+
+
+def test_a_folder_where_one_file_has_no_label_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=VALUES[0], labels=1)
+    np.savez(tmp_path / "b.npz", x=VALUES[1])
+    assert "b.npz: no label" in refusal(tmp_path)
+
+
+def test_the_file_of_a_wrong_sample_in_a_folder_is_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", VALUES[0])
+    np.save(tmp_path / "b.npy", np.zeros(4, np.float32))
+    assert "b.npy: x has shape [4]" in refusal(tmp_path)
+
+
+def test_skip_bad_leaves_out_an_unreadable_file_with_its_label(tmp_path: Path) -> None:
+    for i in range(3):
+        np.savez(tmp_path / f"{i}.npz", x=VALUES[i], labels=i)
+    (tmp_path / "1.npz").write_bytes(b"no zip")
+    assert "1.npz: cannot be read" in refusal(tmp_path)
+    dataset = open_dataset(str(tmp_path), ONE, skip_bad=True)
+    assert dataset.ids == ("0.npz", "2.npz")
+    assert dataset.labels == (0, 2)
+    assert any("1.npz" in note for note in dataset.notes)
+
+
+def test_a_recipe_beside_arrays_is_said_to_be_unused(tmp_path: Path) -> None:
+    from trtopt.data import load_recipe
+
+    np.save(tmp_path / "d.npy", VALUES)
+    dataset = open_dataset(str(tmp_path / "d.npy"), ONE, recipe=load_recipe("imagenet"))
+    assert any("imagenet is not applied" in note for note in dataset.notes)

@@ -1,0 +1,165 @@
+"""Recipes: what is not stated is not done, what is misspelt is refused, and an assumed one is said aloud."""
+
+from pathlib import Path
+
+import pytest
+
+from trtopt.data import load_recipe, recipe_for
+from trtopt.data.recipe import ImageRecipe
+from trtopt.errors import DataError, UsageError
+from trtopt.types import Dim, TensorSpec
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "r.toml"
+    path.write_text(text)
+    return path
+
+
+def inputs(*shape: Dim, dtype: str = "float32") -> tuple[TensorSpec, ...]:
+    return (TensorSpec(name="pixels", dtype=dtype, shape=shape),)
+
+
+def assumed(tmp_path: Path, spec: tuple[TensorSpec, ...]) -> ImageRecipe:
+    recipe, note = recipe_for(tmp_path, spec)
+    assert recipe.image is not None
+    assert f"assumed for pictures: {recipe.image}" in note
+    return recipe.image
+
+
+@pytest.mark.parametrize("name", ["imagenet", "grayscale", "bert"])
+def test_a_shipped_recipe_is_found_by_name(name: str) -> None:
+    assert load_recipe(name).name == name
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_one() -> None:
+    with pytest.raises(UsageError, match="Did you mean imagenet"):
+        load_recipe("imagenett")
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"gone\.toml: no such recipe file"):
+        load_recipe(tmp_path / "gone.toml")
+
+
+def test_every_key_of_an_image_recipe_is_read(tmp_path: Path) -> None:
+    text = """
+    [image]
+    resize = [40, 30]
+    crop = [28, 20]
+    interpolation = "bicubic"
+    color = "BGR"
+    layout = "NHWC"
+    scale = 0.5
+    mean = [1, 2, 3]
+    std = 4.0
+    """
+    assert load_recipe(write(tmp_path, text)).image == ImageRecipe(
+        resize=(40, 30),
+        crop=(28, 20),
+        interpolation="bicubic",
+        color="BGR",
+        layout="NHWC",
+        scale=0.5,
+        mean=(1.0, 2.0, 3.0),
+        std=(4.0,),
+    )
+
+
+def test_what_an_image_recipe_does_not_state_is_not_done(tmp_path: Path) -> None:
+    image = load_recipe(write(tmp_path, '[image]\nresize = "none"\ncrop = "none"')).image
+    assert image == ImageRecipe(resize=None, crop=None, scale=1.0, mean=(), std=())
+
+
+def test_the_shorter_side_can_be_stated(tmp_path: Path) -> None:
+    image = load_recipe(write(tmp_path, '[image]\nresize = "shorter:256"')).image
+    assert image is not None
+    assert image.resize == 256
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "the recipe is empty"),
+        ("[image", "cannot be read as TOML"),
+        ("image = 3", "image is no table"),
+        ("[images]", "unknown table images. Did you mean image"),
+        ("[image]\nmeans = [0]", "unknown key means. Did you mean mean"),
+        ("[image]\nresize = 256", "resize is 256"),
+        ('[image]\nresize = "shorter:x"', "resize is 'shorter:x'"),
+        ("[image]\ncrop = [224]", r"crop is \[224\]"),
+        ("[image]\ncrop = [0, 3]", r"crop is \[0, 3\]"),
+        ('[image]\ncolor = "rgb"', "color is 'rgb': it must be one of RGB, BGR, gray"),
+        ('[image]\nlayout = "CHW"', "layout is 'CHW'"),
+        ('[image]\ninterpolation = "linear"', "interpolation is 'linear'"),
+        ('[image]\nscale = "1/255"', "scale is '1/255'"),
+        ("[image]\nscale = 0", "must not be 0"),
+        ("[image]\nscale = true", "scale is True"),
+        ("[image]\nstd = [1, 0, 1]", "must not be 0"),
+        ("[image]\nmean = [1, 2]", "one finite number or a list of 3"),
+        ("[image]\nmean = [nan, 0, 0]", "mean is"),
+        ('[image]\ncolor = "gray"\nmean = [1, 2, 3]', "one finite number"),
+        ("[text]\nmax_length = 8", "tokenizer must be"),
+        ('[text]\ntokenizer = "t.json"', "max_length must be"),
+        ('[text]\ntokenizer = "t.json"\nmax_length = 8\npadding = "left"', "padding is 'left'"),
+    ],
+)
+def test_a_wrong_recipe_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        load_recipe(write(tmp_path, text))
+
+
+def test_a_tokenizer_is_looked_for_beside_the_recipe(tmp_path: Path) -> None:
+    text = load_recipe(write(tmp_path, '[text]\ntokenizer = "t.json"\nmax_length = 8')).text
+    assert text is not None
+    assert text.tokenizer == tmp_path / "t.json"
+
+
+def test_the_digest_is_of_the_settings(tmp_path: Path) -> None:
+    plain = load_recipe(write(tmp_path, "[image]")).digest
+    commented = load_recipe(write(tmp_path, "[image] # the same\nscale = 1")).digest
+    other = load_recipe(write(tmp_path, "[image]\nscale = 2")).digest
+    assert plain == commented != other
+
+
+def test_a_recipe_in_the_folder_is_used_and_named(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text("[image]\nscale = 0.25")
+    recipe, note = recipe_for(tmp_path, inputs("n", 3, 8, 8))
+    assert recipe.image == ImageRecipe(scale=0.25)
+    assert str(tmp_path / "recipe.toml") in note
+
+
+def test_three_channels_are_assumed_to_be_imagenets(tmp_path: Path) -> None:
+    image = assumed(tmp_path, inputs("n", 3, 224, 224))
+    assert image == load_recipe("imagenet").image
+
+
+def test_the_channels_may_come_last(tmp_path: Path) -> None:
+    image = assumed(tmp_path, inputs(1, 224, 224, 3))
+    assert (image.layout, image.crop) == ("NHWC", (224, 224))
+
+
+def test_an_oblong_input_is_resized_without_a_crop(tmp_path: Path) -> None:
+    image = assumed(tmp_path, inputs("n", 3, 48, 320))
+    assert (image.resize, image.crop) == ((48, 320), None)
+
+
+def test_one_channel_is_assumed_to_be_plain_gray(tmp_path: Path) -> None:
+    image = assumed(tmp_path, inputs("n", 1, 28, 28))
+    assert image == ImageRecipe(resize=(28, 28), color="gray", scale=1 / 255)
+
+
+def test_an_input_of_bytes_is_assumed_to_take_untouched_pixels(tmp_path: Path) -> None:
+    image = assumed(tmp_path, inputs("n", 3, 224, 224, dtype="uint8"))
+    assert (image.scale, image.mean, image.std) == (1.0, (), ())
+
+
+def test_a_dynamic_size_needs_a_recipe(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"height or width is dynamic\. Say how to resize with --recipe"):
+        recipe_for(tmp_path, inputs("n", 3, "h", "w"))
+
+
+@pytest.mark.parametrize("shape", [("n", 10), ("n", 4, 8, 8)])
+def test_an_input_that_is_not_image_shaped_is_refused(tmp_path: Path, shape: tuple[Dim, ...]) -> None:
+    with pytest.raises(DataError, match="pictures do not fit the model"):
+        recipe_for(tmp_path, inputs(*shape))
