@@ -1,0 +1,128 @@
+"""The loops that numpy cannot do fast enough, compiled by numba when this module is imported.
+
+Import it inside the function that needs it: it imports numba, and the first import on a machine compiles (about two
+seconds, then cached on disk beside this file, or in the user's cache folder when that is read-only).
+
+Touches: numba's cache files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from numba import types
+
+_MAGNITUDE = np.uint64(0x7FFFFFFF)
+_HALF = np.uint64(32)
+_SHIFT = np.uint64(14)
+
+
+def _compile(signature: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    try:
+        compiled = numba.njit(signature, nogil=True, cache=True)(function)
+    except RuntimeError:
+        # numba finds no folder that it may write to: compile for this process only.
+        compiled = numba.njit(signature, nogil=True)(function)
+    return compiled  # type: ignore[no-any-return]
+
+
+def _count(pairs: Any, even: Any, odd: Any) -> Any:
+    top = np.uint64(0)
+    for i in range(pairs.size):
+        first = pairs[i] & _MAGNITUDE
+        second = (pairs[i] >> _HALF) & _MAGNITUDE
+        top = max(top, first, second)
+        # Neighbours are often equal (zeros after a ReLU): with one counter array for each half of the pair, an
+        # increment need not wait for the one before it.
+        even[first >> _SHIFT] += np.uint32(1)
+        odd[second >> _SHIFT] += np.uint32(1)
+    return top
+
+
+def _least_divergent(counts: Any, levels: int, rounding: float) -> Any:
+    size = counts.size
+    mass = np.zeros(size + 1)
+    filled = np.zeros(size + 1)
+    own = np.zeros(size + 1)
+    for j in range(size):
+        c = counts[j]
+        mass[j + 1] = mass[j] + c
+        filled[j + 1] = filled[j] + (c > 0)
+        own[j + 1] = own[j] + (c * math.log(c) if c > 0 else 0.0)
+    total = mass[size]
+    best = size
+    least = np.inf
+    for i in range(size, levels - 1, -1):
+        outliers = total - mass[i]
+        last = counts[i - 1]
+        if mass[i] == 0 or (last == 0 and outliers > 0):
+            continue
+        # The divergence times `total`. What the outliers and the normalisation cost comes first; then each level adds
+        # sum of c log(c / height), which is never negative: a sum above the least so far cannot fall below it again.
+        stop = i
+        start = ((levels - 1) * i + levels - 1) // levels
+        cost = total * math.log(mass[i] / total)
+        if outliers > 0:
+            height = (mass[stop] - mass[start]) / (filled[stop] - filled[start])
+            cost += (last + outliers) * math.log(last + outliers) - last * math.log(last) - outliers * math.log(height)
+        enough = least - rounding * total
+        for level in range(levels - 1, -1, -1):
+            start = (level * i + levels - 1) // levels
+            width = filled[stop] - filled[start]
+            if width > 1:
+                content = mass[stop] - mass[start]
+                cost += own[stop] - own[start] - content * math.log(content / width)
+                if cost >= enough:
+                    break
+            stop = start
+        if cost < enough:
+            least = cost
+            best = i
+    return best
+
+
+def _squared_error(bins: Any, scale: float, limit: float) -> float:
+    lower, upper, counts = bins
+    step = scale**3
+    total = 0.0
+    for i in range(lower.size - 1, -1, -1):
+        low = lower[i] / scale
+        high = upper[i] / scale
+        if high <= 0.5:
+            # the rest rounds to 0: the integral of x squared
+            total += counts[i] * (upper[i] ** 2 + upper[i] * lower[i] + lower[i] ** 2) / 3
+            continue
+        n = min(math.floor(low + 0.5), 127.0)
+        if high <= low:
+            total += counts[i] * ((low - n) * scale) ** 2
+            continue
+        at_low = n / 12 + (low - n) ** 3 / 3
+        n = min(math.floor(high + 0.5), 127.0)
+        at_high = n / 12 + (high - n) ** 3 / 3
+        total += counts[i] * (at_high - at_low) * step / (upper[i] - lower[i])
+        if total > limit:
+            return math.inf
+    return total
+
+
+_u64 = types.Array(types.uint64, 1, "C", readonly=True)
+_f64 = types.Array(types.float64, 1, "C", readonly=True)
+
+_bins = types.Tuple((_f64, _f64, _f64))  # type: ignore[no-untyped-call]
+
+count = _compile(types.int64(_u64, types.uint32[::1], types.uint32[::1]), _count)
+"""count(pairs, even, odd) -> the largest magnitude's bits.
+
+Each uint64 of `pairs` is two float32 values; `even` and `odd` are uint32[2**17] counters, indexed by the top 17 bits of
+the magnitude, which are added to in place.
+"""
+
+least_divergent = _compile(types.int64(_f64, types.int64, types.float64), _least_divergent)
+"""least_divergent(counts, levels, rounding) -> how many bins the best candidate range has."""
+
+squared_error = _compile(types.float64(_bins, types.float64, types.float64), _squared_error)
+"""squared_error((lower, upper, counts), scale, limit) -> summed squared error, or infinity once it is above `limit`."""

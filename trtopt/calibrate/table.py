@@ -1,0 +1,255 @@
+"""Scales, and the two files that hold them: trtopt's JSON, and the text of TensorRT's calibration cache.
+
+A cache is a header, `TRT-<version>-<algorithm>`, and a line `name: hex` for each tensor, where hex is the big-endian
+bit pattern of the float32 scale (amax / 127) without leading zeros. TensorRT writes `0` for a tensor in which it saw
+only zeros, or nothing: that is no scale, and such a line is not taken over.
+
+Touches: the files that it is asked to read and write.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from trtopt.calibrate import method
+from trtopt.calibrate.histogram import Histogram
+from trtopt.data.dataset import Dataset
+from trtopt.errors import CalibrationError, TableError
+from trtopt.types import CalibrationTable, OnnxModel
+
+LEVELS = 127
+SCHEMA = "trtopt.calibration"
+SCHEMA_VERSION = 1
+CACHE_VERSION = 101200
+"""TensorRT wants its own version in a cache's header; this is 10.12.0, the oldest that trtopt targets."""
+
+_SMALLEST = float(np.finfo(np.float32).tiny)
+_HEADER = re.compile(r"TRT-\w+-\w+")
+_HEX = re.compile(r"[0-9a-fA-F]{1,8}")
+_NAMED = 5
+
+_Value = TypeVar("_Value")
+
+
+def make_table(
+    method_name: str, histograms: Mapping[str, Histogram], *, model: OnnxModel, dataset: Dataset
+) -> CalibrationTable:
+    """Derive every scale: float32(amax / 127), at least the smallest normal float32.
+
+    Raises:
+        UsageError: there is no such method.
+        CalibrationError: a tensor held no values at all, or NaN or infinity.
+    """
+    choose = method(method_name)
+    scales: dict[str, float] = {}
+    for name, histogram in histograms.items():
+        histogram.check(name, "at least one sample")
+        if not histogram.total:
+            raise CalibrationError(
+                f"tensor {name!r} was empty for every sample",
+                why="no scale can be derived from no values",
+                fix="Give samples for which this part of the model has something to do",
+            )
+        scales[name] = to_scale(choose(histogram))
+    return CalibrationTable(
+        method=method_name,
+        scales=scales,
+        ranges={name: histogram.amax for name, histogram in histograms.items()},
+        samples=len(dataset),
+        model_digest=model.digest,
+        data_digest=dataset.digest,
+    )
+
+
+def to_scale(amax: float) -> float:
+    """The float32 scale of a symmetric 8-bit type that represents magnitudes up to `amax`: positive and finite."""
+    return max(float(np.float32(amax / LEVELS)), _SMALLEST)
+
+
+def check_table(table: CalibrationTable, model: OnnxModel, needed_tensors: Iterable[str]) -> None:
+    """Raise unless the table may be used for this model.
+
+    A table that does not say which model it was made for (a TensorRT cache does not) is judged by its names alone.
+
+    Raises:
+        TableError: it was made for another model, or lacks a tensor of `needed_tensors`.
+    """
+    if table.model_digest and table.model_digest != model.digest:
+        raise TableError(
+            f"the calibration table was made for another model than {model.path.name}",
+            why=f"digest {table.model_digest[:12]} is not {model.digest[:12]}",
+            fix="Calibrate this model",
+        )
+    missing = [name for name in dict.fromkeys(needed_tensors) if name not in table.scales]
+    if missing:
+        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        raise TableError(
+            f"the calibration table lacks {len(missing)} of the scales that {model.path.name} needs",
+            why=", ".join(repr(name) for name in missing[:_NAMED]) + more,
+            fix="Calibrate this model; tensor names change when a model is exported again",
+        )
+
+
+def write_json(table: CalibrationTable, path: Path, histograms: Mapping[str, Histogram] | None = None) -> None:
+    """Write the table as JSON, with statistics of those tensors whose histogram is given.
+
+    Statistics: `threshold` is the largest magnitude represented (127 scales); `clipped` the share of values more than
+    half a scale above it, which lose more than rounding; `zeros` the share of zeros; `values` how many there were.
+    """
+    tensors: dict[str, dict[str, float | int | str]] = {}
+    for name, scale in table.scales.items():
+        tensors[name] = {"scale": scale}
+        if name in table.ranges:
+            tensors[name]["amax"] = table.ranges[name]
+        if name in table.chosen:
+            tensors[name]["method"] = table.chosen[name]
+        if histograms and name in histograms:
+            tensors[name].update(_statistics(scale, histograms[name]))
+    document = {
+        "schema": SCHEMA,
+        "schema_version": SCHEMA_VERSION,
+        "method": table.method,
+        "samples": table.samples,
+        "model_digest": table.model_digest,
+        "data_digest": table.data_digest,
+        "tensors": tensors,
+        "fingerprints": list(table.fingerprints),
+    }
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+    path.write_bytes(text.encode() + b"\n")
+
+
+def _statistics(scale: float, histogram: Histogram) -> dict[str, float | int | str]:
+    return {
+        "threshold": LEVELS * scale,
+        "clipped": histogram.share_above((LEVELS + 0.5) * scale),
+        "zeros": histogram.zeros / max(histogram.total, 1),
+        "values": histogram.total,
+    }
+
+
+def write_cache(table: CalibrationTable, path: Path, *, version: int = CACHE_VERSION) -> None:
+    """Write the scales as the calibration cache of the TensorRT of that version number (8.6.1 is 8601, 10.12.0 101200).
+
+    Raises:
+        TableError: a tensor's name holds a line break, for which the format has no place.
+    """
+    lines = [f"TRT-{version}-EntropyCalibration2"]
+    for name, scale in table.scales.items():
+        if "\n" in name:
+            raise TableError(f"tensor {name!r} cannot be written to a TensorRT calibration cache", why="line break")
+        lines.append(f"{name}: {struct.pack('>f', scale).hex()}")
+    path.write_bytes("\n".join([*lines, ""]).encode())
+
+
+def read_table(path: Path) -> CalibrationTable:
+    """Read trtopt's JSON or a TensorRT calibration cache, whichever the file is.
+
+    The method of a table from a cache is the cache's header.
+
+    Raises:
+        TableError: the file is neither, is damaged, or holds a scale that is not positive and finite.
+    """
+    try:
+        text = path.read_bytes().decode()
+    except OSError as error:
+        raise TableError(f"calibration table {path} cannot be read", why=error.strerror or str(error)) from error
+    except UnicodeDecodeError as error:
+        raise TableError(f"{path} is no calibration table", why="it is not text") from error
+    if text.startswith("TRT-"):
+        return _from_cache(path, text)
+    if text.lstrip().startswith("{"):
+        return _from_json(path, text)
+    raise TableError(
+        f"{path} is no calibration table",
+        why="it is neither trtopt's JSON nor a TensorRT calibration cache, which begins with TRT-",
+    )
+
+
+def _from_cache(path: Path, text: str) -> CalibrationTable:
+    header, *lines = (line.removesuffix("\r") for line in text.split("\n"))
+    if not _HEADER.fullmatch(header):
+        raise TableError(f"{path} is no TensorRT calibration cache", why=f"its first line is {header[:60]!r}")
+    scales: dict[str, float] = {}
+    for number, line in enumerate(lines, start=2):
+        if not line.strip():
+            continue
+        name, separator, digits = line.rpartition(": ")
+        if not separator or not name or not _HEX.fullmatch(digits):
+            raise _damaged(path, f"line {number} is not 'name: hexadecimal scale' but {line[:60]!r}")
+        if name in scales:
+            raise _damaged(path, f"line {number} gives a second scale to {name!r}")
+        scale = struct.unpack(">f", bytes.fromhex(digits.zfill(8)))[0]
+        if scale != 0:
+            scales[name] = _positive(path, f"the scale of {name!r}", scale)
+    return CalibrationTable(method=header, scales=scales)
+
+
+def _from_json(path: Path, text: str) -> CalibrationTable:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"the JSON does not parse ({error})") from error
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        raise TableError(f"{path} is no calibration table", why=f"its schema is not {SCHEMA}")
+    if document.get("schema_version") != SCHEMA_VERSION:
+        raise TableError(
+            f"calibration table {path} is of another version",
+            why=f"schema_version is {document.get('schema_version')!r}, this trtopt reads {SCHEMA_VERSION}",
+            fix="Calibrate again, or use the trtopt that wrote it",
+        )
+    tensors: dict[str, object] = _field(path, document, "tensors", dict)
+    scales: dict[str, float] = {}
+    ranges: dict[str, float] = {}
+    chosen: dict[str, str] = {}
+    for name, entry in tensors.items():
+        if not isinstance(entry, dict):
+            raise _damaged(path, f"the entry of {name!r} is no object")
+        scales[name] = _positive(path, f"the scale of {name!r}", entry.get("scale"))
+        if "amax" in entry:
+            ranges[name] = _magnitude(path, f"the amax of {name!r}", entry["amax"])
+        if "method" in entry:
+            chosen[name] = _field(path, entry, "method", str)
+    fingerprints: list[object] = _field(path, document, "fingerprints", list)
+    return CalibrationTable(
+        method=_field(path, document, "method", str),
+        scales=scales,
+        ranges=ranges,
+        chosen=chosen,
+        samples=_field(path, document, "samples", int),
+        model_digest=_field(path, document, "model_digest", str),
+        data_digest=_field(path, document, "data_digest", str),
+        fingerprints=tuple(str(fingerprint) for fingerprint in fingerprints),
+    )
+
+
+def _field(path: Path, entry: Mapping[str, Any], key: str, kind: type[_Value]) -> _Value:
+    value = entry.get(key)
+    if not isinstance(value, kind):
+        raise _damaged(path, f"{key} is missing or of the wrong type")
+    return value
+
+
+def _magnitude(path: Path, what: str, value: object) -> float:
+    # Not in range: NaN as well, and what float32 cannot hold.
+    if not isinstance(value, int | float) or not 0 <= value <= float(np.finfo(np.float32).max):
+        raise _damaged(path, f"{what} is {value!r}, not a finite magnitude")
+    return float(np.float32(value))
+
+
+def _positive(path: Path, what: str, value: object) -> float:
+    number = _magnitude(path, what, value)
+    if not number:
+        raise _damaged(path, f"{what} is {value!r}, not a positive number")
+    return number
+
+
+def _damaged(path: Path, why: str) -> TableError:
+    return TableError(f"calibration table {path} is damaged", why=why, fix="Calibrate again")
