@@ -62,6 +62,7 @@ class CalibrationTable:
     `scales[t]` is `amax[t] / 127`, where `amax[t]` is the largest magnitude that method chose to represent. `ranges[t]`
     is the largest magnitude seen, where that is known (a TensorRT calibration cache does not say). `model_digest` and
     `data_digest` tie the table to what it was made from; they are empty in a table read from a TensorRT cache.
+    `fingerprints` are those of the samples (`trtopt.data.overlap`), where they are known.
     """
 
     method: str
@@ -71,6 +72,32 @@ class CalibrationTable:
     samples: int = 0
     model_digest: str = ""
     data_digest: str = ""
+    fingerprints: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """The largest magnitude of each floating-point tensor, seen while `samples` samples ran through the FP32 model."""
+
+    ranges: Mapping[str, float]
+    samples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """A node that TensorRT does not take: its name, operator, TensorRT's error code, and what it said."""
+
+    node: str
+    op: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Support:
+    """What TensorRT's parser said of a model: nothing, when it takes every node."""
+
+    rejections: tuple[Rejection, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ Touches: the model it is given.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from trtopt.errors import TableError, UsageError
 from trtopt.precision import Request, half, qdq
 from trtopt.precision.graph import constant, drop_unused_initializers
-from trtopt.precision.placement import QUANTIZED, Placement, Site, place
+from trtopt.precision.placement import Placement, Site, place
 from trtopt.types import CalibrationTable, Decision
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def apply(model: ir.Model, request: Request) -> tuple[Decision, ...]:
         site.node.replace_input_with(site.index, quantized[key])
     drop_unused_initializers(model.graph)
     model.graph.sort()
-    return tuple(_decide(decision, placement) for decision in decisions)
+    placed = {decision.node: decision for decision in placement.decisions(request.rest)}
+    return tuple(_decide(decision, placed.get(decision.node, decision)) for decision in decisions)
 
 
 def _rest(model: ir.Model, request: Request) -> tuple[Decision, ...]:
@@ -78,16 +80,9 @@ def _shared_scale(placement: Placement, site: Site, table: CalibrationTable) -> 
         ) from None
 
 
-def _decide(decision: Decision, placement: Placement) -> Decision:
-    reasons = {node.name: reason for node, reason in placement.reasons.items()}
-    reason = reasons.get(decision.node, "")
-    if reason.startswith(QUANTIZED):
-        return Decision(node=decision.node, op=decision.op, precision="int8", reason=reason.removeprefix(QUANTIZED))
-    kept = decision.precision == "fp32" and decision.reason != "asked for"
-    return (
-        decision
-        if kept
-        else Decision(
-            node=decision.node, op=decision.op, precision=decision.precision, reason=reason or decision.reason
-        )
-    )
+def _decide(rest: Decision, placed: Decision) -> Decision:
+    """Of a node's two decisions: quantized stands first, then what must stay in FP32, then why it is not quantized."""
+    if placed.precision == "int8":
+        return placed
+    stays = rest.precision == "fp32" and rest.reason != "asked for"
+    return rest if stays else replace(placed, precision=rest.precision)

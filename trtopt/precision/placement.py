@@ -35,6 +35,7 @@ from trtopt.precision.graph import (
     is_float,
     producer,
 )
+from trtopt.types import Decision
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -82,6 +83,18 @@ class Placement:
         """Tensors that need a calibrated scale, in graph order."""
         members = [site.scale_from for site in self.sites if site.axis is None]
         return tuple(dict.fromkeys(members))
+
+    def decisions(self, rest: str = "fp16") -> tuple[Decision, ...]:
+        """What becomes of each computing node, with `rest` as the type of what is not quantized."""
+        return tuple(
+            Decision(
+                node=node.name or "",
+                op=node.op_type,
+                precision="int8" if reason.startswith(QUANTIZED) else rest,
+                reason=reason.removeprefix(QUANTIZED),
+            )
+            for node, reason in self.reasons.items()
+        )
 
     def group(self, tensor: str) -> frozenset[str]:
         """The tensors, itself among them, whose largest scale this tensor takes."""

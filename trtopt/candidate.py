@@ -1,0 +1,63 @@
+"""What a user may name as the candidate of a comparison: a run directory, an engine of one, or an ONNX file.
+
+An engine is code: one is taken only from a run directory whose manifest holds its digest.
+
+Touches: reads the candidate and the manifest beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from trtopt.errors import ModelError, UsageError
+from trtopt.stages import ENGINE_NOT_RUN
+from trtopt.store import read_result
+from trtopt.types import Engine, OnnxModel, TypedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """The graph to run, what is known of how it was made, and a remark on where it runs."""
+
+    onnx: OnnxModel
+    typed: TypedModel | None = None
+    engine: Engine | None = None
+    ran: str = ""
+
+
+def resolve(path: Path) -> Candidate:
+    """Return what `path` stands for.
+
+    Raises:
+        UsageError: it does not exist.
+        ModelError: it is neither, or an engine that no manifest vouches for.
+    """
+    if not path.exists():
+        raise UsageError(f"{path} does not exist", fix="Give an engine, an ONNX file or a run directory")
+    if path.is_dir():
+        return _from_run(path)
+    if path.suffix == ".onnx":
+        from trtopt.export.onnx import describe
+
+        return Candidate(onnx=describe(path))
+    engine = read_result(path.parent, "build", Engine)
+    if engine is None or engine.path.resolve() != path.resolve():
+        raise ModelError(
+            f"{path} is no engine that trtopt built",
+            why="no manifest beside it holds its digest, and a serialized engine is code",
+            fix="Give the run directory that `trtopt convert` wrote",
+        )
+    return _from_run(path.parent)
+
+
+def _from_run(folder: Path) -> Candidate:
+    typed = read_result(folder, "precision", TypedModel)
+    if typed is None:
+        raise ModelError(
+            f"{folder} is no complete run directory",
+            why="its manifest holds no typed model, or the file was changed since",
+            fix="Run `trtopt convert` again",
+        )
+    engine = read_result(folder, "build", Engine)
+    return Candidate(onnx=typed.onnx, typed=typed, engine=engine, ran=ENGINE_NOT_RUN if engine else "")

@@ -1,0 +1,90 @@
+"""The program `trtopt`: its commands, and the exit codes of whatever can end it.
+
+    0 pass    1 a gate failed    2 usage, input or stage error    3 this machine cannot do it    130 interrupted
+
+Touches: nothing itself. It imports no heavy package: a command's module is imported when the command runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from trtopt import __version__
+from trtopt.cli.compare import compare
+from trtopt.cli.convert import convert
+from trtopt.cli.doctor import doctor
+from trtopt.cli.inspect import inspect
+from trtopt.errors import EXIT_ERROR, EXIT_INTERRUPTED, TrtoptError
+
+app = typer.Typer(
+    name="trtopt",
+    help="Turn a trained network into a TensorRT engine that is safe to deploy.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(convert)
+app.command()(compare)
+app.command()(inspect)
+app.command()(doctor)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"trtopt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; every way out has its exit code, and 1 means nothing but a failed gate."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except TrtoptError as error:
+        _complain(str(error))
+        sys.exit(error.exit_code)
+    except typer.Exit as leave:
+        sys.exit(leave.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("interrupted; finished stages are kept, and the next run goes on from there")
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:  # the reader of stdout went away (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_ERROR)
+    except Exception as error:
+        if hasattr(error, "exit_code") and hasattr(error, "show"):  # a usage error of the command-line library
+            error.show()
+            sys.exit(EXIT_ERROR)
+        if os.environ.get("TRTOPT_DEBUG"):
+            raise
+        text = next(iter(str(error).splitlines()), "")
+        _complain(
+            f"internal error: {type(error).__name__}: {text}. This is a defect of trtopt: "
+            "run again with TRTOPT_DEBUG=1 for the traceback"
+        )
+        sys.exit(EXIT_ERROR)
+
+
+def _complain(line: str) -> None:
+    from rich.markup import escape
+
+    from trtopt.cli.console import stderr_console
+
+    stderr_console().print(f"[bold red]error:[/] {escape(line)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""What a person sees while stages work: progress bars on a terminal, one plain line a stage everywhere else.
+
+stdout is for results, stderr for progress and messages. `NO_COLOR`, `FORCE_COLOR` and `CI` are honoured.
+
+Touches: stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from trtopt import events
+
+
+def stderr_console() -> Console:
+    """The console for everything that is not a result."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Narrator:
+    """A context manager that is also the `emit` of a pipeline: it renders events on stderr as they come."""
+
+    def __init__(self) -> None:
+        self._console = stderr_console()
+        # FORCE_COLOR makes rich believe in a terminal: a bar may be drawn only on a real one, and never in CI logs.
+        self._animated = sys.stderr.isatty() and not os.environ.get("CI")
+        self._progress = Progress(
+            TextColumn("  [bold]{task.fields[stage]:<10}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._animated,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Narrator:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: events.Event) -> None:
+        """Render one event."""
+        match event:
+            case events.StageStarted(stage):
+                self._tasks[stage] = self._progress.add_task("", total=None, stage=stage, note="")
+            case events.Progress(stage, done, total, note):
+                if stage in self._tasks:
+                    self._progress.update(self._tasks[stage], completed=done, total=total or None, note=note)
+            case events.StageFinished(stage, seconds, summary):
+                self._end(stage)
+                self._line("[green]✓[/]", stage, f"{seconds:7.2f} s", summary)
+            case events.StageCached(stage, summary):
+                self._line("[cyan]=[/]", stage, "   cached", summary)
+            case events.StageUnavailable(stage, reason):
+                self._end(stage)
+                self._line("[yellow]–[/]", stage, "        –", reason)
+            case events.Warned(message):
+                self._console.print(f"[yellow]warning:[/] {escape(message)}")
+
+    def _end(self, stage: str) -> None:
+        task = self._tasks.pop(stage, None)
+        if task is not None:
+            self._progress.remove_task(task)
+
+    def _line(self, mark: str, stage: str, duration: str, summary: str) -> None:
+        self._console.print(f"{mark} [bold]{stage:<10}[/] {duration}  [dim]{escape(summary)}[/]")

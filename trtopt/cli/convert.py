@@ -1,0 +1,105 @@
+"""`trtopt convert`: from an ONNX file to a judged engine.
+
+Touches: the run directory; prints the report on stdout.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trtopt.cli.options import (
+    Device,
+    DeviceFlag,
+    Format,
+    FormatFlag,
+    GateFlag,
+    OutFlag,
+    RecipeFlag,
+    SkipBadFlag,
+)
+
+
+def convert(
+    model: Annotated[Path, typer.Argument(help="The trained network, as FP32 ONNX.", show_default=False)],
+    precision: Annotated[str, typer.Option("--precision", "-p", help="fp32, fp16, bf16 or int8.")] = "fp16",
+    calib: Annotated[
+        str | None,
+        typer.Option(
+            help="Samples to calibrate on: a folder of pictures, .npy, .npz, .jsonl, .parquet, module:function."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Samples to compare on, with labels where there are any. Not those of --calib.")
+    ] = None,
+    recipe: RecipeFlag = None,
+    skip_bad: SkipBadFlag = False,
+    method: Annotated[str, typer.Option(help="How scales are chosen: entropy, percentile, minmax or mse.")] = "entropy",
+    calib_table: Annotated[
+        Path | None, typer.Option(help="Use this calibration table (JSON, or TensorRT's cache) instead of calibrating.")
+    ] = None,
+    rest: Annotated[str, typer.Option(help="Type of what is not quantized: fp16, bf16 or fp32.")] = "fp16",
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Shapes of a dynamic input, smallest:usual:largest: input=1x3x224x224:8x3x224x224:32x3x224x224."
+        ),
+    ] = None,
+    gate: GateFlag = "",
+    no_compare: Annotated[bool, typer.Option("--no-compare", help="Build without a verdict.")] = False,
+    out: OutFlag = None,
+    backend: Annotated[
+        str, typer.Option(help="tensorrt, or onnxruntime: the typed ONNX itself is the result.")
+    ] = "tensorrt",
+    tensorrt: Annotated[
+        str | None, typer.Option(help="tensorrt or tensorrt_rtx. Default: the first one found.")
+    ] = None,
+    workspace: Annotated[int | None, typer.Option(help="Builder workspace limit in MiB.", min=1)] = None,
+    optimization_level: Annotated[int | None, typer.Option(help="Builder effort, 0 to 5.", min=0, max=5)] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Build an engine that newer TensorRT versions can load.")
+    ] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="Build an engine for other GPUs of Ampere and later.")
+    ] = False,
+    timing_cache: Annotated[Path | None, typer.Option(help="Builder timing cache, read and updated.")] = None,
+    device: DeviceFlag = Device.cpu,
+    format: FormatFlag = Format.text,
+) -> None:
+    """Convert a network to a TensorRT engine, and judge it against FP32 on your data.
+
+    Exits 0 when every gate holds, 1 when one fails, 2 on an error, 3 when this machine has no TensorRT.
+    """
+    from trtopt.cli.console import Narrator
+    from trtopt.cli.show import finish
+    from trtopt.config import BuildPlan, ConvertPlan, DataPlan
+    from trtopt.pipeline import convert as run
+
+    plan = ConvertPlan(
+        source=model,
+        precision=precision,
+        run_dir=out or Path("trtopt-out") / model.stem / precision,
+        rest=rest,
+        calib=DataPlan(source=calib, recipe=recipe, skip_bad=skip_bad) if calib else None,
+        method=method,
+        table=calib_table,
+        data=DataPlan(source=data, recipe=recipe, skip_bad=skip_bad) if data else None,
+        compare=not no_compare,
+        gates=gate,
+        shapes=tuple(shape or ()),
+        device=device.value,
+        build=BuildPlan(
+            backend=backend,
+            tensorrt=tensorrt,
+            workspace_bytes=workspace * 2**20 if workspace else None,
+            optimization_level=optimization_level,
+            version_compatible=version_compatible,
+            hardware_compatible=hardware_compatible,
+            timing_cache=timing_cache,
+        ),
+    )
+    with Narrator() as emit:
+        report, unable = run(plan, emit)
+    finish(report, format.value, unable)

@@ -1,0 +1,23 @@
+"""Print a report on stdout and leave with its exit code.
+
+Touches: stdout.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from trtopt.errors import EXIT_GATE_FAILED, EXIT_PASS, TrtoptError
+from trtopt.types import Report
+
+
+def finish(report: Report, format: str, unable: TrtoptError | None = None) -> None:
+    """Print `report`; exit 1 when a gate failed, else 3 when this machine could not build (`unable`), else 0."""
+    from trtopt.report import show
+
+    show(format, report)
+    if report.verdict == "fail":
+        raise typer.Exit(EXIT_GATE_FAILED)
+    if unable is not None:
+        raise unable
+    raise typer.Exit(EXIT_PASS)

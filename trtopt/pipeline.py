@@ -1,0 +1,224 @@
+"""The pipeline, read from top to bottom: prepare, calibrate, observe, precision, build, compare, report.
+
+What each stage does stands in `trtopt.stages`; how, in the folder of its name. Here is only what follows what.
+
+Touches: the run directory, through the store.
+"""
+
+from __future__ import annotations
+
+import json
+
+from trtopt import stages
+from trtopt.codec import encode
+from trtopt.config import ComparePlan, ConvertPlan, DataPlan, profile
+from trtopt.data.dataset import Dataset
+from trtopt.errors import EnvironmentUnableError, MissingDependencyError, TrtoptError, UsageError
+from trtopt.events import Emit, Event, StageUnavailable, Warned, silent
+from trtopt.store import RunStore, open_store
+from trtopt.types import (
+    CalibrationTable,
+    Comparison,
+    Engine,
+    Observation,
+    OnnxModel,
+    Report,
+    ShapeRange,
+    StageOutcome,
+    TypedModel,
+)
+
+REPORT_SCHEMA = 1
+
+
+def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | None]:
+    """Convert a model, and judge what came out.
+
+    Returns the report, and the reason why this machine could not build the engine (None when it could): everything that
+    does not need TensorRT has been done all the same.
+
+    Raises:
+        TrtoptError: a stage failed; what earlier stages made stays in the store.
+    """
+    from trtopt.export.onnx import describe
+    from trtopt.precision import precision
+
+    kind = precision(plan.precision)
+    source = describe(plan.source)
+    ranges, assumed = profile(source.inputs, plan.shapes)
+    _check_data_flags(plan, needs_table=kind.NEEDS_TABLE)
+    warnings: list[str] = []
+    with open_store(plan.run_dir, emit) as store:
+        context = stages.Context(store=store, emit=_recording(emit, warnings), device=plan.device)
+        if assumed and plan.build.backend == "tensorrt":
+            context.emit(Warned(assumed))
+        model = stages.prepare(context, source, ranges, kind.OPSET)
+        stages.check_operators(context, model, plan.build)
+        calib = _open(context, plan.calib, model)
+        data = _open(context, plan.data, model)
+        table = _table(context, plan, model, calib) if kind.NEEDS_TABLE else None
+        seen = _magnitudes(context, plan, model, calib or data)
+        typed = stages.set_precision(context, model, plan.precision, plan.rest, table, seen)
+        engine, unable = _build(context, plan, typed, ranges)
+        comparison = _compare(context, plan, source, typed, data or calib, table)
+        report = _report(context, plan, typed, engine, comparison, warnings)
+        _write(store, report)
+    return report, unable
+
+
+def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
+    """Compare a candidate with the FP32 baseline, and judge it.
+
+    Raises:
+        TrtoptError: something given cannot be used.
+    """
+    from trtopt.candidate import resolve
+    from trtopt.export.onnx import describe
+
+    baseline = describe(plan.baseline)
+    candidate = resolve(plan.candidate)
+    warnings: list[str] = []
+    with open_store(plan.run_dir, emit) as store:
+        context = stages.Context(store=store, emit=_recording(emit, warnings), device=plan.device)
+        dataset = _open(context, plan.data, baseline)
+        assert dataset is not None
+        evaluation = stages.Evaluation(dataset, plan.gates, candidate.ran)
+        comparison = stages.compare(context, baseline, candidate.onnx, evaluation)
+        report = Report(
+            schema_version=REPORT_SCHEMA,
+            command="compare",
+            verdict=comparison.verdict,
+            model=str(plan.baseline),
+            precision=candidate.typed.precision if candidate.typed else "",
+            run_dir=plan.run_dir,
+            stages=tuple(store.outcomes),
+            typed=candidate.typed,
+            engine=candidate.engine,
+            comparison=comparison,
+            warnings=_unique(warnings, comparison),
+            environment=stages.environment(),
+        )
+        _write(store, report)
+    return report
+
+
+def _check_data_flags(plan: ConvertPlan, *, needs_table: bool) -> None:
+    if needs_table and plan.calib is None and plan.table is None:
+        raise UsageError(
+            f"--precision {plan.precision} needs calibration data",
+            why="scales are measured on real samples, never on random ones",
+            fix="Add --calib DATA (100 to 500 samples like those of production), or --calib-table FILE",
+        )
+    if plan.compare and plan.calib is None and plan.data is None:
+        raise UsageError(
+            "nothing to compare on",
+            why="an engine is called safe only after its outputs were compared with FP32 on your data",
+            fix="Add --data DATA, or give up the verdict with --no-compare",
+        )
+
+
+def _open(context: stages.Context, plan: DataPlan | None, model: OnnxModel) -> Dataset | None:
+    if plan is None:
+        return None
+    dataset = stages.open_data(plan, model)
+    for note in dataset.notes:
+        context.emit(Warned(f"{plan.source}: {note}"))
+    return dataset
+
+
+def _table(
+    context: stages.Context, plan: ConvertPlan, model: OnnxModel, calib: Dataset | None
+) -> CalibrationTable | None:
+    if plan.table is None:
+        return stages.calibrate(context, model, calib, plan.method) if calib is not None else None
+    from trtopt.calibrate.table import check_table, read_table
+    from trtopt.export.onnx import load_ir
+    from trtopt.precision.placement import place
+
+    table = read_table(plan.table)
+    check_table(table, model, place(load_ir(model.path)).tensors())
+    return table
+
+
+def _magnitudes(
+    context: stages.Context, plan: ConvertPlan, model: OnnxModel, dataset: Dataset | None
+) -> Observation | None:
+    if plan.precision == "fp32" or (plan.precision == "int8" and plan.rest == "fp32"):
+        return None
+    if dataset is None:
+        context.emit(Warned("without samples only weights, not activations, are checked against the 16-bit range"))
+        return None
+    return stages.observe(context, model, dataset)
+
+
+def _build(
+    context: stages.Context, plan: ConvertPlan, typed: TypedModel, ranges: tuple[ShapeRange, ...]
+) -> tuple[Engine | None, TrtoptError | None]:
+    try:
+        return stages.build(context, typed, ranges, plan.build), None
+    except (EnvironmentUnableError, MissingDependencyError) as error:
+        context.emit(StageUnavailable("build", str(error)))
+        context.store.outcomes.append(StageOutcome(name="build", status="unavailable", seconds=0.0, summary=str(error)))
+        return None, error
+
+
+def _compare(
+    context: stages.Context,
+    plan: ConvertPlan,
+    source: OnnxModel,
+    typed: TypedModel,
+    dataset: Dataset | None,
+    table: CalibrationTable | None,
+) -> Comparison | None:
+    if not plan.compare or dataset is None:
+        context.store.outcomes.append(
+            StageOutcome(name="compare", status="skipped", seconds=0.0, summary="--no-compare")
+        )
+        return None
+    if plan.data is None:
+        context.emit(Warned("compared on the calibration samples themselves: give --data for evidence on unseen ones"))
+    ran = "" if plan.build.backend == "onnxruntime" else stages.ENGINE_NOT_RUN
+    calibrated_on = table.fingerprints if table and plan.data is not None else ()
+    return stages.compare(context, source, typed.onnx, stages.Evaluation(dataset, plan.gates, ran, calibrated_on))
+
+
+def _report(
+    context: stages.Context,
+    plan: ConvertPlan,
+    typed: TypedModel,
+    engine: Engine | None,
+    comparison: Comparison | None,
+    warnings: list[str],
+) -> Report:
+    return Report(
+        schema_version=REPORT_SCHEMA,
+        command="convert",
+        verdict=comparison.verdict if comparison else "unchecked",
+        model=str(plan.source),
+        precision=plan.precision,
+        run_dir=plan.run_dir,
+        stages=tuple(context.store.outcomes),
+        typed=typed,
+        engine=engine,
+        comparison=comparison,
+        warnings=_unique(warnings, comparison),
+        environment=stages.environment(),
+    )
+
+
+def _unique(warnings: list[str], comparison: Comparison | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys([*warnings, *(comparison.warnings if comparison else ())]))
+
+
+def _write(store: RunStore, report: Report) -> None:
+    store.describe(report.environment)
+    store.write("report.json", json.dumps(encode(report), indent=1, allow_nan=False))
+
+
+def _recording(emit: Emit, warnings: list[str]) -> Emit:
+    def record(event: Event) -> None:
+        if isinstance(event, Warned):
+            warnings.append(event.message)
+        emit(event)
+
+    return record

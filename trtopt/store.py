@@ -1,0 +1,234 @@
+"""The run store: one directory a run, in which every stage's result is kept under the digest of all that went into it.
+
+    run directory
+      manifest.json      for each stage: its key, what went into the key, its files' digests, its result, its time
+      .lock              held while a run writes; a second run waits
+      .tmp-*             a stage at work; renamed into place when it is done, swept away by the next run otherwise
+
+A stage whose key and files are unchanged is not run again. A run that was killed leaves a manifest that says less than
+was done, never more: files are renamed into place first, the manifest last.
+
+Touches: the run directory only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from trtopt import __version__
+from trtopt.codec import decode, encode
+from trtopt.errors import StoreError
+from trtopt.events import Emit, StageCached, StageFinished, StageStarted, Warned, silent
+from trtopt.types import StageOutcome
+
+T = TypeVar("T")
+SCHEMA_VERSION = 1
+_WRITE_ERRORS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than is allowed here",
+    errno.EACCES: "no permission to write",
+    errno.EPERM: "no permission to write",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOTDIR: "a part of the path is a file",
+    errno.EEXIST: "it is a file",
+}
+
+
+class RunStore:
+    """A run directory that is open and locked; see `open_store`."""
+
+    def __init__(self, root: Path, emit: Emit) -> None:
+        self.root = root
+        self.outcomes: list[StageOutcome] = []
+        self._emit = emit
+        self._manifest = _read_manifest(root, emit)
+
+    def stage(
+        self, name: str, key: Mapping[str, Any], cls: type[T], make: Callable[[Path], T], summary: Callable[[T], str]
+    ) -> T:
+        """Return the stage's result: from the store when `key` and the files are those of last time, else from `make`.
+
+        `make(folder)` writes files into an empty folder and returns a value of `cls` whose paths lie in that folder; on
+        return the files are moved to the run directory, and the paths with them.
+
+        Raises:
+            StoreError: the directory cannot be written; whatever else `make` raises.
+        """
+        digest = _key_digest(name, key)
+        cached = self._load(name, digest, cls)
+        if cached is not None:
+            line = summary(cached)
+            self._emit(StageCached(name, line))
+            self.outcomes.append(StageOutcome(name=name, status="cached", seconds=0.0, summary=line))
+            return cached
+        self._emit(StageStarted(name))
+        start = time.perf_counter()
+        with writing(self.root), _folder(self.root, name) as folder:
+            made = make(folder)
+            seconds = time.perf_counter() - start
+            files = sorted(path.name for path in folder.iterdir())
+            digests = {file: file_digest(folder / file) for file in files}
+            for file in files:
+                (folder / file).replace(self.root / file)
+            kept = cast(T, _relocate(made, folder, Path()))
+            self._manifest["stages"][name] = {
+                "key": digest,
+                "inputs": dict(key),
+                "files": digests,
+                "result": encode(kept),
+                "seconds": round(seconds, 3),
+            }
+            self.write("manifest.json", json.dumps(self._manifest, indent=1))
+        result = cast(T, _relocate(kept, Path(), self.root))
+        line = summary(result)
+        self._emit(StageFinished(name, seconds, line))
+        self.outcomes.append(StageOutcome(name=name, status="ran", seconds=round(seconds, 3), summary=line))
+        return result
+
+    def is_cached(self, name: str, key: Mapping[str, Any]) -> bool:
+        """Whether `stage` would find this result in the store."""
+        return self._entry(name, _key_digest(name, key)) is not None
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a text file of the run directory whole or not at all, and return its path."""
+        path = self.root / name
+        with writing(self.root):
+            temporary = self.root / f".tmp-{name}"
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+        return path
+
+    def describe(self, environment: Mapping[str, str]) -> None:
+        """Record in the manifest which versions and device this run used."""
+        self._manifest["environment"] = dict(environment)
+        self.write("manifest.json", json.dumps(self._manifest, indent=1))
+
+    def _entry(self, name: str, digest: str) -> Any:
+        entry = self._manifest["stages"].get(name)
+        if not entry or entry.get("key") != digest:
+            return None
+        for file, expected in entry["files"].items():
+            path = self.root / file
+            if not path.is_file() or file_digest(path) != expected:
+                return None
+        return entry
+
+    def _load(self, name: str, digest: str, cls: type[T]) -> T | None:
+        entry = self._entry(name, digest)
+        if entry is None:
+            return None
+        try:
+            return cast(T, _relocate(decode(cls, entry["result"]), Path(), self.root))
+        except ValueError:  # written by another version: as good as absent
+            return None
+
+
+@contextlib.contextmanager
+def open_store(root: Path, emit: Emit) -> Iterator[RunStore]:
+    """Create or open a run directory and hold its lock; wait for another run that has it.
+
+    Raises:
+        StoreError: the directory cannot be made or written.
+    """
+    from filelock import FileLock, Timeout
+
+    with writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(root / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            emit(Warned(f"another run is using {root}: waiting for it"))
+            lock.acquire()
+    try:
+        with writing(root):
+            for left_over in root.glob(".tmp-*"):
+                shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
+        yield RunStore(root, emit)
+    finally:
+        lock.release()
+
+
+def read_result(root: Path, stage: str, cls: type[T]) -> T | None:
+    """Return what a stage of an earlier run left in a run directory, without its lock; None when there is nothing.
+
+    The files are checked against the manifest: a result whose files were changed since is not returned.
+    """
+    store = RunStore(root, silent)
+    entry = store._manifest["stages"].get(stage)
+    return store._load(stage, entry["key"], cls) if entry else None
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    with path.open("rb") as stream:
+        sha = hashlib.sha256()
+        while chunk := stream.read(1 << 22):
+            sha.update(chunk)
+    return sha.hexdigest()
+
+
+@contextlib.contextmanager
+def writing(root: Path) -> Iterator[None]:
+    """Turn an operating-system error about the run directory into a `StoreError`."""
+    try:
+        yield
+    except OSError as error:
+        reason = _WRITE_ERRORS.get(error.errno or 0)
+        if reason is None:
+            raise
+        raise StoreError(
+            f"cannot write to {root}", why=reason, fix="Choose another directory with -o, or free some space"
+        ) from error
+
+
+@contextlib.contextmanager
+def _folder(root: Path, stage: str) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix=f".tmp-{stage}-", dir=root))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _key_digest(name: str, key: Mapping[str, Any]) -> str:
+    text = json.dumps({"stage": name, "trtopt": __version__, **key}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read_manifest(root: Path, emit: Emit) -> dict[str, Any]:
+    empty: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "trtopt": __version__, "stages": {}}
+    path = root / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["schema_version"] == SCHEMA_VERSION and isinstance(manifest["stages"], dict):
+            return {**empty, **manifest, "trtopt": __version__}
+        emit(Warned(f"{path} was written by another version of trtopt: every stage runs again"))
+    except FileNotFoundError:
+        pass
+    except (ValueError, KeyError, TypeError):
+        emit(Warned(f"{path} is damaged: every stage runs again"))
+    return empty
+
+
+def _relocate(value: Any, source: Path, target: Path) -> Any:
+    """The same dataclass, with every path below `source` moved to the same place below `target`."""
+    if isinstance(value, Path):
+        inside = not value.is_absolute() if source == Path() else value.is_relative_to(source)
+        return target / os.path.relpath(value, source) if inside else value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **{name: _relocate(item, source, target) for name, item in fields.items()})
+    return value
