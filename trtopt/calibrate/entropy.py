@@ -4,7 +4,8 @@ S. Migacz, "8-bit Inference with TensorRT", GTC 2017, with the details of NVIDIA
 bins over [0, amax], the first i (from 128 to 2048) are a candidate range. P is these bins, with the count of all later
 ones folded into the last; Q is the same bins merged to 128 levels (bin j goes to level floor(128 j / i)), each level
 spread evenly over its non-empty bins. Both are normalised, and the range with the least sum of P log(P / Q) wins.
-A candidate whose last bin is empty while outliers are folded into it has an infinite divergence.
+A candidate whose last bin is empty while outliers are folded into it has an infinite divergence, so that a lone
+outlier beyond a wide gap is not clipped.
 
 Touches: nothing.
 """
