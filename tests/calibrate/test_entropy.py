@@ -44,7 +44,7 @@ def test_search_finds_the_minimum_of_the_literal_definition(
 ) -> None:
     counts = [*body, *[0.0] * gap, float(last)]
     counts = [0.0] * max(levels - len(counts), 0) + counts
-    found = int(kernels.least_divergent(np.array(counts, np.float64), levels, entropy.ROUNDING))
+    found = int(kernels.least_divergent(np.array(counts, np.float64), levels, levels, entropy.ROUNDING))
     divergences = {i: reference(counts, i, levels) for i in range(levels, len(counts) + 1)}
     assert divergences[found] <= min(divergences.values()) + 1e-9
 
@@ -53,7 +53,7 @@ def test_search_finds_the_minimum_of_the_literal_definition(
 @given(st.integers(2, 8), st.integers(1, 9), st.integers(8, 40))
 def test_ties_go_to_the_range_that_clips_less(levels: int, count: int, size: int) -> None:
     # All bins equal: merging any number of bins loses nothing, so that only clipping costs.
-    assert kernels.least_divergent(np.full(size, float(count)), levels, entropy.ROUNDING) == size
+    assert kernels.least_divergent(np.full(size, float(count)), levels, levels, entropy.ROUNDING) == size
 
 
 @pytest.mark.parametrize("shape", ["normal", "laplace", "relu", "heavy"])
@@ -82,7 +82,7 @@ def test_a_thin_tail_is_clipped() -> None:
 def test_a_range_that_ends_in_a_gap_is_never_chosen() -> None:
     counts = np.array([9.0, 9, 9, 9, 0, 0, 0, 1])
     assert reference(counts.tolist(), 5, 4) == math.inf
-    assert kernels.least_divergent(counts, 4, entropy.ROUNDING) in (4, 8)
+    assert kernels.least_divergent(counts, 4, 4, entropy.ROUNDING) in (4, 8)
 
 
 def test_an_even_spread_is_not_clipped() -> None:

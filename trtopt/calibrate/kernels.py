@@ -43,7 +43,7 @@ def _count(pairs: Any, even: Any, odd: Any) -> Any:
     return top
 
 
-def _least_divergent(counts: Any, levels: int, rounding: float) -> Any:
+def _least_divergent(counts: Any, levels: int, narrowest: int, rounding: float) -> Any:
     size = counts.size
     mass = np.zeros(size + 1)
     filled = np.zeros(size + 1)
@@ -56,7 +56,7 @@ def _least_divergent(counts: Any, levels: int, rounding: float) -> Any:
     total = mass[size]
     best = size
     least = np.inf
-    for i in range(size, levels - 1, -1):
+    for i in range(size, narrowest - 1, -1):
         outliers = total - mass[i]
         last = counts[i - 1]
         if mass[i] == 0 or (last == 0 and outliers > 0):
@@ -121,8 +121,10 @@ Each uint64 of `pairs` is two float32 values; `even` and `odd` are uint32[2**17]
 the magnitude, which are added to in place.
 """
 
-least_divergent = _compile(types.int64(_f64, types.int64, types.float64), _least_divergent)
-"""least_divergent(counts, levels, rounding) -> how many bins the best candidate range has."""
+least_divergent = _compile(types.int64(_f64, types.int64, types.int64, types.float64), _least_divergent)
+"""least_divergent(counts, levels, narrowest, rounding) -> how many bins the best candidate range has.
+
+Candidates have `narrowest` bins or more; the published search begins at `levels`."""
 
 squared_error = _compile(types.float64(_bins, types.float64, types.float64), _squared_error)
 """squared_error((lower, upper, counts), scale, limit) -> summed squared error, or infinity once it is above `limit`."""

@@ -134,7 +134,9 @@ def observe(
         for done, batch in enumerate(batches(dataset), start=1):
             feed = dict(batch.feed)
             found = _pick(run(feed), feed, histograms)
-            jobs = [pool.submit(_add, histograms, share) for share in _shares(found, workers)]
+            mine, *others = _shares(found, workers)
+            jobs = [pool.submit(_add, histograms, share) for share in others]
+            _add(histograms, mine)
             for job in jobs:
                 job.result()
             for name, histogram in histograms.items():
