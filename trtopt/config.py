@@ -6,6 +6,7 @@ Touches: nothing.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,10 @@ DEFAULT_BATCH = (1, 8, 32)
 """Smallest, best-tuned and largest batch of a dynamic batch dimension that `--shape` says nothing about."""
 
 BACKENDS = ("tensorrt", "onnxruntime")
+
+_EXAMPLE_SIZE = 224
+"""Stands for a dynamic size other than the batch in the examples that messages give: a usual picture's side."""
+RESTS = ("fp16", "bf16", "fp32")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,58 +84,78 @@ def profile(inputs: Sequence[TensorSpec], shapes: Sequence[str]) -> tuple[tuple[
     without a flag gets `DEFAULT_BATCH`.
 
     Raises:
-        UsageError: a flag does not parse or does not fit the model, or another dynamic dimension has no flag.
+        UsageError: a flag does not parse, does not fit the model or is given twice, or another dynamic dimension has
+            no flag.
     """
-    given = dict(_parse_shape(flag, inputs) for flag in shapes)
-    ranges, assumed = [], ""
+    given: dict[str, ShapeRange] = {}
+    for flag in shapes:
+        entry = _parse_shape(flag, inputs)
+        if entry.name in given:
+            raise UsageError(f"--shape is given twice for input {entry.name}", fix="Keep one of the two")
+        given[entry.name] = entry
+    _check_missing([spec for spec in inputs if spec.name not in given and set(_dynamic(spec)) - {0}])
+    low, best, high = DEFAULT_BATCH
+    assumed = False
+    ranges = []
     for spec in inputs:
-        dynamic = [axis for axis, dim in enumerate(spec.shape) if isinstance(dim, str)]
         if spec.name in given:
             ranges.append(given[spec.name])
-        elif dynamic == [0]:
-            low, best, high = ((size, *_fixed(spec)[1:]) for size in DEFAULT_BATCH)
-            ranges.append(ShapeRange(name=spec.name, min=low, opt=best, max=high))
-            assumed = "batch {} to {}, tuned for {}: --shape was not given".format(
-                *(DEFAULT_BATCH[i] for i in (0, 2, 1))
+        elif _dynamic(spec):
+            ranges.append(
+                ShapeRange(name=spec.name, min=_sizes(spec, low), opt=_sizes(spec, best), max=_sizes(spec, high))
             )
-        elif dynamic:
-            raise UsageError(
-                f"input {spec.name} has dynamic dimensions [{', '.join(map(str, spec.shape))}]",
-                why="TensorRT must know how small and how large they get",
-                fix=f"Add --shape {_example(spec)} (smallest:usual:largest, with your sizes)",
-            )
-    return tuple(ranges), assumed
+            assumed = True
+    return tuple(ranges), f"batch {low} to {high}, tuned for {best}: --shape was not given" if assumed else ""
 
 
-def _fixed(spec: TensorSpec) -> tuple[int, ...]:
-    return tuple(dim if isinstance(dim, int) else 0 for dim in spec.shape)
+def _check_missing(missing: Sequence[TensorSpec]) -> None:
+    if missing:
+        shapes = ", ".join(f"{spec.name} [{', '.join(map(str, spec.shape))}]" for spec in missing)
+        flags = " ".join(f"--shape {shlex.quote(_example(spec))}" for spec in missing)
+        raise UsageError(
+            f"dynamic dimensions without sizes: {shapes}",
+            why="TensorRT must know how small and how large they get",
+            fix=f"Add {flags} (smallest:usual:largest, with your sizes)",
+        )
+
+
+def _dynamic(spec: TensorSpec) -> list[int]:
+    """Axes of unknown size."""
+    return [axis for axis, dim in enumerate(spec.shape) if isinstance(dim, str)]
+
+
+def _sizes(spec: TensorSpec, batch: int) -> tuple[int, ...]:
+    """A shape that fits the input: `batch` for a dynamic first dimension, `_EXAMPLE_SIZE` for other dynamic ones."""
+    guesses = (batch if axis == 0 else _EXAMPLE_SIZE for axis in range(len(spec.shape)))
+    return tuple(dim if isinstance(dim, int) else guess for dim, guess in zip(spec.shape, guesses, strict=True))
 
 
 def _example(spec: TensorSpec) -> str:
-    def shape(batch: int) -> str:
-        sizes = [batch if axis == 0 else 224 for axis in range(len(spec.shape))]
-        return "x".join(str(d if isinstance(d, int) else s) for d, s in zip(spec.shape, sizes, strict=True))
-
-    return f"{spec.name}={':'.join(shape(batch) for batch in DEFAULT_BATCH)}"
+    return f"{spec.name}=" + ":".join("x".join(map(str, _sizes(spec, batch))) for batch in DEFAULT_BATCH)
 
 
-def _parse_shape(flag: str, inputs: Sequence[TensorSpec]) -> tuple[str, ShapeRange]:
+def _parse_shape(flag: str, inputs: Sequence[TensorSpec]) -> ShapeRange:
     name, _, text = flag.rpartition("=")
     spec = next((spec for spec in inputs if spec.name == name), None)
     if spec is None:
         names = ", ".join(spec.name for spec in inputs)
         raise UsageError(f"--shape {flag} names no input of the model", fix=f"Its inputs are: {names}")
+    example = f"Write it like --shape {shlex.quote(_example(spec))}"
     parts = text.split(":")
-    if len(parts) not in (1, 3) or not all(re.fullmatch(r"\d+(x\d+)*", part) for part in parts):
-        raise UsageError(f"--shape {flag} does not parse", fix=f"Write it like --shape {_example(spec)}")
+    if len(parts) not in (1, 3) or not all(re.fullmatch(r"[0-9]{1,9}(x[0-9]{1,9})*", part) for part in parts):
+        raise UsageError(f"--shape {flag} does not parse", fix=example)
     low, best, high = (tuple(map(int, part.split("x"))) for part in (parts * 3 if len(parts) == 1 else parts))
     for shape in (low, best, high):
         if len(shape) != len(spec.shape):
-            raise UsageError(f"--shape {flag} has rank {len(shape)}", why=f"{name} has rank {len(spec.shape)}")
-        for size, dim in zip(shape, spec.shape, strict=True):
-            if size < 1 or (isinstance(dim, int) and size != dim):
-                wanted = ", ".join(map(str, spec.shape))
-                raise UsageError(f"--shape {flag} does not fit {name}", why=f"the model wants [{wanted}]")
+            raise UsageError(
+                f"--shape {flag} has rank {len(shape)}", why=f"{name} has rank {len(spec.shape)}", fix=example
+            )
+        if min(shape) < 1:
+            raise UsageError(f"--shape {flag} has a size of 0", why="TensorRT needs at least 1", fix=example)
+        if any(isinstance(dim, int) and size != dim for size, dim in zip(shape, spec.shape, strict=True)):
+            wanted = ", ".join(map(str, spec.shape))
+            raise UsageError(f"--shape {flag} does not fit {name}", why=f"the model wants [{wanted}]", fix=example)
     if not all(a <= b <= c for a, b, c in zip(low, best, high, strict=True)):
-        raise UsageError(f"--shape {flag} is not ordered", why="it must be smallest:usual:largest in every dimension")
-    return name, ShapeRange(name=name, min=low, opt=best, max=high)
+        why = "it must be smallest:usual:largest in every dimension"
+        raise UsageError(f"--shape {flag} is not ordered", why=why, fix=example)
+    return ShapeRange(name=name, min=low, opt=best, max=high)

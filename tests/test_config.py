@@ -1,0 +1,130 @@
+"""What `--shape` accepts, what is assumed without it, and that a refusal shows a flag that works as typed."""
+
+import re
+import shlex
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trtopt.config import DEFAULT_BATCH, profile
+from trtopt.errors import UsageError
+from trtopt.types import Dim, ShapeRange, TensorSpec
+
+
+def spec(name: str, *shape: Dim) -> TensorSpec:
+    return TensorSpec(name=name, dtype="float32", shape=shape)
+
+
+PICTURE = spec("pixels", "batch", 3, 28, 28)
+FULLY_DYNAMIC = spec("pixels", "batch", 3, "height", "width")
+
+
+def refusal(inputs: list[TensorSpec], *flags: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        profile(inputs, flags)
+    return str(caught.value)
+
+
+def flags_in(message: str) -> list[str]:
+    """The values of the `--shape` flags of a message, read as a shell would."""
+    words = shlex.split(re.sub(r"\(.*", "", message[message.index("--shape", message.index(". ")) :]))
+    return words[1::2]
+
+
+def test_a_dynamic_batch_gets_the_default_and_says_so() -> None:
+    low, best, high = DEFAULT_BATCH
+    ranges, assumed = profile([PICTURE], [])
+    assert ranges == (ShapeRange(name="pixels", min=(low, 3, 28, 28), opt=(best, 3, 28, 28), max=(high, 3, 28, 28)),)
+    assert assumed == "batch 1 to 32, tuned for 8: --shape was not given"
+
+
+def test_a_fixed_input_needs_nothing() -> None:
+    assert profile([spec("x", 1, 3, 8, 8), spec("scalar")], []) == ((), "")
+
+
+def test_a_range_of_shapes_is_taken_as_written() -> None:
+    ranges, assumed = profile([FULLY_DYNAMIC], ["pixels=1x3x32x32:4x3x64x48:8x3x512x512"])
+    assert ranges == (ShapeRange(name="pixels", min=(1, 3, 32, 32), opt=(4, 3, 64, 48), max=(8, 3, 512, 512)),)
+    assert assumed == ""
+
+
+def test_one_shape_is_smallest_usual_and_largest() -> None:
+    ranges, _ = profile([PICTURE], ["pixels=4x3x28x28"])
+    assert ranges == (ShapeRange(name="pixels", min=(4, 3, 28, 28), opt=(4, 3, 28, 28), max=(4, 3, 28, 28)),)
+
+
+def test_ranges_stand_in_the_order_of_the_inputs() -> None:
+    ranges, assumed = profile([spec("a", "n", 2), spec("b", "n", 3), spec("c", 1)], ["b=5x3"])
+    assert [entry.name for entry in ranges] == ["a", "b"]
+    assert assumed != ""
+
+
+@pytest.mark.parametrize("name", ["serving_default_x:0", "a=b", "a b"])
+def test_an_input_may_have_any_name(name: str) -> None:
+    ranges, _ = profile([spec(name, "n", 2)], [f"{name}=5x2"])
+    assert ranges[0].name == name
+
+
+def test_an_unknown_input_is_refused_with_the_names() -> None:
+    message = refusal([PICTURE, spec("mask", "batch", 1)], "pixel=1x3x28x28")
+    assert message == "--shape pixel=1x3x28x28 names no input of the model. Its inputs are: pixels, mask"
+
+
+def test_a_shape_without_a_name_is_refused() -> None:
+    assert "names no input" in refusal([PICTURE], "1x3x28x28")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "1", "axb", "1x3x28x", "1,3,28,28", "1X3X28X28", "-1x3x28x28", "1x3x28x28:2x3x28x28", ":::", "1x3x28x28:",
+     "1x3x28x" + "9" * 5000, "1.5x3x28x28", "\u0661x3x28x28"],
+)  # fmt: skip
+def test_a_flag_that_does_not_parse_is_refused_with_one_that_does(text: str) -> None:
+    message = refusal([PICTURE], f"pixels={text}")
+    assert "does not parse" in message or "has rank 1" in message
+    assert profile([PICTURE], flags_in(message))[0]
+
+
+@pytest.mark.parametrize(
+    ("flag", "reason"),
+    [
+        ("pixels=1x28x28", "has rank 3: pixels has rank 4"),
+        ("pixels=1x3x28x28:1x3x28:8x3x28x28", "has rank 3: pixels has rank 4"),
+        ("pixels=0x3x28x28", "has a size of 0: TensorRT needs at least 1"),
+        ("pixels=1x1x28x28", "does not fit pixels: the model wants [batch, 3, 28, 28]"),
+        ("pixels=8x3x28x28:4x3x28x28:16x3x28x28", "is not ordered: it must be smallest:usual:largest"),
+        ("pixels=1x3x28x28:16x3x28x28:8x3x28x28", "is not ordered: it must be smallest:usual:largest"),
+    ],
+)
+def test_a_flag_that_does_not_fit_is_refused_with_one_that_does(flag: str, reason: str) -> None:
+    message = refusal([PICTURE], flag)
+    assert f"--shape {flag} {reason}" in message
+    assert profile([PICTURE], flags_in(message))[0]
+
+
+def test_an_input_named_twice_is_refused() -> None:
+    assert "given twice for input pixels" in refusal([PICTURE], "pixels=1x3x28x28", "pixels=2x3x28x28")
+
+
+def test_dynamic_sizes_besides_the_batch_are_asked_for_all_at_once() -> None:
+    inputs = [spec("ids", "batch", "sequence"), spec("my mask", 1, "?"), PICTURE]
+    message = refusal(inputs)
+    assert "dynamic dimensions without sizes: ids [batch, sequence], my mask [1, ?]" in message
+    ranges, _ = profile(inputs, flags_in(message))
+    assert [entry.name for entry in ranges] == ["ids", "my mask", "pixels"]
+
+
+def test_a_flag_for_one_input_does_not_answer_for_another() -> None:
+    inputs = [spec("ids", "batch", "sequence"), spec("mask", "batch", "sequence")]
+    assert "without sizes: mask" in refusal(inputs, "ids=1x8:4x16:8x64")
+
+
+@given(st.lists(st.integers(1, 9) | st.sampled_from(["batch", "?"]), max_size=5))
+def test_the_example_in_a_refusal_can_be_typed_for_any_shape(shape: list[Dim]) -> None:
+    inputs = [spec("x", *shape)]
+    if not shape:
+        return
+    ranges, _ = profile(inputs, flags_in(refusal(inputs, "x=bad")))
+    assert ranges[0].name == "x"
+    assert len(ranges[0].min) == len(shape)
