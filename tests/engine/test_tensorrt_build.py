@@ -1,0 +1,275 @@
+"""The real parser and builder of TensorRT for RTX: engines, what is refused, and how a build is watched and stopped."""
+
+import _thread
+import dataclasses
+import hashlib
+import threading
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from trtopt.engine import tensorrt
+from trtopt.engine.locate import RTX
+from trtopt.errors import BuildError, UsageError
+from trtopt.events import Progress, Warned, silent
+from trtopt.export.onnx import describe
+from trtopt.types import Decision, ShapeRange, TypedModel
+
+OPTIONS = tensorrt.BuildOptions()
+SHAPES = (ShapeRange(name="x", min=(1, 16, 8, 8), opt=(2, 16, 8, 8), max=(4, 16, 8, 8)),)
+
+
+@pytest.fixture(scope="module")
+def trt():
+    return tensorrt.find(RTX)
+
+
+def model(path, nodes, inputs, outputs, constants=(), *, opset=17, external=False):
+    def info(entry):
+        name, shape, *dtype = entry
+        return helper.make_tensor_value_info(name, dtype[0] if dtype else TensorProto.FLOAT, shape)
+
+    tensors = [numpy_helper.from_array(array, name) for name, array in constants]
+    graph = helper.make_graph(nodes, "g", [info(i) for i in inputs], [info(o) for o in outputs], tensors)
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("my.domain", 1)]
+    onnx.save(
+        helper.make_model(graph, opset_imports=opsets, ir_version=9),
+        str(path),
+        save_as_external_data=external,
+        location="weights.bin",
+        size_threshold=0,
+    )
+    return TypedModel(onnx=describe(path), precision="fp32", rest="fp32", decisions=())
+
+
+def convolution(path, **more):
+    weights = np.random.default_rng(0).normal(size=(8, 16, 3, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], "conv", pads=[1] * 4),
+        helper.make_node("Relu", ["c"], ["y"], "relu"),
+    ]
+    return model(path, nodes, [("x", ["n", 16, 8, 8])], [("y", ["n", 8, 8, 8])], [("w", weights)], **more)
+
+
+def relu(path, dtype=TensorProto.FLOAT):
+    return model(path, [helper.make_node("Relu", ["x"], ["y"], "r")], [("x", [2, 4], dtype)], [("y", [2, 4], dtype)])
+
+
+def suppression(path):
+    return model(
+        path,
+        [helper.make_node("NonMaxSuppression", ["b", "s", "m", "i"], ["y"], "nms")],
+        [("b", [1, 10, 4]), ("s", [1, 2, 10])],
+        [("y", ["k", 3], TensorProto.INT64)],
+        [("m", np.array([5])), ("i", np.array([0.5], np.float32))],
+    )
+
+
+def test_an_engine_is_written_and_described(trt, tmp_path):
+    out = tmp_path / "model.engine"
+    engine = tensorrt.build(trt, convolution(tmp_path / "m.onnx"), SHAPES, OPTIONS, out, emit=silent)
+    data = out.read_bytes()
+    assert engine.digest == hashlib.sha256(data).hexdigest()
+    assert engine.size_bytes == len(data) > 1000
+    assert engine.builder == f"TensorRT-RTX {trt.version}"
+    assert "8.6" in engine.device
+    assert "12.0" in engine.device
+    assert engine.audited.startswith("parsed network")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "model.engine"]
+
+
+def test_weights_are_found_in_external_data(trt, tmp_path):
+    typed = convolution(tmp_path / "m.onnx", external=True)
+    assert (tmp_path / "weights.bin").exists()
+    engine = tensorrt.build(trt, typed, SHAPES, OPTIONS, tmp_path / "e", emit=silent)
+    assert engine.size_bytes > 8 * 16 * 9 * 4
+
+
+def test_a_fixed_shape_needs_no_profile(trt, tmp_path):
+    assert tensorrt.build(trt, relu(tmp_path / "m.onnx"), (), OPTIONS, tmp_path / "e", emit=silent).size_bytes
+
+
+def test_progress_ends_at_its_total(trt, tmp_path):
+    events = []
+    tensorrt.build(trt, convolution(tmp_path / "m.onnx"), SHAPES, OPTIONS, tmp_path / "e", emit=events.append)
+    assert all(isinstance(event, Progress) and event.stage == "build" for event in events)
+    assert len(events) > 3
+    assert [event.done for event in events] == sorted(event.done for event in events)
+    assert events[-1].done <= events[-1].total
+    assert any(event.note for event in events)
+
+
+def test_events_come_on_the_callers_thread(trt, tmp_path):
+    threads = set()
+    typed = convolution(tmp_path / "m.onnx")
+    tensorrt.build(
+        trt, typed, SHAPES, OPTIONS, tmp_path / "e", emit=lambda _: threads.add(threading.current_thread().name)
+    )
+    assert threads == {threading.current_thread().name}
+
+
+def test_ctrl_c_cancels_the_build_and_leaves_no_file(trt, tmp_path):
+    out = tmp_path / "e"
+    pressed = []
+
+    def press(event):
+        if not pressed:
+            pressed.append(event)
+            _thread.interrupt_main()
+
+    with pytest.raises(KeyboardInterrupt):
+        tensorrt.build(trt, convolution(tmp_path / "m.onnx"), SHAPES, OPTIONS, out, emit=press)
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+    assert not [t for t in threading.enumerate() if t.name == "trtopt-build"]
+
+
+def test_the_next_build_after_a_cancelled_one_works(trt, tmp_path):
+    def fail(event):
+        raise RuntimeError("no one listens")
+
+    typed = convolution(tmp_path / "m.onnx")
+    with pytest.raises(RuntimeError, match="no one listens"):
+        tensorrt.build(trt, typed, SHAPES, OPTIONS, tmp_path / "e", emit=fail)
+    assert tensorrt.build(trt, typed, SHAPES, OPTIONS, tmp_path / "e", emit=silent).size_bytes
+
+
+def test_an_unsupported_operator_is_named_with_its_node(trt, tmp_path):
+    nodes = [helper.make_node("Relu", ["x"], ["a"], "r"), helper.make_node("Det", ["a"], ["y"], "my_det")]
+    typed = model(tmp_path / "m.onnx", nodes, [("x", [2, 4, 4])], [("y", [2])])
+    (found,) = tensorrt.check(trt, typed.onnx.path)
+    assert (found.node, found.op, found.code) == ("my_det", "Det", "UNSUPPORTED_NODE")
+    assert "checkDet" in found.message
+    with pytest.raises(BuildError, match="Det node my_det") as error:
+        tensorrt.build(trt, typed, (), OPTIONS, tmp_path / "e", emit=silent)
+    assert "--backend onnxruntime" in error.value.fix
+    assert str(tensorrt.rejected((found,))) == str(error.value)
+    assert not (tmp_path / "e").exists()
+
+
+def test_every_unsupported_node_is_listed_and_one_without_a_name_has_its_place(trt, tmp_path):
+    nodes = [helper.make_node("Det", ["x"], ["y"]), helper.make_node("Det", ["x"], ["z"])]
+    typed = model(tmp_path / "m.onnx", nodes, [("x", [2, 4, 4])], [("y", [2]), ("z", [2])])
+    assert [found.node for found in tensorrt.check(trt, typed.onnx.path)] == ["#0", "#1"]
+
+
+def test_a_custom_operator_is_told_that_there_is_no_plugin(trt, tmp_path):
+    nodes = [helper.make_node("Foo", ["x"], ["y"], "foo", domain="my.domain")]
+    typed = model(tmp_path / "m.onnx", nodes, [("x", [2, 4])], [("y", [2, 4])])
+    with pytest.raises(BuildError, match=r"Foo node foo.*Plugin not found.*export the network without it"):
+        tensorrt.build(trt, typed, (), OPTIONS, tmp_path / "e", emit=silent)
+
+
+def test_a_mix_of_types_is_explained_without_the_noise_of_a_missing_driver(trt, tmp_path):
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], "mm")]
+    typed = model(tmp_path / "m.onnx", nodes, [("x", [2, 4])], [("y", [2, 4])], [("w", np.ones((4, 4), np.float16))])
+    with pytest.raises(BuildError, match=r"MatMul node mm.*type Float.*type Half.*mixes types") as error:
+        tensorrt.build(trt, typed, (), OPTIONS, tmp_path / "e", emit=silent)
+    for noise in ("cudaError", ".cpp", "Error Code"):
+        assert noise not in str(error.value)
+
+
+def test_a_model_that_parses_may_fail_in_the_build_with_the_node_named(trt, tmp_path):
+    typed = suppression(tmp_path / "m.onnx")
+    assert tensorrt.check(trt, typed.onnx.path) == ()
+    with pytest.raises(BuildError, match="at NonMaxSuppression node nms: nms_0 has no runners") as error:
+        tensorrt.build(trt, typed, (), OPTIONS, tmp_path / "e", emit=silent)
+    assert "cannot run it" in error.value.fix
+    assert ".cpp" not in str(error.value)
+
+
+def test_errors_of_one_build_do_not_show_in_the_next(trt, tmp_path):
+    with pytest.raises(BuildError):
+        tensorrt.build(trt, suppression(tmp_path / "nms.onnx"), (), OPTIONS, tmp_path / "e", emit=silent)
+    options = tensorrt.BuildOptions(workspace_bytes=1024)
+    with pytest.raises(BuildError, match="--workspace") as error:
+        tensorrt.build(trt, convolution(tmp_path / "m.onnx"), SHAPES, options, tmp_path / "e", emit=silent)
+    assert "nms" not in str(error.value)
+
+
+def test_a_file_without_a_graph_is_refused(trt, tmp_path):
+    empty = tmp_path / "empty.onnx"
+    empty.write_bytes(b"")
+    (found,) = tensorrt.check(trt, empty)
+    assert found.code == "INVALID_GRAPH"
+
+
+def test_types_that_tensorrt_changes_are_warned_of(trt, tmp_path):
+    events = []
+    tensorrt.build(trt, relu(tmp_path / "m.onnx", TensorProto.DOUBLE), (), OPTIONS, tmp_path / "e", emit=events.append)
+    warnings = [event.message for event in events if isinstance(event, Warned)]
+    assert len(warnings) == 2
+    assert "x is float32" in warnings[0]
+    assert "float64" in warnings[0]
+
+
+def test_types_that_stay_are_not_warned_of(trt, tmp_path):
+    events = []
+    tensorrt.build(trt, relu(tmp_path / "m.onnx", TensorProto.FLOAT16), (), OPTIONS, tmp_path / "e", emit=events.append)
+    assert not [event for event in events if isinstance(event, Warned)]
+
+
+def test_a_wrong_decision_stops_the_build_before_a_file_is_written(trt, tmp_path):
+    typed = relu(tmp_path / "m.onnx")
+    claim = Decision(node="r", op="Relu", precision="fp16", reason="claimed")
+    claimed = TypedModel(onnx=typed.onnx, precision="fp16", rest="fp16", decisions=(claim,))
+    with pytest.raises(BuildError, match="Relu node r is fp32, not fp16"):
+        tensorrt.build(trt, claimed, (), OPTIONS, tmp_path / "e", emit=silent)
+    assert not (tmp_path / "e").exists()
+
+
+def test_an_output_that_cannot_be_written_is_an_error_with_its_reason(trt, tmp_path):
+    with pytest.raises(BuildError, match="cannot be written: No such file"):
+        tensorrt.build(trt, relu(tmp_path / "m.onnx"), (), OPTIONS, tmp_path / "none" / "e", emit=silent)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "why"),
+    [
+        ((), "no range of shapes"),
+        ((ShapeRange(name="z", min=(1,), opt=(1,), max=(1,)),), "no input of the model"),
+        ((ShapeRange(name="x", min=(1, 16), opt=(1, 16), max=(1, 16)),), "rank 2"),
+        ((ShapeRange(name="x", min=(1, 3, 8, 8), opt=(1, 3, 8, 8), max=(1, 3, 8, 8)),), "the model has"),
+        ((ShapeRange(name="x", min=(4, 16, 8, 8), opt=(2, 16, 8, 8), max=(1, 16, 8, 8)),), "does not hold"),
+        (SHAPES * 2, "two ranges"),
+    ],
+)
+def test_a_profile_that_does_not_fit_is_refused(trt, tmp_path, shapes, why):
+    with pytest.raises(UsageError, match=why):
+        tensorrt.build(trt, convolution(tmp_path / "m.onnx"), shapes, OPTIONS, tmp_path / "e", emit=silent)
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"timing_cache": "t.cache"}, "--timing-cache"),
+        ({"version_compatible": True}, "--version-compatible"),
+        ({"hardware_compatible": True}, "--hardware-compatible"),
+        ({"optimization_level": 6}, "--optimization-level"),
+        ({"workspace_bytes": 0}, "--workspace"),
+    ],
+)
+def test_an_option_that_rtx_cannot_honour_is_refused(trt, tmp_path, options, flag):
+    with pytest.raises(UsageError, match=f"TensorRT-RTX .* cannot honour {flag}"):
+        tensorrt.build(
+            trt, relu(tmp_path / "m.onnx"), (), tensorrt.BuildOptions(**options), tmp_path / "e", emit=silent
+        )
+
+
+def test_workspace_and_level_are_honoured(trt, tmp_path):
+    options = tensorrt.BuildOptions(workspace_bytes=1 << 30, optimization_level=5)
+    assert tensorrt.build(trt, relu(tmp_path / "m.onnx"), (), options, tmp_path / "e", emit=silent).size_bytes
+
+
+@pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning")
+def test_options_of_plain_tensorrt_reach_the_builder_and_its_timing_cache_is_kept(trt, tmp_path):
+    # RTX has the whole API of plain TensorRT, which is on no machine of the tests: only the refusal is left out here.
+    plain = dataclasses.replace(trt, name="tensorrt")
+    typed, cache = relu(tmp_path / "m.onnx"), tmp_path / "timing.cache"
+    options = tensorrt.BuildOptions(timing_cache=cache, hardware_compatible=True)
+    tensorrt.build(plain, typed, (), options, tmp_path / "e", emit=silent)
+    assert cache.exists()
+    tensorrt.build(plain, typed, (), options, tmp_path / "e", emit=silent)
+    with pytest.raises(BuildError, match="libnvinfer_lean"):
+        tensorrt.build(plain, typed, (), tensorrt.BuildOptions(version_compatible=True), tmp_path / "e", emit=silent)

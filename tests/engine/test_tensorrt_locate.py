@@ -1,0 +1,66 @@
+"""Which TensorRT is taken, and what is said of those that are not."""
+
+import sys
+
+import pytest
+
+from trtopt.engine import tensorrt
+from trtopt.engine.locate import RTX, load
+from trtopt.errors import EnvironmentUnableError, UsageError
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Make a package `tensorrt` of the given source importable."""
+
+    def make(source):
+        folder = tmp_path / "tensorrt"
+        folder.mkdir()
+        (folder / "__init__.py").write_text(source)
+        monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+        monkeypatch.syspath_prepend(tmp_path)
+        return folder
+
+    yield make
+    sys.modules.pop("tensorrt", None)
+
+
+def test_the_real_rtx_package_is_found():
+    found = tensorrt.find(RTX)
+    assert found.name == RTX
+    assert found.version == found.module.__version__
+    assert (found.origin / "__init__.py").exists()
+
+
+def test_a_stub_is_passed_over_for_the_next_package(package):
+    package("__version__ = '10.14.1'\n")
+    assert tensorrt.find().name == RTX
+
+
+def test_a_package_that_works_comes_first(package):
+    folder = package("__version__ = '10.12.0.36'\nBuilder = OnnxParser = object\n")
+    found = tensorrt.find()
+    assert (found.name, found.version, found.origin) == ("tensorrt", "10.12.0.36", folder)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("__version__ = '10.14.1'\n", "is a stub without a builder"),
+        ("", "is a stub without a builder"),
+        ("__version__ = '10.9.0.34'\nBuilder = OnnxParser = object\n", "10.9.0.34 is too old: 10.12"),
+        ("raise OSError('libnvinfer.so.10: cannot open shared object file')\n", "does not import: libnvinfer.so.10"),
+        ("import tensorrt_libs_that_are_not_there\n", "lacks its module tensorrt_libs_that_are_not_there"),
+    ],
+)
+def test_what_is_wrong_with_a_package_is_said(package, source, reason):
+    package(source)
+    assert reason in load("tensorrt")
+    with pytest.raises(EnvironmentUnableError, match=reason) as error:
+        tensorrt.find("tensorrt")
+    assert "pip install 'trtopt[rtx]'" in error.value.fix
+
+
+def test_an_unknown_package_is_a_usage_error():
+    with pytest.raises(UsageError, match=r"tensorflow.*Choose tensorrt or tensorrt_rtx"):
+        tensorrt.find("tensorflow")
