@@ -8,7 +8,9 @@ Touches: nothing.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -66,32 +68,58 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
     if kind is Path and isinstance(data, str):
         return Path(data)
     if kind is float and isinstance(data, int | float | str) and not isinstance(data, bool):
-        if isinstance(data, str) and data not in _SPECIAL:
-            raise ValueError(f"{where} is {data!r}, not a number")
-        return _SPECIAL[data] if isinstance(data, str) else float(data)
+        return _decode_float(data, where)
     if kind in (int, str, bool, type(None)) and type(data) is kind:
         return data
-    raise ValueError(f"{where} is {data!r}, not {kind}")
+    raise ValueError(f"{where} is {reprlib.repr(data)}, not {_name(kind)}")
+
+
+def _decode_float(data: int | float | str, where: str) -> float:
+    if isinstance(data, str):
+        if data not in _SPECIAL:
+            raise ValueError(f"{where} is {reprlib.repr(data)}, not a number")
+        return _SPECIAL[data]
+    try:
+        return float(data)
+    except OverflowError:
+        raise ValueError(f"{where} is a whole number too large for a float") from None
 
 
 def _decode_dataclass(cls: Any, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
-        raise ValueError(f"{where} is no object")
-    kinds = typing.get_type_hints(cls)
-    names = {field.name for field in dataclasses.fields(cls)}
-    if unknown := data.keys() - names:
+        raise ValueError(f"{where} is {reprlib.repr(data)}, not an object")
+    kinds, required = _fields(cls)
+    if unknown := data.keys() - kinds.keys():
         raise ValueError(f"{where} has unknown fields: {', '.join(sorted(unknown))}")
-    values = {name: _decode(kinds[name], item, f"{where}.{name}") for name, item in data.items()}
-    try:
-        return cls(**values)
-    except TypeError as error:  # a field without a default is missing
-        raise ValueError(f"{where}: {error}") from error
+    if missing := required - data.keys():
+        raise ValueError(f"{where} lacks {', '.join(sorted(missing))}")
+    return cls(**{name: _decode(kinds[name], item, f"{where}.{name}") for name, item in data.items()})
+
+
+@functools.cache  # resolving the annotations costs more than all the rest, and a graph has thousands of decisions
+def _fields(cls: Any) -> tuple[dict[str, Any], frozenset[str]]:
+    """The type of every field, and the fields that have no default."""
+    hints = typing.get_type_hints(cls)
+    nothing = dataclasses.MISSING
+    fields = dataclasses.fields(cls)
+    required = (f.name for f in fields if f.default is nothing and f.default_factory is nothing)
+    return {field.name: hints[field.name] for field in fields}, frozenset(required)
 
 
 def _decode_union(kinds: tuple[Any, ...], data: Any, where: str) -> Any:
+    if data is None and type(None) in kinds:
+        return None
+    kinds = tuple(kind for kind in kinds if kind is not type(None))
+    if len(kinds) == 1:  # optional: what is wrong inside it is said, not only that something is
+        return _decode(kinds[0], data, where)
     for kind in kinds:
         try:
             return _decode(kind, data, where)
         except ValueError:
             continue
-    raise ValueError(f"{where} is {data!r}, which fits none of {', '.join(map(str, kinds))}")
+    raise ValueError(f"{where} is {reprlib.repr(data)}, not {' or '.join(map(_name, kinds))}")
+
+
+def _name(kind: Any) -> str:
+    """`int` rather than `<class 'int'>`."""
+    return kind.__name__ if isinstance(kind, type) else str(kind)

@@ -18,10 +18,10 @@ DEFAULT_BATCH = (1, 8, 32)
 """Smallest, best-tuned and largest batch of a dynamic batch dimension that `--shape` says nothing about."""
 
 BACKENDS = ("tensorrt", "onnxruntime")
+RESTS = ("fp16", "bf16", "fp32")
 
 _EXAMPLE_SIZE = 224
 """Stands for a dynamic size other than the batch in the examples that messages give: a usual picture's side."""
-RESTS = ("fp16", "bf16", "fp32")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
