@@ -11,7 +11,7 @@ import json
 
 from trtopt import stages
 from trtopt.codec import encode
-from trtopt.config import ComparePlan, ConvertPlan, DataPlan, profile
+from trtopt.config import BACKENDS, RESTS, ComparePlan, ConvertPlan, DataPlan, profile
 from trtopt.data.dataset import Dataset
 from trtopt.errors import EnvironmentUnableError, MissingDependencyError, TrtoptError, UsageError
 from trtopt.events import Emit, Event, StageUnavailable, Warned, silent
@@ -43,10 +43,11 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
     from trtopt.export.onnx import describe
     from trtopt.precision import precision
 
+    _check_names(plan)
     kind = precision(plan.precision)
+    _check_data_flags(plan, needs_table=kind.NEEDS_TABLE)
     source = describe(plan.source)
     ranges, assumed = profile(source.inputs, plan.shapes)
-    _check_data_flags(plan, needs_table=kind.NEEDS_TABLE)
     warnings: list[str] = []
     with open_store(plan.run_dir, emit) as store:
         context = stages.Context(store=store, emit=_recording(emit, warnings), device=plan.device)
@@ -100,6 +101,18 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
         )
         _write(store, report)
     return report
+
+
+def _check_names(plan: ConvertPlan) -> None:
+    """Refuse a misspelt name now, not after an hour of calibration."""
+    from trtopt.calibrate import method
+    from trtopt.compare.gate import parse_gates
+
+    parse_gates(plan.gates)
+    method(plan.method)
+    for flag, name, known in (("--backend", plan.build.backend, BACKENDS), ("--rest", plan.rest, RESTS)):
+        if name not in known:
+            raise UsageError(f"{flag} {name} is unknown", fix=f"Choose one of {', '.join(known)}")
 
 
 def _check_data_flags(plan: ConvertPlan, *, needs_table: bool) -> None:

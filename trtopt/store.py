@@ -144,8 +144,11 @@ def open_store(root: Path, emit: Emit) -> Iterator[RunStore]:
     """
     from filelock import FileLock, Timeout
 
-    with writing(root):
+    try:
         root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(root, error) from error
+    with writing(root):
         lock = FileLock(root / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -186,12 +189,14 @@ def writing(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = _WRITE_ERRORS.get(error.errno or 0)
-        if reason is None:
+        if error.errno not in _WRITE_ERRORS:
             raise
-        raise StoreError(
-            f"cannot write to {root}", why=reason, fix="Choose another directory with -o, or free some space"
-        ) from error
+        raise _cannot_write(root, error) from error
+
+
+def _cannot_write(root: Path, error: OSError) -> StoreError:
+    reason = _WRITE_ERRORS.get(error.errno or 0, error.strerror or str(error))
+    return StoreError(f"cannot write to {root}", why=reason, fix="Choose another directory with -o, or free some space")
 
 
 @contextlib.contextmanager

@@ -1,0 +1,201 @@
+"""`trtopt convert` and `trtopt compare` from end to end, on the digits sample, with the real parser and builder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from support import CALIB, DIGITS, EVAL, ROOT, Done
+
+Cli = Callable[..., Done]
+INT8 = ("--precision", "int8", "--calib", CALIB)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished INT8 conversion with its engine, made by the installed program."""
+    folder = tmp_path_factory.mktemp("run") / "int8"
+    command = [sys.executable, "-m", "trtopt", "convert", DIGITS, *INT8, "--data", EVAL, "-o", folder]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def report(folder: Path) -> dict[str, object]:
+    loaded: dict[str, object] = json.loads((folder / "report.json").read_text())
+    return loaded
+
+
+def test_a_run_leaves_every_artifact_and_nothing_else(run_dir: Path) -> None:
+    assert {path.name for path in run_dir.iterdir()} == {
+        ".lock",
+        "manifest.json",
+        "fp32.onnx",
+        "calibration.json",
+        "calibration.cache",
+        "typed.onnx",
+        "model.engine",
+        "report.json",
+    }
+
+
+def test_the_engine_is_built_and_audited_in_int8(run_dir: Path) -> None:
+    engine = report(run_dir)["engine"]
+    assert engine["backend"] == "tensorrt"  # type: ignore[index]
+    assert engine["builder"].startswith("TensorRT")  # type: ignore[index]
+    assert engine["audit"]["int8"] >= 5  # type: ignore[index]
+
+
+def test_weights_are_stored_in_one_byte(run_dir: Path) -> None:
+    assert (run_dir / "typed.onnx").stat().st_size < 0.4 * (run_dir / "fp32.onnx").stat().st_size
+
+
+def test_every_number_says_where_it_ran(run_dir: Path) -> None:
+    comparison = report(run_dir)["comparison"]
+    assert "CPU" in comparison["baseline_ran"]  # type: ignore[index]
+    assert "TensorRT itself was not run" in comparison["candidate_ran"]  # type: ignore[index]
+
+
+def test_a_second_run_is_cached_and_fast(run_dir: Path, cli: Cli) -> None:
+    done = cli("convert", DIGITS, *INT8, "--data", EVAL, "-o", run_dir)
+    assert done.code == 0
+    assert done.err.count("cached") == 7
+    assert "✓" not in done.err
+
+
+def test_a_changed_option_runs_only_what_depends_on_it(run_dir: Path, tmp_path: Path, cli: Cli) -> None:
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(run_dir, folder)
+    done = cli("convert", DIGITS, *INT8, "--data", EVAL, "-o", folder, "--optimization-level", 1)
+    assert [line.split()[1] for line in done.err.splitlines() if line.startswith("✓")] == ["build"]
+
+
+@pytest.mark.parametrize("method", ["entropy", "percentile", "minmax", "mse"])
+def test_int8_accuracy_is_within_half_a_point_of_fp32(method: str, tmp_path: Path, cli: Cli) -> None:
+    done = cli(
+        *("convert", DIGITS, *INT8, "--method", method, "--data", EVAL, "-o", tmp_path / "run"),
+        *("--backend", "onnxruntime", "--gate", "top1=0.5%", "--format", "json"),
+    )
+    assert done.code == 0, done.err
+    values = json.loads(done.out)["comparison"]["outputs"][0]["values"]
+    assert abs(values["accuracy_fp32"] - values["accuracy"]) <= 0.5
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_other_precisions_build_and_agree(precision: str, tmp_path: Path, cli: Cli) -> None:
+    done = cli("convert", DIGITS, "-p", precision, "--data", EVAL, "-o", tmp_path / "run", "--format", "json")
+    assert done.code == 0, done.err
+    audit = json.loads(done.out)["engine"]["audit"]
+    assert set(audit) == {precision}
+
+
+def test_a_failed_gate_exits_1_and_names_the_metric(tmp_path: Path, cli: Cli) -> None:
+    done = cli(
+        *("convert", DIGITS, *INT8, "--data", EVAL, "-o", tmp_path / "run", "--backend", "onnxruntime"),
+        *("--gate", "sqnr=90"),
+    )
+    assert done.code == 1
+    assert "FAIL: logits: sqnr" in done.out
+
+
+def test_compare_judges_a_run_directory_and_its_engine(run_dir: Path, tmp_path: Path, cli: Cli) -> None:
+    for candidate in (run_dir, run_dir / "model.engine", run_dir / "typed.onnx"):
+        done = cli(
+            "compare", DIGITS, candidate, "--data", EVAL, "-o", tmp_path / candidate.name, "--gate", "cosine=0.9"
+        )
+        assert done.code == 0, done.err
+        assert "PASS" in done.out
+
+
+def test_compare_exits_1_on_a_failed_gate(run_dir: Path, tmp_path: Path, cli: Cli) -> None:
+    done = cli("compare", DIGITS, run_dir, "--data", EVAL, "-o", tmp_path / "c", "--gate", "top1=1%,sqnr=90")
+    assert done.code == 1
+    assert "FAIL: logits: sqnr" in done.out
+
+
+def test_an_engine_without_a_manifest_is_not_touched(run_dir: Path, tmp_path: Path, cli: Cli) -> None:
+    stray = tmp_path / "stray.engine"
+    stray.write_bytes((run_dir / "model.engine").read_bytes())
+    done = cli("compare", DIGITS, stray, "--data", EVAL, "-o", tmp_path / "c")
+    assert done.code == 2
+    assert "no engine that trtopt built" in done.err
+
+
+def test_a_table_drives_a_second_conversion_to_the_same_graph(run_dir: Path, tmp_path: Path, cli: Cli) -> None:
+    for table in ("calibration.json", "calibration.cache"):
+        folder = tmp_path / table
+        done = cli(
+            *("convert", DIGITS, "-p", "int8", "--calib-table", run_dir / table, "--calib", CALIB, "--data", EVAL),
+            *("-o", folder, "--backend", "onnxruntime"),
+        )
+        assert done.code == 0, done.err
+        assert (folder / "typed.onnx").read_bytes() == (run_dir / "typed.onnx").read_bytes()
+
+
+def test_evaluating_on_calibration_samples_is_warned_about(tmp_path: Path, cli: Cli) -> None:
+    done = cli("convert", DIGITS, *INT8, "--data", CALIB, "-o", tmp_path / "run", "--backend", "onnxruntime")
+    assert done.code == 0
+    assert "200 of 200 evaluation samples were calibrated on" in done.out
+
+
+def test_comparing_without_evaluation_data_is_warned_about(tmp_path: Path, cli: Cli) -> None:
+    done = cli("convert", DIGITS, *INT8, "-o", tmp_path / "run", "--backend", "onnxruntime")
+    assert done.code == 0
+    assert "compared on the calibration samples themselves" in done.out
+
+
+def test_no_compare_gives_no_verdict(tmp_path: Path, cli: Cli) -> None:
+    done = cli("convert", DIGITS, "--no-compare", "-o", tmp_path / "run", "--backend", "onnxruntime")
+    assert done.code == 0
+    assert "UNCHECKED" in done.out
+
+
+def test_without_tensorrt_the_rest_is_done_and_the_exit_code_is_3(tmp_path: Path) -> None:
+    # The packages are hidden from the import system of a real process: that is what a machine without them looks like.
+    code = (
+        "import sys; sys.modules['tensorrt'] = None; sys.modules['tensorrt_rtx'] = None\n"
+        "from trtopt.cli.app import main; main()"
+    )
+    arguments = ["convert", DIGITS, *INT8, "--data", EVAL, "-o", tmp_path / "run"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3
+    assert "pip install 'trtopt[rtx]'" in done.stderr
+    assert (tmp_path / "run/typed.onnx").exists()
+    assert report(tmp_path / "run")["comparison"]["verdict"] == "pass"  # type: ignore[index]
+    assert report(tmp_path / "run")["engine"] is None
+
+
+def test_stdout_is_pure_json(tmp_path: Path) -> None:
+    arguments = ["convert", DIGITS, *INT8, "-o", tmp_path / "run", "--backend", "onnxruntime", "--format", "json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "trtopt", *map(str, arguments)], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout)["verdict"] == "pass"
+    assert done.stdout == (tmp_path / "run/report.json").read_text() + "\n"
+
+
+def test_external_data_is_followed(tmp_path: Path, cli: Cli) -> None:
+    model = onnx.load(str(DIGITS))
+    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    done = cli("convert", tmp_path / "model.onnx", *INT8, "--data", EVAL, "-o", tmp_path / "run")
+    assert done.code == 0, done.err
+
+
+def test_the_readme_and_the_demo_speak_of_files_that_exist() -> None:
+    for path in (DIGITS, CALIB / "recipe.toml", EVAL):
+        assert path.is_file()
+    assert len(list(CALIB.rglob("*.png"))) == 200
+    with np.load(EVAL) as archive:
+        assert set(archive.files) == {"input", "labels"}
+    assert DIGITS.stat().st_size < 1_000_000
+    assert (ROOT / "README.md").is_file()

@@ -1,0 +1,5 @@
+"""`python -m trtopt`."""
+
+from trtopt.cli.app import main
+
+main()
