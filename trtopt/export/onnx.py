@@ -6,6 +6,7 @@ Touches: reads the model and the external data that it names; writes nothing.
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,15 +40,7 @@ def load_proto(path: Path) -> onnx.ModelProto:
     """
     import onnx
 
-    if not path.exists():
-        raise ModelError(f"{path} does not exist", fix="Give the path of an .onnx file")
-    if path.is_dir():
-        raise ModelError(f"{path} is a folder", why="an .onnx file is needed", fix="Name the file inside it")
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(4)
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read", why=error.strerror or str(error)) from error
+    head = _head(path)
     for magic, what in _CONTAINERS.items():
         if head.startswith(magic):
             raise ModelError(f"{path} is {what}, not an ONNX model", fix="Unpack it and give the .onnx file inside")
@@ -61,30 +54,75 @@ def load_proto(path: Path) -> onnx.ModelProto:
         raise ModelError(
             f"{path} is not an ONNX model, or is truncated", why="it holds no graph with outputs", fix="Export it again"
         )
-    for name in external_files(proto):
-        _check_external(path, name)
+    sizes = {name: _external_size(path, name) for name in external_files(proto)}
+    for tensor in _external_tensors(proto):
+        _check_extent(path, tensor, sizes)
     return proto
+
+
+def _head(path: Path) -> bytes:
+    try:
+        if not path.exists():
+            raise ModelError(f"{path} does not exist", fix="Give the path of an .onnx file")
+        if not path.is_file():
+            kind = "a folder" if path.is_dir() else "no regular file"
+            raise ModelError(f"{path} is {kind}", why="an .onnx file is needed", fix="Name the file itself")
+        with path.open("rb") as stream:
+            return stream.read(4)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read", why=error.strerror or str(error)) from error
 
 
 def external_files(proto: onnx.ModelProto) -> list[str]:
     """Names of the external data files of a model, sorted, relative to the model's folder."""
+    return sorted({_entries(tensor).get("location", "") for tensor in _external_tensors(proto)})
+
+
+def _external_tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
     from onnx.external_data_helper import _get_all_tensors, uses_external_data
 
-    names: set[str] = set()
-    for tensor in _get_all_tensors(proto):
-        if uses_external_data(tensor):
-            names.update(entry.value for entry in tensor.external_data if entry.key == "location")
-    return sorted(names)
+    return [tensor for tensor in _get_all_tensors(proto) if uses_external_data(tensor)]
 
 
-def _check_external(path: Path, name: str) -> None:
+def _entries(tensor: onnx.TensorProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
+def _external_size(path: Path, name: str) -> int:
+    """Size in bytes of an external data file, once it is known to lie in the model's folder."""
     # A model is untrusted input: a location such as ../../etc/passwd must not be read.
-    folder, file = path.parent.resolve(), path.parent / name
-    if folder not in file.resolve().parents:
-        raise ModelError(f"{path} names external data outside its folder", why=name, fix="Export the model again")
-    if not file.is_file():
+    try:
+        folder, file = path.parent.resolve(), (path.parent / name).resolve()
+        inside, found = folder in file.parents, file.is_file()
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise ModelError(f"{path} names external data that cannot exist", why=str(error)[:80]) from error
+    if not inside:
+        raise ModelError(
+            f"{path} names external data outside its folder", why=name or "an empty name", fix="Export the model again"
+        )
+    if not found:
         raise ModelError(
             f"external data of {path} is missing", why=f"{name} is not beside it", fix="Copy it next to the model"
+        )
+    return file.stat().st_size
+
+
+def _check_extent(path: Path, tensor: onnx.TensorProto, sizes: dict[str, int]) -> None:
+    """Refuse a tensor that its external file does not hold in full: libraries load what is there and go on."""
+    import onnx_ir as ir
+
+    entries = _entries(tensor)
+    name, offset, length = (entries.get(key, "") for key in ("location", "offset", "length"))
+    try:
+        needed = math.ceil(math.prod(tensor.dims) * ir.DataType(tensor.data_type).itemsize)
+        begin, given = int(offset or 0), int(length or needed)
+    except (TypeError, ValueError) as error:  # no number, or no type that has a size
+        raise ModelError(f"{path} describes its external data wrongly", why=f"{tensor.name}: {error}") from error
+    if begin < 0 or given != needed or begin + needed > sizes[name]:
+        raise ModelError(
+            f"external data of {path} is truncated, or belongs to another model",
+            why=f"{tensor.name} needs {needed} bytes at {offset or 0} of {name}, which has {sizes[name]}",
+            fix="Copy the file again, or export the model again",
         )
 
 
@@ -108,7 +146,7 @@ def describe(path: Path, notes: tuple[str, ...] = ()) -> OnnxModel:
         path=path,
         digest=digest(path),
         opset=opset(proto),
-        inputs=tuple(_spec(path, value) for value in proto.graph.input if value.name not in initializers),
+        inputs=tuple(_input(path, value) for value in proto.graph.input if value.name not in initializers),
         outputs=tuple(_spec(path, value) for value in proto.graph.output),
         notes=notes,
     )
@@ -117,6 +155,17 @@ def describe(path: Path, notes: tuple[str, ...] = ()) -> OnnxModel:
 def opset(proto: onnx.ModelProto) -> int:
     """Version of the default operator set; 1 when the model does not say."""
     return next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 1)
+
+
+def _input(path: Path, value: onnx.ValueInfoProto) -> TensorSpec:
+    spec = _spec(path, value)
+    if not value.type.tensor_type.HasField("shape"):
+        raise ModelError(
+            f"input {value.name} of {path} has no shape",
+            why="TensorRT needs to know its number of dimensions",
+            fix="Export the model with shapes; dimensions may be dynamic",
+        )
+    return spec
 
 
 def _spec(path: Path, value: onnx.ValueInfoProto) -> TensorSpec:
