@@ -1,0 +1,177 @@
+"""What `trtopt doctor` finds out about a machine, and how it prints it."""
+
+import json
+import subprocess
+import sys
+import types
+from importlib.metadata import version
+
+import pytest
+from typer import Typer
+from typer.testing import CliRunner
+
+from trtopt.cli.doctor import doctor
+from trtopt.engine import probe as probing
+from trtopt.engine.probe import Gpu, probe, read_driver, versions
+
+app = Typer()
+app.command()(doctor)
+
+
+class NvmlError(Exception):
+    pass
+
+
+def nvml(*gpus, broken=False):
+    """A stand-in for pynvml: there is no GPU on the machines of these tests."""
+
+    def start():
+        if broken:
+            raise NvmlError("Driver Not Loaded")
+
+    return types.SimpleNamespace(
+        NVMLError=NvmlError,
+        nvmlInit=start,
+        nvmlShutdown=lambda: None,
+        nvmlSystemGetDriverVersion=lambda: b"580.95.05",
+        nvmlSystemGetCudaDriverVersion=lambda: 13020,
+        nvmlDeviceGetCount=lambda: len(gpus),
+        nvmlDeviceGetHandleByIndex=lambda index: gpus[index],
+        nvmlDeviceGetName=lambda gpu: gpu[0],
+        nvmlDeviceGetCudaComputeCapability=lambda gpu: gpu[1],
+        nvmlDeviceGetMemoryInfo=lambda gpu: types.SimpleNamespace(total=24 << 30),
+    )
+
+
+@pytest.fixture
+def no_driver(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", nvml(broken=True))
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    def plug(name, capability):
+        monkeypatch.setitem(sys.modules, "pynvml", nvml((name, capability)))
+
+    return plug
+
+
+@pytest.fixture
+def hidden(monkeypatch):
+    """Make packages impossible to import."""
+
+    def hide(*names):
+        for name in names:
+            monkeypatch.setitem(sys.modules, name, None)
+
+    return hide
+
+
+def test_versions_are_those_of_the_installed_packages_and_of_python():
+    found = versions()
+    assert found["onnx"] == version("onnx")
+    assert found["tensorrt-rtx-cu13"] == version("tensorrt-rtx-cu13")
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+
+
+def test_rtx_builds_without_a_driver_and_nothing_runs(no_driver):
+    found = probe()
+    assert found.can_build
+    assert "12.0" in found.build
+    assert not found.can_run
+    assert "Driver Not Loaded" in found.run
+    assert {candidate.name for candidate in found.tensorrt} == {"tensorrt", "tensorrt_rtx"}
+
+
+def test_a_gpu_is_described_as_the_driver_does(gpu):
+    gpu("NVIDIA GeForce RTX 4090", (8, 9))
+    driver = read_driver()
+    assert (driver.version, driver.cuda, driver.absent) == ("580.95.05", "13.2", "")
+    assert driver.gpus == (Gpu(name="NVIDIA GeForce RTX 4090", compute_capability="8.9", memory_bytes=24 << 30),)
+
+
+@pytest.mark.parametrize(
+    ("capability", "runs"),
+    [
+        ((7, 5), False),
+        ((8, 0), True),
+        ((8, 6), True),
+        ((8, 9), True),
+        ((9, 0), False),
+        ((10, 0), False),
+        ((12, 0), True),
+    ],
+)
+def test_which_gpus_rtx_runs_on(gpu, hidden, capability, runs):
+    hidden("tensorrt")
+    gpu("some GPU", capability)
+    found = probe()
+    assert found.can_run is runs
+    assert ("is refused by tensorrt_rtx" in found.run) is not runs
+
+
+def test_without_nvml_the_driver_is_looked_for_on_disk(hidden, monkeypatch, tmp_path):
+    hidden("pynvml")
+    monkeypatch.setattr(probing, "_KERNEL_DRIVER", tmp_path / "none")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert read_driver().absent == "no NVIDIA driver"
+    monkeypatch.setattr(probing, "_KERNEL_DRIVER", tmp_path)
+    assert "nvidia-ml-py" in read_driver().absent
+
+
+def test_without_any_tensorrt_it_says_what_to_install(no_driver, hidden):
+    hidden("tensorrt", "tensorrt_rtx")
+    found = probe()
+    assert not found.can_build
+    assert all(candidate.reason for candidate in found.tensorrt)
+    assert "pip install 'trtopt[rtx]'" in {advice.command for advice in found.advice}
+
+
+def test_both_packages_of_onnxruntime_at_once_are_warned_of(no_driver, monkeypatch, tmp_path):
+    assert not probe().warnings
+    folder = tmp_path / "onnxruntime_gpu-1.27.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 1.27.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (warning,) = probe().warnings
+    assert "onnxruntime and onnxruntime-gpu" in warning
+
+
+def test_an_onnxruntime_that_does_not_import_is_reported_not_raised(no_driver, monkeypatch, tmp_path):
+    (tmp_path / "onnxruntime.py").write_text("raise OSError('libcudart.so.12 is missing')\n")
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = probe()
+    assert found.providers == ()
+    assert "libcudart.so.12" in found.warnings[0]
+
+
+def test_a_probe_imports_no_training_framework():
+    code = (
+        "import sys; from trtopt.engine.probe import probe; probe(); print({'torch', 'tensorflow'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_doctor_prints_a_table_and_exits_0_where_an_engine_can_be_built(no_driver):
+    result = CliRunner().invoke(app, [])
+    assert result.exit_code == 0
+    for word in ("builds", "tensorrt_rtx", "onnxruntime", "portability"):
+        assert word in result.stdout
+
+
+def test_doctor_prints_json_with_a_schema_version(gpu):
+    gpu("NVIDIA H200", (9, 0))
+    result = CliRunner().invoke(app, ["--format", "json"])
+    data = json.loads(result.stdout)
+    assert data["schema_version"] == 1
+    assert data["driver"]["gpus"][0]["compute_capability"] == "9.0"
+    assert data["can_build"] is True
+
+
+def test_doctor_exits_3_where_no_engine_can_be_built(no_driver, hidden):
+    hidden("tensorrt", "tensorrt_rtx")
+    result = CliRunner().invoke(app, [])
+    assert result.exit_code == 3
+    assert "trtopt[rtx]" in result.stdout
