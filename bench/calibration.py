@@ -1,0 +1,220 @@
+"""What calibration costs beside plain inference, and beside onnxruntime's own: ResNet-50, random weights, one table.
+
+    python bench/calibration.py [--samples 32 128] [--skip-peers] [--full]
+
+Every row is measured in a process of its own, the peak memory of which is its `ru_maxrss`. The rows are run in turn,
+`--repeats` times, and the fastest of each is shown, so that a busy moment does not fall on one row only. Loading the
+session and one warm-up sample come before the clock; `once` is what trtopt needs once, however many samples there are:
+writing the tapped copy, loading it, and loading (the first time: compiling) the histogram kernels.
+
+Touches: a temporary folder; numba's cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+SHAPE = (3, 224, 224)
+ROWS = {
+    "bare": "bare FP32, batch 1",
+    "bare8": "bare FP32, batch 8",
+    "trtopt": "trtopt entropy",
+    "ort": "quantize_static Entropy",
+}
+PEER_SAMPLES = 32
+"""onnxruntime keeps every activation of every sample, about 0.1 GB a sample here: more samples only with --full."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, nargs="+", default=[32, 128])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--skip-peers", action="store_true", help="leave out onnxruntime's quantize_static")
+    parser.add_argument("--full", action="store_true", help=f"run it for more than {PEER_SAMPLES} samples, too")
+    parser.add_argument("--row", choices=["prepare", "compile", *ROWS], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.row:
+        print(json.dumps(run_row(args.row, args.folder, args.samples[0])))
+        return
+    with tempfile.TemporaryDirectory(prefix="trtopt-bench-") as folder:
+        compare(args, Path(folder))
+
+
+def compare(args: argparse.Namespace, folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    spawn("prepare", folder, max(args.samples))
+    first, again = (spawn("compile", folder, 1)["once"] for _ in range(2))
+    console = Console()
+    console.print(f"histogram kernels: {first:.2f} s to compile or load now, {again:.2f} s to load again")
+    for samples in args.samples:
+        with_peer = not args.skip_peers and (samples <= PEER_SAMPLES or args.full)
+        best: dict[str, dict[str, float]] = {}
+        for turn in range(args.repeats):
+            for row in ("bare", "bare8", "trtopt", *(("ort",) if with_peer and turn == 0 else ())):
+                result = spawn(row, folder, samples)
+                if row not in best or result["seconds"] < best[row]["seconds"]:
+                    best[row] = result
+        table = Table(title=f"ResNet-50, {samples} samples")
+        table.add_column("", no_wrap=True)
+        for column in ("s", "ms/sample", "once s", "x bare", "x trtopt", "peak MB"):
+            table.add_column(column, justify="right")
+        for row, result in best.items():
+            seconds = result["seconds"]
+            table.add_row(
+                ROWS[row],
+                f"{seconds:.2f}",
+                f"{1000 * seconds / samples:.1f}",
+                f"{result['once']:.2f}",
+                f"{seconds / best['bare']['seconds']:.2f}",
+                f"{seconds / best['trtopt']['seconds']:.2f}",
+                f"{result['peak_mb']:.0f}",
+            )
+        console.print(table)
+        if not with_peer:
+            console.print("quantize_static was not run here")
+
+
+def spawn(row: str, folder: Path, samples: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "--row", row, "--folder", str(folder), "--samples", str(samples)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{row} failed:\n{done.stderr}")
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def run_row(row: str, folder: Path, samples: int) -> dict[str, float]:
+    rows = {
+        "prepare": prepare,
+        "compile": load_kernels,
+        "bare": lambda folder, samples: bare(folder, samples, 1),
+        "bare8": lambda folder, samples: bare(folder, samples, 8),
+        "trtopt": trtopt,
+        "ort": onnxruntime_entropy,
+    }
+    once, seconds = rows[row](folder, samples)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"once": once, "seconds": seconds, "peak_mb": peak}
+
+
+def prepare(folder: Path, samples: int) -> tuple[float, float]:
+    import numpy as np
+    from models import resnet50
+
+    resnet50(folder / "model.onnx")
+    random = np.random.default_rng(0)
+    for i in range(samples):
+        np.save(folder / f"{i}.npy", random.standard_normal((1, *SHAPE), np.float32))
+    return 0.0, 0.0
+
+
+def load_kernels(_folder: Path, _samples: int) -> tuple[float, float]:
+    start = time.perf_counter()
+    from trtopt.calibrate import kernels  # noqa: F401
+
+    return time.perf_counter() - start, 0.0
+
+
+def dataset(folder: Path, samples: int) -> Any:
+    import numpy as np
+
+    from trtopt.data.dataset import Dataset
+
+    return Dataset(
+        source="random",
+        digest="random",
+        ids=tuple(str(i) for i in range(samples)),
+        load=lambda i: {"input": np.load(folder / f"{i}.npy")},
+        batched=True,
+    )
+
+
+def bare(folder: Path, samples: int, size: int) -> tuple[float, float]:
+    from trtopt.data.dataset import batches
+    from trtopt.engine.onnxruntime import open_runner
+
+    start = time.perf_counter()
+    run = open_runner(folder / "model.onnx").run
+    once = time.perf_counter() - start
+    run(next(batches(dataset(folder, samples), size)).feed)
+    start = time.perf_counter()
+    for batch in batches(dataset(folder, samples), size):
+        run(batch.feed)
+    return once, time.perf_counter() - start
+
+
+def trtopt(folder: Path, samples: int) -> tuple[float, float]:
+    from trtopt.calibrate.observe import observe, tap
+    from trtopt.calibrate.table import make_table
+    from trtopt.engine.onnxruntime import open_runner
+    from trtopt.events import silent
+    from trtopt.export.onnx import describe
+
+    model = describe(folder / "model.onnx")
+    names = tensors(model.path)
+    start = time.perf_counter()
+    from trtopt.calibrate import kernels  # noqa: F401
+
+    tap(model, names, folder / "tapped.onnx")
+    run = open_runner(folder / "tapped.onnx").run
+    once = time.perf_counter() - start
+    observe(run, names, dataset(folder, 1), stage="calibrate", emit=silent)
+    start = time.perf_counter()
+    data = dataset(folder, samples)
+    histograms = observe(run, names, data, stage="calibrate", emit=silent)
+    make_table("entropy", histograms, model=model, dataset=data)
+    return once, time.perf_counter() - start
+
+
+def tensors(path: Path) -> list[str]:
+    """What INT8 quantizes in this network: inputs of Conv and Gemm, the skip of each Add, what is pooled at the end."""
+    import onnx
+
+    names = []
+    for node in onnx.load(path).graph.node:
+        if node.op_type in ("Conv", "Gemm", "GlobalAveragePool"):
+            names.append(node.input[0])
+        if node.op_type == "Add":
+            names.append(node.input[1])
+    return list(dict.fromkeys(names))
+
+
+def onnxruntime_entropy(folder: Path, samples: int) -> tuple[float, float]:
+    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.samples: Iterator[Any] = iter(range(samples))
+            self.data = dataset(folder, samples)
+
+        def get_next(self) -> Any:
+            index = next(self.samples, None)
+            return None if index is None else self.data.load(index)
+
+    start = time.perf_counter()
+    quantize_static(
+        folder / "model.onnx",
+        folder / "ort.onnx",
+        Reader(),
+        calibrate_method=CalibrationMethod.Entropy,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        extra_options={"ActivationSymmetric": True},
+    )
+    return 0.0, time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
