@@ -27,6 +27,9 @@ LARGE_BYTES = 1_500_000_000
 """Weights above this stay on disk, memory-mapped, and go into an external data file (protobuf ends at 2 GiB)."""
 
 _EXTERNAL_BYTES = 1_000_000_000
+_RESIZE_HAS_MODES = 11
+_MEANING_CHANGED = {"Scan": 9, "Hardmax": 13}
+"""Operators whose meaning changed in that opset, and which the converters pass through as if it had not."""
 _MAX_OPSET = 23  # what TensorRT 10.12's parser is documented to take
 
 
@@ -50,7 +53,11 @@ def prepare(source: Path, folder: Path, *, min_opset: int, profile: Sequence[Sha
             model = _optimize_large(source, profile)
             notes.append(f"{weights / 1e9:.1f} GB of weights: optimized in place, without onnxslim")
         else:
-            model = _optimize(source, profile)
+            try:
+                model = _optimize(source, profile)
+            except Exception as error:  # noqa: BLE001 - whatever onnxslim stumbles over, the model is valid
+                model = _optimize_large(source, profile)
+                notes.append(f"optimized without onnxslim, which failed: {_first_line(error)}")
         was = opset(proto)
         if was < min_opset:
             _raise_opset(model, was, min_opset)
@@ -59,9 +66,16 @@ def prepare(source: Path, folder: Path, *, min_opset: int, profile: Sequence[Sha
             notes.append(f"opset {was} is newer than TensorRT 10.12 takes ({_MAX_OPSET})")
         _finish(model)
     notes.insert(0, f"{nodes} nodes become {model.graph.num_nodes()}")
+    unread = sorted(_input_names(proto) - {value.name or "" for value in model.graph.inputs})
+    if unread:
+        notes.append(f"dropped inputs that no output depends on: {', '.join(unread)}")
     path = folder / "fp32.onnx"
     save(model, path)
     return describe(path, tuple(notes))
+
+
+def _input_names(proto: onnx.ModelProto) -> set[str]:
+    return {value.name for value in proto.graph.input} - {tensor.name for tensor in proto.graph.initializer}
 
 
 def save(model: ir.Model, path: Path) -> None:
@@ -83,14 +97,35 @@ def infer_shapes(model: ir.Model) -> None:
     ShapeInferencePass(data_prop=True)(model)
 
 
+def check_types(path: Path) -> None:
+    """Let onnx check a graph that trtopt wrote, every operator's types included: a wrong one is our defect.
+
+    Raises:
+        ModelError: the checker refuses it.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:
+        raise ModelError(
+            f"{path.name} does not pass ONNX's checker", why=_first_line(error), fix="Please report it with the model"
+        ) from error
+
+
 def _check(source: Path) -> None:
     import onnx
 
     try:
         onnx.checker.check_model(str(source))
     except Exception as error:
-        line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ModelError(f"{source} is not a valid ONNX model", why=line, fix="Export it again") from error
+        raise ModelError(
+            f"{source} is not a valid ONNX model", why=_first_line(error), fix="Export it again"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip(" .\t") for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _weight_bytes(source: Path, proto: onnx.ModelProto) -> int:
@@ -127,9 +162,8 @@ def _freeze(model: onnx.ModelProto, profile: Sequence[ShapeRange]) -> None:
     ranges = {entry.name: entry for entry in profile}
     frozen: dict[str, int] = {}
     for value in model.graph.input:
-        dims = value.type.tensor_type.shape.dim
         entry = ranges.get(value.name)
-        for axis, dim in enumerate(dims):
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if not dim.HasField("dim_value") or dim.dim_value < 1:
                 if entry and entry.min[axis] == entry.max[axis]:
                     if dim.dim_param:
@@ -138,7 +172,7 @@ def _freeze(model: onnx.ModelProto, profile: Sequence[ShapeRange]) -> None:
                 elif not dim.dim_param:
                     # An unnamed or -1 dimension: name it, so that shape inference can follow it.
                     dim.dim_param = f"{value.name}_dim{axis}"
-    for value in [*model.graph.output, *model.graph.value_info]:
+    for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in frozen:
                 dim.dim_value = frozen[dim.dim_param]
@@ -149,11 +183,20 @@ def _freeze(model: onnx.ModelProto, profile: Sequence[ShapeRange]) -> None:
 def _raise_opset(model: ir.Model, was: int, target: int) -> None:
     from onnxscript import version_converter
 
+    for node in model.graph.all_nodes():
+        if was < _MEANING_CHANGED.get(node.op_type, 0):
+            raise ModelError(
+                f"opset {was} cannot be raised to {target}",
+                why=f"{node.op_type} changed its meaning in opset {_MEANING_CHANGED[node.op_type]}",
+                fix=f"Export the model at opset {target}",
+            )
     try:
         version_converter.convert_version(model, target, fallback=True)
     except Exception as error:
         raise ModelError(
-            f"opset {was} cannot be raised to {target}", why=str(error), fix=f"Export the model at opset {target}"
+            f"opset {was} cannot be raised to {target}",
+            why=_first_line(error),
+            fix=f"Export the model at opset {target}",
         ) from error
     if model.opset_imports.get("", 0) != target:
         raise ModelError(
@@ -161,6 +204,18 @@ def _raise_opset(model: ir.Model, was: int, target: int) -> None:
             why="the converter left it as it was",
             fix=f"Export the model at opset {target}",
         )
+    if was < _RESIZE_HAS_MODES:
+        _keep_old_sampling(model)
+
+
+def _keep_old_sampling(model: ir.Model) -> None:
+    """Resize and Upsample of opset 10 and before sample at `x_resized / scale`, which is no longer the default."""
+    import onnx_ir as ir
+
+    for node in model.graph.all_nodes():
+        if node.op_type == "Resize":
+            for name, value in (("coordinate_transformation_mode", "asymmetric"), ("nearest_mode", "floor")):
+                node.attributes[name] = ir.AttrString(name, value)
 
 
 def _finish(model: ir.Model) -> None:
@@ -175,7 +230,7 @@ def _finish(model: ir.Model) -> None:
     # Names come last: TensorRT's layers, the report and the calibration table all speak of nodes and tensors by name.
     for step in (
         ClearMetadataAndDocStringPass(),
-        LiftConstantsToInitializersPass(),
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         RemoveUnusedNodesPass(),
         TopologicalSortPass(),
         NameFixPass(),
