@@ -19,8 +19,11 @@ from trtopt.types import GateResult, OutputDrift
 DROPS = {"top1", "top5"}
 """The limit is the largest drop allowed, in points: of accuracy with labels, of agreement (from 100 %) without."""
 
-CEILINGS = {"rmse", "max_abs", "mean_abs", "nonfinite"}
+CEILINGS = {"rmse", "max_abs", "mean_abs"}
 """The limit is the largest value allowed; for all other metrics it is the smallest."""
+
+UNITS = {"top1": "%", "top5": "%", "accuracy_fp32": "%", "accuracy": "%", "equal": "%", "sqnr": "dB"}
+"""The unit that a limit may be written with; metrics not named here have none."""
 
 DEFAULTS = {
     # One point of top-1 is near what MLPerf Inference allows (99 % of FP32's accuracy); cosine 0.99 turns an embedding
@@ -41,17 +44,17 @@ class Gate:
 
 
 def parse_gates(text: str) -> tuple[Gate, ...]:
-    """Parse `top1=1%,cosine=0.99,logits:sqnr=20`; an empty text gives no gates.
+    """Parse `top1=1%,cosine=0.99,logits:sqnr=20`; a blank text gives no gates.
 
     Raises:
-        UsageError: a part does not parse, or names no metric.
+        UsageError: a part does not parse, names no metric, or has a limit that cannot be meant.
     """
-    return tuple(_parse(part.strip()) for part in text.split(",") if part.strip())
+    return tuple(_parse(part.strip()) for part in text.split(",")) if text.strip() else ()
 
 
 def _parse(part: str) -> Gate:
     target, equals, number = part.rpartition("=")
-    output, _, metric = target.rpartition(":")
+    output, _, metric = (text.strip() for text in target.rpartition(":"))
     if not equals or not metric:
         raise UsageError(f"--gate {part!r} does not parse", fix="Write METRIC=LIMIT, such as top1=1% or cosine=0.99")
     known = [name for name in METRICS if name != "nonfinite"]
@@ -61,23 +64,55 @@ def _parse(part: str) -> Gate:
             f"--gate names an unknown metric {metric!r}",
             fix=f"Did you mean {near[0]}?" if near else f"Choose from {', '.join(known)}",
         )
+    unit = UNITS.get(metric, "")
+    digits = number.strip().removesuffix(unit)
     try:
-        limit = float(number.strip().removesuffix("%").removesuffix("dB"))
+        limit = float(digits)
     except ValueError:
         limit = math.nan
     if not math.isfinite(limit):
-        raise UsageError(f"--gate {part!r} has no number", fix=f"Write {metric}=1% or {metric}=0.99")
+        example = {"%": "1%", "dB": "20dB"}.get(unit, "0.99")
+        raise UsageError(
+            f"--gate {part!r} has no limit",
+            why=f"{number.strip()!r} is no number" + (f" of {unit}" if unit else ", and takes no unit"),
+            fix=f"Write {metric}={example}",
+        )
+    _check_meaning(metric, limit, part, with_unit=digits != number.strip())
     return Gate(metric=metric, limit=limit, output=output)
 
 
-def judge(outputs: Sequence[OutputDrift], gates: Sequence[Gate], samples: int) -> tuple[GateResult, ...]:
+def _check_meaning(metric: str, limit: float, part: str, *, with_unit: bool) -> None:
+    """Refuse limits that say something else than their writer means, for such a gate holds always, or never."""
+    why = ""
+    if metric in DROPS and not 0 <= limit < 50:
+        why = f"{metric} takes the largest drop allowed, in points from 0 to 50"
+        fix = f"Write {metric}={100 - limit:g}%" if 50 <= limit <= 100 else f"Write {metric}=1%"
+    elif metric in CEILINGS and limit < 0:
+        why, fix = f"{metric} is never negative", f"Write {metric}=0.01"
+    elif metric == "cosine" and not -1 <= limit <= 1:
+        why, fix = "a cosine lies between -1 and 1", "Write cosine=0.99"
+    elif UNITS.get(metric) == "%" and metric not in DROPS:
+        if not 0 <= limit <= 100:
+            why, fix = f"{metric} is a percentage", f"Write {metric}=99%"
+        elif 0 < limit <= 1 and not with_unit:
+            why, fix = f"{metric} is in percent", f"Write {metric}={100 * limit:g}%, or {metric}={limit:g}% if so meant"
+    if why:
+        raise UsageError(f"--gate {part!r} cannot be meant", why=why, fix=fix)
+
+
+def judge(
+    outputs: Sequence[OutputDrift], gates: Sequence[Gate], samples: int, first_bad: Mapping[str, str]
+) -> tuple[GateResult, ...]:
     """Hold every gate, or the defaults when there are none, against the outputs.
 
-    The result holds at least one gate, and a failed one wherever something could not be judged.
+    `first_bad` names the first sample with a NaN or Inf, by output. The result holds at least one gate, and a failed
+    one wherever something could not be judged.
     """
-    results = [result for output in outputs if (result := _nonfinite(output))]
+    results = [_nonfinite(output, samples, first_bad[output.output]) for output in outputs if _bad(output)]
     if not samples:
         results.append(_unjudged("", "samples", 1.0, "there was not one sample to compare on"))
+    elif not outputs:
+        results.append(_unjudged("", "outputs", 1.0, "there was not one output to compare"))
     if not gates:
         for output in outputs:
             metric, limit = DEFAULTS[output.kind]
@@ -87,36 +122,48 @@ def judge(outputs: Sequence[OutputDrift], gates: Sequence[Gate], samples: int) -
         able = [output for output in named if gate.metric in output.values]
         results += [_hold(gate, output) for output in able]
         if not able:
-            where = f"output {gate.output}" if gate.output else "no output"
-            reason = f"{gate.metric} could not be evaluated: {where} {'lacks' if gate.output else 'has'} it"
+            reason = f"{gate.metric} could not be evaluated: {_why_unable(gate, outputs)}"
             results.append(_unjudged(gate.output, gate.metric, gate.limit, reason))
     return tuple(results)
 
 
-def _nonfinite(output: OutputDrift) -> GateResult | None:
-    bad = output.values.get("nonfinite", 0.0)
-    if not bad:
-        return None
+def _why_unable(gate: Gate, outputs: Sequence[OutputDrift]) -> str:
+    if not outputs:
+        return "nothing was compared"
+    kinds = [f"{output.output} ({output.kind})" for output in outputs if gate.output in ("", output.output)]
+    if not kinds:
+        return f"there is no output {gate.output}, only {', '.join(output.output for output in outputs)}"
+    what = "labels that fit" if gate.metric.startswith("accuracy") else "this metric"
+    return f"{', '.join(kinds)} {'has' if len(kinds) == 1 else 'have'} not {what}"
+
+
+def _bad(output: OutputDrift) -> float:
+    return output.values.get("nonfinite", 0.0)
+
+
+def _nonfinite(output: OutputDrift, samples: int, first: str) -> GateResult:
     return GateResult(
         output=output.output,
         metric="nonfinite",
-        value=bad,
+        value=_bad(output),
         limit=0.0,
         passed=False,
-        reason=f"NaN or Inf in {bad:.0f} samples",
+        reason=f"NaN or Inf in {_bad(output):.0f} of {samples} samples, first in {first}",
         default=True,
     )
 
 
-def _unjudged(output: str, metric: str, limit: float, reason: str) -> GateResult:
-    return GateResult(output=output, metric=metric, value=math.nan, limit=limit, passed=False, reason=reason)
+def _unjudged(output: str, metric: str, limit: float, reason: str, *, default: bool = False) -> GateResult:
+    return GateResult(
+        output=output, metric=metric, value=math.nan, limit=limit, passed=False, reason=reason, default=default
+    )
 
 
 def _hold(gate: Gate, output: OutputDrift, *, default: bool = False) -> GateResult:
     values = output.values
     if gate.metric not in values:
         reason = f"{gate.metric} could not be evaluated on this output"
-        return _unjudged(output.output, gate.metric, gate.limit, reason)
+        return _unjudged(output.output, gate.metric, gate.limit, reason, default=default)
     value, reason = _drop(gate, values) if gate.metric in DROPS else _level(gate, values)
     ceiling = gate.metric in DROPS or gate.metric in CEILINGS
     # Written so that NaN fails.
@@ -133,19 +180,34 @@ def _hold(gate: Gate, output: OutputDrift, *, default: bool = False) -> GateResu
 
 
 def _drop(gate: Gate, values: Mapping[str, float]) -> tuple[float, str]:
+    # Rounded, because 99.2 - 98.3 is 0.9000000000000057: a drop of exactly the limit holds.
     if gate.metric == "top1" and "accuracy" in values:
         before, after = values["accuracy_fp32"], values["accuracy"]
-        drop = before - after
-        verb = "drops by" if drop > 0 else "rises by" if drop < 0 else "changes by"
-        reason = f"top-1 accuracy {verb} {abs(drop):.2f} points ({before:.2f} % -> {after:.2f} %)"
-        return drop, f"{reason}, limit {gate.limit:g}"
-    drop = 100.0 - values[gate.metric]
-    name = gate.metric.replace("top", "top-")
-    return drop, f"{name} differs from FP32 on {drop:.2f} % of samples, limit {gate.limit:g} %"
+        drop = round(before - after, 9)
+        change = f"({before:.2f} % -> {after:.2f} %), limit {gate.limit:g}"
+        if not drop:
+            return drop, f"top-1 accuracy does not change {change}"
+        points = _digits(abs(drop), gate.limit, ".{}f", 2)
+        return drop, f"top-1 accuracy {'drops' if drop > 0 else 'rises'} by {points} points {change}"
+    drop = round(100.0 - values[gate.metric], 9)
+    share = f"{_digits(drop, gate.limit, '.{}f', 2)} % of samples, limit {gate.limit:g} %"
+    if gate.metric == "top1":
+        return drop, f"top-1 differs from FP32 on {share}"
+    return drop, f"FP32's top-1 is not among the candidate's top 5 on {share}"
 
 
 def _level(gate: Gate, values: Mapping[str, float]) -> tuple[float, str]:
     value = values[gate.metric]
-    unit = {"sqnr": " dB", "equal": " %", "accuracy": " %", "accuracy_fp32": " %"}.get(gate.metric, "")
+    unit = f" {UNITS[gate.metric]}" if gate.metric in UNITS else ""
     bound = "at most" if gate.metric in CEILINGS else "at least"
-    return value, f"{gate.metric} is {value:.5g}{unit}, must be {bound} {gate.limit:g}{unit}"
+    shown = _digits(value, gate.limit, ".{}g", 5)
+    return value, f"{gate.metric} is {shown}{unit}, must be {bound} {gate.limit:g}{unit}"
+
+
+def _digits(value: float, limit: float, style: str, digits: int) -> str:
+    """The value with as many digits as it takes to see on which side of the limit it is."""
+    for count in range(digits, 18):
+        text = format(value, style.format(count))
+        if not math.isfinite(value) or (float(text) > limit, float(text) < limit) == (value > limit, value < limit):
+            return text
+    return repr(value)

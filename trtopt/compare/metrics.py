@@ -1,7 +1,6 @@
 """How far a candidate's outputs are from the baseline's, accumulated batch by batch.
 
-Memory does not grow with the size of the outputs; a few numbers a sample are kept, for the worst samples and for
-statistics on accuracy.
+Memory does not grow with the size of the outputs; a few bytes a sample are kept, for statistics over samples.
 
 Touches: nothing.
 """
@@ -10,14 +9,17 @@ from __future__ import annotations
 
 import math
 import re
+from array import array
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from trtopt.errors import ModelError
+from trtopt.types import OutputDrift
 
 Array = npt.NDArray[np.generic]
+Floats = npt.NDArray[np.float64]
 TOP5_CLASSES = 10
 """Below this many classes the candidate's top 5 holds the baseline's choice too easily to say anything."""
 
@@ -38,28 +40,31 @@ METRICS = {
 
 @dataclass(slots=True)
 class OutputMetrics:
-    """Accumulates one output; feed it with `add`, read it with `values`.
+    """Accumulates one output; feed it with `add`, read it with `drift`. The result does not depend on the batches.
 
-    `kind` is `scores`, `values` or `exact` (see `OutputDrift`). `hits`, kept where there are labels, has two booleans
-    a sample: FP32 right, candidate right. `agree` has one boolean a sample. `noise` is each sample's error energy
-    relative to its signal energy.
+    A sample with a NaN or Inf is in `bad`, in `bad_fp32` too when FP32 is the one that gave it, and in no mean. For
+    all other samples, in order, `noise` holds the error energy relative to the signal energy, and where the output has
+    classes, `agree` whether both chose the same, and `right` who was right: FP32 (1), the candidate (2), both (3).
     """
 
     name: str
-    kind: str
-    samples: int = 0
-    bad_samples: list[int] = field(default_factory=list)
-    agree: list[bool] = field(default_factory=list)
-    hits: list[tuple[bool, bool]] = field(default_factory=list)
-    noise: list[float] = field(default_factory=list)
+    bad: array[int] = field(default_factory=lambda: array("q"))
+    bad_fp32: int = 0
+    noise: array[float] = field(default_factory=lambda: array("d"))
+    agree: bytearray = field(default_factory=bytearray)
+    right: bytearray = field(default_factory=bytearray)
+    _exact: bool = False
+    _classes: int | None = None
+    _softmax: bool = True
+    _in_range: bool = True
     _top5: int = 0
-    _has_top5: bool = False
+    _elements: int = 0
+    _equal: int = 0
     _signal: float = 0.0
     _error: float = 0.0
     _absolute: float = 0.0
     _largest: float = 0.0
-    _elements: int = 0
-    _equal: int = 0
+    _cosines: int = 0
     _cosine: float = 0.0
 
     def add(
@@ -67,101 +72,145 @@ class OutputMetrics:
     ) -> None:
         """Take one batch of both outputs. `indices` are the samples in it; `labels` their classes.
 
+        With more than one sample, the first axis of the output is the batch's.
+
         Raises:
-            ModelError: the shapes differ.
+            ModelError: the shapes differ, or one is of integers and the other is not, or the first axis is no batch.
         """
+        self._check(reference, candidate, len(indices))
+        self._exact = not _is_float(reference)
+        if self._exact:
+            self._elements += reference.size
+            self._equal += int(np.count_nonzero(reference == candidate))
+            return
+        x = reference.astype(np.float64).reshape(len(indices), -1)
+        y = candidate.astype(np.float64).reshape(len(indices), -1)
+        good = np.isfinite(x).all(axis=1)
+        self.bad_fp32 += int(np.count_nonzero(~good))
+        good &= np.isfinite(y).all(axis=1)
+        self.bad.extend(indices[i] for i in np.flatnonzero(~good))
+        x, y = x[good], y[good]
+        with np.errstate(over="ignore", invalid="ignore"):  # an overflow becomes NaN, and NaN fails every gate
+            self._add_errors(x, y)
+        # Class scores are one vector a sample, [n, classes] or [n, classes, 1, 1], of the same length for all.
+        shape = reference.shape
+        vector = shape[:1] == (len(indices),) and sum(size > 1 for size in shape[1:]) == 1
+        classes = x.shape[1] if vector else 0
+        self._classes = classes if self._classes in (None, classes) else 0
+        if self._classes and len(x):
+            self._add_classes(x, y, np.asarray(labels)[good] if labels is not None else None)
+
+    def _check(self, reference: Array, candidate: Array, count: int) -> None:
+        fix = "Compare a model with what was made from it"
         if reference.shape != candidate.shape:
             raise ModelError(
                 f"output {self.name} has another shape in the candidate",
                 why=f"{list(reference.shape)} in FP32, {list(candidate.shape)} in the candidate",
-                fix="Compare a model with what was made from it",
+                fix=fix,
             )
-        count = len(indices)
-        rows = reference.shape[0] == count if reference.ndim else count == 1
-        # Outputs that are not one row a sample (time, detections) are looked at as a whole.
-        ref = reference.reshape(count, -1) if rows else reference.reshape(1, -1)
-        cand = candidate.reshape(count, -1) if rows else candidate.reshape(1, -1)
-        self.samples += count
-        self._elements += ref.size
-        self._equal += int(np.count_nonzero(ref == cand))
-        if self.kind == "exact":
-            return
-        x, y = ref.astype(np.float64), cand.astype(np.float64)
-        finite = np.isfinite(x).all(axis=1) & np.isfinite(y).all(axis=1)
-        if not finite.all():
-            self.bad_samples += [indices[i if rows else 0] for i in np.flatnonzero(~finite)]
-        self._add_errors(x[finite], y[finite])
-        if self.kind == "scores" and rows:
-            self._add_classes(reference[finite], candidate[finite], np.flatnonzero(finite), labels)
+        if _is_float(reference) != _is_float(candidate):
+            raise ModelError(
+                f"output {self.name} has another type in the candidate",
+                why=f"{reference.dtype.name} in FP32, {candidate.dtype.name} in the candidate",
+                fix=fix,
+            )
+        if count != 1 and reference.shape[:1] != (count,):
+            raise ModelError(
+                f"output {self.name} has no row for each sample",
+                why=f"its shape is {list(reference.shape)} for {count} samples",
+                fix="Run the samples one by one",
+            )
 
-    def _add_errors(self, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> None:
+    def _add_errors(self, x: Floats, y: Floats) -> None:
+        if not x.size:
+            return
         difference = np.abs(x - y)
         signal, error = (x * x).sum(axis=1), (difference * difference).sum(axis=1)
+        self._elements += x.size
         self._signal += float(signal.sum())
         self._error += float(error.sum())
         self._absolute += float(difference.sum())
-        self._largest = max(self._largest, float(difference.max(initial=0.0)))
-        norms = np.sqrt(signal * (y * y).sum(axis=1))
+        self._largest = max(self._largest, float(difference.max()))
+        norms = np.sqrt(signal) * np.sqrt((y * y).sum(axis=1))
         both_zero = (signal == 0) & (error == 0)  # two zero vectors point the same way
-        cosine = np.divide((x * y).sum(axis=1), norms, out=both_zero.astype(np.float64), where=norms > 0)
+        cosine = np.divide((x * y).sum(axis=1), norms, out=both_zero.astype(np.float64), where=norms != 0)
         self._cosine += float(np.clip(cosine, -1, 1).sum())
-        self.noise += np.divide(error, signal, out=np.where(error > 0, np.inf, 0.0), where=signal > 0).tolist()
+        self._cosines += len(x)
+        self.noise.extend(np.divide(error, signal, out=np.where(error > 0, np.inf, 0.0), where=signal != 0).tolist())
 
-    def _add_classes(
-        self, reference: Array, candidate: Array, rows: npt.NDArray[np.intp], labels: tuple[int, ...] | None
-    ) -> None:
-        best, chosen = reference.argmax(axis=-1), candidate.argmax(axis=-1)
-        self.agree += (best == chosen).reshape(len(rows), -1).all(axis=1).tolist()
-        if reference.ndim == 2 and reference.shape[1] >= TOP5_CLASSES:
-            five = np.argpartition(-candidate.astype(np.float64), 5, axis=1)[:, :5]
-            self._top5 += int((five == best[:, None]).any(axis=1).sum())
-            self._has_top5 = True
-        if labels is not None and reference.ndim == 2:
-            truth = np.asarray(labels)[rows]
-            self.hits += list(zip((best == truth).tolist(), (chosen == truth).tolist(), strict=True))
+    def _add_classes(self, x: Floats, y: Floats, labels: npt.NDArray[np.int64] | None) -> None:
+        classes = x.shape[1]
+        self._softmax &= bool((x >= 0).all() and np.allclose(x.sum(axis=1), 1.0, atol=1e-3))
+        best, chosen = x.argmax(axis=1), y.argmax(axis=1)
+        self.agree.extend((best == chosen).astype(np.uint8))
+        # The rank of FP32's class in a stable sort of the candidate's: ties go to the lower index, as with argmax.
+        score = np.take_along_axis(y, best[:, None], axis=1)
+        before = (y > score) | ((y == score) & (np.arange(classes) < best[:, None]))
+        self._top5 += int(np.count_nonzero(before.sum(axis=1) < 5))
+        if labels is not None:
+            self._in_range &= bool(((labels >= 0) & (labels < classes)).all())
+            self.right.extend(((best == labels) + 2 * (chosen == labels)).astype(np.uint8))
 
-    def values(self) -> dict[str, float]:
+    @property
+    def kind(self) -> str:
+        """How the output is read: `exact`, `scores` or `values` (see `OutputDrift`).
+
+        Integers and booleans are `exact`. One vector of floats a sample holds class `scores` when every one of them is
+        a softmax (non-negative, sum 1), when the output's name says so, or when the labels fit; all else is `values`.
+        """
+        if self._exact:
+            return "exact"
+        named = re.search("logit|score|prob|class|softmax", self.name.lower())
+        softmax = self._softmax and bool(self.agree)
+        return "scores" if self._classes and (named or softmax or self.labels_fit) else "values"
+
+    @property
+    def labels_fit(self) -> bool:
+        """Whether the labels are those of this output: in range, and FP32 beats guessing.
+
+        An output that holds something else (an embedding beside the logits), or labels numbered in another way, would
+        give FP32 and any candidate the same accuracy near zero, and a gate on its drop would pass whatever happened.
+        Guessing among c classes is right on n/c of n samples, with a standard deviation of sqrt(n (1/c) (1 - 1/c));
+        FP32 must be two of them above it, or right every time.
+        """
+        if not self.right or not self._in_range or not self._classes:
+            return False
+        count, chance = len(self.right), 1.0 / self._classes
+        hits = self.right.count(1) + self.right.count(3)
+        return hits == count or hits > count * chance + 2.0 * math.sqrt(count * chance * (1.0 - chance))
+
+    def drift(self) -> OutputDrift:
         """Return every metric that this output has, by name, in the units of `METRICS`."""
-        if self.kind == "exact":
-            return {"equal": 100.0 * self._equal / self._elements if self._elements else 0.0}
+        return OutputDrift(output=self.name, kind=self.kind, values=self._values())
+
+    def _values(self) -> dict[str, float]:
         found: dict[str, float] = {}
-        judged = self.samples - len(self.bad_samples)
-        if self.hits:
-            right = np.mean(self.hits, axis=0) * 100.0
-            found["accuracy_fp32"], found["accuracy"] = float(right[0]), float(right[1])
-        if self.agree:
-            found["top1"] = 100.0 * float(np.mean(self.agree))
-        if self._has_top5:
-            found["top5"] = 100.0 * self._top5 / len(self.agree)
-        if judged and self.noise:
-            count = self._elements * judged / self.samples
-            found["cosine"] = self._cosine / len(self.noise)
+        if self._exact:
+            return {"equal": 100.0 * self._equal / self._elements} if self._elements else {}
+        if self.kind == "scores" and self.agree:
+            if self.labels_fit:
+                one, other, both = (self.right.count(who) for who in (1, 2, 3))
+                found["accuracy_fp32"] = 100.0 * (one + both) / len(self.right)
+                found["accuracy"] = 100.0 * (other + both) / len(self.right)
+            found["top1"] = 100.0 * self.agree.count(1) / len(self.agree)
+            if self._classes is not None and self._classes >= TOP5_CLASSES:
+                found["top5"] = 100.0 * self._top5 / len(self.agree)
+        if self._elements:
+            found["cosine"] = self._cosine / self._cosines
             found["sqnr"] = _decibel(self._signal, self._error)
-            found["rmse"] = math.sqrt(self._error / count)
+            found["rmse"] = math.sqrt(self._error / self._elements)
             found["max_abs"] = self._largest
-            found["mean_abs"] = self._absolute / count
-        found["nonfinite"] = float(len(self.bad_samples))
+            found["mean_abs"] = self._absolute / self._elements
+        found["nonfinite"] = float(len(self.bad))
         return found
 
 
 def _decibel(signal: float, error: float) -> float:
     if not error:
         return math.inf
-    return 10.0 * math.log10(signal / error) if signal else -math.inf
+    return 10.0 * (math.log10(signal) - math.log10(error)) if signal else -math.inf
 
 
-def output_kind(name: str, reference: Array, samples: int, *, labelled: bool) -> str:
-    """How to read an output, from its first batch.
-
-    Integers and booleans are compared exactly. A float output with one row a sample and at least two columns holds
-    class scores when there are labels, when its rows are a softmax (non-negative, sum 1), or when its name says so
-    (logits, scores, probabilities, classes, softmax); everything else holds plain values.
-    """
-    if not np.issubdtype(reference.dtype, np.floating) and reference.dtype.name != "bfloat16":
-        return "exact"
-    if reference.ndim == 2 and reference.shape[0] == samples and reference.shape[1] >= 2:
-        rows = reference.astype(np.float64)
-        softmax = bool((rows >= 0).all() and np.allclose(rows.sum(axis=1), 1.0, atol=1e-3))
-        if labelled or softmax or re.search("logit|score|prob|class|softmax", name.lower()):
-            return "scores"
-    return "values"
+def _is_float(array: Array) -> bool:
+    # numpy does not count ml_dtypes' bfloat16 among its floating types.
+    return np.issubdtype(array.dtype, np.floating) or array.dtype.name == "bfloat16"

@@ -20,7 +20,7 @@ def formats() -> tuple[str, ...]:
 
 
 def render(format: str, report: Report) -> str:
-    """Return the report in that format, without colours.
+    """Return the report in that format, without colours, ending in a newline.
 
     Raises:
         UsageError: there is no such format.
@@ -38,6 +38,6 @@ def show(format: str, report: Report) -> None:
 
         from trtopt.report.text import renderable
 
-        Console(highlight=False).print(renderable(report))
+        Console(highlight=False, emoji=False).print(renderable(report))
     else:
-        print(render(format, report))
+        print(render(format, report), end="")

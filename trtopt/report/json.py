@@ -13,4 +13,4 @@ from trtopt.types import Report
 
 def render(report: Report) -> str:
     """Strict JSON, indented; infinities and NaN are strings (see `trtopt.codec`)."""
-    return json.dumps(encode(report), indent=1, allow_nan=False)
+    return json.dumps(encode(report), indent=1, allow_nan=False) + "\n"

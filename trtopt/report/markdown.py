@@ -8,45 +8,63 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trtopt.report import words
-from trtopt.types import Report
+from trtopt.types import Comparison, Report
 
 _ICONS = {"pass": "✅", "fail": "❌", "unchecked": "⚠️"}
-_MAX_ROWS = 200
+
+# A cell is at most 5 bytes a character (`&amp;`), and no table has more than about a dozen cells of
+# free text and short numbers a row: whatever the report, the page stays below the 1 MiB that GitHub takes.
+_MAX_ROWS = 60
+_MAX_CELL = 200
+_ESCAPES = {ord("&"): "&amp;", ord("<"): "&lt;"} | {ord(mark): f"\\{mark}" for mark in "\\|`*_["}
 
 
 def render(report: Report) -> str:
     """A heading with the verdict, then gates, drift, stages and what was kept in higher precision, as tables."""
-    title = f"## {_ICONS[report.verdict]} trtopt {report.command}: {_cell(words.verdict(report))}"
-    lines = [title, "", f"`{report.model}`" + (f" → **{report.precision}**" if report.precision else ""), ""]
+    lines = [f"## {_ICONS[report.verdict]} trtopt {report.command}: {_cell(words.verdict(report))}", ""]
+    lines += [_code(report.model) + (f" → **{report.precision}**" if report.precision else ""), ""]
     if report.comparison is not None:
-        gates = [
-            (("pass" if g.passed else "**FAIL**"), words.gate_title(g), g.reason + (" (default)" if g.default else ""))
-            for g in report.comparison.gates
-        ]
-        lines += _table(("", "gate", "measured"), gates)
-        drift = [(o.output, label, value) for o in report.comparison.outputs for label, value in words.metrics(o)]
-        lines += _table(("output", "metric", "value"), drift)
-        c = report.comparison
-        lines += [
-            f"{c.samples} samples of `{c.data}`. FP32 ran in {c.baseline_ran}; candidate in {c.candidate_ran}.",
-            "",
-        ]
+        lines += _comparison(report.comparison)
     if report.engine is not None:
         engine = report.engine
-        lines += [
-            f"Engine `{engine.path}` ({engine.size_bytes / 1e6:.2f} MB), {engine.builder}, for {engine.device}.",
-            "",
-        ]
-    lines += _table(
-        ("stage", "time", "result"), [(s.name, _time(s.status, s.seconds), s.summary) for s in report.stages]
-    )
-    kept = [
-        (str(len(nodes)), reason, ", ".join(nodes[:4])) for reason, nodes in words.grouped(words.unquantized(report))
-    ]
-    if kept:
+        size = f"{engine.size_bytes / 1e6:.2f} MB"
+        made = f"{_cell(engine.builder)}, for {_cell(engine.device)}; {_cell(words.audit(engine))}."
+        lines += [f"Engine {_code(str(engine.path))} ({size}), {made}", ""]
+    stages = [(stage.name, _time(stage.status, stage.seconds), stage.summary) for stage in report.stages]
+    lines += _table(("stage", "time", "result"), stages)
+    groups = words.grouped(words.unquantized(report))
+    if groups:
+        kept = [(str(len(nodes)), reason, ", ".join(nodes[:4])) for reason, nodes in groups]
         lines += ["### Kept in higher precision", "", *_table(("nodes", "reason", "first of them"), kept)]
-    lines += [f"> {_cell(line)}" for line in report.warnings[:_MAX_ROWS]]
+    lines += [f"- warning: {_cell(line)}" for line in report.warnings[:_MAX_ROWS]]
+    if len(report.warnings) > _MAX_ROWS:
+        lines.append(f"- … and {len(report.warnings) - _MAX_ROWS} more warnings")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _comparison(comparison: Comparison) -> list[str]:
+    """Gates (failed ones first, so that no cut hides them), drift with one row an output, and where both ran."""
+    gates = [
+        (
+            "pass" if gate.passed else "FAIL",
+            words.gate_title(gate),
+            gate.reason + (" (default)" if gate.default else ""),
+        )
+        for gate in sorted(comparison.gates, key=lambda gate: gate.passed)
+    ]
+    metrics = [dict(words.metrics(output)) for output in comparison.outputs]
+    labels = [label for label in words.LABELS.values() if any(label in found for found in metrics)]
+    drift = [
+        (output.output, output.kind, *(found.get(label, "") for label in labels))
+        for output, found in zip(comparison.outputs, metrics, strict=True)
+    ]
+    where = f"FP32 ran in {_cell(comparison.baseline_ran)}; the candidate in {_cell(comparison.candidate_ran)}."
+    return [
+        *_table(("", "gate", "measured"), gates),
+        *_table(("output", "read as", *labels), drift),
+        f"{comparison.samples} samples of {_code(comparison.data)}. {where}",
+        "",
+    ]
 
 
 def _time(status: str, seconds: float) -> str:
@@ -54,13 +72,24 @@ def _time(status: str, seconds: float) -> str:
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    if not rows:
+        return []
+    lines = ["| " + " | ".join(_cell(cell) for cell in head) + " |", "|" + "---|" * len(head)]
     lines += ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows[:_MAX_ROWS]]
     if len(rows) > _MAX_ROWS:
         lines.append(f"| … and {len(rows) - _MAX_ROWS} more |" + " |" * (len(head) - 1))
     return [*lines, ""]
 
 
+def _short(text: str) -> str:
+    text = " ".join(words.plain(text).split())
+    return text if len(text) <= _MAX_CELL else text[: _MAX_CELL - 1] + "…"
+
+
 def _cell(text: str) -> str:
-    text = text if len(text) <= 400 else text[:399] + "…"
-    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
+    """Text as it is: not markup, not HTML, and within its cell."""
+    return _short(text).translate(_ESCAPES)
+
+
+def _code(text: str) -> str:
+    return f"`{_short(text).replace('`', chr(39))}`"

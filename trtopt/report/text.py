@@ -22,9 +22,9 @@ _STYLES = {"pass": "bold green", "fail": "bold red", "unchecked": "bold yellow"}
 
 
 def render(report: Report) -> str:
-    """The report as plain text, 110 columns wide."""
+    """The report as plain text, 100 columns wide."""
     stream = io.StringIO()
-    Console(file=stream, width=110, no_color=True, highlight=False).print(renderable(report))
+    Console(file=stream, width=100, no_color=True, highlight=False, emoji=False).print(renderable(report))
     return stream.getvalue()
 
 
@@ -37,14 +37,19 @@ def renderable(report: Report) -> RenderableType:
         parts += ["", _drift(report.comparison), "", _gates(report.comparison)]
     parts += _kept(report)
     if report.warnings:
-        parts += ["", *(Text.from_markup(f"[yellow]warning:[/] {escape(line)}") for line in report.warnings)]
-    parts += ["", Text(words.verdict(report), style=_STYLES[report.verdict])]
-    parts += [Text(f"report: {report.run_dir / 'report.json'}", style="dim")]
+        parts += ["", *(f"[yellow]warning:[/] {safe(line)}" for line in report.warnings)]
+    parts += ["", Text(words.plain(words.verdict(report)), style=_STYLES[report.verdict])]
+    parts += [f"[dim]report: {safe(str(report.run_dir / 'report.json'))}[/]"]
     return Group(*parts)
 
 
+def safe(text: str) -> str:
+    """Text from outside, as markup that shows it as it is."""
+    return escape(words.plain(text))
+
+
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    return Table(title=safe(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def _stages(report: Report) -> Table:
@@ -54,7 +59,7 @@ def _stages(report: Report) -> Table:
     table.add_column("result", overflow="fold")
     for stage in report.stages:
         time = f"{stage.seconds:.2f} s" if stage.status == "ran" else stage.status
-        table.add_row(stage.name, time, escape(stage.summary))
+        table.add_row(stage.name, time, safe(stage.summary))
     return table
 
 
@@ -64,11 +69,10 @@ def _engine(report: Report) -> Table:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold")
     grid.add_column(overflow="fold")
-    grid.add_row("engine", f"{escape(str(engine.path))}  ({engine.size_bytes / 1e6:.2f} MB)")
-    grid.add_row("built by", escape(engine.builder))
-    grid.add_row("for", escape(engine.device))
-    layers = ", ".join(f"{count} {precision}" for precision, count in sorted(engine.audit.items()))
-    grid.add_row("audit", f"{layers} layers, read back from the {engine.audited}")
+    grid.add_row("engine", f"{safe(str(engine.path))}  ({engine.size_bytes / 1e6:.2f} MB)")
+    grid.add_row("built by", safe(engine.builder))
+    grid.add_row("for", safe(engine.device))
+    grid.add_row("audit", safe(words.audit(engine)))
     return grid
 
 
@@ -79,10 +83,8 @@ def _drift(comparison: Comparison) -> RenderableType:
     table.add_column("value", justify="right")
     for output in comparison.outputs:
         for index, (label, value) in enumerate(words.metrics(output)):
-            table.add_row("" if index else f"{escape(output.output)} [dim]({output.kind})[/]", label, value)
-    ran = Text.from_markup(
-        f"[dim]FP32 ran in {escape(comparison.baseline_ran)}; the candidate in {escape(comparison.candidate_ran)}[/]"
-    )
+            table.add_row("" if index else f"{safe(output.output)} [dim]({output.kind})[/]", label, value)
+    ran = f"[dim]FP32 ran in {safe(comparison.baseline_ran)}; the candidate in {safe(comparison.candidate_ran)}[/]"
     return Group(table, ran)
 
 
@@ -93,8 +95,8 @@ def _gates(comparison: Comparison) -> Table:
     grid.add_column(overflow="fold")
     for gate in comparison.gates:
         mark = "[green]pass[/]" if gate.passed else "[red]FAIL[/]"
-        reason = escape(gate.reason) + (" [dim](default gate)[/]" if gate.default else "")
-        grid.add_row(mark, escape(words.gate_title(gate)), reason)
+        reason = safe(gate.reason) + (" [dim](default gate)[/]" if gate.default else "")
+        grid.add_row(mark, safe(words.gate_title(gate)), reason)
     return grid
 
 
@@ -108,7 +110,7 @@ def _kept(report: Report) -> list[RenderableType]:
     table.add_column("which", overflow="fold")
     for reason, nodes in groups[:_MAX_REASONS]:
         more = f", and {len(nodes) - _MAX_NODES} more" if len(nodes) > _MAX_NODES else ""
-        table.add_row(str(len(nodes)), escape(reason), escape(", ".join(nodes[:_MAX_NODES])) + more)
+        table.add_row(str(len(nodes)), safe(reason), safe(", ".join(nodes[:_MAX_NODES])) + more)
     if len(groups) > _MAX_REASONS:
         table.add_row(
             str(sum(len(nodes) for _, nodes in groups[_MAX_REASONS:])), "other reasons", "trtopt inspect --nodes"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from trtopt.types import Decision, GateResult, OutputDrift, Report
+from trtopt.types import Decision, Engine, GateResult, OutputDrift, Report
 
 _DIGITS = {"top1": ".2f", "top5": ".2f", "accuracy_fp32": ".2f", "accuracy": ".2f", "equal": ".3f", "sqnr": ".2f"}
 _UNITS = {"top1": " %", "top5": " %", "accuracy_fp32": " %", "accuracy": " %", "equal": " %", "sqnr": " dB"}
@@ -69,9 +69,26 @@ def unquantized(report: Report) -> tuple[Decision, ...]:
 
 def verdict(report: Report) -> str:
     """The verdict as a sentence."""
-    if report.comparison is None:
+    if report.verdict == "unchecked":
         return "UNCHECKED: no comparison was asked for"
-    failed = [gate for gate in report.comparison.gates if not gate.passed]
-    if failed:
-        return f"FAIL: {'; '.join(gate_title(gate) for gate in failed)}"
-    return f"PASS: {len(report.comparison.gates)} of {len(report.comparison.gates)} gates hold"
+    gates = report.comparison.gates if report.comparison is not None else ()
+    if report.verdict == "fail":
+        failed = [gate_title(gate) for gate in gates if not gate.passed]
+        return f"FAIL: {'; '.join(failed) or 'nothing was judged'}"
+    return f"PASS: {len(gates)} of {len(gates)} gates hold"
+
+
+def audit(engine: Engine) -> str:
+    """What was read back from the engine, or that nothing was."""
+    if not engine.audit:
+        return "not audited"
+    layers = ", ".join(f"{count} {precision}" for precision, count in sorted(engine.audit.items()))
+    return f"{layers} layers, read back from the {engine.audited}"
+
+
+def plain(text: str) -> str:
+    """The text without what would move a terminal's cursor or break a line: names come from untrusted files."""
+    return "".join(
+        character if character.isprintable() else " " if character.isspace() else "\N{REPLACEMENT CHARACTER}"
+        for character in text
+    )
