@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
+import tokenizers
 
 from trtopt.data import Dataset, batches, load_recipe, open_dataset
 from trtopt.errors import DataError, UsageError
@@ -110,7 +113,6 @@ def test_a_missing_tokenizer_file_is_named(tmp_path: Path) -> None:
 
 
 def tokenized(folder: Path, inputs: tuple[TensorSpec, ...], padding: str, *, pad: bool = True) -> Dataset:
-    tokenizers = pytest.importorskip("tokenizers")
     words = {"[UNK]": 0, "hello": 1, "big": 2, "world": 3} | ({"[PAD]": 9} if pad else {})
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
@@ -146,7 +148,6 @@ def test_an_input_that_no_tokenizer_makes_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_file_that_is_something_else_is_refused(tmp_path: Path) -> None:
-    pytest.importorskip("tokenizers")
     (tmp_path / "t.json").write_text("{}")
     recipe = tmp_path / "r.toml"
     recipe.write_text('[text]\ntokenizer = "t.json"\nmax_length = 4')
@@ -155,9 +156,8 @@ def test_a_tokenizer_file_that_is_something_else_is_refused(tmp_path: Path) -> N
 
 
 def test_parquet_rows_are_read_like_json_rows(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
     table = pyarrow.table({"input_ids": [[1, 2], [3, 4]], "label": [1, 0], "note": ["a", "b"]})
-    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "rows.parquet")
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
     dataset = open_dataset(str(tmp_path / "rows.parquet"), (IDS,))
     assert dataset.ids == ("rows.parquet[0]", "rows.parquet[1]")
     assert dataset.labels == (1, 0)
@@ -165,6 +165,5 @@ def test_parquet_rows_are_read_like_json_rows(tmp_path: Path) -> None:
 
 
 def test_a_corrupt_parquet_file_is_refused(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
     (tmp_path / "rows.parquet").write_bytes(b"PAR1 and no more")
     assert "cannot be read as Parquet" in refusal(str(tmp_path / "rows.parquet"))

@@ -19,6 +19,10 @@ from trtopt.types import GateResult, OutputDrift
 DROPS = {"top1", "top5"}
 """The limit is the largest drop allowed, in points: of accuracy with labels, of agreement (from 100 %) without."""
 
+_ROUNDING = 1e-9
+"""Added to the limit of a drop: 99.2 - 98.3 is 0.9000000000000057, and a drop of exactly the limit holds. One sample of
+a billion weighs a hundred times as much."""
+
 CEILINGS = {"rmse", "max_abs", "mean_abs"}
 """The limit is the largest value allowed; for all other metrics it is the smallest."""
 
@@ -165,9 +169,11 @@ def _hold(gate: Gate, output: OutputDrift, *, default: bool = False) -> GateResu
         reason = f"{gate.metric} could not be evaluated on this output"
         return _unjudged(output.output, gate.metric, gate.limit, reason, default=default)
     value, reason = _drop(gate, values) if gate.metric in DROPS else _level(gate, values)
-    ceiling = gate.metric in DROPS or gate.metric in CEILINGS
     # Written so that NaN fails.
-    passed = value <= gate.limit if ceiling else value >= gate.limit
+    if gate.metric in DROPS:
+        passed = value <= gate.limit + _ROUNDING
+    else:
+        passed = value <= gate.limit if gate.metric in CEILINGS else value >= gate.limit
     return GateResult(
         output=output.output,
         metric=gate.metric,
@@ -180,16 +186,15 @@ def _hold(gate: Gate, output: OutputDrift, *, default: bool = False) -> GateResu
 
 
 def _drop(gate: Gate, values: Mapping[str, float]) -> tuple[float, str]:
-    # Rounded, because 99.2 - 98.3 is 0.9000000000000057: a drop of exactly the limit holds.
     if gate.metric == "top1" and "accuracy" in values:
         before, after = values["accuracy_fp32"], values["accuracy"]
-        drop = round(before - after, 9)
+        drop = round(before - after, 12)
         change = f"({before:.2f} % -> {after:.2f} %), limit {gate.limit:g}"
         if not drop:
             return drop, f"top-1 accuracy does not change {change}"
         points = _digits(abs(drop), gate.limit, ".{}f", 2)
         return drop, f"top-1 accuracy {'drops' if drop > 0 else 'rises'} by {points} points {change}"
-    drop = round(100.0 - values[gate.metric], 9)
+    drop = round(100.0 - values[gate.metric], 12)
     share = f"{_digits(drop, gate.limit, '.{}f', 2)} % of samples, limit {gate.limit:g} %"
     if gate.metric == "top1":
         return drop, f"top-1 differs from FP32 on {share}"
