@@ -1,0 +1,253 @@
+"""Drift metrics: each is what plain numpy says of all samples at once, however the samples are batched."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from trtopt.compare.metrics import OutputMetrics
+from trtopt.errors import ModelError
+from trtopt.types import OutputDrift
+
+Floats = npt.NDArray[np.float32]
+QUICK = settings(deadline=None, max_examples=60)
+FINITE = st.floats(-1e4, 1e4, width=32)
+
+
+def measure(
+    reference: npt.NDArray[np.generic],
+    candidate: npt.NDArray[np.generic],
+    labels: Sequence[int] | None = None,
+    *,
+    name: str = "y",
+    cuts: Sequence[int] = (),
+) -> OutputDrift:
+    """Accumulate both arrays (first axis: samples), cut into batches before the rows in `cuts`."""
+    output = OutputMetrics(name)
+    edges = [0, *sorted(cuts), len(reference)]
+    for start, end in itertools.pairwise(edges):
+        if start < end:
+            indices = tuple(range(start, end))
+            part = tuple(labels[i] for i in indices) if labels is not None else None
+            output.add(reference[start:end], candidate[start:end], indices, part)
+    return output.drift()
+
+
+@st.composite
+def outputs(draw: st.DrawFn) -> tuple[Floats, Floats, list[int]]:
+    """Reference, candidate, and where to cut them into batches."""
+    shape = draw(st.tuples(st.integers(1, 9), st.integers(1, 12)))
+    reference = draw(hnp.arrays(np.float32, shape, elements=FINITE))
+    candidate = draw(hnp.arrays(np.float32, shape, elements=FINITE))
+    return reference, candidate, draw(st.lists(st.integers(1, shape[0]), max_size=4, unique=True))
+
+
+@QUICK
+@given(outputs())
+def test_errors_are_what_numpy_says_of_all_samples_at_once(drawn: tuple[Floats, Floats, list[int]]) -> None:
+    reference, candidate, cuts = drawn
+    x, y = reference.astype(np.float64), candidate.astype(np.float64)
+    found = measure(reference, candidate, cuts=cuts).values
+    assert found["max_abs"] == np.abs(x - y).max()
+    assert found["mean_abs"] == pytest.approx(np.abs(x - y).mean())
+    assert found["rmse"] == pytest.approx(np.sqrt(np.square(x - y).mean()))
+    signal, error = np.square(x).sum(), np.square(x - y).sum()
+    if signal and error:
+        assert found["sqnr"] == pytest.approx(10 * np.log10(signal / error), abs=1e-9)
+    else:
+        assert found["sqnr"] == (math.inf if not error else -math.inf)
+
+
+@QUICK
+@given(outputs())
+def test_cosine_is_the_mean_over_samples(drawn: tuple[Floats, Floats, list[int]]) -> None:
+    reference, candidate, cuts = drawn
+    expected = []
+    for x, y in zip(reference.astype(np.float64), candidate.astype(np.float64), strict=True):
+        lengths = np.linalg.norm(x) * np.linalg.norm(y)
+        expected.append(x @ y / lengths if lengths else float((x == y).all()))
+    assert measure(reference, candidate, cuts=cuts).values["cosine"] == pytest.approx(np.mean(expected), abs=1e-9)
+
+
+@st.composite
+def scored(draw: st.DrawFn) -> tuple[Floats, Floats, list[int], list[int]]:
+    """Class scores with many ties, labels, and where to cut them."""
+    count, classes = draw(st.integers(1, 12)), draw(st.integers(2, 14))
+    elements = st.integers(-3, 3).map(float)
+    reference = draw(hnp.arrays(np.float32, (count, classes), elements=elements))
+    candidate = draw(hnp.arrays(np.float32, (count, classes), elements=elements))
+    labels = draw(st.lists(st.integers(0, classes - 1), min_size=count, max_size=count))
+    return reference, candidate, labels, draw(st.lists(st.integers(1, count), max_size=4, unique=True))
+
+
+@QUICK
+@given(scored())
+def test_agreement_is_what_a_stable_sort_says(drawn: tuple[Floats, Floats, list[int], list[int]]) -> None:
+    reference, candidate, _, cuts = drawn
+    found = measure(reference, candidate, name="logits", cuts=cuts).values
+    best = reference.argmax(axis=1)
+    order = np.argsort(-candidate, axis=1, kind="stable")
+    assert found["top1"] == pytest.approx(100 * np.mean(order[:, 0] == best))
+    if reference.shape[1] >= 10:
+        assert found["top5"] == pytest.approx(100 * np.mean((order[:, :5] == best[:, None]).any(axis=1)))
+    else:
+        assert "top5" not in found
+
+
+@QUICK
+@given(scored())
+def test_the_batches_do_not_change_the_result(drawn: tuple[Floats, Floats, list[int], list[int]]) -> None:
+    reference, candidate, labels, cuts = drawn
+    whole, parts = measure(reference, candidate, labels), measure(reference, candidate, labels, cuts=cuts)
+    assert whole.kind == parts.kind
+    assert whole.values == pytest.approx(parts.values, rel=1e-9, abs=1e-9, nan_ok=True)
+
+
+def test_accuracy_counts_who_is_right() -> None:
+    labels = [0, 1, 2, 0, 1, 2, 0, 1]
+    reference = np.eye(3, dtype=np.float32)[labels]
+    candidate = np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1, 2, 1, 0]]
+    found = measure(reference, candidate, labels)
+    assert found.kind == "scores"
+    assert (found.values["accuracy_fp32"], found.values["accuracy"], found.values["top1"]) == (100.0, 75.0, 75.0)
+
+
+def test_a_dead_candidate_is_not_in_the_top_5_by_its_ties() -> None:
+    reference = np.eye(10, dtype=np.float32)[[9, 8, 7, 6]]
+    assert measure(reference, np.zeros_like(reference)).values["top5"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "labels", "kind"),
+    [
+        ("logits", (6, 10), None, "scores"),
+        ("logits", (6, 10, 1, 1), None, "scores"),
+        ("embedding", (6, 10), None, "values"),
+        ("logits", (6, 4, 10), None, "values"),
+        ("logits", (6, 1), None, "values"),
+        ("logits", (6,), None, "values"),
+    ],
+)
+def test_kind_of_float_outputs(name: str, shape: tuple[int, ...], labels: list[int] | None, kind: str) -> None:
+    array = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    assert measure(array, array, labels, name=name).kind == kind
+
+
+def test_rows_that_sum_to_one_hold_scores_only_if_all_of_them_do() -> None:
+    rows = np.full((4, 5), 0.2, np.float32)
+    assert measure(rows, rows).kind == "scores"
+    rows[3] = 1
+    assert measure(rows, rows, cuts=[2]).kind == "values"
+
+
+def test_labels_that_fp32_gets_right_make_an_output_scores() -> None:
+    labels = [0, 1, 2, 3, 4, 5] * 3
+    rows = 3 * np.eye(6, dtype=np.float32)[labels]
+    assert measure(rows, rows, labels).kind == "scores"
+
+
+def test_labels_do_not_make_an_embedding_scores() -> None:
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(200, 64)).astype(np.float32)
+    found = measure(rows, -rows, random.integers(0, 10, 200).tolist(), name="embedding")
+    assert found.kind == "values"
+    assert "accuracy" not in found.values
+    assert found.values["cosine"] == pytest.approx(-1)
+
+
+def test_labels_numbered_in_another_way_give_no_accuracy() -> None:
+    truth = np.random.default_rng(0).integers(0, 10, 200)
+    logits = np.eye(10, dtype=np.float32)[truth]
+    shifted = measure(logits, logits, ((truth + 1) % 10).tolist(), name="logits")
+    outside = measure(logits, logits, (truth + 10).tolist(), name="logits")
+    for found in (shifted, outside):
+        assert found.kind == "scores"
+        assert "accuracy" not in found.values
+        assert found.values["top1"] == 100.0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["reference", "candidate", "both"])
+def test_nonfinite_samples_are_counted_and_in_no_mean(bad: float, where: str) -> None:
+    reference = np.random.default_rng(0).normal(size=(5, 10)).astype(np.float32)
+    candidate = reference + np.float32(0.5)
+    if where != "candidate":
+        reference[3, 2] = bad
+    if where != "reference":
+        candidate[3, 7] = bad
+    output = OutputMetrics("logits")
+    output.add(reference, candidate, (10, 11, 12, 13, 14))
+    assert list(output.bad) == [13]
+    assert output.bad_fp32 == (where != "candidate")
+    values = output.drift().values
+    assert values["nonfinite"] == 1.0
+    assert values["mean_abs"] == pytest.approx(0.5)
+    assert all(math.isfinite(value) for value in values.values())
+
+
+def test_nothing_but_nan_gives_no_metric_but_their_count() -> None:
+    array = np.full((2, 3), np.nan, np.float32)
+    assert measure(array, array).values == {"nonfinite": 2.0}
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.bool_])
+def test_integers_and_booleans_are_compared_exactly(dtype: type) -> None:
+    reference = np.array([[1, 0, 1, 1], [0, 0, 1, 1]]).astype(dtype)
+    candidate = reference.copy()
+    candidate[0, 1] = 1
+    found = measure(reference, candidate, cuts=[1])
+    assert (found.kind, found.values) == ("exact", {"equal": 87.5})
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16])
+def test_other_floats_are_measured_like_float32(dtype: type) -> None:
+    reference = np.array([[1, 2, 4]]).astype(dtype)
+    found = measure(reference, np.array([[1, 2, 3]]).astype(dtype))
+    assert found.kind == "values"
+    assert (found.values["max_abs"], found.values["mean_abs"]) == (1.0, pytest.approx(1 / 3))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_empty_outputs_have_no_metric_that_could_hold(dtype: type) -> None:
+    empty = np.zeros((1, 0, 4), dtype)
+    assert not {"equal", "cosine", "sqnr"} & measure(empty, empty).values.keys()
+
+
+def test_numbers_too_large_to_square_become_nan_or_inf_and_never_a_good_value() -> None:
+    huge = np.full((1, 3), 1e200)
+    values = measure(huge, huge * 0.5).values
+    assert not values["sqnr"] >= 0
+    assert not values["cosine"] >= 0
+
+
+def test_a_few_bytes_are_kept_for_each_good_sample() -> None:
+    output = OutputMetrics("logits")
+    rows = np.eye(1000, dtype=np.float32)[:50]
+    for i, row in enumerate(rows):
+        output.add(row[None], row[None], (i,), (i,))
+    assert (len(output.noise), len(output.agree), len(output.right)) == (50, 50, 50)
+    assert output.noise.itemsize == 8
+
+
+@pytest.mark.parametrize(
+    ("candidate", "count", "message"),
+    [
+        (np.zeros((2, 4), np.float32), 2, r"output y has another shape in the candidate: \[2, 3\] in FP32, \[2, 4\]"),
+        (np.zeros((2, 3), np.int64), 2, "output y has another type in the candidate: float32 in FP32, int64"),
+        (np.zeros((2, 3), np.float32), 4, r"output y has no row for each sample: its shape is \[2, 3\] for 4 samples"),
+    ],
+)
+def test_outputs_that_cannot_be_compared_are_refused(
+    candidate: npt.NDArray[np.generic], count: int, message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        OutputMetrics("y").add(np.zeros((2, 3), np.float32), candidate, tuple(range(count)))

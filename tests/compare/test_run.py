@@ -1,0 +1,213 @@
+"""A comparison: the same samples through both models, one verdict, and nothing averaged away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from trtopt.compare.run import Pair, compare
+from trtopt.data.dataset import Array, Dataset
+from trtopt.engine.onnxruntime import open_runner
+from trtopt.errors import DataError, ModelError, UsageError
+from trtopt.events import Event, Progress, silent
+from trtopt.types import Comparison
+
+SAMPLES = np.random.default_rng(0).normal(size=(9, 12)).astype(np.float32)
+LABELS = tuple(SAMPLES.argmax(axis=1).tolist())
+
+
+@dataclass
+class Function:
+    """A runner whose model is a numpy function of the input `x`; it remembers how many samples each run had."""
+
+    model: Callable[[Array], Mapping[str, Array]]
+    where: str = "numpy"
+    sizes: tuple[int, ...] = ()
+
+    def run(self, feed: Mapping[str, Array]) -> Mapping[str, Array]:
+        self.sizes += (len(feed["x"]),)
+        return self.model(feed["x"])
+
+
+def model(**outputs: Callable[[Array], Array]) -> Function:
+    return Function(lambda x: {name: function(x) for name, function in outputs.items()})
+
+
+def dataset(samples: Array = SAMPLES, **changes: object) -> Dataset:
+    made = Dataset(
+        source="eval.npz",
+        digest="d",
+        ids=tuple(f"eval.npz[{i}]" for i in range(len(samples))),
+        load=lambda i: {"x": samples[i : i + 1]},
+        batched=True,
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def drift(baseline: Function, candidate: Function, data: Dataset, gates: str = "", batch: int = 4) -> Comparison:
+    pair = Pair(baseline=baseline, candidate=candidate, names=("a.onnx", "b.onnx"))
+    return compare(pair, data, gates, emit=silent, batch=batch)
+
+
+def same(x: Array) -> Array:
+    return x
+
+
+def test_identical_models_pass() -> None:
+    found = drift(model(logits=same), model(logits=same), dataset())
+    assert (found.verdict, found.samples, found.labelled) == ("pass", 9, False)
+    assert (found.baseline, found.candidate, found.baseline_ran, found.data) == (
+        "a.onnx",
+        "b.onnx",
+        "numpy",
+        "eval.npz",
+    )
+    assert found.outputs[0].values["top1"] == 100.0
+
+
+def test_a_reversed_candidate_fails() -> None:
+    found = drift(model(logits=same), model(logits=lambda x: -x), dataset())
+    assert found.verdict == "fail"
+    assert [gate.reason for gate in found.gates] == ["top-1 differs from FP32 on 100.00 % of samples, limit 1 %"]
+
+
+def test_labels_turn_drift_into_accuracy() -> None:
+    found = drift(model(logits=same), model(logits=lambda x: np.roll(x, 1, axis=1)), dataset(labels=LABELS))
+    assert found.labelled
+    assert (found.outputs[0].values["accuracy_fp32"], found.outputs[0].values["accuracy"]) == (100.0, 0.0)
+    assert found.warnings == ()
+
+
+def test_labels_that_do_not_fit_are_said_and_never_pass_a_broken_candidate() -> None:
+    shifted = tuple((label + 5) % 12 for label in LABELS)
+    found = drift(model(logits=same), model(logits=lambda x: -x), dataset(labels=shifted))
+    assert (found.verdict, found.labelled) == ("fail", False)
+    assert found.warnings == (
+        "eval.npz: the labels are not used: out of range, or FP32 no better than guessing (logits); "
+        "agreement with FP32 is judged instead",
+    )
+
+
+@pytest.mark.parametrize("gates", ["", "top1=1%"])
+def test_no_samples_fail(gates: str) -> None:
+    found = drift(model(logits=same), model(logits=same), dataset(SAMPLES[:0]), gates)
+    assert (found.verdict, found.samples) == ("fail", 0)
+    assert found.gates[0].reason == "there was not one sample to compare on"
+
+
+@pytest.mark.parametrize("broken", ["baseline", "candidate"])
+@pytest.mark.parametrize("gates", ["", "max_abs=1e9"])
+def test_nan_names_the_output_and_the_first_sample_and_fails(broken: str, gates: str) -> None:
+    def spoiled(x: Array) -> Array:
+        return np.where((x == SAMPLES[6]).all(axis=1, keepdims=True), np.float32(np.nan), x)
+
+    baseline = model(y=spoiled if broken == "baseline" else same)
+    candidate = model(y=spoiled if broken == "candidate" else same)
+    found = drift(baseline, candidate, dataset(), gates)
+    assert found.verdict == "fail"
+    (failed,) = [gate for gate in found.gates if not gate.passed]
+    assert (failed.output, failed.metric, failed.value) == ("y", "nonfinite", 1.0)
+    assert failed.reason.startswith("NaN or Inf in 1 of 9 samples, first in eval.npz[6]")
+    assert ("FP32 itself" in failed.reason) == (broken == "baseline")
+
+
+def test_samples_are_joined_when_outputs_keep_them_apart() -> None:
+    baseline = model(y=same)
+    drift(baseline, model(y=same), dataset())
+    assert baseline.sizes == (1, 2, 4, 4, 1)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        lambda x: x.mean(axis=0),  # one row for all samples
+        lambda x: np.stack([x, x]),  # layers, then samples: two rows, whatever the batch
+        lambda x: np.concatenate([x, x]),  # two rows a sample
+    ],
+)
+def test_samples_run_one_by_one_when_an_output_mixes_them(output: Callable[[Array], Array]) -> None:
+    baseline = model(y=same, mixed=output)
+    found = drift(baseline, model(y=same, mixed=output), dataset())
+    assert baseline.sizes[-9:] == (1,) * 9
+    assert found.verdict == "pass"
+
+
+def test_unbatched_data_runs_one_by_one() -> None:
+    baseline = model(y=same)
+    drift(baseline, model(y=same), dataset(batched=False))
+    assert baseline.sizes == (1,) * 9
+
+
+def test_a_graph_with_a_batch_of_one_written_inside_runs_one_by_one(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"])]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 12])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.array([1, 12]), "shape")],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "one.onnx"
+    )
+    runner = open_runner(tmp_path / "one.onnx")
+    found = compare(Pair(baseline=runner, candidate=runner, names=("a", "b")), dataset(), "", emit=silent)
+    assert (found.verdict, found.samples) == ("pass", 9)
+
+
+def test_an_error_of_a_sample_is_raised() -> None:
+    def refuse(x: Array) -> Mapping[str, Array]:
+        raise DataError("the model cannot take it")
+
+    with pytest.raises(DataError, match="cannot take it"):
+        drift(Function(refuse), Function(refuse), dataset())
+
+
+def test_outputs_are_matched_by_name() -> None:
+    found = drift(model(a=same, b=lambda x: 2 * x), model(b=lambda x: 2 * x, a=same), dataset())
+    assert [(output.output, output.values["max_abs"]) for output in found.outputs] == [("a", 0.0), ("b", 0.0)]
+
+
+def test_a_missing_output_is_an_error() -> None:
+    with pytest.raises(ModelError, match="the candidate has no output b: it gives a"):
+        drift(model(a=same, b=same), model(a=same), dataset())
+
+
+def test_an_output_of_another_shape_is_an_error() -> None:
+    with pytest.raises(ModelError, match="output y has another shape in the candidate"):
+        drift(model(y=same), model(y=lambda x: x[:, :5]), dataset())
+
+
+def test_a_gate_that_does_not_parse_is_an_error_before_anything_runs() -> None:
+    baseline = model(y=same)
+    with pytest.raises(UsageError, match="topp1"):
+        drift(baseline, model(y=same), dataset(), "topp1=1%")
+    assert baseline.sizes == ()
+
+
+def test_what_the_reader_assumed_is_in_the_warnings() -> None:
+    found = drift(model(y=same), model(y=same), dataset(notes=("recipe imagenet assumed",)))
+    assert found.warnings == ("eval.npz: recipe imagenet assumed",)
+
+
+def test_progress_counts_samples_to_the_end() -> None:
+    events: list[Event] = []
+    pair = Pair(baseline=model(y=same), candidate=model(y=same), names=("a", "b"))
+    compare(pair, dataset(), "", emit=events.append, batch=4)
+    assert events == [Progress("compare", done, 9) for done in (4, 8, 9)]
+
+
+def test_the_batch_does_not_change_the_numbers() -> None:
+    results = []
+    for batch in (1, 2, 9):
+        found = drift(model(logits=same), model(logits=lambda x: np.tanh(x)), dataset(labels=LABELS), batch=batch)
+        results.append(found.outputs[0])
+    for other in results[1:]:
+        assert other.kind == results[0].kind
+        assert other.values == pytest.approx(results[0].values, rel=1e-12)
