@@ -1,0 +1,44 @@
+"""Every format renders whatever report there is, and none invents a pass."""
+
+from __future__ import annotations
+
+import pytest
+from report.reports import ALL, EMPTY, PASSED
+
+from trtopt.errors import UsageError
+from trtopt.report import formats, render, show
+from trtopt.types import Report
+
+every_report = pytest.mark.parametrize("report", ALL.values(), ids=ALL.keys())
+
+
+def test_a_format_is_a_module_of_the_folder() -> None:
+    assert formats() == ("github", "json", "junit", "markdown", "text")
+
+
+def test_an_unknown_format_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"unknown format 'pdf'\. Choose one of github, json"):
+        render("pdf", PASSED)
+
+
+@every_report
+@pytest.mark.parametrize("format", ["github", "json", "junit", "markdown", "text"])
+def test_every_format_renders_every_report_and_ends_in_one_newline(format: str, report: Report) -> None:
+    text = render(format, report)
+    assert text.endswith("\n")
+    assert not text.endswith("\n\n")
+
+
+@pytest.mark.parametrize("format", ["github", "json", "junit", "markdown", "text"])
+def test_show_prints_the_report_once(format: str, capsys: pytest.CaptureFixture[str]) -> None:
+    show(format, PASSED)
+    out = capsys.readouterr().out
+    assert out.split() == render(format, PASSED).split() or format == "text"
+    assert "\x1b" not in out
+
+
+@pytest.mark.parametrize("format", ["github", "markdown", "text"])
+def test_a_report_that_failed_with_nothing_judged_says_no_pass(format: str) -> None:
+    text = render(format, EMPTY)
+    assert "FAIL: nothing was judged" in text
+    assert "PASS" not in text

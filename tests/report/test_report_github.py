@@ -1,0 +1,50 @@
+"""The report as workflow commands: few, the worst first, and escaped as GitHub reads them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from report.reports import COMPARED, FAILED, HOSTILE, SQNR, TOP1, UNCHECKED, UNJUDGED
+
+from trtopt.report import render
+
+
+def test_github_annotates_failed_gates_the_worst_first() -> None:
+    assert render("github", FAILED).splitlines() == [
+        "::error title=trtopt equal::equal could not be evaluated",
+        "::error title=trtopt boxes%3A0%3A sqnr::sqnr is 12.5 dB, must be 20 dB",
+        "::warning title=trtopt::eval.npz: recipe imagenet assumed",
+    ]
+
+
+def test_github_prints_one_notice_when_all_is_well() -> None:
+    assert render("github", COMPARED) == "::notice title=trtopt compare::PASS: 1 of 1 gates hold\n"
+
+
+def test_github_warns_of_an_unchecked_run() -> None:
+    assert render("github", replace(UNCHECKED, warnings=())) == (
+        "::warning title=trtopt convert::UNCHECKED: no comparison was asked for\n"
+    )
+
+
+def test_github_keeps_to_ten_annotations_and_says_so() -> None:
+    assert FAILED.comparison is not None
+    gates = tuple(replace(SQNR, output=str(i), value=20.0 - i) for i in range(1, 14))
+    lines = render("github", replace(FAILED, comparison=replace(FAILED.comparison, gates=gates))).splitlines()
+    assert [line.split("::")[1] for line in lines[:10]] == [f"error title=trtopt {i}%3A sqnr" for i in range(13, 3, -1)]
+    assert lines[10] == "3 more gates failed: see report.json"
+
+
+def test_github_escapes_what_would_start_another_command() -> None:
+    for line in render("github", HOSTILE).splitlines():
+        assert line.startswith(("::error title=trtopt", "::warning title=trtopt"))
+        title = line.split("title=", 1)[1].split("::", 1)[0]
+        assert ":" not in title
+        assert "," not in title
+
+
+def test_github_escapes_as_the_runner_unescapes() -> None:
+    gate = replace(UNJUDGED, output="a:b,c", reason="50 %\r\nof it")
+    assert FAILED.comparison is not None
+    report = replace(FAILED, warnings=(), comparison=replace(FAILED.comparison, gates=(gate, TOP1)))
+    assert render("github", report) == "::error title=trtopt a%3Ab%2Cc%3A equal::50 %25%0D%0Aof it\n"

@@ -1,0 +1,63 @@
+"""The report as JUnit XML: a case a gate, true counts, and the shape that CI servers read."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+import pytest
+from report.reports import ALL, FAILED, PASSED
+
+from trtopt.report import render
+from trtopt.types import Report
+
+every_report = pytest.mark.parametrize("report", ALL.values(), ids=ALL.keys())
+
+
+def _suite(report: Report) -> ElementTree.Element:
+    root = ElementTree.fromstring(render("junit", report))
+    (suite,) = root
+    return suite
+
+
+@every_report
+def test_junit_is_xml_whose_counts_are_true(report: Report) -> None:
+    suite = _suite(report)
+    cases = suite.findall("testcase")
+    assert suite.get("tests") == str(len(cases))
+    assert suite.get("failures") == str(len(suite.findall("testcase/failure")))
+    assert suite.get("skipped") == str(len(suite.findall("testcase/skipped")))
+    assert (int(suite.get("failures", "")) > 0) == (report.verdict == "fail")
+    assert (int(suite.get("skipped", "")) > 0) == (report.verdict == "unchecked")
+
+
+@every_report
+def test_junit_has_the_shape_that_ci_servers_read(report: Report) -> None:
+    root = ElementTree.fromstring(render("junit", report))
+    suite = _suite(report)
+    assert (root.tag, suite.tag) == ("testsuites", "testsuite")
+    assert root.keys() == ["tests", "failures", "errors", "time"]
+    assert suite.keys() == ["name", "tests", "failures", "errors", "time", "skipped"]
+    assert [child.tag for child in suite] == ["properties", *["testcase"] * (len(suite) - 1)]
+    assert all(case.keys() == ["classname", "name", "time"] for case in suite.findall("testcase"))
+    assert all(set(found.keys()) == {"message", "type"} for found in suite.iter("failure"))
+
+
+def test_junit_has_a_case_a_gate_and_says_what_failed() -> None:
+    suite = _suite(FAILED)
+    names = [(case.get("classname"), case.get("name")) for case in suite.findall("testcase")]
+    assert names == [
+        ("trtopt.convert.logits", "top1"),
+        ("trtopt.convert.boxes:0", "sqnr"),
+        ("trtopt.convert.all", "equal"),
+    ]
+    first, second = suite.iter("failure")
+    assert first.get("message") == "boxes:0: sqnr: sqnr is 12.5 dB, must be 20 dB"
+    assert first.text == "boxes:0: sqnr: sqnr is 12.5 dB, must be 20 dB\nvalue 12.5, limit 20.0"
+    assert second.get("message") == "equal: equal could not be evaluated"
+
+
+def test_junit_says_where_it_ran() -> None:
+    found = {item.get("name"): item.get("value") for item in _suite(PASSED).iter("property")}
+    assert found["fp32 ran in"] == "onnxruntime 1.31, CPU"
+    assert found["candidate ran in"] == "onnxruntime 1.31, CPU, 16-bit rounding simulated"
+    assert (found["data"], found["samples"], found["verdict"]) == ("eval.npz", "1000", "pass")
