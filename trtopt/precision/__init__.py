@@ -3,7 +3,7 @@
 A precision module has `OPSET`, the lowest opset that can express it, `NEEDS_TABLE`, whether it quantizes activations,
 and `apply(model, request) -> tuple[Decision, ...]`, which rewrites the model in place. The other modules of this folder
 are what they share: `placement`, with `residual` and `attention` (which inputs are quantized, and why the others are
-not), `qdq` (writing Q/DQ pairs), `half` (writing 16-bit casts) and `graph`.
+not), `qdq` (writing Q/DQ pairs), `keep` (what must stay in FP32), `half` (writing 16-bit casts) and `graph`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trtopt.types import CalibrationTable, Decision
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_SHARED = {"placement", "residual", "attention", "qdq", "half", "graph"}
+_SHARED = {"placement", "residual", "attention", "qdq", "keep", "half", "graph"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

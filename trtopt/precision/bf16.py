@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trtopt.precision import Request, half
+from trtopt.precision.keep import keep
 from trtopt.types import Decision
 
 if TYPE_CHECKING:
@@ -19,4 +20,4 @@ NEEDS_TABLE = False
 
 def apply(model: ir.Model, request: Request) -> tuple[Decision, ...]:
     """Cast every node that can stand it to BF16; the others stay in FP32, with the reason."""
-    return half.convert(model, half.BF16, half.keep(model, half.BF16, request.ranges))
+    return half.convert(model, half.BF16, keep(model, half.BF16, request.ranges))

@@ -73,18 +73,31 @@ def add_initializer(graph: ir.Graph, name: str, array: npt.NDArray[np.generic], 
     """Add a constant of that type to the graph under a name that is free, and return it."""
     import onnx_ir as ir
 
-    name = unique(graph, name)
     tensor = ir.Tensor(array, dtype=dtype, name=name)
     value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(array.shape), const_value=tensor)
     graph.register_initializer(value)
     return value
 
 
-def unique(graph: ir.Graph, name: str) -> str:
-    """`name`, or `name` with the first number that makes it free among the initializers."""
+def names(graph: ir.Graph) -> set[str]:
+    """Names of all nodes and tensors, those of inner graphs included."""
+    found = {
+        value.name or ""
+        for each in (graph, *graph.subgraphs())
+        for value in [*each.inputs, *each.initializers.values()]
+    }
+    for node in graph.all_nodes():
+        found.add(node.name or "")
+        found.update(value.name or "" for value in node.outputs)
+    return found
+
+
+def unique(name: str, taken: set[str]) -> str:
+    """`name`, or `name` with the first number that makes it free; what is returned counts as taken from then on."""
     candidate, number = name, 1
-    while candidate in graph.initializers:
+    while candidate in taken:
         candidate, number = f"{name}_{number}", number + 1
+    taken.add(candidate)
     return candidate
 
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from trtopt.errors import TableError, UsageError
 from trtopt.precision import Request, half, qdq
-from trtopt.precision.graph import constant, drop_unused_initializers
+from trtopt.precision.graph import constant, drop_unused_initializers, names
+from trtopt.precision.keep import keep
 from trtopt.precision.placement import Placement, Site, place
 from trtopt.types import CalibrationTable, Decision
 
@@ -36,6 +37,7 @@ def apply(model: ir.Model, request: Request) -> tuple[Decision, ...]:
     # Read before the casts: the weights are quantized from their FP32 values, not from the 16-bit copies.
     weights = {site: _weight(site) for site in placement.sites if site.axis is not None}
     decisions = _rest(model, request)
+    taken = names(model.graph)
     quantized: dict[object, ir.Value] = {}
     for site in placement.sites:
         value = site.node.inputs[site.index]
@@ -43,9 +45,9 @@ def apply(model: ir.Model, request: Request) -> tuple[Decision, ...]:
         key = (value, site.axis)
         if key not in quantized:
             quantized[key] = (
-                qdq.quantize_activation(model.graph, value, _shared_scale(placement, site, request.table))
+                qdq.quantize_activation(model.graph, value, _shared_scale(placement, site, request.table), taken)
                 if site.axis is None
-                else qdq.quantize_weight(model.graph, site.node, value, weights[site], site.axis)
+                else qdq.quantize_weight(site.node, value, weights[site], site.axis, taken)
             )
         site.node.replace_input_with(site.index, quantized[key])
     drop_unused_initializers(model.graph)
@@ -57,7 +59,7 @@ def apply(model: ir.Model, request: Request) -> tuple[Decision, ...]:
 def _rest(model: ir.Model, request: Request) -> tuple[Decision, ...]:
     if request.rest in half.HALVES:
         kind = half.HALVES[request.rest]
-        return half.convert(model, kind, half.keep(model, kind, request.ranges))
+        return half.convert(model, kind, keep(model, kind, request.ranges))
     if request.rest == "fp32":
         from trtopt.precision import fp32
 
@@ -81,8 +83,7 @@ def _shared_scale(placement: Placement, site: Site, table: CalibrationTable) -> 
 
 
 def _decide(rest: Decision, placed: Decision) -> Decision:
-    """Of a node's two decisions: quantized stands first, then what must stay in FP32, then why it is not quantized."""
+    """Of a node's two decisions: quantized stands first, then a remark on its type, then why it is not quantized."""
     if placed.precision == "int8":
         return placed
-    stays = rest.precision == "fp32" and rest.reason != "asked for"
-    return rest if stays else replace(placed, precision=rest.precision)
+    return rest if rest.reason != half.ASKED_FOR else replace(placed, precision=rest.precision)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from trtopt.precision.graph import add_initializer
+from trtopt.precision.graph import add_initializer, unique
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -48,19 +48,24 @@ def channel_scales(weight: FloatArray, axis: int) -> FloatArray:
     return np.asarray(np.abs(weight).max(axis=others) / QMAX, np.float32)
 
 
-def quantize_activation(graph: ir.Graph, value: ir.Value, scale: float) -> ir.Value:
-    """Insert Q -> DQ behind `value` (float32, float16 or bfloat16) and return the dequantized value."""
+def quantize_activation(graph: ir.Graph, value: ir.Value, scale: float, taken: set[str]) -> ir.Value:
+    """Insert Q -> DQ behind `value` (float32, float16 or bfloat16) and return the dequantized value.
+
+    `taken` are the names in use in the graph; the new ones are added.
+    """
     import onnx_ir as ir
 
     dtype = value.dtype or ir.DataType.FLOAT
     rounded = round_scale(np.array([scale], np.float32), dtype).reshape(())
-    number = _scale(graph, f"{value.name}/scale", rounded, dtype)
-    zero = add_initializer(graph, f"{value.name}/zero_point", np.zeros((), np.int8), ir.DataType.INT8)
-    codes = ir.Value(name=f"{value.name}/int8", type=ir.TensorType(ir.DataType.INT8), shape=value.shape)
-    result = ir.Value(name=f"{value.name}/dq", type=ir.TensorType(dtype), shape=value.shape)
+    parts = ("scale", "zero_point", "int8", "dq", "QuantizeLinear", "DequantizeLinear")
+    name = {part: unique(f"{value.name}/{part}", taken) for part in parts}
+    number = _scale(graph, name["scale"], rounded, dtype)
+    zero = add_initializer(graph, name["zero_point"], np.zeros((), np.int8), ir.DataType.INT8)
+    codes = ir.Value(name=name["int8"], type=ir.TensorType(ir.DataType.INT8), shape=value.shape)
+    result = ir.Value(name=name["dq"], type=ir.TensorType(dtype), shape=value.shape)
     pair = [
-        ir.node("QuantizeLinear", [value, number, zero], outputs=[codes], name=f"{value.name}/QuantizeLinear"),
-        ir.node("DequantizeLinear", [codes, number, zero], outputs=[result], name=f"{value.name}/DequantizeLinear"),
+        ir.node("QuantizeLinear", [value, number, zero], outputs=[codes], name=name["QuantizeLinear"]),
+        ir.node("DequantizeLinear", [codes, number, zero], outputs=[result], name=name["DequantizeLinear"]),
     ]
     source = value.producer()
     if source is None:
@@ -70,27 +75,26 @@ def quantize_activation(graph: ir.Graph, value: ir.Value, scale: float) -> ir.Va
     return result
 
 
-def quantize_weight(graph: ir.Graph, node: ir.Node, value: ir.Value, weight: FloatArray, axis: int) -> ir.Value:
+def quantize_weight(node: ir.Node, value: ir.Value, weight: FloatArray, axis: int, taken: set[str]) -> ir.Value:
     """Store `weight` as INT8, one scale a channel of `axis`, and return its dequantized value of `value`'s type.
 
-    `value` is the initializer that `node` reads now; `weight` holds its FP32 values.
+    `value` is the initializer that `node` reads now; `weight` holds its FP32 values; `taken` are the names in use.
     """
     import onnx_ir as ir
 
-    dtype = value.dtype or ir.DataType.FLOAT
+    graph, dtype = node.graph, value.dtype or ir.DataType.FLOAT
+    assert isinstance(graph, ir.Graph)
     scales = round_scale(channel_scales(weight, axis), dtype)
     shape = [1] * weight.ndim
     shape[axis] = -1
-    codes = add_initializer(graph, f"{value.name}/int8", quantize(weight, scales.reshape(shape)), ir.DataType.INT8)
-    number = _scale(graph, f"{value.name}/scale", scales, dtype)
-    zero = add_initializer(graph, f"{value.name}/zero_point", np.zeros(scales.shape, np.int8), ir.DataType.INT8)
-    result = ir.Value(name=f"{codes.name}/dq", type=ir.TensorType(dtype), shape=value.shape)
+    parts = ("int8", "scale", "zero_point", "dq", "DequantizeLinear")
+    name = {part: unique(f"{value.name}/{part}", taken) for part in parts}
+    codes = add_initializer(graph, name["int8"], quantize(weight, scales.reshape(shape)), ir.DataType.INT8)
+    number = _scale(graph, name["scale"], scales, dtype)
+    zero = add_initializer(graph, name["zero_point"], np.zeros(scales.shape, np.int8), ir.DataType.INT8)
+    result = ir.Value(name=name["dq"], type=ir.TensorType(dtype), shape=value.shape)
     dequantize = ir.node(
-        "DequantizeLinear",
-        [codes, number, zero],
-        {"axis": axis},
-        outputs=[result],
-        name=f"{codes.name}/DequantizeLinear",
+        "DequantizeLinear", [codes, number, zero], {"axis": axis}, outputs=[result], name=name["DequantizeLinear"]
     )
     graph.insert_before(node, dequantize)
     return result
