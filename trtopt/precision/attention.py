@@ -53,20 +53,25 @@ def _scores(value: ir.Value | None) -> tuple[ir.Node | None, bool]:
 
 
 def _leads_to_product(value: ir.Value | None) -> bool:
-    node = producer(value)
-    while node is not None and node.op_type in _SCALINGS | _MASKINGS and node.inputs:
-        if node.op_type in _MASKINGS:
-            return any(_leads_to_product(v) for v in node.inputs)
-        node = producer(node.inputs[0])
-    return node is not None and node.op_type == "MatMul"
+    todo, seen = [producer(value)], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.op_type == "MatMul":
+            return True
+        if node.op_type in _SCALINGS | _MASKINGS:
+            todo += [producer(before) for before in node.inputs]
+    return False
 
 
 def _applied(value: ir.Value) -> list[ir.Node]:
     """Products that read the attention weights."""
-    products = []
-    for node in consumers(value):
-        if node.op_type == "MatMul":
-            products.append(node)
-        elif node.op_type in SAME_VALUES | {"Where", "Dropout"}:
-            products += _applied(node.outputs[0])
-    return products
+    todo, seen = consumers(value), set()
+    while todo:
+        node = todo.pop()
+        if node not in seen and node.op_type in SAME_VALUES | {"Where", "Dropout"}:
+            todo += consumers(node.outputs[0])
+        seen.add(node)
+    return [node for node in seen if node.op_type == "MatMul"]

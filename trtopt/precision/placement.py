@@ -178,8 +178,10 @@ def does_not_pay(node: ir.Node) -> str:
 def _product_sizes(node: ir.Node) -> tuple[int | None, int | None, int | None]:
     """M, K and N of a matrix product; None where dynamic or unknown."""
     left, right = dims(node.inputs[0]), dims(node.inputs[1])
-    if not left or not right or len(left) < 2 or len(right) < 2:
+    if not left or not right:
         return None, None, None
+    if len(left) < 2 or len(right) < 2:  # a vector on one side: its missing dimension is 1
+        return (1 if len(left) < 2 else None), left[-1], (1 if len(right) < 2 else None)
     if attribute(node, "transA", 0):
         left = left[::-1]
     if attribute(node, "transB", 0):
@@ -204,11 +206,13 @@ def pools(graph: ir.Graph, sites: set[tuple[ir.Node, int]]) -> Iterator[ir.Node]
 
 
 def _readers(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
-    for node, index in value.uses():
-        if node.op_type in SAME_VALUES:
-            yield from _readers(node.outputs[0])
-        else:
-            yield node, index
+    todo = [value]
+    while todo:
+        for node, index in todo.pop().uses():
+            if node.op_type in SAME_VALUES:
+                todo.append(node.outputs[0])
+            else:
+                yield node, index
 
 
 def concat_groups(graph: ir.Graph, sites: tuple[Site, ...]) -> tuple[frozenset[str], ...]:

@@ -1,0 +1,48 @@
+"""Small nets as text: each node is named after its first output, and every shape is inferred, as after preparation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from trtopt.export.prepare import check_types, infer_shapes, save
+
+Parse = Callable[..., ir.Model]
+
+
+@pytest.fixture
+def parse() -> Parse:
+    """`parse(body, weights, opset=19)`: the model of ONNX's text form, with random weights of the given shapes."""
+
+    def parse(body: str, weights: Mapping[str, tuple[int, ...]] | None = None, opset: int = 19) -> ir.Model:
+        proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": {opset}, "custom": 1]> g {body}')
+        rng = np.random.default_rng(3)
+        for name, shape in (weights or {}).items():
+            array = rng.normal(0, 0.2, shape).astype(np.float32)
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        for node in proto.graph.node:
+            node.name = node.output[0]
+        onnx.checker.check_model(proto)
+        model = ir.from_proto(proto)
+        infer_shapes(model)
+        return model
+
+    return parse
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[ir.Model], Path]:
+    """`write(model)`: the file it was saved to, after ONNX's full checker has seen every type in it."""
+
+    def write(model: ir.Model) -> Path:
+        path = tmp_path / "typed.onnx"
+        save(model, path)
+        check_types(path)
+        return path
+
+    return write

@@ -1,0 +1,231 @@
+"""Casts to 16 bits: every type fits, inputs and outputs stay what they were, and the numbers follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from trtopt.engine.onnxruntime import open_runner
+from trtopt.export.onnx import describe
+from trtopt.precision import Request, half, precision
+from trtopt.precision.half import BF16, FP16
+from trtopt.types import Decision
+
+Parse = Callable[..., ir.Model]
+Write = Callable[[ir.Model], Path]
+Run = Callable[..., tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]
+X = np.linspace(-2, 2, 4, dtype=np.float32)
+
+
+def apply(model: ir.Model, name: str = "fp16", **ranges: float) -> dict[str, Decision]:
+    return {decision.node: decision for decision in precision(name).apply(model, Request(ranges=ranges))}
+
+
+def types(path: Path) -> dict[str, str]:
+    """Element type of every tensor, as ONNX's own inference sees it."""
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
+    values = [*graph.input, *graph.value_info, *graph.output]
+    names = {value.name: onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type) for value in values}
+    return names | {t.name: onnx.TensorProto.DataType.Name(t.data_type) for t in graph.initializer}
+
+
+@pytest.fixture
+def both(parse: Parse, write: Write, tmp_path: Path) -> Run:
+    """Outputs of a net in FP32, and of its typed graph under the simulation of 16-bit rounding."""
+
+    def both(body: str, feed: dict[str, np.ndarray], name: str = "fp16", opset: int = 19, **ranges: float):
+        model = parse(body, opset=opset)
+        ir.save(model, tmp_path / "fp32.onnx")
+        apply(model, name, **ranges)
+        return open_runner(tmp_path / "fp32.onnx").run(feed), open_runner(write(model)).run(feed)
+
+    return both
+
+
+@pytest.mark.parametrize(("name", "opset", "kind"), [("fp16", 19, "FLOAT16"), ("bf16", 22, "BFLOAT16")])
+def test_inputs_and_outputs_stay_float32_and_all_between_is_16_bit(
+    parse: Parse, write: Write, name: str, opset: int, kind: str
+) -> None:
+    model = parse("(float[n, 4] x) => (float[n, 2] y) { h = MatMul(x, w)\n r = Relu(h)\n y = Add(r, b) }",
+                  {"w": (4, 2), "b": (2,)}, opset)  # fmt: skip
+    decisions = apply(model, name)
+    assert {d.precision for d in decisions.values()} == {name}
+    assert {d.reason for d in decisions.values()} == {"asked for"}
+    path = write(model)
+    found = types(path)
+    assert (found["x"], found["y"]) == ("FLOAT", "FLOAT")
+    assert {found["h"], found["r"], found[f"w_{name}"], found[f"b_{name}"]} == {kind}
+    assert "w" not in found  # the FP32 copy is gone
+    assert [node.op_type for node in onnx.load(path).graph.node] == ["Cast", "MatMul", "Relu", "Add", "Cast"]
+    assert describe(path).outputs[0].name == "y"
+
+
+@pytest.mark.parametrize(("name", "kind"), [("fp16", np.float16), ("bf16", ml_dtypes.bfloat16)])
+def test_weights_are_rounded_to_nearest_even(parse: Parse, name: str, kind: type) -> None:
+    model = parse("(float[4] x) => (float[4] y) { y = Mul(x, w) }", {"w": (4,)}, 22)
+    before = model.graph.initializers["w"].const_value
+    assert before is not None
+    apply(model, name)
+    after = model.graph.initializers[f"w_{name}"].const_value
+    assert after is not None
+    assert np.array_equal(after.numpy(), before.numpy().astype(kind))
+
+
+def test_a_mask_constant_is_clamped_and_said_so(parse: Parse) -> None:
+    model = parse("(float[4] x) => (float[4] y) <float m = {-3.4e38}> { y = Add(x, m) }")
+    decision = apply(model)["y"]
+    assert decision.precision == "fp16"
+    assert decision.reason == "its constant -3.4e+38 stands for infinity and becomes -65504"
+    number = model.graph.initializers["m_fp16"].const_value
+    assert number is not None
+    assert number.numpy() == -65504
+
+
+def test_a_mask_constant_beyond_bf16_is_clamped_and_said_so(parse: Parse) -> None:
+    model = parse("(float[4] x) => (float[4] y) <float m = {-3.4028234e38}> { y = Add(x, m) }", opset=22)
+    assert "becomes -3.3895e+38" in apply(model, "bf16")["y"].reason
+    number = model.graph.initializers["m_bf16"].const_value
+    assert number is not None
+    assert np.isfinite(number.numpy().astype(np.float32))
+
+
+def test_an_infinite_constant_stays_infinite() -> None:
+    array = half.to_half(np.array([np.inf, -np.inf, np.nan, 1e9, -1e9], np.float32), FP16)
+    np.testing.assert_array_equal(array.astype(np.float32), [np.inf, -np.inf, np.nan, 65504, -65504])
+
+
+def test_the_limits_are_those_of_the_types() -> None:
+    for kind, numpy_type in ((FP16, np.float16), (BF16, ml_dtypes.bfloat16)):
+        info = ml_dtypes.finfo(numpy_type)
+        assert kind.max == float(info.max)
+        assert kind.tiny == pytest.approx(float(info.smallest_subnormal), rel=1e-3)
+
+
+def test_a_value_that_is_an_output_and_is_read_again_is_cast_once_for_each(both: Run) -> None:
+    want, got = both("(float[4] x) => (float[4] y, float[4] z) { y = Relu(x)\n z = Neg(y) }", {"x": X})
+    assert {name: array.dtype for name, array in got.items()} == {"y": np.float32, "z": np.float32}
+    for name in want:
+        np.testing.assert_allclose(got[name], want[name], atol=2e-3)
+
+
+def test_the_same_tensor_may_be_two_outputs(parse: Parse) -> None:
+    model = parse("(float[4] x) => (float[4] y) { y = Relu(x) }")
+    model.graph.outputs.append(model.graph.outputs[0])
+    apply(model)
+    assert [value.name for value in model.graph.outputs] == ["y", "y"]
+    assert {value.dtype for value in model.graph.outputs} == {ir.DataType.FLOAT}
+
+
+def test_inputs_and_constants_that_are_outputs_stay_as_they_are(both: Run) -> None:
+    body = "(float[4] x) => (float[4] w, float[4] z, float[4] x) <float[4] w = {1.0001, 2, 3, 4}> { z = Add(x, w) }"
+    want, got = both(body, {"x": X})
+    assert np.array_equal(got["w"], want["w"])
+    assert np.array_equal(got["x"], want["x"])
+    np.testing.assert_allclose(got["z"], want["z"], atol=4e-3)
+
+
+def test_an_initializer_of_kept_and_halved_nodes_exists_in_both_types(parse: Parse, write: Write) -> None:
+    model = parse("(float[4] x, float[4] big) => (float[4] y, float[4] z) { y = Add(x, w)\n z = Add(big, w) }",
+                  {"w": (4,)})  # fmt: skip
+    decisions = apply(model, big=1e5)
+    assert (decisions["y"].precision, decisions["z"].precision) == ("fp16", "fp32")
+    found = types(write(model))
+    assert (found["w"], found["w_fp16"]) == ("FLOAT", "FLOAT16")
+
+
+def test_one_cast_serves_all_readers_of_a_type(parse: Parse, write: Write) -> None:
+    model = parse("(float[4] x) => (float[4] a, float[4] b) { a = Relu(x)\n b = Neg(x) }")
+    apply(model)
+    casts = [node for node in onnx.load(write(model)).graph.node if node.op_type == "Cast"]
+    assert sorted(node.output[0] for node in casts) == ["a", "b", "x_fp16"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "(float[4] x) => (float[4] y, float[4] y_fp16) { y_fp16 = Relu(x)\n y = Neg(y_fp16) }",
+        "(float[4] x) => (float[4] y) { x_fp16 = Relu(x)\n y = Add(x_fp16, x) }",
+        "(float[4] x) => (float[4] y) <float[4] x_fp16 = {1, 2, 3, 4}> { y = Add(x, x_fp16) }",
+    ],
+)
+def test_new_names_do_not_clash_with_those_of_the_model(both: Run, body: str) -> None:
+    want, got = both(body, {"x": X})
+    assert want.keys() == got.keys()
+    for name in want:
+        np.testing.assert_allclose(got[name], want[name], atol=4e-3)
+
+
+def test_new_names_do_not_clash_with_those_of_inner_graphs(both: Run) -> None:
+    body = """(float[4] x, bool c) => (float[4] y) { t = Relu(x)
+        y = If(c)<then_branch = p () => (float[4] t_fp32) { t_fp32 = Neg(t) },
+                  else_branch = q () => (float[4] x_fp16) { x_fp16 = Abs(t) }> }"""
+    want, got = both(body, {"x": X, "c": np.array(True)})
+    np.testing.assert_allclose(got["y"], want["y"], atol=4e-3)
+
+
+@pytest.mark.parametrize("condition", [True, False])
+def test_bodies_stay_fp32_and_what_they_capture_is_cast_back(both: Run, condition: bool) -> None:
+    body = """(float[4] x, bool c) => (float[4] z) { t = Exp(x)
+        y = If(c)<then_branch = p () => (float[4] a) { a = Neg(t) },
+                  else_branch = q () => (float[4] b) { b = Sqrt(t) }>
+        z = Mul(y, y)\n }"""
+    want, got = both(body, {"x": X, "c": np.array(condition)})
+    np.testing.assert_allclose(got["z"], want["z"], rtol=4e-3)
+
+
+def test_a_loop_carries_fp32(both: Run) -> None:
+    body = """(float[4] x, int64 m, bool c) => (float[4] y) { t = Exp(x)
+        l = Loop(m, c, t)<body = b (int64 i, bool go, float[4] p) => (bool on, float[4] s) {
+            on = Identity(go)\n s = Add(p, t) }>
+        y = Neg(l)\n }"""
+    want, got = both(body, {"x": X, "m": np.array(3), "c": np.array(True)})
+    np.testing.assert_allclose(got["y"], want["y"], rtol=4e-3)
+
+
+def test_scales_of_a_resize_stay_float32(parse: Parse, write: Write) -> None:
+    model = parse("(float[1, 1, 4, 4] x) => (float[1, 1, 8, 8] y) <float[4] s = {1, 1, 2, 2}>"
+                  '{ r = Exp(x)\n y = Resize(r, "", s) }')  # fmt: skip
+    assert apply(model)["y"].precision == "fp16"
+    found = types(write(model))
+    assert found["s"] == "FLOAT"
+    assert found["r"] == "FLOAT16"
+
+
+def test_casts_and_fills_of_the_model_follow_its_type(both: Run) -> None:
+    body = """(float[4] x, int64[4] i) => (float[4] y, double[4] d, int64[4] k) <int64[1] four = {4}> {
+        f = Cast<to = 1>(i)\n r = Exp(x)\n same = Cast<to = 1>(r)\n s = Add(same, f)
+        fill = ConstantOfShape<value = float[1] {0.5}>(four)
+        none = ConstantOfShape(four)
+        t = Add(s, fill)\n y = Add(t, none)
+        wide = Cast<to = 11>(r)\n d = Neg(wide)\n k = Cast<to = 7>(y)\n }"""
+    want, got = both(body, {"x": X, "i": np.arange(4)})
+    for name in ("y", "d"):
+        assert got[name].dtype == want[name].dtype
+        np.testing.assert_allclose(got[name], want[name], rtol=4e-3)
+    assert np.array_equal(got["k"], want["k"])
+
+
+def test_decisions_name_every_computing_node_in_order(parse: Parse) -> None:
+    model = parse("(float[2, 2] x) => (float[4] y) <int64[1] s = {4}>"
+                  "{ a = Exp(x)\n b = Transpose(a)\n c = Reshape(b, s)\n y = Log(c) }")  # fmt: skip
+    decisions = precision("fp16").apply(model, Request())
+    assert [(d.node, d.op) for d in decisions] == [("a", "Exp"), ("y", "Log")]  # moving data is no arithmetic
+
+
+def test_the_kept_nodes_compute_in_fp32(both: Run) -> None:
+    body = "(float[4] x) => (float[4] y) <float big = {1e5}> { m = Mul(x, big)\n y = Div(m, big) }"
+    want, got = both(body, {"x": X + np.float32(1e-4)})
+    assert np.array_equal(got["y"], want["y"])  # 1e5 does not exist in FP16, so neither node was halved
+
+
+def test_bf16_is_simulated_too(both: Run) -> None:
+    body = "(float[4] x) => (float[4] y) { m = Exp(x)\n y = Sqrt(m) }"
+    want, got = both(body, {"x": X}, "bf16", 22)
+    np.testing.assert_allclose(got["y"], want["y"], rtol=2**-6)
+    assert not np.array_equal(got["y"], want["y"])
