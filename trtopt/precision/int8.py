@@ -59,7 +59,10 @@ def apply(model: ir.Model, request: Request) -> tuple[Decision, ...]:
 def _rest(model: ir.Model, request: Request) -> tuple[Decision, ...]:
     if request.rest in half.HALVES:
         kind = half.HALVES[request.rest]
-        return half.convert(model, kind, keep(model, kind, request.ranges))
+        # A tensor reached at least what its scale represents: a table read from a cache tells no more than that.
+        scales = request.table.scales if request.table else {}
+        ranges = {name: scale * qdq.QMAX for name, scale in scales.items()} | dict(request.ranges)
+        return half.convert(model, kind, keep(model, kind, ranges))
     if request.rest == "fp32":
         from trtopt.precision import fp32
 

@@ -1,0 +1,240 @@
+"""Where Q/DQ goes: for every rule a net that it applies to, and one that it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+import pytest
+
+from trtopt.errors import ModelError
+from trtopt.precision.placement import NEVER, Placement, place, weighted_inputs
+
+Parse = Callable[..., ir.Model]
+Shapes = dict[str, tuple[int, ...]]
+IMAGE = "(float[1, 16, 8, 8] x) => (float[1, 16, 8, 8] y)"
+CONV: Shapes = {"w": (16, 16, 1, 1)}
+
+
+def sites(placement: Placement) -> set[tuple[str, int, int | None, str]]:
+    return {(site.node.name or "", site.index, site.axis, site.scale_from) for site in placement.sites}
+
+
+def reason(placement: Placement, node: str) -> str:
+    return next(decision.reason for decision in placement.decisions() if decision.node == node)
+
+
+def quantized(placement: Placement) -> set[str]:
+    return {decision.node for decision in placement.decisions() if decision.precision == "int8"}
+
+
+# Rules 1 and 2: both inputs of a weighted operator; weights along their output channels
+
+
+@pytest.mark.parametrize(
+    ("body", "weights", "axis"),
+    [
+        (f"{IMAGE} {{ y = Conv(x, w) }}", CONV, 0),
+        (f"{IMAGE} {{ y = Conv<group = 16>(x, w) }}", {"w": (16, 1, 1, 1)}, 0),
+        (f"{IMAGE} {{ y = ConvTranspose(x, w) }}", CONV, 1),
+        ("(float[n, 16] x) => (float[n, 32] y) { y = Gemm(x, w) }", {"w": (16, 32)}, 1),
+        ("(float[n, 16] x) => (float[n, 32] y) { y = Gemm<transB = 1>(x, w) }", {"w": (32, 16)}, 0),
+        ("(float[n, 16] x) => (float[n, 32] y) { y = MatMul(x, w) }", {"w": (16, 32)}, 1),
+        ("(float[2, n, 16] x) => (float[2, n, 32] y) { y = MatMul(x, w) }", {"w": (2, 16, 32)}, 2),
+    ],
+    ids=["conv", "depthwise", "conv-transpose", "gemm", "gemm-transposed", "matmul", "batched-matmul"],
+)
+def test_both_inputs_of_a_weighted_operator_are_quantized(parse: Parse, body: str, weights: Shapes, axis: int) -> None:
+    placement = place(parse(body, weights))
+    assert sites(placement) == {("y", 0, None, "x"), ("y", 1, axis, "w")}
+    assert placement.tensors() == ("x",)
+    assert reason(placement, "y") == "a weighted operator"
+
+
+@pytest.mark.parametrize("op", ["MatMul", "Gemm"])
+def test_a_product_of_two_activations_quantizes_both(parse: Parse, op: str) -> None:
+    placement = place(parse(f"(float[32, 32] a, float[32, 32] b) => (float[32, 32] y) {{ y = {op}(a, b) }}"))
+    assert sites(placement) == {("y", 0, None, "a"), ("y", 1, None, "b")}
+
+
+def test_an_operator_of_another_domain_is_not_weighted(parse: Parse) -> None:
+    model = parse(f"{IMAGE} {{ y = Conv(x, w) }}", CONV)
+    model.graph[0].domain = "custom"
+    assert weighted_inputs(model.graph[0]) == ()
+
+
+# Rule 3: nothing behind a weighted operator
+
+
+def test_nothing_is_quantized_between_a_convolution_and_its_activation(parse: Parse) -> None:
+    placement = place(parse(f"{IMAGE} {{ c = Conv(x, w)\n r = Relu(c)\n y = Conv(r, w) }}", CONV))
+    assert placement.tensors() == ("x", "r")
+    assert reason(placement, "r") == "not a weighted operator"
+
+
+# Rule 5: what moves values passes one scale through; average pools need a scale on either side
+
+
+def test_one_scale_flows_through_what_only_moves_values(parse: Parse) -> None:
+    body = """(float[4, 16, 8, 8] x) => (float[4, 32] y) <int64[2] s = {4, 256}> {
+        r = Relu(x)\n m = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(r)
+        t = Transpose(m)\n f = Reshape(t, s)\n y = Gemm(f, w)\n }"""
+    placement = place(parse(body, {"w": (256, 32)}))
+    assert placement.tensors() == ("r",)
+    assert ("y", 0, None, "r") in sites(placement)  # read where it is needed, scaled as where it was made
+
+
+@pytest.mark.parametrize("op", ["Relu", "Softmax", "AveragePool<kernel_shape = [1, 1]>"])
+def test_what_computes_ends_the_flow_of_a_scale(parse: Parse, op: str) -> None:
+    placement = place(parse(f"{IMAGE} {{ a = {op}(x)\n y = Conv(a, w) }}", CONV))
+    assert "a" in placement.tensors()
+
+
+@pytest.mark.parametrize("op", ["GlobalAveragePool", "AveragePool<kernel_shape = [8, 8]>"])
+def test_an_average_pool_between_quantized_tensors_is_quantized(parse: Parse, op: str) -> None:
+    body = f"""(float[4, 16, 8, 8] x) => (float[4, 32] y) {{
+        c = Conv(x, w)\n r = Relu(c)\n p = {op}(r)\n f = Flatten(p)\n y = Gemm(f, v) }}"""
+    placement = place(parse(body, {**CONV, "v": (16, 32)}))
+    assert ("p", 0, None, "r") in sites(placement)
+    assert ("y", 0, None, "p") in sites(placement)
+    assert reason(placement, "p") == "an average pool between quantized tensors"
+
+
+@pytest.mark.parametrize(
+    "tail", ["y0 = Flatten(p)\n y = Relu(y0)", "f = Flatten(p)\n g = Gemm(f, v)\n r2 = Relu(f)\n y = Mul(g, r2)"]
+)
+def test_an_average_pool_with_a_reader_in_16_bits_is_not(parse: Parse, tail: str) -> None:
+    body = f"(float[4, 16, 8, 8] x) => (float[4, 16] y) {{ p = GlobalAveragePool(x)\n {tail} }}"
+    placement = place(parse(body, {"v": (16, 16)}))
+    assert "p" not in quantized(placement)
+    assert reason(placement, "p") == "not a weighted operator"
+
+
+def test_an_average_pool_that_is_an_output_is_not(parse: Parse) -> None:
+    body = """(float[4, 16, 8, 8] x) => (float[4, 32, 1, 1] y, float[4, 16, 1, 1] p) {
+        p = GlobalAveragePool(x)\n y = Conv(p, w) }"""
+    assert "p" not in quantized(place(parse(body, {"w": (32, 16, 1, 1)})))
+
+
+# Rule 6: a Concat and what meets in it share one scale
+
+JOIN = """(float[1, 16, 8, 8] x) => (float[1, 16, 8, 8] y, float[1, 16, 8, 8] z) {
+    a = Relu(x)\n b = Sigmoid(x)\n m = MaxPool<kernel_shape = [1, 1]>(b)
+    j = Concat<axis = 1>(a, m)\n y = Conv(j, v)\n k = Conv(a, w)\n l = Conv(b, w)\n z = Add(k, l) }"""
+
+
+def test_what_meets_in_a_quantized_concat_shares_its_scale(parse: Parse) -> None:
+    placement = place(parse(JOIN, {**CONV, "v": (16, 32, 1, 1)}))
+    assert placement.groups == (frozenset({"a", "b", "j"}),)
+    assert placement.group("a") == placement.group("j") == frozenset({"a", "b", "j"})
+    assert placement.group("x") == frozenset({"x"})
+
+
+def test_concats_that_share_an_input_form_one_group(parse: Parse) -> None:
+    body = JOIN.replace("y = Conv(j, v)", "i = Concat<axis = 1>(b, x)\n y1 = Conv(j, v)\n y2 = Conv(i, v)\n y3 = "
+                        "Conv(x, w)\n y4 = Add(y1, y2)\n y = Add(y3, y4)")  # fmt: skip
+    placement = place(parse(body, {**CONV, "v": (16, 32, 1, 1)}))
+    assert placement.groups == (frozenset({"a", "b", "i", "j", "x"}),)
+
+
+def test_a_concat_that_nothing_quantized_reads_binds_nothing(parse: Parse) -> None:
+    body = JOIN.replace("y = Conv(j, v)", "y = Relu(j)").replace("float[1, 16, 8, 8] y", "float[1, 32, 8, 8] y")
+    assert place(parse(body, CONV)).groups == ()
+
+
+# Rule 7: what is never quantized (attention has its own module)
+
+
+@pytest.mark.parametrize("op", ["Softmax", "Sigmoid", "LeakyRelu", "LogSoftmax", "HardSigmoid"])
+def test_operators_that_need_more_than_8_bits_say_why(parse: Parse, op: str) -> None:
+    placement = place(parse(f"{IMAGE} {{ c = Conv(x, w)\n y = {op}(c) }}", CONV))
+    assert reason(placement, "y") == NEVER[op]
+    assert quantized(placement) == {"c"}
+
+
+def test_normalizations_are_not_quantized(parse: Parse) -> None:
+    body = "(float[4, 16] x) => (float[4, 32] y) { l = LayerNormalization(x, s)\n y = Gemm(l, w) }"
+    placement = place(parse(body, {"s": (16,), "w": (16, 32)}))
+    assert reason(placement, "l") == "its statistics need more than 8 bits"
+    assert placement.tensors() == ("l",)
+
+
+# Rule 8: what would not pay
+
+
+@pytest.mark.parametrize(
+    ("body", "weights", "said"),
+    [
+        ("(float[1, 3, 8, 8] x) => (float[1, 16, 8, 8] y) { y = Conv(x, w) }", {"w": (16, 3, 1, 1)},
+         "3 channels: fewer than 16"),
+        ("(float[1, 16, 8, 8] x) => (float[1, 15, 8, 8] y) { y = Conv(x, w) }", {"w": (15, 16, 1, 1)},
+         "15 channels: fewer than 16"),
+        ("(float[1, 8, 8, 8] x) => (float[1, 8, 8, 8] y) { y = Conv<group = 8>(x, w) }", {"w": (8, 1, 1, 1)},
+         "8 channels: fewer than 16"),
+        ("(float[1, 16, 8, 8] x, float[16, 16, 1, 1] w) => (float[1, 16, 8, 8] y) { y = Conv(x, w) }", {},
+         "its weight is not constant"),
+        ("(float[1, 64] x) => (float[1, 64] y) { y = Gemm(x, w) }", {"w": (64, 64)}, "a matrix-vector product"),
+        ("(float[64, 1] x) => (float[1, 64] y) { y = Gemm<transA = 1>(x, w) }", {"w": (64, 64)},
+         "a matrix-vector product"),
+        ("(float[2, 1, 64] x) => (float[2, 1, 64] y) { y = MatMul(x, w) }", {"w": (64, 64)},
+         "a matrix-vector product"),
+        ("(float[32, 64] x) => (float[32, 1] y) { y = MatMul(x, w) }", {"w": (64, 1)}, "a matrix-vector product"),
+        ("(float[64] x) => (float[32] y) { y = MatMul(x, w) }", {"w": (64, 32)}, "a matrix-vector product"),
+        ("(float[32, 64] x) => (float[32] y) { y = MatMul(x, w) }", {"w": (64,)}, "a matrix-vector product"),
+        ("(float[32, 15] x) => (float[32, 64] y) { y = MatMul(x, w) }", {"w": (15, 64)},
+         "inner dimension 15: less than 16"),
+        ("(float[32, 64] x) => (float[32, 15] y) { y = MatMul(x, w) }", {"w": (64, 15)},
+         "outer dimension 15: less than 16"),
+        ("(float[32, 64] x) => (float[32, 15] y) { y = Gemm<transB = 1>(x, w) }", {"w": (15, 64)},
+         "outer dimension 15: less than 16"),
+        ("(float[64, 32] x) => (float[32, 32] y) { y = MatMul(w, x) }", {"w": (32, 64)},
+         "its left operand is constant"),
+    ],
+)  # fmt: skip
+def test_what_would_not_pay_is_left_with_the_reason(parse: Parse, body: str, weights: Shapes, said: str) -> None:
+    placement = place(parse(body, weights))
+    assert placement.sites == ()
+    assert reason(placement, "y").startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("body", "weights"),
+    [
+        ("(float[n, 16] x) => (float[n, 16] y) { y = MatMul(x, w) }", {"w": (16, 16)}),
+        ("(float[16, 16] x) => (float[16, 16] y) { y = Gemm<transA = 1>(x, w) }", {"w": (16, 16)}),
+        ("(float[n, m] x) => (float[n, 16] y) { y = MatMul(x, w) }", {"w": (16, 16)}),
+    ],
+)
+def test_a_dynamic_or_just_large_enough_product_pays(parse: Parse, body: str, weights: Shapes) -> None:
+    assert quantized(place(parse(body, weights))) == {"y"}
+
+
+# Rule 9: one scale a tensor, shared by all who read it
+
+
+def test_a_tensor_read_twice_needs_one_scale(parse: Parse) -> None:
+    placement = place(parse(f"{IMAGE} {{ a = Conv(x, w)\n b = Conv(x, w)\n y = Mul(a, b) }}", CONV))
+    assert placement.tensors() == ("x",)
+    assert {site.scale_from for site in placement.sites if site.axis is None} == {"x"}
+
+
+# Rule 10 is precision.half's; here only: every computing node has a decision
+
+
+def test_every_computing_node_has_a_decision_in_the_type_of_the_rest(parse: Parse) -> None:
+    body = f"{IMAGE} {{ a = Conv(x, w)\n t = Transpose(a)\n u = Transpose(t)\n y = Exp(u) }}"
+    decisions = place(parse(body, CONV)).decisions("bf16")
+    assert [(d.node, d.op, d.precision) for d in decisions] == [("a", "Conv", "int8"), ("y", "Exp", "bf16")]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "(float[4] x) => (int8[4] y) <float s = {1}, int8 z = {0}> { y = QuantizeLinear(x, s, z) }",
+        "(int8[4] x) => (float[4] y) <float s = {1}, int8 z = {0}> { y = DequantizeLinear(x, s, z) }",
+        "(int8[4, 4] x) => (int8[4, 4] y) <float s = {1}, int8 z = {0}> { y = QLinearMatMul(x, s, z, x, s, z, s, z) }",
+    ],
+)
+def test_a_quantized_model_is_refused(parse: Parse, body: str) -> None:
+    with pytest.raises(ModelError, match="the model is quantized already"):
+        place(parse(body))

@@ -1,0 +1,81 @@
+"""Rule 4: the skip input of a residual Add, and nothing between the convolution and the Add."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+import pytest
+
+from trtopt.precision.placement import place
+from trtopt.precision.residual import skip_inputs
+
+Parse = Callable[..., ir.Model]
+HEAD = "(float[n, 16, 8, 8] x) => (float[n, 16, 8, 8] z)"
+WEIGHTS = {"w": (16, 16, 1, 1)}
+
+
+def skips(model: ir.Model) -> set[tuple[str, str]]:
+    """(Add, its skip tensor), every convolution counting as quantized."""
+    convs = {node for node in model.graph if node.op_type == "Conv"}
+    found = skip_inputs(model.graph, convs)
+    return {(node.name or "", value.name or "") for node, index in found if (value := node.inputs[index]) is not None}
+
+
+@pytest.mark.parametrize(
+    ("body", "skip"),
+    [
+        ("r = Relu(x)\n a = Conv(r, w)\n s = Add(a, r)", "r"),
+        ("r = Relu(x)\n a = Conv(r, w)\n s = Add(r, a)", "r"),
+        ("a = Conv(x, w)\n s = Add(a, x)", "x"),
+        ("a = Conv(x, w)\n b = Conv(x, w)\n r = Relu(b)\n s = Add(a, r)", "r"),
+    ],
+)
+def test_the_input_that_is_no_convolution_is_the_skip(parse: Parse, body: str, skip: str) -> None:
+    model = parse(f"{HEAD} {{ {body}\n z = Relu(s) }}", WEIGHTS)
+    assert skips(model) == {("s", skip)}
+    placement = place(model)
+    assert next(d for d in placement.decisions() if d.node == "s").reason == "the skip input of a residual Add"
+    assert skip in placement.tensors()
+    assert "a" not in placement.tensors()  # never between the convolution and the Add
+
+
+@pytest.mark.parametrize("order", ["short, long", "long, short"])
+def test_of_two_convolutions_the_one_with_the_longer_path_is_the_skip(parse: Parse, order: str) -> None:
+    body = f"""{HEAD} {{ r = Relu(x)\n short = Conv(r, w)
+        a = Conv(r, w)\n b = Relu(a)\n long = Conv(b, w)\n s = Add({order})\n z = Relu(s) }}"""
+    assert skips(parse(body, WEIGHTS)) == {("s", "long")}
+
+
+def test_paths_are_measured_from_the_lowest_common_ancestor(parse: Parse) -> None:
+    # From x the left branch is longer; from p, where they part, the right one is.
+    body = f"""{HEAD} {{ o = Relu(x)\n p = Exp(o)\n left = Conv(p, w)
+        q = Tanh(p)\n t = Add(q, x)\n right = Conv(t, w)\n s = Add(left, right)\n z = Relu(s) }}"""
+    assert skips(parse(body, WEIGHTS)) == {("s", "right")}
+
+
+def test_convolutions_without_a_common_ancestor_have_a_skip_too(parse: Parse) -> None:
+    body = "(float[n, 16, 8, 8] x, float[n, 16, 8, 8] v) => (float[n, 16, 8, 8] z)"
+    model = parse(f"{body} {{ a = Conv(x, w)\n b = Conv(v, w)\n s = Add(a, b)\n z = Relu(s) }}", WEIGHTS)
+    assert skips(model) == {("s", "b")}
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ("a = Relu(x)\n b = Exp(x)\n s = Add(a, b)\n z = Relu(s)", "neither is a convolution"),
+        ("a = Conv(x, w)\n s = Add(a, k)\n z = Relu(s)", "a constant is added"),
+        ("a = Conv(x, w)\n p = GlobalAveragePool(x)\n s = Add(a, p)\n z = Relu(s)", "it broadcasts"),
+        ("a = Conv(x, w)\n z = Add(a, x)", "the sum is an output"),
+        ("a = Conv(x, w)\n s = Add(a, a)\n z = Relu(s)", "both are the same"),
+        ("a = Conv(x, w)\n s = Mul(a, x)\n z = Relu(s)", "no Add"),
+    ],
+)
+def test_other_adds_are_left_alone(parse: Parse, body: str, why: str) -> None:
+    model = parse(f"{HEAD} {{ {body} }}", {**WEIGHTS, "k": (1, 16, 8, 8)})
+    assert skips(model) == set(), why
+
+
+def test_a_convolution_that_is_not_quantized_makes_no_residual(parse: Parse) -> None:
+    model = parse(f"{HEAD} {{ a = Conv(x, w)\n s = Add(a, x)\n z = Relu(s) }}", WEIGHTS)
+    assert list(skip_inputs(model.graph, set())) == []
