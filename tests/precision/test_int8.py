@@ -1,0 +1,246 @@
+"""INT8 as a whole: what is written where, what is refused, and how close to FP32 it stays."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from trtopt.engine.onnxruntime import open_runner
+from trtopt.errors import ModelError, TableError, UsageError
+from trtopt.precision import Request, precision, precisions
+from trtopt.precision.placement import place
+from trtopt.types import CalibrationTable, Decision
+
+Parse = Callable[..., ir.Model]
+Write = Callable[[ir.Model], Path]
+Shapes = dict[str, tuple[int, ...]]
+
+NET = """(float[n, 16, 8, 8] x) => (float[n, 32] y) {
+    c = Conv<pads = [1, 1, 1, 1]>(x, w, b)\n r = Relu(c)
+    d = Conv<pads = [1, 1, 1, 1]>(r, w2)\n s = Add(d, r)\n t = Relu(s)
+    u = ConvTranspose(t, w3)\n j = Concat<axis = 1>(u, t)\n k = Conv(j, w4)
+    g = GlobalAveragePool(k)\n f = Flatten(g)\n h = Gemm(f, v, vb)\n y = MatMul(h, m) }"""
+WEIGHTS: Shapes = {"w": (16, 16, 3, 3), "b": (16,), "w2": (16, 16, 3, 3), "w3": (16, 16, 1, 1), "w4": (32, 32, 1, 1),
+                   "v": (32, 32), "vb": (32,), "m": (32, 32)}  # fmt: skip
+
+
+def images(seed: int, n: int = 4) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, 16, 8, 8)).astype(np.float32)
+
+
+def minmax(model: ir.Model, folder: Path, feed: dict[str, np.ndarray]) -> CalibrationTable:
+    """Scales from the largest magnitudes of every tensor that the model needs one for."""
+    ir.save(model, folder / "tapped.onnx")
+    proto = onnx.load(folder / "tapped.onnx")
+    del proto.graph.output[:]
+    tensors = place(model).tensors()
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in feed)
+    onnx.save(proto, folder / "tapped.onnx")
+    seen = feed | (open_runner(folder / "tapped.onnx").run(feed) if proto.graph.output else {})
+    return CalibrationTable(method="minmax", scales={name: float(np.abs(seen[name]).max()) / 127 for name in tensors})
+
+
+def table(*tensors: str, scale: float = 0.05) -> CalibrationTable:
+    return CalibrationTable(method="minmax", scales=dict.fromkeys(tensors, scale))
+
+
+def apply(model: ir.Model, scales: CalibrationTable, rest: str = "fp16") -> dict[str, Decision]:
+    decisions = precision("int8").apply(model, Request(rest=rest, table=scales))
+    return {decision.node: decision for decision in decisions}
+
+
+def initializers(path: Path) -> dict[str, np.ndarray]:
+    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+
+
+@pytest.mark.parametrize(("rest", "opset"), [("fp32", 19), ("fp16", 19), ("bf16", 22)])
+def test_the_typed_graph_passes_the_checker_and_stays_close_to_fp32(
+    parse: Parse, write: Write, tmp_path: Path, rest: str, opset: int
+) -> None:
+    model = parse(NET, WEIGHTS, opset)
+    ir.save(model, tmp_path / "fp32.onnx")
+    decisions = apply(model, minmax(model, tmp_path, {"x": images(0)}), rest)
+    assert Counter(d.precision for d in decisions.values()) == {"int8": 8, rest: 2}
+    want = open_runner(tmp_path / "fp32.onnx").run({"x": images(1)})["y"]
+    got = open_runner(write(model)).run({"x": images(1)})["y"]
+    assert got.dtype == np.float32
+    noise = float(((got - want) ** 2).sum() / (want**2).sum())
+    assert 0 < noise < 10**-2.5  # 25 dB and better
+
+
+def test_weights_are_stored_as_int8_and_biases_are_not_quantized(parse: Parse, write: Write, tmp_path: Path) -> None:
+    model = parse(NET, WEIGHTS)
+    apply(model, minmax(model, tmp_path, {"x": images(0)}))
+    path = write(model)
+    stored = initializers(path)
+    big = {name: array.dtype for name, array in stored.items() if array.size >= 256}
+    assert len(big) == 6
+    assert set(big.values()) == {np.dtype(np.int8)}
+    graph = onnx.load(path).graph
+    made_by = {name: node for node in graph.node for name in node.output}
+    biases = [node.input[2] for node in graph.node if node.op_type in ("Conv", "Gemm") and len(node.input) > 2]
+    assert len(biases) == 2
+    assert {stored[name].dtype for name in biases} == {np.dtype(np.float16)}
+    assert not any(name in made_by for name in biases)
+
+
+@pytest.mark.parametrize(
+    ("body", "weights", "axis"),
+    [
+        ("(float[1, 16, 8, 8] x) => (float[1, 32, 8, 8] y) { y = Conv(x, w) }", {"w": (32, 16, 1, 1)}, 0),
+        ("(float[1, 16, 8, 8] x) => (float[1, 32, 8, 8] y) { y = ConvTranspose(x, w) }", {"w": (16, 32, 1, 1)}, 1),
+        ("(float[n, 16] x) => (float[n, 32] y) { y = Gemm(x, w) }", {"w": (16, 32)}, 1),
+        ("(float[n, 16] x) => (float[n, 32] y) { y = Gemm<transB = 1>(x, w) }", {"w": (32, 16)}, 0),
+        ("(float[n, 16] x) => (float[n, 32] y) { y = MatMul(x, w) }", {"w": (16, 32)}, 1),
+    ],
+)
+def test_a_weight_has_one_scale_an_output_channel(
+    parse: Parse, write: Write, body: str, weights: Shapes, axis: int
+) -> None:
+    model = parse(body, weights)
+    apply(model, table("x"))
+    graph = onnx.load(write(model)).graph
+    node = next(n for n in graph.node if n.op_type == "DequantizeLinear" and n.attribute)
+    assert node.attribute[0].i == axis
+    scale = initializers(write(model))[node.input[1]]
+    assert scale.shape == (32,)
+    assert (scale > 0).all()
+
+
+def test_a_dead_channel_gets_a_positive_scale_and_stays_dead(parse: Parse, write: Write) -> None:
+    model = parse("(float[n, 16] x) => (float[n, 32] y) { y = MatMul(x, w) }", {"w": (16, 32)})
+    weight = model.graph.initializers["w"].const_value
+    assert weight is not None
+    array = weight.numpy().copy()
+    array[:, 5] = 0
+    model.graph.initializers["w"].const_value = ir.tensor(array, name="w")
+    apply(model, table("x"))
+    y = open_runner(write(model)).run({"x": np.ones((2, 16), np.float32)})["y"]
+    assert np.isfinite(y).all()
+    assert not y[:, 5].any()
+    assert y.any()
+
+
+def test_a_tensor_read_by_many_has_one_pair(parse: Parse, write: Write) -> None:
+    model = parse("(float[1, 16, 8, 8] x) => (float[1, 16, 8, 8] y)"
+                  "{ r = Relu(x)\n a = Conv(r, w)\n b = Conv(r, w2)\n y = Mul(a, b) }",
+                  {"w": (16, 16, 1, 1), "w2": (16, 16, 1, 1)})  # fmt: skip
+    apply(model, table("r"))
+    nodes = onnx.load(write(model)).graph.node
+    assert [node.op_type for node in nodes].count("QuantizeLinear") == 1
+    readers = [node.input[0] for node in nodes if node.op_type == "Conv"]
+    assert len(set(readers)) == 1
+
+
+def test_a_weight_read_by_many_is_stored_once(parse: Parse, write: Write) -> None:
+    model = parse("(float[1, 16, 8, 8] x) => (float[1, 16, 8, 8] y) { a = Conv(x, w)\n y = Conv(a, w) }",
+                  {"w": (16, 16, 1, 1)})  # fmt: skip
+    apply(model, table("x", "a"))
+    assert [array.dtype for array in initializers(write(model)).values() if array.size == 256] == [np.dtype(np.int8)]
+
+
+def test_what_meets_in_a_concat_has_the_largest_of_its_scales(parse: Parse, write: Write) -> None:
+    model = parse("(float[1, 16, 8, 8] x) => (float[1, 16, 8, 8] y, float[1, 16, 8, 8] z, float[1, 16, 8, 8] o)"
+                  "{ a = Relu(x)\n b = Exp(x)\n j = Concat<axis = 1>(a, b)\n y = Conv(j, v)\n z = Conv(a, w)\n"
+                  "o = Conv(b, w) }", {"w": (16, 16, 1, 1), "v": (16, 32, 1, 1)})  # fmt: skip
+    scales = {"a": 0.25, "b": 1.5, "j": 0.5}
+    apply(model, CalibrationTable(method="minmax", scales=scales))
+    path = write(model)
+    stored = initializers(path)
+    used = [stored[node.input[1]] for node in onnx.load(path).graph.node if node.op_type == "QuantizeLinear"]
+    assert [float(scale) for scale in used] == [1.5, 1.5, 1.5]
+
+
+def test_scales_have_the_type_of_the_rest_and_are_rounded_up(parse: Parse, write: Write) -> None:
+    for rest, kind in (("fp16", np.float16), ("fp32", np.float32)):
+        model = parse("(float[n, 16] x) => (float[n, 32] y) { y = MatMul(x, w) }", {"w": (16, 32)})
+        apply(model, table("x", scale=0.1), rest)
+        node = next(n for n in onnx.load(write(model)).graph.node if n.op_type == "QuantizeLinear")
+        scale = initializers(write(model))[node.input[1]]
+        assert scale.dtype == kind
+        assert np.float32(0.1) <= np.float32(scale) < 0.1001
+
+
+def test_a_missing_scale_names_the_tensor(parse: Parse) -> None:
+    model = parse("(float[n, 16] x) => (float[n, 32] y) { r = Relu(x)\n y = MatMul(r, w) }", {"w": (16, 32)})
+    with pytest.raises(TableError, match="no scale for r"):
+        apply(model, table("x"))
+
+
+def test_no_table_is_refused(parse: Parse) -> None:
+    model = parse("(float[n, 16] x) => (float[n, 32] y) { y = MatMul(x, w) }", {"w": (16, 32)})
+    with pytest.raises(TableError, match="INT8 needs a calibration table"):
+        precision("int8").apply(model, Request())
+
+
+def test_a_quantized_model_is_refused(parse: Parse) -> None:
+    model = parse("(float[n, 16] x) => (float[n, 32] y) { y = MatMul(x, w) }", {"w": (16, 32)})
+    apply(model, table("x"))
+    with pytest.raises(ModelError, match="quantized already"):
+        apply(model, table("x"))
+
+
+def test_an_unknown_rest_is_refused(parse: Parse) -> None:
+    model = parse("(float[n, 16] x) => (float[n, 32] y) { y = MatMul(x, w) }", {"w": (16, 32)})
+    with pytest.raises(UsageError, match="Choose fp16, bf16 or fp32"):
+        apply(model, table("x"), "fp8")
+
+
+def test_decisions_say_what_became_of_each_node(parse: Parse) -> None:
+    model = parse("(float[n, 16] x) => (float[n, 32] y) <float low = {-3e38}, float eps = {1e-12}> {"
+                  "o = Erf(x)\n a = Add(o, low)\n e = Mul(a, eps)\n m = MatMul(e, w)\n s = Sigmoid(m)\n y = Neg(s) }",
+                  {"w": (16, 32)})  # fmt: skip
+    decisions = apply(model, table("e"))
+    assert {name: d.precision for name, d in decisions.items()} == {
+        "o": "fp16",
+        "a": "fp16", "e": "fp32", "m": "int8", "s": "fp16", "y": "fp16",
+    }  # fmt: skip
+    assert "stands for infinity" in decisions["a"].reason
+    assert "would become 0" in decisions["e"].reason
+    assert decisions["m"].reason == "a weighted operator"
+    assert decisions["s"].reason == "TensorRT has no INT8 form of it that pays"
+    assert decisions["y"].reason == "not a weighted operator"
+
+
+def test_a_scale_that_fp16_cannot_hold_is_fp32(parse: Parse, write: Write) -> None:
+    model = parse("(float[n, 16] x) => (float[n, 32] y) { y = MatMul(x, w) }", {"w": (16, 32)})
+    apply(model, table("x", scale=1e5))
+    y = open_runner(write(model)).run({"x": np.full((1, 16), 1e7, np.float32)})["y"]
+    assert np.isfinite(y).all()
+    assert y.any()
+
+
+def test_new_names_do_not_clash_with_those_of_the_model(parse: Parse, write: Write) -> None:
+    model = parse("(float[n, 16] x) => (float[n, 32] y) { h = Relu(x)\n k = Neg(h)\n j = Abs(k)\n y = MatMul(j, w) }",
+                  {"w": (16, 32)})  # fmt: skip
+    for node, name in zip(model.graph, ("j/dq", "j/QuantizeLinear", "j"), strict=False):
+        node.outputs[0].name = node.name = name
+    apply(model, table("j"), "fp32")
+    graph = onnx.load(write(model)).graph
+    for found in ([node.name for node in graph.node], [name for node in graph.node for name in node.output]):
+        assert len(set(found)) == len(found)
+
+
+def test_the_names_on_the_command_line_are_the_precisions() -> None:
+    assert precisions() == ("bf16", "fp16", "fp32", "int8")
+    assert {name for name in precisions() if precision(name).NEEDS_TABLE} == {"int8"}
+    assert min(precision(name).OPSET for name in precisions()) >= 13
+
+
+@pytest.mark.parametrize(("name", "near"), [("int9", "int8"), ("INT8", "int8"), ("float", "Choose one of bf16")])
+def test_an_unknown_precision_suggests_the_nearest(name: str, near: str) -> None:
+    with pytest.raises(UsageError, match=near):
+        precision(name)
+
+
+def test_fp32_leaves_the_graph_as_it_is(parse: Parse, write: Write) -> None:
+    model = parse("(float[2, 16] x) => (float[32, 2] y) { h = MatMul(x, w)\n y = Transpose(h) }", {"w": (16, 32)})
+    decisions = precision("fp32").apply(model, Request())
+    assert [(d.node, d.precision, d.reason) for d in decisions] == [("h", "fp32", "asked for")]
+    assert [node.op_type for node in onnx.load(write(model)).graph.node] == ["MatMul", "Transpose"]
