@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,9 @@ import numpy.typing as npt
 from trtopt.engine.simulate import simulate
 from trtopt.errors import DataError, EnvironmentUnableError, ModelError
 from trtopt.requires import require
+
+if TYPE_CHECKING:
+    import onnx
 
 Array = npt.NDArray[np.generic]
 DEVICES = ("auto", "cpu", "cuda")
@@ -34,8 +37,12 @@ class OrtRunner:
         """Return every output for one feed.
 
         Raises:
-            DataError: onnxruntime refuses the feed or fails on it.
+            DataError: an input is missing, or onnxruntime refuses the feed or fails on it.
         """
+        if missing := [name for name in self.inputs if name not in feed]:
+            raise DataError(
+                f"no data for input {', '.join(missing)}", why=f"the sample has {', '.join(feed) or 'none'}"
+            )
         try:
             results = self._session.run(self.outputs, {name: feed[name] for name in self.inputs})
         except Exception as error:
@@ -82,25 +89,29 @@ def open_runner(path: Path, *, device: str = "cpu") -> OrtRunner:
 
 def _simulated(path: Path) -> Any:
     """The model rewritten for the CPU when it computes in 16 bits, else None."""
-    import onnx
-
-    from trtopt.export.onnx import load_ir
+    from trtopt.export.onnx import load_ir, load_proto
     from trtopt.export.prepare import infer_shapes
 
-    proto = onnx.load(str(path), load_external_data=False)
-    halves = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-    cast = any(
-        attribute.i in halves
-        for node in proto.graph.node
-        if node.op_type == "Cast"
-        for attribute in node.attribute
-        if attribute.name == "to"
-    )
-    if not cast and not any(tensor.data_type in halves for tensor in proto.graph.initializer):
+    if not _has_halves(load_proto(path).graph):
         return None
     model = load_ir(path)
     infer_shapes(model)
     return model if simulate(model) else None
+
+
+def _has_halves(graph: onnx.GraphProto) -> bool:
+    """Whether an input, a constant or a cast of the graph or of an inner one is of a 16-bit type."""
+    import onnx
+
+    halves = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    attributes = [attribute for node in graph.node for attribute in node.attribute]
+    return (
+        any(value.type.tensor_type.elem_type in halves for value in graph.input)
+        or any(tensor.data_type in halves for tensor in graph.initializer)
+        or any(attribute.t.data_type in halves for attribute in attributes if attribute.HasField("t"))
+        or any(attribute.i in halves for attribute in attributes if attribute.name in ("to", "dtype", "output_dtype"))
+        or any(_has_halves(attribute.g) for attribute in attributes if attribute.HasField("g"))
+    )
 
 
 def _session(ort: Any, path: Path, providers: list[str]) -> Any:

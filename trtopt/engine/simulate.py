@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trtopt.precision.graph import FLOAT_COMPUTE_FREE
+from trtopt.precision.graph import FLOAT_COMPUTE_FREE, cast, names, unique
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -27,42 +27,85 @@ _EXACT = FLOAT_COMPUTE_FREE | frozenset(
 )
 """Operators whose result is one of their inputs, up to its sign: rounding it again changes nothing."""
 
+_RETYPES = frozenset({"Cast", "CastLike"})
+
 
 def simulate(model: ir.Model) -> bool:
-    """Rewrite the typed model in place; return whether it held any 16-bit computation."""
-    import onnx_ir as ir
+    """Rewrite the typed model in place; return whether it held any 16-bit computation.
 
-    halves = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+    Inputs and outputs keep their types. The types of all tensors must have been inferred.
+    """
+    graph, taken = model.graph, names(model.graph)
+    made = [(index, value) for index, value in enumerate(graph.outputs) if value.producer() is not None]
+    narrow = [(index, value, value.dtype) for index, value in made if value.dtype is not None and _is_half(value)]
     found = False
-    for value in model.graph.initializers.values():
-        if value.dtype in halves and value.const_value is not None:
-            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
-            value.type = ir.TensorType(ir.DataType.FLOAT)
-    for node in list(model.graph):
-        for output in node.outputs:
-            dtype = output.dtype
-            if dtype not in halves:
-                continue
-            found = True
-            output.type = ir.TensorType(ir.DataType.FLOAT)
-            if node.op_type == "Cast":
-                node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT))
-            if node.op_type == "ConstantOfShape":
-                fill = node.attributes["value"].as_tensor().numpy().astype(np.float32)
-                node.attributes["value"] = ir.AttrTensor("value", ir.tensor(fill))
-            if node.op_type == "Cast" or node.op_type not in _EXACT:
-                _round(model.graph, node, output, dtype)
+    for value in [value for value in graph.inputs if _is_half(value)]:
+        _widen_input(graph, value, taken)
+        found = True
+    for inner in (graph, *graph.subgraphs()):
+        for value in [*inner.initializers.values(), *(inner.inputs if inner is not graph else ())]:
+            if _is_half(value):
+                _widen_constant(value)
+        for node in list(inner):
+            found = _widen_results(inner, node, taken) or found
+    for index, value, dtype in narrow:
+        name, value.name = value.name or "", unique(f"{value.name}/wide", taken)
+        graph.outputs[index] = cast(graph, graph.outputs[index], dtype, name, taken)
     return found
 
 
-def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, dtype: ir.DataType) -> None:
+def _is_half(value: ir.Value) -> bool:
+    import onnx_ir as ir
+
+    return value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+def _widen_input(graph: ir.Graph, value: ir.Value, taken: set[str]) -> None:
+    """Let everything read a 16-bit input through a cast to FP32."""
     import onnx_ir as ir
 
     uses = list(value.uses())
-    low = ir.Value(name=f"{value.name}/rounded_16", type=ir.TensorType(dtype), shape=value.shape)
-    high = ir.Value(name=f"{value.name}/rounded", type=ir.TensorType(ir.DataType.FLOAT), shape=value.shape)
-    down = ir.node("Cast", [value], {"to": int(dtype)}, outputs=[low], name=f"{value.name}/round_down")
-    up = ir.node("Cast", [low], {"to": int(ir.DataType.FLOAT)}, outputs=[high], name=f"{value.name}/round_up")
-    graph.insert_after(node, [down, up])
+    wide = cast(graph, value, ir.DataType.FLOAT, unique(f"{value.name}/wide", taken), taken)
+    for use in uses:
+        use.node.replace_input_with(use.idx, wide)
+
+
+def _widen_constant(value: ir.Value) -> None:
+    import onnx_ir as ir
+
+    if value.const_value is not None:
+        value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
+    value.type = ir.TensorType(ir.DataType.FLOAT)
+
+
+def _widen_results(graph: ir.Graph, node: ir.Node, taken: set[str]) -> bool:
+    """Let one node compute in FP32, and round its 16-bit results; return whether it had any."""
+    import onnx_ir as ir
+
+    narrow = [(value, value.dtype) for value in node.outputs if value.dtype is not None and _is_half(value)]
+    for value, dtype in narrow:
+        value.type = ir.TensorType(ir.DataType.FLOAT)
+        if node.op_type in _RETYPES or node.op_type not in _EXACT:
+            _round(graph, value, dtype, taken)
+    if narrow:
+        for name in ("to", "dtype", "output_dtype", "stash_type"):
+            if name in node.attributes:
+                node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
+        if node.op_type in ("Constant", "ConstantOfShape"):
+            fill = node.attributes["value"].as_tensor().numpy().astype(np.float32)
+            node.attributes["value"] = ir.AttrTensor("value", ir.tensor(fill))
+    return bool(narrow)
+
+
+def _round(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, taken: set[str]) -> None:
+    """Put a pair of casts behind a value: what reads it, and what the graph gives out, is rounded to `dtype`."""
+    import onnx_ir as ir
+
+    uses = list(value.uses())
+    low = cast(graph, value, dtype, unique(f"{value.name}/rounded_16", taken), taken)
+    high = cast(graph, low, ir.DataType.FLOAT, unique(f"{value.name}/rounded", taken), taken)
     for use in uses:
         use.node.replace_input_with(use.idx, high)
+    for index, output in enumerate(graph.outputs):
+        if output is value:
+            graph.outputs[index] = high

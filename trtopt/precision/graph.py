@@ -79,6 +79,23 @@ def add_initializer(graph: ir.Graph, name: str, array: npt.NDArray[np.generic], 
     return value
 
 
+def cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, name: str, taken: set[str]) -> ir.Value:
+    """Cast `value` to that type right behind its producer, or at the head of the graph, and return the result.
+
+    `name` must be free or its own; the name of the new node is added to `taken`.
+    """
+    import onnx_ir as ir
+
+    result = ir.Value(name=name, type=ir.TensorType(dtype), shape=value.shape)
+    node = ir.node("Cast", [value], {"to": int(dtype)}, outputs=[result], name=unique(f"{name}/Cast", taken))
+    source = value.producer()
+    if source is None:
+        graph.insert_before(graph[0], node)
+    else:
+        graph.insert_after(source, node)
+    return result
+
+
 def names(graph: ir.Graph) -> set[str]:
     """Names of all nodes and tensors, those of inner graphs included."""
     found = {

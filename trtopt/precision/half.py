@@ -19,6 +19,7 @@ import numpy.typing as npt
 from trtopt.precision.graph import (
     FLOAT_COMPUTE_FREE,
     add_initializer,
+    cast,
     constant,
     drop_unused_initializers,
     float_nodes,
@@ -126,34 +127,22 @@ def _retype(rewrite: _Rewrite, value: ir.Value) -> None:
         name = value.name or ""
         if value.is_graph_output():
             value.name = unique(f"{name}_{half.name}", rewrite.taken)
-            result = _cast(rewrite, value, ir.DataType.FLOAT, name)
+            result = cast(graph, value, ir.DataType.FLOAT, name, rewrite.taken)
             for index, output in enumerate(graph.outputs):
                 if output is value:
                     graph.outputs[index] = result
             _redirect(high, result)
         elif high:
-            _redirect(high, _cast(rewrite, value, ir.DataType.FLOAT, unique(f"{name}_fp32", rewrite.taken)))
+            wide = unique(f"{name}_fp32", rewrite.taken)
+            _redirect(high, cast(graph, value, ir.DataType.FLOAT, wide, rewrite.taken))
     elif low:
-        _redirect(low, _cast(rewrite, value, half.dtype, unique(f"{value.name}_{half.name}", rewrite.taken)))
+        narrow = unique(f"{value.name}_{half.name}", rewrite.taken)
+        _redirect(low, cast(graph, value, half.dtype, narrow, rewrite.taken))
 
 
 def _redirect(uses: Sequence[tuple[ir.Node, int]], value: ir.Value) -> None:
     for node, index in uses:
         node.replace_input_with(index, value)
-
-
-def _cast(rewrite: _Rewrite, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
-    import onnx_ir as ir
-
-    result = ir.Value(name=name, type=ir.TensorType(dtype), shape=value.shape)
-    called = unique(f"{name}/Cast", rewrite.taken)
-    node = ir.node("Cast", [value], {"to": int(dtype)}, outputs=[result], name=called)
-    source = value.producer()
-    if source is None:
-        rewrite.graph.insert_before(rewrite.graph[0], node)
-    else:
-        rewrite.graph.insert_after(source, node)
-    return result
 
 
 def _retype_attributes(node: ir.Node, half: Half) -> None:
