@@ -34,14 +34,22 @@ def inspection(*decisions: Decision, op: str = "Conv") -> Inspection:
 
 def test_facts_and_decisions_are_shown() -> None:
     text = shown(inspection(*TYPED.decisions), nodes=False)
-    for part in ("out/typed.onnx", "3: 3 Conv", "1,234  (2.00 MB int8)", "x  float32 [n, 3, 8, 8]", "out/model.engine"):
+    for part in (
+        "out/typed.onnx",
+        "3: 3 Conv",
+        "1,234 (2.00 MB int8)",
+        "x  float32 [n, 3, 8, 8]",
+        "out/model.engine (2.50 MB)",
+    ):
         assert part in text
-    assert "fp16 1 3 channels: fewer than 16 first (Conv)" in " ".join(text.split())
+    assert "1 fp16 3 channels: fewer than 16 first (Conv)" in " ".join(text.split())
 
 
 def test_every_node_is_listed_on_request() -> None:
     text = shown(inspection(*TYPED.decisions), nodes=True)
-    assert all(decision.node in text and decision.reason in text for decision in TYPED.decisions)
+    lines = [line.strip() for line in text.splitlines()]
+    for decision in TYPED.decisions:
+        assert f"{decision.precision}  {decision.node} ({decision.op}): {decision.reason}" in lines
 
 
 def test_names_from_a_hostile_model_are_only_text() -> None:

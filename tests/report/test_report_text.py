@@ -2,49 +2,113 @@
 
 from __future__ import annotations
 
+import io
+import re
 from dataclasses import replace
 
 import pytest
 from report.reports import ALL, COMPARED, FAILED, HUGE, NO_ENGINE, PASSED
+from rich.console import Console
 
-from trtopt.report import render
-from trtopt.types import Report
+from trtopt.report import render, show, words
+from trtopt.report.text import renderable
+from trtopt.types import Decision, Report
 
 every_report = pytest.mark.parametrize("report", ALL.values(), ids=ALL.keys())
 
 
-def test_text_shows_verdict_evidence_and_where_it_ran() -> None:
-    text = render("text", FAILED)
-    for part in (
-        "convert model.onnx to int8",
-        "prepare     0.50 s   29 nodes become 18",
-        "calibrate   cached   entropy over 200 samples",
-        "out/model.engine  (2.50 MB)",
-        "tensorrt_rtx 1.7.1",
-        "compute capability 8.9",
-        "10 fp16, 7 int8 layers, read back from the parsed network",
-        "drift against FP32 on 1000 samples of eval.npz",
-        "accuracy, FP32",
-        "pass  logits: top1   top-1 accuracy drops by 0.50 points",
-        "FAIL  boxes:0: sqnr  sqnr is 12.5 dB, must be 20 dB",
-        "3 channels: fewer than 16",
-        "its range leaves fp16",
-        "warning: eval.npz: recipe imagenet assumed",
-        "FAIL: boxes:0: sqnr; equal",
-    ):
-        assert part in text
-    flat = " ".join(text.split())
-    assert "FP32 ran in onnxruntime 1.31, CPU; the candidate in onnxruntime 1.31, CPU, 16-bit rounding" in flat
+PAGE = """
+convert model.onnx to int8
+
+  prepare    0.50 s  29 nodes become 18
+  calibrate  cached  entropy over 200 samples
+
+engine
+
+  file      out/model.engine  (2.50 MB)
+  built by  tensorrt_rtx 1.7.1
+  for       compute capability 8.9
+  audit     10 fp16, 7 int8 layers, read back from the parsed network
+
+kept in higher precision
+
+  1  fp16  3 channels: fewer than 16
+           first (Conv)
+  1  fp32  its range leaves fp16
+           norm (Softmax)
+
+drift against FP32 on 1000 samples of eval.npz
+
+  logits (scores)
+    accuracy, FP32 97.40 %   accuracy, candidate 96.90 %   top-1 agreement 99.00 %   SQNR identical
+
+  boxes:0 (values)
+    cosine 0.98   SQNR 12.50 dB
+
+  FP32 ran in   onnxruntime 1.31, CPU
+  candidate in  onnxruntime 1.31, CPU, 16-bit rounding simulated
+
+gates
+
+  pass  logits: top1   top-1 accuracy drops by 0.50 points (97.40 % -> 96.90 %), limit 1 (default
+                       gate)
+  FAIL  boxes:0: sqnr  sqnr is 12.5 dB, must be 20 dB
+  FAIL  equal          equal could not be evaluated
+
+warning: eval.npz: recipe imagenet assumed
+
+report: out/report.json
+FAIL: boxes:0: sqnr; equal
+"""
+
+
+def at(width: int, report: Report) -> list[str]:
+    stream = io.StringIO()
+    Console(file=stream, width=width, highlight=False).print(renderable(report))
+    return stream.getvalue().splitlines()
+
+
+def squeezed(text: str) -> str:
+    return re.sub(r"\s", "", text)
+
+
+def test_text_shows_evidence_where_it_ran_and_the_verdict_last() -> None:
+    assert render("text", FAILED) == PAGE
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 110, 200])
+@every_report
+def test_text_fits_any_width_and_cuts_nothing(report: Report, width: int) -> None:
+    lines = at(width, report)
+    assert max(map(len, lines)) <= width
+    assert "…" not in "".join(lines)
+    verdict = squeezed(words.plain(words.verdict(report)))
+    assert squeezed("".join(lines)).endswith(verdict)
+
+
+def test_a_long_node_name_does_not_squeeze_the_reason() -> None:
+    assert PASSED.typed is not None
+    reason = "a product of attention under a mask that is computed at run time"
+    decision = Decision(node="/encoder/" * 30, op="MatMul", precision="fp16", reason=reason)
+    lines = at(80, replace(PASSED, typed=replace(PASSED.typed, decisions=(decision,))))
+    assert f"  1  fp16  {reason}" in [line.rstrip() for line in lines]
+
+
+def test_many_nodes_of_one_reason_are_counted_and_the_first_are_named() -> None:
+    assert PASSED.typed is not None
+    nodes = tuple(Decision(node=f"n{i}", op="Conv", precision="fp16", reason="small") for i in range(7))
+    text = render("text", replace(PASSED, typed=replace(PASSED.typed, decisions=nodes)))
+    assert "  7  fp16  small\n           n0 (Conv), n1 (Conv), n2 (Conv), n3 (Conv), and 3 more\n" in text
 
 
 def test_text_leaves_out_what_there_is_none_of() -> None:
     text = render("text", COMPARED)
-    for part in ("audit", "built by", "kept in higher precision", "warning"):
+    for part in ("audit", "engine", "built by", "kept in higher precision", "warning"):
         assert part not in text
 
 
 def test_text_says_why_there_is_no_engine() -> None:
-    assert "unavailable   no TensorRT here" in render("text", NO_ENGINE)
+    assert "build  unavailable  no TensorRT here" in render("text", NO_ENGINE)
 
 
 @every_report
@@ -66,5 +130,18 @@ def test_an_engine_that_was_not_audited_says_so() -> None:
 
 def test_text_groups_many_reasons() -> None:
     text = render("text", replace(HUGE, comparison=None, stages=(), warnings=()))
-    assert "other reasons" in text
-    assert "trtopt inspect --nodes" in text
+    assert "2992 more nodes for 2992 other reasons: trtopt inspect out --nodes" in text
+
+
+def test_show_colours_the_verdict_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = []
+    for force in ("", "1"):
+        stream = io.StringIO()
+        monkeypatch.setattr("sys.stdout", stream)
+        monkeypatch.setenv("FORCE_COLOR", force)
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        show("text", PASSED)
+        shown.append(stream.getvalue())
+    assert shown[0] == render("text", PASSED)
+    assert "\x1b[1;32mPASS: 1 of 1 gates hold\x1b[0m\n" in shown[1]

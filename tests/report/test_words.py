@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import time
+from dataclasses import replace
 
 import pytest
-from report.reports import FAILED, PASSED, UNCHECKED
+from report.reports import COMPARED, FAILED, NO_ENGINE, PASSED, UNCHECKED
 
 from trtopt.compare.metrics import METRICS
 from trtopt.report import words
-from trtopt.types import Report
+from trtopt.types import Decision, Report
 
 
 @pytest.mark.parametrize(
@@ -22,6 +24,22 @@ from trtopt.types import Report
 )
 def test_the_verdict_is_a_sentence(report: Report, sentence: str) -> None:
     assert words.verdict(report) == sentence
+
+
+def test_the_verdict_names_the_first_failed_gates_and_counts_the_others() -> None:
+    assert FAILED.comparison is not None
+    gates = tuple(replace(FAILED.comparison.gates[1], output=str(i)) for i in range(7))
+    report = replace(FAILED, comparison=replace(FAILED.comparison, gates=gates))
+    assert words.verdict(report) == "FAIL: 0: sqnr; 1: sqnr; 2: sqnr; 3: sqnr; 4: sqnr; and 2 more"
+
+
+@pytest.mark.parametrize(
+    ("report", "remark"),
+    [(NO_ENGINE, "; no engine was built"), (COMPARED, "")],
+    ids=["convert", "compare"],
+)
+def test_a_pass_without_an_engine_says_so_where_one_was_asked_for(report: Report, remark: str) -> None:
+    assert words.verdict(report) == f"PASS: 1 of 1 gates hold{remark}"
 
 
 def test_every_metric_has_a_label() -> None:
@@ -41,3 +59,59 @@ def test_every_metric_has_a_label() -> None:
 )
 def test_numbers_carry_their_unit(metric: str, value: float, text: str) -> None:
     assert words.number(metric, value) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (78_540, "78.5 kB"), (345_600, "346 kB"), (1_200_000, "1.20 MB"),
+     (4_000_000_000, "4.00 GB"), (12_000_000_000_000, "12000 GB")],
+)  # fmt: skip
+def test_sizes_have_three_digits(count: int, text: str) -> None:
+    assert words.size(count) == text
+
+
+def decision(node: str, precision: str, reason: str, op: str = "Conv") -> Decision:
+    return Decision(node=node, op=op, precision=precision, reason=reason)
+
+
+def test_decisions_are_grouped_by_precision_and_reason_the_largest_first() -> None:
+    decisions = (
+        decision("a", "fp32", "range"), decision("b", "int8", "x"), decision("c", "fp16", "small"),
+        decision("d", "fp16", "range"), decision("e", "fp16", "range"), decision("f", "int8", "x"),
+    )  # fmt: skip
+    assert [(group.precision, group.reason, len(group.nodes)) for group in words.grouped(decisions)] == [
+        ("fp16", "range", 2),
+        ("fp16", "small", 1),
+        ("int8", "x", 2),
+        ("fp32", "range", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("precision", "rest", "kept"),
+    [
+        ("int8", "fp16", ["conv16", "conv32", "relu32"]),
+        ("int8", "fp32", ["conv16", "conv32"]),
+        ("fp16", "fp16", ["conv32", "relu32"]),
+        ("fp32", "fp32", []),
+    ],
+)
+def test_what_stays_in_higher_precision_is_what_could_have_been_lower(
+    precision: str, rest: str, kept: list[str]
+) -> None:
+    decisions = (
+        decision("conv8", "int8", ""), decision("conv16", "fp16", ""), decision("conv32", "fp32", ""),
+        decision("relu16", "fp16", "", "Relu"), decision("relu32", "fp32", "", "Relu"),
+    )  # fmt: skip
+    assert PASSED.typed is not None
+    typed = replace(PASSED.typed, precision=precision, rest=rest, decisions=decisions)
+    assert [found.node for found in words.unquantized(replace(PASSED, precision=precision, typed=typed))] == kept
+
+
+def test_ten_thousand_kept_nodes_are_listed_at_once() -> None:
+    assert PASSED.typed is not None
+    decisions = tuple(decision(str(i), "fp32", "range", "Relu") for i in range(10_000))
+    report = replace(PASSED, typed=replace(PASSED.typed, decisions=decisions))
+    start = time.process_time()
+    assert len(words.unquantized(report)) == 10_000
+    assert time.process_time() - start < 1.0  # a search for each node among all kept ones takes five

@@ -38,6 +38,8 @@ def show(format: str, report: Report) -> None:
 
         from trtopt.report.text import renderable
 
-        Console(highlight=False, emoji=False).print(renderable(report))
-    else:
-        print(render(format, report), end="")
+        console = Console(highlight=False)
+        if console.is_terminal:
+            console.print(renderable(report))
+            return
+    print(render(format, report), end="")

@@ -27,15 +27,15 @@ def render(report: Report) -> str:
         lines += _comparison(report.comparison)
     if report.engine is not None:
         engine = report.engine
-        size = f"{engine.size_bytes / 1e6:.2f} MB"
+        size = words.size(engine.size_bytes)
         made = f"{_cell(engine.builder)}, for {_cell(engine.device)}; {_cell(words.audit(engine))}."
         lines += [f"Engine {_code(str(engine.path))} ({size}), {made}", ""]
     stages = [(stage.name, _time(stage.status, stage.seconds), stage.summary) for stage in report.stages]
     lines += _table(("stage", "time", "result"), stages)
     groups = words.grouped(words.unquantized(report))
     if groups:
-        kept = [(str(len(nodes)), reason, ", ".join(nodes[:4])) for reason, nodes in groups]
-        lines += ["### Kept in higher precision", "", *_table(("nodes", "reason", "first of them"), kept)]
+        kept = [(str(len(group.nodes)), group.precision, group.reason, ", ".join(group.nodes[:4])) for group in groups]
+        lines += ["### Kept in higher precision", "", *_table(("nodes", "in", "reason", "first of them"), kept)]
     lines += [f"- warning: {_cell(line)}" for line in report.warnings[:_MAX_ROWS]]
     if len(report.warnings) > _MAX_ROWS:
         lines.append(f"- … and {len(report.warnings) - _MAX_ROWS} more warnings")

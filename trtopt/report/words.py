@@ -6,6 +6,8 @@ Touches: nothing.
 from __future__ import annotations
 
 import math
+from collections import Counter
+from dataclasses import dataclass
 
 from trtopt.types import Decision, Engine, GateResult, OutputDrift, Report
 
@@ -24,6 +26,8 @@ LABELS = {
     "equal": "equal elements",
     "nonfinite": "samples with NaN or Inf",
 }
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"})
+_MAX_NAMED = 5
 
 
 def number(metric: str, value: float) -> str:
@@ -39,32 +43,54 @@ def metrics(output: OutputDrift) -> list[tuple[str, str]]:
     return [(label, number(name, shown[name])) for name, label in LABELS.items() if name in shown]
 
 
+def size(count: int) -> str:
+    """Bytes, in the unit that gives a number above 1: `940 B`, `78.5 kB`, `1.20 MB`."""
+    if count < 1000:
+        return f"{count} B"
+    value, unit = count / 1000, "kB"
+    for larger in ("MB", "GB"):
+        if value >= 1000:
+            value, unit = value / 1000, larger
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
+
+
 def gate_title(gate: GateResult) -> str:
     """`logits: top1`, or just the metric when the gate is of no output."""
     return f"{gate.output}: {gate.metric}" if gate.output else gate.metric
 
 
-def grouped(decisions: tuple[Decision, ...]) -> list[tuple[str, list[str]]]:
-    """Decisions by reason, the most frequent first, each with its nodes as `name (Operator)`."""
-    groups: dict[str, list[str]] = {}
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Nodes, as `name (Operator)`, that are in one precision for one reason."""
+
+    precision: str
+    reason: str
+    nodes: tuple[str, ...]
+
+
+def grouped(decisions: tuple[Decision, ...]) -> list[Reason]:
+    """Decisions by precision and reason: the precision of most nodes first, and in it the reason of most."""
+    groups: dict[tuple[str, str], list[str]] = {}
     for decision in decisions:
-        groups.setdefault(decision.reason, []).append(f"{decision.node} ({decision.op})")
-    return sorted(groups.items(), key=lambda item: -len(item[1]))
+        groups.setdefault((decision.precision, decision.reason), []).append(f"{decision.node} ({decision.op})")
+    found = [Reason(precision, reason, tuple(nodes)) for (precision, reason), nodes in groups.items()]
+    totals = Counter(decision.precision for decision in decisions)
+    return sorted(found, key=lambda group: (-totals[group.precision], group.precision, -len(group.nodes)))
 
 
 def unquantized(report: Report) -> tuple[Decision, ...]:
     """For an INT8 or FP8 run, the weighted nodes that stay in a higher precision; else those that stay in FP32."""
     if report.typed is None:
         return ()
-    if report.precision in ("int8", "fp8"):
-        weighted = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
-        kept = report.typed.kept()
-        return tuple(
-            d
-            for d in report.typed.decisions
-            if (d.op in weighted and d.precision != report.precision) or (d in kept and report.typed.rest != "fp32")
-        )
-    return report.typed.kept()
+    if report.precision not in ("int8", "fp8"):
+        return report.typed.kept()
+    rest_is_low = report.typed.rest != "fp32"
+    return tuple(
+        decision
+        for decision in report.typed.decisions
+        if (decision.op in _WEIGHTED and decision.precision != report.precision)
+        or (decision.precision == "fp32" and rest_is_low)
+    )
 
 
 def verdict(report: Report) -> str:
@@ -74,8 +100,11 @@ def verdict(report: Report) -> str:
     gates = report.comparison.gates if report.comparison is not None else ()
     if report.verdict == "fail":
         failed = [gate_title(gate) for gate in gates if not gate.passed]
-        return f"FAIL: {'; '.join(failed) or 'nothing was judged'}"
-    return f"PASS: {len(gates)} of {len(gates)} gates hold"
+        more = f"; and {len(failed) - _MAX_NAMED} more" if len(failed) > _MAX_NAMED else ""
+        return f"FAIL: {'; '.join(failed[:_MAX_NAMED]) or 'nothing was judged'}{more}"
+    # The typed graph is judged even where this machine cannot build: that must not read as an engine that passed.
+    unbuilt = "; no engine was built" if report.command == "convert" and report.engine is None else ""
+    return f"PASS: {len(gates)} of {len(gates)} gates hold{unbuilt}"
 
 
 def audit(engine: Engine) -> str:
