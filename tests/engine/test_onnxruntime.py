@@ -1,0 +1,114 @@
+"""Running a graph in onnxruntime: outputs by name, and errors that say what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from trtopt.engine.onnxruntime import open_runner
+from trtopt.errors import EXIT_UNABLE, DataError, EnvironmentUnableError, ModelError
+
+MODEL = """<ir_version: 8, opset_import: ["": 17]>
+g (float[n, 3] x, float[n, 3] z) => (float[n, 3] sum, int64[n] best) {
+  sum = Add(x, z)
+  best = ArgMax<axis = 1, keepdims = 0>(sum)
+}"""
+X = np.array([[1, 2, 3], [6, 5, 4]], np.float32)
+NO_CUDA = "CUDAExecutionProvider" not in ort.get_available_providers()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    onnx.save(onnx.parser.parse_model(MODEL), tmp_path / "m.onnx")
+    return tmp_path / "m.onnx"
+
+
+def test_outputs_are_given_by_name(path: Path) -> None:
+    runner = open_runner(path)
+    assert runner.inputs == ("x", "z")
+    assert runner.outputs == ("sum", "best")
+    got = runner.run({"z": np.ones_like(X), "x": X, "not read": X})
+    assert list(got) == ["sum", "best"]
+    assert np.array_equal(got["sum"], X + 1)
+    assert got["best"].tolist() == [2, 0]
+
+
+def test_it_says_where_it_runs(path: Path) -> None:
+    assert open_runner(path).where == f"onnxruntime {ort.__version__}, CPU"
+
+
+def test_a_feed_of_the_wrong_shape_is_named(path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot run the model on x \[2, 3\], z \[2, 4\]") as caught:
+        open_runner(path).run({"x": X, "z": np.ones((2, 4), np.float32)})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_feed_of_the_wrong_type_is_refused(path: Path) -> None:
+    with pytest.raises(DataError, match="cannot run the model"):
+        open_runner(path).run({"x": X, "z": X.astype(np.float64)})
+
+
+def test_a_missing_input_is_named(path: Path) -> None:
+    with pytest.raises(DataError, match="no data for input z: the sample has x"):
+        open_runner(path).run({"x": X})
+
+
+@pytest.mark.parametrize("data", [b"", b"no model at all", None], ids=["empty", "garbage", "missing"])
+def test_what_is_no_model_is_a_model_error(path: Path, data: bytes | None) -> None:
+    path.unlink()
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(ModelError):
+        open_runner(path)
+
+
+def test_a_model_that_onnxruntime_cannot_load_is_a_model_error(path: Path) -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17, "custom": 1]> g (float[4] x) => (float[4] y) { y = custom.Op(x) }'
+    )
+    onnx.save(model, path)
+    with pytest.raises(ModelError, match=r"onnxruntime cannot load m\.onnx") as caught:
+        open_runner(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not NO_CUDA, reason="onnxruntime has CUDA here")
+def test_cuda_where_there_is_none_is_an_environment_error(path: Path) -> None:
+    with pytest.raises(EnvironmentUnableError, match="no working CUDA provider") as caught:
+        open_runner(path, device="cuda")
+    assert caught.value.exit_code == EXIT_UNABLE == 3
+
+
+@pytest.mark.skipif(not NO_CUDA, reason="onnxruntime has CUDA here")
+def test_auto_falls_back_to_the_cpu_and_says_so(path: Path) -> None:
+    assert open_runner(path, device="auto").where.endswith("CPU")
+
+
+def test_quantized_pairs_are_not_fused_into_integer_kernels(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 19]> g (float[n, 2] x) => (float[n, 2] y)'
+        "<float s = {0.5}, int8 z = {0}, int8[2, 2] w = {127, 127, 127, 127}, float big = {1}> {"
+        "q = QuantizeLinear(x, s, z)\n d = DequantizeLinear(q, s, z)\n v = DequantizeLinear(w, big, z)\n"
+        "m = MatMul(d, v)\n o = QuantizeLinear(m, s, z)\n y = DequantizeLinear(o, s, z) }"
+    )
+    onnx.save(model, tmp_path / "q.onnx")
+    got = open_runner(tmp_path / "q.onnx").run({"x": np.array([[0.25, 0.75]], np.float32)})["y"]
+    assert got.tolist() == [[63.5, 63.5]]  # 0.25 rounds to 0, 0.75 to 1; 127 saturates at 127 * 0.5
+
+
+def test_a_simulated_graph_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    (tmp_path / "tmp").mkdir()
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 19]> g (float[4] x) => (float[4] y)'
+        "{ h = Cast<to = 10>(x)\n e = Exp(h)\n y = Cast<to = 1>(e) }"
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    runner = open_runner(tmp_path / "m.onnx")
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert runner.run({"x": np.zeros(4, np.float32)})["y"].tolist() == [1, 1, 1, 1]
