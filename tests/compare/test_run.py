@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trtopt.compare.run import Pair, compare
 from trtopt.data.dataset import Array, Dataset
-from trtopt.engine.onnxruntime import open_runner
+from trtopt.engine.onnxruntime import OrtRunner, open_runner
 from trtopt.errors import DataError, ModelError, UsageError
 from trtopt.events import Event, Progress, silent
 from trtopt.types import Comparison
@@ -81,17 +81,40 @@ def test_labels_turn_drift_into_accuracy() -> None:
     found = drift(model(logits=same), model(logits=lambda x: np.roll(x, 1, axis=1)), dataset(labels=LABELS))
     assert found.labelled
     assert (found.outputs[0].values["accuracy_fp32"], found.outputs[0].values["accuracy"]) == (100.0, 0.0)
-    assert found.warnings == ()
+    assert not any("labels" in warning for warning in found.warnings)
 
 
 def test_labels_that_do_not_fit_are_said_and_never_pass_a_broken_candidate() -> None:
     shifted = tuple((label + 5) % 12 for label in LABELS)
     found = drift(model(logits=same), model(logits=lambda x: -x), dataset(labels=shifted))
     assert (found.verdict, found.labelled) == ("fail", False)
-    assert found.warnings == (
+    assert found.warnings[0] == (
         "eval.npz: the labels are not used: out of range, or FP32 no better than guessing (logits); "
-        "agreement with FP32 is judged instead",
+        "agreement with FP32 is judged instead"
     )
+
+
+def test_a_failed_gate_names_the_samples_that_are_farthest_from_fp32() -> None:
+    shift = np.zeros((9, 12), np.float32)
+    shift[[5, 2, 7, 8]] = np.array([9, 8, 7, 1])[:, None]  # samples 5, 2, 7 and 8, the worst first
+    places = {SAMPLES[i].tobytes(): i for i in range(9)}
+
+    def spoiled(x: Array) -> Array:
+        return x + np.stack([shift[places[row.tobytes()]] for row in x]) * np.linalg.norm(x, axis=1, keepdims=True)
+
+    found = drift(model(y=same, z=same), model(y=spoiled, z=same), dataset())
+    assert found.verdict == "fail"
+    assert found.warnings == ("output y is farthest from FP32 in eval.npz[5], eval.npz[2], eval.npz[7]",)
+
+
+def test_a_passing_comparison_has_no_warnings() -> None:
+    assert drift(model(y=same), model(y=lambda x: x * np.float32(1.001)), dataset()).warnings == ()
+
+
+def test_an_output_that_no_gate_looks_at_is_said() -> None:
+    found = drift(model(a=same, b=same, c=same), model(a=same, b=same, c=lambda x: -x), dataset(), "a:cosine=0.9")
+    assert found.verdict == "pass"
+    assert found.warnings == ("no gate looks at output b, c: it may be anything",)
 
 
 @pytest.mark.parametrize("gates", ["", "top1=1%"])
@@ -159,6 +182,50 @@ def test_a_graph_with_a_batch_of_one_written_inside_runs_one_by_one(tmp_path: Pa
     runner = open_runner(tmp_path / "one.onnx")
     found = compare(Pair(baseline=runner, candidate=runner, names=("a", "b")), dataset(), "", emit=silent)
     assert (found.verdict, found.samples) == ("pass", 9)
+
+
+def net(folder: Path, name: str, *outputs: tuple[str, float]) -> OrtRunner:
+    """An onnxruntime session of a net that gives its input, times a factor, under each of these names."""
+    made = [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["n", 12]) for output, _ in outputs]
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", f"{output}_by"], [output]) for output, _ in outputs],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 12])],
+        made,
+        [numpy_helper.from_array(np.float32(factor), f"{output}_by") for output, factor in outputs],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), folder / f"{name}.onnx")
+    return open_runner(folder / f"{name}.onnx")
+
+
+def test_two_onnx_files_are_judged_by_their_labels(tmp_path: Path) -> None:
+    baseline = net(tmp_path, "fp32", ("logits", 1.0))
+    for factor, verdict, accuracy in ((2.0, "pass", 100.0), (-1.0, "fail", 0.0)):
+        candidate = net(tmp_path, "typed", ("logits", factor))
+        pair = Pair(baseline=baseline, candidate=candidate, names=("fp32.onnx", "typed.onnx"))
+        found = compare(pair, dataset(labels=LABELS), "", emit=silent)
+        assert (found.verdict, found.samples, found.labelled) == (verdict, 9, True)
+        assert found.outputs[0].values["accuracy_fp32"] == 100.0
+        assert found.outputs[0].values["accuracy"] == accuracy
+        assert found.baseline_ran.startswith("onnxruntime ")
+        assert found.baseline_ran.endswith(", CPU")
+
+
+def test_two_onnx_files_with_other_outputs_are_no_pair(tmp_path: Path) -> None:
+    baseline, candidate = net(tmp_path, "a", ("y", 1.0), ("z", 1.0)), net(tmp_path, "b", ("y", 1.0))
+    with pytest.raises(ModelError, match="the candidate has no output z: it gives y"):
+        compare(Pair(baseline=baseline, candidate=candidate, names=("a", "b")), dataset(), "", emit=silent)
+
+
+def test_an_overflow_in_an_onnx_file_is_named_by_its_sample(tmp_path: Path) -> None:
+    samples = SAMPLES.copy()
+    samples[4] *= 1e38
+    baseline, candidate = net(tmp_path, "a", ("y", 1.0)), net(tmp_path, "b", ("y", 10.0))
+    pair = Pair(baseline=baseline, candidate=candidate, names=("a", "b"))
+    found = compare(pair, dataset(samples), "cosine=0.9", emit=silent)
+    assert [(gate.metric, gate.passed) for gate in found.gates] == [("nonfinite", False), ("cosine", True)]
+    assert found.gates[0].reason == "NaN or Inf in 1 of 9 samples, first in eval.npz[4]"
 
 
 def test_an_error_of_a_sample_is_raised() -> None:

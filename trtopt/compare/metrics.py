@@ -45,11 +45,13 @@ class OutputMetrics:
     A sample with a NaN or Inf is in `bad`, in `bad_fp32` too when FP32 is the one that gave it, and in no mean. For
     all other samples, in order, `noise` holds the error energy relative to the signal energy, and where the output has
     classes, `agree` whether both chose the same, and `right` who was right: FP32 (1), the candidate (2), both (3).
+    `good` are their indices.
     """
 
     name: str
     bad: array[int] = field(default_factory=lambda: array("q"))
     bad_fp32: int = 0
+    good: array[int] = field(default_factory=lambda: array("q"))
     noise: array[float] = field(default_factory=lambda: array("d"))
     agree: bytearray = field(default_factory=bytearray)
     right: bytearray = field(default_factory=bytearray)
@@ -90,6 +92,8 @@ class OutputMetrics:
         good &= np.isfinite(y).all(axis=1)
         self.bad.extend(indices[i] for i in np.flatnonzero(~good))
         x, y = x[good], y[good]
+        if x.size:
+            self.good.extend(indices[i] for i in np.flatnonzero(good))
         with np.errstate(over="ignore", invalid="ignore"):  # an overflow becomes NaN, and NaN fails every gate
             self._add_errors(x, y)
         # Class scores are one vector a sample, [n, classes] or [n, classes, 1, 1], of the same length for all.
@@ -178,6 +182,11 @@ class OutputMetrics:
         count, chance = len(self.right), 1.0 / self._classes
         hits = self.right.count(1) + self.right.count(3)
         return hits == count or hits > count * chance + 2.0 * math.sqrt(count * chance * (1.0 - chance))
+
+    def farthest(self, count: int) -> list[int]:
+        """Indices of the samples with the most noise, the worst first, those without any left out."""
+        worst = sorted(range(len(self.noise)), key=lambda place: -self.noise[place])[:count]
+        return [self.good[place] for place in worst if self.noise[place] > 0]
 
     def drift(self) -> OutputDrift:
         """Return every metric that this output has, by name, in the units of `METRICS`."""

@@ -5,7 +5,7 @@ Touches: nothing itself; the runners run models.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,7 +14,7 @@ from trtopt.compare.metrics import Array, OutputMetrics
 from trtopt.data.dataset import Dataset, batches
 from trtopt.errors import DataError, ModelError
 from trtopt.events import Emit, Progress
-from trtopt.types import Comparison, OutputDrift
+from trtopt.types import Comparison, GateResult, OutputDrift
 
 
 class Runner(Protocol):
@@ -41,6 +41,8 @@ class Pair:
 
 BATCH = 8
 """Samples joined into one run where data and models allow it: faster than one by one, small enough for any memory."""
+
+_WORST = 3
 
 
 def compare(pair: Pair, dataset: Dataset, gates: str, *, emit: Emit, batch: int = BATCH) -> Comparison:
@@ -84,7 +86,12 @@ def compare(pair: Pair, dataset: Dataset, gates: str, *, emit: Emit, batch: int 
         outputs=outputs,
         gates=results,
         verdict="pass" if results and all(result.passed for result in results) else "fail",
-        warnings=tuple([f"{dataset.source}: {note}" for note in dataset.notes] + _unfit(metrics, outputs, dataset)),
+        warnings=(
+            *(f"{dataset.source}: {note}" for note in dataset.notes),
+            *_unfit(metrics, outputs, dataset),
+            *_ungated(outputs, results),
+            *_farthest(metrics, results, dataset),
+        ),
     )
 
 
@@ -120,3 +127,17 @@ def _unfit(metrics: Mapping[str, OutputMetrics], outputs: tuple[OutputDrift, ...
     scores = [name for name, output in metrics.items() if output.kind == "scores"]
     why = f"out of range, or FP32 no better than guessing ({', '.join(scores)})" if scores else "no output fits them"
     return [f"{dataset.source}: the labels are not used: {why}; agreement with FP32 is judged instead"]
+
+
+def _ungated(outputs: Sequence[OutputDrift], gates: Sequence[GateResult]) -> list[str]:
+    """Say which outputs the user's gates leave alone: a pass says nothing of them."""
+    held = {gate.output for gate in gates}
+    free = [output.output for output in outputs if output.output not in held]
+    return [f"no gate looks at output {', '.join(free)}: it may be anything"] if free else []
+
+
+def _farthest(metrics: Mapping[str, OutputMetrics], gates: Sequence[GateResult], dataset: Dataset) -> list[str]:
+    """Name the samples to look at first where a gate failed."""
+    failed = dict.fromkeys(gate.output for gate in gates if not gate.passed and gate.output in metrics)
+    worst = {name: [dataset.ids[i] for i in metrics[name].farthest(_WORST)] for name in failed}
+    return [f"output {name} is farthest from FP32 in {', '.join(ids)}" for name, ids in worst.items() if ids]
