@@ -39,6 +39,7 @@ def test_a_run_leaves_every_artifact_and_nothing_else(run_dir: Path) -> None:
         "fp32.onnx",
         "calibration.json",
         "calibration.cache",
+        "observed.npz",
         "typed.onnx",
         "model.engine",
         "report.json",

@@ -55,9 +55,10 @@ class ConvertPlan:
     run_dir: Path
     rest: str = "fp16"
     calib: DataPlan | None = None
-    method: str = "entropy"
+    method: str = "mse"
     table: Path | None = None
     data: DataPlan | None = None
+    bias_correction: bool = True
     compare: bool = True
     gates: str = ""
     shapes: tuple[str, ...] = ()

@@ -59,7 +59,8 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         data = _open(context, plan.data, model)
         table = _table(context, plan, model, calib) if kind.NEEDS_TABLE else None
         seen = _magnitudes(context, plan, model, calib or data)
-        typed = stages.set_precision(context, model, plan.precision, plan.rest, table, seen)
+        target = stages.Target(precision=plan.precision, rest=plan.rest, bias_correction=plan.bias_correction)
+        typed = stages.set_precision(context, model, target, table, seen)
         engine, unable = _build(context, plan, typed, ranges)
         comparison = _compare(context, plan, source, typed, data or calib, table)
         report = _report(context, plan, typed, engine, comparison, warnings)
@@ -156,10 +157,12 @@ def _table(
 def _magnitudes(
     context: stages.Context, plan: ConvertPlan, model: OnnxModel, dataset: Dataset | None
 ) -> Observation | None:
-    if plan.precision == "fp32" or (plan.precision == "int8" and plan.rest == "fp32"):
+    if plan.precision == "fp32":
         return None
     if dataset is None:
-        context.emit(Warned("without samples only weights, not activations, are checked against the 16-bit range"))
+        context.emit(
+            Warned("without samples, activations are not checked against the 16-bit range, nor biases corrected")
+        )
         return None
     return stages.observe(context, model, dataset)
 

@@ -15,14 +15,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trtopt.codec import encode
 from trtopt.config import BuildPlan, DataPlan
 from trtopt.data.dataset import Dataset
 from trtopt.errors import EnvironmentUnableError
 from trtopt.events import Emit
-from trtopt.store import RunStore
+from trtopt.store import RunStore, file_digest
 from trtopt.types import CalibrationTable, Comparison, Engine, Observation, OnnxModel, ShapeRange, Support, TypedModel
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 ENGINE_NOT_RUN = " (the typed graph of the engine: TensorRT itself was not run)"
 
@@ -117,20 +122,27 @@ def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str)
 
 
 def observe(context: Context, model: OnnxModel, dataset: Dataset) -> Observation:
-    """FP32 ONNX + a few samples -> the largest magnitude of every tensor, for what must stay out of 16 bits."""
+    """FP32 ONNX + a few samples -> magnitudes of all tensors, and the means that correct biases (`observed.npz`)."""
 
-    def make(_: Path) -> Observation:
-        from trtopt.calibrate.ranges import observe_ranges
+    def make(folder: Path) -> Observation:
+        import numpy as np
+
+        from trtopt.calibrate.ranges import look
         from trtopt.engine.onnxruntime import open_runner
         from trtopt.export.onnx import load_ir
         from trtopt.precision.graph import float_nodes, is_float
+        from trtopt.precision.placement import channel_axes
 
-        nodes = float_nodes(load_ir(model.path).graph)
+        nodes = list(float_nodes(load_ir(model.path).graph))
         tensors = [value.name or "" for node in nodes for value in node.outputs if is_float(value)]
         with _tapped(context, model, tensors) as path:
             run = open_runner(path, device=context.device).run
-            ranges, samples = observe_ranges(run, dataset, stage="observe", emit=context.emit)
-        return Observation(ranges=ranges, samples=samples)
+            seen = look(run, dataset, channel_axes(nodes), stage="observe", emit=context.emit)
+        path = folder / "observed.npz"
+        # Under numbers, beside their names: a tensor's name may hold what a file's name may not.
+        names = np.array(list(seen.means), dtype=np.str_)
+        np.savez(path, allow_pickle=False, names=names, **{str(i): mean for i, mean in enumerate(seen.means.values())})
+        return Observation(ranges=seen.ranges, samples=seen.samples, means=path, digest=file_digest(path))
 
     key = {"model": model.digest, "data": dataset.digest, "device": context.device}
     return context.store.stage(
@@ -142,10 +154,19 @@ def observe(context: Context, model: OnnxModel, dataset: Dataset) -> Observation
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """The precision asked for, the type of the unquantized rest, and whether biases are corrected."""
+
+    precision: str
+    rest: str
+    bias_correction: bool
+
+
 def set_precision(
-    context: Context, model: OnnxModel, name: str, rest: str, table: CalibrationTable | None, seen: Observation | None
+    context: Context, model: OnnxModel, target: Target, table: CalibrationTable | None, seen: Observation | None
 ) -> TypedModel:
-    """FP32 ONNX (+ table, + magnitudes) -> an ONNX graph that carries its precision in itself (`typed.onnx`)."""
+    """FP32 ONNX (+ table, + what was seen) -> an ONNX graph that carries its precision in itself (`typed.onnx`)."""
 
     def make(folder: Path) -> TypedModel:
         from trtopt.export.onnx import describe, load_ir
@@ -153,22 +174,29 @@ def set_precision(
         from trtopt.precision import Request, precision
 
         graph = load_ir(model.path)
-        request = Request(rest=rest, table=table, ranges=seen.ranges if seen else {})
-        decisions = precision(name).apply(graph, request)
+        means = _read_means(seen.means) if seen and target.bias_correction else {}
+        request = Request(rest=target.rest, table=table, ranges=seen.ranges if seen else {}, means=means)
+        decisions = precision(target.precision).apply(graph, request)
         path = folder / "typed.onnx"
         save(graph, path)
         check_types(path)
-        return TypedModel(onnx=describe(path), precision=name, rest=rest, decisions=decisions)
+        return TypedModel(onnx=describe(path), precision=target.precision, rest=target.rest, decisions=decisions)
 
     key = {
         "model": model.digest,
-        "precision": name,
-        "rest": rest,
+        "target": asdict(target),
         "table": dict(sorted(table.scales.items())) if table else None,
-        "ranges": dict(sorted(seen.ranges.items())) if seen else None,
+        "seen": [dict(sorted(seen.ranges.items())), seen.digest] if seen else None,
         **versions("onnx", "onnx-ir"),
     }
     return context.store.stage("precision", key, TypedModel, make, _count_line)
+
+
+def _read_means(path: Path) -> dict[str, NDArray[np.float64]]:
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as archive:
+        return {str(name): archive[str(index)] for index, name in enumerate(archive["names"])}
 
 
 def build(context: Context, typed: TypedModel, ranges: Sequence[ShapeRange], plan: BuildPlan) -> Engine:

@@ -77,10 +77,16 @@ class CalibrationTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """The largest magnitude of each floating-point tensor, seen while `samples` samples ran through the FP32 model."""
+    """What was seen while `samples` samples ran through the FP32 model.
+
+    `ranges[t]` is the largest magnitude of each floating-point tensor. `means` is an .npz with the mean of each
+    channel, float64, of every tensor that a weighted operator reads; `digest` is the SHA-256 of its content.
+    """
 
     ranges: Mapping[str, float]
     samples: int
+    means: Path
+    digest: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -228,8 +228,8 @@ def test_new_names_do_not_clash_with_those_of_the_model(parse: Parse, write: Wri
 
 
 def test_the_names_on_the_command_line_are_the_precisions() -> None:
-    assert precisions() == ("bf16", "fp16", "fp32", "int8")
-    assert {name for name in precisions() if precision(name).NEEDS_TABLE} == {"int8"}
+    assert precisions() == ("bf16", "fp16", "fp32", "fp8", "int8")
+    assert {name for name in precisions() if precision(name).NEEDS_TABLE} == {"int8", "fp8"}
     assert min(precision(name).OPSET for name in precisions()) >= 13
 
 

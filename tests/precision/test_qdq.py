@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from trtopt.engine.onnxruntime import open_runner
 from trtopt.precision.graph import names
-from trtopt.precision.qdq import QMAX, channel_scales, quantize, quantize_activation, quantize_weight, round_scale
+from trtopt.precision.qdq import INT8, code_weight, quantize, quantize_activation, quantize_weight, round_scale
 
 Parse = Callable[..., ir.Model]
 Write = Callable[[ir.Model], Path]
@@ -78,7 +78,7 @@ def test_a_scale_of_zero_becomes_positive(dtype: ir.DataType) -> None:
 
 @given(amax=st.floats(2.0**-16, 1e4, width=32), fraction=st.integers(0, 1000))
 def test_a_scale_rounded_to_fp16_clips_nothing(amax: float, fraction: int) -> None:
-    scale = round_scale(np.array([amax / QMAX], F32), ir.DataType.FLOAT16)[0]
+    scale = round_scale(np.array([amax / INT8.max], F32), ir.DataType.FLOAT16)[0]
     assert Fraction(float(F32(amax))) <= Fraction(float(scale)) * 127 * (1 + Fraction(1, 2**22))
     x = F32(amax * fraction / 1000)
     assert abs(float(quantize(np.array([x], F32), scale)[0]) * float(scale) - float(x)) <= float(scale) * 0.5001
@@ -87,9 +87,9 @@ def test_a_scale_rounded_to_fp16_clips_nothing(amax: float, fraction: int) -> No
 @given(axis=st.integers(0, 3), seed=st.integers(0, 99))
 def test_channel_scales_are_per_channel_of_the_axis(axis: int, seed: int) -> None:
     weight = np.random.default_rng(seed).normal(size=(2, 3, 4, 5)).astype(F32)
-    found = channel_scales(weight, axis)
-    assert found.shape == (weight.shape[axis],)
-    for channel, scale in enumerate(found):
+    found = code_weight(weight, axis, ir.DataType.FLOAT).scales
+    assert found.size == weight.shape[axis]
+    for channel, scale in enumerate(found.reshape(-1)):
         assert math.isclose(scale * 127, np.abs(weight.take(channel, axis)).max(), rel_tol=1e-6)
 
 
@@ -103,7 +103,7 @@ def test_a_weight_becomes_int8_behind_a_dequantize(parse: Parse, write: Write, d
     weight[:, 2] = 0  # a dead channel
     weight[3, :] = 0
     value.dtype = dtype
-    result = quantize_weight(node, value, weight, axis, names(model.graph))
+    result = quantize_weight(node, value, code_weight(weight, axis, dtype), axis, names(model.graph))
     assert result.dtype == dtype
     dequantize = result.producer()
     assert dequantize is not None
@@ -121,7 +121,7 @@ def test_a_weight_becomes_int8_behind_a_dequantize(parse: Parse, write: Write, d
 
 def test_an_activation_gets_a_pair_with_constant_scale_and_zero_point_0(parse: Parse, write: Write) -> None:
     model = parse("(float[4] x) => (float[4] y) { y = Neg(x) }")
-    result = quantize_activation(model.graph, model.graph.inputs[0], 0.5, names(model.graph))
+    result = quantize_activation(model.graph.inputs[0], 0.5, names(model.graph))
     model.graph[-1].replace_input_with(0, result)
     path = write(model)
     assert [node.op_type for node in onnx.load(path).graph.node] == ["QuantizeLinear", "DequantizeLinear", "Neg"]
@@ -132,7 +132,7 @@ def test_an_activation_gets_a_pair_with_constant_scale_and_zero_point_0(parse: P
 def test_onnxruntime_quantizes_as_we_do(parse: Parse, write: Write) -> None:
     model = parse("(float[512] x) => (float[512] y) { y = Neg(x) }")
     scale = 0.037
-    result = quantize_activation(model.graph, model.graph.inputs[0], scale, names(model.graph))
+    result = quantize_activation(model.graph.inputs[0], scale, names(model.graph))
     model.graph[-1].replace_input_with(0, result)
     halves = (np.arange(512) - 256 + 0.5).astype(F32) * F32(scale)  # ties, as far as division allows
     want = -(quantize(halves, scale).astype(F32) * F32(scale))

@@ -1,4 +1,6 @@
-"""The largest magnitude of every floating-point tensor, over a few samples: what 16-bit types must be able to hold.
+"""What a few samples tell about every tensor: its largest magnitude, and for some the mean of each channel.
+
+The magnitudes decide what 16-bit types must not hold (`precision.keep`), the means correct biases (`precision.bias`).
 
 Touches: nothing; it calls the function that runs the model.
 """
@@ -6,31 +8,49 @@ Touches: nothing; it calls the function that runs the model.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from trtopt.data.dataset import Array, Dataset, Feed
 from trtopt.errors import CalibrationError
 from trtopt.events import Emit, Progress
 
 SAMPLES = 16
-"""Enough to see an order of magnitude, which is what FP16's margin needs; every tensor is read, so it is not cheap."""
+"""Enough for an order of magnitude and for a mean; every tensor is read, so it is not cheap."""
 
 
-def observe_ranges(
-    run: Callable[[Feed], Mapping[str, Array]], dataset: Dataset, *, stage: str, emit: Emit
-) -> tuple[dict[str, float], int]:
-    """Return the largest magnitude of each float32 tensor that `run` gives, and how many samples were run.
+@dataclass(slots=True)
+class Seen:
+    """`ranges[t]`: largest magnitude. `means[t]`: mean of each channel, float64 [channels]. `samples`: how many ran."""
 
-    The samples, at most `SAMPLES`, are spread evenly over the dataset.
+    ranges: dict[str, float] = field(default_factory=dict)
+    means: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    samples: int = 0
+
+
+def look(
+    run: Callable[[Feed], Mapping[str, Array]],
+    dataset: Dataset,
+    channels: Mapping[str, int],
+    *,
+    stage: str,
+    emit: Emit,
+) -> Seen:
+    """Return what is seen in the float32 tensors that `run` gives, and in the inputs themselves.
+
+    `channels[t]` is the axis of the channels whose means are wanted. The samples, at most `SAMPLES`, are spread evenly
+    over the dataset.
 
     Raises:
         CalibrationError: a tensor holds NaN or Inf; the tensor and the sample are named.
     """
     indices = np.unique(np.linspace(0, len(dataset) - 1, min(SAMPLES, len(dataset))).astype(int))
-    ranges: dict[str, float] = {}
+    seen = Seen(samples=len(indices))
     for done, index in enumerate(indices, start=1):
-        for name, array in run(dataset.load(int(index))).items():
+        feed = dataset.load(int(index))
+        for name, array in {**feed, **run(feed)}.items():
             if array.dtype != np.float32 or array.size == 0:
                 continue
             largest = float(np.abs(array).max())  # NaN and Inf propagate
@@ -40,6 +60,10 @@ def observe_ranges(
                     why="the FP32 model itself does not stay finite on it",
                     fix="Check the sample and its preprocessing",
                 )
-            ranges[name] = max(ranges.get(name, 0.0), largest)
+            seen.ranges[name] = max(seen.ranges.get(name, 0.0), largest)
+            if name in channels:
+                axis = channels[name] % array.ndim
+                mean = array.mean(axis=tuple(i for i in range(array.ndim) if i != axis), dtype=np.float64)
+                seen.means[name] = seen.means.get(name, 0.0) + mean / len(indices)
         emit(Progress(stage, done, len(indices)))
-    return ranges, len(indices)
+    return seen

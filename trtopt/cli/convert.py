@@ -24,7 +24,7 @@ from trtopt.cli.options import (
 
 def convert(
     model: Annotated[Path, typer.Argument(help="The trained network, as FP32 ONNX.", show_default=False)],
-    precision: Annotated[str, typer.Option("--precision", "-p", help="fp32, fp16, bf16 or int8.")] = "fp16",
+    precision: Annotated[str, typer.Option("--precision", "-p", help="fp32, fp16, bf16, int8 or fp8.")] = "fp16",
     calib: Annotated[
         str | None,
         typer.Option(
@@ -36,7 +36,7 @@ def convert(
     ] = None,
     recipe: RecipeFlag = None,
     skip_bad: SkipBadFlag = False,
-    method: Annotated[str, typer.Option(help="How scales are chosen: entropy, percentile, minmax or mse.")] = "entropy",
+    method: Annotated[str, typer.Option(help="How scales are chosen: mse, entropy, percentile or minmax.")] = "mse",
     calib_table: Annotated[
         Path | None, typer.Option(help="Use this calibration table (JSON, or TensorRT's cache) instead of calibrating.")
     ] = None,
@@ -47,6 +47,9 @@ def convert(
             help="Shapes of a dynamic input, smallest:usual:largest: input=1x3x224x224:8x3x224x224:32x3x224x224."
         ),
     ] = None,
+    no_bias_correction: Annotated[
+        bool, typer.Option("--no-bias-correction", help="Do not correct biases for the mean error of rounded weights.")
+    ] = False,
     gate: GateFlag = "",
     no_compare: Annotated[bool, typer.Option("--no-compare", help="Build without a verdict.")] = False,
     out: OutFlag = None,
@@ -86,6 +89,7 @@ def convert(
         method=method,
         table=calib_table,
         data=DataPlan(source=data, recipe=recipe, skip_bad=skip_bad) if data else None,
+        bias_correction=not no_bias_correction,
         compare=not no_compare,
         gates=gate,
         shapes=tuple(shape or ()),

@@ -2,8 +2,9 @@
 
 A precision module has `OPSET`, the lowest opset that can express it, `NEEDS_TABLE`, whether it quantizes activations,
 and `apply(model, request) -> tuple[Decision, ...]`, which rewrites the model in place. The other modules of this folder
-are what they share: `placement`, with `residual` and `attention` (which inputs are quantized, and why the others are
-not), `qdq` (writing Q/DQ pairs), `keep` (what must stay in FP32), `half` (writing 16-bit casts) and `graph`.
+are what they share: `eight_bits` (what INT8 and FP8 have in common), `placement`, with `residual` and `attention`
+(which inputs are quantized, and why the others are not), `qdq` (writing Q/DQ pairs), `bias` (correcting the mean error
+of rounded weights), `keep` (what must stay in FP32), `half` (writing 16-bit casts) and `graph`.
 """
 
 from __future__ import annotations
@@ -19,21 +20,25 @@ from trtopt.errors import UsageError
 from trtopt.types import CalibrationTable, Decision
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import onnx_ir as ir
 
-_SHARED = {"placement", "residual", "attention", "qdq", "keep", "half", "graph"}
+_SHARED = {"eight_bits", "placement", "residual", "attention", "bias", "qdq", "keep", "half", "graph"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """What a precision module may need: the type of the unquantized rest, the table, and observed magnitudes.
 
-    `ranges[t]` is the largest magnitude seen in tensor t of the FP32 model, for as many tensors as were observed.
+    `ranges[t]` is the largest magnitude seen in tensor t of the FP32 model, for as many tensors as were observed;
+    `means[t]` the mean of each of its channels, float64 (see `bias`), for inputs of weighted operators.
     """
 
     rest: str = "fp16"
     table: CalibrationTable | None = None
     ranges: Mapping[str, float] = field(default_factory=dict)
+    means: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
 
 
 class Precision(Protocol):

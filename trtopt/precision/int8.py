@@ -5,17 +5,10 @@ Touches: the model it is given.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from trtopt.errors import TableError, UsageError
-from trtopt.precision import Request, half, qdq
-from trtopt.precision.graph import constant, drop_unused_initializers, names
-from trtopt.precision.keep import keep
-from trtopt.precision.placement import Placement, Site, place
-from trtopt.types import CalibrationTable, Decision
+from trtopt.precision import Request, eight_bits, qdq
+from trtopt.types import Decision
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -25,68 +18,5 @@ NEEDS_TABLE = True
 
 
 def apply(model: ir.Model, request: Request) -> tuple[Decision, ...]:
-    """Quantize in place with the scales of `request.table`; see `placement` for what, and why the rest is not.
-
-    Raises:
-        TableError: there is no table, or a scale is missing in it.
-        UsageError: `request.rest` is unknown.
-    """
-    if request.table is None:
-        raise TableError("INT8 needs a calibration table", fix="Give --calib DATA or --calib-table FILE")
-    placement = place(model)
-    # Read before the casts: the weights are quantized from their FP32 values, not from the 16-bit copies.
-    weights = {site: _weight(site) for site in placement.sites if site.axis is not None}
-    decisions = _rest(model, request)
-    taken = names(model.graph)
-    quantized: dict[object, ir.Value] = {}
-    for site in placement.sites:
-        value = site.node.inputs[site.index]
-        assert value is not None
-        key = (value, site.axis)
-        if key not in quantized:
-            quantized[key] = (
-                qdq.quantize_activation(model.graph, value, _shared_scale(placement, site, request.table), taken)
-                if site.axis is None
-                else qdq.quantize_weight(site.node, value, weights[site], site.axis, taken)
-            )
-        site.node.replace_input_with(site.index, quantized[key])
-    drop_unused_initializers(model.graph)
-    model.graph.sort()
-    placed = {decision.node: decision for decision in placement.decisions(request.rest)}
-    return tuple(_decide(decision, placed.get(decision.node, decision)) for decision in decisions)
-
-
-def _rest(model: ir.Model, request: Request) -> tuple[Decision, ...]:
-    if request.rest in half.HALVES:
-        kind = half.HALVES[request.rest]
-        # A tensor reached at least what its scale represents: a table read from a cache tells no more than that.
-        scales = request.table.scales if request.table else {}
-        ranges = {name: scale * qdq.QMAX for name, scale in scales.items()} | dict(request.ranges)
-        return half.convert(model, kind, keep(model, kind, ranges))
-    if request.rest == "fp32":
-        from trtopt.precision import fp32
-
-        return fp32.apply(model, request)
-    raise UsageError(f"unknown type {request.rest!r} for the unquantized rest", fix="Choose fp16, bf16 or fp32")
-
-
-def _weight(site: Site) -> qdq.FloatArray:
-    return np.asarray(constant(site.node.inputs[site.index]), np.float32)
-
-
-def _shared_scale(placement: Placement, site: Site, table: CalibrationTable) -> float:
-    try:
-        return max(table.scales[tensor] for tensor in placement.group(site.scale_from))
-    except KeyError as error:
-        raise TableError(
-            f"the calibration table has no scale for {error.args[0]}",
-            why=f"it was made by {table.method} over other tensors",
-            fix="Calibrate again with --calib",
-        ) from None
-
-
-def _decide(rest: Decision, placed: Decision) -> Decision:
-    """Of a node's two decisions: quantized stands first, then a remark on its type, then why it is not quantized."""
-    if placed.precision == "int8":
-        return placed
-    return rest if rest.reason != half.ASKED_FOR else replace(placed, precision=rest.precision)
+    """Quantize in place: activations per tensor, weights per output channel. Raises as `eight_bits.apply`."""
+    return eight_bits.apply(model, request, qdq.INT8)

@@ -19,7 +19,7 @@ Touches: nothing; it reads an onnx-ir model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -84,13 +84,13 @@ class Placement:
         members = [site.scale_from for site in self.sites if site.axis is None]
         return tuple(dict.fromkeys(members))
 
-    def decisions(self, rest: str = "fp16") -> tuple[Decision, ...]:
-        """What becomes of each computing node, with `rest` as the type of what is not quantized."""
+    def decisions(self, precision: str = "int8", rest: str = "fp16") -> tuple[Decision, ...]:
+        """What becomes of each computing node: quantized to `precision`, or else of type `rest`."""
         return tuple(
             Decision(
                 node=node.name or "",
                 op=node.op_type,
-                precision="int8" if reason.startswith(QUANTIZED) else rest,
+                precision=precision if reason.startswith(QUANTIZED) else rest,
                 reason=reason.removeprefix(QUANTIZED),
             )
             for node, reason in self.reasons.items()
@@ -151,6 +151,15 @@ def weighted_inputs(node: ir.Node) -> tuple[tuple[int, int | None], ...]:
     if node.op_type == "Gemm":
         return ((0, None), (1, 0 if attribute(node, "transB", 0) else 1))
     return ((0, None), (1, weight.ndim - 1))
+
+
+def channel_axes(nodes: Iterable[ir.Node]) -> dict[str, int]:
+    """The channel axis of every tensor that a weighted operator reads: 1 for convolutions, the last for products."""
+    axes = {}
+    for node in nodes:
+        if weighted_inputs(node) and node.inputs[0] is not None:
+            axes[node.inputs[0].name or ""] = 1 if node.op_type in ("Conv", "ConvTranspose") else -1
+    return axes
 
 
 def does_not_pay(node: ir.Node) -> str:

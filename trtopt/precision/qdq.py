@@ -1,14 +1,16 @@
-"""Write Q/DQ pairs: scale and zero point as constants, weights as INT8 initializers behind a DequantizeLinear.
+"""Write Q/DQ pairs: scale and zero point as constants, weights as 8-bit initializers behind a DequantizeLinear.
 
-q = clip(round_half_even(x / scale), -128, 127), zero point 0 (TensorRT developer guide, "Quantized Types"). Weights use
--127..127, so that the range is symmetric. Scales have the type of the tensor they scale; a scale is rounded *up* to
-that type, and the weight is quantized with the rounded scale, so that rounding it clips nothing.
+INT8: q = clip(round_half_even(x / scale), -128, 127), zero point 0; weights use -127..127, so that the range is
+symmetric. FP8: q = the E4M3 number nearest to clip(x / scale, -448, 448) (TensorRT developer guide, "Quantized Types").
+Scales have the type of the tensor they scale; a scale is rounded *up* to that type, and the weight is quantized with
+the rounded scale, so that rounding it clips nothing.
 
 Touches: the onnx-ir model it is given.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,17 +21,41 @@ from trtopt.precision.graph import add_initializer, unique
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-QMAX = 127.0
 FloatArray = npt.NDArray[np.float32]
 
 
-def quantize(x: FloatArray, scale: FloatArray | float) -> npt.NDArray[np.int8]:
-    """INT8 codes of `x` under `scale` (broadcast), by round-half-even and saturation to [-128, 127]."""
-    codes = np.rint(np.asarray(x, np.float32) / np.asarray(scale, np.float32))
-    return np.clip(codes, -128, 127).astype(np.int8)
+@dataclass(frozen=True, slots=True)
+class Format:
+    """An 8-bit type: its `--precision` name, onnx-ir's name of it, its largest number, one weight scale a channel?"""
+
+    name: str
+    ir_name: str
+    max: float
+    per_channel: bool
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """The type as onnx-ir knows it."""
+        import onnx_ir as ir
+
+        return ir.DataType[self.ir_name]
 
 
-def round_scale(scale: FloatArray, dtype: ir.DataType) -> FloatArray:
+INT8 = Format("int8", "INT8", 127.0, per_channel=True)
+FP8 = Format("fp8", "FLOAT8E4M3FN", 448.0, per_channel=False)
+
+
+def quantize(x: FloatArray, scale: FloatArray | float, format: Format = INT8) -> npt.NDArray[np.generic]:
+    """The codes of `x` under `scale` (broadcast): int8 or float8_e4m3fn."""
+    ratio = np.asarray(x, np.float32) / np.asarray(scale, np.float32)
+    if format is INT8:
+        return np.clip(np.rint(ratio), -128, 127).astype(np.int8)
+    import ml_dtypes
+
+    return np.clip(ratio, -format.max, format.max).astype(ml_dtypes.float8_e4m3fn)
+
+
+def round_scale(scale: FloatArray | np.float32, dtype: ir.DataType) -> FloatArray:
     """The smallest positive values of `dtype` that are not below `scale`, as float32."""
     import ml_dtypes
     import onnx_ir as ir
@@ -37,31 +63,45 @@ def round_scale(scale: FloatArray, dtype: ir.DataType) -> FloatArray:
     narrow = {ir.DataType.FLOAT16: np.float16, ir.DataType.BFLOAT16: ml_dtypes.bfloat16}.get(dtype)
     if narrow is None:
         return np.asarray(np.maximum(scale, np.finfo(np.float32).tiny), np.float32)
-    rounded = scale.astype(narrow)
+    rounded = np.asarray(scale).astype(narrow)
     bits = rounded.view(np.uint16) + ((rounded.astype(np.float32) < scale) | (rounded == 0)).astype(np.uint16)
     return np.asarray(bits.view(narrow), np.float32)
 
 
-def channel_scales(weight: FloatArray, axis: int) -> FloatArray:
-    """amax / 127 of each channel along `axis`; float32 [channels]."""
-    others = tuple(i for i in range(weight.ndim) if i != axis)
-    return np.asarray(np.abs(weight).max(axis=others) / QMAX, np.float32)
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """A quantized weight: 8-bit `codes` of its shape, `scales` float32, [] or broadcast along the channel axis."""
+
+    codes: npt.NDArray[np.generic]
+    scales: FloatArray
+
+    def values(self) -> FloatArray:
+        """What the codes stand for: float32, of the weight's shape."""
+        return np.asarray(self.codes.astype(np.float32) * self.scales, np.float32)
 
 
-def quantize_activation(graph: ir.Graph, value: ir.Value, scale: float, taken: set[str]) -> ir.Value:
+def code_weight(weight: FloatArray, axis: int, dtype: ir.DataType, format: Format = INT8) -> Coded:
+    """Quantize a weight: amax / max of each channel along `axis` (of all of it for FP8), rounded up to `dtype`."""
+    others = tuple(i for i in range(weight.ndim) if i != axis) if format.per_channel else None
+    scales = np.abs(weight).max(axis=others, keepdims=format.per_channel) / np.float32(format.max)
+    scales = round_scale(np.asarray(scales, np.float32), dtype)
+    return Coded(quantize(weight, scales, format), scales)
+
+
+def quantize_activation(value: ir.Value, scale: float, taken: set[str], format: Format = INT8) -> ir.Value:
     """Insert Q -> DQ behind `value` (float32, float16 or bfloat16) and return the dequantized value.
 
     `taken` are the names in use in the graph; the new ones are added.
     """
     import onnx_ir as ir
 
-    dtype = value.dtype or ir.DataType.FLOAT
-    rounded = round_scale(np.array([scale], np.float32), dtype).reshape(())
-    parts = ("scale", "zero_point", "int8", "dq", "QuantizeLinear", "DequantizeLinear")
+    graph, dtype = value.graph, value.dtype or ir.DataType.FLOAT
+    assert isinstance(graph, ir.Graph)
+    parts = ("scale", "zero_point", "codes", "dq", "QuantizeLinear", "DequantizeLinear")
     name = {part: unique(f"{value.name}/{part}", taken) for part in parts}
-    number = _scale(graph, name["scale"], rounded, dtype)
-    zero = add_initializer(graph, name["zero_point"], np.zeros((), np.int8), ir.DataType.INT8)
-    codes = ir.Value(name=name["int8"], type=ir.TensorType(ir.DataType.INT8), shape=value.shape)
+    number = _scale(graph, name["scale"], round_scale(np.float32(scale), dtype), dtype)
+    zero = _zero(graph, name["zero_point"], (), format)
+    codes = ir.Value(name=name["codes"], type=ir.TensorType(format.dtype), shape=value.shape)
     result = ir.Value(name=name["dq"], type=ir.TensorType(dtype), shape=value.shape)
     pair = [
         ir.node("QuantizeLinear", [value, number, zero], outputs=[codes], name=name["QuantizeLinear"]),
@@ -75,29 +115,34 @@ def quantize_activation(graph: ir.Graph, value: ir.Value, scale: float, taken: s
     return result
 
 
-def quantize_weight(node: ir.Node, value: ir.Value, weight: FloatArray, axis: int, taken: set[str]) -> ir.Value:
-    """Store `weight` as INT8, one scale a channel of `axis`, and return its dequantized value of `value`'s type.
+def quantize_weight(
+    node: ir.Node, value: ir.Value, coded: Coded, axis: int, taken: set[str], format: Format = INT8
+) -> ir.Value:
+    """Store a weight in 8 bits and return its dequantized value, of `value`'s type.
 
-    `value` is the initializer that `node` reads now; `weight` holds its FP32 values; `taken` are the names in use.
+    `value` is the initializer that `node` reads now; `taken` are the names in use.
     """
     import onnx_ir as ir
 
     graph, dtype = node.graph, value.dtype or ir.DataType.FLOAT
     assert isinstance(graph, ir.Graph)
-    scales = round_scale(channel_scales(weight, axis), dtype)
-    shape = [1] * weight.ndim
-    shape[axis] = -1
-    parts = ("int8", "scale", "zero_point", "dq", "DequantizeLinear")
+    scales = coded.scales.reshape(-1) if format.per_channel else coded.scales
+    parts = ("codes", "scale", "zero_point", "dq", "DequantizeLinear")
     name = {part: unique(f"{value.name}/{part}", taken) for part in parts}
-    codes = add_initializer(graph, name["int8"], quantize(weight, scales.reshape(shape)), ir.DataType.INT8)
+    codes = add_initializer(graph, name["codes"], coded.codes, format.dtype)
     number = _scale(graph, name["scale"], scales, dtype)
-    zero = add_initializer(graph, name["zero_point"], np.zeros(scales.shape, np.int8), ir.DataType.INT8)
+    zero = _zero(graph, name["zero_point"], scales.shape, format)
     result = ir.Value(name=name["dq"], type=ir.TensorType(dtype), shape=value.shape)
+    attributes = {"axis": axis} if format.per_channel else {}
     dequantize = ir.node(
-        "DequantizeLinear", [codes, number, zero], {"axis": axis}, outputs=[result], name=name["DequantizeLinear"]
+        "DequantizeLinear", [codes, number, zero], attributes, outputs=[result], name=name["DequantizeLinear"]
     )
     graph.insert_before(node, dequantize)
     return result
+
+
+def _zero(graph: ir.Graph, name: str, shape: tuple[int, ...], format: Format) -> ir.Value:
+    return add_initializer(graph, name, quantize(np.zeros(shape, np.float32), 1.0, format), format.dtype)
 
 
 def _scale(graph: ir.Graph, name: str, scale: FloatArray, dtype: ir.DataType) -> ir.Value:
