@@ -75,6 +75,14 @@ def through_json(value: Any) -> Any:
     return json.loads(json.dumps(encode(value), allow_nan=False))
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What the refusals are tried on."""
+
+    ranges: Mapping[str, float]
+    samples: int
+
+
 SPEC = TensorSpec(name="x", dtype="float32", shape=("batch", 3))
 ONNX = types.OnnxModel(path=Path("m.onnx"), digest="d", opset=19, inputs=(SPEC,), outputs=(SPEC,))
 TYPED = TypedModel(
@@ -103,7 +111,7 @@ def test_what_json_cannot_write_becomes_a_word(value: float, text: str) -> None:
 
 
 def test_a_whole_number_is_read_as_the_float_it_stands_for() -> None:
-    ranges = decode(Observation, {"ranges": {"a": 3}, "samples": 1}).ranges
+    ranges = decode(Measured, {"ranges": {"a": 3}, "samples": 1}).ranges
     assert ranges == {"a": 3.0}
     assert isinstance(ranges["a"], float)
 
@@ -129,13 +137,13 @@ def test_what_has_no_json_form_is_refused(value: object) -> None:
         (TensorSpec, {"name": "x", "dtype": "f", "shape": "ab"}, r"TensorSpec\.shape is 'ab', not tuple"),
         (TensorSpec, {"name": "x", "dtype": "f", "shape": [1, 2.5]}, r"shape\[1\] is 2\.5, not int or str"),
         (TensorSpec, {"name": "x", "dtype": "f", "shape": [True]}, r"shape\[0\] is True, not int or str"),
-        (Observation, {"ranges": {"a": "much"}, "samples": 1}, r"ranges\.a is 'much', not a number"),
-        (Observation, {"ranges": {"a": True}, "samples": 1}, r"ranges\.a is True, not float"),
-        (Observation, {"ranges": {"a": None}, "samples": 1}, r"ranges\.a is None, not float"),
-        (Observation, {"ranges": {"a": 10**400}, "samples": 1}, r"ranges\.a is a whole number too large"),
-        (Observation, {"ranges": [], "samples": 1}, r"Observation\.ranges is \[\], not"),
-        (Observation, {"ranges": {}, "samples": True}, r"samples is True, not int"),
-        (Observation, {"ranges": {}, "samples": 1.0}, r"samples is 1\.0, not int"),
+        (Measured, {"ranges": {"a": "much"}, "samples": 1}, r"ranges\.a is 'much', not a number"),
+        (Measured, {"ranges": {"a": True}, "samples": 1}, r"ranges\.a is True, not float"),
+        (Measured, {"ranges": {"a": None}, "samples": 1}, r"ranges\.a is None, not float"),
+        (Measured, {"ranges": {"a": 10**400}, "samples": 1}, r"ranges\.a is a whole number too large"),
+        (Measured, {"ranges": [], "samples": 1}, r"Measured\.ranges is \[\], not"),
+        (Measured, {"ranges": {}, "samples": True}, r"samples is True, not int"),
+        (Measured, {"ranges": {}, "samples": 1.0}, r"samples is 1\.0, not int"),
     ],
 )
 def test_malformed_data_is_refused_where_it_is_wrong(kind: type, data: Any, message: str) -> None:
