@@ -89,15 +89,21 @@ def test_auto_falls_back_to_the_cpu_and_says_so(path: Path) -> None:
 
 
 def test_quantized_pairs_are_not_fused_into_integer_kernels(tmp_path: Path) -> None:
-    model = onnx.parser.parse_model(
-        '<ir_version: 10, opset_import: ["": 19]> g (float[n, 2] x) => (float[n, 2] y)'
-        "<float s = {0.5}, int8 z = {0}, int8[2, 2] w = {127, 127, 127, 127}, float big = {1}> {"
-        "q = QuantizeLinear(x, s, z)\n d = DequantizeLinear(q, s, z)\n v = DequantizeLinear(w, big, z)\n"
-        "m = MatMul(d, v)\n o = QuantizeLinear(m, s, z)\n y = DequantizeLinear(o, s, z) }"
+    pair = "q = QuantizeLinear(x, s, z)\n d = DequantizeLinear(q, s, z)\n m = Softmax(d)\n"
+    head = '<ir_version: 10, opset_import: ["": 19]> g (float[n, 64] x) => (float[n, 64]'
+    given = "<float s = {0.037}, float t = {0.0133}, int8 z = {0}>"
+    plain = onnx.parser.parse_model(f"{head} m) {given} {{ {pair} }}")
+    onnx.save(plain, tmp_path / "plain.onnx")
+    onnx.save(
+        onnx.parser.parse_model(
+            f"{head} y) {given} {{ {pair} o = QuantizeLinear(m, t, z)\n y = DequantizeLinear(o, t, z) }}"
+        ),
+        tmp_path / "q.onnx",
     )
-    onnx.save(model, tmp_path / "q.onnx")
-    got = open_runner(tmp_path / "q.onnx").run({"x": np.array([[0.25, 0.75]], np.float32)})["y"]
-    assert got.tolist() == [[63.5, 63.5]]  # 0.25 rounds to 0, 0.75 to 1; 127 saturates at 127 * 0.5
+    feed = {"x": np.random.default_rng(0).normal(0, 2, (100, 64)).astype(np.float32)}
+    softmax = open_runner(tmp_path / "plain.onnx").run(feed)["m"]
+    want = np.rint(softmax / np.float32(0.0133)) * np.float32(0.0133)
+    assert np.array_equal(open_runner(tmp_path / "q.onnx").run(feed)["y"], want)
 
 
 def test_a_simulated_graph_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

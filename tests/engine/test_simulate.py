@@ -224,6 +224,17 @@ def test_16_bit_models_made_elsewhere_keep_their_types_and_round_as_well(tmp_pat
     assert np.array_equal(got.astype(F32), rounded(sigmoid(s), F16))
 
 
+def test_the_state_of_a_loop_is_rounded_at_every_turn(tmp_path: Path) -> None:
+    body = """(float16[n, 8] x) => (float16[n, 8] y) <int64 m = {5}, bool go = {1}> {
+        y = Loop(m, go, x)<body = b (int64 i, bool c, float16[n, 8] s) => (bool d, float16[n, 8] t) {
+            d = Identity(c)\n t = Mul(s, x) }> }"""
+    onnx.save(text(body), tmp_path / "m.onnx")
+    state = rounded(X, F16)
+    for _ in range(5):
+        state = rounded(state * rounded(X, F16), F16)
+    assert np.array_equal(open_runner(tmp_path / "m.onnx").run({"x": X.astype(F16)})["y"].astype(F32), state)
+
+
 def test_an_input_that_is_an_output_passes_through(tmp_path: Path) -> None:
     onnx.save(text("(float16[n, 8] x) => (float16[n, 8] x, float16[n, 8] y) { y = Mul(x, x) }"), tmp_path / "m.onnx")
     got = open_runner(tmp_path / "m.onnx").run({"x": X.astype(F16)})

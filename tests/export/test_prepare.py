@@ -172,8 +172,13 @@ def test_keeps_dimensions_that_have_a_range(tmp_path: Path) -> None:
     assert ready.outputs[0].shape == ("n", 4)
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("first", ["x", "z"])
-def test_a_frozen_name_is_frozen_wherever_it_stands(tmp_path: Path, first: str) -> None:
+def test_a_frozen_name_is_frozen_wherever_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, large: bool
+) -> None:
+    if large:  # onnxslim infers it, but large models go without
+        monkeypatch.setattr(module, "LARGE_BYTES", 0)
     names = "float[n, 4] x, float[n, 4] z" if first == "x" else "float[n, 4] z, float[n, 4] x"
     model = onnx.parser.parse_model(
         f'<ir_version: 8, opset_import: ["": 17]> g ({names}) => (float[n, 4] y) {{ s = Relu(z)\n y = Add(x, s) }}'
@@ -207,6 +212,14 @@ def test_every_node_and_tensor_has_a_name_of_its_own(tmp_path: Path) -> None:
     made = [name for node in graph.node for name in node.output]
     assert all(made)
     assert len(set(made)) == len(made)
+
+
+def test_drops_remarks_that_name_the_exporter_and_its_machine(tmp_path: Path) -> None:
+    model = make(CONV_BN)
+    model.graph.doc_string = model.graph.node[0].doc_string = "File /home/someone/model.py, line 1"
+    model.graph.node[0].metadata_props.add(key="trace", value="/home/someone/model.py")
+    _, ready = prepared(tmp_path, model)
+    assert b"someone" not in ready.path.read_bytes()
 
 
 def test_knows_the_shapes_between_the_nodes(tmp_path: Path) -> None:

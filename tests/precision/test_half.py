@@ -95,6 +95,11 @@ def test_a_mask_constant_beyond_bf16_is_clamped_and_said_so(parse: Parse) -> Non
     assert np.isfinite(number.numpy().astype(np.float32))
 
 
+def test_a_mask_constant_that_bf16_holds_is_not_remarked_on(parse: Parse) -> None:
+    model = parse("(float[4] x) => (float[4] y) <float m = {-1e9}> { y = Add(x, m) }", opset=22)
+    assert apply(model, "bf16")["y"].reason == "asked for"
+
+
 def test_an_infinite_constant_stays_infinite() -> None:
     array = half.to_half(np.array([np.inf, -np.inf, np.nan, 1e9, -1e9], np.float32), FP16)
     np.testing.assert_array_equal(array.astype(np.float32), [np.inf, -np.inf, np.nan, 65504, -65504])
@@ -112,6 +117,15 @@ def test_a_value_that_is_an_output_and_is_read_again_is_cast_once_for_each(both:
     assert {name: array.dtype for name, array in got.items()} == {"y": np.float32, "z": np.float32}
     for name in want:
         np.testing.assert_allclose(got[name], want[name], atol=2e-3)
+
+
+def test_a_16_bit_output_that_a_kept_node_reads_is_cast_back_once(parse: Parse, write: Write) -> None:
+    model = parse("(float[4] x) => (float[4] y, float[4] z, float[4] v) <float big = {1e5}>"
+                  "{ y = Exp(x)\n z = Mul(y, big)\n v = Neg(y) }")  # fmt: skip
+    assert apply(model)["y"].precision == "fp16"
+    nodes = {node.name: node for node in onnx.load(write(model)).graph.node}
+    assert nodes["z"].input[0] == "y"  # the FP32 output itself
+    assert nodes["v"].input[0] == "y_fp16"
 
 
 def test_the_same_tensor_may_be_two_outputs(parse: Parse) -> None:

@@ -120,6 +120,15 @@ def test_the_terms_of_a_mean_are_those_of_its_axis(parse: Parse, keepdims: int, 
     assert "y" in kept(model, y=limit * 1.01)
 
 
+@pytest.mark.parametrize(("axes", "result"), [("2", "[n, 50]"), ("0, 2", "[50]"), ("0, 1, 2", "[]")])
+def test_a_dynamic_dimension_counts_as_one_term(parse: Parse, axes: str, result: str) -> None:
+    model = parse(f"(float[n, 50, 6] x) => (float{result.replace('[]', '')} y) <int64[k] a = {{{axes}}}>".replace(
+        "[k]", f"[{axes.count(',') + 1}]") + "{ r = Tanh(x)\n y = ReduceMean<keepdims = 0>(r, a) }")  # fmt: skip
+    terms = 300 if "1" in axes else 6
+    assert kept(model, y=65504 / terms * 0.99) == {}
+    assert "y" in kept(model, y=65504 / terms * 1.01)
+
+
 def test_a_norm_whose_square_overflows_is_kept(parse: Parse) -> None:
     model = parse("(float[6, 8] x) => (float[6, 1] y) <int64[1] a = {1}> { r = Tanh(x)\n y = ReduceL2(r, a) }")
     assert kept(model, y=255.0) == {}

@@ -223,7 +223,7 @@ def test_a_tensor_read_twice_needs_one_scale(parse: Parse) -> None:
 
 def test_every_computing_node_has_a_decision_in_the_type_of_the_rest(parse: Parse) -> None:
     body = f"{IMAGE} {{ a = Conv(x, w)\n t = Transpose(a)\n u = Transpose(t)\n y = Exp(u) }}"
-    decisions = place(parse(body, CONV)).decisions("bf16")
+    decisions = place(parse(body, CONV)).decisions(rest="bf16")
     assert [(d.node, d.op, d.precision) for d in decisions] == [("a", "Conv", "int8"), ("y", "Exp", "bf16")]
 
 

@@ -48,9 +48,17 @@ def test_of_two_convolutions_the_one_with_the_longer_path_is_the_skip(parse: Par
 
 
 def test_paths_are_measured_from_the_lowest_common_ancestor(parse: Parse) -> None:
-    # From x the left branch is longer; from p, where they part, the right one is.
-    body = f"""{HEAD} {{ o = Relu(x)\n p = Exp(o)\n left = Conv(p, w)
-        q = Tanh(p)\n t = Add(q, x)\n right = Conv(t, w)\n s = Add(left, right)\n z = Relu(s) }}"""
+    # From o the left branch is longer; from p, where they part, the right one is.
+    body = f"""{HEAD} {{ o = Relu(x)\n a = Exp(o)\n b = Exp(a)\n c = Exp(b)\n d = Exp(c)
+        p = Tanh(o)\n t = Add(p, d)\n left = Conv(t, w)
+        q = Exp(p)\n r = Exp(q)\n right = Conv(r, w)\n s = Add(left, right)\n z = Relu(s) }}"""
+    assert skips(parse(body, WEIGHTS)) == {("s", "right")}
+
+
+def test_a_branch_is_as_long_as_its_longest_path(parse: Parse) -> None:
+    body = f"""{HEAD} {{ p = Relu(x)\n short = Exp(p)\n a = Exp(p)\n b = Exp(a)\n t = Add(b, short)
+        right = Conv(t, w)\n c = Tanh(p)\n d = Tanh(c)\n left = Conv(d, w)
+        s = Add(right, left)\n z = Relu(s) }}"""
     assert skips(parse(body, WEIGHTS)) == {("s", "right")}
 
 

@@ -82,8 +82,7 @@ def convert(model: ir.Model, half: Half, kept: Mapping[ir.Node, str]) -> tuple[D
     values += [value for node in nodes for value in node.outputs if is_float(value)]
     values += [v for inner in graph.subgraphs() for node in inner for v in node.inputs if v is not None and is_float(v)]
     for value in dict.fromkeys(values):
-        if value.graph is graph:  # a value of an inner graph stays in that graph's type
-            _retype(rewrite, value)
+        _retype(rewrite, value)
     for node in halved:
         _retype_attributes(node, half)
     drop_unused_initializers(graph)

@@ -182,9 +182,9 @@ def _sum_out_of_range(node: ir.Node, half: Half, ranges: Mapping[str, float]) ->
 
 
 def _terms(node: ir.Node) -> float:
-    """How many numbers each result of a reduction sums up; 1 where a dynamic dimension hides it."""
+    """How many numbers each result of a reduction sums up, at least: dynamic dimensions count as 1."""
     before, after = dims(node.inputs[0]), dims(node.outputs[0])
-    if before is None or after is None or before.count(None) != after.count(None):
+    if before is None or after is None:
         return 1.0
     return float(np.prod([dim or 1 for dim in before]) / np.prod([dim or 1 for dim in after]))
 
