@@ -113,6 +113,26 @@ def test_a_weight_has_one_scale_an_output_channel(
     assert (scale > 0).all()
 
 
+def test_weights_are_quantized_from_their_fp32_values(parse: Parse, write: Write) -> None:
+    model = parse("(float[n, 16] x) => (float[n, 32] y) { y = MatMul(x, w) }", {"w": (16, 32)})
+    weight = np.full((16, 32), 127, np.float32)
+    weight[1] = 62.51  # 62.5 in FP16, which is a tie and would go to 62
+    model.graph.initializers["w"].const_value = ir.tensor(weight, name="w")
+    apply(model, table("x"))
+    codes = next(array for array in initializers(write(model)).values() if array.shape == (16, 32))
+    assert codes[1].tolist() == [63] * 32
+
+
+def test_the_bias_of_a_product_with_a_transposed_activation_is_not_corrected(parse: Parse, write: Write) -> None:
+    model = parse(
+        "(float[24, 16] x) => (float[16, 32] y) { y = Gemm<transA = 1>(x, w, b) }", {"w": (24, 32), "b": (32,)}
+    )
+    request = Request(table=table("x"), means={"x": np.ones(16)})  # means of the last axis, which is not the inner one
+    decisions = precision("int8").apply(model, request)
+    assert [decision.reason for decision in decisions] == ["a weighted operator"]
+    write(model)
+
+
 def test_a_dead_channel_gets_a_positive_scale_and_stays_dead(parse: Parse, write: Write) -> None:
     model = parse("(float[n, 16] x) => (float[n, 32] y) { y = MatMul(x, w) }", {"w": (16, 32)})
     weight = model.graph.initializers["w"].const_value

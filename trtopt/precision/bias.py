@@ -57,8 +57,10 @@ def _shift(node: ir.Node, error: FloatArray, mean: npt.NDArray[np.float64]) -> n
         taps = error.reshape(*error.shape[:2], -1).sum(axis=2, dtype=np.float64)  # [out, in / groups]
         grouped = taps.reshape(groups, -1, taps.shape[1])
         return np.asarray(np.einsum("goi,gi->go", grouped, mean.reshape(groups, -1)).reshape(-1), np.float64)
-    if node.op_type == "Gemm" and all(
-        node.attributes[n].as_float() == 1 for n in ("alpha", "beta") if n in node.attributes
+    if (
+        node.op_type == "Gemm"
+        and not attribute(node, "transA", 0)
+        and all(node.attributes[n].as_float() == 1 for n in ("alpha", "beta") if n in node.attributes)
     ):
         return np.asarray((error if attribute(node, "transB", 0) else error.T) @ mean, np.float64)
     if node.op_type == "MatMul" and error.ndim == 2:
