@@ -40,6 +40,7 @@ def test_a_run_leaves_every_artifact_and_nothing_else(run_dir: Path) -> None:
         "calibration.json",
         "calibration.cache",
         "observed.npz",
+        "equalized.onnx",
         "typed.onnx",
         "model.engine",
         "report.json",
@@ -66,7 +67,7 @@ def test_every_number_says_where_it_ran(run_dir: Path) -> None:
 def test_a_second_run_is_cached_and_fast(run_dir: Path, cli: Cli) -> None:
     done = cli("convert", DIGITS, *INT8, "--data", EVAL, "-o", run_dir)
     assert done.code == 0
-    assert done.err.count("cached") == 7
+    assert done.err.count("cached") == 8
     assert "✓" not in done.err
 
 

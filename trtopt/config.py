@@ -47,8 +47,23 @@ class BuildPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExportPlan:
+    """How a framework's model becomes ONNX. `dtypes` are flags `NAME=DTYPE`; `timeout` is in seconds.
+
+    `weights` goes with a factory, `signature` with a SavedModel. `allow_drift` lets an export pass whose outputs are
+    not the framework's.
+    """
+
+    dtypes: tuple[str, ...] = ()
+    weights: Path | None = None
+    signature: str | None = None
+    timeout: float = 1800.0
+    allow_drift: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertPlan:
-    """One conversion, from an ONNX file to a judged engine in `run_dir`."""
+    """One conversion, from a source (an ONNX file, or what `trtopt.export.source` knows) to a judged engine."""
 
     source: Path
     precision: str
@@ -58,12 +73,14 @@ class ConvertPlan:
     method: str = "mse"
     table: Path | None = None
     data: DataPlan | None = None
+    equalization: bool = True
     bias_correction: bool = True
     compare: bool = True
     gates: str = ""
     shapes: tuple[str, ...] = ()
     device: str = "cpu"
     build: BuildPlan = BuildPlan()
+    export: ExportPlan = ExportPlan()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +150,17 @@ def _sizes(spec: TensorSpec, batch: int) -> tuple[int, ...]:
 
 def _example(spec: TensorSpec) -> str:
     return f"{spec.name}=" + ":".join("x".join(map(str, _sizes(spec, batch))) for batch in DEFAULT_BATCH)
+
+
+def free_shape(flag: str) -> ShapeRange:
+    """Parse a `--shape` flag of a source that does not say what its inputs are.
+
+    Raises:
+        UsageError: it does not parse.
+    """
+    name, _, text = flag.rpartition("=")
+    rank = text.partition(":")[0].count("x") + 1
+    return _parse_shape(flag, [TensorSpec(name=name, dtype="float32", shape=("?",) * rank)])
 
 
 def _parse_shape(flag: str, inputs: Sequence[TensorSpec]) -> ShapeRange:

@@ -57,7 +57,10 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         stages.check_operators(context, model, plan.build)
         calib = _open(context, plan.calib, model)
         data = _open(context, plan.data, model)
-        table = _table(context, plan, model, calib) if kind.NEEDS_TABLE else None
+        table = _read_table(plan)
+        if kind.NEEDS_TABLE and calib is not None and _equalizes(plan, table):
+            model = stages.equalize(context, model, calib)
+        table = _table(context, plan, model, calib, table) if kind.NEEDS_TABLE else None
         seen = _magnitudes(context, plan, model, calib or data)
         target = stages.Target(precision=plan.precision, rest=plan.rest, bias_correction=plan.bias_correction)
         typed = stages.set_precision(context, model, target, table, seen)
@@ -140,16 +143,42 @@ def _open(context: stages.Context, plan: DataPlan | None, model: OnnxModel) -> D
     return dataset
 
 
-def _table(
-    context: stages.Context, plan: ConvertPlan, model: OnnxModel, calib: Dataset | None
-) -> CalibrationTable | None:
+def _read_table(plan: ConvertPlan) -> CalibrationTable | None:
     if plan.table is None:
+        return None
+    from trtopt.calibrate.table import read_table
+
+    return read_table(plan.table)
+
+
+def _equalizes(plan: ConvertPlan, table: CalibrationTable | None) -> bool:
+    """Whether to equalize: unless told not to, and a table that was given is followed: it may be of either network."""
+    from trtopt.precision.equalize import SUFFIX
+
+    if table is not None:
+        return any(name.endswith(SUFFIX) for name in table.scales)
+    return plan.equalization
+
+
+def _table(
+    context: stages.Context,
+    plan: ConvertPlan,
+    model: OnnxModel,
+    calib: Dataset | None,
+    table: CalibrationTable | None,
+) -> CalibrationTable | None:
+    if table is None:
         return stages.calibrate(context, model, calib, plan.method) if calib is not None else None
-    from trtopt.calibrate.table import check_table, read_table
+    from trtopt.calibrate.table import check_table
     from trtopt.export.onnx import load_ir
     from trtopt.precision.placement import place
 
-    table = read_table(plan.table)
+    if calib is None and _equalizes(plan, table):
+        raise UsageError(
+            f"{plan.table} is of an equalized network",
+            why="equalizing it again takes the samples that it was made from",
+            fix="Add --calib with the same data, or calibrate with --no-equalization",
+        )
     check_table(table, model, place(load_ir(model.path)).tensors())
     return table
 

@@ -90,6 +90,30 @@ def prepare(context: Context, source: OnnxModel, ranges: Sequence[ShapeRange], m
     return context.store.stage("prepare", key, OnnxModel, make, lambda model: "; ".join(model.notes))
 
 
+def equalize(context: Context, model: OnnxModel, dataset: Dataset) -> OnnxModel:
+    """FP32 ONNX + a few samples -> the same function with channels of similar range (`equalized.onnx`)."""
+
+    def make(folder: Path) -> OnnxModel:
+        from trtopt.calibrate.ranges import channel_peaks
+        from trtopt.engine.onnxruntime import open_runner
+        from trtopt.export.onnx import describe, load_ir
+        from trtopt.export.prepare import save
+        from trtopt.precision.equalize import equalize, links
+
+        graph = load_ir(model.path)
+        chosen = links(graph.graph)
+        axes = {link.tensor: link.axis for link in chosen}
+        with _tapped(context, model, list(axes)) as path:
+            peaks = channel_peaks(open_runner(path, device=context.device).run, dataset, axes) if axes else {}
+        done = equalize(graph, chosen, peaks)
+        save(graph, folder / "equalized.onnx")
+        return describe(folder / "equalized.onnx", (f"channels of {len(done)} activations brought to similar ranges",))
+
+    key = {"model": model.digest, "data": dataset.digest, "device": context.device}
+    key |= versions("onnxruntime", "onnxruntime-gpu", "onnx-ir")
+    return context.store.stage("equalize", key, OnnxModel, make, lambda made: "; ".join(made.notes))
+
+
 def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str) -> CalibrationTable:
     """FP32 ONNX + samples -> one scale a tensor (`calibration.json`, and `calibration.cache` as TensorRT writes it)."""
 

@@ -30,6 +30,25 @@ class Seen:
     samples: int = 0
 
 
+def channel_peaks(
+    run: Callable[[Feed], Mapping[str, Array]], dataset: Dataset, channels: Mapping[str, int]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """The largest magnitude in each channel of the tensors of `channels` (tensor -> axis), over the same few samples."""
+    peaks: dict[str, npt.NDArray[np.float64]] = {}
+    for index in _indices(dataset):
+        outputs = run(dataset.load(index))
+        for name, axis in channels.items():
+            array = np.abs(outputs[name])
+            peak = array.max(axis=tuple(i for i in range(array.ndim) if i != axis % array.ndim)).astype(np.float64)
+            peaks[name] = np.maximum(peaks.get(name, 0.0), peak)
+    return peaks
+
+
+def _indices(dataset: Dataset) -> list[int]:
+    """At most `SAMPLES` samples, spread evenly over the dataset (pictures of one class follow one another)."""
+    return [int(i) for i in np.unique(np.linspace(0, len(dataset) - 1, min(SAMPLES, len(dataset))).astype(int))]
+
+
 def look(
     run: Callable[[Feed], Mapping[str, Array]],
     dataset: Dataset,
@@ -46,10 +65,10 @@ def look(
     Raises:
         CalibrationError: a tensor holds NaN or Inf; the tensor and the sample are named.
     """
-    indices = np.unique(np.linspace(0, len(dataset) - 1, min(SAMPLES, len(dataset))).astype(int))
+    indices = _indices(dataset)
     seen = Seen(samples=len(indices))
     for done, index in enumerate(indices, start=1):
-        feed = dataset.load(int(index))
+        feed = dataset.load(index)
         for name, array in {**feed, **run(feed)}.items():
             if array.dtype != np.float32 or array.size == 0:
                 continue

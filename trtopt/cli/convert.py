@@ -47,6 +47,9 @@ def convert(
             help="Shapes of a dynamic input, smallest:usual:largest: input=1x3x224x224:8x3x224x224:32x3x224x224."
         ),
     ] = None,
+    no_equalization: Annotated[
+        bool, typer.Option("--no-equalization", help="Do not bring the channels of activations to similar ranges.")
+    ] = False,
     no_bias_correction: Annotated[
         bool, typer.Option("--no-bias-correction", help="Do not correct biases for the mean error of rounded weights.")
     ] = False,
@@ -89,6 +92,7 @@ def convert(
         method=method,
         table=calib_table,
         data=DataPlan(source=data, recipe=recipe, skip_bad=skip_bad) if data else None,
+        equalization=not no_equalization,
         bias_correction=not no_bias_correction,
         compare=not no_compare,
         gates=gate,
