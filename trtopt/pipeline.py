@@ -1,4 +1,4 @@
-"""The pipeline, read from top to bottom: prepare, calibrate, observe, precision, build, compare, report.
+"""The pipeline, read from top to bottom: export, parity, prepare, calibrate, observe, precision, build, compare, report.
 
 What each stage does stands in `trtopt.stages`; how, in the folder of its name. Here is only what follows what.
 
@@ -8,8 +8,9 @@ Touches: the run directory, through the store.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
-from trtopt import stages
+from trtopt import exporting, stages
 from trtopt.codec import encode
 from trtopt.config import BACKENDS, RESTS, ComparePlan, ConvertPlan, DataPlan, profile
 from trtopt.data.dataset import Dataset
@@ -40,17 +41,22 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
     Raises:
         TrtoptError: a stage failed; what earlier stages made stays in the store.
     """
-    from trtopt.export.onnx import describe
+    from trtopt.export.source import identify
     from trtopt.precision import precision
 
     _check_names(plan)
     kind = precision(plan.precision)
     _check_data_flags(plan, needs_table=kind.NEEDS_TABLE)
-    source = describe(plan.source)
-    ranges, assumed = profile(source.inputs, plan.shapes)
+    given = identify(str(plan.source))
+    ready = exporting.ready(given, plan.export)
+    if ready is not None:
+        profile(ready.inputs, plan.shapes)  # refuses wrong flags before anything is written
     warnings: list[str] = []
     with open_store(plan.run_dir, emit) as store:
         context = stages.Context(store=store, emit=_recording(emit, warnings), device=plan.device)
+        wanted = exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.data or plan.calib)
+        source, parity = (ready, None) if ready else exporting.bring(context, given, wanted)
+        ranges, assumed = profile(source.inputs, plan.shapes)
         if assumed and plan.build.backend == "tensorrt":
             context.emit(Warned(assumed))
         model = stages.prepare(context, source, ranges, kind.OPSET)
@@ -66,7 +72,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         typed = stages.set_precision(context, model, target, table, seen)
         engine, unable = _build(context, plan, typed, ranges)
         comparison = _compare(context, plan, source, typed, data or calib, table)
-        report = _report(context, plan, typed, engine, comparison, warnings)
+        report = replace(_report(context, plan, typed, engine, comparison, warnings), parity=parity)
         _write(store, report)
     return report, unable
 

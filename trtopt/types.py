@@ -217,7 +217,10 @@ class StageOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """The outcome of one run, as it is written to `report.json`. Paths are those of the run directory."""
+    """The outcome of one run, as it is written to `report.json`. Paths are those of the run directory.
+
+    `parity` compares an exported source, run by its framework, with the ONNX model that came out.
+    """
 
     schema_version: int
     command: str
@@ -231,3 +234,4 @@ class Report:
     comparison: Comparison | None
     warnings: tuple[str, ...]
     environment: Mapping[str, str]
+    parity: Comparison | None = None
