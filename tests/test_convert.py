@@ -80,7 +80,7 @@ def test_a_changed_option_runs_only_what_depends_on_it(run_dir: Path, tmp_path: 
     assert [line.split()[1] for line in done.err.splitlines() if line.startswith("✓")] == ["build"]
 
 
-@pytest.mark.parametrize("method", ["entropy", "percentile", "minmax", "mse"])
+@pytest.mark.parametrize("method", ["entropy", "percentile", "minmax", "mse", "auto"])
 def test_int8_accuracy_is_within_half_a_point_of_fp32(method: str, tmp_path: Path, cli: Cli) -> None:
     done = cli(
         *("convert", DIGITS, *INT8, "--method", method, "--data", EVAL, "-o", tmp_path / "run"),

@@ -115,11 +115,11 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
 
 def _check_names(plan: ConvertPlan) -> None:
     """Refuse a misspelt name now, not after an hour of calibration."""
-    from trtopt.calibrate import method
+    from trtopt.calibrate import check_name
     from trtopt.compare.gate import parse_gates
 
     parse_gates(plan.gates)
-    method(plan.method)
+    check_name(plan.method)
     for flag, name, known in (("--backend", plan.build.backend, BACKENDS), ("--rest", plan.rest, RESTS)):
         if name not in known:
             raise UsageError(f"{flag} {name} is unknown", fix=f"Choose one of {', '.join(known)}")

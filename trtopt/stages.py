@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +21,7 @@ from trtopt.codec import encode
 from trtopt.config import BuildPlan, DataPlan
 from trtopt.data.dataset import Dataset
 from trtopt.errors import EnvironmentUnableError
-from trtopt.events import Emit
+from trtopt.events import Emit, Warned
 from trtopt.store import RunStore, file_digest
 from trtopt.types import CalibrationTable, Comparison, Engine, Observation, OnnxModel, ShapeRange, Support, TypedModel
 
@@ -118,7 +118,7 @@ def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str)
     """FP32 ONNX + samples -> one scale a tensor (`calibration.json`, and `calibration.cache` as TensorRT writes it)."""
 
     def make(folder: Path) -> CalibrationTable:
-        from trtopt.calibrate import observe, table
+        from trtopt.calibrate import AUTO, auto, methods, observe, table
         from trtopt.data.overlap import fingerprinted
         from trtopt.engine.onnxruntime import open_runner
         from trtopt.export.onnx import load_ir
@@ -130,7 +130,12 @@ def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str)
             run = open_runner(path, device=context.device).run
             watched = fingerprinted(dataset, seen)
             histograms = observe.observe(run, tensors, watched, stage="calibrate", emit=context.emit)
-        made = table.make_table(method, histograms, model=model, dataset=dataset)
+        if method == AUTO:
+            candidates = {n: table.make_table(n, histograms, model=model, dataset=dataset) for n in methods()}
+            made, line = auto.choose(candidates, _output_error(context, model, dataset))
+            context.emit(Warned(f"--method auto chose {line}"))
+        else:
+            made = table.make_table(method, histograms, model=model, dataset=dataset)
         table.write_json(made, folder / "calibration.json", histograms)
         table.write_cache(made, folder / "calibration.cache")
         return replace(made, fingerprints=tuple(sorted(seen)))
@@ -143,6 +148,38 @@ def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str)
         make,
         lambda made: f"{made.method} over {made.samples} samples: {len(made.scales)} scales",
     )
+
+
+def _output_error(context: Context, model: OnnxModel, dataset: Dataset) -> Callable[[CalibrationTable], float]:
+    """A function that quantizes the network with a table, and returns noise over signal energy, summed over outputs."""
+    import numpy as np
+
+    from trtopt.calibrate.auto import SAMPLES
+    from trtopt.engine.onnxruntime import open_runner
+    from trtopt.export.onnx import load_ir
+    from trtopt.export.prepare import save
+    from trtopt.precision import Request, precision
+
+    indices = np.unique(np.linspace(0, len(dataset) - 1, min(SAMPLES, len(dataset))).astype(int))
+    feeds = [dataset.load(int(index)) for index in indices]
+    run = open_runner(model.path, device=context.device).run
+    wanted = [run(feed) for feed in feeds]
+
+    def error(table: CalibrationTable) -> float:
+        graph = load_ir(model.path)
+        precision("int8").apply(graph, Request(rest="fp32", table=table))
+        path = context.store.root / ".tmp-candidate.onnx"
+        save(graph, path)
+        quantized = open_runner(path, device=context.device).run
+        found = [quantized(feed) for feed in feeds]
+        total = 0.0
+        for name in wanted[0]:
+            pairs = [(np.float64(w[name]), np.float64(f[name])) for w, f in zip(wanted, found, strict=True)]
+            signal = sum(float((w * w).sum()) for w, _ in pairs)
+            total += sum(float(((w - f) ** 2).sum()) for w, f in pairs) / max(signal, 1e-30)
+        return total
+
+    return error
 
 
 def observe(context: Context, model: OnnxModel, dataset: Dataset) -> Observation:

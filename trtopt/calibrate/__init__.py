@@ -3,7 +3,7 @@
 A method's module has one function, `amax(histogram) -> float`: the largest magnitude to represent, positive and
 finite, from the histogram alone. The other modules of this folder are what they share: `histogram` (what is known about
 a tensor), `kernels` (its compiled loops), `observe` (fills histograms from samples) and `table` (scales, and their
-files); and `ranges`, which only asks what 16-bit types must be able to hold.
+files); `auto` (which of the methods suits a network), and `ranges` (what a few samples tell about every tensor).
 """
 
 from __future__ import annotations
@@ -19,12 +19,28 @@ from trtopt.errors import UsageError
 if TYPE_CHECKING:
     from trtopt.calibrate.histogram import Histogram
 
-_SHARED = {"histogram", "kernels", "observe", "ranges", "table"}
+AUTO = "auto"
+_SHARED = {AUTO, "histogram", "kernels", "observe", "ranges", "table"}
 
 
 def methods() -> tuple[str, ...]:
-    """Names that `--method` takes: the modules of this folder that are no shared helpers."""
+    """Names that `--method` takes, besides `AUTO`: the modules of this folder that are no shared helpers."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _SHARED))
+
+
+def check_name(name: str) -> None:
+    """Refuse what is neither a method nor `AUTO`.
+
+    Raises:
+        UsageError: the message suggests the nearest name.
+    """
+    known = (*methods(), AUTO)
+    if name not in known:
+        near = difflib.get_close_matches(name.lower(), known, 1)
+        raise UsageError(
+            f"unknown calibration method {name!r}",
+            fix=f"Did you mean {near[0]}?" if near else f"Choose one of {', '.join(known)}",
+        )
 
 
 def method(name: str) -> Callable[[Histogram], float]:
@@ -33,11 +49,6 @@ def method(name: str) -> Callable[[Histogram], float]:
     Raises:
         UsageError: there is none; the message suggests the nearest.
     """
-    if name not in methods():
-        near = difflib.get_close_matches(name.lower(), methods(), 1)
-        raise UsageError(
-            f"unknown calibration method {name!r}",
-            fix=f"Did you mean {near[0]}?" if near else f"Choose one of {', '.join(methods())}",
-        )
+    check_name(name)
     module = importlib.import_module(f"{__name__}.{name}")
     return cast("Callable[[Histogram], float]", module.amax)

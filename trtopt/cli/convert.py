@@ -36,7 +36,9 @@ def convert(
     ] = None,
     recipe: RecipeFlag = None,
     skip_bad: SkipBadFlag = False,
-    method: Annotated[str, typer.Option(help="How scales are chosen: mse, entropy, percentile or minmax.")] = "mse",
+    method: Annotated[
+        str, typer.Option(help="How scales are chosen: mse, entropy, percentile, minmax or auto.")
+    ] = "mse",
     calib_table: Annotated[
         Path | None, typer.Option(help="Use this calibration table (JSON, or TensorRT's cache) instead of calibrating.")
     ] = None,
