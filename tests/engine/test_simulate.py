@@ -198,6 +198,16 @@ def test_dequantized_int8_is_not_rounded_before_it_is_multiplied(tmp_path: Path)
     assert np.array_equal(run(tmp_path / "m.onnx", x)["y"], want)
 
 
+def test_a_type_that_a_dequantize_names_is_widened_too(tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model(
+        '<ir_version: 11, opset_import: ["": 23]> g (int8[n, 8] x) => (float16[n, 8] y) <float s = {0.5}, int8 z = {0}>'
+        "{ d = DequantizeLinear<output_dtype = 10>(x, s, z)\n y = Mul(d, d) }"
+    )
+    onnx.save(proto, tmp_path / "m.onnx")
+    x = np.arange(-8, 8).reshape(2, 8).astype(np.int8)
+    assert np.array_equal(run(tmp_path / "m.onnx", x)["y"], (x * F16(0.5)) ** 2)
+
+
 THIRD_PARTY = {
     "16-bit inputs and outputs": "(float16[n, 8] x) => (float16[n, 8] y) { s = Mul(x, x)\n y = Sigmoid(s) }",
     "constant nodes": "(float16[n, 8] x) => (float16[n, 8] y)"
@@ -207,6 +217,8 @@ THIRD_PARTY = {
     "a body": "(float16[n, 8] x) => (float16[n, 8] y) <bool yes = {1}> { s = Mul(x, x)\n y = If(yes)<"
     "then_branch = p () => (float16[n, 8] a) { a = Sigmoid(s) },"
     "else_branch = q () => (float16[n, 8] b) { b = Neg(s) }> }",
+    "a type that is an attribute": "(float16[n, 8] x) => (float16[n, 8] y)"
+    "{ q = Mul(x, x)\n e = EyeLike<dtype = 10>(q)\n none = Sub(e, e)\n s = Add(q, none)\n y = Sigmoid(s) }",
     "a cast to the type of another": "(float16[n, 8] x) => (float16[n, 8] y)"
     "{ f = Cast<to = 1>(x)\n g = Mul(f, f)\n s = CastLike(g, x)\n y = Sigmoid(s) }",
 }

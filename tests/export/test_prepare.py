@@ -214,7 +214,11 @@ def test_every_node_and_tensor_has_a_name_of_its_own(tmp_path: Path) -> None:
     assert len(set(made)) == len(made)
 
 
-def test_drops_remarks_that_name_the_exporter_and_its_machine(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [0, module.LARGE_BYTES])
+def test_drops_remarks_that_name_the_exporter_and_its_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(module, "LARGE_BYTES", limit)
     model = make(CONV_BN)
     model.graph.doc_string = model.graph.node[0].doc_string = "File /home/someone/model.py, line 1"
     model.graph.node[0].metadata_props.add(key="trace", value="/home/someone/model.py")

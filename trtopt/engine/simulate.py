@@ -88,7 +88,7 @@ def _widen_results(graph: ir.Graph, node: ir.Node, taken: set[str]) -> bool:
         if node.op_type in _RETYPES or node.op_type not in _EXACT:
             _round(graph, value, dtype, taken)
     if narrow:
-        for name in ("to", "dtype", "output_dtype", "stash_type"):
+        for name in ("to", "dtype", "output_dtype"):
             if name in node.attributes:
                 node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
         if node.op_type in ("Constant", "ConstantOfShape"):
