@@ -84,6 +84,19 @@ class ConvertPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOnlyPlan:
+    """One export, of a source that is no ONNX file, to the ONNX file `out`; `data` is what it is checked on."""
+
+    source: Path
+    out: Path
+    run_dir: Path
+    shapes: tuple[str, ...] = ()
+    data: DataPlan | None = None
+    device: str = "cpu"
+    export: ExportPlan = ExportPlan()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ComparePlan:
     """One comparison of a candidate (engine, ONNX file or run directory) against an FP32 ONNX file."""
 

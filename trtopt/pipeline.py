@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from trtopt import exporting, stages
 from trtopt.codec import encode
-from trtopt.config import BACKENDS, RESTS, ComparePlan, ConvertPlan, DataPlan, profile
+from trtopt.config import BACKENDS, RESTS, ComparePlan, ConvertPlan, DataPlan, ExportOnlyPlan, profile
 from trtopt.data.dataset import Dataset
 from trtopt.errors import EnvironmentUnableError, MissingDependencyError, TrtoptError, UsageError
 from trtopt.events import Emit, Event, StageUnavailable, Warned, silent
@@ -75,6 +75,43 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         report = replace(_report(context, plan, typed, engine, comparison, warnings), parity=parity)
         _write(store, report)
     return report, unable
+
+
+def export(plan: ExportOnlyPlan, emit: Emit = silent) -> Report:
+    """Export a framework's model to ONNX, and compare the two.
+
+    Raises:
+        TrtoptError: it cannot be exported, or the export drifted.
+    """
+    from trtopt.export.onnx import copy
+    from trtopt.export.source import identify
+
+    given = identify(str(plan.source))
+    if exporting.ready(given, plan.export) is not None:
+        raise UsageError(f"{plan.source} is ONNX already", fix="Give it to trtopt convert as it is")
+    warnings: list[str] = []
+    with open_store(plan.run_dir, emit) as store:
+        context = stages.Context(store=store, emit=_recording(emit, warnings), device=plan.device)
+        wanted = exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.data)
+        model, parity = exporting.bring(context, given, wanted)
+        copy(model.path, plan.out)
+        report = Report(
+            schema_version=REPORT_SCHEMA,
+            command="export",
+            verdict=parity.verdict,
+            model=str(plan.source),
+            precision="",
+            run_dir=plan.run_dir,
+            stages=tuple(store.outcomes),
+            typed=None,
+            engine=None,
+            comparison=None,
+            warnings=tuple(dict.fromkeys(warnings)),
+            environment=stages.environment(),
+            parity=parity,
+        )
+        _write(store, report)
+    return report
 
 
 def compare(plan: ComparePlan, emit: Emit = silent) -> Report:

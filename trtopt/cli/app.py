@@ -17,6 +17,7 @@ from trtopt import __version__
 from trtopt.cli.compare import compare
 from trtopt.cli.convert import convert
 from trtopt.cli.doctor import doctor
+from trtopt.cli.export import export
 from trtopt.cli.inspect import inspect
 from trtopt.errors import EXIT_ERROR, EXIT_INTERRUPTED, TrtoptError
 
@@ -29,6 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(convert)
+app.command()(export)
 app.command()(compare)
 app.command()(inspect)
 app.command()(doctor)

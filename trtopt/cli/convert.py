@@ -1,4 +1,4 @@
-"""`trtopt convert`: from an ONNX file to a judged engine.
+"""`trtopt convert`: from a trained network to a judged engine.
 
 Touches: the run directory; prints the report on stdout.
 """
@@ -11,19 +11,32 @@ from typing import Annotated
 import typer
 
 from trtopt.cli.options import (
+    AllowDriftFlag,
     Device,
     DeviceFlag,
+    DtypeFlag,
+    ExportTimeoutFlag,
     Format,
     FormatFlag,
     GateFlag,
     OutFlag,
     RecipeFlag,
+    ShapeFlag,
+    SignatureFlag,
     SkipBadFlag,
+    WeightsFlag,
 )
 
 
 def convert(
-    model: Annotated[Path, typer.Argument(help="The trained network, as FP32 ONNX.", show_default=False)],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="The trained network: FP32 ONNX, .pt2, TorchScript .pt, .keras, .h5, a SavedModel folder, or "
+            "package.module:factory.",
+            show_default=False,
+        ),
+    ],
     precision: Annotated[str, typer.Option("--precision", "-p", help="fp32, fp16, bf16, int8 or fp8.")] = "fp16",
     calib: Annotated[
         str | None,
@@ -43,12 +56,12 @@ def convert(
         Path | None, typer.Option(help="Use this calibration table (JSON, or TensorRT's cache) instead of calibrating.")
     ] = None,
     rest: Annotated[str, typer.Option(help="Type of what is not quantized: fp16, bf16 or fp32.")] = "fp16",
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Shapes of a dynamic input, smallest:usual:largest: input=1x3x224x224:8x3x224x224:32x3x224x224."
-        ),
-    ] = None,
+    shape: ShapeFlag = None,
+    dtype: DtypeFlag = None,
+    weights: WeightsFlag = None,
+    signature: SignatureFlag = None,
+    allow_export_drift: AllowDriftFlag = False,
+    export_timeout: ExportTimeoutFlag = 1800.0,
     no_equalization: Annotated[
         bool, typer.Option("--no-equalization", help="Do not bring the channels of activations to similar ranges.")
     ] = False,
@@ -82,13 +95,14 @@ def convert(
     """
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import finish
-    from trtopt.config import BuildPlan, ConvertPlan, DataPlan
+    from trtopt.config import BuildPlan, ConvertPlan, DataPlan, ExportPlan
+    from trtopt.export.source import identify
     from trtopt.pipeline import convert as run
 
     plan = ConvertPlan(
         source=model,
         precision=precision,
-        run_dir=out or Path("trtopt-out") / model.stem / precision,
+        run_dir=out or Path("trtopt-out") / identify(str(model)).name / precision,
         rest=rest,
         calib=DataPlan(source=calib, recipe=recipe, skip_bad=skip_bad) if calib else None,
         method=method,
@@ -100,6 +114,13 @@ def convert(
         gates=gate,
         shapes=tuple(shape or ()),
         device=device.value,
+        export=ExportPlan(
+            dtypes=tuple(dtype or ()),
+            weights=weights,
+            signature=signature,
+            timeout=export_timeout,
+            allow_drift=allow_export_drift,
+        ),
         build=BuildPlan(
             backend=backend,
             tensorrt=tensorrt,

@@ -30,6 +30,25 @@ class Device(str, Enum):
     cuda = "cuda"
 
 
+ShapeFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Shapes of an input, smallest:usual:largest: input=1x3x224x224:8x3x224x224:32x3x224x224, or one that is "
+        "fixed."
+    ),
+]
+DtypeFlag = Annotated[
+    list[str] | None,
+    typer.Option(help="Type of an input of a factory or of TorchScript, where it is not float32: ids=int64."),
+]
+WeightsFlag = Annotated[
+    Path | None, typer.Option(help="Weights for a factory's module: .safetensors, or a .pt of a state_dict.")
+]
+SignatureFlag = Annotated[str | None, typer.Option(help="The signature of a SavedModel. Default: serving_default.")]
+AllowDriftFlag = Annotated[
+    bool, typer.Option("--allow-export-drift", help="Go on when the exported model does not compute the same.")
+]
+ExportTimeoutFlag = Annotated[float, typer.Option(help="Seconds that a framework may take to export.", min=1)]
 RecipeFlag = Annotated[
     str | None,
     typer.Option(

@@ -47,8 +47,8 @@ def export(request: Request, folder: Path, timeout: float) -> Exported:
 
 def run(
     request: Request, feeds: Sequence[Mapping[str, NDArray[np.generic]]], folder: Path, timeout: float
-) -> list[list[NDArray[np.generic]]]:
-    """Return the outputs of the source itself for each feed, in the order of the exported model's.
+) -> tuple[str, list[list[NDArray[np.generic]]]]:
+    """Return what ran (`PyTorch 2.13`), and the source's own outputs for each feed, ordered as in the exported model.
 
     Raises:
         TrtoptError: as `export`.
@@ -56,11 +56,11 @@ def run(
     from trtopt.export.feeds import read_arrays, write_feeds
 
     write_feeds(folder / "feeds.npz", feeds)
-    _run("run", request, folder, timeout)
+    answer = _run("run", request, folder, timeout)
     outputs = read_arrays(folder / "outputs.npz")
     for name in ("feeds.npz", "outputs.npz"):
         (folder / name).unlink()
-    return outputs
+    return answer["framework"], outputs
 
 
 def _run(task: str, request: Request, folder: Path, timeout: float) -> dict[str, Any]:

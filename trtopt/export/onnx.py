@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,6 +125,24 @@ def _check_extent(path: Path, tensor: onnx.TensorProto, sizes: dict[str, int]) -
             why=f"{tensor.name} needs {needed} bytes at {offset or 0} of {name}, which has {sizes[name]}",
             fix="Copy the file again, or export the model again",
         )
+
+
+def copy(path: Path, target: Path) -> None:
+    """Copy a model, and the external data that it names, to `target` and beside it.
+
+    Raises:
+        ModelError: the target cannot be written.
+    """
+    names = external_files(load_proto(path))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            shutil.copyfile(path.parent / name, target.parent / name)
+        temporary = target.with_name(f".tmp-{target.name}")
+        shutil.copyfile(path, temporary)
+        temporary.replace(target)
+    except OSError as error:
+        raise ModelError(f"{target} cannot be written", why=error.strerror or str(error)) from error
 
 
 def load_ir(path: Path) -> ir.Model:

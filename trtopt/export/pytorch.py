@@ -42,6 +42,11 @@ class _Opened:
     notes: tuple[str, ...] = ()
 
 
+def name() -> str:
+    """Return `PyTorch` and its version."""
+    return f"PyTorch {require('torch').__version__}"
+
+
 def export(request: Request, folder: Path) -> Exported:
     """Write `folder/source.onnx`.
 
@@ -63,7 +68,7 @@ def export(request: Request, folder: Path) -> Exported:
                 program = _program(source, _described(source, request), request)
             _refuse_training(program, request)
             _export_program(program, request, path)
-    return Exported(path=path, framework=f"PyTorch {torch.__version__}", notes=source.notes)
+    return Exported(path=path, framework=name(), notes=source.notes)
 
 
 def run(request: Request, feeds: Sequence[Mapping[str, NDArray[np.generic]]]) -> list[list[NDArray[np.generic]]]:

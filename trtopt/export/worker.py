@@ -44,4 +44,4 @@ def _answer(task: str, request: Request, folder: Path) -> dict[str, Any]:
     from trtopt.export.feeds import read_feeds, write_arrays
 
     write_arrays(folder / "outputs.npz", framework.run(request, read_feeds(folder / "feeds.npz")))
-    return {}
+    return {"framework": framework.name()}

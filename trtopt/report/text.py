@@ -42,9 +42,11 @@ def renderable(report: Report) -> RenderableType:
     parts: list[RenderableType] = ["", text(title, "bold"), *block(_stages(report))]
     if report.engine is not None:
         parts += _engine(report)
+    if report.parity is not None:
+        parts += _drift(report.parity, "export against the framework")
     parts += _kept(report)
     if report.comparison is not None:
-        parts += [*_drift(report.comparison), *_gates(report.comparison)]
+        parts += [*_drift(report.comparison, "drift against FP32"), *_gates(report.comparison)]
     parts += [text("warning: ", "yellow").append_text(text(line)) for line in report.warnings]
     parts += [""] if report.warnings else []
     parts += [text(f"report: {report.run_dir / 'report.json'}", "dim")]
@@ -121,15 +123,17 @@ def _kept(report: Report) -> list[RenderableType]:
     return [title, *block(Group(reasons(groups[:_MAX_REASONS]), more))]
 
 
-def _drift(comparison: Comparison) -> list[RenderableType]:
+def _drift(comparison: Comparison, what: str) -> list[RenderableType]:
     """Each output's name, and below it its metrics, as many in a line as fit."""
     parts: list[RenderableType] = []
     for output in comparison.outputs:
         found = [text(f"{label} ", "dim").append(value, style="default") for label, value in words.metrics(output)]
         parts += [text(output.output).append_text(text(f" ({output.kind})", "dim"))]
         parts += [Padding(Columns(found, padding=(0, 3)), (0, 0, 1, _INDENT))]
-    title = f"drift against FP32 on {comparison.samples} samples of {comparison.data}"
-    parts += [facts([("FP32 ran in", comparison.baseline_ran), ("candidate in", comparison.candidate_ran)])]
+    on = comparison.data if what.startswith("export") else f"{comparison.samples} samples of {comparison.data}"
+    title = f"{what} on {on}"
+    first = "source ran in" if what.startswith("export") else "FP32 ran in"
+    parts += [facts([(first, comparison.baseline_ran), ("candidate in", comparison.candidate_ran)])]
     return [text(title, "bold"), *block(Group(*parts))]
 
 
