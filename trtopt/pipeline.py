@@ -1,4 +1,4 @@
-"""The pipeline, read from top to bottom: export, parity, prepare, calibrate, observe, precision, build, compare, report.
+"""The pipeline, from top to bottom: export, parity, prepare, calibrate, observe, precision, build, compare, report.
 
 What each stage does stands in `trtopt.stages`; how, in the folder of its name. Here is only what follows what.
 

@@ -193,7 +193,7 @@ def _program(source: _Opened, examples: Sequence[Example], request: Request) -> 
     for example, name in zip(examples, program.graph_signature.user_inputs, strict=True):
         for axis in example.dynamic():
             size = shapes[name][axis]
-            if isinstance(size, int):
+            if str(size).isdigit():  # an int, or a symbol that turned out to have but one value
                 raise ModelError(
                     f"dimension {axis} of input {example.name} cannot be dynamic: the export fixed it at {size}",
                     why=f"{request.source.text} computes with {size} as a constant there",

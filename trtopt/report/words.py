@@ -97,7 +97,8 @@ def verdict(report: Report) -> str:
     """The verdict as a sentence."""
     if report.verdict == "unchecked":
         return "UNCHECKED: no comparison was asked for"
-    gates = report.comparison.gates if report.comparison is not None else ()
+    judged = report.comparison or report.parity
+    gates = judged.gates if judged is not None else ()
     if report.verdict == "fail":
         failed = [gate_title(gate) for gate in gates if not gate.passed]
         more = f"; and {len(failed) - _MAX_NAMED} more" if len(failed) > _MAX_NAMED else ""
