@@ -1,0 +1,230 @@
+"""How each variant of `quality.py` is made: trtopt, onnxruntime's `quantize_static`, and NVIDIA ModelOpt.
+
+Runs under two Pythons, that of trtopt and that of ModelOpt, and so imports neither at the top. Every variant gets the
+same samples, one at a time, in the same order.
+
+Touches: the folder it is given, in which it leaves `model.onnx`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tasks import UNBATCHED, feeds
+
+WEIGHTED = ("Conv", "MatMul", "Gemm")
+"""What onnxruntime is asked to quantize: set up as TensorRT wants, as it must be to be accepted."""
+
+BATCHES = (1, 2, 4)
+"""Smallest, usual and largest batch of a network with a batch axis."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """What making a variant took, in seconds. `typed` counts nodes by precision, where the maker says so."""
+
+    calibrate: float | None = None
+    total: float | None = None
+    typed: dict[str, int] | None = None
+
+
+def make(variant: str, zoo: Path, name: str, folder: Path) -> Made:
+    """Make `folder/model.onnx`: the variant `MAKER:PRECISION[:METHOD]` of the model `name`."""
+    maker, *how = variant.split(":")
+    return {"fp32": baseline, "trtopt": trtopt, "ort": onnxruntime, "modelopt": modelopt}[maker](how, zoo, name, folder)
+
+
+def baseline(_how: list[str], zoo: Path, name: str, folder: Path) -> Made:
+    """FP32; its calibration time is that of bare inference over the calibration samples."""
+    from trtopt.engine.onnxruntime import open_runner
+
+    shutil.copyfile(zoo / f"{name}.onnx", folder / "model.onnx")
+    run = open_runner(folder / "model.onnx").run
+    samples = list(feeds(zoo, name, "calib"))
+    start = time.perf_counter()
+    for feed in samples:
+        run(feed)
+    return Made(calibrate=time.perf_counter() - start)
+
+
+def trtopt(how: list[str], zoo: Path, name: str, folder: Path) -> Made:
+    """`trtopt convert`, all defaults but the method, and the step that a third part of the name turns off."""
+    from trtopt import BuildPlan, ConvertPlan, DataPlan, convert
+    from trtopt.codec import encode
+
+    precision, *rest = how
+    plan = ConvertPlan(
+        source=zoo / f"{name}.onnx",
+        precision=precision,
+        run_dir=folder / "run",
+        calib=DataPlan(source=str(zoo / f"{name}.calib.npz")),
+        compare=False,
+        shapes=flags(zoo, name),
+        build=BuildPlan(backend="onnxruntime"),
+    )
+    if rest:
+        plan = dataclasses.replace(plan, method=rest[0])
+    for step in rest[1:]:
+        plan = dataclasses.replace(plan, **{step.removeprefix("no_"): False})
+    report, _ = convert(plan)
+    assert report.typed is not None
+    shutil.copyfile(report.typed.onnx.path, folder / "model.onnx")
+    (folder / "typed.json").write_text(json.dumps(encode(report.typed)))
+    seconds = {stage.name: stage.seconds for stage in report.stages}
+    return Made(calibrate=seconds.get("calibrate"), total=sum(seconds.values()), typed=report.typed.counts())
+
+
+def flags(zoo: Path, name: str) -> tuple[str, ...]:
+    """`--shape` flags for the inputs with a dynamic dimension: the samples' own shape, and `BATCHES` of it."""
+    import onnx
+
+    feed = next(feeds(zoo, name, "calib"))
+    found = []
+    for entry in onnx.load(zoo / f"{name}.onnx", load_external_data=False).graph.input:
+        if all(dim.dim_value for dim in entry.type.tensor_type.shape.dim):
+            continue
+        shape = feed[entry.name].shape
+        shapes = [shape] if name in UNBATCHED else [(size, *shape[1:]) for size in BATCHES]
+        found.append(f"{entry.name}=" + ":".join("x".join(map(str, sizes)) for sizes in shapes))
+    return tuple(found)
+
+
+class Reader:
+    """A CalibrationDataReader of onnxruntime over the calibration samples, that notes when it was first read."""
+
+    def __init__(self, zoo: Path, name: str) -> None:
+        self._feeds = list(feeds(zoo, name, "calib"))
+        self.rewind()
+
+    def get_next(self) -> dict[str, Any] | None:
+        self.began = self.began or time.perf_counter()
+        return next(self._left, None)
+
+    def get_first(self) -> dict[str, Any]:
+        return self._feeds[0]
+
+    def rewind(self) -> None:
+        self._left: Iterator[dict[str, Any]] = iter(self._feeds)
+        self.began = 0.0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self._feeds)
+
+    def __next__(self) -> dict[str, Any]:
+        feed = self.get_next()
+        if feed is None:
+            raise StopIteration
+        return feed
+
+    def __len__(self) -> int:
+        return len(self._feeds)
+
+
+@contextlib.contextmanager
+def calibration(reader: Reader) -> Iterator[list[float]]:
+    """Give the seconds from the first sample read to the quantizer's start: both peers use onnxruntime's."""
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    begin, seconds = QDQQuantizer.__init__, []
+
+    def note(self: Any, *args: Any, **options: Any) -> None:
+        seconds.append(time.perf_counter() - reader.began)
+        begin(self, *args, **options)
+
+    QDQQuantizer.__init__ = note
+    try:
+        yield seconds
+    finally:
+        QDQQuantizer.__init__ = begin
+
+
+def onnxruntime(how: list[str], zoo: Path, name: str, folder: Path) -> Made:
+    """`quantize_static` as TensorRT wants it: symmetric, per channel, inputs only, biases in floating point."""
+    import functools
+
+    import onnx
+    import onnxruntime.quantization.quantize as ort
+    from onnx import version_converter
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    method, *bins = how
+    if bins:  # quantize_static has no option for it: its entropy has 128 bins, and so one candidate
+        ort.create_calibrator = functools.partial(_with_bins, ort.create_calibrator, int(bins[0]))
+    reader = Reader(zoo, name)
+    start = time.perf_counter()
+    model = onnx.load(zoo / f"{name}.onnx")
+    if model.opset_import[0].version < 17:
+        model = version_converter.convert_version(model, 17)
+    onnx.save(model, folder / "source.onnx")
+    quant_pre_process(folder / "source.onnx", folder / "ready.onnx", auto_merge=True)
+    with calibration(reader) as seconds:
+        ort.quantize_static(
+            folder / "ready.onnx",
+            folder / "model.onnx",
+            reader,
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(WEIGHTED),
+            per_channel=True,
+            calibrate_method=CalibrationMethod[method],
+            extra_options={
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                "QuantizeBias": False,
+                "OpTypesToExcludeOutputQuantization": list(WEIGHTED),
+            },
+        )
+    return Made(calibrate=seconds[0], total=time.perf_counter() - start)
+
+
+def _with_bins(create: Any, bins: int, *args: Any, **options: Any) -> Any:
+    options["extra_options"] = {**options["extra_options"], "num_bins": bins}
+    return create(*args, **options)
+
+
+def modelopt(how: list[str], zoo: Path, name: str, folder: Path) -> Made:
+    """ModelOpt's `int8`, the rest FP32; or AutoCast to `fp16`, inputs and outputs kept."""
+    precision, *method = how
+    return quantize(method[0], zoo, name, folder) if precision == "int8" else autocast(zoo, name, folder)
+
+
+def quantize(method: str, zoo: Path, name: str, folder: Path) -> Made:
+    from modelopt.onnx.quantization import quantize
+
+    reader = Reader(zoo, name)
+    shutil.copyfile(zoo / f"{name}.onnx", folder / "source.onnx")
+    start = time.perf_counter()
+    with calibration(reader) as seconds:
+        quantize(
+            str(folder / "source.onnx"),
+            quantize_mode="int8",
+            calibration_data_reader=reader,
+            calibration_method=method,
+            calibration_eps=["cpu"],
+            output_path=str(folder / "model.onnx"),
+            high_precision_dtype="fp32",
+        )
+    return Made(calibrate=seconds[0] if seconds else None, total=time.perf_counter() - start)
+
+
+def autocast(zoo: Path, name: str, folder: Path) -> Made:
+    import numpy as np
+    import onnx
+    from modelopt.onnx.autocast import convert_to_mixed_precision
+
+    (folder / "samples").mkdir()
+    for index, feed in enumerate(feeds(zoo, name, "calib")):
+        np.savez(folder / "samples" / f"{index:04}.npz", allow_pickle=False, **feed)
+    start = time.perf_counter()
+    model = convert_to_mixed_precision(
+        str(zoo / f"{name}.onnx"), keep_io_types=True, calibration_data=str(folder / "samples")
+    )
+    onnx.save(model, folder / "model.onnx")
+    return Made(total=time.perf_counter() - start)
