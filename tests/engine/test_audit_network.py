@@ -80,9 +80,9 @@ def typed_net(folder, name, rest="fp16"):
     return TypedModel(onnx=describe(folder / "typed.onnx"), precision=name, rest=rest, decisions=decisions)
 
 
-def one_node(path, op, *, dtype=TensorProto.FLOAT16, **attributes):
+def one_node(path, op, *, name="node", dtype=TensorProto.FLOAT16, **attributes):
     graph = helper.make_graph(
-        [helper.make_node(op, ["x"], ["y"], "node", **attributes)],
+        [helper.make_node(op, ["x"], ["y"], name, **attributes)],
         "g",
         [helper.make_tensor_value_info("x", dtype, [2, 4])],
         [helper.make_tensor_value_info("y", dtype, None)],
@@ -173,10 +173,44 @@ def test_the_same_node_in_an_fp32_graph_is_a_fault(trt, network, tmp_path):
 
 
 def test_an_audit_that_finds_no_node_fails(trt, network, tmp_path):
-    typed = typed_net(tmp_path, "fp16")
-    lost = tuple(dataclasses.replace(decision, node=f"no_{decision.node}") for decision in typed.decisions)
+    model = one_node(tmp_path / "m.onnx", "Relu")
+    decision = Decision(node="gone", op="Relu", precision="fp16", reason="asked for")
+    typed = TypedModel(onnx=model, precision="fp16", rest="fp16", decisions=(decision,))
     with pytest.raises(AuditError, match="cannot be audited"):
+        audit_network(trt, network(typed), typed)
+
+
+def test_a_convolution_that_is_not_found_is_a_fault_and_another_node_may_be_folded(trt, network, tmp_path):
+    typed = typed_net(tmp_path, "fp16")
+    gone = {"flatten", "relu"}
+    lost = tuple(dataclasses.replace(d, node="gone") if d.node in gone else d for d in typed.decisions)
+    assert audit_network(trt, network(typed), dataclasses.replace(typed, decisions=lost))["folded"] == 1
+    lost = tuple(dataclasses.replace(d, node="gone") if d.node == "conv2" else d for d in typed.decisions)
+    with pytest.raises(AuditError, match=r"1 of 6 nodes .* Conv node gone is not in the network, to be fp16"):
         audit_network(trt, network(typed), dataclasses.replace(typed, decisions=lost))
+
+
+@pytest.mark.parametrize("name", ["block[0]/conv", "a | b", "a]b", "x\ny"])
+def test_a_node_is_found_whatever_its_name_holds(trt, network, tmp_path, name):
+    model = one_node(tmp_path / "m.onnx", "Relu", name=name)
+    decision = Decision(node=name, op="Relu", precision="fp16", reason="asked for")
+    typed = TypedModel(onnx=model, precision="fp16", rest="fp16", decisions=(decision,))
+    assert audit_network(trt, network(typed), typed) == {"fp16": 1}
+
+
+def test_a_node_within_an_if_is_known_by_its_own_name(trt, network, tmp_path):
+    def branch(op, name):
+        node = helper.make_node(op, ["x"], [f"{name}_y"], name)
+        return helper.make_graph([node], f"{name}_graph", [], [helper.make_tensor_value_info(f"{name}_y", 10, [2, 4])])
+
+    node = helper.make_node("If", ["c"], ["y"], "if", then_branch=branch("Exp", "exp"), else_branch=branch("Relu", "r"))
+    inputs = [helper.make_tensor_value_info("x", 10, [2, 4]), helper.make_tensor_value_info("c", TensorProto.BOOL, [])]
+    graph = helper.make_graph([node], "g", inputs, [helper.make_tensor_value_info("y", 10, [2, 4])])
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(path))
+    decision = Decision(node="exp", op="Exp", precision="fp16", reason="asked for")
+    typed = TypedModel(onnx=describe(path), precision="fp16", rest="fp16", decisions=(decision,))
+    assert audit_network(trt, network(typed), typed) == {"fp16": 1}
 
 
 def test_the_worst_is_shown_and_the_rest_counted(trt, network, tmp_path):

@@ -110,6 +110,42 @@ def test_which_gpus_rtx_runs_on(gpu, hidden, capability, runs):
     assert ("is refused by tensorrt_rtx" in found.run) is not runs
 
 
+def test_a_gpu_without_memory_of_its_own_is_listed_all_the_same(monkeypatch):
+    stand_in = nvml(("NVIDIA GB10", (12, 1)))
+
+    def refuse(gpu):
+        raise NvmlError("Not Supported")
+
+    stand_in.nvmlDeviceGetMemoryInfo = refuse
+    monkeypatch.setitem(sys.modules, "pynvml", stand_in)
+    assert read_driver().gpus == (Gpu(name="NVIDIA GB10", compute_capability="12.1", memory_bytes=0),)
+    assert probe().can_run
+    assert "shared with the CPU" in CliRunner().invoke(app, []).stdout
+
+
+def test_a_driver_that_stops_answering_is_reported_not_raised(monkeypatch):
+    def fail(*_):
+        raise NvmlError("GPU is lost")
+
+    stand_in = nvml(("some GPU", (8, 9)))
+    stand_in.nvmlDeviceGetName = stand_in.nvmlShutdown = fail
+    monkeypatch.setitem(sys.modules, "pynvml", stand_in)
+    assert "GPU is lost" in read_driver().absent
+
+
+def test_an_nvml_that_does_not_import_is_reported_not_raised(monkeypatch, tmp_path):
+    (tmp_path / "pynvml.py").write_text("raise OSError('libnvidia-ml.so.1 is damaged')\n")
+    monkeypatch.delitem(sys.modules, "pynvml", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "libnvidia-ml.so.1" in read_driver().absent
+
+
+def test_what_an_interrupted_uninstallation_left_behind_has_no_version(monkeypatch, tmp_path):
+    (tmp_path / "tensorflow-2.19.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "tensorflow" not in versions()
+
+
 def test_without_nvml_the_driver_is_looked_for_on_disk(hidden, monkeypatch, tmp_path):
     hidden("pynvml")
     monkeypatch.setattr(probing, "_KERNEL_DRIVER", tmp_path / "none")

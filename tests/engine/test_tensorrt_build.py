@@ -4,6 +4,7 @@ import _thread
 import dataclasses
 import hashlib
 import threading
+import time
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trtopt.engine import tensorrt
 from trtopt.engine.locate import RTX
+from trtopt.engine.progress import join
 from trtopt.errors import BuildError, UsageError
 from trtopt.events import Progress, Warned, silent
 from trtopt.export.onnx import describe
@@ -125,6 +127,17 @@ def test_ctrl_c_cancels_the_build_and_leaves_no_file(trt, tmp_path):
     assert not [t for t in threading.enumerate() if t.name == "trtopt-build"]
 
 
+def test_an_impatient_second_ctrl_c_does_not_leave_the_builder_behind():
+    def build():
+        _thread.interrupt_main()
+        time.sleep(0.3)
+
+    thread = threading.Thread(target=build)
+    thread.start()
+    join(thread)
+    assert not thread.is_alive()
+
+
 def test_the_next_build_after_a_cancelled_one_works(trt, tmp_path):
     def fail(event):
         raise RuntimeError("no one listens")
@@ -219,9 +232,11 @@ def test_a_wrong_decision_stops_the_build_before_a_file_is_written(trt, tmp_path
     assert not (tmp_path / "e").exists()
 
 
-def test_an_output_that_cannot_be_written_is_an_error_with_its_reason(trt, tmp_path):
-    with pytest.raises(BuildError, match="cannot be written: No such file"):
-        tensorrt.build(trt, relu(tmp_path / "m.onnx"), (), OPTIONS, tmp_path / "none" / "e", emit=silent)
+def test_an_output_that_cannot_be_written_is_the_systems_own_error_and_leaves_nothing(trt, tmp_path):
+    (tmp_path / "e").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        tensorrt.build(trt, relu(tmp_path / "m.onnx"), (), OPTIONS, tmp_path / "e", emit=silent)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["e", "m.onnx"]
 
 
 @pytest.mark.parametrize(
@@ -260,6 +275,16 @@ def test_an_option_that_rtx_cannot_honour_is_refused(trt, tmp_path, options, fla
 def test_workspace_and_level_are_honoured(trt, tmp_path):
     options = tensorrt.BuildOptions(workspace_bytes=1 << 30, optimization_level=5)
     assert tensorrt.build(trt, relu(tmp_path / "m.onnx"), (), options, tmp_path / "e", emit=silent).size_bytes
+
+
+@pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning")
+def test_a_timing_cache_that_cannot_be_kept_costs_a_warning_not_the_engine(trt, tmp_path):
+    plain, events = dataclasses.replace(trt, name="tensorrt"), []
+    options = tensorrt.BuildOptions(timing_cache=tmp_path / "none" / "t")
+    typed = relu(tmp_path / "m.onnx")
+    assert tensorrt.build(plain, typed, (), options, tmp_path / "e", emit=events.append).size_bytes
+    (warning,) = [event.message for event in events if isinstance(event, Warned)]
+    assert "cannot be written: No such file" in warning
 
 
 @pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning")

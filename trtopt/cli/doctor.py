@@ -67,7 +67,8 @@ def _renderables(found: Environment) -> list[RenderableType]:
     driver = found.driver
     row("driver", driver.absent or f"{driver.version}, CUDA {driver.cuda} or older")
     for gpu in driver.gpus:
-        row("GPU", f"{gpu.name}, compute capability {gpu.compute_capability}, {gpu.memory_bytes / 2**30:.0f} GiB")
+        memory = f"{gpu.memory_bytes / 2**30:.0f} GiB" if gpu.memory_bytes else "memory shared with the CPU"
+        row("GPU", f"{gpu.name}, compute capability {gpu.compute_capability}, {memory}")
     row("onnxruntime", ", ".join(found.providers) or "does not work here", "" if found.providers else "red")
     row("packages", ", ".join(f"{name} {version}" for name, version in found.packages.items()))
     if found.warnings or found.advice:

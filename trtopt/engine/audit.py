@@ -26,6 +26,7 @@ NOT_FOUND = "folded"
 _FLOATS = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16"}
 _CODES = {"int8": "INT8", "fp8": "FP8"}
 _WEIGHTED = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
+_NEVER_FOLDED = frozenset("Conv ConvTranspose Gemm MatMul".split())
 _NO_ARITHMETIC = ("CONSTANT", "CAST", "QUANTIZE", "DEQUANTIZE", "SHAPE")
 _SHOWN = 4
 _INSPECTED = (  # the order matters: "BF16" holds "F16", "BFloat16" holds "Float"
@@ -42,10 +43,11 @@ def audit_network(trt: TensorRT, network: Any, typed: TypedModel) -> Mapping[str
 
     A node decided in 16 bits is counted as `fp32`, and is no fault, when TensorRT's parser computes it in FP32 between
     casts of its own (ReduceL2, RMSNormalization and others whose sums overflow): no graph could change that. `folded`
-    counts nodes that left no layer.
+    counts nodes that left no layer; a convolution or product always leaves one.
 
     Raises:
-        AuditError: a node computes in another type than was decided, or no node could be found at all.
+        AuditError: a node computes in another type than was decided, or a convolution, a product or every node is not
+            found.
     """
     parsed = _read(trt, network)
     counts: Counter[str] = Counter()
@@ -53,7 +55,10 @@ def audit_network(trt: TensorRT, network: Any, typed: TypedModel) -> Mapping[str
     for decision in typed.decisions:
         found = _precision(parsed, decision)
         counts[found] += 1
-        if found not in (decision.precision, NOT_FOUND) and not _widened(parsed, decision, found):
+        if found == NOT_FOUND:
+            if decision.op in _NEVER_FOLDED:
+                faults.append(f"{decision.op} node {decision.node} is not in the network, to be {decision.precision}")
+        elif found != decision.precision and not _widened(parsed, decision, found):
             faults.append(f"{decision.op} node {decision.node} is {found}, not {decision.precision}")
     if faults:
         more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""

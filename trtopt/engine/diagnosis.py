@@ -22,7 +22,8 @@ _PLACES = re.compile(r"\s*In \S+ at /?\S+:\d+|\[\w+\.cpp::\w+::\d+\]\s*|\[\w+\.(
 _PREFIXES = re.compile(r"^(?:I\w+::\w+: )?Error Code \d+: [\w ]+\((.*)\)\s*$", re.DOTALL)
 _ASSERTIONS = re.compile(r"^Assertion (?:failed: |.*? failed\. (?=\S))")
 _SHOWN = 3
-_ONNX_LAYER = re.compile(r"\[ONNX Layer: (.*?)\]", re.DOTALL)
+_ONNX_LAYER = re.compile(r"\[ONNX Layer: (.*?)(?: \| .*? \(\w+\))*\]", re.DOTALL)
+"""The node's name, which may hold anything; then, for a node of a body, the graphs and nodes around it."""
 
 _FIXES = (
     ("Plugin not found", "TensorRT has no plugin for this operator: export the network without it"),
@@ -108,7 +109,7 @@ def build_error(messages: Iterable[str], layers: Mapping[str, str], ops: Mapping
 
 def onnx_node(layer: Any) -> str:
     """Name of the ONNX node that a parsed layer comes from; empty for a layer that the parser added on its own."""
-    match = _ONNX_LAYER.search(layer.metadata)
+    match = _ONNX_LAYER.fullmatch(layer.metadata)
     return match[1] if match else ""
 
 

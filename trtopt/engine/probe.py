@@ -5,6 +5,7 @@ Touches: reads package metadata; imports TensorRT, onnxruntime and pynvml, never
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import platform
 import shutil
@@ -36,7 +37,7 @@ _PORTABILITY = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """One GPU as the driver lists it. `memory_bytes` is all it has."""
+    """One GPU as the driver lists it. `memory_bytes` is all it has; 0 where it has none but the machine's own."""
 
     name: str
     compute_capability: str
@@ -95,9 +96,11 @@ def versions() -> dict[str, str]:
     found = {"platform": platform.platform(), "python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
-        except PackageNotFoundError:
+            installed: str | None = version(package)
+        except (PackageNotFoundError, KeyError):
             continue
+        if installed:  # not so in what an interrupted uninstallation leaves behind
+            found[package] = installed
     return found
 
 
@@ -131,10 +134,12 @@ def read_driver() -> Driver:
     """Ask the NVIDIA driver for its GPUs."""
     try:
         nvml: Any = importlib.import_module("pynvml")
-    except ImportError:
+    except ModuleNotFoundError:
         if _KERNEL_DRIVER.exists() or shutil.which("nvidia-smi"):
             return Driver(absent="there is an NVIDIA driver; nvidia-ml-py, which reads it, is not installed")
         return Driver(absent="no NVIDIA driver")
+    except Exception as error:  # noqa: BLE001 - a broken installation fails in ways of its own, and is reported
+        return Driver(absent=f"nvidia-ml-py does not import: {error}")
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
@@ -149,16 +154,17 @@ def read_driver() -> Driver:
     except nvml.NVMLError as error:
         return Driver(absent=f"the NVIDIA driver does not answer ({error})")
     finally:
-        nvml.nvmlShutdown()
+        with contextlib.suppress(nvml.NVMLError):
+            nvml.nvmlShutdown()
 
 
 def _gpu(nvml: Any, handle: Any) -> Gpu:
     major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
-    return Gpu(
-        name=_text(nvml.nvmlDeviceGetName(handle)),
-        compute_capability=f"{major}.{minor}",
-        memory_bytes=nvml.nvmlDeviceGetMemoryInfo(handle).total,
-    )
+    try:
+        memory = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+    except nvml.NVMLError:  # not supported where CPU and GPU share their memory
+        memory = 0
+    return Gpu(name=_text(nvml.nvmlDeviceGetName(handle)), compute_capability=f"{major}.{minor}", memory_bytes=memory)
 
 
 def _text(value: bytes | str) -> str:

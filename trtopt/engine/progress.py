@@ -5,6 +5,7 @@ Touches: one thread, which ends before `build_serialized` returns.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Iterator
@@ -50,9 +51,16 @@ def build_serialized(trt: TensorRT, builder: Any, network: Any, config: Any, emi
         cancelled.set()
         raise
     finally:
-        thread.join()
+        join(thread)
         config.progress_monitor = None
     return result.result()
+
+
+def join(thread: threading.Thread) -> None:
+    """Wait for the builder, further Ctrl-C or not: it stops at its next step, and works on what leaving would free."""
+    while thread.is_alive():
+        with contextlib.suppress(KeyboardInterrupt):
+            thread.join(_POLL_SECONDS)
 
 
 def _until_none(steps: _Steps) -> Iterator[Progress]:

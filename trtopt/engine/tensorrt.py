@@ -72,6 +72,7 @@ def build(
         BuildError: TensorRT refuses the model; the message names the node.
         AuditError: the parsed network computes in another precision than was decided.
         KeyboardInterrupt: Ctrl-C; the build was cancelled, nothing was written.
+        OSError: `out` cannot be written.
     """
     _check_profile(typed.onnx.inputs, profile)
     _check_options(trt, options)
@@ -95,7 +96,7 @@ def build(
     data = memoryview(plan)
     _write(out, data)
     if options.timing_cache is not None:
-        _write(options.timing_cache, memoryview(config.get_timing_cache().serialize()))
+        _keep_timing_cache(options.timing_cache, config, emit)
     return Engine(
         path=out,
         digest=hashlib.sha256(data).hexdigest(),
@@ -207,6 +208,13 @@ def _stored(path: Path) -> bytes:
         raise UsageError(f"the timing cache {path} cannot be read", why=error.strerror or str(error)) from error
 
 
+def _keep_timing_cache(path: Path, config: Any, emit: Emit) -> None:
+    try:
+        _write(path, memoryview(config.get_timing_cache().serialize()))
+    except OSError as error:  # the engine is built, and worth more than what the next build saves
+        emit(Warned(f"the timing cache {path} cannot be written: {error.strerror or error}"))
+
+
 def _failure(trt: TensorRT, network: Any, path: Path) -> BuildError:
     from trtopt.export.onnx import load_proto
 
@@ -241,8 +249,6 @@ def _write(path: Path, data: memoryview) -> None:
     try:
         temporary.write_bytes(data)
         temporary.replace(path)
-    except OSError as error:
-        raise BuildError(f"{path} cannot be written", why=error.strerror or str(error)) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
