@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -72,8 +75,6 @@ def test_a_second_run_is_cached_and_fast(run_dir: Path, cli: Cli) -> None:
 
 
 def test_a_changed_option_runs_only_what_depends_on_it(run_dir: Path, tmp_path: Path, cli: Cli) -> None:
-    import shutil
-
     folder = tmp_path / "copy"
     shutil.copytree(run_dir, folder)
     done = cli("convert", DIGITS, *INT8, "--data", EVAL, "-o", folder, "--optimization-level", 1)
@@ -201,3 +202,58 @@ def test_the_readme_and_the_demo_speak_of_files_that_exist() -> None:
         assert set(archive.files) == {"input", "labels"}
     assert DIGITS.stat().st_size < 1_000_000
     assert (ROOT / "README.md").is_file()
+
+
+def test_an_engine_of_an_earlier_graph_is_never_taken_for_the_new_one(run_dir: Path, tmp_path: Path, cli: Cli) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(run_dir, folder)
+    # Another graph, and no TensorRT to build it with: exit 3, and the old engine is gone.
+    done = cli(
+        *("convert", DIGITS, *INT8, "--method", "minmax", "--data", EVAL, "-o", folder, "--tensorrt", "tensorrt"),
+    )
+    assert done.code == 3
+    assert "Leave --tensorrt out" in done.err
+    assert not (folder / "model.engine").exists()
+    # A run that was killed before it could tidy up leaves the old engine beside the new graph.
+    shutil.copy(run_dir / "model.engine", folder / "model.engine")
+    old, new = (json.loads((path / "manifest.json").read_text()) for path in (run_dir, folder))
+    new["stages"]["build"] = old["stages"]["build"]
+    (folder / "manifest.json").write_text(json.dumps(new))
+    done = cli("compare", DIGITS, folder / "model.engine", "--data", EVAL, "-o", tmp_path / "c")
+    assert done.code == 2
+    assert "built from another graph" in done.err
+    assert "model.engine" not in cli("inspect", folder).out
+
+
+def test_compare_warns_of_samples_that_the_run_was_calibrated_on(run_dir: Path, tmp_path: Path, cli: Cli) -> None:
+    done = cli("compare", DIGITS, run_dir, "--data", CALIB, "-o", tmp_path / "c")
+    assert "200 of 200 evaluation samples were calibrated on" in done.out
+
+
+@pytest.mark.parametrize(
+    "command", [["doctor"], ["--help"], ["inspect", DIGITS], ["compare", DIGITS, DIGITS, "--data", EVAL]]
+)
+def test_a_reader_that_goes_away_does_not_look_like_a_failed_gate(command: list[object], tmp_path: Path) -> None:
+    arguments = [str(word) for word in command] + (["-o", str(tmp_path / "c")] if command[0] == "compare" else [])
+    # As in `trtopt ... | true`: the pipe's other end is closed before anything is written.
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "trtopt", *arguments], stdout=write, stderr=subprocess.PIPE, check=False
+    )
+    os.close(write)
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_an_interrupt_is_said_and_exits_130(tmp_path: Path) -> None:
+    arguments = ["convert", DIGITS, *INT8, "--data", EVAL, "-o", tmp_path / "run"]
+    program = [sys.executable, "-m", "trtopt", *map(str, arguments)]
+    with subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stderr is not None
+        first = child.stderr.readline()  # it is at work
+        child.send_signal(signal.SIGINT)
+        err = first + child.stderr.read()
+    assert child.returncode == 130
+    assert "interrupted; finished stages are kept" in err
+    assert "Traceback" not in err

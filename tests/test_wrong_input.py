@@ -208,3 +208,12 @@ def test_compare_with_a_missing_candidate(cli: Cli, out: Path) -> None:
 
 def test_compare_with_a_model_that_has_other_inputs(cli: Cli, out: Path, conv_net: Path) -> None:
     refused(cli("compare", DIGITS, conv_net, "--data", EVAL, "-o", out), "input")
+
+
+def test_a_gate_of_an_output_that_does_not_exist(cli: Cli, out: Path) -> None:
+    done = cli("convert", DIGITS, "--data", EVAL, "-o", out, "--gate", "emb:cosine=0.9")
+    refused(done, "emb, which is no output", "Its outputs are: logits")
+
+
+def test_missing_model_is_said_before_missing_data(cli: Cli, out: Path) -> None:
+    refused(cli("convert", "nowhere.onnx", "-o", out), "nowhere.onnx")

@@ -13,17 +13,18 @@ from pathlib import Path
 from trtopt.errors import ModelError, UsageError
 from trtopt.stages import ENGINE_NOT_RUN
 from trtopt.store import read_result
-from trtopt.types import Engine, OnnxModel, TypedModel
+from trtopt.types import CalibrationTable, Engine, OnnxModel, TypedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """The graph to run, what is known of how it was made, and a remark on where it runs."""
+    """The graph to run, what is known of how it was made, a remark on where it runs, and what it was calibrated on."""
 
     onnx: OnnxModel
     typed: TypedModel | None = None
     engine: Engine | None = None
     ran: str = ""
+    calibrated_on: tuple[str, ...] = ()
 
 
 def resolve(path: Path) -> Candidate:
@@ -48,16 +49,32 @@ def resolve(path: Path) -> Candidate:
             why="no manifest beside it holds its digest, and a serialized engine is code",
             fix="Give the run directory that `trtopt convert` wrote",
         )
-    return _from_run(path.parent)
+    candidate = _from_run(path.parent)
+    if candidate.engine is None:
+        raise ModelError(
+            f"{path} was built from another graph than {candidate.onnx.path}",
+            why="a later run changed the graph and did not build it",
+            fix="Run `trtopt convert` again",
+        )
+    return candidate
 
 
 def _from_run(folder: Path) -> Candidate:
     typed = read_result(folder, "precision", TypedModel)
     if typed is None:
+        below = sorted(path.parent.name for path in folder.glob("*/manifest.json"))
         raise ModelError(
             f"{folder} is no complete run directory",
-            why="its manifest holds no typed model, or the file was changed since",
-            fix="Run `trtopt convert` again",
+            why="it holds no typed model that a manifest vouches for",
+            fix=f"Name one of the runs in it: {', '.join(below)}" if below else "Give what `trtopt convert` wrote",
         )
-    engine = read_result(folder, "build", Engine)
-    return Candidate(onnx=typed.onnx, typed=typed, engine=engine, ran=ENGINE_NOT_RUN if engine else "")
+    # An engine of an earlier graph may still lie there, when a later run was stopped before it built its own.
+    engine = read_result(folder, "build", Engine, typed=typed.onnx.digest)
+    table = read_result(folder, "calibrate", CalibrationTable)
+    return Candidate(
+        onnx=typed.onnx,
+        typed=typed,
+        engine=engine,
+        ran=ENGINE_NOT_RUN if engine else "",
+        calibrated_on=table.fingerprints if table else (),
+    )

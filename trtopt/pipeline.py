@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 from trtopt import exporting, stages
 from trtopt.codec import encode
 from trtopt.config import BACKENDS, RESTS, ComparePlan, ConvertPlan, DataPlan, ExportOnlyPlan, profile
 from trtopt.data.dataset import Dataset
-from trtopt.errors import EnvironmentUnableError, MissingDependencyError, TrtoptError, UsageError
+from trtopt.errors import DataError, EnvironmentUnableError, MissingDependencyError, ModelError, TrtoptError, UsageError
 from trtopt.events import Emit, Event, StageUnavailable, Warned, silent
 from trtopt.store import RunStore, open_store
 from trtopt.types import (
@@ -46,8 +47,8 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
 
     _check_names(plan)
     kind = precision(plan.precision)
-    _check_data_flags(plan, needs_table=kind.NEEDS_TABLE)
     given = identify(str(plan.source))
+    _check_data_flags(plan, needs_table=kind.NEEDS_TABLE)
     ready = exporting.ready(given, plan.export)
     if ready is not None:
         profile(ready.inputs, plan.shapes)  # refuses wrong flags before anything is written
@@ -56,10 +57,12 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         context = stages.Context(store=store, emit=_recording(emit, warnings), device=plan.device)
         wanted = exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.data or plan.calib)
         source, parity = (ready, None) if ready else exporting.bring(context, given, wanted)
+        _check_gates(plan.gates, source)
         ranges, assumed = profile(source.inputs, plan.shapes)
         if assumed and plan.build.backend == "tensorrt":
             context.emit(Warned(assumed))
-        model = stages.prepare(context, source, ranges, kind.OPSET)
+        opset = max(kind.OPSET, precision(plan.rest).OPSET) if kind.NEEDS_TABLE else kind.OPSET
+        model = stages.prepare(context, source, ranges, opset)
         stages.check_operators(context, model, plan.build)
         calib = _open(context, plan.calib, model)
         data = _open(context, plan.data, model)
@@ -70,6 +73,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         seen = _magnitudes(context, plan, model, calib or data)
         target = stages.Target(precision=plan.precision, rest=plan.rest, bias_correction=plan.bias_correction)
         typed = stages.set_precision(context, model, target, table, seen)
+        store.discard("build", typed=typed.onnx.digest)  # the engine of an earlier graph is not this one's
         engine, unable = _build(context, plan, typed, ranges)
         comparison = _compare(context, plan, source, typed, data or calib, table)
         report = replace(_report(context, plan, typed, engine, comparison, warnings), parity=parity)
@@ -125,12 +129,15 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
 
     baseline = describe(plan.baseline)
     candidate = resolve(plan.candidate)
+    _check_gates(plan.gates, baseline)
+    _check_pair(baseline, candidate.onnx)
+    _check_exists(plan.data)
     warnings: list[str] = []
     with open_store(plan.run_dir, emit) as store:
         context = stages.Context(store=store, emit=_recording(emit, warnings), device=plan.device)
         dataset = _open(context, plan.data, baseline)
         assert dataset is not None
-        evaluation = stages.Evaluation(dataset, plan.gates, candidate.ran)
+        evaluation = stages.Evaluation(dataset, plan.gates, candidate.ran, candidate.calibrated_on)
         comparison = stages.compare(context, baseline, candidate.onnx, evaluation)
         report = Report(
             schema_version=REPORT_SCHEMA,
@@ -162,7 +169,37 @@ def _check_names(plan: ConvertPlan) -> None:
             raise UsageError(f"{flag} {name} is unknown", fix=f"Choose one of {', '.join(known)}")
 
 
+def _check_gates(gates: str, model: OnnxModel) -> None:
+    """Refuse a gate that does not parse or names no output now, not after the build."""
+    from trtopt.compare.gate import parse_gates
+
+    outputs = [spec.name for spec in model.outputs]
+    for gate in parse_gates(gates):
+        if gate.output and gate.output not in outputs:
+            raise UsageError(
+                f"--gate names {gate.output}, which is no output of {model.path.name}",
+                fix=f"Its outputs are: {', '.join(outputs)}",
+            )
+
+
+def _check_pair(baseline: OnnxModel, candidate: OnnxModel) -> None:
+    ours, theirs = ({spec.name for spec in model.inputs} for model in (baseline, candidate))
+    if ours != theirs:
+        raise ModelError(
+            f"{candidate.path} is no candidate for {baseline.path}",
+            why=f"its inputs are {', '.join(sorted(theirs))}, those of the baseline {', '.join(sorted(ours))}",
+            fix="Compare a model with what was made from it",
+        )
+
+
+def _check_exists(plan: DataPlan | None) -> None:
+    if plan is not None and ":" not in plan.source and not Path(plan.source).exists():
+        raise DataError(f"{plan.source}: no such file or folder", fix="Name a folder of pictures, .npy, .npz or .jsonl")
+
+
 def _check_data_flags(plan: ConvertPlan, *, needs_table: bool) -> None:
+    _check_exists(plan.calib)
+    _check_exists(plan.data)
     if needs_table and plan.calib is None and plan.table is None:
         raise UsageError(
             f"--precision {plan.precision} needs calibration data",

@@ -386,8 +386,8 @@ def _tapped(context: Context, model: OnnxModel, tensors: Sequence[str]) -> Itera
     from trtopt.calibrate.observe import tap
 
     path = context.store.root / ".tmp-tapped.onnx"
-    tap(model, tensors, path)
     try:
+        tap(model, tensors, path)
         yield path
     finally:
         path.unlink(missing_ok=True)

@@ -110,6 +110,17 @@ class RunStore:
             temporary.replace(path)
         return path
 
+    def discard(self, name: str, **inputs: Any) -> None:
+        """Delete an earlier result of a stage, and its files, unless it was made from these inputs."""
+        entry = self._manifest["stages"].get(name)
+        if entry is None or all(entry["inputs"].get(key) == value for key, value in inputs.items()):
+            return
+        with writing(self.root):
+            for file in entry["files"]:
+                (self.root / file).unlink(missing_ok=True)
+        del self._manifest["stages"][name]
+        self.write("manifest.json", json.dumps(self._manifest, indent=1))
+
     def describe(self, environment: Mapping[str, str]) -> None:
         """Record in the manifest which versions and device this run used."""
         self._manifest["environment"] = dict(environment)
@@ -164,14 +175,17 @@ def open_store(root: Path, emit: Emit) -> Iterator[RunStore]:
         lock.release()
 
 
-def read_result(root: Path, stage: str, cls: type[T]) -> T | None:
+def read_result(root: Path, stage: str, cls: type[T], **inputs: Any) -> T | None:
     """Return what a stage of an earlier run left in a run directory, without its lock; None when there is nothing.
 
-    The files are checked against the manifest: a result whose files were changed since is not returned.
+    The files are checked against the manifest: a result whose files were changed since is not returned, and neither is
+    one that was made from other `inputs` than those given.
     """
     store = RunStore(root, silent)
     entry = store._manifest["stages"].get(stage)
-    return store._load(stage, entry["key"], cls) if entry else None
+    if not entry or any(entry["inputs"].get(key) != value for key, value in inputs.items()):
+        return None
+    return store._load(stage, entry["key"], cls)
 
 
 def file_digest(path: Path) -> str:

@@ -69,13 +69,18 @@ def test_errors_are_what_numpy_says_of_all_samples_at_once(drawn: tuple[Floats, 
 
 @QUICK
 @given(outputs())
-def test_cosine_is_the_mean_over_samples(drawn: tuple[Floats, Floats, list[int]]) -> None:
+def test_cosine_takes_all_samples_as_one_vector(drawn: tuple[Floats, Floats, list[int]]) -> None:
     reference, candidate, cuts = drawn
-    expected = []
-    for x, y in zip(reference.astype(np.float64), candidate.astype(np.float64), strict=True):
-        lengths = np.linalg.norm(x) * np.linalg.norm(y)
-        expected.append(x @ y / lengths if lengths else float((x == y).all()))
-    assert measure(reference, candidate, cuts=cuts).values["cosine"] == pytest.approx(np.mean(expected), abs=1e-9)
+    x, y = reference.astype(np.float64).ravel(), candidate.astype(np.float64).ravel()
+    lengths = np.linalg.norm(x) * np.linalg.norm(y)
+    expected = x @ y / lengths if lengths else float((x == y).all())
+    assert measure(reference, candidate, cuts=cuts).values["cosine"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_sample_that_is_all_but_empty_does_not_decide_the_cosine() -> None:
+    reference = np.array([[1.0, 2.0, 3.0], [1e-9, 0.0, 0.0]])
+    candidate = np.array([[1.0, 2.0, 3.0], [0.0, 1e-9, 0.0]])
+    assert measure(reference, candidate).values["cosine"] == pytest.approx(1.0)
 
 
 @st.composite

@@ -19,7 +19,9 @@ from trtopt.cli.convert import convert
 from trtopt.cli.doctor import doctor
 from trtopt.cli.export import export
 from trtopt.cli.inspect import inspect
-from trtopt.errors import EXIT_ERROR, EXIT_INTERRUPTED, TrtoptError
+from trtopt.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PASS, TrtoptError
+
+INTERRUPTED = "interrupted; finished stages are kept, and the next run goes on from there"
 
 app = typer.Typer(
     name="trtopt",
@@ -54,14 +56,15 @@ def _root(
 def main() -> None:
     """Run the command line; every way out has its exit code, and 1 means nothing but a failed gate."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or EXIT_PASS  # the code of a typer.Exit, and 130 after Ctrl-C
+        sys.stdout.flush()
+    except SystemExit as leave:  # how rich ends the program when the reader of stdout went away
+        sys.exit(EXIT_PASS if leave.code == 1 else leave.code)
     except TrtoptError as error:
         _complain(str(error))
         sys.exit(error.exit_code)
-    except typer.Exit as leave:
-        sys.exit(leave.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted; finished stages are kept, and the next run goes on from there")
+        _complain(INTERRUPTED)
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:  # the reader of stdout went away (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -78,6 +81,9 @@ def main() -> None:
             "run again with TRTOPT_DEBUG=1 for the traceback"
         )
         sys.exit(EXIT_ERROR)
+    if code == EXIT_INTERRUPTED:
+        _complain(INTERRUPTED)
+    sys.exit(code)
 
 
 def _complain(line: str) -> None:

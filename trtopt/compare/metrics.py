@@ -28,7 +28,7 @@ METRICS = {
     "top5": "share of samples whose FP32 top-1 class is among the candidate's five best; %",
     "accuracy_fp32": "top-1 accuracy of FP32; %",
     "accuracy": "top-1 accuracy of the candidate; %",
-    "cosine": "cosine similarity with FP32, mean over samples",
+    "cosine": "cosine similarity with FP32, of all samples taken as one vector: an empty sample weighs nothing",
     "sqnr": "signal to quantization noise, 10 log10(sum ref^2 / sum (ref - cand)^2) over all samples; dB",
     "rmse": "root of the mean squared error",
     "max_abs": "largest absolute error",
@@ -66,8 +66,8 @@ class OutputMetrics:
     _error: float = 0.0
     _absolute: float = 0.0
     _largest: float = 0.0
-    _cosines: int = 0
-    _cosine: float = 0.0
+    _product: float = 0.0
+    _energy: float = 0.0
 
     def add(
         self, reference: Array, candidate: Array, indices: tuple[int, ...], labels: tuple[int, ...] | None = None
@@ -135,11 +135,8 @@ class OutputMetrics:
         self._error += float(error.sum())
         self._absolute += float(difference.sum())
         self._largest = max(self._largest, float(difference.max()))
-        norms = np.sqrt(signal) * np.sqrt((y * y).sum(axis=1))
-        both_zero = (signal == 0) & (error == 0)  # two zero vectors point the same way
-        cosine = np.divide((x * y).sum(axis=1), norms, out=both_zero.astype(np.float64), where=norms != 0)
-        self._cosine += float(np.clip(cosine, -1, 1).sum())
-        self._cosines += len(x)
+        self._product += float((x * y).sum())
+        self._energy += float((y * y).sum())
         self.noise.extend(np.divide(error, signal, out=np.where(error > 0, np.inf, 0.0), where=signal != 0).tolist())
 
     def _add_classes(self, x: Floats, y: Floats, labels: npt.NDArray[np.int64] | None) -> None:
@@ -205,13 +202,19 @@ class OutputMetrics:
             if self._classes is not None and self._classes >= TOP5_CLASSES:
                 found["top5"] = 100.0 * self._top5 / len(self.agree)
         if self._elements:
-            found["cosine"] = self._cosine / self._cosines
+            found["cosine"] = self._similarity()
             found["sqnr"] = _decibel(self._signal, self._error)
             found["rmse"] = math.sqrt(self._error / self._elements)
             found["max_abs"] = self._largest
             found["mean_abs"] = self._absolute / self._elements
         found["nonfinite"] = float(len(self.bad))
         return found
+
+    def _similarity(self) -> float:
+        if not self._signal or not self._energy:  # two zero vectors point the same way, a zero and another do not
+            return float(not self._error)
+        # NaN where the sums overflowed: it fails every gate.
+        return min(1.0, max(-1.0, self._product / math.sqrt(self._signal) / math.sqrt(self._energy)))
 
 
 def _decibel(signal: float, error: float) -> float:

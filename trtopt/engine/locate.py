@@ -50,10 +50,13 @@ def find(name: str | None = None) -> TensorRT:
         if isinstance(found, TensorRT):
             return found
         reasons.append(f"{candidate} {found}")
+    extra = {"tensorrt": "tensorrt"}.get(name or "", "rtx")
     raise EnvironmentUnableError(
-        "no TensorRT works here",
+        f"{name or 'TensorRT'} does not work here" if name else "no TensorRT works here",
         why="; ".join(reasons),
-        fix="Install TensorRT for RTX, which builds without a GPU: pip install 'trtopt[rtx]'",
+        fix=f"Leave --tensorrt out, or install it: pip install 'trtopt[{extra}]'"
+        if name
+        else "Install TensorRT for RTX, which builds without a GPU: pip install 'trtopt[rtx]'",
     )
 
 
