@@ -128,11 +128,19 @@ def test_ctrl_c_cancels_the_build_and_leaves_no_file(trt, tmp_path):
 
 
 def test_an_impatient_second_ctrl_c_does_not_leave_the_builder_behind():
-    def build():
-        _thread.interrupt_main()
-        time.sleep(0.3)
+    waited_for = threading.Event()
 
-    thread = threading.Thread(target=build)
+    class Build(threading.Thread):
+        def run(self):
+            waited_for.wait()
+            _thread.interrupt_main()
+            time.sleep(0.3)
+
+        def join(self, timeout=None):
+            waited_for.set()
+            super().join(timeout)
+
+    thread = Build()
     thread.start()
     join(thread)
     assert not thread.is_alive()
