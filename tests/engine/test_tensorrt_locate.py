@@ -58,6 +58,16 @@ def test_what_is_wrong_with_a_package_is_said(package, source, reason):
     assert reason in load("tensorrt")
     with pytest.raises(EnvironmentUnableError, match=reason) as error:
         tensorrt.find("tensorrt")
+    assert "pip install 'trtopt[tensorrt]'" in error.value.fix
+
+
+def test_where_there_is_none_each_is_told_of_and_the_one_that_needs_no_gpu_advised(package, monkeypatch):
+    package("__version__ = '10.9.0.34'\nBuilder = OnnxParser = object\n")
+    monkeypatch.setitem(sys.modules, RTX, None)
+    with pytest.raises(
+        EnvironmentUnableError, match=r"tensorrt 10.9.0.34 is too old.*tensorrt_rtx is not installed"
+    ) as error:
+        tensorrt.find()
     assert "pip install 'trtopt[rtx]'" in error.value.fix
 
 
