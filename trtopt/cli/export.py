@@ -38,7 +38,8 @@ def export(
     weights: WeightsFlag = None,
     signature: SignatureFlag = None,
     data: Annotated[
-        str | None, typer.Option(help="Samples to check the export on. Default: random ones, seeded, and said to be so.")
+        str | None,
+        typer.Option(help="Samples to check the export on. Default: random ones, seeded, and said to be so."),
     ] = None,
     recipe: RecipeFlag = None,
     skip_bad: SkipBadFlag = False,
