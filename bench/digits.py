@@ -2,6 +2,7 @@
 
     python bench/digits.py
 
+"plain" rows are without equalization and bias correction.
 Runs the typed graphs in onnxruntime on the CPU (16-bit rounding simulated); no TensorRT is run.
 Touches: a temporary directory; prints a table.
 """
@@ -23,9 +24,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main() -> None:
     table = Table(title="digits, 1,000 labelled samples; typed graph in onnxruntime, CPU")
-    for column in ("precision", "method", "accuracy FP32", "accuracy", "agreement", "SQNR"):
+    for column in ("precision", "method", "plain", "accuracy FP32", "accuracy", "agreement", "SQNR"):
         table.add_column(column, justify="right")
-    for precision, method in [("fp16", "")] + [("int8", method) for method in methods()]:
+    runs = [("fp16", "", False)] + [("int8", method, plain) for method in methods() for plain in (False, True)]
+    for precision, method, plain in runs:
         with tempfile.TemporaryDirectory() as folder:
             plan = ConvertPlan(
                 source=ROOT / "samples/digits/model.onnx",
@@ -33,7 +35,9 @@ def main() -> None:
                 run_dir=Path(folder),
                 calib=DataPlan(source=str(ROOT / "calibration/digits")),
                 data=DataPlan(source=str(ROOT / "samples/digits/eval.npz")),
-                method=method or "entropy",
+                method=method or "mse",
+                equalization=not plain,
+                bias_correction=not plain,
                 build=BuildPlan(backend="onnxruntime"),
             )
             report, _ = convert(plan)
@@ -42,6 +46,7 @@ def main() -> None:
         table.add_row(
             precision,
             method or "-",
+            "yes" if plain else "",
             f"{values['accuracy_fp32']:.2f} %",
             f"{values['accuracy']:.2f} %",
             f"{values['top1']:.2f} %",

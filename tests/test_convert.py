@@ -143,6 +143,37 @@ def test_a_table_drives_a_second_conversion_to_the_same_graph(run_dir: Path, tmp
         assert (folder / "typed.onnx").read_bytes() == (run_dir / "typed.onnx").read_bytes()
 
 
+def test_calibrate_leaves_the_table_that_convert_then_finds(tmp_path: Path, cli: Cli) -> None:
+    done = cli("calibrate", DIGITS, "--calib", CALIB, "-o", tmp_path / "run")
+    assert done.code == 0, done.err
+    assert "scales by mse over 200 samples" in done.out
+    assert (tmp_path / "run/calibration.json").is_file()
+    done = cli("convert", DIGITS, *INT8, "--data", EVAL, "-o", tmp_path / "run", "--backend", "onnxruntime")
+    assert any(line.split()[1:3] == ["calibrate", "cached"] for line in done.err.splitlines())
+
+
+def test_a_cache_of_tensorrt_10_drives_a_conversion_to_its_scales(tmp_path: Path, cli: Cli) -> None:
+    # As IInt8EntropyCalibrator2 writes it: the scale of each tensor as the bits of a big-endian float32.
+    scales = {name: np.float32(0.031 + 0.007 * i) for i, name in enumerate(_quantized_tensors(tmp_path, cli))}
+    lines = [f"{name}: {int(scale.view(np.uint32)):08x}" for name, scale in scales.items()]
+    (tmp_path / "old.cache").write_text("\n".join(["TRT-101300-EntropyCalibration2", "unused: 3c010a14", *lines, ""]))
+    table = ("-p", "int8", "--rest", "fp32", "--calib-table", tmp_path / "old.cache")
+    done = cli(
+        "convert", DIGITS, *table, "--data", EVAL, "-o", tmp_path / "b", "--backend", "onnxruntime", "--gate", "sqnr=1"
+    )
+    assert done.code == 0, done.err
+    typed = onnx.load(tmp_path / "b/typed.onnx")
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in typed.graph.initializer}
+    written = {node.input[0]: constants[node.input[1]] for node in typed.graph.node if node.op_type == "QuantizeLinear"}
+    assert {scale.item() for scale in written.values()} == {scale.item() for scale in scales.values()}
+
+
+def _quantized_tensors(folder: Path, cli: Cli) -> list[str]:
+    done = cli("calibrate", DIGITS, "--calib", CALIB, "--no-equalization", "-o", folder / "a")
+    assert done.code == 0, done.err
+    return list(json.loads((folder / "a/calibration.json").read_text())["tensors"])
+
+
 def test_evaluating_on_calibration_samples_is_warned_about(tmp_path: Path, cli: Cli) -> None:
     done = cli("convert", DIGITS, *INT8, "--data", CALIB, "-o", tmp_path / "run", "--backend", "onnxruntime")
     assert done.code == 0

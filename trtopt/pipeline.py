@@ -61,15 +61,8 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         ranges, assumed = profile(source.inputs, plan.shapes)
         if assumed and plan.build.backend == "tensorrt":
             context.emit(Warned(assumed))
-        opset = max(kind.OPSET, precision(plan.rest).OPSET) if kind.NEEDS_TABLE else kind.OPSET
-        model = stages.prepare(context, source, ranges, opset)
-        stages.check_operators(context, model, plan.build)
-        calib = _open(context, plan.calib, model)
+        model, calib, table = _calibrated(context, plan, source, ranges)
         data = _open(context, plan.data, model)
-        table = _read_table(plan)
-        if kind.NEEDS_TABLE and calib is not None and _equalizes(plan, table):
-            model = stages.equalize(context, model, calib)
-        table = _table(context, plan, model, calib, table) if kind.NEEDS_TABLE else None
         seen = _magnitudes(context, plan, model, calib or data)
         target = stages.Target(precision=plan.precision, rest=plan.rest, bias_correction=plan.bias_correction)
         typed = stages.set_precision(context, model, target, table, seen)
@@ -79,6 +72,28 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         report = replace(_report(context, plan, typed, engine, comparison, warnings), parity=parity)
         _write(store, report)
     return report, unable
+
+
+def calibrate(plan: ConvertPlan, emit: Emit = silent) -> CalibrationTable:
+    """Only the first half of `convert`: leave a calibration table in `plan.run_dir`, and return it.
+
+    Raises:
+        TrtoptError: as `convert`.
+    """
+    from trtopt.export.source import identify
+
+    _check_names(plan)
+    given = identify(str(plan.source))
+    _check_data_flags(plan, needs_table=True)
+    with open_store(plan.run_dir, emit) as store:
+        context = stages.Context(store=store, emit=emit, device=plan.device)
+        wanted = exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.calib)
+        source = exporting.ready(given, plan.export) or exporting.bring(context, given, wanted)[0]
+        ranges, _ = profile(source.inputs, plan.shapes)
+        _, _, table = _calibrated(context, plan, source, ranges)
+        store.describe(stages.environment())
+    assert table is not None
+    return table
 
 
 def export(plan: ExportOnlyPlan, emit: Emit = silent) -> Report:
@@ -221,6 +236,25 @@ def _open(context: stages.Context, plan: DataPlan | None, model: OnnxModel) -> D
     for note in dataset.notes:
         context.emit(Warned(f"{plan.source}: {note}"))
     return dataset
+
+
+def _calibrated(
+    context: stages.Context, plan: ConvertPlan, source: OnnxModel, ranges: tuple[ShapeRange, ...]
+) -> tuple[OnnxModel, Dataset | None, CalibrationTable | None]:
+    """Prepare, and for a precision that needs a table equalize and calibrate."""
+    from trtopt.precision import precision
+
+    kind = precision(plan.precision)
+    opset = max(kind.OPSET, precision(plan.rest).OPSET) if kind.NEEDS_TABLE else kind.OPSET
+    model = stages.prepare(context, source, ranges, opset)
+    stages.check_operators(context, model, plan.build)
+    calib = _open(context, plan.calib, model)
+    if not kind.NEEDS_TABLE:
+        return model, calib, None
+    given = _read_table(plan)
+    if calib is not None and _equalizes(plan, given):
+        model = stages.equalize(context, model, calib)
+    return model, calib, _table(context, plan, model, calib, given)
 
 
 def _read_table(plan: ConvertPlan) -> CalibrationTable | None:

@@ -1,4 +1,4 @@
-"""`--method auto`: the table, among those of the other methods, whose quantized network is nearest to FP32 at its outputs.
+"""`--method auto`: of the tables of the other methods, the one whose network is nearest to FP32 at its outputs.
 
 The histograms are the same for all methods, so that the data is read once; then each candidate's network runs on a few
 samples. Choosing tensor by tensor, by the error at the output of the layer that reads it, was tried on six networks and

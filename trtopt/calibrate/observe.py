@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import resource
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -142,7 +143,8 @@ def observe(
             for name, histogram in histograms.items():
                 histogram.check(name, f"sample {dataset.ids[batch.indices[0]]}")
             rate = done / (time.perf_counter() - started)
-            emit(Progress(stage, done, len(dataset), f"{rate:.1f} samples/s"))
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
+            emit(Progress(stage, done, len(dataset), f"{rate:.1f} samples/s, peak {peak:.0f} MiB"))
     return histograms
 
 

@@ -33,7 +33,7 @@ class Seen:
 def channel_peaks(
     run: Callable[[Feed], Mapping[str, Array]], dataset: Dataset, channels: Mapping[str, int]
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """The largest magnitude in each channel of the tensors of `channels` (tensor -> axis), over the same few samples."""
+    """The largest magnitude in each channel of the tensors of `channels` (tensor -> axis), over a few samples."""
     peaks: dict[str, npt.NDArray[np.float64]] = {}
     for index in _indices(dataset):
         outputs = run(dataset.load(index))

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from trtopt import __version__
+from trtopt.cli.calibrate import calibrate
 from trtopt.cli.compare import compare
 from trtopt.cli.convert import convert
 from trtopt.cli.doctor import doctor
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 app.command()(convert)
 app.command()(export)
+app.command()(calibrate)
 app.command()(compare)
 app.command()(inspect)
 app.command()(doctor)

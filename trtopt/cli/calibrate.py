@@ -1,0 +1,56 @@
+"""`trtopt calibrate`: from an ONNX file and samples to a calibration table, and no further.
+
+Touches: the run directory; prints the table's summary on stdout.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trtopt.cli.options import Device, DeviceFlag, OutFlag, RecipeFlag, SkipBadFlag
+
+
+def calibrate(
+    model: Annotated[Path, typer.Argument(help="The trained network, as FP32 ONNX.", show_default=False)],
+    calib: Annotated[
+        str,
+        typer.Option(help="Samples: a folder of pictures, .npy, .npz, .jsonl, .parquet, module:function."),
+    ],
+    method: Annotated[str, typer.Option(help="mse, entropy, percentile, minmax or auto.")] = "mse",
+    recipe: RecipeFlag = None,
+    skip_bad: SkipBadFlag = False,
+    no_equalization: Annotated[
+        bool, typer.Option("--no-equalization", help="Do not bring the channels of activations to similar ranges.")
+    ] = False,
+    shape: Annotated[list[str] | None, typer.Option(help="Shapes of a dynamic input, as for trtopt convert.")] = None,
+    out: OutFlag = None,
+    device: DeviceFlag = Device.cpu,
+) -> None:
+    """Measure one INT8 scale for each tensor, and leave them as JSON and as a TensorRT calibration cache.
+
+    A later `trtopt convert` into the same directory finds the table there; `--calib-table` takes it anywhere else.
+    """
+    from trtopt.cli.console import Narrator
+    from trtopt.config import BuildPlan, ConvertPlan, DataPlan
+    from trtopt.pipeline import calibrate as run
+
+    run_dir = out or Path("trtopt-out") / model.stem / "int8"
+    plan = ConvertPlan(
+        source=model,
+        precision="int8",
+        run_dir=run_dir,
+        calib=DataPlan(source=calib, recipe=recipe, skip_bad=skip_bad),
+        method=method,
+        equalization=not no_equalization,
+        shapes=tuple(shape or ()),
+        device=device.value,
+        build=BuildPlan(),
+    )
+    with Narrator() as emit:
+        table = run(plan, emit)
+    print(f"{len(table.scales)} scales by {table.method} over {table.samples} samples")
+    for name in ("calibration.json", "calibration.cache"):
+        print(run_dir / name)
