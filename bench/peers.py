@@ -28,9 +28,13 @@ BATCHES = (1, 2, 4)
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """What making a variant took, in seconds. `typed` counts nodes by precision, where the maker says so."""
+    """What making a variant took, in seconds. `typed` counts nodes by precision, where the maker says so.
+
+    `samples` is the part of `calibrate` that grows with the samples: without what is loaded and compiled once.
+    """
 
     calibrate: float | None = None
+    samples: float | None = None
     total: float | None = None
     typed: dict[str, int] | None = None
 
@@ -47,17 +51,24 @@ def baseline(_how: list[str], zoo: Path, name: str, folder: Path) -> Made:
 
     shutil.copyfile(zoo / f"{name}.onnx", folder / "model.onnx")
     run = open_runner(folder / "model.onnx").run
-    samples = list(feeds(zoo, name, "calib"))
+    clock = []
     start = time.perf_counter()
-    for feed in samples:
+    for feed in feeds(zoo, name, "calib"):
         run(feed)
-    return Made(calibrate=time.perf_counter() - start)
+        clock.append(time.perf_counter())
+    return Made(calibrate=clock[-1] - start, samples=_steady(clock))
+
+
+def _steady(clock: list[float]) -> float:
+    """Seconds for all samples at the pace behind the first, which warms up; `clock` is when each was done."""
+    return (clock[-1] - clock[0]) * len(clock) / (len(clock) - 1)
 
 
 def trtopt(how: list[str], zoo: Path, name: str, folder: Path) -> Made:
     """`trtopt convert`, all defaults but the method, and the step that a third part of the name turns off."""
     from trtopt import BuildPlan, ConvertPlan, DataPlan, convert
     from trtopt.codec import encode
+    from trtopt.events import Event, Progress
 
     precision, *rest = how
     plan = ConvertPlan(
@@ -73,12 +84,23 @@ def trtopt(how: list[str], zoo: Path, name: str, folder: Path) -> Made:
         plan = dataclasses.replace(plan, method=rest[0])
     for step in rest[1:]:
         plan = dataclasses.replace(plan, **{step.removeprefix("no_"): False})
-    report, _ = convert(plan)
+    clock: list[float] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, Progress) and event.stage == "calibrate":
+            clock.append(time.perf_counter())
+
+    report, _ = convert(plan, note)
     assert report.typed is not None
     shutil.copyfile(report.typed.onnx.path, folder / "model.onnx")
     (folder / "typed.json").write_text(json.dumps(encode(report.typed)))
     seconds = {stage.name: stage.seconds for stage in report.stages}
-    return Made(calibrate=seconds.get("calibrate"), total=sum(seconds.values()), typed=report.typed.counts())
+    return Made(
+        calibrate=seconds.get("calibrate"),
+        samples=_steady(clock) if clock else None,
+        total=sum(seconds.values()),
+        typed=report.typed.counts(),
+    )
 
 
 def flags(zoo: Path, name: str) -> tuple[str, ...]:
@@ -104,13 +126,16 @@ class Reader:
         self.rewind()
 
     def get_next(self) -> dict[str, Any] | None:
+        """Return the next sample, None behind the last."""
         self.began = self.began or time.perf_counter()
         return next(self._left, None)
 
     def get_first(self) -> dict[str, Any]:
+        """Return the first sample, with which ModelOpt tries the model; nothing is consumed."""
         return self._feeds[0]
 
     def rewind(self) -> None:
+        """Begin again, with the clock as well: ModelOpt reads on before it calibrates."""
         self._left: Iterator[dict[str, Any]] = iter(self._feeds)
         self.began = 0.0
 
@@ -148,13 +173,15 @@ def calibration(reader: Reader) -> Iterator[list[float]]:
 def onnxruntime(how: list[str], zoo: Path, name: str, folder: Path) -> Made:
     """`quantize_static` as TensorRT wants it: symmetric, per channel, inputs only, biases in floating point."""
     import functools
+    import importlib
 
     import onnx
-    import onnxruntime.quantization.quantize as ort
     from onnx import version_converter
     from onnxruntime.quantization import CalibrationMethod, QuantFormat
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    # By name: the package has a function that is called like its module.
+    ort = importlib.import_module("onnxruntime.quantization.quantize")
     method, *bins = how
     if bins:  # quantize_static has no option for it: its entropy has 128 bins, and so one candidate
         ort.create_calibrator = functools.partial(_with_bins, ort.create_calibrator, int(bins[0]))

@@ -30,7 +30,7 @@ from typing import Any
 
 from peers import flags, make
 from quality_page import page
-from tasks import TASKS, Evaluated, cosine, feeds, labels, sqnr
+from tasks import TASKS, Evaluated, chosen, cosine, feeds, labels, sqnr
 
 QUANTIZABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 ABLATIONS = ("no_equalization", "no_bias_correction")
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "docs/quality.md")
     parser.add_argument("--timeout", type=float, default=1800, help="seconds for each step of a variant")
     parser.add_argument("--variant", help=argparse.SUPPRESS)
-    parser.add_argument("--step", choices=["make", "run", "build", "modelopt"], help=argparse.SUPPRESS)
+    parser.add_argument("--step", choices=["make", "run", "build", "versions"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.step:
@@ -92,6 +92,10 @@ def main() -> None:
 def measure(args: argparse.Namespace, name: str) -> dict[str, Any]:
     """Make, run and build every variant of one model."""
     rows: dict[str, Any] = {}
+    # In processes of their own, as everything: a child's peak memory is never less than what its parent holds.
+    found = spawn(args, sys.executable, {"step": "versions", "variant": "trtopt", "models": name})
+    if args.modelopt_python:
+        found |= spawn(args, args.modelopt_python, {"step": "versions", "variant": "modelopt", "models": name})
     with tempfile.TemporaryDirectory(prefix="trtopt-quality-") as folder:
         for variant, title in variants().items():
             wanted = not args.only or variant == "fp32" or variant.startswith(tuple(args.only))
@@ -101,15 +105,11 @@ def measure(args: argparse.Namespace, name: str) -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "command": shlex.join(["python", "bench/quality.py", *sys.argv[1:]]),
-        "samples": [sum(1 for _ in feeds(args.zoo, name, part, count)) for part, count in samples(args)],
+        "samples": [len(chosen(args.zoo, name, part, count)) for part, count in (("calib", 0), ("eval", args.eval))],
         "metric": TASKS[name].metric,
-        "versions": versions(args),
+        "versions": found,
         "rows": rows,
     }
-
-
-def samples(args: argparse.Namespace) -> tuple[tuple[str, int], ...]:
-    return ("calib", 0), ("eval", args.eval)
 
 
 def row(args: argparse.Namespace, name: str, variant: str, root: Path) -> dict[str, Any]:
@@ -155,8 +155,8 @@ def attempt(args: argparse.Namespace) -> dict[str, Any]:
 def child(args: argparse.Namespace) -> dict[str, Any]:
     """One step of one variant, in this process."""
     name = args.models[0]
-    if args.step == "modelopt":
-        return modelopt_versions()
+    if args.step == "versions":
+        return versions(args.variant)
     if args.step == "make":
         made = dataclasses.asdict(make(args.variant, args.zoo, name, args.folder))
         return {**made, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
@@ -264,27 +264,20 @@ def accepted(zoo: Path, name: str, folder: Path) -> str:
     return ""
 
 
-def versions(args: argparse.Namespace) -> dict[str, str]:
-    """What did the work: packages, the commit of trtopt, Python and the processor."""
+def versions(maker: str) -> dict[str, str]:
+    """What does the work under this Python: packages and the commit of trtopt, or those of ModelOpt."""
+    from importlib.metadata import version
+
+    if maker == "modelopt":
+        return {"ModelOpt": f"{version('nvidia-modelopt')} (onnxruntime-gpu {version('onnxruntime-gpu')})"}
     import trtopt
     from trtopt.engine.tensorrt import find
-    from trtopt.stages import versions as installed
 
     git = ["git", "-C", str(Path(trtopt.__file__).parent), "describe", "--always", "--dirty"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    found = {"trtopt": f"{trtopt.__version__} {commit}".strip(), **installed("onnxruntime", "onnx", "numpy")}
-    found["tensorrt"] = find().title
-    if args.modelopt_python:
-        task = {"step": "modelopt", "models": args.models[0]}
-        theirs = spawn(args, args.modelopt_python, task)
-        found["ModelOpt"] = f"{theirs.get('nvidia-modelopt')} (onnxruntime-gpu {theirs.get('onnxruntime-gpu')})"
+    packages = {name: version(name) for name in ("onnxruntime", "onnx", "numpy")}
+    found = {"trtopt": f"{trtopt.__version__} {commit}".strip(), "TensorRT": find().title, **packages}
     return found | {"Python": platform.python_version(), "machine": machine()}
-
-
-def modelopt_versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("nvidia-modelopt", "onnxruntime-gpu")}
 
 
 def machine() -> str:
