@@ -4,10 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.trtopt-installed
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo samples test lint bench clean
 
 help:
 	@echo "make demo   convert the digits network to FP16 and INT8 engines and judge them"
+	@echo "make samples  convert a PyTorch, a TensorFlow and a transformers model to FP16 and INT8 engines"
 	@echo "make test   run the tests"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  calibration and quality, side by side with onnxruntime"
@@ -15,7 +16,7 @@ help:
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,rtx,text,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,rtx,text,torch,tensorflow-cpu,samples,dev]'
 	touch $@
 
 demo: $(STAMP)
@@ -23,6 +24,20 @@ demo: $(STAMP)
 	  echo; echo "== trtopt convert samples/digits/model.onnx --precision $$precision =="; \
 	  $(BIN)/trtopt convert samples/digits/model.onnx --precision $$precision \
 	    --calib calibration/digits --data samples/digits/eval.npz || exit 1; \
+	done
+
+IMAGES := --calib samples.data:pictures --data samples.data:other_pictures
+IMAGES_NHWC := --calib samples.data:pictures_nhwc --data samples.data:other_pictures_nhwc
+SENTENCES := --calib samples.data:sentences --data samples.data:other_sentences
+BERT_SHAPES := $(foreach input,input_ids attention_mask,--shape $(input)=1x8:8x32:32x128 --dtype $(input)=int64)
+
+samples: $(STAMP)
+	$(BIN)/python samples/tf_mobilenet/make.py trtopt-out/mobilenet
+	@for precision in fp16 int8; do \
+	  run() { echo; echo "== trtopt convert $$* =="; $(BIN)/trtopt convert "$$@" --precision $$precision --gate cosine=0.99; }; \
+	  run samples.pytorch_resnet.resnet:resnet18 --shape pixels=1x3x96x96:8x3x96x96:32x3x96x96 $(IMAGES) && \
+	  run trtopt-out/mobilenet -o trtopt-out/mobilenet_$$precision $(IMAGES_NHWC) && \
+	  run samples.bert_encoder.encoder:encoder $(BERT_SHAPES) $(SENTENCES) || exit 1; \
 	done
 
 test: $(STAMP)

@@ -30,6 +30,10 @@ def name_dims(path: Path) -> None:
             if symbol and symbol not in names:
                 batch = axis == 0 and "batch" not in names.values()
                 names[symbol] = "batch" if batch else f"{value.name}_dim{axis}"
+    for value in model.graph.output:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param.startswith("unk__") and dim.dim_param not in names:
+                dim.ClearField("dim_param")  # tf2onnx's word for not knowing; shape inference may know
     for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]:
         _rename(value, names)
     onnx.save(model, str(path))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +27,13 @@ from trtopt.requires import require
 if TYPE_CHECKING:
     import numpy as np
     import onnx
+    import onnx_ir as ir
     from numpy.typing import NDArray
 
 FILE = "source.onnx"
 _OPSET = 17  # at 18 tf2onnx 1.17 turns a GlobalAveragePool into a ReduceMean between Transposes
 _DEFAULT_SIGNATURE = "serving_default"
+_CALLS = r"^((Stateful)?PartitionedCall(_\d+)?/)+"
 _LARGE_BYTES = 1_800_000_000
 
 
@@ -270,4 +273,17 @@ def _named(model: onnx.ModelProto, opened: _Opened) -> onnx.ModelProto:
         )
         value.name = wanted
         graph.graph.inputs.append(value)
+    _shorten(graph)
     return ir.to_proto(graph)
+
+
+def _shorten(model: ir.Model) -> None:
+    """Take away the calls that TensorFlow puts in front of every name, where the rest is a name of its own."""
+    nodes = list(model.graph.all_nodes())
+    values = [*model.graph.initializers.values(), *(value for node in nodes for value in node.outputs)]
+    for named in (nodes, values):
+        short = {each.name: re.sub(_CALLS, "", each.name or "") for each in named}
+        counts = Counter(short.values())
+        for each in named:
+            if counts[short[each.name]] == 1 and short[each.name]:
+                each.name = short[each.name]

@@ -1,0 +1,31 @@
+"""Save a Keras MobileNetV2 with random weights as a SavedModel: `python samples/tf_mobilenet/make.py FOLDER`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from samples.data import pictures_nhwc
+
+
+def main(folder: str) -> None:
+    keras.utils.set_random_seed(0)
+    pixels = keras.Input((96, 96, 3), name="pixels")
+    model = keras.applications.MobileNetV2(
+        input_tensor=pixels, alpha=0.35, weights=None, classes=100, classifier_activation=None
+    )
+    # Without statistics of its own, normalization lets the signal of random weights die out on its way.
+    batch = np.stack([sample["pixels"] for sample in pictures_nhwc()])
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0
+    model(batch, training=True)
+    model.export(folder, verbose=False)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
