@@ -203,7 +203,9 @@ def observe(context: Context, model: OnnxModel, dataset: Dataset) -> Observation
         # Under numbers, beside their names: a tensor's name may hold what a file's name may not.
         names = np.array(list(seen.means), dtype=np.str_)
         np.savez(path, allow_pickle=False, names=names, **{str(i): mean for i, mean in enumerate(seen.means.values())})
-        return Observation(ranges=seen.ranges, samples=seen.samples, means=path, digest=file_digest(path))
+        return Observation(
+            ranges=seen.ranges, sizes=seen.sizes, samples=seen.samples, means=path, digest=file_digest(path)
+        )
 
     key = {"model": model.digest, "data": dataset.digest, "device": context.device}
     return context.store.stage(
@@ -236,7 +238,13 @@ def set_precision(
 
         graph = load_ir(model.path)
         means = _read_means(seen.means) if seen and target.bias_correction else {}
-        request = Request(rest=target.rest, table=table, ranges=seen.ranges if seen else {}, means=means)
+        request = Request(
+            rest=target.rest,
+            table=table,
+            ranges=seen.ranges if seen else {},
+            sizes=seen.sizes if seen else {},
+            means=means,
+        )
         decisions = precision(target.precision).apply(graph, request)
         path = folder / "typed.onnx"
         save(graph, path)
@@ -247,7 +255,7 @@ def set_precision(
         "model": model.digest,
         "target": asdict(target),
         "table": dict(sorted(table.scales.items())) if table else None,
-        "seen": [dict(sorted(seen.ranges.items())), seen.digest] if seen else None,
+        "seen": [dict(sorted(seen.ranges.items())), dict(sorted(seen.sizes.items())), seen.digest] if seen else None,
         **versions("onnx", "onnx-ir"),
     }
     return context.store.stage("precision", key, TypedModel, make, _count_line)

@@ -79,11 +79,13 @@ class CalibrationTable:
 class Observation:
     """What was seen while `samples` samples ran through the FP32 model.
 
-    `ranges[t]` is the largest magnitude of each floating-point tensor. `means` is an .npz with the mean of each
-    channel, float64, of every tensor that a weighted operator reads; `digest` is the SHA-256 of its content.
+    `ranges[t]` is the largest magnitude of each floating-point tensor, `sizes[t]` how many elements it had. `means` is
+    an .npz with the mean of each channel, float64, of every tensor that a weighted operator reads; `digest` is the
+    SHA-256 of its content.
     """
 
     ranges: Mapping[str, float]
+    sizes: Mapping[str, int]
     samples: int
     means: Path
     digest: str

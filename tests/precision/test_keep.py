@@ -202,3 +202,10 @@ def test_a_small_operator_between_kept_ones_is_kept_rather_than_cast_twice(parse
 def test_a_product_between_kept_ones_is_not_an_island(parse: Parse) -> None:
     model = parse("(float[4, 4] x) => (float[4, 4] z) { a = Tanh(x)\n b = MatMul(a, w)\n z = Tanh(b) }", {"w": (4, 4)})
     assert set(kept(model, x=1e6, z=1e6)) == {"a", "z"}
+
+
+def test_a_sum_over_dynamic_sizes_is_judged_by_the_sizes_that_were_seen(parse: Parse) -> None:
+    model = parse("(float[n, 4, h, w] x) => (float[n, 4, 1, 1] y) { y = GlobalAveragePool(x) }")
+    seen = keep(model, FP16, {"y": 2.0}, {"x": 4 * 200 * 200, "y": 4})
+    assert list(seen.values()) == ["the sum behind its mean reaches 8e+04, FP16 ends at 65504"]
+    assert keep(model, FP16, {"y": 2.0}, {"x": 4 * 100 * 100, "y": 4}) == {}

@@ -23,9 +23,10 @@ SAMPLES = 16
 
 @dataclass(slots=True)
 class Seen:
-    """`ranges[t]`: largest magnitude. `means[t]`: mean of each channel, float64 [channels]. `samples`: how many ran."""
+    """`ranges[t]`: largest magnitude. `sizes[t]`: elements. `means[t]`: mean of each channel, float64 [channels]. `samples`: how many ran."""
 
     ranges: dict[str, float] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
     means: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     samples: int = 0
 
@@ -80,6 +81,7 @@ def look(
                     fix="Check the sample and its preprocessing",
                 )
             seen.ranges[name] = max(seen.ranges.get(name, 0.0), largest)
+            seen.sizes[name] = array.size
             if name in channels:
                 axis = channels[name] % array.ndim
                 mean = array.mean(axis=tuple(i for i in range(array.ndim) if i != axis), dtype=np.float64)

@@ -71,6 +71,9 @@ def main() -> None:
     except BrokenPipeError:  # the reader of stdout went away (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_ERROR)
+    except OSError as error:  # stdout on a full disk, a file system that went away
+        _complain(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
+        sys.exit(EXIT_ERROR)
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "show"):  # a usage error of the command-line library
             error.show()

@@ -26,7 +26,7 @@ def compare(
     gate: GateFlag = "",
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Where report.json goes. Default: trtopt-out/compare/<candidate>."),
+        typer.Option("--out", "-o", help="Where report.json goes. Default: trtopt-out/compare/<baseline>/<candidate>."),
     ] = None,
     device: DeviceFlag = Device.cpu,
     format: FormatFlag = Format.text,
@@ -40,7 +40,7 @@ def compare(
     plan = ComparePlan(
         baseline=baseline,
         candidate=candidate,
-        run_dir=out or Path("trtopt-out") / "compare" / candidate.name,
+        run_dir=out or Path("trtopt-out") / "compare" / baseline.stem / candidate.name,
         data=DataPlan(source=data, recipe=recipe, skip_bad=skip_bad),
         gates=gate,
         device=device.value,

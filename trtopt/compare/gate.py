@@ -206,7 +206,7 @@ def _level(gate: Gate, values: Mapping[str, float]) -> tuple[float, str]:
     unit = f" {UNITS[gate.metric]}" if gate.metric in UNITS else ""
     bound = "at most" if gate.metric in CEILINGS else "at least"
     shown = _digits(value, gate.limit, ".{}g", 5)
-    return value, f"{gate.metric} is {shown}{unit}, must be {bound} {gate.limit:g}{unit}"
+    return value, f"{gate.metric} is {shown}{unit}, must be {bound} {gate.limit:.12g}{unit}"
 
 
 def _digits(value: float, limit: float, style: str, digits: int) -> str:

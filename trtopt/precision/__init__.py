@@ -32,13 +32,15 @@ _SHARED = {"eight_bits", "placement", "residual", "attention", "equalize", "bias
 class Request:
     """What a precision module may need: the type of the unquantized rest, the table, and observed magnitudes.
 
-    `ranges[t]` is the largest magnitude seen in tensor t of the FP32 model, for as many tensors as were observed;
+    `ranges[t]` is the largest magnitude seen in tensor t of the FP32 model, for as many tensors as were observed, and
+    `sizes[t]` the number of its elements;
     `means[t]` the mean of each of its channels, float64 (see `bias`), for inputs of weighted operators.
     """
 
     rest: str = "fp16"
     table: CalibrationTable | None = None
     ranges: Mapping[str, float] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
     means: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
 
 

@@ -20,4 +20,4 @@ NEEDS_TABLE = False
 
 def apply(model: ir.Model, request: Request) -> tuple[Decision, ...]:
     """Cast every node that can stand it to BF16; the others stay in FP32, with the reason."""
-    return half.convert(model, half.BF16, keep(model, half.BF16, request.ranges))
+    return half.convert(model, half.BF16, keep(model, half.BF16, request.ranges, request.sizes))

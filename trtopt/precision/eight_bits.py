@@ -70,7 +70,7 @@ def _rest(model: ir.Model, request: Request) -> tuple[Decision, ...]:
         # A tensor reached at least what its scale represents: a table read from a cache tells no more than that.
         scales = request.table.scales if request.table else {}
         ranges = {name: scale * qdq.INT8.max for name, scale in scales.items()} | dict(request.ranges)
-        return half.convert(model, kind, keep(model, kind, ranges))
+        return half.convert(model, kind, keep(model, kind, ranges, request.sizes))
     if request.rest == "fp32":
         from trtopt.precision import fp32
 

@@ -20,4 +20,4 @@ NEEDS_TABLE = False
 
 def apply(model: ir.Model, request: Request) -> tuple[Decision, ...]:
     """Cast every node that can stand it to FP16; the others stay in FP32, with the reason."""
-    return half.convert(model, half.FP16, keep(model, half.FP16, request.ranges))
+    return half.convert(model, half.FP16, keep(model, half.FP16, request.ranges, request.sizes))

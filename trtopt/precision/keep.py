@@ -9,6 +9,7 @@ Touches: nothing; it reads an onnx-ir model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,10 +38,13 @@ _GUARDS = frozenset({"Add", "Max", "Clip"})
 _SMALL_STAYS_SMALL = FLOAT_COMPUTE_FREE | frozenset({"Sqrt", "Pow", "Abs", "Neg", "Reciprocal"})
 
 
-def keep(model: ir.Model, half: Half, ranges: Mapping[str, float]) -> dict[ir.Node, str]:
+def keep(
+    model: ir.Model, half: Half, ranges: Mapping[str, float], sizes: Mapping[str, int] = MappingProxyType({})
+) -> dict[ir.Node, str]:
     """Return the floating-point nodes that must stay in FP32, each with the reason.
 
-    `ranges[t]` is the largest magnitude observed in tensor t; tensors without an entry are trusted.
+    `ranges[t]` is the largest magnitude observed in tensor t, `sizes[t]` how many elements it had; tensors without an
+    entry are trusted.
     """
     opset = model.opset_imports.get("", 1)
     index_nodes = _index_nodes(model.graph)
@@ -53,7 +57,7 @@ def keep(model: ir.Model, half: Half, ranges: Mapping[str, float]) -> dict[ir.No
             or _constant_out_of_range(node, half)
             or ("divides by what a tiny constant keeps from 0" if node in guarded else "")
             or _activation_out_of_range(node, half, ranges)
-            or _sum_out_of_range(node, half, ranges)
+            or _sum_out_of_range(node, half, ranges, sizes)
         )
         if reason:
             kept[node] = reason
@@ -167,13 +171,13 @@ def _activation_out_of_range(node: ir.Node, half: Half, ranges: Mapping[str, flo
     return ""
 
 
-def _sum_out_of_range(node: ir.Node, half: Half, ranges: Mapping[str, float]) -> str:
+def _sum_out_of_range(node: ir.Node, half: Half, ranges: Mapping[str, float], sizes: Mapping[str, int]) -> str:
     """A sum inside the operator that is known to overflow: |mean| times the number of terms, or a norm squared."""
     seen = ranges.get(node.outputs[0].name or "", 0.0)
     if node.op_type == "ReduceL2":
         total, of = seen**2, "norm"
     elif node.op_type in _AVERAGES:
-        total, of = seen * _terms(node), "mean"
+        total, of = seen * _terms(node, sizes), "mean"
     else:
         return ""
     if total <= half.max:
@@ -181,9 +185,13 @@ def _sum_out_of_range(node: ir.Node, half: Half, ranges: Mapping[str, float]) ->
     return f"the sum behind its {of} reaches {total:.3g}, {half.name.upper()} ends at {half.max:.5g}"
 
 
-def _terms(node: ir.Node) -> float:
-    """How many numbers each result of a reduction sums up, at least: dynamic dimensions count as 1."""
-    before, after = dims(node.inputs[0]), dims(node.outputs[0])
+def _terms(node: ir.Node, sizes: Mapping[str, int]) -> float:
+    """How many numbers each result of a reduction sums up: as observed, else by the shapes, dynamic sizes being 1."""
+    value, result = node.inputs[0], node.outputs[0]
+    read, given = sizes.get((value and value.name) or "", 0), sizes.get(result.name or "", 0)
+    if read and given:
+        return read / given
+    before, after = dims(value), dims(result)
     if before is None or after is None:
         return 1.0
     return float(np.prod([dim or 1 for dim in before]) / np.prod([dim or 1 for dim in after]))

@@ -171,7 +171,8 @@ def does_not_pay(node: ir.Node) -> str:
         groups = attribute(node, "group", 1)
         channels = [weight.shape[0], weight.shape[1] * groups]
         if min(channels) < MIN_CHANNELS:
-            return f"{min(channels)} channels: fewer than {MIN_CHANNELS}"
+            count = min(channels)
+            return f"{count} channel{'s' * (count != 1)}: fewer than {MIN_CHANNELS}"
     if node.op_type in ("Gemm", "MatMul"):
         if constant(node.inputs[0]) is not None:
             return "its left operand is constant"
