@@ -13,6 +13,7 @@ from trtopt.engine.audit import audit_engine, audit_network, count_inspected
 from trtopt.engine.diagnosis import logger
 from trtopt.engine.locate import RTX
 from trtopt.errors import AuditError
+from trtopt.events import silent
 from trtopt.export.onnx import describe, load_ir
 from trtopt.export.prepare import infer_shapes, save
 from trtopt.precision import Request, precision
@@ -74,7 +75,7 @@ def typed_net(folder, name, rest="fp16"):
     model = load_ir(folder / "fp32.onnx")
     infer_shapes(model)
     scales = dict.fromkeys(place(model).tensors(), 0.05)
-    table = CalibrationTable(method="minmax", scales=scales) if name == "int8" else None
+    table = CalibrationTable(method="minmax", scales=scales) if precision(name).NEEDS_TABLE else None
     decisions = precision(name).apply(model, Request(rest=rest, table=table, ranges={}))
     save(model, folder / "typed.onnx")
     return TypedModel(onnx=describe(folder / "typed.onnx"), precision=name, rest=rest, decisions=decisions)
@@ -107,11 +108,28 @@ def test_a_typed_net_is_what_was_decided(trt, network, tmp_path, name):
 
 
 @pytest.mark.parametrize("rest", ["fp16", "bf16", "fp32"])
-def test_a_quantized_net_is_what_was_decided(trt, network, tmp_path, rest):
-    typed = typed_net(tmp_path, "int8", rest)
+@pytest.mark.parametrize(("name", "quantized"), [("int8", 4), ("fp8", 3)])
+def test_a_quantized_net_is_what_was_decided(trt, network, tmp_path, name, quantized, rest):
+    typed = typed_net(tmp_path, name, rest)
     counts = audit_network(trt, network(typed), typed)
     assert counts == typed.counts()
-    assert counts["int8"] >= 4
+    assert counts[name] >= quantized
+
+
+@pytest.mark.parametrize(("claimed", "real"), [("int8", "fp8"), ("fp8", "int8")])
+def test_codes_of_another_type_are_caught(trt, network, tmp_path, claimed, real):
+    typed = claim(typed_net(tmp_path, real), claimed)
+    with pytest.raises(AuditError, match=f"node conv1 is .*, not {claimed}"):
+        audit_network(trt, network(typed), typed)
+
+
+@pytest.mark.parametrize(("name", "ampere"), [("fp16", True), ("int8", True), ("fp8", False)])
+def test_an_engine_says_which_gpus_have_its_precision(trt, tmp_path, name, ampere):
+    typed = typed_net(tmp_path, name)
+    engine = tensorrt.build(trt, typed, (), tensorrt.BuildOptions(), tmp_path / "e", emit=silent)
+    assert engine.audit == typed.counts()
+    assert ("8.6" in engine.device) is ampere
+    assert "8.9" in engine.device
 
 
 @pytest.mark.parametrize("name", ["fp16", "bf16", "int8"])

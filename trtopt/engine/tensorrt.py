@@ -28,6 +28,8 @@ __all__ = ["BuildOptions", "TensorRT", "build", "check", "find", "rejected"]
 
 _NUMPY_NAMES = {"float": "float32", "half": "float16", "bf16": "bfloat16"}
 _LEVELS = range(6)
+_RTX_FP8_DEVICES = "portable: compute capability 8.9, 12.0 and later, which have FP8"
+"""NVIDIA's support matrix of TensorRT for RTX: older GPUs multiply no FP8."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +104,7 @@ def build(
         digest=hashlib.sha256(data).hexdigest(),
         backend="tensorrt",
         builder=trt.title,
-        device=RTX_DEVICES if trt.name == RTX else _gpu(),
+        device=_device(trt, counts),
         size_bytes=data.nbytes,
         audit=counts,
         audited="parsed network" + (f"; engine inspector: {_count_line(inspected)}" if inspected else ""),
@@ -234,6 +236,13 @@ def _warn_of_changed_types(network: Any, model: OnnxModel, emit: Emit) -> None:
         dtype = _NUMPY_NAMES.get(dtype, dtype)
         if tensor.name in declared and declared[tensor.name] != dtype:
             emit(Warned(f"the engine's {tensor.name} is {dtype}: TensorRT changed it from {declared[tensor.name]}"))
+
+
+def _device(trt: TensorRT, counts: Mapping[str, int]) -> str:
+    """What the engine runs on: TensorRT for RTX builds for many GPUs, TensorRT for the one that it builds on."""
+    if trt.name == RTX:
+        return _RTX_FP8_DEVICES if "fp8" in counts else RTX_DEVICES
+    return _gpu()
 
 
 def _gpu() -> str:
