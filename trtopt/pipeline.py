@@ -117,7 +117,7 @@ def export(plan: ExportOnlyPlan, emit: Emit = silent) -> Report:
         report = Report(
             schema_version=REPORT_SCHEMA,
             command="export",
-            verdict=parity.verdict,
+            verdict=parity.verdict if parity.verdict == "pass" else "unchecked",  # a drift that was not allowed raises
             model=str(plan.source),
             precision="",
             run_dir=plan.run_dir,

@@ -6,6 +6,7 @@ Touches: nothing itself; the runner runs the model.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -122,7 +123,8 @@ def check(reference: Reference, runner: Runner, feeds: Sequence[Feed], source: s
 def line(comparison: Comparison) -> str:
     """One line about the check."""
     errors = [output.values["sqnr"] for output in comparison.outputs if "sqnr" in output.values]
-    worst = f", SQNR {min(errors):.0f} dB or better" if errors else ""
+    worst = f", SQNR {min(errors):.0f} dB or better" if errors and math.isfinite(min(errors)) else ""
+    worst = ", identical" if not worst and comparison.verdict == "pass" else worst
     return f"{comparison.baseline_ran} and onnxruntime on {comparison.data}: {comparison.verdict}{worst}"
 
 

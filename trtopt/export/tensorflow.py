@@ -280,6 +280,9 @@ def _named(model: onnx.ModelProto, opened: _Opened) -> onnx.ModelProto:
 def _shorten(model: ir.Model) -> None:
     """Take away the calls that TensorFlow puts in front of every name, where the rest is a name of its own."""
     nodes = list(model.graph.all_nodes())
+    for node in nodes:
+        if re.fullmatch(r"\w+__\d+", node.name or ""):  # tf2onnx's own; its output is called after the layer
+            node.name = (node.outputs[0].name or "").partition(":")[0]
     values = [*model.graph.initializers.values(), *(value for node in nodes for value in node.outputs)]
     for named in (nodes, values):
         short = {each.name: re.sub(_CALLS, "", each.name or "") for each in named}

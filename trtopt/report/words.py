@@ -96,7 +96,8 @@ def unquantized(report: Report) -> tuple[Decision, ...]:
 def verdict(report: Report) -> str:
     """The verdict as a sentence."""
     if report.verdict == "unchecked":
-        return "UNCHECKED: no comparison was asked for"
+        drifted = report.parity is not None and report.parity.verdict == "fail" and report.command == "export"
+        return f"UNCHECKED: {'the export drifted, and was let pass' if drifted else 'no comparison was asked for'}"
     judged = report.comparison or report.parity
     gates = judged.gates if judged is not None else ()
     if report.verdict == "fail":

@@ -1,0 +1,101 @@
+"""Factories that the tests give to trtopt: `frameworks:small` from the folder of this file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+import torch
+from torch import Tensor, nn
+
+NO_FUNCTION = 3
+
+
+class Small(nn.Module):
+    """Convolution, normalization, dropout and two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(8, 5)
+        with torch.no_grad():
+            self.norm.running_mean.uniform_(-1, 1)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores and features."""
+        features = self.drop(torch.relu(self.norm(self.conv(image)))).mean((2, 3))
+        return self.head(features), features
+
+
+class Masked(nn.Module):
+    """Two inputs of whole numbers, with a sequence; what comes out has names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(2, 4)
+
+    def forward(self, ids: Tensor, mask: Tensor, scale: float = 2.0) -> dict[str, Tensor]:
+        """Return the masked sum of the embeddings."""
+        return {"pooled": (self.table(ids) * mask[..., None]).sum(1) * scale}
+
+
+class Fixed(nn.Module):
+    """Has a batch of 4 written into it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the batch as one of four."""
+        return x.reshape(4, 6) * 2
+
+
+def small() -> nn.Module:
+    return Small()
+
+
+def masked() -> nn.Module:
+    return Masked()
+
+
+def fixed() -> nn.Module:
+    return Fixed()
+
+
+def evaluated() -> nn.Module:
+    return Small().eval()
+
+
+def drifting() -> nn.Module:
+    """Another network in each process: the export cannot be that of the network that is run."""
+    torch.manual_seed(time.time_ns() % 2**31)
+    return Small()
+
+
+def noisy() -> nn.Module:
+    print("noise on stdout")
+    print("noise on stderr", file=sys.stderr)
+    return Small()
+
+
+def failing() -> nn.Module:
+    raise ValueError("no such size: 7")
+
+
+def nothing() -> str:
+    return "a module"
+
+
+def killed() -> nn.Module:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return Small()
+
+
+def hanging() -> nn.Module:
+    time.sleep(600)
+    return Small()
+
+
+def leaving() -> nn.Module:
+    os._exit(0)

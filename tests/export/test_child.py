@@ -1,0 +1,79 @@
+"""The process that a framework runs in: what it says, how it dies, and what of it reaches ours (nothing)."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trtopt.errors import MissingDependencyError, ModelError
+from trtopt.export import child
+from trtopt.export.request import Example, Request
+from trtopt.export.source import Source
+from trtopt.types import ShapeRange
+
+HERE = Path(__file__).parent
+SHAPE = (2, 3, 8, 8)
+IMAGE = Example(name="image", dtype="float32", shape=ShapeRange(name="image", min=SHAPE, opt=SHAPE, max=SHAPE))
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(HERE)
+
+
+def ask(name: str) -> Request:
+    return Request(source=Source(kind="factory", text=f"frameworks:{name}"), examples=(IMAGE,))
+
+
+def test_it_exports_and_runs_and_its_noise_stays_with_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    exported = child.export(ask("noisy"), tmp_path, 120)
+    ran, outputs = child.run(ask("noisy"), [{"image": np.ones(SHAPE, np.float32)}] * 2, tmp_path, 120)
+    assert exported.framework == ran
+    assert ran.startswith("PyTorch 2.")
+    assert [[array.shape for array in run] for run in outputs] == [[(2, 5), (2, 8)]] * 2
+    assert [path.name for path in tmp_path.iterdir()] == ["source.onnx"]
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("killed", "was killed: most likely for want of memory"),
+        ("leaving", "died: exit code 0"),
+        ("failing", "failed: ValueError: no such size: 7"),
+    ],
+)
+def test_its_death_is_an_error_of_ours(name: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=re.escape(said)) as caught:
+        child.export(ask(name), tmp_path, 120)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_framework_that_hangs_is_ended(tmp_path: Path) -> None:
+    start = time.monotonic()
+    with pytest.raises(ModelError, match=r"took longer than 8 s. Give it more time with --export-timeout"):
+        child.export(ask("hanging"), tmp_path, 8)
+    assert time.monotonic() - start < 60
+
+
+@pytest.mark.parametrize(
+    ("kind", "package", "extra"), [("factory", "torch", "torch"), ("saved_model", "tensorflow", "tensorflow")]
+)
+def test_a_missing_framework_says_what_to_install(
+    kind: str, package: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    (hidden / f"{package}.py").write_text(f"raise ImportError('no {package} here')")
+    monkeypatch.setenv("PYTHONPATH", str(hidden))
+    folder = tmp_path / "work"
+    folder.mkdir()
+    request = Request(source=Source(kind=kind, text="frameworks:small"), examples=(IMAGE,))  # type: ignore[arg-type]
+    with pytest.raises(MissingDependencyError, match=re.escape(f"pip install 'trtopt[{extra}]'")) as caught:
+        child.export(request, folder, 120)
+    assert caught.value.exit_code == 3

@@ -1,0 +1,247 @@
+"""PyTorch's three routes: what comes out, its names and dimensions, and every wrong source in a line of its own."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from trtopt.errors import DataError, ModelError, TrtoptError, UsageError
+from trtopt.export import pytorch
+from trtopt.export.onnx import describe
+from trtopt.export.request import Example, Exported, Request
+from trtopt.export.source import Source, identify
+from trtopt.types import ShapeRange
+
+# What torch warns of while it exports is for its own developers, and never reaches trtopt's process.
+pytestmark = pytest.mark.filterwarnings("ignore")
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(HERE)
+    monkeypatch.setattr(sys, "path", [str(HERE), *sys.path])
+
+
+def example(name: str, *shapes: tuple[int, ...], dtype: str = "float32") -> Example:
+    low, best, high = shapes if len(shapes) == 3 else shapes * 3
+    return Example(name=name, dtype=dtype, shape=ShapeRange(name=name, min=low, opt=best, max=high))
+
+
+IMAGE = example("image", (1, 3, 8, 8), (4, 3, 8, 8), (9, 3, 8, 8))
+
+
+def factory(name: str) -> Source:
+    return Source(kind="factory", text=f"frameworks:{name}")
+
+
+def small() -> torch.nn.Module:
+    return pytorch.factory.build("frameworks:small", None).eval()
+
+
+@pytest.fixture
+def route(request: pytest.FixtureRequest, tmp_path: Path) -> Request:
+    """The same network, as each of the three kinds of source."""
+    if request.param == "factory":
+        return Request(source=factory("small"), examples=(IMAGE,))
+    path = tmp_path / ("small.pt" if request.param == "torchscript" else "small.pt2")
+    if request.param == "torchscript":
+        torch.jit.script(small()).save(str(path))
+        return Request(source=identify(str(path)), examples=(IMAGE,))
+    batch = {"image": {0: torch.export.Dim("b", min=1, max=9)}}
+    torch.export.save(torch.export.export(small(), (torch.ones(4, 3, 8, 8),), dynamic_shapes=batch), str(path))
+    return Request(source=identify(str(path)))
+
+
+every_route = pytest.mark.parametrize("route", ["factory", "torchscript", "pt2"], indirect=True)
+
+
+@every_route
+def test_every_route_gives_the_frameworks_outputs_at_every_batch(route: Request, tmp_path: Path) -> None:
+    exported = pytorch.export(route, tmp_path)
+    session = onnxruntime.InferenceSession(str(exported.path), providers=["CPUExecutionProvider"])
+    random = np.random.default_rng(1)
+    feeds = [{"image": random.normal(size=(batch, 3, 8, 8)).astype(np.float32)} for batch in (1, 4, 9)]
+    truth = small()
+    for feed, own in zip(feeds, pytorch.run(route, feeds), strict=True):
+        made = session.run(None, feed)
+        with torch.no_grad():
+            wanted = [tensor.numpy() for tensor in truth(torch.from_numpy(feed["image"]))]
+        assert len(made) == len(own) == len(wanted) == 2
+        for one, other, right in zip(made, own, wanted, strict=True):
+            np.testing.assert_array_equal(other, right)
+            assert np.abs(one - right).max() <= 1e-4 * np.abs(right).max()
+
+
+@every_route
+def test_inputs_keep_their_names_and_the_batch_has_one(route: Request, tmp_path: Path) -> None:
+    model = describe(pytorch.export(route, tmp_path).path)
+    assert [(spec.name, spec.shape) for spec in model.inputs] == [("image", ("batch", 3, 8, 8))]
+    assert [spec.name for spec in model.outputs] == ["output_0", "output_1"]
+    assert model.outputs[0].shape[-1] == 5
+    assert [path.name for path in tmp_path.glob("*.data")] == []
+
+
+def export(name: str, folder: Path, *examples: Example, weights: Path | None = None) -> Exported:
+    return pytorch.export(Request(source=factory(name), examples=examples, weights=weights), folder)
+
+
+def test_several_inputs_share_the_names_of_dimensions_that_must_be_equal(tmp_path: Path) -> None:
+    shapes = (1, 2), (2, 6), (4, 9)
+    made = export("masked", tmp_path, example("mask", *shapes, dtype="int64"), example("ids", *shapes, dtype="int64"))
+    model = describe(made.path)
+    assert [(spec.name, spec.dtype, spec.shape) for spec in model.inputs] == [
+        ("ids", "int64", ("batch", "ids_dim1")),
+        ("mask", "int64", ("batch", "ids_dim1")),
+    ]
+    assert [(spec.name, spec.shape) for spec in model.outputs] == [("pooled", ("batch", 4))]
+
+
+def test_a_fixed_shape_stays_fixed(tmp_path: Path) -> None:
+    model = describe(export("small", tmp_path, example("image", (2, 3, 8, 8))).path)
+    assert model.inputs[0].shape == (2, 3, 8, 8)
+
+
+def test_a_dynamic_dimension_that_the_module_fixes_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"dimension 0 of input x cannot be dynamic: the export fixed it at 4"):
+        export("fixed", tmp_path, example("x", (1, 6), (4, 6), (8, 6)))
+
+
+def test_a_module_in_training_mode_is_said_and_evaluated(tmp_path: Path) -> None:
+    assert any("training mode" in note for note in export("small", tmp_path, IMAGE).notes)
+    assert not any("training mode" in note for note in export("evaluated", tmp_path, IMAGE).notes)
+
+
+def test_a_program_exported_in_training_mode_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "training.pt2"
+    torch.export.save(torch.export.export(small().train(), (torch.ones(4, 3, 8, 8),)), str(path))
+    with pytest.raises(ModelError, match=r"training mode: its (batch_norm|dropout).* is active"):
+        pytorch.export(Request(source=identify(str(path))), tmp_path)
+
+
+def test_the_unnamed_example_is_the_first_input(tmp_path: Path) -> None:
+    made = export("small", tmp_path, example("", (2, 3, 8, 8)))
+    assert describe(made.path).inputs[0].name == "image"
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_weights_are_loaded_into_the_module(suffix: str, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    torch.manual_seed(99)
+    state = import_module("frameworks").Small().state_dict()
+    path = tmp_path / f"weights{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save({"state_dict": state}, path)
+    feed = {"image": np.ones((1, 3, 8, 8), np.float32)}
+    plain, loaded = (
+        pytorch.run(Request(source=factory("small"), weights=weights), [feed])[0][0] for weights in (None, path)
+    )
+    module = pytorch.factory.build("frameworks:small", path)
+    assert torch.equal(module.conv.weight, state["conv.weight"])
+    assert not np.allclose(plain, loaded)
+
+
+class Sneaky:
+    """Unpickling this would run code."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (open, ("/nonexistent-by-test", "w"))  # type: ignore[return-value]
+
+
+def _weights(kind: str, folder: Path) -> Path:
+    path = folder / "weights.pt"
+    state = small().state_dict()
+    match kind:
+        case "pickle":
+            torch.save({"a": Sneaky()}, path)
+        case "module":
+            torch.save(small(), path)
+        case "torn":
+            torch.save(state, path)
+            path.write_bytes(path.read_bytes()[:1000])
+        case "list":
+            torch.save([torch.ones(1)], path)
+        case "names":
+            torch.save({**{key: state[key] for key in list(state)[1:]}, "extra": torch.ones(1)}, path)
+        case "shapes":
+            torch.save({**state, "head.bias": torch.ones(6)}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("pickle", "holds more than weights: unpickling it could run code"),
+        ("module", "holds more than weights"),
+        ("torn", "cannot be read"),
+        ("list", "is no state_dict"),
+        ("names", "it lacks conv.weight; the module has no extra"),
+        ("shapes", "size mismatch for head.bias"),
+        ("missing", "does not exist"),
+    ],
+)
+def test_wrong_weights_are_refused(kind: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=said) as caught:
+        export("small", tmp_path, IMAGE, weights=_weights(kind, tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("frameworks:failing", "failed: ValueError: no such size: 7"),
+        ("frameworks:nothing", "returned no torch.nn.Module: it returned str"),
+        ("frameworks:NO_FUNCTION", "NO_FUNCTION is no function"),
+        ("frameworks:absent", "frameworks has no absent. It has .*small"),
+        ("no_such_package.models:make", "there is no module no_such_package"),
+    ],
+)
+def test_a_wrong_factory_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=said):
+        pytorch.export(Request(source=Source(kind="factory", text=text), examples=(IMAGE,)), tmp_path)
+
+
+def test_an_input_that_the_module_does_not_have_is_refused_with_those_it_has(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"has no input picture. Its inputs are image"):
+        export("small", tmp_path, example("picture", (1, 3, 8, 8)))
+
+
+def test_without_a_shape_the_inputs_are_listed(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"its inputs are image. Add --shape image="):
+        export("small", tmp_path)
+
+
+def test_an_example_that_does_not_fit_names_the_flags(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"torch.export cannot export frameworks:small: .*Check --shape"):
+        export("small", tmp_path, example("image", (1, 4, 8, 8)))
+
+
+@pytest.mark.parametrize("keep", [0, 200, 2000])
+def test_a_corrupt_archive_is_refused(keep: int, tmp_path: Path) -> None:
+    path = tmp_path / "small.pt2"
+    torch.export.save(torch.export.export(small(), (torch.ones(4, 3, 8, 8),)), str(path))
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ModelError, match=r"small.pt2 cannot be loaded as a torch.export archive"):
+        pytorch.export(Request(source=identify(str(path))), tmp_path)
+
+
+def test_a_feed_that_the_module_cannot_take_is_the_datas_fault() -> None:
+    request = Request(source=factory("small"), examples=(IMAGE,))
+    with pytest.raises(DataError, match=r"cannot be run on image \[1, 4, 8, 8\]"):
+        pytorch.run(request, [{"image": np.ones((1, 4, 8, 8), np.float32)}])
+
+
+def test_every_error_is_one_of_ours(tmp_path: Path) -> None:
+    script = tmp_path / "torn.pt"
+    torch.jit.script(small()).save(str(script))
+    whole = script.read_bytes()
+    middle = len(whole) // 2
+    script.write_bytes(whole[:middle] + bytes(64) + whole[middle + 64 :])
+    with pytest.raises(TrtoptError):
+        pytorch.export(Request(source=Source(kind="torchscript", text=str(script)), examples=()), tmp_path)

@@ -1,0 +1,95 @@
+"""What a source is, from its form alone: no framework is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from trtopt.errors import ModelError
+from trtopt.export.source import digest, identify
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "framework"),
+    [
+        ("a.onnx", "onnx", ""),
+        ("a.bin", "onnx", ""),
+        ("a.pt2", "pt2", "pytorch"),
+        ("a.keras", "keras", "tensorflow"),
+        ("a.h5", "keras", "tensorflow"),
+        ("a.HDF5", "keras", "tensorflow"),
+    ],
+)
+def test_a_file_is_known_by_its_suffix(name: str, kind: str, framework: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"x")
+    source = identify(str(path))
+    assert (source.kind, source.framework, source.name) == (kind, framework, "a")
+
+
+def test_a_reference_is_a_factory_unless_a_file_has_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert (identify("package.module:make").kind, identify("package.module:make").name) == ("factory", "make")
+    Path("model:make").write_bytes(b"x")
+    assert identify("model:make").kind == "onnx"
+
+
+def test_a_folder_with_a_saved_model_is_one(tmp_path: Path) -> None:
+    (tmp_path / "saved_model.pb").touch()
+    assert (identify(str(tmp_path)).kind, identify(str(tmp_path)).name) == ("saved_model", tmp_path.name)
+
+
+@pytest.mark.parametrize("name", ["", "absent.onnx", "not a reference:make"])
+def test_what_is_not_there_is_refused_with_what_could_be(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"saved_model.pb|does not exist") as caught:
+        identify(str(tmp_path / name))
+    assert "package.module:factory" in str(caught.value)
+
+
+def archive(path: Path, *names: str) -> Path:
+    with zipfile.ZipFile(path, "w") as file:
+        for name in names:
+            file.writestr(name, "x")
+    return path
+
+
+def test_torchscript_is_told_from_weights_without_unpickling(tmp_path: Path) -> None:
+    assert identify(str(archive(tmp_path / "a.pt", "a/constants.pkl", "a/data.pkl"))).kind == "torchscript"
+    with pytest.raises(ModelError, match=r"weights, or a pickled module, and no program.*--weights"):
+        identify(str(archive(tmp_path / "w.pt", "w/data.pkl")))
+    (tmp_path / "old.pth").write_bytes(b"\x80\x02 an old pickle")
+    with pytest.raises(ModelError, match=r"old.pth is no TorchScript file"):
+        identify(str(tmp_path / "old.pth"))
+
+
+def test_the_digest_is_of_every_file_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "saved_model.pb").write_bytes(b"graph")
+    (tmp_path / "variables").mkdir()
+    weights = tmp_path / "variables" / "data"
+    weights.write_bytes(b"1")
+    source = identify(str(tmp_path))
+    first = digest(source)
+    assert digest(source) == first
+    weights.write_bytes(b"2")
+    second = digest(source)
+    weights.rename(weights.with_name("other"))
+    assert len({first, second, digest(source)}) == 3
+
+
+def test_onnx_sources_and_help_import_neither_torch_nor_tensorflow(conv_net: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from trtopt.cli.app import main\n"
+        "try: main()\n"
+        "except SystemExit as leave: assert not leave.code, leave.code\n"
+        "found = {'torch', 'tensorflow', 'keras', 'tf2onnx'} & set(sys.modules)\n"
+        "assert not found, found"
+    )
+    convert = ["convert", str(conv_net), "-p", "fp16", "--no-compare", "-o", str(tmp_path / "run")]
+    for arguments in (["--help"], ["export", "--help"], ["convert", "--help"], convert):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
