@@ -30,7 +30,8 @@ _PORTABILITY = (
     "An engine is loaded by the TensorRT that built it, of the same version; --version-compatible widens that to newer "
     "ones (8 to 10, 10 to 11), never back.",
     "An engine of TensorRT runs on the GPU model that it was built on, unless built with --hardware-compatible.",
-    f"An engine of TensorRT-RTX is {RTX_DEVICES}, on Linux and Windows; not 9.0 (H100, H200), and with FP8 not before 8.9.",
+    f"An engine of TensorRT-RTX is {RTX_DEVICES}, on Linux and Windows; not 9.0 (H100, H200), and with FP8 not "
+    "before 8.9.",
     "TensorRT and TensorRT-RTX do not load each other's engines; onnxruntime needs 1.27 for TensorRT 11.",
 )
 
