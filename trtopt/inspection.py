@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from trtopt.engine.refusal import Refusal
 from trtopt.types import Decision, Engine, OnnxModel
 
 
@@ -19,6 +20,7 @@ class Inspection:
 
     `parameters` counts the elements of all constants, `weights` their bytes by type. `decisions` are those that were
     made (`decided` is `typed`), or those that INT8 would make (`int8 would`); empty when there is nothing to decide.
+    `asked` names the TensorRT that was asked for nodes that it refuses, `refused`; empty: it was not.
     """
 
     path: Path
@@ -29,12 +31,15 @@ class Inspection:
     decided: str
     decisions: tuple[Decision, ...]
     engine: Engine | None = None
+    asked: str = ""
+    refused: tuple[Refusal, ...] = ()
 
 
-def look(path: Path) -> Inspection:
-    """Describe what `path` stands for.
+def look(path: Path, *, tensorrt: bool = False) -> Inspection:
+    """Describe what `path` stands for; with `tensorrt`, ask TensorRT's parser whether it takes every node.
 
     Raises:
+        EnvironmentUnableError: TensorRT is to be asked, and there is none.
         UsageError: it does not exist.
         ModelError: it cannot be read, or no manifest vouches for it.
     """
@@ -43,6 +48,7 @@ def look(path: Path) -> Inspection:
 
     candidate = resolve(path)
     model = load_ir(candidate.onnx.path)
+    asked, refused = _ask(candidate.onnx.path) if tensorrt else ("", ())
     parameters = 0
     weights: Counter[str] = Counter()
     for value in model.graph.initializers.values():
@@ -59,7 +65,17 @@ def look(path: Path) -> Inspection:
         decided="typed" if typed else "int8 would",
         decisions=typed.decisions if typed else _would_decide(candidate.onnx.path),
         engine=candidate.engine,
+        asked=asked,
+        refused=refused,
     )
+
+
+def _ask(path: Path) -> tuple[str, tuple[Refusal, ...]]:
+    from trtopt.engine import tensorrt
+    from trtopt.engine.refusal import explain
+
+    trt = tensorrt.find(None)
+    return trt.title, explain(path, tensorrt.check(trt, path))
 
 
 def _would_decide(path: Path) -> tuple[Decision, ...]:

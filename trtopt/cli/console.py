@@ -20,7 +20,7 @@ from trtopt import events
 
 def stderr_console() -> Console:
     """The console for everything that is not a result."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 class Narrator:

@@ -18,6 +18,9 @@ def inspect(
         Path, typer.Argument(help="An ONNX file, a run directory or an engine in one.", show_default=False)
     ],
     nodes: Annotated[bool, typer.Option("--nodes", help="List the decision about every node.")] = False,
+    tensorrt: Annotated[
+        bool, typer.Option("--tensorrt", help="Ask TensorRT's parser which nodes it refuses, and say what helps.")
+    ] = False,
     format: Annotated[Format, typer.Option(help="text or json.")] = Format.text,
 ) -> None:
     """Show inputs, outputs, operators, parameters and precision of a model, and why each node has the one it has."""
@@ -27,7 +30,7 @@ def inspect(
     from trtopt.errors import UsageError
     from trtopt.inspection import look
 
-    found = look(file)
+    found = look(file, tensorrt=tensorrt)
     if format is Format.json:
         print(json.dumps({"schema_version": 1, **encode(found)}, indent=1))
     elif format is Format.text:

@@ -29,12 +29,28 @@ def renderable(found: Inspection, *, nodes: bool) -> RenderableType:
         engine = found.engine
         rows.append(("engine", f"{engine.path} ({words.size(engine.size_bytes)}), {engine.builder}"))
     parts: list[RenderableType] = ["", text(str(found.onnx.path), "bold"), *block(facts(rows))]
+    if found.asked:
+        parts += _refused(found)
     if found.decisions:
         typed = found.decided == "typed"
         parts += [text("precision, and why" if typed else "what --precision int8 would do, and why", "bold")]
         parts += block(_nodes(found) if nodes else reasons(words.grouped(found.decisions)))
         parts += [] if nodes else [text("every node: --nodes", "dim")]
     return Group(*parts)
+
+
+def _refused(found: Inspection) -> list[RenderableType]:
+    count = len(found.refused)
+    if not count:
+        return [text(f"{found.asked} takes every operator", "bold"), ""]
+    parts: list[RenderableType] = [text(f"{found.asked} refuses {count} node{'s' if count > 1 else ''}", "bold")]
+    for each in found.refused:
+        rows = [("node", f"{each.node} ({each.op})"), ("reason", each.reason)]
+        rows += [("opset", f"{each.opset}" + (f" of {each.domain}" if each.domain else ""))]
+        rows += [(word, ", ".join(names)) for word, names in (("reads", each.before), ("read by", each.after)) if names]
+        rows += [("" if i else "helps", line) for i, line in enumerate(each.helps)]
+        parts += block(facts(rows))
+    return parts
 
 
 def _spec(spec: TensorSpec) -> str:

@@ -1,0 +1,96 @@
+"""Nodes that the real parser refuses: shown in their place, with what helps, before any calibration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from support import Done
+
+from trtopt.engine import refusal
+from trtopt.types import Rejection
+
+
+@pytest.fixture
+def unsupported(tmp_path: Path) -> Path:
+    """Relu, then an operator of a domain that TensorRT does not know, then Abs."""
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"], "first"),
+        helper.make_node("Wobble", ["a"], ["b"], "strange", domain="com.example"),
+        helper.make_node("Abs", ["b"], ["y"], "last"),
+    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in "xy"]
+    imports = [helper.make_opsetid("", 19), helper.make_opsetid("com.example", 3)]
+    path = tmp_path / "strange.onnx"
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", values[:1], values[1:]), opset_imports=imports), path)
+    return path
+
+
+@pytest.fixture
+def deform(tmp_path: Path) -> Path:
+    """An operator of ONNX that TensorRT's parser refuses: Det."""
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"], "first"),
+        helper.make_node("Det", ["a"], ["y"], "determinant"),
+    ]
+    values = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3, 3]),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, [2]),
+    ]
+    path = tmp_path / "det.onnx"
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10), path)
+    return path
+
+
+def test_a_refused_node_is_explained_in_its_place(unsupported: Path) -> None:
+    found = refusal.explain(
+        unsupported, [Rejection(node="strange", op="Wobble", code="UNSUPPORTED", message="no plugin")]
+    )
+    (only,) = found
+    assert (only.node, only.op, only.domain, only.opset) == ("strange", "Wobble", "com.example", 3)
+    assert (only.before, only.after) == (("Relu first",), ("Abs last",))
+    assert only.helps[0] == "Load a TensorRT plugin called Wobble"
+    assert str(only) == (
+        "Wobble node strange (domain com.example opset 3; after Relu first, before Abs last): no plugin [UNSUPPORTED]"
+    )
+
+
+def test_a_node_is_found_by_its_place_too(unsupported: Path) -> None:
+    (only,) = refusal.explain(unsupported, [Rejection(node="#1", op="Wobble", code="X", message="m")])
+    assert only.node == "strange"
+
+
+def test_a_node_that_is_nowhere_is_still_reported(unsupported: Path) -> None:
+    (only,) = refusal.explain(unsupported, [Rejection(node="gone", op="Wobble", code="X", message="m")])
+    assert (only.node, only.before, only.opset) == ("gone", (), 19)
+
+
+def test_inspect_shows_what_tensorrt_refuses(deform: Path, cli: Callable[..., Done]) -> None:
+    done = cli("inspect", deform, "--tensorrt")
+    assert done.code == 0, done.err
+    text = " ".join(done.out.split())
+    assert "refuses 1 node" in text
+    for part in ("Det", "determinant", "opset 19", "Relu first", "onnxruntime"):
+        assert part in text, part
+    refused = json.loads(cli("inspect", deform, "--tensorrt", "--format", "json").out)["refused"]
+    assert [(each["op"], each["before"]) for each in refused] == [("Det", ["Relu first"])]
+
+
+def test_inspect_says_that_tensorrt_takes_a_model(conv_net: Path, cli: Callable[..., Done]) -> None:
+    assert "takes every operator" in cli("inspect", conv_net, "--tensorrt").out
+    assert "takes every operator" not in cli("inspect", conv_net).out
+
+
+def test_convert_stops_before_calibration(deform: Path, cli: Callable[..., Done], tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((4, 3, 3), np.float32))
+    np.savez(tmp_path / "x.npz", x=np.ones((1, 2, 3, 3), np.float32))
+    done = cli("convert", deform, "-p", "int8", "--calib", tmp_path / "x.npz", "-o", tmp_path / "run")
+    assert done.code == 2
+    assert "Det node determinant (opset 19; after Relu first)" in done.err
+    assert "calibrate" not in done.err
