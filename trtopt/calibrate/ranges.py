@@ -23,7 +23,10 @@ SAMPLES = 16
 
 @dataclass(slots=True)
 class Seen:
-    """`ranges[t]`: largest magnitude. `sizes[t]`: elements. `means[t]`: mean of each channel, float64 [channels]. `samples`: how many ran."""
+    """What `look` saw: `ranges[t]` the largest magnitude, `sizes[t]` the elements, `means[t]` the mean of each channel.
+
+    Means are float64 [channels]; `samples` is how many ran.
+    """
 
     ranges: dict[str, float] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)

@@ -1,0 +1,28 @@
+"""The stages: what goes into each one's key, which files it writes, and the line that sums it up.
+
+A stage's key holds everything that can change its result: digests of its inputs, its options, and the versions of the
+libraries that do the work.
+"""
+
+from trtopt.stages.context import Context, environment, versions
+from trtopt.stages.engine import ENGINE_NOT_RUN, Evaluation, build, compare
+from trtopt.stages.graph import Target, check_operators, prepare, set_precision
+from trtopt.stages.samples import calibrate, equalize, observe, open_data
+
+__all__ = [
+    "ENGINE_NOT_RUN",
+    "Context",
+    "Evaluation",
+    "Target",
+    "build",
+    "calibrate",
+    "check_operators",
+    "compare",
+    "environment",
+    "equalize",
+    "observe",
+    "open_data",
+    "prepare",
+    "set_precision",
+    "versions",
+]
