@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.trtopt-installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+USER := $(VENV)/.trtopt-user
+DEVELOPER := $(VENV)/.trtopt-developer
 
 .PHONY: help demo samples test lint bench clean
 
@@ -13,13 +15,19 @@ help:
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  calibration and quality, side by side with onnxruntime"
 
-$(STAMP): pyproject.toml constraints.txt
+# What a user needs who has ONNX files; the demo shows no more.
+$(USER): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,rtx,text,torch,tensorflow-cpu,samples,dev]'
+	$(PIP) --upgrade pip
+	$(PIP) --constraint constraints.txt --editable '.[cpu,rtx]'
 	touch $@
 
-demo: $(STAMP)
+# And what it takes to test everything: the frameworks, the linters.
+$(DEVELOPER): $(USER)
+	$(PIP) --constraint constraints.txt --editable '.[cpu,rtx,text,torch,tensorflow-cpu,samples,dev]'
+	touch $@
+
+demo: $(USER)
 	@for precision in int8 fp16; do \
 	  echo; echo "== trtopt convert samples/digits/model.onnx --precision $$precision =="; \
 	  $(BIN)/trtopt convert samples/digits/model.onnx --precision $$precision \
@@ -31,7 +39,7 @@ IMAGES_NHWC := --calib samples.data:pictures_nhwc --data samples.data:other_pict
 SENTENCES := --calib samples.data:sentences --data samples.data:other_sentences
 BERT_SHAPES := $(foreach input,input_ids attention_mask,--shape $(input)=1x8:8x32:32x128 --dtype $(input)=int64)
 
-samples: $(STAMP)
+samples: $(DEVELOPER)
 	$(BIN)/python samples/tf_mobilenet/make.py trtopt-out/mobilenet
 	@for precision in fp16 int8; do \
 	  run() { echo; echo "== trtopt convert $$* =="; $(BIN)/trtopt convert "$$@" --precision $$precision --gate cosine=0.99; }; \
@@ -40,15 +48,15 @@ samples: $(STAMP)
 	  run samples.bert_encoder.encoder:encoder $(BERT_SHAPES) $(SENTENCES) || exit 1; \
 	done
 
-test: $(STAMP)
+test: $(DEVELOPER)
 	$(BIN)/python -m pytest -q
 
-lint: $(STAMP)
+lint: $(DEVELOPER)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP)
+bench: $(DEVELOPER)
 	$(BIN)/python bench/calibration.py
 	$(BIN)/python bench/digits.py
 
