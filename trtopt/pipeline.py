@@ -11,12 +11,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from trtopt import exporting, stages
+from trtopt import stages
 from trtopt.codec import encode
 from trtopt.config import BACKENDS, RESTS, ComparePlan, ConvertPlan, DataPlan, ExportOnlyPlan, profile
 from trtopt.data.dataset import Dataset
 from trtopt.errors import DataError, EnvironmentUnableError, MissingDependencyError, ModelError, TrtoptError, UsageError
 from trtopt.events import Emit, Event, StageUnavailable, Warned, silent
+from trtopt.stages import export as exporting
 from trtopt.store import RunStore, open_store
 from trtopt.types import (
     CalibrationTable,

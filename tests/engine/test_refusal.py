@@ -71,6 +71,19 @@ def test_a_node_that_is_nowhere_is_still_reported(unsupported: Path) -> None:
     assert (only.node, only.before, only.opset) == ("gone", (), 19)
 
 
+def test_an_operator_that_an_older_opset_writes_out_is_said(tmp_path: Path) -> None:
+    names = ["x", "scale", "bias"]
+    node = helper.make_node("GroupNormalization", names, ["y"], "norm", num_groups=2)
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in [*names, "y"]]
+    graph = helper.make_graph([node], "g", values[:3], values[3:])
+    path = tmp_path / "norm.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]), path)
+    (only,) = refusal.explain(path, [Rejection(node="norm", op="GroupNormalization", code="X", message="m")])
+    assert only.helps[0].startswith("Export at opset 17, which has no GroupNormalization") or only.helps[0].startswith(
+        "Export at opset 20"
+    )
+
+
 def test_inspect_shows_what_tensorrt_refuses(deform: Path, cli: Callable[..., Done]) -> None:
     done = cli("inspect", deform, "--tensorrt")
     assert done.code == 0, done.err

@@ -117,10 +117,9 @@ def _helps(node: ir.Node, domain: str, opset: int) -> tuple[str, ...]:
     if not onnx.defs.has(node.op_type, opset or 1, ""):
         return ()
     schema = onnx.defs.get_schema(node.op_type, opset or 1, "")
-    if schema.has_function or schema.has_context_dependent_function:
+    # Operators that ONNX itself defines by others: exporters write those out where the operator is not there yet.
+    if schema.function_opset_versions or schema.context_dependent_function_opset_versions:
         older = schema.since_version - 1
-        written = (
-            f"at opset {older}, where it is" if older and not onnx.defs.has(node.op_type, older, "") else "with it"
-        )
-        return (f"Export {written} written out in simpler operators",)
+        if older and not onnx.defs.has(node.op_type, older, ""):
+            return (f"Export at opset {older}, which has no {node.op_type}: it is written out in simpler operators",)
     return ()

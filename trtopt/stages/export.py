@@ -18,7 +18,8 @@ from trtopt.errors import ModelError, UsageError
 from trtopt.events import Warned
 from trtopt.export.request import DTYPES, Example, Request
 from trtopt.export.source import Source, digest
-from trtopt.stages import Context, open_data, versions
+from trtopt.stages.context import Context, versions
+from trtopt.stages.samples import open_data
 from trtopt.types import Comparison, OnnxModel, ShapeRange, TensorSpec
 
 if TYPE_CHECKING:
