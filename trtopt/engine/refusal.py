@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trtopt.engine.diagnosis import rejected
 from trtopt.errors import BuildError
@@ -116,10 +116,10 @@ def _helps(node: ir.Node, domain: str, opset: int) -> tuple[str, ...]:
         return (f"Load a TensorRT plugin called {node.op_type}",)
     if not onnx.defs.has(node.op_type, opset or 1, ""):
         return ()
-    schema = onnx.defs.get_schema(node.op_type, opset or 1, "")
+    schema: Any = onnx.defs.get_schema(node.op_type, opset or 1, "")
     # Operators that ONNX itself defines by others: exporters write those out where the operator is not there yet.
     if schema.function_opset_versions or schema.context_dependent_function_opset_versions:
-        older = schema.since_version - 1
-        if older and not onnx.defs.has(node.op_type, older, ""):
+        older = next(version for version in range(opset + 1) if onnx.defs.has(node.op_type, version, "")) - 1
+        if older > 0:
             return (f"Export at opset {older}, which has no {node.op_type}: it is written out in simpler operators",)
     return ()
