@@ -44,7 +44,7 @@ samples: $(DEVELOPER)
 	@for precision in fp16 int8; do \
 	  run() { echo; echo "== trtopt convert $$* =="; $(BIN)/trtopt convert "$$@" --precision $$precision --gate cosine=0.99; }; \
 	  run samples.pytorch_resnet.resnet:resnet18 --shape pixels=1x3x96x96:8x3x96x96:32x3x96x96 $(IMAGES) && \
-	  run trtopt-out/mobilenet -o trtopt-out/mobilenet_$$precision $(IMAGES_NHWC) && \
+	  run trtopt-out/mobilenet -o trtopt-out/mobilenet-$$precision $(IMAGES_NHWC) && \
 	  run samples.bert_encoder.encoder:encoder $(BERT_SHAPES) $(SENTENCES) || exit 1; \
 	done
 
