@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtopt.errors import ModelError
+from trtopt.export.containers import container
 from trtopt.types import Dim, OnnxModel, TensorSpec
 
 if TYPE_CHECKING:
@@ -41,10 +42,7 @@ def load_proto(path: Path) -> onnx.ModelProto:
     """
     import onnx
 
-    head = _head(path)
-    for magic, what in _CONTAINERS.items():
-        if head.startswith(magic):
-            raise ModelError(f"{path} is {what}, not an ONNX model", fix="Unpack it and give the .onnx file inside")
+    _refuse(path)
     try:
         proto = onnx.load(str(path), load_external_data=False, format="protobuf")
     except Exception as error:
@@ -61,17 +59,19 @@ def load_proto(path: Path) -> onnx.ModelProto:
     return proto
 
 
-def _head(path: Path) -> bytes:
+def _refuse(path: Path) -> None:
+    """Refuse what is no regular file, and what a model is packed in."""
     try:
         if not path.exists():
             raise ModelError(f"{path} does not exist", fix="Give the path of an .onnx file")
         if not path.is_file():
             kind = "a folder" if path.is_dir() else "no regular file"
             raise ModelError(f"{path} is {kind}", why="an .onnx file is needed", fix="Name the file itself")
-        with path.open("rb") as stream:
-            return stream.read(4)
+        what, fix = container(path)
     except OSError as error:
         raise ModelError(f"{path} cannot be read", why=error.strerror or str(error)) from error
+    if what:
+        raise ModelError(f"{path} is {what}, not an ONNX model", fix=fix)
 
 
 def external_files(proto: onnx.ModelProto) -> list[str]:
