@@ -17,6 +17,8 @@ from trtopt.data.dataset import Array, Dataset, Feed
 from trtopt.errors import CalibrationError
 from trtopt.events import Emit, Progress
 
+MASK = 1e9
+"""A value at least this large is a mask's stand-in for infinity, which `precision.half` clamps: it is no magnitude."""
 SAMPLES = 16
 """Enough for an order of magnitude and for a mean; every tensor is read, so it is not cheap."""
 
@@ -83,6 +85,9 @@ def look(
                     why="the FP32 model itself does not stay finite on it",
                     fix="Check the sample and its preprocessing",
                 )
+            if largest >= MASK:
+                magnitude = np.abs(array)
+                largest = float(magnitude[magnitude < MASK].max(initial=0.0))
             seen.ranges[name] = max(seen.ranges.get(name, 0.0), largest)
             seen.sizes[name] = array.size
             if name in channels:

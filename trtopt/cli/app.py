@@ -7,6 +7,7 @@ Touches: nothing itself. It imports no heavy package: a command's module is impo
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated
@@ -57,6 +58,7 @@ def _root(
 
 def main() -> None:
     """Run the command line; every way out has its exit code, and 1 means nothing but a failed gate."""
+    _own_stdout()
     try:
         code = app(standalone_mode=False) or EXIT_PASS  # the code of a typer.Exit, and 130 after Ctrl-C
         sys.stdout.flush()
@@ -89,6 +91,21 @@ def main() -> None:
     if code == EXIT_INTERRUPTED:
         _complain(INTERRUPTED)
     sys.exit(code)
+
+
+def _own_stdout() -> None:
+    """Keep stdout for the result: what libraries in C++ print there (TensorRT's builder does) goes to stderr."""
+    try:
+        if sys.stdout.fileno() != 1:
+            return
+    except (AttributeError, OSError, io.UnsupportedOperation):  # closed, or not a file: nothing of ours to protect
+        return
+    sys.stdout.flush()
+    ours = os.dup(1)
+    os.dup2(2, 1)
+    # Names that no console font or encoding can show are escaped: a report must not die of a model's names.
+    stream = io.TextIOWrapper(os.fdopen(ours, "wb"), sys.stdout.encoding, "backslashreplace", line_buffering=True)
+    sys.stdout = stream
 
 
 def _complain(line: str) -> None:

@@ -218,6 +218,17 @@ def _keep_old_sampling(model: ir.Model) -> None:
                 node.attributes[name] = ir.AttrString(name, value)
 
 
+def _distinguish_nodes(model: ir.Model) -> None:
+    """Give every node a name of its own, those of inner graphs included: TensorRT tells layers of both by that name."""
+    taken: set[str] = set()
+    for node in model.graph.all_nodes():
+        name, number = node.name or node.op_type, 1
+        while name in taken:
+            name, number = f"{node.name or node.op_type}_{number}", number + 1
+        taken.add(name)
+        node.name = name
+
+
 def _finish(model: ir.Model) -> None:
     from onnx_ir.passes.common import (
         ClearMetadataAndDocStringPass,
@@ -236,6 +247,7 @@ def _finish(model: ir.Model) -> None:
         NameFixPass(),
     ):
         step(model)
+    _distinguish_nodes(model)
     model.ir_version = max(model.ir_version, 10)  # the first that carries FP16 scales and INT4; TensorRT reads it
     infer_shapes(model)
 

@@ -155,11 +155,17 @@ def _retype_attributes(node: ir.Node, half: Half) -> None:
 
 
 def to_half(array: npt.NDArray[np.generic], half: Half) -> npt.NDArray[np.generic]:
-    """Round to nearest even; a finite value beyond the range (a stand-in for infinity) becomes the largest finite."""
+    """Round to nearest even; a stand-in for infinity beyond the range becomes half of the largest finite number.
+
+    Half, so that a score added to a mask of -65504 does not reach minus infinity: a row of nothing else is NaN after a
+    softmax.
+    """
     import ml_dtypes
 
     floats = np.asarray(array, np.float32)
-    clipped = np.where(np.isfinite(floats), np.clip(floats, -half.max, half.max), floats)
+    stands = np.isfinite(floats) & (np.abs(floats) >= max(INFINITY_STAND_IN, half.max))
+    clipped = np.where(stands, np.sign(floats) * half.max / 2, floats)
+    clipped = np.where(np.isfinite(clipped), np.clip(clipped, -half.max, half.max), clipped)
     return clipped.astype(np.float16 if half is FP16 else ml_dtypes.bfloat16)
 
 
@@ -190,5 +196,7 @@ def _clamp_note(node: ir.Node, half: Half) -> str:
             finite = array[np.isfinite(array)]
             if finite.size and np.abs(finite).max() >= max(INFINITY_STAND_IN, half.max):
                 extreme = finite[np.abs(finite).argmax()]
-                return f"its constant {extreme:.3g} stands for infinity and becomes {np.sign(extreme) * half.max:.5g}"
+                return (
+                    f"its constant {extreme:.3g} stands for infinity and becomes {np.sign(extreme) * half.max / 2:.5g}"
+                )
     return ""

@@ -1,0 +1,58 @@
+"""What a few samples tell about every tensor."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from trtopt.calibrate.ranges import SAMPLES, channel_peaks, look
+from trtopt.data.dataset import Dataset
+from trtopt.errors import CalibrationError
+from trtopt.events import silent
+
+
+def dataset(values: list[np.ndarray]) -> Dataset:
+    return Dataset(
+        source="d",
+        digest="",
+        ids=tuple(f"d[{i}]" for i in range(len(values))),
+        load=lambda i: {"x": values[i]},
+        batched=True,
+    )
+
+
+def test_magnitudes_sizes_and_channel_means_are_those_of_the_samples() -> None:
+    values = list(np.random.default_rng(0).normal(size=(5, 1, 3, 4, 4)).astype(np.float32))
+    seen = look(lambda feed: {"y": feed["x"] * 2}, dataset(values), {"x": 1, "y": -1}, stage="s", emit=silent)
+    joined = np.concatenate(values)
+    assert seen.ranges == {"x": np.abs(joined).max(), "y": np.abs(joined).max() * 2}
+    assert seen.sizes == {"x": 48, "y": 48}
+    np.testing.assert_allclose(seen.means["x"], joined.mean(axis=(0, 2, 3), dtype=np.float64), rtol=1e-6)
+    np.testing.assert_allclose(seen.means["y"], 2 * joined.mean(axis=(0, 1, 2), dtype=np.float64), rtol=1e-6)
+    assert seen.samples == 5
+
+
+def test_the_samples_are_few_and_spread_over_the_dataset() -> None:
+    ran: list[float] = []
+    values = [np.full((1, 2), i, np.float32) for i in range(1000)]
+    look(lambda feed: ran.append(float(feed["x"][0, 0])) or {}, dataset(values), {}, stage="s", emit=silent)
+    assert len(ran) == SAMPLES
+    assert (ran[0], ran[-1]) == (0.0, 999.0)
+
+
+def test_a_masks_stand_in_for_infinity_is_no_magnitude() -> None:
+    values = [np.array([[-3.4e38, 5.0, -7.0]], np.float32)]
+    assert look(lambda feed: {}, dataset(values), {}, stage="s", emit=silent).ranges == {"x": 7.0}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_tensor_that_is_not_finite_is_named_with_its_sample(bad: float) -> None:
+    values = [np.ones((1, 2), np.float32), np.array([[1, bad]], np.float32)]
+    with pytest.raises(CalibrationError, match=r"tensor x holds NaN or Inf for sample d\[1\]"):
+        look(lambda feed: {}, dataset(values), {}, stage="s", emit=silent)
+
+
+def test_channel_peaks_are_the_largest_magnitude_of_each_channel() -> None:
+    values = list(np.random.default_rng(0).normal(size=(5, 1, 3, 4, 4)).astype(np.float32))
+    peaks = channel_peaks(lambda feed: {"y": feed["x"]}, dataset(values), {"y": 1})
+    np.testing.assert_array_equal(peaks["y"], np.abs(np.concatenate(values)).max(axis=(0, 2, 3)))
