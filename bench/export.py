@@ -2,8 +2,8 @@
 
     python bench/export.py
 
-A Keras ResNet-50 with random weights, as a SavedModel. Memory is the peak resident set, as the system counts it; `trtopt`
-is the process that a user starts, `framework` the largest of those that it starts (8 GB should be free).
+A Keras ResNet-50 with random weights, as a SavedModel. Memory is the peak resident set, as the system counts it;
+`trtopt` is the process that a user starts, `framework` the largest of those that it starts (8 GB should be free).
 
 Touches: a temporary folder; prints on stdout.
 """
