@@ -26,7 +26,7 @@ def main(folder: str) -> None:
             layer.momentum = 0.0
             if "project" not in layer.name:
                 layer.beta.assign(layer.beta + 1.0)
-    model(batch, training=True)
+    model([batch], training=True)
     model.export(folder, verbose=False)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from trtopt.errors import MissingDependencyError, ModelError
@@ -52,6 +54,25 @@ def test_its_death_is_an_error_of_ours(name: str, said: str, tmp_path: Path) -> 
         child.export(ask(name), tmp_path, 120)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_conversion_that_the_system_kills_is_an_error_of_ours(tmp_path: Path) -> None:
+    """As the kernel does when memory runs out: from outside, at some moment."""
+    (tmp_path / "saved_model.pb").write_bytes(b"")
+    work = tmp_path / "work"
+    work.mkdir()
+    before = set(psutil.Process().children())
+
+    def kill() -> None:
+        while not (found := set(psutil.Process().children()) - before):
+            time.sleep(0.05)
+        found.pop().kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(ModelError, match=r"was killed: most likely for want of memory.*Export on a machine with more"):
+        child.export(Request(source=Source(kind="saved_model", text=str(tmp_path))), work, 120)
+    killer.join()
 
 
 def test_a_framework_that_hangs_is_ended(tmp_path: Path) -> None:

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-DEFAULT_TIMEOUT = 1800.0
-"""Seconds after which a framework is taken to hang."""
-
 # Without the current folder, which -c puts first: a file onnx.py in it must not hide the package.
 _PROGRAM = (
     "import sys; sys.path[:] = [p for p in sys.path if p] + [{root!r}]; from trtopt.export.worker import main; main()"

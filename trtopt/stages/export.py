@@ -20,6 +20,7 @@ from trtopt.export.request import DTYPES, Example, Request
 from trtopt.export.source import Source, digest
 from trtopt.stages.context import Context, versions
 from trtopt.stages.samples import open_data
+from trtopt.store import file_digest
 from trtopt.types import Comparison, OnnxModel, ShapeRange, TensorSpec
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _key(request: Request) -> dict[str, object]:
     return {
         "source": digest(request.source),
         "request": encode(request),
-        "weights": digest(Source(kind="keras", text=str(weights))) if weights and weights.is_file() else "",
+        "weights": file_digest(weights) if weights and weights.is_file() else "",
         **versions(*_PACKAGES[request.source.framework]),
     }
 
