@@ -20,7 +20,6 @@ import datetime
 import json
 import platform
 import resource
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -68,7 +67,12 @@ def main() -> None:
     parser.add_argument("zoo", type=Path, help="folder that zoo.py filled")
     parser.add_argument("--modelopt-python", type=Path, help="without it ModelOpt is left out")
     parser.add_argument("--models", nargs="+", choices=list(TASKS), default=list(TASKS))
-    parser.add_argument("--only", nargs="+", default=[], help="only variants that start with one of these, and fp32")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        help="variants that start so; other rows stay, and the page's command is that of the last run only",
+    )
     parser.add_argument("--eval", type=int, default=0, metavar="N", help="evaluate on N samples, evenly spread")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "docs/quality.md")
     parser.add_argument("--timeout", type=float, default=1800, help="seconds for each step of a variant")
@@ -83,10 +87,20 @@ def main() -> None:
     for name in args.models:
         found = measure(args, name)
         kept = json.loads(results.read_text()) if results.exists() else {}
-        rows = kept.get(name, {}).get("rows", {}) if args.only else {}
-        found["rows"] = {key: row for key, row in {**rows, **found["rows"]}.items() if key in variants()}
-        results.write_text(json.dumps({**kept, name: found}, indent=1))
+        if args.only:
+            found = merge(kept.get(name, {}), found)
+        found["rows"] = {key: row for key, row in found["rows"].items() if key in variants()}
+        kept[name] = found
+        results.write_text(json.dumps({key: kept[key] for key in TASKS if key in kept}, indent=1))
         args.out.write_text(page(json.loads(results.read_text()), variants()))
+
+
+def merge(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """What was measured before with what is new, if both evaluated as many samples; FP32's row stays the first one."""
+    if before.get("samples") != found["samples"]:
+        return found
+    rows = {**before["rows"], **found["rows"], "fp32": before["rows"]["fp32"]}
+    return {**found, "rows": rows, "versions": {**before["versions"], **found["versions"]}}
 
 
 def measure(args: argparse.Namespace, name: str) -> dict[str, Any]:
@@ -104,12 +118,20 @@ def measure(args: argparse.Namespace, name: str) -> dict[str, Any]:
                 print(f"{name}  {title:50} {json.dumps(rows[variant])}", flush=True)
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "command": shlex.join(["python", "bench/quality.py", *sys.argv[1:]]),
+        "command": command(args, name),
         "samples": [len(chosen(args.zoo, name, part, count)) for part, count in (("calib", 0), ("eval", args.eval))],
         "metric": TASKS[name].metric,
         "versions": found,
         "rows": rows,
     }
+
+
+def command(args: argparse.Namespace, name: str) -> str:
+    """How to measure this model again, without the paths of this machine."""
+    text = f"python bench/quality.py ZOO --models {name}"
+    text += " --modelopt-python MODELOPT/bin/python" if args.modelopt_python else ""
+    text += f" --only {' '.join(args.only)}" if args.only else ""
+    return text + (f" --eval {args.eval}" if args.eval else "")
 
 
 def row(args: argparse.Namespace, name: str, variant: str, root: Path) -> dict[str, Any]:
@@ -130,10 +152,10 @@ def row(args: argparse.Namespace, name: str, variant: str, root: Path) -> dict[s
 
 
 def spawn(args: argparse.Namespace, python: Path, task: dict[str, Any]) -> dict[str, Any]:
-    command = [str(python), __file__, str(args.zoo), "--eval", str(args.eval)]
-    command += [part for key, value in task.items() for part in (f"--{key}", str(value))]
+    line = [str(python), __file__, str(args.zoo), "--eval", str(args.eval)]
+    line += [part for key, value in task.items() for part in (f"--{key}", str(value))]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=args.timeout)
+        done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=args.timeout)
     except subprocess.TimeoutExpired:
         return {"error": f"not done after {args.timeout:.0f} s"}
     if done.returncode:
