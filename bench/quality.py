@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--eval", type=int, default=0, metavar="N", help="evaluate on N samples, evenly spread")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "docs/quality.md")
     parser.add_argument("--timeout", type=float, default=1800, help="seconds for each step of a variant")
+    parser.add_argument("--memory-gb", type=float, default=20, help="address space of each process")
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     parser.add_argument("--step", choices=["make", "run", "build", "versions"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -153,6 +154,7 @@ def row(args: argparse.Namespace, name: str, variant: str, root: Path) -> dict[s
 
 def spawn(args: argparse.Namespace, python: Path, task: dict[str, Any]) -> dict[str, Any]:
     line = [str(python), __file__, str(args.zoo), "--eval", str(args.eval)]
+    line += ["--memory-gb", str(args.memory_gb)]
     line += [part for key, value in task.items() for part in (f"--{key}", str(value))]
     try:
         done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=args.timeout)
@@ -167,6 +169,9 @@ def spawn(args: argparse.Namespace, python: Path, task: dict[str, Any]) -> dict[
 
 def attempt(args: argparse.Namespace) -> dict[str, Any]:
     """`child`, or why it failed: any failure of a variant is a result to show."""
+    # A peer that keeps every activation must fail by itself, not take the machine's other processes with it.
+    limit = int(args.memory_gb * 1e9)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     try:
         return child(args)
     except Exception as error:  # noqa: BLE001

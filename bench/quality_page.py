@@ -84,8 +84,9 @@ def summary(models: Mapping[str, Any], titles: Mapping[str, str]) -> str:
             )
         )
     note = (
-        "Bold: at least as good as every variant of onnxruntime and ModelOpt on that measure. Where fewer operators are\n"
-        "in INT8, part of a better score is that less was quantized. Calibration against bare inference is at the pace behind the first sample, without what is loaded once.\n"
+        "Bold: at least as good as every variant of onnxruntime and ModelOpt on that measure. Where fewer operators\n"
+        "are in INT8, part of a better score is that less was quantized. Calibration against bare inference is at the\n"
+        "pace behind the first sample, without what is loaded once.\n"
     )
     return table(head, body) + "\n" + note
 
