@@ -166,7 +166,7 @@ def _open(place: str, request: Request) -> _Opened:
     function = signatures[wanted]
     return _Opened(
         function,
-        dict(function.structured_input_signature[1]),
+        dict(sorted(function.structured_input_signature[1].items())),  # a map in the file: its order is by chance
         tuple(sorted(function.structured_outputs, key=_place)),
         loaded,
     )
