@@ -5,8 +5,9 @@ a constant, so it is added to the bias and costs nothing at run time. E[x] is th
 samples of the calibration data (Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias
 Correction", section 4.2, with measured means). Zero padding at the borders of a convolution is not accounted for.
 
-Only the weights' error is corrected. Adding the mean error of quantized activations, which is as easily computed, made
-most networks worse: where a few outliers are clipped it is no constant.
+Only the weights' error is corrected. The mean error of quantized activations is as easily computed, but where outliers
+are clipped it is no constant: correcting it too took a sentence encoder from 11 dB to below 0, and gained little
+elsewhere.
 
 Touches: the onnx-ir model it is given.
 """
