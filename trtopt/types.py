@@ -9,13 +9,15 @@ Touches: nothing. Reading and writing these values is the run store's work (`trt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-Verdict = Literal["pass", "fail", "unchecked"]
-"""`unchecked` is said only when the user asked for no comparison; it is never a pass."""
+Verdict = Literal["pass", "fail", "inconclusive", "unchecked"]
+"""`inconclusive`: there are too few samples to tell; it fails unless the user allows it. `unchecked` is said only when
+the user asked for no comparison. Neither is a pass."""
 
 Dim = int | str
 """A fixed size, or the name of a dynamic dimension (an unnamed one is called `?`)."""
@@ -162,36 +164,104 @@ class Engine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """A histogram: `counts[i]` values lie in [`edges[i]`, `edges[i + 1]`); there is one edge more than counts."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorstSample:
+    """A sample far from FP32: its name, its place in the dataset, its SQNR in dB, and what else is known of it."""
+
+    sample: str
+    index: int
+    sqnr: float
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutputDrift:
     """How far one output of the candidate is from the baseline's.
 
-    `kind` is how the output was read: `scores` (class scores on the last axis), `values` (any other floating-point
-    output) or `exact` (integers and booleans). `values` maps a metric's name to its value.
+    `kind` is how the output was read: the name of a module of `trtopt.compare.kinds`. `values` maps a metric's name to
+    its value. `counts` are the whole numbers of samples that statistics rest on: `samples`; with classes `agree` (both
+    chose the same) and `top5`; with labels `both`, `only_fp32`, `only_candidate` (who was right). `first_bad` names the
+    first sample with a NaN or Inf. `spread` is the histogram of the SQNR of single samples in dB, identical ones left
+    out; `worst` are the samples with the lowest, the worst first.
     """
 
     output: str
     kind: str
     values: Mapping[str, float]
+    counts: Mapping[str, int] = field(default_factory=dict)
+    first_bad: str = ""
+    spread: Spread | None = None
+    worst: tuple[WorstSample, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateResult:
-    """One threshold and what became of it. `limit` is in the metric's own unit; `reason` is a sentence."""
+    """One threshold and what became of it. `limit` is in the metric's own unit; `reason` is a sentence.
+
+    `low` and `high` bound `value` with the confidence that the reason states (NaN where the metric has no sampling
+    error). `needed` is how many samples would settle an inconclusive one (0: not known).
+    """
 
     output: str
     metric: str
     value: float
     limit: float
-    passed: bool
+    verdict: Verdict
     reason: str
     default: bool = False
+    low: float = math.nan
+    high: float = math.nan
+    needed: int = 0
+
+    @property
+    def passed(self) -> bool:
+        """Whether the threshold is shown to hold."""
+        return self.verdict == "pass"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerDrift:
+    """How far the result of one node is from FP32's: SQNR in dB at its output, and at the worst of its inputs.
+
+    `added` is the noise, relative to the output's own energy, that came in at this node.
+    """
+
+    node: str
+    op: str
+    tensor: str
+    precision: str
+    sqnr: float
+    sqnr_in: float
+    added: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layers:
+    """Drift layer by layer, in graph order. `jump` is the node where it first jumps (empty: nowhere); `reason` says why
+    that one, and `data` on which samples it was seen.
+    """
+
+    layers: tuple[LayerDrift, ...]
+    jump: str
+    reason: str
+    samples: int
+    data: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """Drift of a candidate against the FP32 baseline, and the gate's verdict.
 
-    `baseline` and `candidate` name the models; `baseline_ran` and `candidate_ran` say where each one really ran.
+    `baseline` and `candidate` name the models; `baseline_ran` and `candidate_ran` say where each one really ran. As the
+    stage `compare` leaves it there are no `gates` and the verdict is `unchecked`; `trtopt.compare.gate.judged` gives it
+    both.
     """
 
     baseline: str
@@ -202,9 +272,91 @@ class Comparison:
     samples: int
     labelled: bool
     outputs: tuple[OutputDrift, ...]
-    gates: tuple[GateResult, ...]
-    verdict: Verdict
+    gates: tuple[GateResult, ...] = ()
+    verdict: Verdict = "unchecked"
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibratedTensor:
+    """The magnitudes of one tensor over the calibration samples, and the threshold that was chosen for it.
+
+    `amax` is that threshold (127 times the scale), `largest` the largest magnitude seen, `clipped` the share of values
+    above the threshold. `spread` counts non-zero magnitudes. `noise` is the expected quantization noise over signal.
+    """
+
+    tensor: str
+    method: str
+    amax: float
+    largest: float
+    clipped: float
+    noise: float
+    spread: Spread
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Latency of one target at one batch size over `iterations` runs, in milliseconds, and its throughput in samples a
+    second.
+
+    `copies` says whether copies between host and device are in it. `noise` is half the 95 % confidence interval of the
+    mean, relative to it. `readings` are what the system said meanwhile (`trtopt.bench` names them and their units):
+    what could not be read is absent.
+    """
+
+    target: str
+    batch: int
+    copies: bool
+    iterations: int
+    mean: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    noise: float
+    throughput: float
+    readings: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchTarget:
+    """What was timed: its name in the table, its file, and where it really ran."""
+
+    name: str
+    path: Path
+    ran: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Benchmark:
+    """Timings of one or more targets, side by side; `speedup` gates hold the last target against the first.
+
+    `complete` is false when the sweep was interrupted or ran out of memory: what had been measured is here.
+    """
+
+    targets: tuple[BenchTarget, ...]
+    timings: tuple[Timing, ...]
+    complete: bool = True
+    gates: tuple[GateResult, ...] = ()
+    verdict: Verdict = "unchecked"
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CandidateReport:
+    """One of several candidates that were compared with the same baseline.
+
+    `latency` is the median in milliseconds at `latency_batch`, where it was measured (else NaN and 0); `pareto` says
+    that no other candidate is better in one of size, drift and latency and no worse in the others.
+    """
+
+    name: str
+    precision: str
+    size_bytes: int
+    comparison: Comparison
+    latency: float
+    latency_batch: int
+    pareto: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +373,9 @@ class StageOutcome:
 class Report:
     """The outcome of one run, as it is written to `report.json`. Paths are those of the run directory.
 
-    `parity` compares an exported source, run by its framework, with the ONNX model that came out.
+    `parity` compares an exported source, run by its framework, with the ONNX model that came out. `calibration` holds
+    the tensors with the most quantization noise. `candidates` are there, and `comparison` is not, when several were
+    compared. `allow_inconclusive` says that the user takes an inconclusive verdict for enough.
     """
 
     schema_version: int
@@ -237,3 +391,8 @@ class Report:
     warnings: tuple[str, ...]
     environment: Mapping[str, str]
     parity: Comparison | None = None
+    layers: Layers | None = None
+    calibration: tuple[CalibratedTensor, ...] = ()
+    benchmark: Benchmark | None = None
+    candidates: tuple[CandidateReport, ...] = ()
+    allow_inconclusive: bool = False
