@@ -15,15 +15,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trtopt.comparison import compare as compare_models
     from trtopt.config import BuildPlan, ComparePlan, ConvertPlan, DataPlan
     from trtopt.errors import TrtoptError
-    from trtopt.pipeline import compare as compare_models
     from trtopt.pipeline import convert
     from trtopt.types import Comparison, Engine, Report, TypedModel
 
 __version__ = "0.1.0"
 
-# Where each public name lives. `compare_models` is `pipeline.compare`: `trtopt.compare` is the folder of that name.
+# Where each public name lives. `compare_models` is `comparison.compare`: `trtopt.compare` is the folder of that name.
 _HOMES = {
     "BuildPlan": "config",
     "ComparePlan": "config",
@@ -34,7 +34,7 @@ _HOMES = {
     "Report": "types",
     "TrtoptError": "errors",
     "TypedModel": "types",
-    "compare_models": "pipeline",
+    "compare_models": "comparison",
     "convert": "pipeline",
 }
 

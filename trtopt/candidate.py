@@ -7,13 +7,15 @@ Touches: reads the candidate and the manifest beside it.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from trtopt.codec import decode
 from trtopt.errors import ModelError, UsageError
 from trtopt.stages import ENGINE_NOT_RUN
 from trtopt.store import read_result
-from trtopt.types import CalibrationTable, Engine, OnnxModel, TypedModel
+from trtopt.types import Benchmark, CalibrationTable, Engine, OnnxModel, Timing, TypedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +27,11 @@ class Candidate:
     engine: Engine | None = None
     ran: str = ""
     calibrated_on: tuple[str, ...] = ()
+    timings: tuple[Timing, ...] = ()
+
+    def fastest(self) -> Timing | None:
+        """The timing of the smallest batch that was measured, without copies where there is one; None: never timed."""
+        return min(self.timings, key=lambda timing: (timing.batch, timing.copies), default=None)
 
 
 def resolve(path: Path) -> Candidate:
@@ -77,4 +84,14 @@ def _from_run(folder: Path) -> Candidate:
         engine=engine,
         ran=ENGINE_NOT_RUN if engine else "",
         calibrated_on=table.fingerprints if table else (),
+        timings=_timings(folder),
     )
+
+
+def _timings(folder: Path) -> tuple[Timing, ...]:
+    """What `trtopt bench` left in the run directory; nothing when it left nothing that can be read."""
+    try:
+        benchmark = decode(Benchmark, json.loads((folder / "benchmark.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return ()
+    return benchmark.timings

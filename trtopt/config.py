@@ -34,6 +34,16 @@ class DataPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MeasurePlan:
+    """How outputs are compared where their kind is not to be guessed: `kinds` are flags `OUTPUT=KIND`; `metrics` are
+    functions of the user's own, `package.module:function`.
+    """
+
+    kinds: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BuildPlan:
     """How the engine is built. `tensorrt` forces `tensorrt` or `tensorrt_rtx`; sizes are in bytes."""
 
@@ -76,7 +86,9 @@ class ConvertPlan:
     equalization: bool = True
     bias_correction: bool = True
     compare: bool = True
+    measure: MeasurePlan = MeasurePlan()
     gates: str = ""
+    allow_inconclusive: bool = False
     shapes: tuple[str, ...] = ()
     device: str = "cpu"
     build: BuildPlan = BuildPlan()
@@ -98,14 +110,31 @@ class ExportOnlyPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparePlan:
-    """One comparison of a candidate (engine, ONNX file or run directory) against an FP32 ONNX file."""
+    """A comparison of candidates (engines, ONNX files or run directories) with an FP32 ONNX file.
+
+    `layers` looks for where the drift comes from, too; `worst` is how many of the worst samples are listed.
+    """
 
     baseline: Path
-    candidate: Path
+    candidates: tuple[Path, ...]
     run_dir: Path
     data: DataPlan
+    measure: MeasurePlan = MeasurePlan()
     gates: str = ""
+    allow_inconclusive: bool = False
+    layers: bool = False
+    worst: int = 0
     device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgePlan:
+    """New thresholds for what an earlier run measured, in the run directory `run`."""
+
+    run: Path
+    gates: str = ""
+    allow_inconclusive: bool = False
+    worst: int = 0
 
 
 def profile(inputs: Sequence[TensorSpec], shapes: Sequence[str]) -> tuple[tuple[ShapeRange, ...], str]:

@@ -1,4 +1,5 @@
-"""The pipeline, from top to bottom: export, parity, prepare, calibrate, observe, precision, build, compare, report.
+"""The pipeline, from top to bottom: export, parity, prepare, calibrate, observe, precision, build, compare,
+gate, report.
 
 What each stage does stands in `trtopt.stages`; how, in the folder of its name. Here is only what follows what.
 
@@ -7,18 +8,16 @@ Touches: the run directory, through the store.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
-from trtopt import stages
-from trtopt.codec import encode
-from trtopt.config import BACKENDS, RESTS, ComparePlan, ConvertPlan, DataPlan, ExportOnlyPlan, profile
+from trtopt import checks, stages
+from trtopt.config import ConvertPlan, DataPlan, ExportOnlyPlan, profile
 from trtopt.data.dataset import Dataset
-from trtopt.errors import DataError, EnvironmentUnableError, MissingDependencyError, ModelError, TrtoptError, UsageError
-from trtopt.events import Emit, Event, StageUnavailable, Warned, silent
+from trtopt.errors import EnvironmentUnableError, MissingDependencyError, TrtoptError, UsageError
+from trtopt.events import Emit, StageUnavailable, Warned, silent
 from trtopt.stages import export as exporting
-from trtopt.store import RunStore, open_store
+from trtopt.stages import report as reporting
+from trtopt.store import open_store
 from trtopt.types import (
     CalibrationTable,
     Comparison,
@@ -30,8 +29,6 @@ from trtopt.types import (
     StageOutcome,
     TypedModel,
 )
-
-REPORT_SCHEMA = 1
 
 
 def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | None]:
@@ -46,19 +43,19 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
     from trtopt.export.source import identify
     from trtopt.precision import precision
 
-    _check_names(plan)
+    checks.names(plan)
     kind = precision(plan.precision)
     given = identify(str(plan.source))
-    _check_data_flags(plan, needs_table=kind.NEEDS_TABLE)
+    checks.data_flags(plan, needs_table=kind.NEEDS_TABLE)
     ready = exporting.ready(given, plan.export)
     if ready is not None:
         profile(ready.inputs, plan.shapes)  # refuses wrong flags before anything is written
     warnings: list[str] = []
     with open_store(plan.run_dir, emit) as store:
-        context = stages.Context(store=store, emit=_recording(emit, warnings), device=plan.device)
+        context = stages.Context(store=store, emit=reporting.recording(emit, warnings), device=plan.device)
         wanted = exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.data or plan.calib)
         source, parity = (ready, None) if ready else exporting.bring(context, given, wanted)
-        _check_gates(plan.gates, source)
+        checks.gates(plan.gates, source)
         ranges, assumed = profile(source.inputs, plan.shapes)
         if assumed and plan.build.backend == "tensorrt":
             context.emit(Warned(assumed))
@@ -71,7 +68,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         engine, unable = _build(context, plan, typed, ranges)
         comparison = _compare(context, plan, source, typed, data or calib, table)
         report = replace(_report(context, plan, typed, engine, comparison, warnings), parity=parity)
-        _write(store, report)
+        reporting.write(store, report)
     return report, unable
 
 
@@ -83,9 +80,9 @@ def calibrate(plan: ConvertPlan, emit: Emit = silent) -> CalibrationTable:
     """
     from trtopt.export.source import identify
 
-    _check_names(plan)
+    checks.names(plan)
     given = identify(str(plan.source))
-    _check_data_flags(plan, needs_table=True)
+    checks.data_flags(plan, needs_table=True)
     with open_store(plan.run_dir, emit) as store:
         context = stages.Context(store=store, emit=emit, device=plan.device)
         wanted = exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.calib)
@@ -111,12 +108,12 @@ def export(plan: ExportOnlyPlan, emit: Emit = silent) -> Report:
         raise UsageError(f"{plan.source} is ONNX already", fix="Give it to trtopt convert as it is")
     warnings: list[str] = []
     with open_store(plan.run_dir, emit) as store:
-        context = stages.Context(store=store, emit=_recording(emit, warnings), device=plan.device)
+        context = stages.Context(store=store, emit=reporting.recording(emit, warnings), device=plan.device)
         wanted = exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.data)
         model, parity = exporting.bring(context, given, wanted)
         copy(model.path, plan.out)
         report = Report(
-            schema_version=REPORT_SCHEMA,
+            schema_version=reporting.REPORT_SCHEMA,
             command="export",
             verdict=parity.verdict if parity.verdict == "pass" else "unchecked",  # a drift that was not allowed raises
             model=str(plan.source),
@@ -126,108 +123,12 @@ def export(plan: ExportOnlyPlan, emit: Emit = silent) -> Report:
             typed=None,
             engine=None,
             comparison=None,
-            warnings=tuple(dict.fromkeys(warnings)),
+            warnings=reporting.remarks(warnings),
             environment=stages.environment(),
             parity=parity,
         )
-        _write(store, report)
+        reporting.write(store, report)
     return report
-
-
-def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
-    """Compare a candidate with the FP32 baseline, and judge it.
-
-    Raises:
-        TrtoptError: something given cannot be used.
-    """
-    from trtopt.candidate import resolve
-    from trtopt.export.onnx import describe
-
-    baseline = describe(plan.baseline)
-    candidate = resolve(plan.candidate)
-    _check_gates(plan.gates, baseline)
-    _check_pair(baseline, candidate.onnx)
-    _check_exists(plan.data)
-    warnings: list[str] = []
-    with open_store(plan.run_dir, emit) as store:
-        context = stages.Context(store=store, emit=_recording(emit, warnings), device=plan.device)
-        dataset = _open(context, plan.data, baseline)
-        assert dataset is not None
-        evaluation = stages.Evaluation(dataset, plan.gates, candidate.ran, candidate.calibrated_on)
-        comparison = stages.compare(context, baseline, candidate.onnx, evaluation)
-        report = Report(
-            schema_version=REPORT_SCHEMA,
-            command="compare",
-            verdict=comparison.verdict,
-            model=str(plan.baseline),
-            precision=candidate.typed.precision if candidate.typed else "",
-            run_dir=plan.run_dir,
-            stages=tuple(store.outcomes),
-            typed=candidate.typed,
-            engine=candidate.engine,
-            comparison=comparison,
-            warnings=_unique(warnings, comparison),
-            environment=stages.environment(),
-        )
-        _write(store, report)
-    return report
-
-
-def _check_names(plan: ConvertPlan) -> None:
-    """Refuse a misspelt name now, not after an hour of calibration."""
-    from trtopt.calibrate import check_name
-    from trtopt.compare.gate import parse_gates
-
-    parse_gates(plan.gates)
-    check_name(plan.method)
-    for flag, name, known in (("--backend", plan.build.backend, BACKENDS), ("--rest", plan.rest, RESTS)):
-        if name not in known:
-            raise UsageError(f"{flag} {name} is unknown", fix=f"Choose one of {', '.join(known)}")
-
-
-def _check_gates(gates: str, model: OnnxModel) -> None:
-    """Refuse a gate that does not parse or names no output now, not after the build."""
-    from trtopt.compare.gate import parse_gates
-
-    outputs = [spec.name for spec in model.outputs]
-    for gate in parse_gates(gates):
-        if gate.output and gate.output not in outputs:
-            raise UsageError(
-                f"--gate names {gate.output}, which is no output of {model.path.name}",
-                fix=f"Its outputs are: {', '.join(outputs)}",
-            )
-
-
-def _check_pair(baseline: OnnxModel, candidate: OnnxModel) -> None:
-    ours, theirs = ({spec.name for spec in model.inputs} for model in (baseline, candidate))
-    if ours != theirs:
-        raise ModelError(
-            f"{candidate.path} is no candidate for {baseline.path}",
-            why=f"its inputs are {', '.join(sorted(theirs))}, those of the baseline {', '.join(sorted(ours))}",
-            fix="Compare a model with what was made from it",
-        )
-
-
-def _check_exists(plan: DataPlan | None) -> None:
-    if plan is not None and ":" not in plan.source and not Path(plan.source).exists():
-        raise DataError(f"{plan.source}: no such file or folder", fix="Name a folder of pictures, .npy, .npz or .jsonl")
-
-
-def _check_data_flags(plan: ConvertPlan, *, needs_table: bool) -> None:
-    _check_exists(plan.calib)
-    _check_exists(plan.data)
-    if needs_table and plan.calib is None and plan.table is None:
-        raise UsageError(
-            f"--precision {plan.precision} needs calibration data",
-            why="scales are measured on real samples, never on random ones",
-            fix="Add --calib DATA (100 to 500 samples like those of production), or --calib-table FILE",
-        )
-    if plan.compare and plan.calib is None and plan.data is None:
-        raise UsageError(
-            "nothing to compare on",
-            why="an engine is called safe only after its outputs were compared with FP32 on your data",
-            fix="Add --data DATA, or give up the verdict with --no-compare",
-        )
 
 
 def _open(context: stages.Context, plan: DataPlan | None, model: OnnxModel) -> Dataset | None:
@@ -337,9 +238,13 @@ def _compare(
         return None
     if plan.data is None:
         context.emit(Warned("compared on the calibration samples themselves: give --data for evidence on unseen ones"))
-    ran = "" if plan.build.backend == "onnxruntime" else stages.ENGINE_NOT_RUN
-    calibrated_on = table.fingerprints if table and plan.data is not None else ()
-    return stages.compare(context, source, typed.onnx, stages.Evaluation(dataset, plan.gates, ran, calibrated_on))
+    evaluation = stages.Evaluation(
+        dataset=dataset,
+        measure=plan.measure,
+        ran="" if plan.build.backend == "onnxruntime" else stages.ENGINE_NOT_RUN,
+        calibrated_on=table.fingerprints if table and plan.data is not None else (),
+    )
+    return stages.gate(context, stages.compare(context, source, typed.onnx, evaluation), plan.gates)
 
 
 def _report(
@@ -351,7 +256,7 @@ def _report(
     warnings: list[str],
 ) -> Report:
     return Report(
-        schema_version=REPORT_SCHEMA,
+        schema_version=reporting.REPORT_SCHEMA,
         command="convert",
         verdict=comparison.verdict if comparison else "unchecked",
         model=str(plan.source),
@@ -361,24 +266,7 @@ def _report(
         typed=typed,
         engine=engine,
         comparison=comparison,
-        warnings=_unique(warnings, comparison),
+        warnings=reporting.remarks(warnings, comparison),
         environment=stages.environment(),
+        allow_inconclusive=plan.allow_inconclusive,
     )
-
-
-def _unique(warnings: list[str], comparison: Comparison | None) -> tuple[str, ...]:
-    return tuple(dict.fromkeys([*warnings, *(comparison.warnings if comparison else ())]))
-
-
-def _write(store: RunStore, report: Report) -> None:
-    store.describe(report.environment)
-    store.write("report.json", json.dumps(encode(report), indent=1, allow_nan=False))
-
-
-def _recording(emit: Emit, warnings: list[str]) -> Emit:
-    def record(event: Event) -> None:
-        if isinstance(event, Warned):
-            warnings.append(event.message)
-        emit(event)
-
-    return record

@@ -261,7 +261,7 @@ class Comparison:
 
     `baseline` and `candidate` name the models; `baseline_ran` and `candidate_ran` say where each one really ran. As the
     stage `compare` leaves it there are no `gates` and the verdict is `unchecked`; `trtopt.compare.gate.judged` gives it
-    both.
+    both, and `remarks` on what the gates did not look at and where to look first.
     """
 
     baseline: str
@@ -275,6 +275,7 @@ class Comparison:
     gates: tuple[GateResult, ...] = ()
     verdict: Verdict = "unchecked"
     warnings: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -375,7 +376,8 @@ class Report:
 
     `parity` compares an exported source, run by its framework, with the ONNX model that came out. `calibration` holds
     the tensors with the most quantization noise. `candidates` are there, and `comparison` is not, when several were
-    compared. `allow_inconclusive` says that the user takes an inconclusive verdict for enough.
+    compared. `allow_inconclusive` says that the user takes an inconclusive verdict for enough, `list_worst` how many of
+    the worst samples he wants listed.
     """
 
     schema_version: int
@@ -396,3 +398,4 @@ class Report:
     benchmark: Benchmark | None = None
     candidates: tuple[CandidateReport, ...] = ()
     allow_inconclusive: bool = False
+    list_worst: int = 0

@@ -1,4 +1,4 @@
-"""`trtopt compare`: the drift of a candidate against the FP32 baseline, as a deployment gate.
+"""`trtopt compare`: the drift of candidates against the FP32 baseline, as a deployment gate.
 
 Touches: the run directory; prints the report on stdout.
 """
@@ -10,20 +10,43 @@ from typing import Annotated
 
 import typer
 
-from trtopt.cli.options import Device, DeviceFlag, Format, FormatFlag, GateFlag, RecipeFlag, SkipBadFlag
+from trtopt.cli.options import (
+    AllowInconclusiveFlag,
+    Device,
+    DeviceFlag,
+    Format,
+    FormatFlag,
+    GateFlag,
+    KindFlag,
+    MetricFlag,
+    RecipeFlag,
+    SkipBadFlag,
+)
 
 
 def compare(
-    baseline: Annotated[Path, typer.Argument(help="The FP32 ONNX file.", show_default=False)],
-    candidate: Annotated[
-        Path, typer.Argument(help="A run directory, an engine in one, or an ONNX file.", show_default=False)
-    ],
+    baseline: Annotated[Path | None, typer.Argument(help="The FP32 ONNX file.", show_default=False)] = None,
+    candidates: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Run directories, engines in them, or ONNX files.", show_default=False),
+    ] = None,
     data: Annotated[
-        str, typer.Option(help="Samples to compare on, with labels where there are any.", show_default=False)
-    ],
+        str | None, typer.Option(help="Samples to compare on, with labels where there are any.", show_default=False)
+    ] = None,
     recipe: RecipeFlag = None,
     skip_bad: SkipBadFlag = False,
     gate: GateFlag = "",
+    allow_inconclusive: AllowInconclusiveFlag = False,
+    kind: KindFlag = None,
+    metric: MetricFlag = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Show the drift layer by layer, and where it jumps.")
+    ] = False,
+    worst: Annotated[int, typer.Option(help="List so many of the worst samples.", min=0, max=50)] = 0,
+    from_: Annotated[
+        Path | None,
+        typer.Option("--from", help="Judge again what this run directory holds, with new gates; nothing is run."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Where report.json goes. Default: trtopt-out/compare/<baseline>/<candidate>."),
@@ -31,18 +54,36 @@ def compare(
     device: DeviceFlag = Device.cpu,
     format: FormatFlag = Format.text,
 ) -> None:
-    """Compare a candidate with FP32 on your data: exits 0 when every gate holds, 1 when one fails."""
+    """Compare candidates with FP32 on your data: exits 0 when every gate is shown to hold, 1 otherwise."""
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import finish
-    from trtopt.config import ComparePlan, DataPlan
-    from trtopt.pipeline import compare as run
+    from trtopt.comparison import compare as run
+    from trtopt.comparison import judge_again
+    from trtopt.config import ComparePlan, DataPlan, JudgePlan, MeasurePlan
+    from trtopt.errors import UsageError
 
+    if from_ is not None:
+        if baseline or data:
+            raise UsageError(
+                "--from runs nothing", why="it judges what was measured", fix="Leave models and --data out"
+            )
+        report = judge_again(JudgePlan(run=from_, gates=gate, allow_inconclusive=allow_inconclusive, worst=worst))
+        finish(report, format.value)
+    if baseline is None or not candidates:
+        raise UsageError("nothing to compare", fix="Name the FP32 ONNX file, then a candidate or more")
+    if data is None:
+        raise UsageError("nothing to compare on", fix="Add --data DATA (samples that were not calibrated on)")
+    names = candidates[0].name if len(candidates) == 1 else f"{len(candidates)}-candidates"
     plan = ComparePlan(
         baseline=baseline,
-        candidate=candidate,
-        run_dir=out or Path("trtopt-out") / "compare" / baseline.stem / candidate.name,
+        candidates=tuple(candidates),
+        run_dir=out or Path("trtopt-out") / "compare" / baseline.stem / names,
         data=DataPlan(source=data, recipe=recipe, skip_bad=skip_bad),
+        measure=MeasurePlan(kinds=tuple(kind or ()), metrics=tuple(metric or ())),
         gates=gate,
+        allow_inconclusive=allow_inconclusive,
+        layers=layers,
+        worst=worst,
         device=device.value,
     )
     with Narrator() as emit:

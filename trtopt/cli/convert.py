@@ -12,6 +12,7 @@ import typer
 
 from trtopt.cli.options import (
     AllowDriftFlag,
+    AllowInconclusiveFlag,
     Device,
     DeviceFlag,
     DtypeFlag,
@@ -19,6 +20,8 @@ from trtopt.cli.options import (
     Format,
     FormatFlag,
     GateFlag,
+    KindFlag,
+    MetricFlag,
     OutFlag,
     RecipeFlag,
     ShapeFlag,
@@ -69,6 +72,9 @@ def convert(
         bool, typer.Option("--no-bias-correction", help="Do not correct biases for the mean error of rounded weights.")
     ] = False,
     gate: GateFlag = "",
+    allow_inconclusive: AllowInconclusiveFlag = False,
+    kind: KindFlag = None,
+    metric: MetricFlag = None,
     no_compare: Annotated[bool, typer.Option("--no-compare", help="Build without a verdict.")] = False,
     out: OutFlag = None,
     backend: Annotated[
@@ -95,7 +101,7 @@ def convert(
     """
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import finish
-    from trtopt.config import BuildPlan, ConvertPlan, DataPlan, ExportPlan
+    from trtopt.config import BuildPlan, ConvertPlan, DataPlan, ExportPlan, MeasurePlan
     from trtopt.export.source import identify
     from trtopt.pipeline import convert as run
 
@@ -111,7 +117,9 @@ def convert(
         equalization=not no_equalization,
         bias_correction=not no_bias_correction,
         compare=not no_compare,
+        measure=MeasurePlan(kinds=tuple(kind or ()), metrics=tuple(metric or ())),
         gates=gate,
+        allow_inconclusive=allow_inconclusive,
         shapes=tuple(shape or ()),
         device=device.value,
         export=ExportPlan(

@@ -61,6 +61,19 @@ SkipBadFlag = Annotated[
 GateFlag = Annotated[
     str, typer.Option(help="Thresholds that decide: top1=1%,cosine=0.99,OUTPUT:sqnr=20. Default: by kind of output.")
 ]
+AllowInconclusiveFlag = Annotated[
+    bool, typer.Option("--allow-inconclusive", help="Exit 0 when there are too few samples to settle a gate.")
+]
+KindFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="How to read an output where the guess is wrong: OUTPUT=scores|values|exact|segmentation|detection."
+    ),
+]
+MetricFlag = Annotated[
+    list[str] | None,
+    typer.Option(help="A metric of your own, package.module:function(reference, candidate, labels) -> dict."),
+]
 DeviceFlag = Annotated[Device, typer.Option(help="Where onnxruntime runs the baseline and the typed graph.")]
 FormatFlag = Annotated[Format, typer.Option(help="How the result is printed on stdout.")]
 OutFlag = Annotated[

@@ -1,6 +1,8 @@
 """Thresholds: how they are written, what they are when nobody wrote any, and whether they hold.
 
-A threshold that cannot be evaluated fails. NaN and Inf fail, whatever the thresholds are.
+A threshold on a share of samples passes when the samples *show* that it holds, fails when they show that it does not,
+and is inconclusive when there are too few of them to tell. One that cannot be evaluated fails. NaN and Inf fail,
+whatever the thresholds are.
 
 Touches: nothing.
 """
@@ -9,25 +11,14 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from trtopt.compare.metrics import METRICS
+from trtopt.compare.catalog import METRICS, Sense
+from trtopt.compare.statistics import Bounds, drop, mcnemar, needed, settles, share
 from trtopt.errors import UsageError
-from trtopt.types import GateResult, OutputDrift
-
-DROPS = {"top1", "top5"}
-"""The limit is the largest drop allowed, in points: of accuracy with labels, of agreement (from 100 %) without."""
-
-_ROUNDING = 1e-9
-"""Added to the limit of a drop: 99.2 - 98.3 is 0.9000000000000057, and a drop of exactly the limit holds. One sample of
-a billion weighs a hundred times as much."""
-
-CEILINGS = {"rmse", "max_abs", "mean_abs"}
-"""The limit is the largest value allowed; for all other metrics it is the smallest."""
-
-UNITS = {"top1": "%", "top5": "%", "accuracy_fp32": "%", "accuracy": "%", "equal": "%", "sqnr": "dB"}
-"""The unit that a limit may be written with; metrics not named here have none."""
+from trtopt.types import Comparison, GateResult, OutputDrift, Verdict
 
 DEFAULTS = {
     # One point of top-1 is near what MLPerf Inference allows (99 % of FP32's accuracy); cosine 0.99 turns an embedding
@@ -36,6 +27,11 @@ DEFAULTS = {
     "values": ("cosine", 0.99),
     "exact": ("equal", 99.0),
 }
+"""Metric and limit of each kind of output that has a default."""
+
+_WRITTEN = re.compile(r"(?:(?P<output>.*):)?(?P<metric>[^:=<>]*?)\s*(?P<sign><=|>=|=)(?P<limit>[^=]*)", re.DOTALL)
+_SIGNS: dict[str, Sense] = {"<=": "at most", ">=": "at least"}
+_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +40,17 @@ class Gate:
 
     metric: str
     limit: float
+    sense: Sense
     output: str = ""
 
 
+def gate(metric: str, limit: float, output: str = "") -> Gate:
+    """A gate on one of the `METRICS`."""
+    return Gate(metric=metric, limit=limit, sense=METRICS[metric].sense, output=output)
+
+
 def parse_gates(text: str) -> tuple[Gate, ...]:
-    """Parse `top1=1%,cosine=0.99,logits:sqnr=20`; a blank text gives no gates.
+    """Parse `top1=1%,cosine=0.99,logits:sqnr=20,mine>=0.5`; a blank text gives no gates.
 
     Raises:
         UsageError: a part does not parse, names no metric, or has a limit that cannot be meant.
@@ -57,19 +59,21 @@ def parse_gates(text: str) -> tuple[Gate, ...]:
 
 
 def _parse(part: str) -> Gate:
-    target, equals, number = part.rpartition("=")
-    output, _, metric = (text.strip() for text in target.rpartition(":"))
-    if not equals or not metric:
+    written = _WRITTEN.fullmatch(part)
+    if not written or not written["metric"].strip():
         raise UsageError(f"--gate {part!r} does not parse", fix="Write METRIC=LIMIT, such as top1=1% or cosine=0.99")
-    known = [name for name in METRICS if name != "nonfinite"]
-    if metric not in known:
-        near = difflib.get_close_matches(metric, known, 1)
+    metric, sign, output = written["metric"].strip(), written["sign"], (written["output"] or "").strip()
+    known = METRICS.get(metric) if metric != "nonfinite" else None
+    if known is None and sign == "=":
+        names = [name for name in METRICS if name != "nonfinite"]
+        near = difflib.get_close_matches(metric, names, 1)
+        own = f"for a metric of your own write {metric}>=LIMIT or {metric}<=LIMIT"
         raise UsageError(
             f"--gate names an unknown metric {metric!r}",
-            fix=f"Did you mean {near[0]}?" if near else f"Choose from {', '.join(known)}",
+            fix=f"Did you mean {near[0]}?" if near else f"Choose from {', '.join(names)}; {own}",
         )
-    unit = UNITS.get(metric, "")
-    digits = number.strip().removesuffix(unit)
+    unit = known.unit if known else ""
+    digits = written["limit"].strip().removesuffix(unit)
     try:
         limit = float(digits)
     except ValueError:
@@ -78,56 +82,77 @@ def _parse(part: str) -> Gate:
         example = {"%": "1%", "dB": "20dB"}.get(unit, "0.99")
         raise UsageError(
             f"--gate {part!r} has no limit",
-            why=f"{number.strip()!r} is no number" + (f" of {unit}" if unit else ", and takes no unit"),
-            fix=f"Write {metric}={example}",
+            why=f"{written['limit'].strip()!r} is no number" + (f" of {unit}" if unit else ", and takes no unit"),
+            fix=f"Write {metric}{sign}{example}",
         )
-    _check_meaning(metric, limit, part, with_unit=digits != number.strip())
-    return Gate(metric=metric, limit=limit, output=output)
+    if known is None:
+        return Gate(metric=metric, limit=limit, sense=_SIGNS[sign], output=output)
+    if sign != "=" and _SIGNS[sign] != known.sense:
+        meaning = "takes the largest drop allowed" if known.sense == "drop" else f"must be {known.sense} its limit"
+        raise UsageError(f"--gate {part!r} cannot be meant", why=f"{metric} {meaning}", fix=f"Write {metric}={digits}")
+    _check_meaning(metric, limit, part, with_unit=digits != written["limit"].strip())
+    return Gate(metric=metric, limit=limit, sense=known.sense, output=output)
 
 
 def _check_meaning(metric: str, limit: float, part: str, *, with_unit: bool) -> None:
     """Refuse limits that say something else than their writer means, for such a gate holds always, or never."""
-    why = ""
-    if metric in DROPS and not 0 <= limit < 50:
-        why = f"{metric} takes the largest drop allowed, in points from 0 to 50"
-        fix = f"Write {metric}={100 - limit:g}%" if 50 <= limit <= 100 else f"Write {metric}=1%"
-    elif metric in CEILINGS and limit < 0:
-        why, fix = f"{metric} is never negative", f"Write {metric}=0.01"
-    elif metric == "cosine" and not -1 <= limit <= 1:
-        why, fix = "a cosine lies between -1 and 1", "Write cosine=0.99"
-    elif UNITS.get(metric) == "%" and metric not in DROPS:
-        if not 0 <= limit <= 100:
+    known = METRICS[metric]
+    low, high = known.range
+    why = fix = ""
+    if known.sense == "drop":
+        if not 0 <= limit < 50:
+            why = f"{metric} takes the largest drop allowed, in points from 0 to 50"
+            fix = f"Write {metric}={100 - limit:g}%" if 50 <= limit <= 100 else f"Write {metric}=1%"
+    elif (low, high) == (0.0, 100.0) and known.unit == "%":
+        if not low <= limit <= high:
             why, fix = f"{metric} is a percentage", f"Write {metric}=99%"
         elif 0 < limit <= 1 and not with_unit:
             why, fix = f"{metric} is in percent", f"Write {metric}={100 * limit:g}%, or {metric}={limit:g}% if so meant"
+    elif limit < low and math.isinf(high):
+        why, fix = f"{metric} is never negative", f"Write {metric}=0.01"
+    elif not low <= limit <= high:
+        why, fix = f"{metric} lies between {low:g} and {high:g}", f"Write {metric}=0.99"
     if why:
         raise UsageError(f"--gate {part!r} cannot be meant", why=why, fix=fix)
 
 
-def judge(
-    outputs: Sequence[OutputDrift], gates: Sequence[Gate], samples: int, first_bad: Mapping[str, str]
-) -> tuple[GateResult, ...]:
+def judged(comparison: Comparison, gates: str) -> Comparison:
+    """The comparison with its gates (as the user wrote them; the defaults when blank), its verdict, and remarks.
+
+    Raises:
+        UsageError: the gates do not parse.
+    """
+    results = judge(comparison.outputs, parse_gates(gates), comparison.samples)
+    remarks = (*_ungated(comparison.outputs, results), *_farthest(comparison.outputs, results))
+    return replace(comparison, gates=results, verdict=verdict(results), remarks=remarks)
+
+
+def verdict(results: Sequence[GateResult]) -> Verdict:
+    """One verdict of all: the worst of them, and `fail` when nothing was judged."""
+    found = {result.verdict for result in results}
+    return "fail" if not found or "fail" in found else "inconclusive" if "inconclusive" in found else "pass"
+
+
+def judge(outputs: Sequence[OutputDrift], gates: Sequence[Gate], samples: int) -> tuple[GateResult, ...]:
     """Hold every gate, or the defaults when there are none, against the outputs.
 
-    `first_bad` names the first sample with a NaN or Inf, by output. The result holds at least one gate, and a failed
-    one wherever something could not be judged.
+    The result holds at least one gate, and a failed one wherever something could not be judged.
     """
-    results = [_nonfinite(output, samples, first_bad[output.output]) for output in outputs if _bad(output)]
+    results = [_nonfinite(output, samples) for output in outputs if output.values.get("nonfinite")]
     if not samples:
         results.append(_unjudged("", "samples", 1.0, "there was not one sample to compare on"))
     elif not outputs:
         results.append(_unjudged("", "outputs", 1.0, "there was not one output to compare"))
     if not gates:
-        for output in outputs:
-            metric, limit = DEFAULTS[output.kind]
-            results.append(_hold(Gate(metric=metric, limit=limit), output, default=True))
-    for gate in gates:
-        named = [output for output in outputs if gate.output in ("", output.output)]
-        able = [output for output in named if gate.metric in output.values]
-        results += [_hold(gate, output) for output in able]
+        known = [(output, *DEFAULTS[output.kind]) for output in outputs if output.kind in DEFAULTS]
+        results += [_hold(gate(metric, limit), output, default=True) for output, metric, limit in known]
+    for each in gates:
+        named = [output for output in outputs if each.output in ("", output.output)]
+        able = [output for output in named if each.metric in output.values]
+        results += [_hold(each, output) for output in able]
         if not able:
-            reason = f"{gate.metric} could not be evaluated: {_why_unable(gate, outputs)}"
-            results.append(_unjudged(gate.output, gate.metric, gate.limit, reason))
+            reason = f"{each.metric} could not be evaluated: {_why_unable(each, outputs)}"
+            results.append(_unjudged(each.output, each.metric, each.limit, reason))
     return tuple(results)
 
 
@@ -141,78 +166,135 @@ def _why_unable(gate: Gate, outputs: Sequence[OutputDrift]) -> str:
     return f"{', '.join(kinds)} {'has' if len(kinds) == 1 else 'have'} not {what}"
 
 
-def _bad(output: OutputDrift) -> float:
-    return output.values.get("nonfinite", 0.0)
-
-
-def _nonfinite(output: OutputDrift, samples: int, first: str) -> GateResult:
+def _nonfinite(output: OutputDrift, samples: int) -> GateResult:
+    bad = output.values["nonfinite"]
+    reason = f"NaN or Inf in {bad:.0f} of {samples} samples, first in {output.first_bad}"
     return GateResult(
-        output=output.output,
-        metric="nonfinite",
-        value=_bad(output),
-        limit=0.0,
-        passed=False,
-        reason=f"NaN or Inf in {_bad(output):.0f} of {samples} samples, first in {first}",
-        default=True,
+        output=output.output, metric="nonfinite", value=bad, limit=0.0, verdict="fail", reason=reason, default=True
     )
 
 
 def _unjudged(output: str, metric: str, limit: float, reason: str, *, default: bool = False) -> GateResult:
     return GateResult(
-        output=output, metric=metric, value=math.nan, limit=limit, passed=False, reason=reason, default=default
+        output=output, metric=metric, value=math.nan, limit=limit, verdict="fail", reason=reason, default=default
     )
 
 
 def _hold(gate: Gate, output: OutputDrift, *, default: bool = False) -> GateResult:
-    values = output.values
-    if gate.metric not in values:
+    if gate.metric not in output.values:
         reason = f"{gate.metric} could not be evaluated on this output"
         return _unjudged(output.output, gate.metric, gate.limit, reason, default=default)
-    value, reason = _drop(gate, values) if gate.metric in DROPS else _level(gate, values)
-    # Written so that NaN fails.
-    if gate.metric in DROPS:
-        passed = value <= gate.limit + _ROUNDING
+    if gate.sense == "drop":
+        result = _drop(gate, output)
+    elif gate.metric == "accuracy":
+        result = _accuracy(gate, output)
     else:
-        passed = value <= gate.limit if gate.metric in CEILINGS else value >= gate.limit
+        result = _level(gate, output)
+    return replace(result, default=default)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Claim:
+    """What is said of a share: in words, its bounds at any number of samples, and whether the limit is a floor."""
+
+    text: str
+    samples: int
+    estimate: Callable[[int], Bounds]
+    floor: bool = False
+
+
+def _drop(gate: Gate, output: OutputDrift) -> GateResult:
+    """A drop of accuracy with labels, of agreement from 100 % without."""
+    counts, values = output.counts, output.values
+    samples = counts["samples"]
+    if gate.metric == "top1" and "both" in counts:
+        before, after = counts["only_fp32"], counts["only_candidate"]
+        points = f"{abs(before - after) * 100 / samples:.2f} points"
+        moved = "does not change" if before == after else f"{'drops' if before > after else 'rises'} by {points}"
+        test = f", McNemar p {mcnemar(before, after):.2g}" if before + after else ""
+        text = f"top-1 accuracy {moved} ({values['accuracy_fp32']:.2f} % -> {values['accuracy']:.2f} %{test})"
+        return _settled(
+            gate, output, _Claim(text=text, samples=samples, estimate=_scaled(drop, samples, before, after))
+        )
+    hits = samples - counts["agree" if gate.metric == "top1" else "top5"]
+    what = "top-1 differs from FP32" if gate.metric == "top1" else "FP32's top-1 is not among the candidate's top 5"
+    text = f"{what} on {100 * hits / samples:.2f} % of samples"
+    return _settled(gate, output, _Claim(text=text, samples=samples, estimate=_scaled(share, samples, hits)))
+
+
+def _accuracy(gate: Gate, output: OutputDrift) -> GateResult:
+    samples, right = output.counts["samples"], output.counts["both"] + output.counts["only_candidate"]
+    text = f"accuracy is {100 * right / samples:.2f} %"
+    claim = _Claim(text=text, samples=samples, estimate=_scaled(share, samples, right), floor=True)
+    return _settled(gate, output, claim)
+
+
+def _scaled(bounds: Callable[..., Bounds], samples: int, *hits: int) -> Callable[[int], Bounds]:
+    """The bounds as they would be with another number of samples, of which the same shares are hits."""
+    return lambda count: bounds(*(round(each * count / samples) for each in hits), count)
+
+
+def _settled(gate: Gate, output: OutputDrift, claim: _Claim) -> GateResult:
+    bounds, limit = claim.estimate(claim.samples), gate.limit / 100
+    found = settles(bounds, limit, floor=claim.floor)
+    more = needed(claim.estimate, limit, floor=claim.floor) if found == "inconclusive" else 0
+    value, low, high = (round(100 * number, 12) for number in (bounds.value, bounds.low, bounds.high))
+    bound = "at least" if claim.floor else "limit"
+    reason = f"{claim.text}, 95 % bounds {low:.2f} to {high:.2f}, {bound} {gate.limit:g}"
+    if found == "inconclusive":
+        settle = f"about {more} would settle it" if more else "it lies at the limit"
+        reason += f": {claim.samples} samples are too few to tell, {settle}"
     return GateResult(
         output=output.output,
         metric=gate.metric,
         value=value,
         limit=gate.limit,
-        passed=passed,
+        verdict=found,
         reason=reason,
-        default=default,
+        low=low,
+        high=high,
+        needed=more,
     )
 
 
-def _drop(gate: Gate, values: Mapping[str, float]) -> tuple[float, str]:
-    if gate.metric == "top1" and "accuracy" in values:
-        before, after = values["accuracy_fp32"], values["accuracy"]
-        drop = round(before - after, 12)
-        change = f"({before:.2f} % -> {after:.2f} %), limit {gate.limit:g}"
-        if not drop:
-            return drop, f"top-1 accuracy does not change {change}"
-        points = _digits(abs(drop), gate.limit, ".{}f", 2)
-        return drop, f"top-1 accuracy {'drops' if drop > 0 else 'rises'} by {points} points {change}"
-    drop = round(100.0 - values[gate.metric], 12)
-    share = f"{_digits(drop, gate.limit, '.{}f', 2)} % of samples, limit {gate.limit:g} %"
-    if gate.metric == "top1":
-        return drop, f"top-1 differs from FP32 on {share}"
-    return drop, f"FP32's top-1 is not among the candidate's top 5 on {share}"
+def _level(gate: Gate, output: OutputDrift) -> GateResult:
+    value = output.values[gate.metric]
+    unit = f" {METRICS[gate.metric].unit}".rstrip() if gate.metric in METRICS else ""
+    shown = _digits(value, gate.limit)
+    # Written so that NaN fails.
+    passed = value <= gate.limit if gate.sense == "at most" else value >= gate.limit
+    return GateResult(
+        output=output.output,
+        metric=gate.metric,
+        value=value,
+        limit=gate.limit,
+        verdict="pass" if passed else "fail",
+        reason=f"{gate.metric} is {shown}{unit}, must be {gate.sense} {gate.limit:.12g}{unit}",
+    )
 
 
-def _level(gate: Gate, values: Mapping[str, float]) -> tuple[float, str]:
-    value = values[gate.metric]
-    unit = f" {UNITS[gate.metric]}" if gate.metric in UNITS else ""
-    bound = "at most" if gate.metric in CEILINGS else "at least"
-    shown = _digits(value, gate.limit, ".{}g", 5)
-    return value, f"{gate.metric} is {shown}{unit}, must be {bound} {gate.limit:.12g}{unit}"
-
-
-def _digits(value: float, limit: float, style: str, digits: int) -> str:
+def _digits(value: float, limit: float) -> str:
     """The value with as many digits as it takes to see on which side of the limit it is."""
-    for count in range(digits, 18):
-        text = format(value, style.format(count))
+    for count in range(5, 18):
+        text = f"{value:.{count}g}"
         if not math.isfinite(value) or (float(text) > limit, float(text) < limit) == (value > limit, value < limit):
             return text
     return repr(value)
+
+
+def _ungated(outputs: Sequence[OutputDrift], gates: Sequence[GateResult]) -> list[str]:
+    """Say which outputs the user's gates leave alone: a pass says nothing of them."""
+    held = {gate.output for gate in gates}
+    free = [output.output for output in outputs if output.output not in held]
+    return [f"no gate looks at output {', '.join(free)}: it may be anything"] if free else []
+
+
+def _farthest(outputs: Sequence[OutputDrift], gates: Sequence[GateResult]) -> list[str]:
+    """Name the samples to look at first where a gate failed."""
+    failed = {gate.output for gate in gates if not gate.passed}
+    worst = {output.output: output.worst[:_NAMED] for output in outputs if output.output in failed}
+    return [
+        f"output {name} is farthest from FP32 in {', '.join(each.sample for each in samples)}"
+        for name, samples in worst.items()
+        if samples
+    ]

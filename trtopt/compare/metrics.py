@@ -10,32 +10,24 @@ from __future__ import annotations
 import math
 import re
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from trtopt.errors import ModelError
-from trtopt.types import OutputDrift
+from trtopt.types import OutputDrift, Spread, WorstSample
 
 Array = npt.NDArray[np.generic]
 Floats = npt.NDArray[np.float64]
+WORST_KEPT = 50
+_SPREAD_DB = (-20.0, 160.0)
+_SPREAD_BINS = 90
+"""Bins of 2 dB; what lies outside is counted in the outermost."""
+
 TOP5_CLASSES = 10
 """Below this many classes the candidate's top 5 holds the baseline's choice too easily to say anything."""
-
-METRICS = {
-    "top1": "top-1 agreement with FP32, or the drop of top-1 accuracy where there are labels; %",
-    "top5": "share of samples whose FP32 top-1 class is among the candidate's five best; %",
-    "accuracy_fp32": "top-1 accuracy of FP32; %",
-    "accuracy": "top-1 accuracy of the candidate; %",
-    "cosine": "cosine similarity with FP32, of all samples taken as one vector: an empty sample weighs nothing",
-    "sqnr": "signal to quantization noise, 10 log10(sum ref^2 / sum (ref - cand)^2) over all samples; dB",
-    "rmse": "root of the mean squared error",
-    "max_abs": "largest absolute error",
-    "mean_abs": "mean absolute error",
-    "equal": "share of equal elements; %",
-    "nonfinite": "samples in which a NaN or Inf appeared",
-}
 
 
 @dataclass(slots=True)
@@ -180,14 +172,66 @@ class OutputMetrics:
         hits = self.right.count(1) + self.right.count(3)
         return hits == count or hits > count * chance + 2.0 * math.sqrt(count * chance * (1.0 - chance))
 
-    def farthest(self, count: int) -> list[int]:
-        """Indices of the samples with the most noise, the worst first, those without any left out."""
-        worst = sorted(range(len(self.noise)), key=lambda place: -self.noise[place])[:count]
-        return [self.good[place] for place in worst if self.noise[place] > 0]
+    def drift(self, ids: Sequence[str]) -> OutputDrift:
+        """Return every metric that this output has, by name; `ids` name the samples."""
+        return OutputDrift(
+            output=self.name,
+            kind=self.kind,
+            values=self._values(),
+            counts=self._counts(),
+            first_bad=self._first_bad(ids),
+            spread=self._spread(),
+            worst=self._worst(ids),
+        )
 
-    def drift(self) -> OutputDrift:
-        """Return every metric that this output has, by name, in the units of `METRICS`."""
-        return OutputDrift(output=self.name, kind=self.kind, values=self._values())
+    def _counts(self) -> dict[str, int]:
+        if self.kind != "scores" or not self.agree:
+            return {}
+        found = {"samples": len(self.agree), "agree": self.agree.count(1)}
+        if self._classes is not None and self._classes >= TOP5_CLASSES:
+            found["top5"] = self._top5
+        if self.labels_fit:
+            found |= {
+                name: self.right.count(who) for who, name in ((3, "both"), (1, "only_fp32"), (2, "only_candidate"))
+            }
+        return found
+
+    def _first_bad(self, ids: Sequence[str]) -> str:
+        if not self.bad:
+            return ""
+        return ids[self.bad[0]] + (f"; FP32 itself gives it in {self.bad_fp32}" if self.bad_fp32 else "")
+
+    def _spread(self) -> Spread | None:
+        noise = np.frombuffer(self.noise, np.float64)
+        decibels = np.clip(-10.0 * np.log10(noise[noise > 0]), *_SPREAD_DB) if noise.size else noise
+        if not decibels.size:
+            return None
+        edges = np.linspace(*_SPREAD_DB, _SPREAD_BINS + 1)
+        counts, _ = np.histogram(decibels, edges)
+        used = np.flatnonzero(counts)
+        first, last = int(used[0]), int(used[-1]) + 1
+        return Spread(edges=tuple(edges[first : last + 1].tolist()), counts=tuple(counts[first:last].tolist()))
+
+    def _worst(self, ids: Sequence[str]) -> tuple[WorstSample, ...]:
+        """The samples with the most noise, the worst first, those without any left out."""
+        places = sorted(range(len(self.noise)), key=lambda place: -self.noise[place])[:WORST_KEPT]
+        return tuple(
+            WorstSample(
+                sample=ids[self.good[place]],
+                index=self.good[place],
+                sqnr=-10.0 * math.log10(self.noise[place]),
+                note=self._story(place),
+            )
+            for place in places
+            if self.noise[place] > 0
+        )
+
+    def _story(self, place: int) -> str:
+        if self.kind != "scores" or not self.agree:
+            return ""
+        who = ("both wrong", "only FP32 right", "only the candidate right", "both right")
+        same = "same class" if self.agree[place] else "another class than FP32"
+        return f"{same}, {who[self.right[place]]}" if self.labels_fit else same
 
     def _values(self) -> dict[str, float]:
         found: dict[str, float] = {}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trtopt.compare.gate import Gate, judge
+from trtopt.compare.gate import Gate, gate, judge, verdict
 from trtopt.compare.metrics import Array, OutputMetrics
 from trtopt.compare.run import Runner
 from trtopt.data.dataset import Dataset
@@ -103,9 +103,9 @@ def check(reference: Reference, runner: Runner, feeds: Sequence[Feed], source: s
             )
         for (name, array), truth in zip(made.items(), wanted, strict=True):
             metrics.setdefault(name, OutputMetrics(name)).add(truth, array, (i,))
-    outputs = tuple(output.drift() for output in metrics.values())
-    first_bad = {output.name: f"input {output.bad[0]}" for output in metrics.values() if output.bad}
-    gates = judge(outputs, [_gate(output) for output in outputs], len(feeds), first_bad)
+    names = [f"input {i}" for i in range(len(feeds))]
+    outputs = tuple(output.drift(names) for output in metrics.values())
+    gates = judge(outputs, [_gate(output) for output in outputs], len(feeds))
     return Comparison(
         baseline=reference.name,
         candidate="source.onnx",
@@ -116,7 +116,7 @@ def check(reference: Reference, runner: Runner, feeds: Sequence[Feed], source: s
         labelled=False,
         outputs=outputs,
         gates=gates,
-        verdict="pass" if gates and all(gate.passed for gate in gates) else "fail",
+        verdict=verdict(gates),
     )
 
 
@@ -129,8 +129,7 @@ def line(comparison: Comparison) -> str:
 
 
 def _gate(output: OutputDrift) -> Gate:
-    exact = output.kind == "exact"
-    return Gate(metric="equal" if exact else "sqnr", limit=100.0 if exact else LIMIT_DB, output=output.output)
+    return gate("equal", 100.0, output.output) if output.kind == "exact" else gate("sqnr", LIMIT_DB, output.output)
 
 
 def _draw(generator: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> Array:

@@ -1,20 +1,19 @@
-"""Run baseline and candidate on the same samples, and judge the difference.
+"""Run baseline and candidate on the same samples, and measure the difference.
 
 Touches: nothing itself; the runners run models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from trtopt.compare.gate import judge, parse_gates
 from trtopt.compare.metrics import Array, OutputMetrics
 from trtopt.data.dataset import Dataset, batches
 from trtopt.errors import DataError, ModelError
 from trtopt.events import Emit, Progress
-from trtopt.types import Comparison, GateResult, OutputDrift
+from trtopt.types import Comparison, OutputDrift
 
 
 class Runner(Protocol):
@@ -39,23 +38,29 @@ class Pair:
     names: tuple[str, str]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """How outputs are compared: the kinds of those that are not to be guessed, by output, and the user's own metrics as
+    `package.module:function`.
+    """
+
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    metrics: tuple[str, ...] = ()
+
+
 BATCH = 8
 """Samples joined into one run where data and models allow it: faster than one by one, small enough for any memory."""
 
-_WORST = 3
 
-
-def compare(pair: Pair, dataset: Dataset, gates: str, *, emit: Emit, batch: int = BATCH) -> Comparison:
-    """Return the drift of the candidate on all samples, and the verdict of the gates (as the user wrote them).
+def compare(pair: Pair, dataset: Dataset, measure: Measure, *, emit: Emit, batch: int = BATCH) -> Comparison:
+    """Return the drift of the candidate on all samples; `trtopt.compare.gate.judged` adds the verdict.
 
     `batch` is the most samples joined into one run; one by one where the dataset, or a model, does not keep them apart.
 
     Raises:
         ModelError: the candidate lacks an output, or gives it another shape or type.
-        UsageError: the gates do not parse.
         DataError: a sample cannot be loaded or run.
     """
-    thresholds = parse_gates(gates)
     metrics: dict[str, OutputMetrics] = {}
     done = 0
     size = batch if _joinable(pair, dataset) else 1
@@ -72,9 +77,7 @@ def compare(pair: Pair, dataset: Dataset, gates: str, *, emit: Emit, batch: int 
             metrics.setdefault(name, OutputMetrics(name)).add(array, candidate[name], joined.indices, labels)
         done += len(joined.indices)
         emit(Progress("compare", done, len(dataset)))
-    outputs = tuple(output.drift() for output in metrics.values())
-    first_bad = {output.name: _first_bad(output, dataset) for output in metrics.values() if output.bad}
-    results = judge(outputs, thresholds, done, first_bad)
+    outputs = tuple(output.drift(dataset.ids) for output in metrics.values())
     return Comparison(
         baseline=pair.names[0],
         candidate=pair.names[1],
@@ -84,14 +87,7 @@ def compare(pair: Pair, dataset: Dataset, gates: str, *, emit: Emit, batch: int 
         samples=done,
         labelled=any("accuracy" in output.values for output in outputs),
         outputs=outputs,
-        gates=results,
-        verdict="pass" if results and all(result.passed for result in results) else "fail",
-        warnings=(
-            *(f"{dataset.source}: {note}" for note in dataset.notes),
-            *_unfit(metrics, outputs, dataset),
-            *_ungated(outputs, results),
-            *_farthest(metrics, results, dataset),
-        ),
+        warnings=(*(f"{dataset.source}: {note}" for note in dataset.notes), *_unfit(metrics, outputs, dataset)),
     )
 
 
@@ -115,11 +111,6 @@ def _joinable(pair: Pair, dataset: Dataset) -> bool:
     return True
 
 
-def _first_bad(output: OutputMetrics, dataset: Dataset) -> str:
-    origin = f"; FP32 itself gives it in {output.bad_fp32}" if output.bad_fp32 else ""
-    return dataset.ids[output.bad[0]] + origin
-
-
 def _unfit(metrics: Mapping[str, OutputMetrics], outputs: tuple[OutputDrift, ...], dataset: Dataset) -> list[str]:
     """Say that there are labels and that no output's accuracy could be measured with them."""
     if dataset.labels is None or any("accuracy" in output.values for output in outputs):
@@ -127,17 +118,3 @@ def _unfit(metrics: Mapping[str, OutputMetrics], outputs: tuple[OutputDrift, ...
     scores = [name for name, output in metrics.items() if output.kind == "scores"]
     why = f"out of range, or FP32 no better than guessing ({', '.join(scores)})" if scores else "no output fits them"
     return [f"{dataset.source}: the labels are not used: {why}; agreement with FP32 is judged instead"]
-
-
-def _ungated(outputs: Sequence[OutputDrift], gates: Sequence[GateResult]) -> list[str]:
-    """Say which outputs the user's gates leave alone: a pass says nothing of them."""
-    held = {gate.output for gate in gates}
-    free = [output.output for output in outputs if output.output not in held]
-    return [f"no gate looks at output {', '.join(free)}: it may be anything"] if free else []
-
-
-def _farthest(metrics: Mapping[str, OutputMetrics], gates: Sequence[GateResult], dataset: Dataset) -> list[str]:
-    """Name the samples to look at first where a gate failed."""
-    failed = dict.fromkeys(gate.output for gate in gates if not gate.passed and gate.output in metrics)
-    worst = {name: [dataset.ids[i] for i in metrics[name].farthest(_WORST)] for name in failed}
-    return [f"output {name} is farthest from FP32 in {', '.join(ids)}" for name, ids in worst.items() if ids]

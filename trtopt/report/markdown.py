@@ -53,7 +53,7 @@ def _comparison(comparison: Comparison) -> list[str]:
         for gate in sorted(comparison.gates, key=lambda gate: gate.passed)
     ]
     metrics = [dict(words.metrics(output)) for output in comparison.outputs]
-    labels = [label for label in words.LABELS.values() if any(label in found for found in metrics)]
+    labels = list(dict.fromkeys(label for found in metrics for label in found))
     drift = [
         (output.output, output.kind, *(found.get(label, "") for label in labels))
         for output, found in zip(comparison.outputs, metrics, strict=True)

@@ -9,23 +9,9 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
+from trtopt.compare.catalog import METRICS
 from trtopt.types import Decision, Engine, GateResult, OutputDrift, Report
 
-_DIGITS = {"top1": ".2f", "top5": ".2f", "accuracy_fp32": ".2f", "accuracy": ".2f", "equal": ".3f", "sqnr": ".2f"}
-_UNITS = {"top1": " %", "top5": " %", "accuracy_fp32": " %", "accuracy": " %", "equal": " %", "sqnr": " dB"}
-LABELS = {
-    "accuracy_fp32": "accuracy, FP32",
-    "accuracy": "accuracy, candidate",
-    "top1": "top-1 agreement",
-    "top5": "top-5 agreement",
-    "cosine": "cosine",
-    "sqnr": "SQNR",
-    "rmse": "RMSE",
-    "max_abs": "max |error|",
-    "mean_abs": "mean |error|",
-    "equal": "equal elements",
-    "nonfinite": "samples with NaN or Inf",
-}
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"})
 _MAX_NAMED = 5
 
@@ -34,13 +20,19 @@ def number(metric: str, value: float) -> str:
     """A metric's value with its unit."""
     if math.isinf(value) and metric == "sqnr":
         return "identical" if value > 0 else "no signal"
-    return format(value, _DIGITS.get(metric, ".5g")) + _UNITS.get(metric, "")
+    known = METRICS.get(metric)
+    return f"{value:{known.format}}{known.unit and ' '}{known.unit}" if known else f"{value:.5g}"
+
+
+def label(metric: str) -> str:
+    """What a metric is called in a table; a user's own has the name that he gave it."""
+    return METRICS[metric].label if metric in METRICS else metric
 
 
 def metrics(output: OutputDrift) -> list[tuple[str, str]]:
     """(label, value) of each metric of an output, in reading order, uneventful ones left out."""
     shown = {name: value for name, value in output.values.items() if name != "nonfinite" or value}
-    return [(label, number(name, shown[name])) for name, label in LABELS.items() if name in shown]
+    return [(label(name), number(name, shown[name])) for name in dict.fromkeys((*METRICS, *shown)) if name in shown]
 
 
 def size(count: int) -> str:

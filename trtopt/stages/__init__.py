@@ -5,7 +5,7 @@ libraries that do the work.
 """
 
 from trtopt.stages.context import Context, environment, versions
-from trtopt.stages.engine import ENGINE_NOT_RUN, Evaluation, build, compare
+from trtopt.stages.engine import ENGINE_NOT_RUN, Evaluation, build, compare, gate
 from trtopt.stages.graph import Target, check_operators, prepare, set_precision
 from trtopt.stages.samples import calibrate, equalize, observe, open_data
 
@@ -20,6 +20,7 @@ __all__ = [
     "compare",
     "environment",
     "equalize",
+    "gate",
     "observe",
     "open_data",
     "prepare",

@@ -1,4 +1,4 @@
-"""The stages that make the engine and judge it: build, compare.
+"""The stages that make the engine and judge it: build, compare, gate.
 
 Touches: the run directory, through the store; reads the samples.
 """
@@ -6,12 +6,14 @@ Touches: the run directory, through the store; reads the samples.
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from trtopt.codec import encode
-from trtopt.config import BuildPlan
+from trtopt.config import BuildPlan, MeasurePlan
 from trtopt.data.dataset import Dataset
 from trtopt.stages.context import Context, versions
 from trtopt.types import Comparison, Engine, OnnxModel, ShapeRange, TypedModel
@@ -60,23 +62,25 @@ def build(context: Context, typed: TypedModel, ranges: Sequence[ShapeRange], pla
     return context.store.stage("build", key, Engine, make, engine_line)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """What to compare on: samples, gates as the user wrote them, a remark on where the candidate ran (empty: none), and
-    the fingerprints of the samples that it was calibrated on.
+    """What to compare on: samples, how outputs are read and measured, a remark on where the candidate ran (or nothing),
+    and the fingerprints of the samples that it was calibrated on.
     """
 
     dataset: Dataset
-    gates: str
+    measure: MeasurePlan
     ran: str = ""
     calibrated_on: tuple[str, ...] = ()
 
 
-def compare(context: Context, baseline: OnnxModel, candidate: OnnxModel, evaluation: Evaluation) -> Comparison:
-    """Baseline, candidate and samples -> drift and verdict."""
+def compare(
+    context: Context, baseline: OnnxModel, candidate: OnnxModel, evaluation: Evaluation, name: str = "compare"
+) -> Comparison:
+    """Baseline, candidate and samples -> drift, not judged yet; `name` is the stage's, where there are several."""
 
     def make(_: Path) -> Comparison:
-        from trtopt.compare.run import Pair, compare
+        from trtopt.compare.run import Measure, Pair, compare
         from trtopt.data.overlap import fingerprinted
         from trtopt.engine.onnxruntime import open_runner
 
@@ -85,9 +89,10 @@ def compare(context: Context, baseline: OnnxModel, candidate: OnnxModel, evaluat
             candidate=open_runner(candidate.path, device=context.device),
             names=(baseline.path.name, candidate.path.name),
         )
+        measure = Measure(kinds=_kinds(evaluation.measure.kinds), metrics=evaluation.measure.metrics)
         seen: set[str] = set()
         dataset = fingerprinted(evaluation.dataset, seen)
-        made = compare(pair, dataset, evaluation.gates, emit=context.emit)
+        made = compare(pair, dataset, measure, emit=context.emit)
         shared = len(seen & set(evaluation.calibrated_on))
         note = (f"{shared} of {made.samples} evaluation samples were calibrated on: no evidence for unseen data",)
         return replace(
@@ -100,13 +105,44 @@ def compare(context: Context, baseline: OnnxModel, candidate: OnnxModel, evaluat
         "baseline": baseline.digest,
         "candidate": candidate.digest,
         "data": evaluation.dataset.digest,
-        "gates": evaluation.gates,
+        "measure": encode(evaluation.measure),
         "calibrated_on": hashlib.sha256("".join(evaluation.calibrated_on).encode()).hexdigest(),
         "ran": evaluation.ran,
         "device": context.device,
         **versions("onnxruntime", "onnxruntime-gpu"),
     }
-    return context.store.stage("compare", key, Comparison, make, lambda made: f"{made.samples} samples: {made.verdict}")
+    return context.store.stage(name, key, Comparison, make, compared_line)
+
+
+def _kinds(flags: Sequence[str]) -> dict[str, str]:
+    """`OUTPUT=KIND` flags, parsed; the comparison itself checks the names."""
+    return {output: kind for output, _, kind in (flag.rpartition("=") for flag in flags)}
+
+
+def gate(context: Context, comparison: Comparison, gates: str, name: str = "gate") -> Comparison:
+    """Drift and thresholds (as the user wrote them; blank: the defaults) -> the same with a verdict."""
+
+    def make(_: Path) -> Comparison:
+        from trtopt.compare.gate import judged
+
+        return judged(comparison, gates)
+
+    measured = hashlib.sha256(json.dumps(encode(comparison)).encode()).hexdigest()
+    key = {"comparison": measured, "gates": gates, **versions("scipy")}
+    return context.store.stage(name, key, Comparison, make, judged_line)
+
+
+def compared_line(comparison: Comparison) -> str:
+    """One line about drift: the worst SQNR, or agreement, of the outputs."""
+    errors = [output.values["sqnr"] for output in comparison.outputs if "sqnr" in output.values]
+    worst = f", SQNR {min(errors):.1f} dB" + (" at worst" if len(errors) > 1 else "") if errors else ""
+    return f"{comparison.samples} samples{worst if errors and math.isfinite(min(errors)) else ''}"
+
+
+def judged_line(comparison: Comparison) -> str:
+    """One line about the gates."""
+    passed = sum(gate.passed for gate in comparison.gates)
+    return f"{passed} of {len(comparison.gates)} hold: {comparison.verdict}"
 
 
 def engine_line(engine: Engine) -> str:

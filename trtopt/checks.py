@@ -1,0 +1,72 @@
+"""What can be wrong with a plan before anything is run or written: misspelt names, missing files, flags at odds.
+
+Touches: looks whether files exist.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trtopt.config import BACKENDS, RESTS, ConvertPlan, DataPlan
+from trtopt.errors import DataError, ModelError, UsageError
+from trtopt.types import OnnxModel
+
+
+def names(plan: ConvertPlan) -> None:
+    """Refuse a misspelt name now, not after an hour of calibration."""
+    from trtopt.calibrate import check_name
+    from trtopt.compare.gate import parse_gates
+
+    parse_gates(plan.gates)
+    check_name(plan.method)
+    for flag, name, known in (("--backend", plan.build.backend, BACKENDS), ("--rest", plan.rest, RESTS)):
+        if name not in known:
+            raise UsageError(f"{flag} {name} is unknown", fix=f"Choose one of {', '.join(known)}")
+
+
+def gates(gates: str, model: OnnxModel) -> None:
+    """Refuse a gate that does not parse or names no output now, not after the build."""
+    from trtopt.compare.gate import parse_gates
+
+    outputs = [spec.name for spec in model.outputs]
+    for gate in parse_gates(gates):
+        if gate.output and gate.output not in outputs:
+            raise UsageError(
+                f"--gate names {gate.output}, which is no output of {model.path.name}",
+                fix=f"Its outputs are: {', '.join(outputs)}",
+            )
+
+
+def pair(baseline: OnnxModel, candidate: OnnxModel) -> None:
+    """Refuse a candidate that takes other inputs than the baseline."""
+    ours, theirs = ({spec.name for spec in model.inputs} for model in (baseline, candidate))
+    if ours != theirs:
+        raise ModelError(
+            f"{candidate.path} is no candidate for {baseline.path}",
+            why=f"its inputs are {', '.join(sorted(theirs))}, those of the baseline {', '.join(sorted(ours))}",
+            fix="Compare a model with what was made from it",
+        )
+
+
+def exists(plan: DataPlan | None) -> None:
+    """Refuse data that is not there."""
+    if plan is not None and ":" not in plan.source and not Path(plan.source).exists():
+        raise DataError(f"{plan.source}: no such file or folder", fix="Name a folder of pictures, .npy, .npz or .jsonl")
+
+
+def data_flags(plan: ConvertPlan, *, needs_table: bool) -> None:
+    """Refuse a conversion without the samples that it needs."""
+    exists(plan.calib)
+    exists(plan.data)
+    if needs_table and plan.calib is None and plan.table is None:
+        raise UsageError(
+            f"--precision {plan.precision} needs calibration data",
+            why="scales are measured on real samples, never on random ones",
+            fix="Add --calib DATA (100 to 500 samples like those of production), or --calib-table FILE",
+        )
+    if plan.compare and plan.calib is None and plan.data is None:
+        raise UsageError(
+            "nothing to compare on",
+            why="an engine is called safe only after its outputs were compared with FP32 on your data",
+            fix="Add --data DATA, or give up the verdict with --no-compare",
+        )

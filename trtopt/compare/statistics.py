@@ -1,0 +1,121 @@
+"""What a number of samples can tell: confidence bounds of a share and of a drop in accuracy, and when they settle a
+limit.
+
+Every bound here is one-sided at `CONFIDENCE`: the true value lies above `high` in at most about 5 % of cases, and below
+`low` in as many.
+
+Touches: nothing. scipy is imported when it is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from trtopt.types import Verdict
+
+CONFIDENCE = 0.95
+_Z = NormalDist().inv_cdf(CONFIDENCE)
+_MOST_SAMPLES = 10_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """An estimate, as a share of the samples (0.01 is one percent), and its one-sided bounds."""
+
+    value: float
+    low: float
+    high: float
+
+
+def share(hits: int, samples: int) -> Bounds:
+    """Bounds of a share by Wilson's score interval (Wilson 1927, J. Am. Stat. Assoc. 22:209).
+
+    Raises:
+        ValueError: there are no samples, or more hits than samples.
+    """
+    from scipy.stats import binomtest
+
+    found = binomtest(hits, samples).proportion_ci(2 * CONFIDENCE - 1, method="wilson")
+    return Bounds(value=hits / samples, low=float(found.low), high=float(found.high))
+
+
+def drop(only_before: int, only_after: int, samples: int) -> Bounds:
+    """Bounds of the drop in accuracy on the same samples, `(only_before - only_after) / samples`.
+
+    `only_before` samples were right before and wrong after, `only_after` the other way round; those on which both agree
+    say nothing of the drop but their number. The bounds are Tango's score interval for a difference of paired shares
+    (Tango 1998, Statistics in Medicine 17:891), which holds for small counts, too, and for none.
+
+    Raises:
+        ValueError: there are no samples, or fewer than the two counts.
+    """
+    from scipy.optimize import brentq
+
+    if samples <= 0 or min(only_before, only_after) < 0 or only_before + only_after > samples:
+        raise ValueError(f"{only_before} and {only_after} of {samples} samples")
+    value = (only_before - only_after) / samples
+    edge = 1.0 - 1e-12
+
+    def score(delta: float) -> float:
+        # Most likely rate of `only_after` samples if the drop were `delta`: the positive root of a quadratic.
+        a = 2.0 * samples
+        b = -only_before - only_after + (2.0 * samples - only_before + only_after) * delta
+        c = -only_after * delta * (1.0 - delta)
+        rate = (math.sqrt(max(b * b - 4.0 * a * c, 0.0)) - b) / (2.0 * a)
+        variance = samples * (2.0 * rate + delta * (1.0 - delta))
+        difference = only_before - only_after - samples * delta
+        return difference / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, difference)
+
+    def solve(wanted: float, start: float, stop: float) -> float:
+        # `score` falls from one end to the other; beside the estimate itself it is 0, or undefined without discordance.
+        near = start if score(start) > wanted else None
+        if near is None or score(stop) > wanted:
+            return start if near is None else stop
+        return float(brentq(lambda delta: max(-1e9, min(1e9, score(delta))) - wanted, start, stop, xtol=1e-12))
+
+    return Bounds(value=value, low=solve(_Z, -edge, value), high=solve(-_Z, value, edge))
+
+
+def mcnemar(only_before: int, only_after: int) -> float:
+    """The p-value of McNemar's exact test that neither is right more often (McNemar 1947, Psychometrika 12:153)."""
+    from scipy.stats import binomtest
+
+    discordant = only_before + only_after
+    return float(binomtest(only_before, discordant, 0.5).pvalue) if discordant else 1.0
+
+
+def settles(bounds: Bounds, limit: float, *, floor: bool = False) -> Verdict:
+    """`pass` when the value is shown to be at most `limit` (`floor`: at least), `fail` when it is shown not to be, else
+    `inconclusive`. A limit of exactly 0 (`floor`: 1) asks for no exception in these samples, and is held against the
+    value itself: no number of samples would show that there is none.
+    """
+    if floor:
+        mirrored = Bounds(value=1.0 - bounds.value, low=1.0 - bounds.high, high=1.0 - bounds.low)
+        return settles(mirrored, 1.0 - limit)
+    if limit == 0:
+        return "pass" if bounds.value <= 0 else "fail"
+    if bounds.high <= limit:
+        return "pass"
+    return "fail" if bounds.low > limit else "inconclusive"
+
+
+def needed(estimate: Callable[[int], Bounds], limit: float, *, floor: bool = False) -> int:
+    """About how many samples would settle the limit, if the shares stay as they are; 0 when no number would.
+
+    `estimate(n)` are the bounds with `n` samples.
+    """
+    count = 1
+    while settles(estimate(count), limit, floor=floor) == "inconclusive":
+        count *= 2
+        if count > _MOST_SAMPLES:
+            return 0
+    low, high = count // 2, count
+    while high - low > max(1, high // 200):  # to two digits: it is an estimate from an estimate
+        middle = (low + high) // 2
+        open_ = settles(estimate(middle), limit, floor=floor) == "inconclusive"
+        low, high = (middle, high) if open_ else (low, middle)
+    digits: int = 10 ** max(len(str(high)) - 2, 0)
+    return math.ceil(high / digits) * digits

@@ -1,0 +1,155 @@
+"""`trtopt compare` from top to bottom: candidates beside one baseline, and new thresholds for what was measured before.
+
+Touches: the run directory, through the store; an earlier run's report.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from trtopt import checks, stages
+from trtopt.candidate import Candidate, resolve
+from trtopt.codec import decode
+from trtopt.config import ComparePlan, JudgePlan
+from trtopt.errors import UsageError
+from trtopt.events import Emit, Warned, silent
+from trtopt.stages import report as reporting
+from trtopt.store import open_store
+from trtopt.types import CandidateReport, Comparison, Layers, Report, Verdict
+
+
+def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
+    """Compare candidates with the FP32 baseline, and judge them.
+
+    Raises:
+        TrtoptError: something given cannot be used.
+    """
+    from trtopt.export.onnx import describe
+
+    baseline = describe(plan.baseline)
+    candidates = {str(path): resolve(path) for path in plan.candidates}
+    checks.gates(plan.gates, baseline)
+    for candidate in candidates.values():
+        checks.pair(baseline, candidate.onnx)
+    checks.exists(plan.data)
+    warnings: list[str] = []
+    with open_store(plan.run_dir, emit) as store:
+        context = stages.Context(store=store, emit=reporting.recording(emit, warnings), device=plan.device)
+        dataset = stages.open_data(plan.data, baseline)
+        for note in dataset.notes:
+            context.emit(Warned(f"{plan.data.source}: {note}"))
+        comparisons: dict[str, Comparison] = {}
+        layers: Layers | None = None
+        for name, candidate in candidates.items():
+            suffix = f" {name}" if len(candidates) > 1 else ""
+            evaluation = stages.Evaluation(
+                dataset=dataset, measure=plan.measure, ran=candidate.ran, calibrated_on=candidate.calibrated_on
+            )
+            measured = stages.compare(context, baseline, candidate.onnx, evaluation, f"compare{suffix}")
+            comparisons[name] = stages.gate(context, measured, plan.gates, f"gate{suffix}")
+            if plan.layers:
+                raise UsageError("--layers")
+        only = next(iter(candidates.values())) if len(candidates) == 1 else None
+        report = Report(
+            schema_version=reporting.REPORT_SCHEMA,
+            command="compare",
+            verdict=_worst(list(comparisons.values())),
+            model=str(plan.baseline),
+            precision=only.typed.precision if only and only.typed else "",
+            run_dir=plan.run_dir,
+            stages=tuple(store.outcomes),
+            typed=only.typed if only else None,
+            engine=only.engine if only else None,
+            comparison=next(iter(comparisons.values())) if only else None,
+            warnings=reporting.remarks(warnings, *comparisons.values()),
+            environment=stages.environment(),
+            layers=layers,
+            candidates=() if only else _table(candidates, comparisons),
+            allow_inconclusive=plan.allow_inconclusive,
+            list_worst=plan.worst,
+        )
+        reporting.write(store, report)
+    return report
+
+
+def judge_again(plan: JudgePlan) -> Report:
+    """Hold new thresholds against what an earlier run measured; nothing is run, and nothing is written.
+
+    Raises:
+        UsageError: the directory holds no report of this version, or the gates do not fit what was measured.
+    """
+    from trtopt.compare.gate import judged
+
+    path = plan.run / "report.json"
+    try:
+        earlier = decode(Report, json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        why = "there is none" if missing else "it cannot be read, or another version wrote it"
+        raise UsageError(f"no report at {path}", why=why, fix="Name a run directory of this version") from error
+    before = [earlier.comparison] if earlier.comparison else [each.comparison for each in earlier.candidates]
+    if not before:
+        why = f"it is of trtopt {earlier.command}"
+        raise UsageError(f"{path} holds no comparison", why=why, fix="Run trtopt compare")
+    after = [judged(comparison, plan.gates) for comparison in before]
+    stale = {line for comparison in before for line in comparison.remarks}
+    candidates = [replace(row, comparison=new) for row, new in zip(earlier.candidates, after, strict=False)]
+    return replace(
+        earlier,
+        command="compare",
+        verdict=_worst(after),
+        comparison=after[0] if earlier.comparison else None,
+        candidates=tuple(candidates),
+        warnings=reporting.remarks([line for line in earlier.warnings if line not in stale], *after),
+        allow_inconclusive=plan.allow_inconclusive,
+        list_worst=plan.worst,
+    )
+
+
+def _worst(comparisons: Sequence[Comparison]) -> Verdict:
+    found = {comparison.verdict for comparison in comparisons}
+    return "fail" if "fail" in found else "inconclusive" if "inconclusive" in found else "pass"
+
+
+def _table(candidates: dict[str, Candidate], comparisons: dict[str, Comparison]) -> tuple[CandidateReport, ...]:
+    """A row for each candidate, the Pareto-best marked."""
+    rows = [_row(name, candidate, comparisons[name]) for name, candidate in candidates.items()]
+    return tuple(replace(row, pareto=not any(_beats(other, row) for other in rows)) for row in rows)
+
+
+def _row(name: str, candidate: Candidate, comparison: Comparison) -> CandidateReport:
+    timing = candidate.fastest()
+    return CandidateReport(
+        name=name,
+        precision=candidate.typed.precision if candidate.typed else "",
+        size_bytes=candidate.engine.size_bytes if candidate.engine else candidate.onnx.path.stat().st_size,
+        comparison=comparison,
+        latency=timing.p50 if timing else math.nan,
+        latency_batch=timing.batch if timing else 0,
+        pareto=False,
+    )
+
+
+def _beats(other: CandidateReport, row: CandidateReport) -> bool:
+    """Whether `other` is better in size, drift or latency, and worse in none; a latency counts where both have it."""
+    ours, theirs = _costs(row), _costs(other)
+    both = [(mine, his) for mine, his in zip(ours, theirs, strict=True) if not math.isnan(mine + his)]
+    return any(his < mine for mine, his in both) and all(his <= mine for mine, his in both)
+
+
+def _costs(row: CandidateReport) -> tuple[float, float, float]:
+    return float(row.size_bytes), -quality(row.comparison), row.latency
+
+
+def quality(comparison: Comparison) -> float:
+    """How near to FP32 a candidate is, for an order of candidates: the SQNR in dB of its worst floating-point output,
+    or where there is none the share of equal elements.
+    """
+    for metric in ("sqnr", "equal"):
+        found = [output.values[metric] for output in comparison.outputs if metric in output.values]
+        if found:
+            return min(found)
+    return math.nan
