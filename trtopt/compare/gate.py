@@ -231,7 +231,7 @@ def _accuracy(gate: Gate, output: OutputDrift) -> GateResult:
 
 def _scaled(bounds: Callable[..., Bounds], samples: int, *hits: int) -> Callable[[int], Bounds]:
     """The bounds as they would be with another number of samples, of which the same shares are hits."""
-    return lambda count: bounds(*(round(each * count / samples) for each in hits), count)
+    return lambda count: bounds(*(each * count / samples for each in hits), count)
 
 
 def _settled(gate: Gate, output: OutputDrift, claim: _Claim) -> GateResult:
@@ -240,7 +240,8 @@ def _settled(gate: Gate, output: OutputDrift, claim: _Claim) -> GateResult:
     more = needed(claim.estimate, limit, floor=claim.floor) if found == "inconclusive" else 0
     value, low, high = (round(100 * number, 12) for number in (bounds.value, bounds.low, bounds.high))
     bound = "at least" if claim.floor else "limit"
-    reason = f"{claim.text}, 95 % bounds {low:.2f} to {high:.2f}, {bound} {gate.limit:g}"
+    shown = " to ".join(_digits(number, gate.limit, ".{}f", 2) for number in (low, high))
+    reason = f"{claim.text}, 95 % bounds {shown}, {bound} {gate.limit:g} %"
     if found == "inconclusive":
         settle = f"about {more} would settle it" if more else "it lies at the limit"
         reason += f": {claim.samples} samples are too few to tell, {settle}"
@@ -260,7 +261,7 @@ def _settled(gate: Gate, output: OutputDrift, claim: _Claim) -> GateResult:
 def _level(gate: Gate, output: OutputDrift) -> GateResult:
     value = output.values[gate.metric]
     unit = f" {METRICS[gate.metric].unit}".rstrip() if gate.metric in METRICS else ""
-    shown = _digits(value, gate.limit)
+    shown = _digits(value, gate.limit, ".{}g", 5)
     # Written so that NaN fails.
     passed = value <= gate.limit if gate.sense == "at most" else value >= gate.limit
     return GateResult(
@@ -273,10 +274,10 @@ def _level(gate: Gate, output: OutputDrift) -> GateResult:
     )
 
 
-def _digits(value: float, limit: float) -> str:
+def _digits(value: float, limit: float, style: str, digits: int) -> str:
     """The value with as many digits as it takes to see on which side of the limit it is."""
-    for count in range(5, 18):
-        text = f"{value:.{count}g}"
+    for count in range(digits, 18):
+        text = format(value, style.format(count))
         if not math.isfinite(value) or (float(text) > limit, float(text) < limit) == (value > limit, value < limit):
             return text
     return repr(value)

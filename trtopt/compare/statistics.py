@@ -1,8 +1,10 @@
 """What a number of samples can tell: confidence bounds of a share and of a drop in accuracy, and when they settle a
 limit.
 
-Every bound here is one-sided at `CONFIDENCE`: the true value lies above `high` in at most about 5 % of cases, and below
-`low` in as many.
+Every bound here is one-sided at 95 %, and truly so: the true value lies above `high` in at most 5 % of cases, and below
+`low` in at most 5 %. That is why a share has the exact bounds and not Wilson's, which at a limit of 1 % pass a share of
+just that in 6.8 % of cases (268 samples, none of them different) and fail it in up to 14 % (30 to 130 samples, one of
+them different).
 
 Touches: nothing. scipy is imported when it is needed.
 """
@@ -17,7 +19,11 @@ from statistics import NormalDist
 from trtopt.types import Verdict
 
 CONFIDENCE = 0.95
-_Z = NormalDist().inv_cdf(CONFIDENCE)
+_Z = NormalDist().inv_cdf(0.98)
+"""Tango's interval approximates: where few samples are discordant, its bounds at 95 % err in up to 7.3 % of cases. At a
+nominal 98 % they err in at most 4.0 % of 30 to 3,000 samples, limits from 0.2 to 10 %, and any churn up to 25 %
+(enumerated; the tests do it for a part of them)."""
+
 _MOST_SAMPLES = 10_000_000
 
 
@@ -30,19 +36,22 @@ class Bounds:
     high: float
 
 
-def share(hits: int, samples: int) -> Bounds:
-    """Bounds of a share by Wilson's score interval (Wilson 1927, J. Am. Stat. Assoc. 22:209).
+def share(hits: float, samples: int) -> Bounds:
+    """Bounds of a share, exact (Clopper and Pearson 1934, Biometrika 26:404). `hits` may be a fraction, for estimates.
 
     Raises:
         ValueError: there are no samples, or more hits than samples.
     """
-    from scipy.stats import binomtest
+    from scipy.special import betaincinv
 
-    found = binomtest(hits, samples).proportion_ci(2 * CONFIDENCE - 1, method="wilson")
-    return Bounds(value=hits / samples, low=float(found.low), high=float(found.high))
+    if not 0 <= hits <= samples or samples <= 0:
+        raise ValueError(f"{hits} of {samples} samples")
+    low = float(betaincinv(hits, samples - hits + 1, 1.0 - CONFIDENCE)) if hits > 0 else 0.0
+    high = float(betaincinv(hits + 1, samples - hits, CONFIDENCE)) if hits < samples else 1.0
+    return Bounds(value=hits / samples, low=low, high=high)
 
 
-def drop(only_before: int, only_after: int, samples: int) -> Bounds:
+def drop(only_before: float, only_after: float, samples: int) -> Bounds:
     """Bounds of the drop in accuracy on the same samples, `(only_before - only_after) / samples`.
 
     `only_before` samples were right before and wrong after, `only_after` the other way round; those on which both agree
@@ -67,16 +76,14 @@ def drop(only_before: int, only_after: int, samples: int) -> Bounds:
         rate = (math.sqrt(max(b * b - 4.0 * a * c, 0.0)) - b) / (2.0 * a)
         variance = samples * (2.0 * rate + delta * (1.0 - delta))
         difference = only_before - only_after - samples * delta
-        return difference / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, difference)
+        if abs(difference) < 1e-9:  # at the estimate, where the variance may be 0, too
+            return 0.0
+        return difference / math.sqrt(variance) if variance > 0 else math.copysign(1e9, difference)
 
-    def solve(wanted: float, start: float, stop: float) -> float:
-        # `score` falls from one end to the other; beside the estimate itself it is 0, or undefined without discordance.
-        near = start if score(start) > wanted else None
-        if near is None or score(stop) > wanted:
-            return start if near is None else stop
-        return float(brentq(lambda delta: max(-1e9, min(1e9, score(delta))) - wanted, start, stop, xtol=1e-12))
-
-    return Bounds(value=value, low=solve(_Z, -edge, value), high=solve(-_Z, value, edge))
+    # The score falls from one end of [-1, 1] to the other, and is 0 at the estimate.
+    low = -1.0 if score(-edge) < _Z else brentq(lambda delta: score(delta) - _Z, -edge, value, xtol=1e-12)
+    high = 1.0 if score(edge) > -_Z else brentq(lambda delta: score(delta) + _Z, value, edge, xtol=1e-12)
+    return Bounds(value=value, low=float(low), high=float(high))
 
 
 def mcnemar(only_before: int, only_after: int) -> float:
