@@ -7,16 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from trtopt.types import (
+    CandidateReport,
     Comparison,
     Decision,
     Engine,
     GateResult,
+    LayerDrift,
+    Layers,
     OnnxModel,
     OutputDrift,
     Report,
     StageOutcome,
     TensorSpec,
     TypedModel,
+    WorstSample,
 )
 
 TOP1 = GateResult(
@@ -24,15 +28,15 @@ TOP1 = GateResult(
     metric="top1",
     value=0.5,
     limit=1.0,
-    passed=True,
+    verdict="pass",
     reason="top-1 accuracy drops by 0.50 points (97.40 % -> 96.90 %), limit 1",
     default=True,
 )
 SQNR = GateResult(
-    output="boxes:0", metric="sqnr", value=12.5, limit=20.0, passed=False, reason="sqnr is 12.5 dB, must be 20 dB"
+    output="boxes:0", metric="sqnr", value=12.5, limit=20.0, verdict="fail", reason="sqnr is 12.5 dB, must be 20 dB"
 )
 UNJUDGED = GateResult(
-    output="", metric="equal", value=math.nan, limit=99.0, passed=False, reason="equal could not be evaluated"
+    output="", metric="equal", value=math.nan, limit=99.0, verdict="fail", reason="equal could not be evaluated"
 )
 MODEL = OnnxModel(
     path=Path("out/typed.onnx"),
@@ -76,13 +80,22 @@ COMPARISON = Comparison(
             kind="scores",
             values={"accuracy_fp32": 97.4, "accuracy": 96.9, "top1": 99.0, "sqnr": math.inf, "nonfinite": 0.0},
         ),
-        OutputDrift(output="boxes:0", kind="values", values={"cosine": 0.98, "sqnr": 12.5, "nonfinite": 0.0}),
+        OutputDrift(
+            output="boxes:0",
+            kind="values",
+            values={"cosine": 0.98, "sqnr": 12.5, "nonfinite": 0.0},
+            worst=(
+                WorstSample(sample="cat.png", index=4, sqnr=3.25, note="another class than FP32"),
+                WorstSample(sample="dog.png", index=1, sqnr=8.0),
+                WorstSample(sample="eel.png", index=2, sqnr=9.0),
+            ),
+        ),
     ),
     gates=(TOP1,),
     verdict="pass",
 )
 PASSED = Report(
-    schema_version=1,
+    schema_version=2,
     command="convert",
     verdict="pass",
     model="model.onnx",
@@ -112,13 +125,75 @@ NO_ENGINE = replace(
         StageOutcome(name="build", status="unavailable", seconds=0.0, summary="no TensorRT here. Install it: pip ..."),
     ),
 )
+OPEN = GateResult(
+    output="logits",
+    metric="top1",
+    value=0.0,
+    limit=1.0,
+    verdict="inconclusive",
+    reason="top-1 differs from FP32 on 0.00 % of samples, 95 % bounds 0.00 to 2.95, limit 1 %: 100 samples are too few "
+    "to tell, about 300 would settle it",
+    low=0.0,
+    high=2.95,
+    needed=300,
+)
+INCONCLUSIVE = replace(
+    PASSED, verdict="inconclusive", comparison=replace(COMPARISON, verdict="inconclusive", gates=(OPEN,))
+)
+ALLOWED = replace(INCONCLUSIVE, allow_inconclusive=True)
+LAYERS = Layers(
+    layers=(
+        LayerDrift(node="stem", op="Conv", tensor="a", precision="int8", sqnr=41.5, sqnr_in=math.inf, added=7e-5),
+        LayerDrift(node="body", op="Conv", tensor="b", precision="int8", sqnr=0.5, sqnr_in=41.5, added=0.89),
+        LayerDrift(node="head", op="Gemm", tensor="c", precision="fp16", sqnr=1.5, sqnr_in=0.5, added=0.01),
+    ),
+    jump="body",
+    reason="the noise that it adds is 89 % of its output, 41 dB above the median of int8 layers",
+    samples=8,
+    data="eval.npz",
+)
+JUMPED = replace(FAILED, layers=LAYERS, list_worst=2)
 COMPARED = replace(PASSED, command="compare", precision="", typed=None, engine=None, warnings=())
+
+SEVERAL = replace(
+    COMPARED,
+    verdict="fail",
+    comparison=None,
+    candidates=(
+        CandidateReport(
+            name="out/fp16",
+            precision="fp16",
+            size_bytes=2_000_000,
+            comparison=COMPARISON,
+            latency=1.25,
+            latency_batch=1,
+            pareto=True,
+        ),
+        CandidateReport(
+            name="out/int8",
+            precision="int8",
+            size_bytes=1_000_000,
+            comparison=replace(COMPARISON, verdict="fail", gates=(TOP1, SQNR)),
+            latency=math.nan,
+            latency_batch=0,
+            pareto=False,
+        ),
+    ),
+)
 
 NASTY = "a[/b]|`<i>&*_:grin:\x1b[2J\r\n%,::error::\\ \ud7ff\ufffe\x00é"
 """A name that a hostile model may carry: markup of rich and Markdown, HTML, a terminal escape, what XML cannot hold."""
 
 HOSTILE = replace(
     FAILED,
+    list_worst=1,
+    layers=replace(
+        LAYERS,
+        layers=(replace(LAYERS.layers[0], node=NASTY, op=NASTY, tensor=NASTY, precision=NASTY),),
+        jump=NASTY,
+        reason=NASTY,
+        data=NASTY,
+    ),
     model=NASTY,
     warnings=(NASTY,),
     run_dir=Path(NASTY.replace("\x00", "")),
@@ -131,7 +206,14 @@ HOSTILE = replace(
         baseline_ran=NASTY,
         candidate_ran=NASTY,
         verdict="fail",
-        outputs=(OutputDrift(output=NASTY, kind="values", values={"cosine": math.nan, "sqnr": -math.inf}),),
+        outputs=(
+            OutputDrift(
+                output=NASTY,
+                kind="values",
+                values={"cosine": math.nan, "sqnr": -math.inf},
+                worst=(WorstSample(sample=NASTY, index=0, sqnr=-math.inf, note=NASTY),),
+            ),
+        ),
         gates=(replace(SQNR, output=NASTY, reason=NASTY),),
     ),
 )
@@ -163,5 +245,9 @@ ALL = {
     "unchecked": UNCHECKED,
     "no-engine": NO_ENGINE,
     "compared": COMPARED,
+    "inconclusive": INCONCLUSIVE,
+    "allowed": ALLOWED,
+    "jumped": JUMPED,
+    "several": SEVERAL,
     "hostile": HOSTILE,
 }

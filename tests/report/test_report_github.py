@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from report.reports import COMPARED, FAILED, HOSTILE, SQNR, TOP1, UNCHECKED, UNJUDGED
+from report.reports import ALLOWED, COMPARED, FAILED, HOSTILE, INCONCLUSIVE, JUMPED, SQNR, TOP1, UNCHECKED, UNJUDGED
 
 from trtopt.report import render
 
@@ -32,7 +32,7 @@ def test_github_keeps_to_ten_annotations_and_says_so() -> None:
     gates = tuple(replace(SQNR, output=str(i), value=20.0 - i) for i in range(1, 14))
     lines = render("github", replace(FAILED, comparison=replace(FAILED.comparison, gates=gates))).splitlines()
     assert [line.split("::")[1] for line in lines[:10]] == [f"error title=trtopt {i}%3A sqnr" for i in range(13, 3, -1)]
-    assert lines[10] == "3 more gates failed: see report.json"
+    assert lines[10] == "3 more gates do not hold: see report.json"
 
 
 def test_github_escapes_what_would_start_another_command() -> None:
@@ -48,3 +48,18 @@ def test_github_escapes_as_the_runner_unescapes() -> None:
     assert FAILED.comparison is not None
     report = replace(FAILED, warnings=(), comparison=replace(FAILED.comparison, gates=(gate, TOP1)))
     assert render("github", report) == "::error title=trtopt a%3Ab%2Cc%3A equal::50 %25%0D%0Aof it\n"
+
+
+def test_github_annotates_the_layer_where_drift_jumps_before_all_else() -> None:
+    first = render("github", JUMPED).splitlines()[0]
+    assert first == (
+        "::error title=trtopt layer body::the noise that it adds is 89 %25 of its output, 41 dB above the median of "
+        "int8 layers"
+    )
+
+
+def test_github_fails_what_is_inconclusive_unless_it_is_allowed() -> None:
+    assert render("github", INCONCLUSIVE).startswith("::error title=trtopt logits%3A top1::top-1 differs from FP32 on")
+    allowed = render("github", ALLOWED)
+    assert "::error" not in allowed
+    assert "::warning title=trtopt convert::INCONCLUSIVE: logits: top1 takes about 300 samples" in allowed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from report.reports import FAILED, HOSTILE, HUGE
+from report.reports import FAILED, HOSTILE, HUGE, JUMPED, SEVERAL
 
 from trtopt.report import render
 
@@ -45,4 +45,17 @@ def test_markdown_cells_stay_cells() -> None:
     assert all(ord(character) >= 32 or character == "\n" for character in text)
     for row in (line for line in text.splitlines() if line.startswith("|")):
         bars = row.replace("\\\\", "").replace("\\|", "").count("|")
-        assert bars in (4, 5)  # tables of three and four columns
+        assert bars in (4, 5, 7)  # tables of three, four and six columns
+
+
+def test_markdown_shows_the_worst_layers_and_samples() -> None:
+    text = render("markdown", JUMPED)
+    assert "**Drift first jumps at `body`: **the noise that it adds is 89 % of its output" in text
+    assert "| body | Conv | int8 | 0.5 dB | 41.5 dB | 89 % |" in text
+    assert "| boxes:0 | cat.png | 3.2 dB | another class than FP32 |" in text
+
+
+def test_markdown_puts_candidates_into_one_table() -> None:
+    text = render("markdown", SEVERAL)
+    assert "| out/fp16 | fp16 | 2.00 MB | 96.90 % | 99.00 % | 12.5 dB | 1.25 ms (batch 1) | PASS, best |" in text
+    assert "| out/int8 | int8 | 1.00 MB |" in text

@@ -7,7 +7,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from report.reports import ALL, COMPARED, FAILED, HUGE, NO_ENGINE, PASSED
+from report.reports import ALL, COMPARED, FAILED, HUGE, INCONCLUSIVE, JUMPED, NO_ENGINE, PASSED, SEVERAL
 from rich.console import Console
 
 from trtopt.report import render, show, words
@@ -57,6 +57,7 @@ gates
 
 warning: eval.npz: recipe imagenet assumed
 
+where it comes from: trtopt compare model.onnx out --data eval.npz --layers
 report: out/report.json
 FAIL: boxes:0: sqnr; equal
 """
@@ -145,3 +146,23 @@ def test_show_colours_the_verdict_on_a_terminal_only(monkeypatch: pytest.MonkeyP
         shown.append(stream.getvalue())
     assert shown[0] == render("text", PASSED)
     assert "\x1b[1;32mPASS: 1 of 1 gates hold\x1b[0m\n" in shown[1]
+
+
+def test_what_the_samples_cannot_tell_is_open() -> None:
+    text = render("text", INCONCLUSIVE)
+    assert "  open  logits: top1  top-1 differs from FP32" in text
+    assert text.endswith("INCONCLUSIVE: logits: top1 takes about 300 samples\n")
+
+
+def test_text_lists_the_worst_layers_and_samples() -> None:
+    lines = [" ".join(line.split()) for line in render("text", JUMPED).splitlines()]
+    assert "drift by layer, the worst of 3, on 8 samples of eval.npz" in lines
+    assert lines.index("body Conv int8 0.5 dB 41.5 dB 89 %") < lines.index("stem Conv int8 41.5 dB identical 0.007 %")
+    assert "boxes:0 cat.png 3.2 dB another class than FP32" in lines
+
+
+def test_text_puts_candidates_into_one_table() -> None:
+    lines = [" ".join(line.split()) for line in render("text", SEVERAL).splitlines()]
+    assert "candidate precision size accuracy agreement SQNR latency verdict" in lines
+    assert "out/fp16 fp16 2.00 MB 96.90 % 99.00 % 12.5 dB 1.25 ms (batch 1) PASS, best" in lines
+    assert "out/int8 int8 1.00 MB 96.90 % 99.00 % 12.5 dB FAIL" in lines

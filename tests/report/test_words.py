@@ -7,9 +7,19 @@ import time
 from dataclasses import replace
 
 import pytest
-from report.reports import COMPARED, FAILED, NO_ENGINE, PASSED, UNCHECKED
+from report.reports import (
+    ALLOWED,
+    COMPARED,
+    FAILED,
+    INCONCLUSIVE,
+    JUMPED,
+    LAYERS,
+    NO_ENGINE,
+    PASSED,
+    SEVERAL,
+    UNCHECKED,
+)
 
-from trtopt.compare.metrics import METRICS
 from trtopt.report import words
 from trtopt.types import Decision, Report
 
@@ -42,8 +52,47 @@ def test_a_pass_without_an_engine_says_so_where_one_was_asked_for(report: Report
     assert words.verdict(report) == f"PASS: 1 of 1 gates hold{remark}"
 
 
-def test_every_metric_has_a_label() -> None:
-    assert words.LABELS.keys() == METRICS.keys()
+def test_a_metric_of_the_users_own_keeps_its_name() -> None:
+    assert words.label("sqnr") == "SQNR"
+    assert words.label("word_errors") == "word_errors"
+    assert words.number("word_errors", 0.123456789) == "0.12346"
+
+
+def test_an_inconclusive_verdict_says_how_many_samples_it_takes() -> None:
+    assert words.verdict(INCONCLUSIVE) == "INCONCLUSIVE: logits: top1 takes about 300 samples"
+    assert words.verdict(ALLOWED) == "INCONCLUSIVE: logits: top1 takes about 300 samples, which is allowed"
+
+
+def test_a_failure_names_the_layer_where_the_drift_jumps() -> None:
+    assert words.verdict(JUMPED) == "FAIL: boxes:0: sqnr; equal; drift first jumps at body"
+
+
+def test_gates_of_several_candidates_carry_their_names() -> None:
+    assert words.verdict(SEVERAL) == "FAIL: out/int8: boxes:0: sqnr"
+    assert [each.title for each in words.judged(SEVERAL)] == [
+        "out/fp16: logits: top1",
+        "out/int8: logits: top1",
+        "out/int8: boxes:0: sqnr",
+    ]
+
+
+def test_a_failed_conversion_names_the_command_that_finds_the_layer() -> None:
+    assert words.next_step(FAILED) == "where it comes from: trtopt compare model.onnx out --data eval.npz --layers"
+    for report in (PASSED, INCONCLUSIVE, UNCHECKED, JUMPED, SEVERAL):
+        assert words.next_step(report) == ""
+
+
+def test_the_worst_layers_come_first() -> None:
+    assert [row[0] for row in words.layers(LAYERS, 2)] == ["body", "head"]
+    assert words.layers(LAYERS, 1) == [("body", "Conv", "int8", "0.5 dB", "41.5 dB", "89 %")]
+
+
+def test_as_many_of_the_worst_samples_are_listed_as_asked_for() -> None:
+    assert words.worst_samples(JUMPED) == [
+        ("boxes:0", "cat.png", "3.2 dB", "another class than FP32"),
+        ("boxes:0", "dog.png", "8.0 dB", ""),
+    ]
+    assert words.worst_samples(FAILED) == []
 
 
 @pytest.mark.parametrize(

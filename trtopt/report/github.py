@@ -14,18 +14,24 @@ MAX_ANNOTATIONS = 10  # GitHub shows ten of each kind a step
 
 
 def render(report: Report) -> str:
-    """`::error` lines for failed gates, `::warning` lines for warnings, and a `::notice` when all is well."""
-    gates = report.comparison.gates if report.comparison is not None else ()
-    failed = sorted((gate for gate in gates if not gate.passed), key=_severity, reverse=True)
-    lines = [_command("error", f"trtopt {words.gate_title(gate)}", gate.reason) for gate in failed[:MAX_ANNOTATIONS]]
-    if len(failed) > MAX_ANNOTATIONS:
-        lines.append(f"{len(failed) - MAX_ANNOTATIONS} more gates failed: see report.json")
+    """`::error` lines for the layer where drift jumps and for gates that do not hold, `::warning` lines for warnings,
+    and a `::notice` when all is well.
+    """
+    failed = sorted(words.blocking(report), key=lambda each: _severity(each.gate), reverse=True)
+    lines = []
+    if report.layers is not None and report.layers.jump:
+        kind = "error" if failed else "warning"
+        lines.append(_command(kind, f"trtopt layer {report.layers.jump}", report.layers.reason))
+    room = MAX_ANNOTATIONS - len(lines)
+    lines += [_command("error", f"trtopt {each.title}", each.gate.reason) for each in failed[:room]]
+    if len(failed) > room:
+        lines.append(f"{len(failed) - room} more gates do not hold: see report.json")
     if report.verdict == "fail" and not failed:
         lines.append(_command("error", f"trtopt {report.command}", words.verdict(report)))
     lines += [_command("warning", "trtopt", line) for line in report.warnings[:MAX_ANNOTATIONS]]
     if report.verdict == "pass":
         lines.append(_command("notice", f"trtopt {report.command}", words.verdict(report)))
-    if report.verdict == "unchecked":
+    if report.verdict == "unchecked" or (report.verdict == "inconclusive" and not failed):
         lines.append(_command("warning", f"trtopt {report.command}", words.verdict(report)))
     return "\n".join(lines) + "\n"
 

@@ -16,17 +16,17 @@ _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 def render(report: Report) -> str:
     """An XML document; a failed gate is a `failure`, and a run that nobody judged is one `skipped` case."""
-    gates = report.comparison.gates if report.comparison is not None else ()
-    failures = sum(not gate.passed for gate in gates) if gates else int(report.verdict == "fail")
-    skipped = int(not gates and report.verdict == "unchecked")
+    gates = words.judged(report)
+    failures = len(words.blocking(report)) if gates else int(report.verdict == "fail")
+    skipped = sum(_is_skipped(each.gate, report) for each in gates) if gates else int(report.verdict == "unchecked")
     seconds = f"{sum(stage.seconds for stage in report.stages):.3f}"
     counts = {"tests": str(max(len(gates), 1)), "failures": str(failures), "errors": "0", "time": seconds}
     root = Element("testsuites", counts)
     name = _clean(f"trtopt {report.command} {report.precision}".strip())
     suite = SubElement(root, "testsuite", {"name": name, **counts, "skipped": str(skipped)})
     _add_properties(suite, report)
-    for gate in gates:
-        _add_case(suite, report.command, gate)
+    for each in gates:
+        _add_case(suite, report, each)
     if not gates:
         case = SubElement(suite, "testcase", {"classname": f"trtopt.{report.command}", "name": "gate", "time": "0"})
         message = {"message": words.verdict(report)}
@@ -38,26 +38,42 @@ def render(report: Report) -> str:
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + tostring(root, encoding="unicode") + "\n"
 
 
+def _is_skipped(gate: GateResult, report: Report) -> bool:
+    """Whether it could not be settled, and the user allows that: neither a failure nor a pass."""
+    return gate.verdict == "inconclusive" and report.allow_inconclusive
+
+
 def _add_properties(suite: Element, report: Report) -> None:
     """Say what was measured on, and where it ran."""
     facts = {"model": report.model, "precision": report.precision, "verdict": report.verdict}
-    if report.comparison is not None:
-        facts["data"] = report.comparison.data
-        facts["samples"] = str(report.comparison.samples)
-        facts["fp32 ran in"] = report.comparison.baseline_ran
-        facts["candidate ran in"] = report.comparison.candidate_ran
+    for name, comparison in words.comparisons(report):
+        facts["data"] = comparison.data
+        facts["samples"] = str(comparison.samples)
+        facts["fp32 ran in"] = comparison.baseline_ran
+        facts[f"{name or 'candidate'} ran in"] = comparison.candidate_ran
+    if report.layers is not None:
+        facts["drift first jumps at"] = report.layers.jump or "no layer"
     properties = SubElement(suite, "properties")
     for name, value in facts.items():
-        SubElement(properties, "property", {"name": name, "value": _clean(value)})
+        SubElement(properties, "property", {"name": _clean(name), "value": _clean(value)})
 
 
-def _add_case(suite: Element, command: str, gate: GateResult) -> None:
-    names = {"classname": _clean(f"trtopt.{command}.{gate.output or 'all'}"), "name": gate.metric, "time": "0"}
-    case = SubElement(suite, "testcase", names)
-    if not gate.passed:
-        message = _clean(f"{words.gate_title(gate)}: {gate.reason}")
-        failure = SubElement(case, "failure", {"message": message, "type": "gate"})
-        failure.text = f"{message}\nvalue {gate.value!r}, limit {gate.limit!r}"
+def _add_case(suite: Element, report: Report, judged: words.Judged) -> None:
+    gate = judged.gate
+    place = ".".join(part for part in ("trtopt", report.command, judged.candidate, gate.output or "all") if part)
+    case = SubElement(suite, "testcase", {"classname": _clean(place), "name": _clean(gate.metric), "time": "0"})
+    message = _clean(f"{judged.title}: {gate.reason}")
+    if _is_skipped(gate, report):
+        SubElement(case, "skipped", {"message": message})
+    elif not gate.passed:
+        failure = SubElement(case, "failure", {"message": message, "type": gate.verdict})
+        failure.text = _clean(f"{message}\nvalue {gate.value!r}, limit {gate.limit!r}{_jump(report)}")
+
+
+def _jump(report: Report) -> str:
+    if report.layers is None or not report.layers.jump:
+        return ""
+    return f"\ndrift first jumps at {report.layers.jump}: {report.layers.reason}"
 
 
 def _clean(text: str) -> str:

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trtopt.report import words
-from trtopt.types import Comparison, Report
+from trtopt.types import Comparison, Layers, Report
 
-_ICONS = {"pass": "✅", "fail": "❌", "unchecked": "⚠️"}
+_ICONS = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "unchecked": "⚠️"}
+_MARKS = {"pass": "pass", "fail": "FAIL", "inconclusive": "open", "unchecked": "?"}
+_MAX_LAYERS = 10
 
 # A cell is at most 5 bytes a character (`&amp;`), and no table has more than about a dozen cells of
 # free text and short numbers a row: whatever the report, the page stays below the 1 MiB that GitHub takes.
@@ -20,11 +22,17 @@ _ESCAPES = {ord("&"): "&amp;", ord("<"): "&lt;"} | {ord(mark): f"\\{mark}" for m
 
 
 def render(report: Report) -> str:
-    """A heading with the verdict, then gates, drift, stages and what was kept in higher precision, as tables."""
+    """A heading with the verdict, then gates, layers, drift, stages and what was kept in higher precision."""
     lines = [f"## {_ICONS[report.verdict]} trtopt {report.command}: {_cell(words.verdict(report))}", ""]
     lines += [_code(report.model) + (f" → **{report.precision}**" if report.precision else ""), ""]
+    lines += _gates(words.judged(report))
+    if report.layers is not None:
+        lines += _layers(report.layers)
     if report.comparison is not None:
         lines += _comparison(report.comparison)
+    if report.candidates:
+        lines += [*_table(*words.candidates(report)), *_samples(report.candidates[0].comparison)]
+    lines += _table(("output", "worst samples", "SQNR", ""), words.worst_samples(report))
     if report.engine is not None:
         engine = report.engine
         size = words.size(engine.size_bytes)
@@ -42,29 +50,35 @@ def render(report: Report) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _comparison(comparison: Comparison) -> list[str]:
-    """Gates (failed ones first, so that no cut hides them), drift with one row an output, and where both ran."""
-    gates = [
-        (
-            "pass" if gate.passed else "FAIL",
-            words.gate_title(gate),
-            gate.reason + (" (default)" if gate.default else ""),
-        )
-        for gate in sorted(comparison.gates, key=lambda gate: gate.passed)
+def _gates(judged: Sequence[words.Judged]) -> list[str]:
+    """Those that do not hold first, so that no cut hides them."""
+    order = ("fail", "inconclusive", "unchecked", "pass")
+    rows = [
+        (_MARKS[each.gate.verdict], each.title, each.gate.reason + (" (default)" if each.gate.default else ""))
+        for each in sorted(judged, key=lambda each: order.index(each.gate.verdict))
     ]
+    return _table(("", "gate", "measured"), rows)
+
+
+def _layers(found: Layers) -> list[str]:
+    jump = f"Drift first jumps at {_code(found.jump)}: " if found.jump else "No jump: "
+    return [f"**{jump}**{_cell(found.reason)}", "", *_table(words.LAYER_HEAD, words.layers(found, _MAX_LAYERS))]
+
+
+def _comparison(comparison: Comparison) -> list[str]:
+    """Drift with one row an output, and where both ran."""
     metrics = [dict(words.metrics(output)) for output in comparison.outputs]
-    labels = list(dict.fromkeys(label for found in metrics for label in found))
+    labels = words.labels(comparison.outputs)
     drift = [
         (output.output, output.kind, *(found.get(label, "") for label in labels))
         for output, found in zip(comparison.outputs, metrics, strict=True)
     ]
+    return [*_table(("output", "read as", *labels), drift), *_samples(comparison)]
+
+
+def _samples(comparison: Comparison) -> list[str]:
     where = f"FP32 ran in {_cell(comparison.baseline_ran)}; the candidate in {_cell(comparison.candidate_ran)}."
-    return [
-        *_table(("", "gate", "measured"), gates),
-        *_table(("output", "read as", *labels), drift),
-        f"{comparison.samples} samples of {_code(comparison.data)}. {where}",
-        "",
-    ]
+    return [f"{comparison.samples} samples of {_code(comparison.data)}. {where}", ""]
 
 
 def _time(status: str, seconds: float) -> str:

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trtopt.report import words
-from trtopt.types import Comparison, Report
+from trtopt.types import Comparison, Layers, Report
 
 WIDTH = 100
 """Columns where there is no terminal to ask."""
@@ -26,7 +26,9 @@ WIDTH = 100
 _INDENT = 2
 _MAX_NODES = 4
 _MAX_REASONS = 8
-_STYLES = {"pass": "bold green", "fail": "bold red", "unchecked": "bold yellow"}
+_MAX_LAYERS = 10
+_STYLES = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow", "unchecked": "bold yellow"}
+_MARKS = {"pass": ("pass", "green"), "fail": ("FAIL", "bold red"), "inconclusive": ("open", "bold yellow")}
 
 
 def render(report: Report) -> str:
@@ -46,9 +48,19 @@ def renderable(report: Report) -> RenderableType:
         parts += _drift(report.parity, "export against the framework")
     parts += _kept(report)
     if report.comparison is not None:
-        parts += [*_drift(report.comparison, "drift against FP32"), *_gates(report.comparison)]
+        parts += _drift(report.comparison, "drift against FP32")
+    if report.candidates:
+        parts += _candidates(report)
+    if report.layers is not None:
+        parts += _layers(report.layers)
+    worst = words.worst_samples(report)
+    if worst:
+        parts += [text("worst samples", "bold"), *block(_grid(("output", "sample", "SQNR", ""), worst))]
+    parts += _gates(words.judged(report))
     parts += [text("warning: ", "yellow").append_text(text(line)) for line in report.warnings]
     parts += [""] if report.warnings else []
+    after = words.next_step(report)
+    parts += [text(after, "dim")] if after else []
     parts += [text(f"report: {report.run_dir / 'report.json'}", "dim")]
     return Group(*parts, text(words.verdict(report), _STYLES[report.verdict]))
 
@@ -137,16 +149,42 @@ def _drift(comparison: Comparison, what: str) -> list[RenderableType]:
     return [text(title, "bold"), *block(Group(*parts))]
 
 
-def _gates(comparison: Comparison) -> list[RenderableType]:
+def _candidates(report: Report) -> list[RenderableType]:
+    head, rows = words.candidates(report)
+    first = report.candidates[0].comparison
+    title = f"candidates against FP32 on {first.samples} samples of {first.data}"
+    where = [("FP32 ran in", first.baseline_ran)]
+    where += [(each.name, each.comparison.candidate_ran) for each in report.candidates]
+    note = text("best: no other candidate is better in size, drift or latency without being worse in another", "dim")
+    return [text(title, "bold"), *block(Group(_grid(head, rows), "", note, "", facts(where)))]
+
+
+def _layers(found: Layers) -> list[RenderableType]:
+    """Where the drift jumps, then the layers that are farthest from FP32."""
+    jump = f"drift first jumps at {found.jump}: {found.reason}" if found.jump else f"no jump: {found.reason}"
+    title = f"drift by layer, the worst of {len(found.layers)}, on {found.samples} samples of {found.data}"
+    table = _grid(words.LAYER_HEAD, words.layers(found, _MAX_LAYERS))
+    return [text(title, "bold"), *block(Group(table, "", text(jump, "bold" if found.jump else "dim")))]
+
+
+def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    grid = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    for i, name in enumerate(head):
+        grid.add_column(text(name), overflow="fold", no_wrap=i > 0, ratio=None if i else 1)
+    for row in rows:
+        grid.add_row(*(text(cell) for cell in row))
+    return grid
+
+
+def _gates(judged: Sequence[words.Judged]) -> list[RenderableType]:
     """Failed gates last, near the verdict."""
-    if not comparison.gates:
+    if not judged:
         return []
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     grid.add_column(style="bold", overflow="fold")
     grid.add_column(overflow="fold")
-    for gate in sorted(comparison.gates, key=lambda gate: not gate.passed):
-        mark = text("pass", "green") if gate.passed else text("FAIL", "bold red")
-        reason = text(gate.reason).append(" (default gate)" if gate.default else "", style="dim")
-        grid.add_row(mark, text(words.gate_title(gate)), reason)
+    for each in sorted(judged, key=lambda each: ("pass", "inconclusive", "fail").index(each.gate.verdict)):
+        reason = text(each.gate.reason).append(" (default gate)" if each.gate.default else "", style="dim")
+        grid.add_row(text(*_MARKS[each.gate.verdict]), text(each.title), reason)
     return [text("gates", "bold"), *block(grid)]

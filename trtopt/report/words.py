@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trtopt.compare.catalog import METRICS
-from trtopt.types import Decision, Engine, GateResult, OutputDrift, Report
+from trtopt.types import Comparison, Decision, Engine, GateResult, Layers, OutputDrift, Report
 
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"})
 _MAX_NAMED = 5
@@ -33,6 +34,13 @@ def metrics(output: OutputDrift) -> list[tuple[str, str]]:
     """(label, value) of each metric of an output, in reading order, uneventful ones left out."""
     shown = {name: value for name, value in output.values.items() if name != "nonfinite" or value}
     return [(label(name), number(name, shown[name])) for name in dict.fromkeys((*METRICS, *shown)) if name in shown]
+
+
+def labels(outputs: Sequence[OutputDrift]) -> list[str]:
+    """The labels of all metrics that any of the outputs shows, in reading order."""
+    shown = {label for output in outputs for label, _ in metrics(output)}
+    known = [metric.label for metric in METRICS.values()]
+    return [name for name in known if name in shown] + sorted(shown - set(known))
 
 
 def size(count: int) -> str:
@@ -85,20 +93,130 @@ def unquantized(report: Report) -> tuple[Decision, ...]:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A gate's result, and of which candidate it is, where there are several."""
+
+    candidate: str
+    gate: GateResult
+
+    @property
+    def title(self) -> str:
+        """`int8: logits: top1`, `logits: top1`, or just the metric."""
+        return f"{self.candidate}: {gate_title(self.gate)}" if self.candidate else gate_title(self.gate)
+
+
+def comparisons(report: Report) -> list[tuple[str, Comparison]]:
+    """Every comparison of the report, under the candidate's name where there are several (else an empty one)."""
+    if report.comparison is not None:
+        return [("", report.comparison)]
+    return [(candidate.name, candidate.comparison) for candidate in report.candidates]
+
+
+def judged(report: Report) -> list[Judged]:
+    """Every gate of the report: of its comparisons, then of its benchmark."""
+    found = [Judged(name, gate) for name, comparison in comparisons(report) for gate in comparison.gates]
+    return found + [Judged("", gate) for gate in (report.benchmark.gates if report.benchmark else ())]
+
+
+def blocking(report: Report) -> list[Judged]:
+    """The gates that keep the engine from being deployed, failed ones first."""
+    stopping = ("fail",) if report.allow_inconclusive else ("fail", "inconclusive")
+    return [each for verdict in stopping for each in judged(report) if each.gate.verdict == verdict]
+
+
 def verdict(report: Report) -> str:
     """The verdict as a sentence."""
     if report.verdict == "unchecked":
-        drifted = report.parity is not None and report.parity.verdict == "fail" and report.command == "export"
-        return f"UNCHECKED: {'the export drifted, and was let pass' if drifted else 'no comparison was asked for'}"
-    judged = report.comparison or report.parity
-    gates = judged.gates if judged is not None else ()
-    if report.verdict == "fail":
-        failed = [gate_title(gate) for gate in gates if not gate.passed]
-        more = f"; and {len(failed) - _MAX_NAMED} more" if len(failed) > _MAX_NAMED else ""
-        return f"FAIL: {'; '.join(failed[:_MAX_NAMED]) or 'nothing was judged'}{more}"
+        return f"UNCHECKED: {_why_unchecked(report)}"
+    gates = judged(report)
+    if report.command == "export" and report.parity is not None:
+        gates = [Judged("", gate) for gate in report.parity.gates]
     # The typed graph is judged even where this machine cannot build: that must not read as an engine that passed.
     unbuilt = "; no engine was built" if report.command == "convert" and report.engine is None else ""
-    return f"PASS: {len(gates)} of {len(gates)} gates hold{unbuilt}"
+    if report.verdict == "pass":
+        return f"PASS: {len(gates)} of {len(gates)} gates hold{unbuilt}"
+    found = [each for each in gates if each.gate.verdict == report.verdict]
+    more = f"; and {len(found) - _MAX_NAMED} more" if len(found) > _MAX_NAMED else ""
+    if report.verdict == "fail":
+        jump = f"; drift first jumps at {report.layers.jump}" if report.layers and report.layers.jump else ""
+        return f"FAIL: {'; '.join(each.title for each in found[:_MAX_NAMED]) or 'nothing was judged'}{more}{jump}"
+    needs = [each.title + (f" takes about {each.gate.needed} samples" if each.gate.needed else "") for each in found]
+    allowed = ", which is allowed" if report.allow_inconclusive else ""
+    return f"INCONCLUSIVE: {'; '.join(needs[:_MAX_NAMED])}{more}{allowed}{unbuilt}"
+
+
+def _why_unchecked(report: Report) -> str:
+    if report.command == "bench":
+        return "no gate was given"
+    if report.parity is not None and report.parity.verdict == "fail" and report.command == "export":
+        return "the export drifted, and was let pass"
+    return "no comparison was asked for"
+
+
+def next_step(report: Report) -> str:
+    """What to do about a failed gate, in a line; empty when there is nothing to say."""
+    drifted = any(not gate.passed for _, comparison in comparisons(report) for gate in comparison.gates)
+    if report.verdict != "fail" or not drifted or report.layers is not None or report.candidates:
+        return ""
+    data = report.comparison.data if report.comparison is not None else "DATA"
+    if report.command == "convert":
+        return f"where it comes from: trtopt compare {report.model} {report.run_dir} --data {data} --layers"
+    return "where it comes from: the same command with --layers"
+
+
+def decibels(value: float) -> str:
+    """An SQNR, short: `35.5 dB`."""
+    return f"{value:.1f} dB" if math.isfinite(value) else number("sqnr", value)
+
+
+def candidates(report: Report) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The head and the rows of a table of candidates; a column that would be empty in every row is left out."""
+    rows = [
+        {
+            "candidate": each.name,
+            "precision": each.precision,
+            "size": size(each.size_bytes),
+            "accuracy": _first(each.comparison, "accuracy"),
+            "agreement": _first(each.comparison, "top1"),
+            "SQNR": decibels(_worst_sqnr(each.comparison)),
+            "latency": f"{each.latency:.3g} ms (batch {each.latency_batch})" if each.latency_batch else "",
+            "verdict": each.comparison.verdict.upper() + (", best" if each.pareto else ""),
+        }
+        for each in report.candidates
+    ]
+    head = tuple(name for name in rows[0] if any(row[name] for row in rows)) if rows else ()
+    return head, [tuple(row[name] for name in head) for row in rows]
+
+
+def _first(comparison: Comparison, metric: str) -> str:
+    return next((number(metric, out.values[metric]) for out in comparison.outputs if metric in out.values), "")
+
+
+def _worst_sqnr(comparison: Comparison) -> float:
+    return min((out.values["sqnr"] for out in comparison.outputs if "sqnr" in out.values), default=math.inf)
+
+
+LAYER_HEAD = ("layer", "operator", "precision", "SQNR", "of its inputs", "noise added")
+
+
+def layers(found: Layers, count: int) -> list[tuple[str, ...]]:
+    """The worst `count` layers, as rows under `LAYER_HEAD`."""
+    worst = sorted(found.layers, key=lambda layer: -math.inf if math.isnan(layer.sqnr) else layer.sqnr)[:count]
+    return [
+        (each.node, each.op, each.precision, decibels(each.sqnr), decibels(each.sqnr_in), f"{100 * each.added:.2g} %")
+        for each in worst
+    ]
+
+
+def worst_samples(report: Report) -> list[tuple[str, ...]]:
+    """Rows (output, sample, SQNR, remark) of the worst samples that the user wants listed."""
+    return [
+        (f"{name}: {output.output}" if name else output.output, each.sample, decibels(each.sqnr), each.note)
+        for name, comparison in comparisons(report)
+        for output in comparison.outputs
+        for each in output.worst[: report.list_worst]
+    ]
 
 
 def audit(engine: Engine) -> str:
