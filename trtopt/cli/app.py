@@ -1,65 +1,28 @@
-"""The program `trtopt`: its commands, and the exit codes of whatever can end it.
+"""The way into the program, and the exit code of whatever can end it.
 
     0 pass    1 a gate failed    2 usage, input or stage error    3 this machine cannot do it    130 interrupted
 
-Touches: nothing itself. It imports no heavy package: a command's module is imported when the command runs.
+Touches: nothing itself. Before the first `try` it imports nothing but what is quick: Ctrl-C is answered from there on.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
-from typing import Annotated
 
-import typer
-
-from trtopt import __version__
-from trtopt.cli.calibrate import calibrate
-from trtopt.cli.compare import compare
-from trtopt.cli.convert import convert
-from trtopt.cli.doctor import doctor
-from trtopt.cli.export import export
-from trtopt.cli.inspect import inspect
 from trtopt.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PASS, TrtoptError
 
 INTERRUPTED = "interrupted; finished stages are kept, and the next run goes on from there"
 
-app = typer.Typer(
-    name="trtopt",
-    help="Turn a trained network into a TensorRT engine that is safe to deploy.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command()(convert)
-app.command()(export)
-app.command()(calibrate)
-app.command()(compare)
-app.command()(inspect)
-app.command()(doctor)
-
-
-def _version(value: bool) -> None:
-    if value:
-        print(f"trtopt {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    pass
-
 
 def main() -> None:
     """Run the command line; every way out has its exit code, and 1 means nothing but a failed gate."""
-    _own_stdout()
     try:
+        _own_stdout()
+        from trtopt.cli.commands import app
+
         code = app(standalone_mode=False) or EXIT_PASS  # the code of a typer.Exit, and 130 after Ctrl-C
         sys.stdout.flush()
     except SystemExit as leave:  # how rich ends the program when the reader of stdout went away
@@ -67,9 +30,8 @@ def main() -> None:
     except TrtoptError as error:
         _complain(str(error))
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        _complain(INTERRUPTED)
-        sys.exit(EXIT_INTERRUPTED)
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of stdout went away (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_ERROR)
@@ -89,6 +51,7 @@ def main() -> None:
         )
         sys.exit(EXIT_ERROR)
     if code == EXIT_INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # another Ctrl-C must not break into the message and the way out
         _complain(INTERRUPTED)
     sys.exit(code)
 

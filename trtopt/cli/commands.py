@@ -1,0 +1,48 @@
+"""The commands of `trtopt`, each registered from its module.
+
+Touches: nothing itself. It imports no heavy package: a command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from trtopt import __version__
+from trtopt.cli.calibrate import calibrate
+from trtopt.cli.compare import compare
+from trtopt.cli.convert import convert
+from trtopt.cli.doctor import doctor
+from trtopt.cli.export import export
+from trtopt.cli.inspect import inspect
+
+app = typer.Typer(
+    name="trtopt",
+    help="Turn a trained network into a TensorRT engine that is safe to deploy.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich's panels cut words that are longer than a column
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+app.command(short_help="Turn a network into an engine, and judge it against FP32.")(convert)
+app.command(short_help="Write a framework's network as ONNX, checked against it.")(export)
+app.command(short_help="Measure INT8 scales on samples, and no more.")(calibrate)
+app.command(short_help="Judge candidates by their drift from FP32 on your data.")(compare)
+app.command(short_help="Show what is in a model, and each node's precision.")(inspect)
+app.command(short_help="Show what this machine can build and run.")(doctor)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"trtopt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
