@@ -152,7 +152,7 @@ def test_malformed_data_is_refused_where_it_is_wrong(kind: type, data: Any, mess
 
 
 def test_an_unknown_verdict_is_refused() -> None:
-    gate = GateResult(output="y", metric="top1", value=1.0, limit=1.0, passed=True, reason="r")
+    gate = GateResult(output="y", metric="top1", value=1.0, limit=1.0, verdict="pass", reason="r")
     comparison = Comparison(
         baseline="a", candidate="b", baseline_ran="", candidate_ran="", data="", samples=1, labelled=False,
         outputs=(), gates=(gate,), verdict="pass",

@@ -70,7 +70,7 @@ def test_every_number_says_where_it_ran(run_dir: Path) -> None:
 def test_a_second_run_is_cached_and_fast(run_dir: Path, cli: Cli) -> None:
     done = cli("convert", DIGITS, *INT8, "--data", EVAL, "-o", run_dir)
     assert done.code == 0
-    assert done.err.count("cached") == 8
+    assert done.err.count("cached") == 9
     assert "✓" not in done.err
 
 
@@ -79,6 +79,14 @@ def test_a_changed_option_runs_only_what_depends_on_it(run_dir: Path, tmp_path: 
     shutil.copytree(run_dir, folder)
     done = cli("convert", DIGITS, *INT8, "--data", EVAL, "-o", folder, "--optimization-level", 1)
     assert [line.split()[1] for line in done.err.splitlines() if line.startswith("✓")] == ["build"]
+
+
+def test_a_changed_gate_runs_no_sample_again(run_dir: Path, tmp_path: Path, cli: Cli) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(run_dir, folder)
+    done = cli("convert", DIGITS, *INT8, "--data", EVAL, "-o", folder, "--gate", "sqnr=90")
+    assert [line.split()[1] for line in done.err.splitlines() if line.startswith("✓")] == ["gate"]
+    assert done.code == 1
 
 
 @pytest.mark.parametrize("method", ["entropy", "percentile", "minmax", "mse", "auto"])

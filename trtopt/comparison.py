@@ -86,6 +86,8 @@ def judge_again(plan: JudgePlan) -> Report:
     path = plan.run / "report.json"
     try:
         earlier = decode(Report, json.loads(path.read_text(encoding="utf-8")))
+        if earlier.schema_version != reporting.REPORT_SCHEMA:
+            raise ValueError(earlier.schema_version)
     except (OSError, ValueError) as error:
         missing = isinstance(error, FileNotFoundError)
         why = "there is none" if missing else "it cannot be read, or another version wrote it"

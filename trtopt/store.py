@@ -215,7 +215,8 @@ def _cannot_write(root: Path, error: OSError) -> StoreError:
 
 @contextlib.contextmanager
 def _folder(root: Path, stage: str) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix=f".tmp-{stage}-", dir=root))
+    name = "".join(character if character.isalnum() else "-" for character in stage)[:40]  # it may hold a path
+    folder = Path(tempfile.mkdtemp(prefix=f".tmp-{name}-", dir=root))
     try:
         yield folder
     finally:

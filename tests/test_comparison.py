@@ -1,0 +1,154 @@
+"""`trtopt compare` with several candidates, and `--from`, which judges again without running."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import CALIB, DIGITS, EVAL, Done
+
+from trtopt.comparison import compare, judge_again
+from trtopt.config import ComparePlan, ConvertPlan, DataPlan, JudgePlan
+from trtopt.errors import UsageError
+from trtopt.pipeline import convert
+
+Cli = Callable[..., Done]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run directories `fp16` and `int8` of the digits network, without TensorRT."""
+    from trtopt.config import BuildPlan
+
+    folder = tmp_path_factory.mktemp("runs")
+    for precision in ("fp16", "int8"):
+        plan = ConvertPlan(
+            source=DIGITS,
+            precision=precision,
+            run_dir=folder / precision,
+            calib=DataPlan(source=str(CALIB)),
+            data=DataPlan(source=str(EVAL)),
+            build=BuildPlan(backend="onnxruntime"),
+        )
+        assert convert(plan)[0].verdict == "pass"
+    return folder
+
+
+def several(runs: Path, out: Path, gates: str = "") -> ComparePlan:
+    candidates = (runs / "fp16", runs / "int8")
+    return ComparePlan(
+        baseline=DIGITS, candidates=candidates, run_dir=out, data=DataPlan(source=str(EVAL)), gates=gates
+    )
+
+
+def test_several_candidates_are_judged_side_by_side(runs: Path, tmp_path: Path) -> None:
+    report = compare(several(runs, tmp_path, "sqnr=50"))
+    fp16, int8 = report.candidates
+    assert (fp16.precision, fp16.comparison.verdict) == ("fp16", "pass")
+    assert (int8.precision, int8.comparison.verdict) == ("int8", "fail")
+    assert int8.size_bytes < fp16.size_bytes
+    assert (report.verdict, report.comparison) == ("fail", None)
+
+
+def test_what_is_smaller_and_what_is_nearer_are_both_pareto_best(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "int8", tmp_path / "worse")
+    plan = several(runs, tmp_path / "out")
+    report = compare(plan)
+    assert [row.pareto for row in report.candidates] == [True, True]
+    with_fp32 = ComparePlan(
+        baseline=DIGITS,
+        candidates=(runs / "fp16", runs / "fp16/fp32.onnx", runs / "fp16/typed.onnx"),
+        run_dir=tmp_path / "out2",
+        data=DataPlan(source=str(EVAL)),
+    )
+    again = compare(with_fp32)
+    assert [row.pareto for row in again.candidates] == [True, True, True]  # equal ones do not beat each other
+
+
+def test_new_gates_are_held_against_what_was_measured(runs: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "moved"
+    shutil.copytree(runs / "int8", copy)
+    (copy / "typed.onnx").unlink()  # nothing can be run any more
+    before = (copy / "report.json").read_bytes()
+    assert judge_again(JudgePlan(run=copy, gates="top1=1%,sqnr=20")).verdict == "pass"
+    failed = judge_again(JudgePlan(run=copy, gates="sqnr=90"))
+    assert failed.verdict == "fail"
+    assert [line for line in failed.warnings if "farthest from FP32" in line]
+    assert judge_again(JudgePlan(run=copy, gates="top1=0.1%")).verdict == "inconclusive"
+    assert (copy / "report.json").read_bytes() == before
+
+
+def test_remarks_of_the_old_gates_do_not_stay(runs: Path, tmp_path: Path) -> None:
+    compare(several(runs, tmp_path, "sqnr=90"))
+    old = judge_again(JudgePlan(run=tmp_path, gates="sqnr=90"))
+    new = judge_again(JudgePlan(run=tmp_path, gates="sqnr=20"))
+    assert any("farthest" in line for line in old.warnings)
+    assert not any("farthest" in line for line in new.warnings)
+    assert [row.comparison.verdict for row in new.candidates] == ["pass", "pass"]
+
+
+def test_the_command_judges_again_and_lists_the_worst_samples(runs: Path, cli: Cli) -> None:
+    done = cli("compare", "--from", runs / "int8", "--gate", "top1=1%", "--worst", 3)
+    assert done.code == 0
+    rows = [line.split() for line in done.out.splitlines() if "eval.npz[" in line]
+    assert len(rows) == 3
+    assert [float(row[2]) for row in rows] == sorted(float(row[2]) for row in rows)
+
+
+def test_too_few_samples_exit_1_unless_that_is_allowed(runs: Path, cli: Cli) -> None:
+    command = ("compare", "--from", runs / "int8", "--gate", "top1=0.1%")
+    done = cli(*command)
+    assert done.code == 1
+    assert "INCONCLUSIVE: logits: top1 takes about 3000 samples" in done.out
+    assert cli(*command, "--allow-inconclusive").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("compare", "--from", "nowhere"), "no report at nowhere/report.json: there is none"),
+        (("compare", "--from", "nowhere", "--data", "x"), "--from runs nothing"),
+        (("compare",), "nothing to compare. Name the FP32 ONNX file"),
+        (("compare", DIGITS), "nothing to compare. Name the FP32 ONNX file"),
+        (("compare", DIGITS, DIGITS), "nothing to compare on. Add --data"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_clear_line(arguments: tuple[object, ...], message: str, cli: Cli) -> None:
+    done = cli(*arguments)
+    assert done.code == 2
+    assert message in " ".join(done.err.split())
+
+
+def test_a_report_of_another_version_is_refused(runs: Path, tmp_path: Path) -> None:
+    data = json.loads((runs / "int8/report.json").read_text())
+    for text in ("{", json.dumps({**data, "schema_version": 1}), json.dumps({"schema_version": 2})):
+        (tmp_path / "report.json").write_text(text)
+        with pytest.raises(UsageError, match="another version"):
+            judge_again(JudgePlan(run=tmp_path))
+
+
+def test_a_report_without_a_comparison_is_refused(runs: Path, tmp_path: Path) -> None:
+    data = json.loads((runs / "int8/report.json").read_text())
+    (tmp_path / "report.json").write_text(json.dumps({**data, "comparison": None, "verdict": "unchecked"}))
+    with pytest.raises(UsageError, match="holds no comparison: it is of trtopt convert"):
+        judge_again(JudgePlan(run=tmp_path))
+
+
+def test_a_benchmark_in_the_run_directory_gives_the_latency(runs: Path, tmp_path: Path) -> None:
+    timing = {"target": "int8", "copies": False, "iterations": 9, "mean": 1.5, "p90": 2, "p95": 2, "p99": 2}
+    timing |= {"noise": 0.01, "throughput": 700.0}
+    slow = {**timing, "batch": 8, "p50": 6.0}
+    quick = {**timing, "batch": 1, "p50": 1.25}
+    target = {"name": "int8", "path": "typed.onnx", "ran": "somewhere"}
+    benchmark = {"targets": [target], "timings": [slow, quick]}
+    for name in ("fp16", "int8"):
+        shutil.copytree(runs / name, tmp_path / name)
+    (tmp_path / "int8/benchmark.json").write_text(json.dumps(benchmark))
+    fp16, int8 = compare(several(tmp_path, tmp_path / "out")).candidates
+    assert (int8.latency, int8.latency_batch) == (1.25, 1)
+    assert np.isnan(fp16.latency)
+    assert fp16.latency_batch == 0
