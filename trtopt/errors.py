@@ -11,6 +11,7 @@
     ├── StoreError                   2   the run directory cannot be read or written
     ├── MissingDependencyError       3   a package is not installed; says which extra to install
     └── EnvironmentUnableError       3   this machine cannot do it (no GPU, no TensorRT)
+        └── OutOfMemoryError         3   the memory of the GPU, or of the machine, is exhausted
 
 A failed gate is no error: it is a result, and exits 1. Ctrl-C exits 130.
 
@@ -87,3 +88,7 @@ class EnvironmentUnableError(TrtoptError):
     """This machine cannot do it."""
 
     exit_code = EXIT_UNABLE
+
+
+class OutOfMemoryError(EnvironmentUnableError):
+    """The memory of the GPU, or of the machine, is exhausted: callers that can, halve the batch and say so."""
