@@ -296,13 +296,22 @@ class CalibratedTensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """Where a measured value lies, in its own unit."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
     """Latency of one target at one batch size over `iterations` runs, in milliseconds, and its throughput in samples a
     second.
 
     `copies` says whether copies between host and device are in it. `noise` is half the 95 % confidence interval of the
     mean, relative to it. `readings` are what the system said meanwhile (`trtopt.bench` names them and their units):
-    what could not be read is absent.
+    what could not be read is absent. `bounds` are the 95 % bounds, each one-sided, of `mean` and of the percentiles
+    (infinite where the runs were too few), and of `speedup` against the first target where there is one.
     """
 
     target: str
@@ -317,6 +326,7 @@ class Timing:
     noise: float
     throughput: float
     readings: Mapping[str, float] = field(default_factory=dict)
+    bounds: Mapping[str, Interval] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,10 +339,46 @@ class BenchTarget:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BatchProbe:
+    """One batch size, tried in a process of its own: the memory that it took in bytes (0: not known), its median
+    latency in milliseconds (NaN: not run to its end), and in `failed` why it does not fit (empty: it does).
+    """
+
+    batch: int
+    memory: int
+    latency: float
+    failed: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchLimit:
+    """The largest batch that fits (0: none), and in `why` what the next larger one exceeds.
+
+    `memory_limit` is in bytes, `latency_limit` in milliseconds (NaN: none). At `batch` the target takes `total` bytes:
+    `weights` and `inputs_outputs` by their shapes, `base` before the model was loaded, the rest activations and work
+    space. With other batches it takes about `bytes_fixed + batch * bytes_per_sample`.
+    """
+
+    target: str
+    batch: int
+    why: str
+    memory_limit: int
+    latency_limit: float
+    total: int
+    base: int
+    weights: int
+    inputs_outputs: int
+    bytes_fixed: int
+    bytes_per_sample: float
+    probes: tuple[BatchProbe, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Benchmark:
     """Timings of one or more targets, side by side; `speedup` gates hold the last target against the first.
 
-    `complete` is false when the sweep was interrupted or ran out of memory: what had been measured is here.
+    `complete` is false when the sweep was interrupted or ran out of memory: what had been measured is here. `limit` is
+    there instead of timings when the largest batch was asked for.
     """
 
     targets: tuple[BenchTarget, ...]
@@ -341,6 +387,7 @@ class Benchmark:
     gates: tuple[GateResult, ...] = ()
     verdict: Verdict = "unchecked"
     warnings: tuple[str, ...] = ()
+    limit: BatchLimit | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
