@@ -42,6 +42,7 @@ def test_a_run_leaves_every_artifact_and_nothing_else(run_dir: Path) -> None:
         "fp32.onnx",
         "calibration.json",
         "calibration.cache",
+        "histograms.json",
         "observed.npz",
         "equalized.onnx",
         "typed.onnx",

@@ -15,12 +15,12 @@ from trtopt.codec import decode
 from trtopt.errors import ModelError, UsageError
 from trtopt.stages import ENGINE_NOT_RUN
 from trtopt.store import read_result
-from trtopt.types import Benchmark, CalibrationTable, Engine, OnnxModel, Timing, TypedModel
+from trtopt.types import Benchmark, CalibratedTensor, CalibrationTable, Engine, OnnxModel, Timing, TypedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """The graph to run, what is known of how it was made, a remark on where it runs, and what it was calibrated on."""
+    """The graph to run, what is known of how it was made, calibrated and timed, and a remark on where it runs."""
 
     onnx: OnnxModel
     typed: TypedModel | None = None
@@ -28,6 +28,7 @@ class Candidate:
     ran: str = ""
     calibrated_on: tuple[str, ...] = ()
     timings: tuple[Timing, ...] = ()
+    calibration: tuple[CalibratedTensor, ...] = ()
 
     def fastest(self) -> Timing | None:
         """The timing of the smallest batch that was measured, without copies where there is one; None: never timed."""
@@ -67,6 +68,8 @@ def resolve(path: Path) -> Candidate:
 
 
 def _from_run(folder: Path) -> Candidate:
+    from trtopt.calibrate import noisiest
+
     typed = read_result(folder, "precision", TypedModel)
     if typed is None:
         below = sorted(path.parent.name for path in folder.glob("*/manifest.json"))
@@ -85,6 +88,7 @@ def _from_run(folder: Path) -> Candidate:
         ran=ENGINE_NOT_RUN if engine else "",
         calibrated_on=table.fingerprints if table else (),
         timings=_timings(folder),
+        calibration=noisiest.read(folder) if table else (),
     )
 
 

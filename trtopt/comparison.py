@@ -67,6 +67,7 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
             warnings=reporting.remarks(warnings, *comparisons.values()),
             environment=stages.environment(),
             layers=layers,
+            calibration=only.calibration if only else (),
             candidates=() if only else _table(candidates, comparisons),
             allow_inconclusive=plan.allow_inconclusive,
             list_worst=plan.worst,

@@ -255,6 +255,9 @@ def _report(
     comparison: Comparison | None,
     warnings: list[str],
 ) -> Report:
+    from trtopt.calibrate import noisiest
+    from trtopt.precision import precision
+
     return Report(
         schema_version=reporting.REPORT_SCHEMA,
         command="convert",
@@ -268,5 +271,6 @@ def _report(
         comparison=comparison,
         warnings=reporting.remarks(warnings, comparison),
         environment=stages.environment(),
+        calibration=noisiest.read(plan.run_dir) if precision(plan.precision).NEEDS_TABLE else (),
         allow_inconclusive=plan.allow_inconclusive,
     )

@@ -3,7 +3,7 @@
 A method's module has one function, `amax(histogram) -> float`: the largest magnitude to represent, positive and
 finite, from the histogram alone. The other modules of this folder are what they share: `histogram` (what is known about
 a tensor), `kernels` (its compiled loops), `observe` (fills histograms from samples) and `table` (scales, and their
-files); `auto` (which of the methods suits a network), and `ranges` (what a few samples tell about every tensor).
+files); `auto` (which of the methods suits a network), `ranges` (what a few samples tell about every tensor) and `noisiest` (what a report shows).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from trtopt.calibrate.histogram import Histogram
 
 AUTO = "auto"
-_SHARED = {AUTO, "histogram", "kernels", "observe", "ranges", "table"}
+_SHARED = {AUTO, "histogram", "kernels", "noisiest", "observe", "ranges", "table"}
 
 
 def methods() -> tuple[str, ...]:
