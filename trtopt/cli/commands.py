@@ -5,6 +5,8 @@ Touches: nothing itself. It imports no heavy package: a command imports what it 
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated
 
 import typer
@@ -12,10 +14,13 @@ import typer
 from trtopt import __version__
 from trtopt.cli.calibrate import calibrate
 from trtopt.cli.compare import compare
+from trtopt.cli.config import config
 from trtopt.cli.convert import convert
 from trtopt.cli.doctor import doctor
 from trtopt.cli.export import export
+from trtopt.cli.init import init
 from trtopt.cli.inspect import inspect
+from trtopt.cli.settings import apply
 
 app = typer.Typer(
     name="trtopt",
@@ -31,6 +36,8 @@ app.command(short_help="Measure INT8 scales on samples, and no more.")(calibrate
 app.command(short_help="Judge candidates by their drift from FP32 on your data.")(compare)
 app.command(short_help="Show what is in a model, and each node's precision.")(inspect)
 app.command(short_help="Show what this machine can build and run.")(doctor)
+app.command(short_help="Write a trtopt.toml for a model, explained line by line.")(init)
+app.command(short_help="Show every setting, and where its value is from.")(config)
 
 
 def _version(value: bool) -> None:
@@ -41,8 +48,10 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001  (its callback does it all)
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    if not {*context.help_option_names} & {*sys.argv}:  # help must not need a file that is in order
+        apply(context, os.environ)

@@ -1,0 +1,96 @@
+"""`trtopt config`: every setting, and where its value is from.
+
+Touches: prints on stdout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trtopt.cli.options import Format
+
+if TYPE_CHECKING:
+    from typer.core import TyperOption
+
+    from trtopt.cli.settings import Setting, Value
+
+
+def config(
+    context: typer.Context,
+    command: Annotated[
+        str | None, typer.Argument(help="Show this command's settings. Default: all.", show_default=False)
+    ] = None,
+    format: Annotated[Format, typer.Option(help="text or json.")] = Format.text,
+) -> None:
+    """Show the value of every flag when nobody types it: from the environment, from a file, or its default.
+
+    A flag typed on the command line goes before TRTOPT_<COMMAND>_<FLAG>, that before trtopt.toml (or [tool.trtopt] in
+    pyproject.toml), and that before the default.
+    """
+    import json
+    import os
+
+    from typer.core import TyperGroup
+
+    from trtopt.cli.settings import flags, gather, near
+    from trtopt.codec import encode
+    from trtopt.errors import UsageError
+
+    if format not in (Format.text, Format.json):
+        raise UsageError(f"config prints no {format.value}", fix="Choose text or json")
+    group = context.find_root().command
+    assert isinstance(group, TyperGroup)
+    commands = flags(group)
+    if command is not None and command not in commands:
+        fix = near(command, commands, f"There are {', '.join(commands)}")
+        raise UsageError(f"there are no settings of a command {command!r}", fix=fix)
+    settings = gather(group, os.environ)
+    chosen = [command] if command else list(commands)
+    values = {name: _values(commands[name], settings.found[name]) for name in chosen}
+    if format is Format.json:
+        print(json.dumps({"schema_version": 1, "file": settings.file or None, "commands": encode(values)}, indent=1))
+    else:
+        _print(values, settings.file)
+
+
+def _values(options: Mapping[str, TyperOption], found: Mapping[str, Setting]) -> dict[str, Setting]:
+    from trtopt.cli.settings import Setting
+
+    return {
+        flag: found.get(flag) or Setting(value=_plain(option.default), origin="default")
+        for flag, option in options.items()
+    }
+
+
+def _plain(default: object) -> Value | None:
+    """A flag's default as it would stand in a file."""
+    if isinstance(default, Enum):
+        return str(default.value)
+    return default if default is None or isinstance(default, bool | int | float) else str(default)
+
+
+def _print(values: Mapping[str, Mapping[str, Setting]], file: str) -> None:
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if not file:
+        console.print("no trtopt.toml here, and no [tool.trtopt] in a pyproject.toml", markup=False, style="dim")
+    for command, settings in values.items():
+        table = Table.grid(padding=(0, 3))
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        table.add_column(no_wrap=True)
+        for flag, setting in settings.items():
+            shown = "–" if setting.value is None else json.dumps(setting.value, ensure_ascii=False)
+            style = "dim" if setting.origin == "default" else ""
+            table.add_row(Text(flag, style), Text(shown, style), Text(setting.name or setting.origin, style))
+        console.print(f"\n[{command}]", markup=False, style="bold")
+        console.print(table)

@@ -1,0 +1,261 @@
+"""What a flag is when nobody types it:
+
+    flag  >  TRTOPT_<COMMAND>_<FLAG>  >  trtopt.toml, or [tool.trtopt] in pyproject.toml  >  default
+
+A file holds a table for each command, and in it a key for each flag; the commands themselves say which flags there are.
+Whatever names nothing, or has the wrong type, is refused: a threshold that nobody reads is worse than none.
+
+Touches: reads the two files in the working directory.
+"""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import typer
+from typer.core import TyperGroup, TyperOption
+
+from trtopt.errors import UsageError
+from trtopt.requires import require
+
+FILE = "trtopt.toml"
+PYPROJECT = "pyproject.toml"
+PREFIX = "TRTOPT_"
+
+_NO_FLAG = frozenset({"TRTOPT_DEBUG"})
+"""Variables that are read elsewhere."""
+
+Value = str | bool | int | float | list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """The value of a flag and where it is from; `name` is that of the file or the variable, empty for a default."""
+
+    value: Value | None
+    origin: Literal["default", "file", "environment"]
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What was found, by command and flag (`precision`, `calib-table`).
+
+    `file` is the one that was read, `ignored` one that holds settings too and gives way to it; empty: there is none.
+    """
+
+    file: str
+    found: Mapping[str, Mapping[str, Setting]]
+    ignored: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    """A file's tables by command. `prefix` is what stands before a command's name in a table's heading."""
+
+    name: str
+    tables: Mapping[str, object]
+    prefix: str = ""
+
+    def refuse(self, what: str, *, why: str = "", fix: str = "") -> UsageError:
+        return UsageError(f"{self.name}: {what}", why=why, fix=fix)
+
+
+def gather(group: TyperGroup, environment: Mapping[str, str]) -> Settings:
+    """Read what the working directory and the environment set. `group` is that of all commands.
+
+    Raises:
+        UsageError: a file cannot be read, or something in it or in the environment is no setting, or cannot be one.
+    """
+    commands = flags(group)
+    file, ignored = _file()
+    found: dict[str, dict[str, Setting]] = {name: {} for name in commands}
+    if file is not None:
+        for table, keys in file.tables.items():
+            found[table] = dict(_table(file, table, keys, group))
+    for command, flag, setting in _environment(environment, group):
+        found[command][flag] = setting
+    return Settings(file=file.name if file else "", found=found, ignored=ignored)
+
+
+def apply(context: typer.Context, environment: Mapping[str, str]) -> None:
+    """Make what was found the defaults of the command that comes next; say on stderr which file does not count.
+
+    Raises:
+        UsageError: as in `gather`.
+    """
+    group = context.command
+    assert isinstance(group, TyperGroup)
+    settings = gather(group, environment)
+    if settings.ignored:
+        from trtopt.cli.console import stderr_console
+
+        stderr_console().print(f"[yellow]warning:[/] {FILE} is read, and \\[tool.trtopt] in {settings.ignored} is not")
+    context.default_map = {
+        command: {options[flag].name: setting.value for flag, setting in settings.found[command].items()}
+        for command, options in flags(group).items()
+    }
+
+
+def flags(group: TyperGroup) -> dict[str, dict[str, TyperOption]]:
+    """The flags of every command that has any, by their names without the dashes in front."""
+    found = {}
+    for name, command in group.commands.items():
+        options = [param for param in command.params if isinstance(param, TyperOption)]
+        if options:
+            found[name] = {_long(option): option for option in options}
+    return found
+
+
+def variable(command: str, flag: str) -> str:
+    """The environment variable that sets a flag."""
+    return f"{PREFIX}{command}_{flag}".replace("-", "_").upper()
+
+
+def near(word: str, known: Iterable[str], otherwise: str, shown: str = "{}") -> str:
+    """`Did you mean X?`, or `otherwise` where nothing is near."""
+    found = difflib.get_close_matches(word, list(known), 1)
+    return f"Did you mean {shown.format(found[0])}?" if found else otherwise
+
+
+def _long(option: TyperOption) -> str:
+    return next(name for name in option.opts if name.startswith("--")).removeprefix("--")
+
+
+def _file() -> tuple[_File | None, str]:
+    """The file that counts, and the name of one that does not."""
+    own, shared = _read(FILE), _read(PYPROJECT, only_with=b"trtopt")
+    tool = shared.get("tool", {}) if shared is not None else {}
+    inner = tool.get("trtopt") if isinstance(tool, dict) else None
+    if inner is not None and not isinstance(inner, dict):
+        raise UsageError(f"{PYPROJECT}: tool.trtopt is no table", fix="Write [tool.trtopt.convert], and flags below it")
+    if own is None:
+        return (None if inner is None else _File(name=PYPROJECT, tables=inner, prefix="tool.trtopt.")), ""
+    return _File(name=FILE, tables=own), "" if inner is None else PYPROJECT
+
+
+def _read(name: str, only_with: bytes = b"") -> dict[str, object] | None:
+    """The parsed file; None when there is none, or when it does not hold the bytes `only_with`."""
+    path = Path(name)
+    try:
+        if not path.exists():
+            return None
+        content = path.read_bytes()
+        if only_with not in content:
+            return None
+        # Parsing TOML costs more to import than all of this: only where there is a file.
+        toml = require("tomllib" if sys.version_info >= (3, 11) else "tomli")
+        parsed: dict[str, object] = toml.loads(content.decode())
+    except OSError as error:
+        raise UsageError(f"{name} cannot be read", why=error.strerror or str(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{name} is no TOML", why=str(error), fix="Correct it there") from error
+    return parsed
+
+
+def _table(file: _File, name: str, keys: object, group: TyperGroup) -> Iterable[tuple[str, Setting]]:
+    """The settings in one table, each checked."""
+    commands = flags(group)
+    heading = f"[{file.prefix}{name}]"
+    if not isinstance(keys, dict):
+        below = [name] if name in commands else [each for each in commands if name.replace("_", "-") in commands[each]]
+        tables = " or ".join(f"[{file.prefix}{each}]" for each in below or ("convert",))
+        raise file.refuse(f"{name} stands in no table", why="each command has one", fix=f"Write flags below {tables}")
+    if name not in commands:
+        known = ", ".join(f"[{file.prefix}{command}]" for command in commands)
+        fix = near(name, commands, f"There are {known}", f"[{file.prefix}{{}}]")
+        raise file.refuse(f"unknown table {heading}", fix=fix)
+    given: dict[str, str] = {}
+    for key, value in keys.items():
+        flag = key.replace("_", "-")
+        option = commands[name].get(flag)
+        if option is None:
+            otherwise = f"trtopt {name} --help lists its flags; arguments stand on the command line"
+            raise file.refuse(f"unknown key {key!r} in {heading}", fix=near(flag, commands[name], otherwise))
+        if flag in given:
+            raise file.refuse(f"{given[flag]} and {key} in {heading} are the same flag", fix="Keep one of them")
+        given[flag] = key
+        checked = _check(f"{file.name}: {key} in {heading}", value, option, group)
+        yield flag, Setting(value=checked, origin="file", name=file.name)
+
+
+def _check(where: str, value: object, option: TyperOption, group: TyperGroup) -> Value:
+    """The value, if it is of the flag's type and one that the flag takes; `where` names both file and key."""
+    if option.multiple and not isinstance(value, list):
+        raise UsageError(f"{where} is {_kind(value)}", why="it must be a list", fix="Write [ ] around it")
+    for item in value if option.multiple and isinstance(value, list) else [value]:
+        kind = _kind(item)
+        if option.is_flag:
+            wanted = "true or false"
+        elif kind in ("a text", "a number", "a whole number"):
+            wanted = _kind(_parsed(option, str(item), group, where))
+        else:
+            wanted = "a single text or number"
+        if kind != wanted and (kind, wanted) != ("a whole number", "a number"):
+            raise UsageError(f"{where} is {kind}", why=f"it must be {wanted}")
+    return cast(Value, value)
+
+
+def _parsed(option: TyperOption, text: str, group: TyperGroup, where: str) -> object:
+    """What the flag makes of the text, as if it had been typed.
+
+    Raises:
+        UsageError: it does not take it.
+    """
+    try:
+        value = option.process_value(typer.Context(group), [text] if option.multiple else text)
+    except typer.BadParameter as error:
+        raise UsageError(f"{where} cannot be {text!r}", why=error.message) from error
+    return value[0] if option.multiple else value
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, bool):
+        return "true or false"
+    if type(value).__module__ == "datetime":
+        return "a date or time"
+    kinds = {int: "a whole number", float: "a number", list: "a list", dict: "a table"}
+    return kinds.get(type(value), "a text")  # paths and choices are written as texts
+
+
+def _environment(environment: Mapping[str, str], group: TyperGroup) -> Iterable[tuple[str, str, Setting]]:
+    """The command, the flag and the setting of each variable; an empty one sets nothing."""
+    known = {
+        variable(command, flag): (command, flag, option)
+        for command, options in flags(group).items()
+        for flag, option in options.items()
+    }
+    for name in sorted(environment):
+        if not name.startswith(PREFIX) or name in _NO_FLAG:
+            continue
+        if name not in known:
+            names = [each.removeprefix(PREFIX) for each in known]
+            otherwise = f"It must be {PREFIX}<COMMAND>_<FLAG>; trtopt config lists both"
+            fix = near(name.removeprefix(PREFIX), names, otherwise, f"{PREFIX}{{}}")
+            raise UsageError(f"environment variable {name} sets nothing", why="there is no such flag", fix=fix)
+        command, flag, option = known[name]
+        text = environment[name]
+        if not text.strip():
+            continue
+        if option.multiple:
+            yield command, flag, Setting(value=_words(name, text, option, group), origin="environment", name=name)
+            continue
+        parsed = _parsed(option, text, group, f"environment variable {name}")
+        value = parsed if isinstance(parsed, bool) else text
+        yield command, flag, Setting(value=value, origin="environment", name=name)
+
+
+def _words(name: str, text: str, option: TyperOption, group: TyperGroup) -> list[str]:
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"environment variable {name}", why=str(error), fix="Close the quotes") from error
+    for word in words:
+        _parsed(option, word, group, f"environment variable {name}")
+    return words
