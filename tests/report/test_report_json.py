@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import typing
@@ -10,15 +11,18 @@ from typing import Any
 import jsonschema
 import pytest
 from report.reports import ALL, PASSED
+from report.rich import PARTS
 from support import ROOT
 
 from trtopt.codec import decode
-from trtopt.compare.metrics import METRICS
+from trtopt.compare.catalog import METRICS
 from trtopt.report import render
+from trtopt.stages.report import REPORT_SCHEMA
 from trtopt.types import Report
 
 SCHEMA = json.loads((ROOT / "docs/report.schema.json").read_text(encoding="utf-8"))
-every_report = pytest.mark.parametrize("report", ALL.values(), ids=ALL.keys())
+REPORTS = {**ALL, **PARTS}
+every_report = pytest.mark.parametrize("report", REPORTS.values(), ids=REPORTS.keys())
 
 
 def _strict(text: str) -> Any:
@@ -40,7 +44,7 @@ def test_the_schema_is_a_schema() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("verdict", "maybe"), ("schema_version", 2), ("stages", None), ("surprise", 1)]
+    ("field", "value"), [("verdict", "maybe"), ("schema_version", REPORT_SCHEMA + 1), ("stages", None), ("surprise", 1)]
 )
 def test_the_schema_refuses_another_report(field: str, value: object) -> None:
     data = {**_strict(render("json", PASSED)), field: value}
@@ -67,6 +71,42 @@ def test_the_schema_names_the_fields_of_the_types() -> None:
         assert node["additionalProperties"] is False
 
 
-def test_the_schema_names_the_metrics() -> None:
-    names = SCHEMA["$defs"]["OutputDrift"]["properties"]["values"]["propertyNames"]["enum"]
-    assert names == list(METRICS)
+def test_the_schema_names_the_metrics_and_takes_those_of_users() -> None:
+    values = SCHEMA["$defs"]["OutputDrift"]["properties"]["values"]
+    assert list(values["properties"]) == list(METRICS)
+    assert values["additionalProperties"] == values["properties"]["sqnr"]
+
+
+def test_the_schema_has_the_version_that_is_written() -> None:
+    assert SCHEMA["properties"]["schema_version"] == {"const": REPORT_SCHEMA}
+
+
+def _objects(node: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    """Where in a report there are objects with fixed fields (and so no maps, which the codec writes alike)."""
+    if isinstance(node, list):
+        return [found for index, each in enumerate(node[:1]) for found in _objects(each, (*path, index))]
+    if not isinstance(node, dict):
+        return []
+    maps = ("values", "counts", "readings", "bounds", "environment", "audit")
+    here = [] if path and path[-1] in maps else [path]
+    return here + [found for name, each in node.items() for found in _objects(each, (*path, name))]
+
+
+def test_the_schema_refuses_a_surprise_and_an_absence_wherever_they_are() -> None:
+    validator = jsonschema.Draft202012Validator(SCHEMA)
+    seen = 0
+    for report in PARTS.values():
+        data = _strict(render("json", report))
+        for path in _objects(data):
+            for change in ("surprise", "absence"):
+                changed = copy.deepcopy(data)
+                node = changed
+                for step in path:
+                    node = node[step]
+                if change == "surprise":
+                    node["surprise"] = 1
+                else:
+                    del node[next(iter(node))]
+                assert not validator.is_valid(changed), (path, change)
+                seen += 1
+    assert seen > 50
