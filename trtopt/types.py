@@ -311,7 +311,8 @@ class Timing:
     `copies` says whether copies between host and device are in it. `noise` is half the 95 % confidence interval of the
     mean, relative to it. `readings` are what the system said meanwhile (`trtopt.bench` names them and their units):
     what could not be read is absent. `bounds` are the 95 % bounds, each one-sided, of `mean` and of the percentiles
-    (infinite where the runs were too few), and of `speedup` against the first target where there is one.
+    (infinite where the runs were too few), and of `speedup`, which is against the first target of the same batch (NaN:
+    it is the first).
     """
 
     target: str
@@ -327,6 +328,7 @@ class Timing:
     throughput: float
     readings: Mapping[str, float] = field(default_factory=dict)
     bounds: Mapping[str, Interval] = field(default_factory=dict)
+    speedup: float = math.nan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -352,7 +354,9 @@ class BatchProbe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLimit:
-    """The largest batch that fits (0: none), and in `why` what the next larger one exceeds.
+    """The largest batch that fits (0: none) on `device` (`cpu`, `cuda`), what the next larger one exceeds, and in `why`
+    the same as a sentence. `profile` is that of the engine; `time` is how long one probe may take, `search` the largest
+    batch that is tried.
 
     `memory_limit` is in bytes, `latency_limit` in milliseconds (NaN: none). At `batch` the target takes `total` bytes:
     `weights` and `inputs_outputs` by their shapes, `base` before the model was loaded, the rest activations and work
@@ -360,7 +364,9 @@ class BatchLimit:
     """
 
     target: str
+    device: str
     batch: int
+    limited_by: Literal["memory", "latency", "profile", "time", "search"]
     why: str
     memory_limit: int
     latency_limit: float
