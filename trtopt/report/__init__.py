@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
 
 from trtopt.errors import UsageError
 from trtopt.types import Report
 
-_SHARED = {"inspection", "words"}
+_SHARED = {"charts", "graph_charts", "inspection", "svg", "words"}
 
 
 def formats() -> tuple[str, ...]:
@@ -40,6 +41,8 @@ def show(format: str, report: Report) -> None:
 
         console = Console(highlight=False)
         if console.is_terminal:
-            console.print(renderable(report))
+            # Where both are the same screen, the lines about the stages stand on it already.
+            seen = sys.stdout.isatty() and sys.stderr.isatty()
+            console.print(renderable(report, stages=not seen))
             return
     print(render(format, report), end="")

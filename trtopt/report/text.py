@@ -38,10 +38,10 @@ def render(report: Report) -> str:
     return "".join(f"{line.rstrip()}\n" for line in stream.getvalue().splitlines())
 
 
-def renderable(report: Report) -> RenderableType:
-    """The report as something that rich prints."""
+def renderable(report: Report, *, stages: bool = True) -> RenderableType:
+    """The report as something that rich prints; without `stages` for who has seen them go by."""
     title = f"{report.command} {report.model}" + (f" to {report.precision}" if report.precision else "")
-    parts: list[RenderableType] = ["", text(title, "bold"), *block(_stages(report))]
+    parts: list[RenderableType] = ["", text(title, "bold"), *(block(_stages(report)) if stages else [""])]
     if report.engine is not None:
         parts += _engine(report)
     if report.parity is not None:
