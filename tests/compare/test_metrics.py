@@ -39,7 +39,7 @@ def measure(
             indices = tuple(range(start, end))
             part = tuple(labels[i] for i in indices) if labels is not None else None
             output.add(reference[start:end], candidate[start:end], indices, part)
-    return output.drift()
+    return output.drift([f"eval.npz[{i}]" for i in range(len(reference))])
 
 
 @st.composite
@@ -193,7 +193,7 @@ def test_nonfinite_samples_are_counted_and_in_no_mean(bad: float, where: str) ->
     output.add(reference, candidate, (10, 11, 12, 13, 14))
     assert list(output.bad) == [13]
     assert output.bad_fp32 == (where != "candidate")
-    values = output.drift().values
+    values = output.drift([str(i) for i in range(15)]).values
     assert values["nonfinite"] == 1.0
     assert values["mean_abs"] == pytest.approx(0.5)
     assert all(math.isfinite(value) for value in values.values())
