@@ -60,12 +60,17 @@ class Buffer(Held):
 
 
 class PinnedBuffer(Held):
-    """Page-locked host memory, which the GPU copies from and to by itself. After `close` no array over it may be used."""
+    """Page-locked host memory, which the GPU copies from and to by itself. No array over it outlives `close`."""
 
     def __init__(self, device: Device, size: int) -> None:
         handle, self._bytes = device.backend.allocate_host(max(size, 1))
         self.size = size
         super().__init__(device, handle, device.backend.free_host)
+
+    @property
+    def address(self) -> int:
+        """Where it is, on the host."""
+        return int(self._bytes.ctypes.data)
 
     def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """The start of it as an array, sharing the memory.
