@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from trtopt.calibrate.histogram import Histogram
 
 AUTO = "auto"
-_SHARED = {AUTO, "histogram", "kernels", "noisiest", "observe", "ranges", "table"}
+_SHARED = {AUTO, "gpu_histogram", "gpu_observe", "histogram", "kernels", "noisiest", "observe", "ranges", "table"}
 
 
 def methods() -> tuple[str, ...]:

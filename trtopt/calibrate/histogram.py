@@ -48,6 +48,14 @@ class Histogram:
         self._top = 0
         self.total = 0
 
+    @classmethod
+    def of(cls, counts: npt.NDArray[np.int64], top: int) -> Histogram:
+        """A histogram of what was counted elsewhere: int64 [2**17], and the bits of the largest float32 magnitude."""
+        made = cls()
+        made._totals += counts
+        made._top, made.total = top, int(counts.sum())
+        return made
+
     def add(self, array: npt.NDArray[np.generic]) -> None:
         """Count every element of a float16, float32 or float64 array of any shape and layout, as float32.
 
