@@ -41,7 +41,7 @@ def show(format: str, report: Report) -> None:
 
         console = Console(highlight=False)
         if console.is_terminal:
-            # Where both are the same screen, the lines about the stages stand on it already.
+            # On a terminal the stages have been seen as they came, unless stderr went elsewhere.
             seen = sys.stdout.isatty() and sys.stderr.isatty()
             console.print(renderable(report, stages=not seen))
             return

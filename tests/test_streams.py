@@ -1,0 +1,232 @@
+"""What goes to stdout and what to stderr, in pipes and on a real terminal, whatever the environment says of colours."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import helper, numpy_helper
+from support import DIGITS, EVAL, Done, save
+
+PROGRAM = (sys.executable, "-m", "trtopt")
+ESCAPE = "\x1b"
+STYLE = re.compile(r"\x1b\[[0-9;]*m")
+COLOR = re.compile(r"\x1b\[(?:[0-9]+;)*(?:3[0-8]|4[0-8]|9[0-7])[0-9;]*m")
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-ln-z]")
+"""Whatever is more than a style: a cursor hidden or moved, a line erased."""
+
+ENVIRONMENTS = [{}, {"CI": "1"}, {"NO_COLOR": "1"}, {"FORCE_COLOR": "1"}, {"TERM": "dumb"}]
+
+
+def named(environment: dict[str, str]) -> str:
+    return ",".join(f"{name}={value}" for name, value in environment.items()) or "plain"
+
+
+def clean(extra: dict[str, str]) -> dict[str, str]:
+    """This environment without what speaks of colours, and with `extra`."""
+    unsaid = ("CI", "GITHUB_ACTIONS", "NO_COLOR", "FORCE_COLOR", "COLORTERM", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+    return {**{k: v for k, v in os.environ.items() if k not in unsaid}, "TERM": "xterm", "COLUMNS": "120", **extra}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty of the digits, with their labels."""
+    path = tmp_path_factory.mktemp("data") / "few.npz"
+    with np.load(EVAL) as archive:
+        np.savez(path, **{name: archive[name][:40] for name in archive.files})
+    return path
+
+
+def compare(data: Path, out: Path, *more: str) -> list[str]:
+    """The command line that compares the digits network with itself."""
+    return [*PROGRAM, "compare", str(DIGITS), str(DIGITS), "--data", str(data), "-o", str(out), *more]
+
+
+def in_pipes(command: list[str], environment: dict[str, str]) -> Done:
+    done = subprocess.run(command, env=clean(environment), capture_output=True, text=True, check=False)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def on_terminals(command: list[str], environment: dict[str, str], where: tuple[str, ...] = ("out", "err")) -> Done:
+    """Run with a pseudo-terminal for each stream in `where`, a pipe for the other; `out` alone when they are one."""
+    ends = {name: pty.openpty() if name in where else os.pipe() for name in ("out", "err")}
+    texts: dict[str, str] = {}
+
+    def read(name: str) -> None:
+        pieces = []
+        while True:
+            try:
+                piece = os.read(ends[name][0], 65536)
+            except OSError:  # the other end of a terminal is closed
+                break
+            if not piece:
+                break
+            pieces.append(piece)
+        texts[name] = b"".join(pieces).decode().replace("\r\n", "\n")
+
+    with subprocess.Popen(
+        command, env=clean(environment), stdin=subprocess.DEVNULL, stdout=ends["out"][1], stderr=ends["err"][1]
+    ) as child:
+        for name in ends:
+            os.close(ends[name][1])
+        readers = [threading.Thread(target=read, args=(name,)) for name in ends]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+    for name in ends:
+        os.close(ends[name][0])
+    return Done(child.returncode, texts["out"], texts["err"])
+
+
+def stage_lines(text: str, stage: str) -> int:
+    """How many lines tell of that stage and its time."""
+    plain = STYLE.sub("", CONTROL.sub("", text)).replace("\r", "\n")
+    return len(re.findall(rf"^[^\w\n]*{stage} +[0-9.]+ s", plain, re.MULTILINE))
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS, ids=named)
+def test_in_pipes_stdout_is_the_result_and_stderr_one_line_a_stage(
+    environment: dict[str, str], data: Path, tmp_path: Path
+) -> None:
+    done = in_pipes(compare(data, tmp_path, "--gate", "sqnr=1", "--format", "json"), environment)
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["verdict"] == "pass"
+    assert ESCAPE not in done.out
+    assert stage_lines(done.err, "compare") == 1
+    assert not CONTROL.search(done.err)  # no bar, even where colours are forced
+    assert (ESCAPE in done.err) == ("FORCE_COLOR" in environment)
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS, ids=named)
+def test_on_a_terminal_bars_and_colours_are_where_they_may_be(
+    environment: dict[str, str], data: Path, tmp_path: Path
+) -> None:
+    done = on_terminals(compare(data, tmp_path, "--gate", "sqnr=1"), environment)
+    assert done.code == 0, done.err
+    assert "PASS" in done.out
+    assert not CONTROL.search(done.out)
+    assert bool(CONTROL.search(done.err)) == (not {"CI", "TERM"} & set(environment))
+    colored = not {"NO_COLOR", "TERM"} & set(environment)
+    assert bool(COLOR.search(done.out)) == colored
+    assert bool(COLOR.search(done.err)) == colored
+    if environment.get("TERM") == "dumb":
+        assert ESCAPE not in done.out + done.err
+    # Each stage is told once: as it comes, on stderr.
+    assert (stage_lines(done.err, "compare"), stage_lines(done.out, "compare")) == (1, 0)
+
+
+def test_a_json_report_is_pure_on_a_terminal_too(data: Path, tmp_path: Path) -> None:
+    done = on_terminals(compare(data, tmp_path, "--gate", "sqnr=1", "--format", "json"), {"FORCE_COLOR": "1"})
+    assert json.loads(done.out)["verdict"] == "pass"
+    assert ESCAPE not in done.out
+
+
+def test_a_report_that_is_piped_tells_of_the_stages_and_has_no_escape_codes(data: Path, tmp_path: Path) -> None:
+    done = on_terminals(compare(data, tmp_path, "--gate", "sqnr=1"), {}, where=("err",))
+    assert ESCAPE not in done.out
+    assert (stage_lines(done.err, "compare"), stage_lines(done.out, "compare")) == (1, 1)
+    assert CONTROL.search(done.err)
+
+
+def test_a_report_on_a_terminal_tells_of_the_stages_when_nobody_saw_them(data: Path, tmp_path: Path) -> None:
+    done = on_terminals(compare(data, tmp_path, "--gate", "sqnr=1"), {}, where=("out",))
+    assert COLOR.search(done.out)
+    assert ESCAPE not in done.err
+    assert (stage_lines(done.err, "compare"), stage_lines(done.out, "compare")) == (1, 1)
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """A net, the same net with a NaN where an input is positive, and data for both."""
+    folder = tmp_path_factory.mktemp("nan")
+    weight = numpy_helper.from_array(np.full((16, 8, 8), 1.0, np.float32), "w")
+    healthy = save(folder / "healthy.onnx", [helper.make_node("Mul", ["x", "w"], ["y"], "m")], [weight])
+    nodes = [helper.make_node("Neg", ["x"], ["n"], "neg"), helper.make_node("Sqrt", ["n"], ["y"], "root")]
+    ill = save(folder / "ill.onnx", nodes, [])
+    np.save(folder / "x.npy", np.ones((4, 16, 8, 8), np.float32))
+    return healthy, ill, folder / "x.npy"
+
+
+@pytest.mark.parametrize(
+    ("more", "verdict", "code"),
+    [
+        (("--gate", "sqnr=1"), "pass", 0),
+        (("--gate", "mine>=1"), "fail", 1),
+        (("--gate", "top1=1%"), "inconclusive", 1),
+        (("--gate", "top1=1%", "--allow-inconclusive"), "inconclusive", 0),
+    ],
+)
+def test_json_goes_through_a_pipe_for_every_verdict(
+    more: tuple[str, ...], verdict: str, code: int, data: Path, tmp_path: Path
+) -> None:
+    command = shlex.join(compare(data, tmp_path, *more, "--format", "json"))
+    script = f"{command} | {shlex.quote(sys.executable)} -m json.tool; exit ${{PIPESTATUS[0]}}"
+    done = in_pipes(["bash", "-c", script], {})
+    assert done.code == code, done.err
+    assert strict(done.out)["verdict"] == verdict
+
+
+def test_json_is_json_where_outputs_are_nan(broken: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    healthy, ill, data = broken
+    arguments = ["compare", str(healthy), str(ill), "--data", str(data), "-o", str(tmp_path), "--format", "json"]
+    done = in_pipes([*PROGRAM, *arguments], {})
+    assert done.code == 1, done.err
+    assert strict(done.out)["verdict"] == "fail"
+
+
+def test_json_is_json_without_a_verdict(tmp_path: Path) -> None:
+    arguments = ["convert", str(DIGITS), "--no-compare", "--backend", "onnxruntime", "-o", str(tmp_path)]
+    done = in_pipes([*PROGRAM, *arguments, "--format", "json"], {})
+    assert done.code == 0, done.err
+    assert strict(done.out)["verdict"] == "unchecked"
+
+
+def strict(text: str) -> dict[str, object]:
+    """The document, as a reader takes it that knows JSON and no more: without NaN and infinities."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    loaded: dict[str, object] = json.loads(text, parse_constant=refuse)
+    return loaded
+
+
+@pytest.mark.parametrize("arguments", [["compare", "nowhere.onnx", "x", "--data", "d"], ["convert"], ["nonsense"]])
+def test_an_error_leaves_stdout_empty(arguments: list[str]) -> None:
+    done = in_pipes([*PROGRAM, *arguments, "--format", "json"], {})
+    assert (done.code, done.out) == (2, "")
+    assert done.err
+
+
+def test_help_has_no_escape_codes_in_a_pipe_wherever_it_runs() -> None:
+    done = in_pipes([*PROGRAM, "compare", "--help"], {"GITHUB_ACTIONS": "true", "FORCE_COLOR": "1"})
+    assert done.code == 0
+    assert ESCAPE not in done.out + done.err
+
+
+@pytest.mark.parametrize("module", ["trtopt.cli.app", "typer", "rich.console", "numpy", "onnx", "onnxruntime.capi"])
+def test_an_interrupt_while_modules_are_imported_is_no_traceback(module: str, data: Path, tmp_path: Path) -> None:
+    # `-X importtime` tells, line by line, which import has just ended.
+    command = [sys.executable, "-X", "importtime", *PROGRAM[1:], *compare(data, tmp_path)[3:]]
+    with subprocess.Popen(
+        command, env=clean({}), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stderr is not None
+        for line in child.stderr:
+            if re.search(rf"\| +{re.escape(module)}$", line):
+                child.send_signal(signal.SIGINT)
+                break
+        seen = [line for line in child.stderr if not line.startswith("import time:")]
+    assert child.returncode == 130, seen
+    assert seen == ["error: interrupted; finished stages are kept, and the next run goes on from there\n"]
