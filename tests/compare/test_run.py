@@ -208,7 +208,7 @@ def test_two_onnx_files_are_judged_by_their_labels(tmp_path: Path) -> None:
     for factor, verdict, accuracy in ((2.0, "pass", 100.0), (-1.0, "fail", 0.0)):
         candidate = net(tmp_path, "typed", ("logits", factor))
         pair = Pair(baseline=baseline, candidate=candidate, names=("fp32.onnx", "typed.onnx"))
-        found = judged(compare(pair, dataset(labels=LABELS), Measure(), emit=silent), "top1=40%")
+        found = judged(compare(pair, dataset(labels=LABELS), Measure(), emit=silent), "top1=30%")
         assert (found.verdict, found.samples, found.labelled) == (verdict, 9, True)
         assert found.outputs[0].values["accuracy_fp32"] == 100.0
         assert found.outputs[0].values["accuracy"] == accuracy
