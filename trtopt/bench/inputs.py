@@ -34,7 +34,7 @@ class Sizes:
         The batch is the first dimension of the inputs: free where one has a range. Where all of them have the same
         size it is that; where they differ (a network over time, with states) the network takes one sample.
         """
-        if any(self._is_free(spec) for spec in self.inputs):
+        if any(self.is_free(spec) for spec in self.inputs):
             return 0
         firsts = {self._opt(spec)[:1] for spec in self.inputs}
         return next(iter(firsts))[0] if len(firsts) == 1 and firsts != {()} else 1
@@ -44,14 +44,15 @@ class Sizes:
         found = []
         for spec in self.inputs:
             usual = self._opt(spec)
-            shape = (batch, *usual[1:]) if self._is_free(spec) else usual
+            shape = (batch, *usual[1:]) if self.is_free(spec) else usual
             found.append(ShapeRange(name=spec.name, min=shape, opt=shape, max=shape))
         return tuple(found)
 
     def _range(self, spec: TensorSpec) -> ShapeRange | None:
         return next((entry for entry in self.ranges if entry.name == spec.name), None)
 
-    def _is_free(self, spec: TensorSpec) -> bool:
+    def is_free(self, spec: TensorSpec) -> bool:
+        """Whether the first dimension of an input is the batch, and may change."""
         entry = self._range(spec)
         return entry is not None and bool(entry.min) and entry.min[0] < entry.max[0]
 
@@ -61,8 +62,12 @@ class Sizes:
 
 
 def random(sizes: Sizes, batch: int) -> Feed:
-    """Random inputs of that batch size, the same ones each time; whole numbers are valid ids and masks."""
-    return dict(parity.random(sizes.inputs, sizes.shapes(batch)).draw()[0])
+    """A random sample, the same one each time, repeated to that batch size; whole numbers are valid ids and masks."""
+    sample = parity.random(sizes.inputs, sizes.shapes(1)).draw()[0]
+    return {
+        spec.name: np.repeat(sample[spec.name], batch, axis=0) if sizes.is_free(spec) else sample[spec.name]
+        for spec in sizes.inputs
+    }
 
 
 def from_data(dataset: Dataset, batch: int) -> Feed:

@@ -42,11 +42,8 @@ _COLD = 50.0
 """A run that takes longer than that (ms) does not notice whether the caches are warm."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lane:
-    """Something to measure: `run` runs it once, to its end, and returns how long that took, in milliseconds."""
-
-    run: Callable[[], float]
+Run = Callable[[], float]
+"""Runs once, to its end, and returns how long that took, in milliseconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +54,7 @@ class Series:
     cores: float
 
 
-def measure(lanes: Sequence[Lane], seconds: float, tick: Callable[[int, int], None]) -> list[Series]:
+def measure(lanes: Sequence[Run], seconds: float, tick: Callable[[int, int], None]) -> list[Series]:
     """Measure the lanes for about `seconds` each, besides as long again at most to warm up.
 
     A lane whose runs take long gets more: there are `MIN_BLOCKS` runs at least. `tick(done, total)` is told of rounds.
@@ -74,7 +71,7 @@ def measure(lanes: Sequence[Lane], seconds: float, tick: Callable[[int, int], No
     order = list(range(len(lanes)))
     for turn in range(rounds):
         for i in order:
-            run, block = lanes[i].run, found[i][turn]
+            run, block = lanes[i], found[i][turn]
             if settle[i]:  # the lane before it has emptied the caches
                 run()
             cpu, start = time.process_time(), time.perf_counter()
@@ -90,7 +87,7 @@ def measure(lanes: Sequence[Lane], seconds: float, tick: Callable[[int, int], No
     ]
 
 
-def warm_up(lane: Lane, budget: float) -> int:
+def warm_up(lane: Run, budget: float) -> int:
     """Run until the median of one stretch of runs is within 2 % of the stretch before, for `budget` ms at most.
 
     Returns how many runs that were: two at least.
@@ -99,7 +96,7 @@ def warm_up(lane: Lane, budget: float) -> int:
     while spent < budget or count < 2:
         window: list[float] = []
         while (sum(window) < _WINDOW or len(window) < 3) and (spent < budget or count < 2):
-            took = lane.run()
+            took = lane()
             window.append(took)
             spent, count = spent + took, count + 1
         median = statistics.median(window)
@@ -119,10 +116,10 @@ def runs(pilot: Sequence[float], budget: float, rounds: int) -> int:
     return max(1, min(wanted, affordable) // rounds)
 
 
-def _pilot(lane: Lane, budget: float) -> list[float]:
-    found = [lane.run(), lane.run()]
+def _pilot(lane: Run, budget: float) -> list[float]:
+    found = [lane(), lane()]
     while len(found) < _PILOT and sum(found) < budget / 10:
-        found.append(lane.run())
+        found.append(lane())
     return found
 
 

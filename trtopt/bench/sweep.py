@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 from trtopt.bench import gpu, intervals
 from trtopt.bench.inputs import Feed
-from trtopt.bench.latency import Lane, Series, measure
-from trtopt.bench.targets import Bound, Target
+from trtopt.bench.latency import Run, Series, measure
+from trtopt.bench.targets import Target
 from trtopt.events import Emit, Progress
 from trtopt.types import Timing
 
@@ -46,7 +46,7 @@ def sweep(targets: Sequence[Target], plan: Plan, device: gpu.Gpu | None, emit: E
         def tick(done: int, total: int, place: int = place, batch: int = batch) -> None:
             emit(Progress("bench", place * total + done, len(plan.batches) * total, f"batch {batch}"))
 
-        series = measure([lane.lane for lane in lanes], plan.seconds, tick)
+        series = measure([lane.run for lane in lanes], plan.seconds, tick)
         yield tuple(
             _timing(lane, found, first=_first(lane, lanes, series), readings=_readings(lane, found, device))
             for lane, found in zip(lanes, series, strict=True)
@@ -58,28 +58,13 @@ class _Lane:
     target: str
     batch: int
     copies: bool
-    lane: Lane
+    run: Run
 
 
 def _lanes(target: Target, batch: int, feed: Feed) -> list[_Lane]:
-    bound = target.session.bind(feed)
-    plain = _Lane(target=target.name, batch=batch, copies=False, lane=Lane(run=lambda: _timed(bound.run)))
-    if not target.has_device:
-        return [plain]
-    return [plain, replace(plain, copies=True, lane=Lane(run=lambda: _timed(lambda: _with_copies(bound, feed))))]
-
-
-def _with_copies(bound: Bound, feed: Feed) -> None:
-    bound.copy_in(feed)
-    bound.run()
-    bound.copy_out()
-
-
-def _timed(run: Callable[[], object]) -> float:
-    """How long a run takes on the host's clock, in milliseconds: from the call until the outputs are there."""
-    start = time.perf_counter_ns()
-    run()
-    return (time.perf_counter_ns() - start) / 1e6
+    ways = target.session.ways(feed)
+    plain = _Lane(target=target.name, batch=batch, copies=False, run=ways.plain)
+    return [plain, replace(plain, copies=True, run=ways.with_copies)] if ways.with_copies else [plain]
 
 
 def _first(lane: _Lane, lanes: Sequence[_Lane], series: Sequence[Series]) -> Series | None:
@@ -97,7 +82,7 @@ def _readings(lane: _Lane, series: Series, device: gpu.Gpu | None) -> dict[str, 
         with gpu.sampling(device) as sampled:
             end = time.perf_counter() + _READ_FOR
             while time.perf_counter() < end:
-                lane.lane.run()
+                lane.run()
         found |= sampled.summary()
     return found
 

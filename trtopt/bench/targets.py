@@ -1,4 +1,4 @@
-"""Open what is to be timed, as fast as its backend runs it.
+"""Open what is to be timed, as fast as its backend runs it, and run it with and without copies.
 
 On the CPU that is not how trtopt measures drift: 16-bit types are not simulated, and Q/DQ pairs may be fused into
 integer kernels. Such a time says nothing about a GPU, and `where` says so.
@@ -8,43 +8,32 @@ Touches: reads models; CUDA where it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from trtopt.bench.inputs import Sizes
-from trtopt.compare.metrics import Array
+from trtopt.bench.inputs import Feed, Sizes
+from trtopt.bench.latency import Run
 from trtopt.engine.binding import exhausted, first_line
 from trtopt.engine.onnxruntime import CudaOptions, OrtRunner, open_runner
 from trtopt.errors import EnvironmentUnableError, ModelError, OutOfMemoryError
 from trtopt.requires import require
 
+if TYPE_CHECKING:
+    from trtopt.engine.runner import EngineRunner
 
-class Bound(Protocol):
-    """A target with its inputs and outputs at fixed places: a run copies nothing."""
 
-    @property
-    def input_bytes(self) -> int:
-        """Size of all inputs together."""
-        ...
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ways:
+    """How a target runs on one feed: over buffers where it computes, and (None: they are on the host) with the copies
+    to and from there. `bytes` is the size of its inputs and outputs.
+    """
 
-    @property
-    def output_bytes(self) -> int:
-        """Size of all outputs together."""
-        ...
-
-    def run(self) -> None:
-        """Run once, and return when the outputs are there."""
-        ...
-
-    def copy_in(self, feed: Mapping[str, Array]) -> None:
-        """Copy a feed from the host."""
-        ...
-
-    def copy_out(self) -> Mapping[str, Array]:
-        """Copy the outputs to the host."""
-        ...
+    plain: Run
+    with_copies: Run | None
+    bytes: int
 
 
 class Session(Protocol):
@@ -55,23 +44,119 @@ class Session(Protocol):
         """What runs, and where."""
         ...
 
-    def bind(self, feed: Mapping[str, Array]) -> Bound:
-        """Bind the target to the shapes of a feed."""
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """The kind of device that it runs on."""
+        ...
+
+    def ways(self, feed: Feed) -> Ways:
+        """Make ready for feeds of this shape."""
+        ...
+
+    def close(self) -> None:
+        """Release it."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A loaded target: its name in tables, its file, its inputs, and whether host and device are apart."""
+    """A loaded target: its name in tables, its inputs, and how it runs."""
 
     name: str
-    path: Path
     sizes: Sizes
     session: Session
-    has_device: bool
 
 
-def open_onnx(path: Path, device: str, cuda: CudaOptions) -> OrtRunner:
+class OnnxSession:
+    """An ONNX graph in onnxruntime, timed on the host's clock."""
+
+    def __init__(self, runner: OrtRunner, where: str) -> None:
+        self.where = where
+        self.device: Literal["cpu", "cuda"] = "cuda" if runner.place.kind == "cuda" else "cpu"
+        self._runner: OrtRunner | None = runner
+
+    def ways(self, feed: Feed) -> Ways:
+        """Bind the graph to buffers; a run returns when the outputs are there.
+
+        Raises:
+            DataError: onnxruntime refuses the feed, or fails on it.
+            OutOfMemoryError: the memory is exhausted.
+        """
+        assert self._runner is not None
+        bound = self._runner.bind(feed)
+
+        def with_copies() -> None:
+            bound.copy_in(feed)
+            bound.run()
+            bound.copy_out()
+
+        return Ways(
+            plain=lambda: timed(bound.run),
+            with_copies=(lambda: timed(with_copies)) if self.device == "cuda" else None,
+            bytes=bound.input_bytes + bound.output_bytes,
+        )
+
+    def close(self) -> None:
+        """Let the session go; what `ways` returned keeps it until it goes, too."""
+        self._runner = None
+
+
+class EngineSession:
+    """A TensorRT engine, one run at a time: computing by the GPU's own events, with the copies on the host's clock."""
+
+    device: Literal["cpu", "cuda"] = "cuda"
+
+    def __init__(self, runner: EngineRunner) -> None:
+        self.where = runner.where
+        self._runner = runner
+
+    def ways(self, feed: Feed) -> Ways:
+        """Run once, which says what the outputs are; a run returns when they are there.
+
+        Raises:
+            DataError: the feed does not fit the engine.
+            CudaError: the GPU failed.
+        """
+        runner = self._runner
+        outputs = runner.run(feed)
+
+        def compute() -> float:
+            runner.submit(feed)
+            return runner.collect().compute
+
+        return Ways(
+            plain=compute,
+            with_copies=lambda: timed(lambda: runner.run(feed)),
+            bytes=sum(feed[name].nbytes for name in runner.inputs) + sum(each.nbytes for each in outputs.values()),
+        )
+
+    def close(self) -> None:
+        """Release the engine and its buffers."""
+        self._runner.close()
+
+
+def timed(run: Callable[[], object]) -> float:
+    """How long a call takes on the host's clock, in milliseconds."""
+    start = time.perf_counter_ns()
+    run()
+    return (time.perf_counter_ns() - start) / 1e6
+
+
+def open_engine(path: Path, builder: str) -> EngineSession:
+    """Load an engine that a manifest vouches for, with the TensorRT that built it.
+
+    Raises:
+        EnvironmentUnableError: there is no such TensorRT, no GPU, or the engine does not run on it.
+        OutOfMemoryError: the GPU has no memory for its largest shapes.
+        MissingDependencyError: neither cuda-python nor pycuda is installed.
+    """
+    from trtopt.engine import locate, runner_tensorrt
+
+    found = locate.find(locate.RTX if builder.startswith("TensorRT-RTX") else "tensorrt")
+    return EngineSession(runner_tensorrt.open_engine(found, path, streams=1))
+
+
+def open_onnx(path: Path, device: str, cuda: CudaOptions) -> OnnxSession:
     """Open an ONNX file in onnxruntime, on `cuda`, `cpu`, or `auto` (CUDA where it works, else the CPU).
 
     Raises:
@@ -83,19 +168,21 @@ def open_onnx(path: Path, device: str, cuda: CudaOptions) -> OrtRunner:
     if device == "cpu":
         return _on_cpu(path)
     try:
-        return open_runner(path, device="cuda" if device == "auto" else device, cuda=cuda)
+        runner = open_runner(path, device="cuda" if device == "auto" else device, cuda=cuda)
     except EnvironmentUnableError as error:
         if device != "auto" or isinstance(error, OutOfMemoryError):
             raise
         return _on_cpu(path)
+    return OnnxSession(runner, runner.where)
 
 
-def _on_cpu(path: Path) -> OrtRunner:
+def _on_cpu(path: Path) -> OnnxSession:
     ort = require("onnxruntime")
     options: Any = ort.SessionOptions()
     options.log_severity_level = 4
     # The threads of one target must not spin while another one has its turn.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    where = f"onnxruntime {ort.__version__}, CPU; says nothing about the GPU"
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
@@ -106,4 +193,4 @@ def _on_cpu(path: Path) -> OrtRunner:
             why=first_line(error),
             fix="A type that the CPU has no kernels for (bfloat16, float8) is timed on a GPU: --device cuda",
         ) from error
-    return OrtRunner(session, f"onnxruntime {ort.__version__}, CPU; says nothing about the GPU")
+    return OnnxSession(OrtRunner(session, where), where)

@@ -1,0 +1,223 @@
+"""The largest batch that fits the memory and the latency, found by trying: doubling first, then halving what is open.
+
+That takes memory and latency to grow with the batch. Whether they do is looked at, with what was tried and one batch
+beyond the first that did not fit.
+
+Touches: starts processes; reads `/proc` and the model's header, and for `fits` a run directory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from trtopt.bench.probe import Answer, Question, ask
+from trtopt.codec import decode
+from trtopt.errors import EnvironmentUnableError
+from trtopt.events import Emit, Progress
+from trtopt.types import BatchLimit, BatchProbe
+
+FILE = "max-batch.json"
+"""Where a run directory keeps what was found."""
+
+MOST = 65536
+"""Largest batch that is tried."""
+
+PROBE_SECONDS = 60.0
+_RESERVE = 0.1
+_RESOLUTION = 20
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much memory in bytes (0: what is free) and how many ms (infinite: any) a batch may take."""
+
+    memory: int = 0
+    latency: float = math.inf
+
+
+def largest(question: Question, limits: Limits, most: int, emit: Emit) -> tuple[BatchLimit, str, tuple[str, ...]]:
+    """Find the largest batch up to `most` (0: `MOST`) that fits.
+
+    Returns it, where it ran, and remarks on whether the search may be trusted.
+
+    Raises:
+        EnvironmentUnableError: this system does not say what a process takes.
+        TrtoptError: the model cannot be run.
+    """
+    limit = limits.memory or (available() if question.device == "cpu" else 0)
+    answers: dict[int, Answer] = {}
+
+    def probe(batch: int) -> BatchProbe:
+        emit(Progress("bench", len(answers), 0, f"batch {batch}"))
+        answers[batch] = ask(replace(question, batch=batch, limit=limit), PROBE_SECONDS)
+        return _judged(batch, answers[batch], limits.latency)
+
+    tried = search(probe, most or MOST)
+    fitting = [each for each in tried if not each.failed]
+    best = max(fitting, key=lambda each: each.batch, default=None)
+    held = max((answer.limit for answer in answers.values()), default=limit)
+    fixed, each_sample = _line(fitting)
+    answer = answers[best.batch] if best else Answer()
+    limited_by, why = _reason(tried, best, answers, most)
+    found = BatchLimit(
+        target=str(question.path),
+        device=question.device,
+        batch=best.batch if best else 0,
+        limited_by=limited_by,
+        why=why,
+        memory_limit=held,
+        latency_limit=limits.latency if math.isfinite(limits.latency) else math.nan,
+        total=answer.memory,
+        base=answer.base,
+        weights=question.path.stat().st_size if question.builder else weights(question.path),
+        inputs_outputs=answer.inputs_outputs,
+        bytes_fixed=fixed,
+        bytes_per_sample=each_sample,
+        probes=tuple(tried),
+    )
+    return found, next((each.where for each in answers.values() if each.where), ""), _doubts(tried)
+
+
+def search(probe: Callable[[int], BatchProbe], most: int) -> list[BatchProbe]:
+    """Try batches until the largest that fits is known to 5 %, and one beyond; return all of them, the smallest first.
+
+    If fitting is a matter of the batch alone, the largest that fits is at most 5 % above the largest here that does; of
+    fewer than 40 it is that one itself.
+    """
+    tried: list[BatchProbe] = []
+
+    def fits(batch: int) -> bool:
+        tried.append(probe(batch))
+        return not tried[-1].failed
+
+    good, bad = 0, 1
+    while fits(bad):
+        good = bad
+        if good == most:
+            return tried
+        bad = min(2 * good, most)
+    while bad - good > max(1, good // _RESOLUTION):
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if fits(middle) else (good, middle)
+    beyond = bad + max(1, bad // 4)
+    if beyond <= most and all(each.batch != beyond for each in tried):
+        fits(beyond)
+    return sorted(tried, key=lambda each: each.batch)
+
+
+def _judged(batch: int, answer: Answer, latency: float) -> BatchProbe:
+    failed = answer.failed
+    if not failed and answer.latency > latency:
+        failed = f"it takes {answer.latency:.4g} ms"
+    return BatchProbe(batch=batch, memory=answer.memory, latency=answer.latency or math.nan, failed=failed)
+
+
+_By = Literal["memory", "latency", "profile", "time", "search"]
+
+
+def _reason(
+    tried: Sequence[BatchProbe], best: BatchProbe | None, answers: dict[int, Answer], most: int
+) -> tuple[_By, str]:
+    """What the next larger batch exceeds, and the same as a sentence."""
+    above = [each for each in tried if each.failed and each.batch > (best.batch if best else 0)]
+    if not above:
+        return ("profile", "the engine takes no larger one") if most else ("search", "no larger one was tried")
+    first, answer = above[0], answers[above[0].batch]
+    sentence = f"batch {first.batch}: {first.failed}"
+    if answer.slow:
+        return "time", sentence
+    return ("memory" if answer.failed else "latency"), sentence
+
+
+def _line(fitting: Sequence[BatchProbe]) -> tuple[int, float]:
+    """Bytes whatever the batch is, and bytes a sample: the straight line through what was measured (least squares)."""
+    known = [each for each in fitting if each.memory]
+    if len(known) < 2:
+        return (known[0].memory if known else 0), 0.0
+    slope, start = np.polyfit([each.batch for each in known], [each.memory for each in known], 1)
+    return round(max(start, 0.0)), max(float(slope), 0.0)
+
+
+def _doubts(tried: Sequence[BatchProbe]) -> tuple[str, ...]:
+    """What speaks against the search: a batch fits above one that does not, or takes much less than a smaller one."""
+    failed = [each.batch for each in tried if each.failed]
+    found = [
+        f"batch {each.batch} fits although {min(failed)} did not: the largest batch may be another"
+        for each in tried
+        if not each.failed and failed and each.batch > min(failed)
+    ]
+    fitting = [each for each in tried if not each.failed]
+    for what, values in (("memory", [e.memory for e in fitting]), ("time", [e.latency for e in fitting])):
+        falls = [i for i in range(1, len(values)) if values[i] < 0.9 * max(values[:i])]
+        if falls:
+            found.append(
+                f"batch {fitting[falls[0]].batch} takes less {what} than a smaller one: the largest may be another"
+            )
+    return tuple(found)
+
+
+def weights(path: Path) -> int:
+    """Bytes of a model's weights, by their shapes and types."""
+    import onnx_ir as ir
+
+    from trtopt.export.onnx import load_proto
+
+    graph = load_proto(path).graph
+    return sum(
+        math.ceil(math.prod(tensor.dims) * ir.DataType(tensor.data_type).itemsize) for tensor in graph.initializer
+    )
+
+
+def available() -> int:
+    """Nine tenths of the memory in bytes that this process may still take, of the machine's or of its control group's.
+
+    Raises:
+        EnvironmentUnableError: the system does not say.
+    """
+    try:
+        lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError) as error:
+        raise EnvironmentUnableError(
+            "the largest batch cannot be searched on this system's CPU",
+            why="it has no /proc/meminfo, and what a process takes could not be watched",
+            fix="Search on Linux, or with --device cuda",
+        ) from error
+    return int((1 - _RESERVE) * min(free, _in_group("memory.max", "memory.current")))
+
+
+def _in_group(limit: str, usage: str) -> float:
+    """What is left of a control group's limit (version 2); infinite where there is none."""
+    try:
+        return int((_CGROUP / limit).read_text()) - int((_CGROUP / usage).read_text())
+    except (OSError, ValueError):  # there is no group, or it has no limit ("max")
+        return math.inf
+
+
+def fits(run_dir: Path, free_bytes: int, device: str = "cuda") -> int | None:
+    """The batch that would fit in so much free memory, by what `trtopt bench --max-batch` measured and left there.
+
+    None where it measured nothing on that kind of device, or no memory. Where it was latency, or the engine's profile,
+    that set the limit, no batch above it is given.
+    """
+    try:
+        found = decode(BatchLimit, json.loads((run_dir / FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+    if found.device != device or not found.total:
+        return None
+    if free_bytes < found.bytes_fixed + found.bytes_per_sample:
+        return 0
+    if not found.bytes_per_sample:
+        return found.batch if free_bytes >= found.total else 0
+    room = int((free_bytes - found.bytes_fixed) / found.bytes_per_sample)
+    return room if found.limited_by == "memory" else min(room, found.batch)
