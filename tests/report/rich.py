@@ -151,7 +151,8 @@ BENCHMARK = Benchmark(
     ),
     verdict="pass",
     limit=BatchLimit(
-        target="int8", batch=192, why="batch 256 takes 81.3 GB of 80 GB", memory_limit=80_000_000_000,
+        target="int8", device="cuda", batch=192, limited_by="memory",
+        why="batch 256 takes 81.3 GB of 80 GB", memory_limit=80_000_000_000,
         latency_limit=math.nan, total=61_400_000_000, base=500_000_000, weights=25_900_000, inputs_outputs=115_000_000,
         bytes_fixed=700_000_000, bytes_per_sample=3.16e8,
         probes=(BatchProbe(batch=256, memory=0, latency=math.nan, failed="out of memory"),

@@ -13,23 +13,23 @@ every_report = pytest.mark.parametrize("report", ALL.values(), ids=ALL.keys())
 
 
 def test_a_format_is_a_module_of_the_folder() -> None:
-    assert formats() == ("github", "json", "junit", "markdown", "text")
+    assert formats() == ("github", "html", "json", "junit", "markdown", "text")
 
 
 def test_an_unknown_format_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"unknown format 'pdf'\. Choose one of github, json"):
+    with pytest.raises(UsageError, match=r"unknown format 'pdf'\. Choose one of github, html, json"):
         render("pdf", PASSED)
 
 
 @every_report
-@pytest.mark.parametrize("format", ["github", "json", "junit", "markdown", "text"])
+@pytest.mark.parametrize("format", ["github", "html", "json", "junit", "markdown", "text"])
 def test_every_format_renders_every_report_and_ends_in_one_newline(format: str, report: Report) -> None:
     text = render(format, report)
     assert text.endswith("\n")
     assert not text.endswith("\n\n")
 
 
-@pytest.mark.parametrize("format", ["github", "json", "junit", "markdown", "text"])
+@pytest.mark.parametrize("format", ["github", "html", "json", "junit", "markdown", "text"])
 def test_show_prints_the_report_once(format: str, capsys: pytest.CaptureFixture[str]) -> None:
     show(format, PASSED)
     out = capsys.readouterr().out
