@@ -21,6 +21,7 @@ from trtopt.cli.export import export
 from trtopt.cli.init import init
 from trtopt.cli.inspect import inspect
 from trtopt.cli.settings import apply
+from trtopt.cli.watch import watch
 
 app = typer.Typer(
     name="trtopt",
@@ -36,6 +37,7 @@ app.command(short_help="Measure INT8 scales on samples, and no more.")(calibrate
 app.command(short_help="Judge candidates by their drift from FP32 on your data.")(compare)
 app.command(short_help="Show what is in a model, and each node's precision.")(inspect)
 app.command(short_help="Show what this machine can build and run.")(doctor)
+app.command(short_help="Show what the GPUs do now, live or for Prometheus.")(watch)
 app.command(short_help="Write a trtopt.toml for a model, explained line by line.")(init)
 app.command(short_help="Show every setting, and where its value is from.")(config)
 

@@ -1,0 +1,192 @@
+"""What every GPU of this machine does now, and the batch size that would fit into what memory is free.
+
+What a GPU does not say (some have no power sensor) is absent, never zero.
+
+Touches: NVML (nvidia-ml-py); reads the `benchmark.json` of a run directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trtopt.codec import decode
+from trtopt.errors import EnvironmentUnableError, StoreError
+from trtopt.requires import require
+from trtopt.types import BatchLimit, Benchmark
+
+_LOOK = "Look at nvidia-smi"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One reading: its name in Prometheus, which ends in its unit, and what it is."""
+
+    exported: str
+    text: str
+
+
+METRICS = {
+    "memory_used": Metric(exported="trtopt_gpu_memory_used_bytes", text="Memory in use, by all processes."),
+    "memory_free": Metric(exported="trtopt_gpu_memory_free_bytes", text="Memory that is free."),
+    "memory_total": Metric(exported="trtopt_gpu_memory_total_bytes", text="Memory of the GPU."),
+    "utilisation": Metric(exported="trtopt_gpu_utilization_ratio", text="Share of time in which a kernel ran, 0 to 1."),
+    "memory_utilisation": Metric(
+        exported="trtopt_gpu_memory_utilization_ratio",
+        text="Share of time in which memory was read or written, 0 to 1.",
+    ),
+    "temperature": Metric(exported="trtopt_gpu_temperature_celsius", text="Temperature of the GPU."),
+    "power": Metric(exported="trtopt_gpu_power_watts", text="Power that the board draws."),
+    "power_limit": Metric(exported="trtopt_gpu_power_limit_watts", text="Power it is held to."),
+    "sm_clock": Metric(exported="trtopt_gpu_sm_clock_hertz", text="Clock of the multiprocessors."),
+    "memory_clock": Metric(exported="trtopt_gpu_memory_clock_hertz", text="Clock of the memory."),
+}
+"""The readings by name, in reading order and in base units, as Prometheus wants them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuState:
+    """A GPU by NVML's number, and its readings by the names of `METRICS`, in their units."""
+
+    index: int
+    name: str
+    uuid: str
+    readings: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """The batch size that would fit into a GPU's free memory now (0: none), and a sentence on why that one."""
+
+    gpu: int
+    batch: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """All GPUs at one moment, and what fits into each; no `fits` without a run directory."""
+
+    gpus: tuple[GpuState, ...]
+    fits: tuple[Fit, ...]
+
+
+@contextlib.contextmanager
+def nvml() -> Iterator[Any]:
+    """Open NVML, and close it at the end.
+
+    Raises:
+        MissingDependencyError: nvidia-ml-py is not installed.
+        EnvironmentUnableError: there is no driver, it does not fit nvidia-ml-py, or it lists no GPU.
+    """
+    module = require("pynvml")
+    try:
+        module.nvmlInit()
+    except module.NVMLError as error:
+        absent = isinstance(error, (module.NVMLError_LibraryNotFound, module.NVMLError_DriverNotLoaded))
+        raise _blind(error, "Run on a machine with an NVIDIA GPU and its driver" if absent else _LOOK) from error
+    try:
+        if not read(module):
+            raise _blind("the NVIDIA driver lists none", _LOOK)
+        yield module
+    finally:
+        with contextlib.suppress(module.NVMLError):
+            module.nvmlShutdown()
+
+
+def _blind(why: object, fix: str) -> EnvironmentUnableError:
+    return EnvironmentUnableError("no GPU can be watched", why=str(why), fix=fix)
+
+
+def read(module: Any) -> tuple[GpuState, ...]:
+    """Read every GPU, with NVML as `nvml` gives it. A GPU that no longer answers has no readings.
+
+    Raises:
+        EnvironmentUnableError: the driver no longer answers.
+    """
+    try:
+        count = int(module.nvmlDeviceGetCount())
+    except module.NVMLError as error:
+        raise _blind(error, _LOOK) from error
+    return tuple(_state(module, index) for index in range(count))
+
+
+def _state(module: Any, index: int) -> GpuState:
+    def ask(source: Callable[[], Any]) -> Any:
+        try:
+            return source()
+        except module.NVMLError:
+            return None
+
+    handle = ask(lambda: module.nvmlDeviceGetHandleByIndex(index))
+    if handle is None:  # it fell off the bus
+        return GpuState(index=index, name="does not answer", uuid="", readings={})
+    memory = ask(lambda: module.nvmlDeviceGetMemoryInfo(handle))  # absent where CPU and GPU share their memory
+    rates = ask(lambda: module.nvmlDeviceGetUtilizationRates(handle))
+    sources: dict[str, Callable[[], float]] = {
+        "temperature": lambda: module.nvmlDeviceGetTemperature(handle, module.NVML_TEMPERATURE_GPU),
+        "power": lambda: module.nvmlDeviceGetPowerUsage(handle) / 1e3,
+        "power_limit": lambda: module.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3,
+        "sm_clock": lambda: module.nvmlDeviceGetClockInfo(handle, module.NVML_CLOCK_SM) * 1e6,
+        "memory_clock": lambda: module.nvmlDeviceGetClockInfo(handle, module.NVML_CLOCK_MEM) * 1e6,
+    }
+    found = {name: ask(source) for name, source in sources.items()}
+    if memory is not None:
+        found |= {"memory_used": memory.used, "memory_free": memory.free, "memory_total": memory.total}
+    if rates is not None:
+        found |= {"utilisation": rates.gpu / 100, "memory_utilisation": rates.memory / 100}
+    return GpuState(
+        index=index,
+        name=_text(ask(lambda: module.nvmlDeviceGetName(handle)) or ""),
+        uuid=_text(ask(lambda: module.nvmlDeviceGetUUID(handle)) or ""),
+        readings={name: float(found[name]) for name in METRICS if found.get(name) is not None},
+    )
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value  # bytes before nvidia-ml-py 12
+
+
+def measured_limit(run_dir: Path) -> BatchLimit:
+    """The memory model that `trtopt bench --max-batch` left in a run directory.
+
+    Raises:
+        StoreError: it left none there, not one of a GPU, or it cannot be read.
+    """
+    fix = f"Measure it: trtopt bench {run_dir} --max-batch --device cuda"
+    path = run_dir / "benchmark.json"
+    try:
+        benchmark = decode(Benchmark, json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise StoreError(f"{run_dir} has no benchmark.json", why="its memory was never measured", fix=fix) from error
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read", why=error.strerror or str(error), fix=fix) from error
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path} is no benchmark of this trtopt", why=str(error), fix=fix) from error
+    if benchmark.limit is None:
+        raise StoreError(f"{path} says nothing of memory", why="it was measured without --max-batch", fix=fix)
+    if benchmark.limit.device == "cpu":
+        raise StoreError(f"{path} says nothing of a GPU's memory", why="it was measured on the CPU", fix=fix)
+    return benchmark.limit
+
+
+def fits(limit: BatchLimit, gpus: tuple[GpuState, ...]) -> tuple[Fit, ...]:
+    """The batch size that would fit into what is free now, on each GPU that says how much is free.
+
+    Never more than the largest batch that was measured to fit: more may exceed another limit than memory.
+    """
+    return tuple(_fit(limit, gpu.index, gpu.readings["memory_free"]) for gpu in gpus if "memory_free" in gpu.readings)
+
+
+def _fit(limit: BatchLimit, gpu: int, free: float) -> Fit:
+    room = free - limit.bytes_fixed
+    by_memory = math.floor(room / limit.bytes_per_sample) if limit.bytes_per_sample > 0 else limit.batch
+    if by_memory >= limit.batch:
+        return Fit(gpu=gpu, batch=limit.batch, why=f"the largest that was measured to fit, {limit.why}")
+    needs = f"{limit.bytes_fixed / 2**20:,.0f} MiB and {limit.bytes_per_sample / 2**20:,.2f} MiB a sample"
+    return Fit(gpu=gpu, batch=max(by_memory, 0), why=f"{free / 2**20:,.0f} MiB are free, {limit.target} takes {needs}")

@@ -1,0 +1,124 @@
+"""`trtopt watch`: what the GPUs do now, live, and as Prometheus text.
+
+Touches: prints on stdout; a TCP port with `--listen`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trtopt.cli.options import Format
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from rich.table import Table
+
+    from trtopt.bench.watch import Seen
+
+
+def watch(
+    run: Annotated[
+        Path | None,
+        typer.Argument(help="A run directory: show the batch size of it that would fit now.", show_default=False),
+    ] = None,
+    interval: Annotated[float, typer.Option(help="Seconds between two readings.", min=0.1)] = 1.0,
+    listen: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Serve Prometheus text at /metrics: 127.0.0.1:9400.")
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Read once, print, and leave.")] = False,
+    format: Annotated[Format, typer.Option(help="text or json; json prints one object a reading.")] = Format.text,
+) -> None:
+    """Show memory, utilisation, temperature, power and clocks of every GPU, until Ctrl-C.
+
+    Exits 3 when there is no GPU to watch. With --listen and no terminal it serves, and prints nothing.
+    """
+    from contextlib import ExitStack
+
+    from trtopt.bench import prometheus
+    from trtopt.bench.watch import Seen, fits, measured_limit, nvml, read
+    from trtopt.cli.console import stderr_console
+    from trtopt.errors import EXIT_INTERRUPTED, UsageError
+
+    if format not in (Format.text, Format.json):
+        raise UsageError(f"watch prints no {format.value}", fix="Choose text or json")
+    if once and listen:
+        raise UsageError("--once and --listen exclude each other", why="a server of one reading would be gone at once")
+    address = prometheus.parse_address(listen) if listen else None
+    limit = measured_limit(run) if run else None
+    try:
+        with nvml() as module, ExitStack() as held:
+
+            def look() -> Seen:
+                gpus = read(module)
+                return Seen(gpus=gpus, fits=fits(limit, gpus) if limit else ())
+
+            if address is not None:
+                server = prometheus.serving(address, lambda: prometheus.exposition(look(), str(run)))
+                stderr_console().print(f"serving {held.enter_context(server)}", markup=False)
+            show = _shower(held, format, quiet=address is not None)
+            while True:
+                show(look())
+                if once:
+                    return
+                time.sleep(interval)
+    except KeyboardInterrupt:  # how watching ends: nothing was lost that a line must tell
+        raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+def _shower(held: ExitStack, format: Format, *, quiet: bool) -> Callable[[Seen], None]:
+    """How a reading is printed: as a line of JSON, or as a table, which on a terminal takes the place of the last."""
+    from rich.console import Console
+    from rich.live import Live
+
+    if format is Format.json:
+        return _print_json
+    console = Console(highlight=False)
+    if console.is_terminal:
+        live = held.enter_context(Live(console=console, auto_refresh=False))
+        return lambda seen: live.update(_table(seen), refresh=True)
+    return (lambda _: None) if quiet else (lambda seen: console.print(_table(seen)))
+
+
+def _print_json(seen: Seen) -> None:
+    import json
+
+    from trtopt.codec import encode
+
+    print(json.dumps({"schema_version": 1, **encode(seen)}), flush=True)
+
+
+def _table(seen: Seen) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("GPU", "memory", "busy", "temperature", "power", "clock", "memory clock"):
+        table.add_column(column, justify="left" if column == "GPU" else "right", no_wrap=True)
+    for gpu in seen.gpus:
+        has = gpu.readings.get
+        table.add_row(
+            escape(f"{gpu.index} {gpu.name}"),
+            _of(has("memory_used"), has("memory_total"), 2**20, "MiB"),
+            _of(has("utilisation"), None, 0.01, "%"),
+            _of(has("temperature"), None, 1, "°C"),
+            _of(has("power"), has("power_limit"), 1, "W"),
+            _of(has("sm_clock"), None, 1e6, "MHz"),
+            _of(has("memory_clock"), None, 1e6, "MHz"),
+        )
+    if seen.fits:
+        table.caption = "\n".join(f"GPU {fit.gpu}: batch {fit.batch} fits now: {escape(fit.why)}" for fit in seen.fits)
+        table.caption_justify = "left"
+    return table
+
+
+def _of(value: float | None, most: float | None, unit: float, name: str) -> str:
+    """`12 / 700 W`, `12 W`, or a dash for what the GPU does not say."""
+    if value is None:
+        return "–"
+    return f"{value / unit:,.0f} / {most / unit:,.0f} {name}" if most is not None else f"{value / unit:,.0f} {name}"
