@@ -1,0 +1,234 @@
+"""Every way a command can end, through real processes:
+
+    0 pass    1 a gate failed    2 usage, input or stage error    3 this machine cannot do it    130 interrupted
+
+What says which inputs are wrong is in test_wrong_input.py; here one of each kind stands for all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+from support import CALIB, DIGITS, EVAL, Done, save
+
+FEW = ("--data", "few.npz")
+ALL = ("--data", EVAL)
+ONNX_ONLY = ("--backend", "onnxruntime")
+TENSORRT = ("tensorrt", "tensorrt_rtx")
+
+BLOCKING = """
+import sys, time
+def samples():
+    print("at work", file=sys.stderr, flush=True)
+    time.sleep(60)
+    yield {}
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the commands below speak of: data, a run, models that go wrong."""
+    folder = tmp_path_factory.mktemp("here")
+    with np.load(EVAL) as archive:
+        np.savez(folder / "few.npz", **{name: archive[name][:40] for name in archive.files})
+        np.savez(folder / "none.npz", **{name: archive[name][:0] for name in archive.files})
+    np.save(folder / "ones.npy", np.ones((4, 16, 8, 8), np.float32))
+    negative = helper.make_node("Neg", ["x"], ["n"], "negative")
+    save(folder / "healthy.onnx", [negative, helper.make_node("Abs", ["n"], ["y"], "size")], [])
+    save(folder / "nan.onnx", [negative, helper.make_node("Sqrt", ["n"], ["y"], "root")], [])
+    two = onnx.load(folder / "healthy.onnx")
+    two.graph.output.add().CopyFrom(two.graph.output[0])
+    two.graph.output[1].name = "n"
+    onnx.save(two, folder / "two.onnx")
+    (folder / "no.onnx").write_text("no model")
+    (folder / "slow.py").write_text(BLOCKING)
+    done = trtopt(folder, "convert", DIGITS, *ALL, *ONNX_ONLY, "-o", "run")
+    assert done.code == 0, done.err
+    return folder
+
+
+def trtopt(folder: Path, *arguments: object, without: tuple[str, ...] = ()) -> Done:
+    """Run the program in a folder, on a machine that does not have the packages `without`."""
+    # Hidden from the import system of a real process: that is what a machine without them looks like.
+    hidden = "".join(f"sys.modules[{name!r}] = None;" for name in without)
+    program = f"import sys; {hidden}\nfrom trtopt.cli.app import main; main()"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TRTOPT_")}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("--version",),
+        ("compare", "--help"),
+        ("convert", DIGITS, *ALL, *ONNX_ONLY, "-o", "run"),
+        ("convert", DIGITS, "--no-compare", *ONNX_ONLY, "-o", "unchecked"),
+        ("convert", DIGITS, *FEW, *ONNX_ONLY, "--allow-inconclusive", "-o", "allowed"),
+        ("calibrate", DIGITS, "--calib", CALIB, "-o", "calibrated"),
+        ("compare", DIGITS, "run", *ALL, "-o", "compared"),
+        ("compare", DIGITS, "run", *FEW, "--gate", "top1=1%", "--allow-inconclusive", "-o", "allowed"),
+        ("inspect", DIGITS),
+        ("inspect", "run", "--format", "json"),
+        ("doctor",),
+        ("config",),
+        ("config", "compare", "--format", "json"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_0_when_all_is_well(arguments: tuple[object, ...], here: Path) -> None:
+    done = trtopt(here, *arguments)
+    assert done.code == 0, done.err
+    assert done.out
+
+
+def test_0_when_init_has_written_its_file(tmp_path: Path) -> None:
+    assert trtopt(tmp_path, "init", DIGITS).code == 0
+    assert trtopt(tmp_path, "init", DIGITS).code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("convert", DIGITS, *FEW, *ONNX_ONLY, "--gate", "sqnr=200", "-o", "failed"), "must be at least 200"),
+        (("convert", DIGITS, *FEW, *ONNX_ONLY, "-o", "open"), "too few to tell"),
+        (("compare", DIGITS, "run", *FEW, "--gate", "sqnr=200", "-o", "failed"), "must be at least 200"),
+        (("compare", DIGITS, "run", *FEW, "--gate", "top1=1%", "-o", "open"), "too few to tell"),
+        (("compare", DIGITS, "run", *FEW, "--gate", "mine>=1", "-o", "unevaluated"), "could not be evaluated"),
+        (("compare", "healthy.onnx", "nan.onnx", "--data", "ones.npy", "-o", "nan"), "NaN or Inf in 4 of 4 samples"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_1_when_a_gate_does_not_hold_and_the_reason_is_told(
+    arguments: tuple[object, ...], said: str, here: Path
+) -> None:
+    done = trtopt(here, *arguments)
+    assert done.code == 1, done.err
+    assert said in " ".join(done.out.split())
+
+
+def test_0_or_1_when_a_run_is_judged_again(here: Path) -> None:
+    assert trtopt(here, "compare", DIGITS, "run", *FEW, "--gate", "sqnr=1", "-o", "judged").code == 0
+    assert trtopt(here, "compare", "--from", "judged", "--gate", "sqnr=200").code == 1
+    assert trtopt(here, "compare", "--from", "judged", "--gate", "top1=1%", "--allow-inconclusive").code == 0
+    assert trtopt(here, "compare", "--from", "nowhere").code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("nonsense",), "No such command"),
+        (("convert",), "Missing argument"),
+        (("convert", DIGITS, "--nonsense"), "No such option"),
+        (("convert", DIGITS, "--workspace", "much"), "--workspace"),
+        (("convert", DIGITS), "nothing to compare on"),
+        (("convert", "nowhere.onnx", *FEW), "nowhere.onnx does not exist"),
+        (("convert", "no.onnx", *FEW), "is not an ONNX model"),
+        (("convert", DIGITS, "--data", "none.npz", "-o", "none"), "no samples"),
+        (("convert", DIGITS, *FEW, "--format", "xml"), "xml"),
+        (("export", DIGITS, "-o", "copy.onnx"), "is ONNX already"),
+        (("calibrate", DIGITS), "--calib"),
+        (("calibrate", DIGITS, "--calib", "none.npz"), "no samples"),
+        (("compare", DIGITS, "run"), "--data"),
+        (("compare", DIGITS, "run", "--data", "none.npz"), "no samples"),
+        (("compare", DIGITS, "run", *FEW, "--gate", "nonsense"), "does not parse"),
+        (("compare", DIGITS, "run", *FEW, "--gate", "boxes:sqnr=1"), "boxes, which is no output"),
+        (("compare", "two.onnx", "healthy.onnx", "--data", "ones.npy"), "output"),
+        (("inspect", "nowhere"), "nowhere does not exist"),
+        (("inspect", DIGITS, "--format", "junit"), "inspect prints no junit"),
+        (("doctor", "--format", "junit"), "doctor prints no junit"),
+        (("config", "nonsense"), "'nonsense'"),
+        (("init", "nowhere.onnx"), "nowhere.onnx does not exist"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_2_when_usage_or_input_is_wrong(arguments: tuple[object, ...], said: str, here: Path) -> None:
+    done = trtopt(here, *arguments)
+    assert done.code == 2, done.err
+    assert said in done.err
+    assert done.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "without", "said"),
+    [
+        (("doctor",), TENSORRT, ""),
+        (("inspect", DIGITS, "--tensorrt"), TENSORRT, "pip install 'trtopt[rtx]'"),
+        (("convert", DIGITS, *ALL, "-o", "unbuilt"), TENSORRT, "pip install 'trtopt[rtx]'"),
+        (("compare", DIGITS, "run", *FEW, "-o", "unrun"), ("onnxruntime",), "pip install 'trtopt[cpu]'"),
+        (("calibrate", DIGITS, "--calib", CALIB, "-o", "unrun"), ("onnxruntime",), "pip install 'trtopt[cpu]'"),
+        (("export", "slow:samples", "-o", "m.onnx", "--shape", "x=1x3"), ("torch",), "pip install 'trtopt[torch]'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_3_when_this_machine_cannot(
+    arguments: tuple[object, ...], without: tuple[str, ...], said: str, here: Path
+) -> None:
+    done = trtopt(here, *arguments, without=without)
+    assert done.code == 3, done.err
+    assert said in done.err
+
+
+def test_a_failed_gate_goes_before_a_machine_that_cannot(here: Path) -> None:
+    done = trtopt(here, "convert", DIGITS, *FEW, "--gate", "sqnr=200", "-o", "both", without=TENSORRT)
+    assert done.code == 1, done.err
+    assert json.loads((here / "both/report.json").read_text())["verdict"] == "fail"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("convert", DIGITS, "-p", "int8", "--calib", "slow:samples", "--no-compare", "-o", "cut1"),
+        ("calibrate", DIGITS, "--calib", "slow:samples", "-o", "cut2"),
+        ("compare", DIGITS, "run", "--data", "slow:samples", "-o", "cut3"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_130_when_interrupted_at_work(arguments: tuple[object, ...], here: Path) -> None:
+    interrupted(here, [sys.executable, "-m", "trtopt", *map(str, arguments)], "^at work$")
+
+
+@pytest.mark.parametrize("arguments", [("inspect", DIGITS), ("doctor",), ("config",), ("init", DIGITS)])
+def test_130_when_interrupted_at_the_start(arguments: tuple[object, ...], tmp_path: Path) -> None:
+    # `-X importtime` tells, line by line, which import has just ended.
+    program = [sys.executable, "-X", "importtime", "-m", "trtopt", *map(str, arguments)]
+    interrupted(tmp_path, program, r"\| +typer$")
+    assert not list(tmp_path.iterdir())
+
+
+def interrupted(folder: Path, program: list[str], when: str) -> None:
+    """Run, send Ctrl-C as soon as a line on stderr matches, and see that it ends as it should."""
+    with subprocess.Popen(
+        program, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
+    ) as child:
+        assert child.stderr is not None
+        assert child.stdout is not None
+        for line in child.stderr:
+            if re.search(when, line):
+                child.send_signal(signal.SIGINT)
+                break
+        rest = [line for line in child.stderr if not line.startswith("import time:")]
+        out = child.stdout.read()
+    assert child.returncode == 130, rest
+    assert rest[-1] == "error: interrupted; finished stages are kept, and the next run goes on from there\n"
+    assert "Traceback" not in "".join(rest)
+    assert out == ""
