@@ -76,7 +76,9 @@ def test_the_reason_names_nodes_whose_noise_counts_to_the_jump() -> None:
 
 def test_a_reason_of_no_jump_says_what_could_not_be_looked_at() -> None:
     reason = jump.find(layers(-40.0, -33.0), {"n0": ("a",), "n1": ("a", "b")})[1]
-    assert reason.endswith("; 2 nodes have no counterpart in FP32's graph, and their noise counts to the next that has")
+    assert reason.endswith(
+        "; 2 nodes have no counterpart in FP32's graph, and the noise counts to the next that has one"
+    )
 
 
 def test_a_graph_that_adds_no_noise_has_no_jump() -> None:

@@ -313,6 +313,24 @@ def test_quantized_outputs_are_matched_behind_their_dequantization(net: Net, dri
     assert found.layers[0].sqnr == pytest.approx(db(relu, codes - relu), abs=0.01)
 
 
+def test_a_quantization_that_does_the_work_of_a_relu_is_taken_for_it(net: Net, drift: Callable[..., Layers]) -> None:
+    # onnxruntime's quantizer drops the Relu, gives its name to its input, and quantizes to 0 and above.
+    reference = net("(float[n, 32] x) => (float[n, 32] y) { a = Mul(x, w)\n b = Relu(a)\n y = Exp(b) }", w=W[0])
+    body = "{ b = Mul(x, w)\n q = QuantizeLinear(b, s)\n d = DequantizeLinear(q, s)\n y = Exp(d) }"
+    found = drift(reference, net(f"(float[n, 32] x) => (float[n, 32] y) {body}", "t.onnx", w=W[0], s=np.float32(0.02)))
+    assert [layer.tensor for layer in found.layers] == ["b", "y"]
+    assert row(found, "make_b").sqnr > 30
+    assert found.jump == ""
+
+
+def test_arithmetic_on_whole_numbers_is_not_missed(net: Net, drift: Callable[..., Layers]) -> None:
+    body = (
+        "(float[n, 32] x) => (float[n, 32] y) { i = Cast<to = 7>(x)\n j = Abs(i)\n f = Cast<to = 1>(j)\n y = Exp(f) }"
+    )
+    model = net(body)
+    assert drift(model, model).reason == "no layer adds any noise"
+
+
 def test_several_goes_give_the_result_of_one(runs: Callable[[str], Path], digits: Dataset, tmp_path: Path) -> None:
     typed = typed_of(runs("int8"))
     for reference in (source_of(runs("int8")), describe(DIGITS)):

@@ -33,10 +33,7 @@ def find(rows: Sequence[LayerDrift], between: Mapping[str, Sequence[str]]) -> tu
     `between[node]` are nodes without a counterpart whose noise counts to that node.
     """
     if not rows:
-        return (
-            "",
-            "the graphs share no tensor's name: no layer of one can be held against one of the other",
-        )
+        return "", "the graphs share no tensor's name: no layer of one can be held against one of the other"
     marks = {precision: _mark(rows, precision) for precision in {row.precision for row in rows}}
     for row in rows:
         if _breaks(row):
@@ -57,12 +54,10 @@ def _quiet(rows: Sequence[LayerDrift], marks: Mapping[str, float]) -> str:
 
 
 def _blind(nodes: Collection[str]) -> str:
+    if not nodes:
+        return ""
     have = "nodes have" if len(nodes) > 1 else "node has"
-    return (
-        f"; {len(nodes)} {have} no counterpart in FP32's graph, and their noise counts to the next that has"
-        if nodes
-        else ""
-    )
+    return f"; {len(nodes)} {have} no counterpart in FP32's graph, and the noise counts to the next that has one"
 
 
 def level(added: float) -> float:

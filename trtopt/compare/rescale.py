@@ -61,7 +61,8 @@ class Rescaling:
         shape = [1] * reference.ndim
         shape[point.link.axis] = -1
         factors = _factors(*self._fits[point.link].sums).reshape(shape)
-        return np.asarray(np.asarray(reference, np.float64) * factors, np.float32)
+        with np.errstate(over="ignore"):  # a stand-in for infinity may become infinite
+            return np.asarray(np.asarray(reference, np.float64) * factors, np.float32)
 
 
 def _factors(own: Floats, product: Floats, other: Floats) -> Floats:

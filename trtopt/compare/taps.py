@@ -36,7 +36,7 @@ class Point:
     """A result of a node that both graphs compute.
 
     `tensor` is its name in the typed graph, `reference` that in the FP32 graph. `chain` leads from the one to what has
-    the other's name, through casts and Q/DQ: the noise of these is the node's. `link` is there when the tensor was
+    the other's meaning, through casts and Q/DQ: the noise of these is the node's. `link` is there when the tensor was
     equalized and its counterpart was not. `before` are the points that the node reads, and `between` the computing
     nodes without a counterpart that stand between them and it.
     """
@@ -63,22 +63,21 @@ def points(reference: ir.Model, typed: ir.Model) -> tuple[Point, ...]:
     They are matched by name: what quantizes ONNX keeps the names of what it was given, and gives new ones to the casts
     and Q/DQ that it inserts. Types and shapes must have been inferred; tensors whose shapes differ are no match.
     """
-    known = {value.name: value for node in reference.graph for value in node.outputs if is_floating(value)}
+    known = {value.name: value for node in reference.graph for value in node.outputs if _is_floating(value)}
     found: dict[str, Point] = {}
     ends: dict[ir.Value, str] = {}
     for node in typed.graph:
         for value in _results(node):
-            chain, link = _counterpart(value, known)
+            chain, counterpart, link = _counterpart(value, known)
             if not chain or value in ends or not (_computes(node) or chain[-1].is_graph_output()):
                 continue
             before, between = _before(node, value, ends)
-            end = chain[-1].name or ""
             found[value.name or ""] = Point(
                 node=node.name or value.name or "",
                 op=node.op_type,
                 precision=_precision(node),
                 tensor=value.name or "",
-                reference=end.removesuffix(SUFFIX) if link else end,
+                reference=counterpart,
                 chain=tuple(each.name or "" for each in chain),
                 link=link,
                 before=before,
@@ -88,9 +87,9 @@ def points(reference: ir.Model, typed: ir.Model) -> tuple[Point, ...]:
     return tuple(found.values())
 
 
-def is_floating(value: ir.Value | None) -> bool:
+def _is_floating(value: ir.Value) -> bool:
     """Whether the value is a tensor of 16, 32 or 64 bits of floating point."""
-    return value is not None and value.dtype is not None and value.dtype.name in _FLOATS
+    return value.dtype is not None and value.dtype.name in _FLOATS
 
 
 def _computes(node: ir.Node) -> bool:
@@ -106,7 +105,7 @@ def _results(node: ir.Node) -> Iterator[ir.Value]:
     if node.op_type in _RETYPING:
         return
     for value in node.outputs:
-        if is_floating(value):
+        if _is_floating(value):
             sum_of = _biased(value) if node.op_type == "MatMul" else None
             yield sum_of if sum_of is not None else value
 
@@ -123,21 +122,41 @@ def _biased(value: ir.Value) -> ir.Value | None:
     return reader.outputs[0] if bias is not None and bias.ndim == 1 else None
 
 
-def _counterpart(value: ir.Value, known: Mapping[str | None, ir.Value]) -> tuple[list[ir.Value], Link | None]:
-    """The tensors from `value` to the nearest that has a counterpart (none: empty); the link when it is equalized."""
+def _counterpart(value: ir.Value, known: Mapping[str | None, ir.Value]) -> tuple[list[ir.Value], str, Link | None]:
+    """The tensors from `value` to the nearest that has a counterpart, its name there, and the link when `value` is
+    equalized; no tensors when none has one.
+    """
     todo = [[value]]
     while todo:
         path = todo.pop(0)
         last = path[-1]
-        if is_floating(last):
-            if last.name in known and _fits(last, known[last.name]):
-                return path, None
-            plain = (last.name or "").removesuffix(SUFFIX)
-            link = _link(last) if plain != last.name and plain in known and _fits(last, known[plain]) else None
+        if _is_floating(last):
+            name = last.name or ""
+            if name in known and _fits(last, known[name]):
+                return [*path, *_clipped(last, known[name])], name, None
+            plain = name.removesuffix(SUFFIX)
+            link = _link(last) if plain != name and plain in known and _fits(last, known[plain]) else None
             if link is not None:
-                return path, link
+                return path, plain, link
         todo += [[*path, use.node.outputs[0]] for use in last.uses() if use.node.op_type in _RETYPING and use.idx == 0]
-    return [], None
+    return [], "", None
+
+
+def _clipped(value: ir.Value, reference: ir.Value) -> list[ir.Value]:
+    """The tensors of the Q/DQ behind `value` that does the work of FP32's Relu or Clip; none when it is not so.
+
+    onnxruntime's quantizer drops these operators, gives their name to what they read, and lets Q cut off the rest.
+    """
+    source, was = value.producer(), reference.producer()
+    if source is None or was is None or was.op_type not in ("Relu", "Clip") or source.op_type == was.op_type:
+        return []
+    chain = [value]
+    for op in ("QuantizeLinear", "DequantizeLinear"):
+        readers = [use.node for use in chain[-1].uses()]
+        if len(readers) != 1 or readers[0].op_type != op:
+            return []
+        chain.append(readers[0].outputs[0])
+    return chain[1:]
 
 
 def _fits(one: ir.Value, other: ir.Value) -> bool:
@@ -173,7 +192,7 @@ def _before(node: ir.Node, value: ir.Value, ends: Mapping[ir.Value, str]) -> tup
             elif source is not None and source not in seen:
                 seen.add(source)
                 todo.append(source)
-                if _computes(source) and source is not node:
+                if _computes(source) and source is not node and any(map(_is_floating, source.outputs)):
                     between[source.name or source.outputs[0].name or ""] = None
     return tuple(read), tuple(between)
 
@@ -186,7 +205,7 @@ def _precision(node: ir.Node) -> str:
             codes = source.inputs[0]
             kind = codes.dtype.name if codes is not None and codes.dtype is not None else ""
             return "fp8" if kind.startswith("FLOAT8") else kind.lower()
-    return next(_FLOATS[value.dtype.name] for value in node.outputs if value.dtype is not None and is_floating(value))
+    return next(_FLOATS[value.dtype.name] for value in node.outputs if value.dtype is not None and _is_floating(value))
 
 
 def show(model: ir.Model, tensors: Sequence[str]) -> dict[str, str]:
@@ -227,7 +246,7 @@ def give(model: ir.Model, chosen: Sequence[Point]) -> dict[str, str]:
         source = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=chain[-1].shape)
         for value in chain:
             uses = [use for use in value.uses() if use.node not in links]
-            if not uses or not is_floating(value):
+            if not uses or not _is_floating(value):
                 continue
             stand_in = source
             if value.dtype is not None and value.dtype != ir.DataType.FLOAT:
