@@ -6,12 +6,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 USER := $(VENV)/.trtopt-user
 DEVELOPER := $(VENV)/.trtopt-developer
 
-.PHONY: help demo samples test lint bench clean
+.PHONY: help demo samples test browser lint bench clean
 
 help:
 	@echo "make demo   convert the digits network to FP16 and INT8 engines and judge them"
 	@echo "make samples  convert a PyTorch, a TensorFlow and a transformers model to FP16 and INT8 engines"
 	@echo "make test   run the tests"
+	@echo "make browser  install what the tests of report.html open it with (Debian, as root)"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  calibration and quality, side by side with onnxruntime"
 
@@ -50,6 +51,12 @@ samples: $(DEVELOPER)
 
 test: $(DEVELOPER)
 	$(BIN)/python -m pytest -q
+
+# report.html is tested in a real browser. Where there is none these tests are skipped, but with CI set they fail.
+browser:
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+	    chromium chromium-driver fonts-dejavu-core >/dev/null; }
 
 lint: $(DEVELOPER)
 	$(BIN)/ruff check .

@@ -128,12 +128,13 @@ def tensor(place: int, bins: int = 2048) -> CalibratedTensor:
 
 def timing(target: str, batch: int, *, base: float) -> Timing:
     """A latency that grows with the batch size, and what follows from it."""
-    latency = base * (0.6 + 0.4 * batch)
+    latency, speedup = base * (0.6 + 0.4 * batch), 1.9 / base if base < 1.9 else math.nan
     return Timing(
         target=target, batch=batch, copies=True, iterations=1200, mean=latency * 1.01, p50=latency, p90=latency * 1.05,
         p95=latency * 1.09, p99=latency * 1.2, noise=0.004, throughput=1000 * batch / latency,
         readings={"cpu_cores": 1.02, "gpu_power": 412.0, "process_memory": 2.4e9},
-        bounds={"p99": Interval(low=latency, high=math.inf)},
+        speedup=speedup,
+        bounds={"p99": Interval(low=latency, high=math.inf), "speedup": Interval(low=3.41, high=3.49)},
     )  # fmt: skip
 
 

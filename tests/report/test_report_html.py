@@ -120,7 +120,7 @@ def test_a_report_without_a_pass_never_says_pass() -> None:
                    "1,000 samples, with labels", "16-bit rounding simulated"]),
         ("layers", ["First jump: /layer3/block.4/conv/Conv adds noise", "41 /layer3/block.4/conv/Conv first jump"]),
         ("benchmark", ["fp32 out/fp32.engine, ran in TensorRT 11.0, NVIDIA H200", "int8 32 with 7.444 7.370",
-                       "412 W", "2.40 GB", "192 of int8: batch 256 takes 81.3 GB"]),
+                       "3.45× (3.41 to 3.49)", "412 W", "2.40 GB", "192 of int8: batch 256 takes 81.3 GB"]),
         ("precision", ["60 int8 quantized", "20 fp32 its range leaves fp16", "/layer0/block.6/add/Add (Add)"]),
         ("calibration", ["/layer0/block.0/conv/Conv_output_0 entropy 9 20.48 0.042 % 19.6 dB"]),
         ("environment", ["gpu NVIDIA H200", "SHA-256", "opset 19", "10 fp16, 7 int8 layers, read back"]),

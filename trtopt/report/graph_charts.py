@@ -97,10 +97,10 @@ def lanes(decisions: Sequence[Decision]) -> Markup:
     said = ", ".join(f"{counts[name]} in {clipped(name, 12)}" for name in order)
     bottom = 8 + 26 * len(order)
     picture = drawing(_WIDTH, bottom + BOTTOM, f"{len(decisions)} nodes in graph order: {said}", name="chart wide")
-    scale = Scale(0, len(decisions), 116, _WIDTH - RIGHT)
+    scale = Scale(0, len(decisions), 116, _WIDTH - RIGHT - 8)
     for lane, name in enumerate(order):
         y = 8 + 26 * lane
-        add(picture, "rect", {"class": "lane", "x": 116, "y": y, "width": _WIDTH - RIGHT - 116, "height": 20})
+        add(picture, "rect", {"class": "lane", "x": 116, "y": y, "width": scale.end - 116, "height": 20})
         _mark(picture, name, 8, y + 10)
         add(picture, "text", {"x": 20, "y": y + 14}, f"{clipped(name, 8)}: {counts[name]}")
         columns = {int(scale.at(place)) for place, decision in enumerate(decisions) if decision.precision == name}
@@ -146,7 +146,7 @@ def _added(picture: Element, found: Sequence[LayerDrift], across: Scale) -> None
             x = int(across.at(place))
             columns[x] = max(columns.get(x, 0.0), 100 * layer.added)
     up = linear(0, max(columns.values(), default=1.0), 336, 276)
-    ends = Axis(up.scale, [up.ticks[0], up.ticks[-1]], [up.labels[0], f"{up.labels[-1]} %"])
+    ends = Axis(up.scale, [up.ticks[0], up.ticks[-1]], [up.labels[0], up.labels[-1]])
     y_axis(picture, ends, LEFT, _WIDTH - RIGHT)
     add(picture, "text", {"x": LEFT + 4, "y": 270}, "noise added at the layer, % of its signal")
     width = min(max((across.end - across.start) / max(len(found), 1) * 0.6, 1.5), 14)

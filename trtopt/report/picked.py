@@ -99,17 +99,15 @@ def _drift_facts(comparison: Comparison) -> list[Fact]:
 
 
 def _speed(report: Report) -> list[Fact]:
-    """How much faster the last target is than the first, at the largest batch size that both ran."""
-    if report.benchmark is None or len(report.benchmark.targets) < 2:
+    """How much faster the last target is than the first, at the largest batch size."""
+    if report.benchmark is None or not report.benchmark.targets:
         return []
     first, last = (report.benchmark.targets[place].name for place in (0, -1))
-    median = {(each.target, each.batch, each.copies): each.p50 for each in report.benchmark.timings}
-    both = [key for key in median if key[0] == last and median.get((first, *key[1:]), 0.0) > 0 and median[key] > 0]
-    if not both:
+    known = [each for each in report.benchmark.timings if each.target == last and math.isfinite(each.speedup)]
+    if not known:
         return []
-    _, batch, copies = max(both, key=lambda key: key[1:])
-    ratio = median[first, batch, copies] / median[last, batch, copies]
-    return [Fact("Speed", f"{ratio:.2f}×", f"{last} against {first}, batch {batch}")]
+    timing = max(known, key=lambda each: each.batch)
+    return [Fact("Speed", f"{timing.speedup:.2f}×", f"{last} against {first}, batch {timing.batch}")]
 
 
 def sections(report: Report) -> tuple[tuple[str, str], ...]:
@@ -204,6 +202,14 @@ def reading(name: str, value: float) -> str:
 def sampled(comparison: Comparison) -> list[OutputDrift]:
     """The outputs of which something is known sample by sample."""
     return [output for output in comparison.outputs if output.worst or countable(output.spread)]
+
+
+def speedup(timing: Timing) -> str:
+    """How many times as fast as the first target, with its bounds."""
+    if math.isnan(timing.speedup):
+        return ""
+    bounds = timing.bounds.get("speedup")
+    return f"{timing.speedup:.2f}×" + (f" ({bounds.low:.2f} to {bounds.high:.2f})" if bounds else "")
 
 
 def countable(spread: Spread | None) -> bool:

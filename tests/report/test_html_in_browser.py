@@ -1,0 +1,154 @@
+"""`report.html` in a real browser: it opens without a word on the console and without a request, and fits the screen.
+
+Needs Debian's `chromium` and `chromium-driver` (`make test` installs them where it can).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from report.reports import EMPTY, HOSTILE, HUGE, PASSED
+from report.rich import PARTLY_OPEN, RICH, SEVERAL, rich
+
+from trtopt.report import render
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+
+REPORTS = {
+    "passed": PASSED, "empty": EMPTY, "hostile": HOSTILE, "huge": HUGE,
+    "rich": RICH, "inconclusive": PARTLY_OPEN, "several": SEVERAL, "thousand": rich(1000),
+}  # fmt: skip
+every_report = pytest.mark.parametrize("name", REPORTS)
+FLAGS = (
+    "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
+    "disable-component-update", "disable-sync", "hide-scrollbars",
+)  # fmt: skip
+PHONE, DESKTOP, PAPER = 390, 1100, 688
+"""Widths in CSS pixels; the last is A4 less its margins."""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        missing = "there is no browser to open report.html in: apt-get install chromium chromium-driver"
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+    options = ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    opened = Chrome(options=options, service=ChromeService(driver))
+    yield opened
+    opened.quit()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pages")
+    for name, report in REPORTS.items():
+        (folder / f"{name}.html").write_text(render("html", report), encoding="utf-8")
+    return {name: folder / f"{name}.html" for name in REPORTS}
+
+
+def show(browser: Chrome, page: Path, width: int, *, dark: bool = False, media: str = "screen") -> None:
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width == PHONE}
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": [scheme]})
+    browser.get(page.as_uri())
+
+
+def requests(browser: Chrome) -> list[str]:
+    """Addresses that were asked for since the last call, but for those that hold their own content."""
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    return [each["request"]["url"] for each in sent if not each["request"]["url"].startswith("data:")]
+
+
+@every_report
+def test_it_opens_without_a_word_on_the_console_and_without_a_request(
+    browser: Chrome, pages: dict[str, Path], name: str
+) -> None:
+    requests(browser)
+    show(browser, pages[name], DESKTOP)
+    assert browser.execute_script("return document.readyState") == "complete"
+    assert browser.get_log("browser") == []
+    assert requests(browser) == [pages[name].as_uri()]
+    assert browser.title.startswith(("PASS", "FAIL", "INCONCLUSIVE", "UNCHECKED"))
+
+
+def test_the_browser_would_report_a_request_and_an_error(browser: Chrome, tmp_path: Path) -> None:
+    """What the test above relies on."""
+    page = tmp_path / "page.html"
+    page.write_text("<title>t</title><link rel=icon href=data:,><img src=missing.png><script>throw 1</script>")
+    requests(browser)
+    browser.get(page.as_uri())
+    assert requests(browser) == [page.as_uri(), (tmp_path / "missing.png").as_uri()]
+    assert len(browser.get_log("browser")) == 2
+
+
+@every_report
+@pytest.mark.parametrize(("width", "media"), [(PHONE, "screen"), (DESKTOP, "screen"), (PAPER, "print")])
+def test_the_page_never_scrolls_sideways(
+    browser: Chrome, pages: dict[str, Path], name: str, width: int, media: str
+) -> None:
+    show(browser, pages[name], width, media=media)
+    inner, needed = browser.execute_script("return [innerWidth, document.documentElement.scrollWidth]")
+    assert (inner, needed) == (width, width)
+
+
+@every_report
+def test_no_text_of_a_chart_is_cut_off(browser: Chrome, pages: dict[str, Path], name: str) -> None:
+    show(browser, pages[name], DESKTOP)
+    outside = browser.execute_script(
+        """
+        const found = [];
+        for (const text of document.querySelectorAll("svg[role=img] text")) {
+          const box = text.getBoundingClientRect(), whole = text.ownerSVGElement.getBoundingClientRect();
+          if (box.left < whole.left - 1 || box.right > whole.right + 1
+              || box.top < whole.top - 1 || box.bottom > whole.bottom + 1) found.push(text.textContent);
+        }
+        return found;
+        """
+    )
+    assert outside == []
+
+
+def test_it_is_dark_where_the_reader_asks_for_it_and_white_on_paper(browser: Chrome, pages: dict[str, Path]) -> None:
+    def background(**how: Any) -> str:
+        show(browser, pages["rich"], DESKTOP, **how)
+        colour = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+        return str(colour)
+
+    white = "rgb(255, 255, 255)"
+    assert background() == background(media="print") == background(media="print", dark=True) == white
+    assert sum(map(int, background(dark=True)[4:-1].split(","))) < 100
+
+
+def test_it_prints_on_a_few_pages(browser: Chrome, pages: dict[str, Path]) -> None:
+    show(browser, pages["rich"], DESKTOP)
+    paper = {"printBackground": True, "paperWidth": 8.27, "paperHeight": 11.69}
+    pdf = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", paper)["data"])
+    assert 4 <= pdf.count(b"/Type /Page\n") <= 10
+
+
+def test_every_part_can_be_reached_from_the_contents(browser: Chrome, pages: dict[str, Path]) -> None:
+    show(browser, pages["rich"], PHONE)
+    links = browser.find_elements("css selector", "nav a")
+    assert len(links) == 9
+    for link in links:
+        link.click()
+        target = str(link.get_attribute("href")).split("#")[1]
+        assert browser.current_url.endswith(f"#{target}")
+    assert browser.find_element("css selector", ":target").tag_name == "section"
