@@ -13,8 +13,20 @@ import trtopt
 
 PACKAGE = Path(trtopt.__file__).parent
 FOUNDATION = ("types", "errors", "events", "requires", "__init__")
-ORDER = ("export", "data", "calibrate", "precision", "engine", "compare", "report")
-TOP = ("codec", "config", "store", "candidate", "inspection", "stages", "checks", "pipeline", "comparison", "cli")
+ORDER = ("export", "data", "calibrate", "precision", "engine", "compare", "bench", "report")
+TOP = (
+    "codec",
+    "config",
+    "store",
+    "candidate",
+    "inspection",
+    "stages",
+    "checks",
+    "pipeline",
+    "comparison",
+    "benching",
+    "cli",
+)
 HEAVY = ("torch", "tensorflow", "tensorrt", "tensorrt_rtx", "onnx", "onnx_ir", "onnxruntime", "numba", "numpy", "PIL")
 
 

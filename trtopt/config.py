@@ -5,6 +5,7 @@ Touches: nothing.
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Sequence
@@ -135,6 +136,45 @@ class JudgePlan:
     gates: str = ""
     allow_inconclusive: bool = False
     worst: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeedPlan:
+    """How targets are run for speed: where (`auto`: CUDA where it works), the shapes of their inputs, and what
+    onnxruntime may do on a GPU (round FP32 products to TF32, capture CUDA graphs).
+    """
+
+    device: str = "auto"
+    shapes: tuple[str, ...] = ()
+    tf32: bool = False
+    graphs: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchPlan:
+    """A sweep of targets (engines, ONNX files or run directories) over batch sizes (empty: the default ones), side by
+    side, about `seconds` for each target at each batch size. Inputs are random without `data`.
+    """
+
+    targets: tuple[Path, ...]
+    run_dir: Path
+    batches: tuple[int, ...] = ()
+    seconds: float = 2.0
+    data: DataPlan | None = None
+    gates: str = ""
+    allow_inconclusive: bool = False
+    speed: SpeedPlan = SpeedPlan()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaxBatchPlan:
+    """A search for the largest batch of a target: memory in bytes (0: what is free), latency in ms (infinite: any)."""
+
+    target: Path
+    run_dir: Path
+    memory_limit: int = 0
+    latency_limit: float = math.inf
+    speed: SpeedPlan = SpeedPlan()
 
 
 def profile(inputs: Sequence[TensorSpec], shapes: Sequence[str]) -> tuple[tuple[ShapeRange, ...], str]:

@@ -384,7 +384,7 @@ class Benchmark:
     """Timings of one or more targets, side by side; `speedup` gates hold the last target against the first.
 
     `complete` is false when the sweep was interrupted or ran out of memory: what had been measured is here. `limit` is
-    there instead of timings when the largest batch was asked for.
+    the largest batch of the (one) target, where it was searched.
     """
 
     targets: tuple[BenchTarget, ...]

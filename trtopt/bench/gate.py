@@ -14,17 +14,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from trtopt.bench.units import MILLISECONDS, quantity
 from trtopt.errors import UsageError
 from trtopt.types import Benchmark, GateResult, Interval, Timing, Verdict
 
-_MS = {"ms": 1.0, "us": 1e-3, "µs": 1e-3, "s": 1e3}
-_UNITS = {"latency": _MS, "throughput": {"": 1.0, "/s": 1.0}, "speedup": {"": 1.0, "x": 1.0}}
+_UNITS = {"latency": MILLISECONDS, "throughput": {"": 1.0, "/s": 1.0}, "speedup": {"": 1.0, "x": 1.0}}
 _EXAMPLES = {"latency": "5ms", "throughput": "1000", "speedup": "1.5x"}
 METRICS = ("latency_mean", "latency_p50", "latency_p90", "latency_p95", "latency_p99", "throughput", "speedup")
 """What a gate can be put on: latencies are at most, the others at least their limit."""
 
 _WRITTEN = re.compile(r"(?P<metric>[^@=<>]*)(?:@(?P<batch>[^=<>]*))?(?P<sign><=|>=|=)(?P<limit>.*)")
-_NUMBER = re.compile(r"(?P<number>[0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(?P<unit>\S*)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +72,8 @@ def _parse(part: str) -> Gate:
     if written["sign"] not in ("=", sense):
         why = f"{metric} must be at {'least' if gate.is_floor else 'most'} its limit"
         raise UsageError(f"--gate {part!r} cannot be meant", why=why, fix=f"Write {metric}={_EXAMPLES[gate.kind]}")
-    return replace(gate, limit=_limit(part, gate, written["limit"].strip()))
+    limit = quantity(written["limit"], _UNITS[gate.kind], f"--gate {part!r}", f"{metric}={_EXAMPLES[gate.kind]}")
+    return replace(gate, limit=limit)
 
 
 def _batch(part: str, text: str | None) -> int:
@@ -82,21 +82,6 @@ def _batch(part: str, text: str | None) -> int:
     if not re.fullmatch(r"[1-9][0-9]{0,8}", text.strip()):
         raise UsageError(f"--gate {part!r} has no batch size after the @", fix="Write latency_p99@8=5ms")
     return int(text)
-
-
-def _limit(part: str, gate: Gate, text: str) -> float:
-    units, example = _UNITS[gate.kind], f"Write {gate.metric}={_EXAMPLES[gate.kind]}"
-    number = _NUMBER.fullmatch(text)
-    if number is None:
-        raise UsageError(f"--gate {part!r} has no limit", why=f"{text!r} is no positive number", fix=example)
-    if number["unit"] not in units:
-        known = ", ".join(unit for unit in units if unit)
-        why = f"{number['unit']!r} is none of {known}" if number["unit"] else "5 may be seconds or milliseconds"
-        raise UsageError(f"--gate {part!r} has no unit that {gate.metric} is in", why=why, fix=example)
-    limit = float(number["number"]) * units[number["unit"]]
-    if not 0 < limit < math.inf:
-        raise UsageError(f"--gate {part!r} cannot be meant", why="the limit must be above 0", fix=example)
-    return limit
 
 
 def check(gates: Sequence[Gate], batches: Sequence[int], targets: int) -> None:

@@ -12,12 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from trtopt.compare import parity
-from trtopt.compare.metrics import Array
-from trtopt.data.dataset import Dataset
+from trtopt.data.dataset import Dataset, Feed
 from trtopt.errors import DataError
 from trtopt.types import ShapeRange, TensorSpec
-
-Feed = dict[str, Array]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

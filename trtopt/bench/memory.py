@@ -3,12 +3,11 @@
 That takes memory and latency to grow with the batch. Whether they do is looked at, with what was tried and one batch
 beyond the first that did not fit.
 
-Touches: starts processes; reads `/proc` and the model's header, and for `fits` a run directory.
+Touches: starts processes; reads `/proc`, and the model's header.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,13 +17,9 @@ from typing import Literal
 import numpy as np
 
 from trtopt.bench.probe import Answer, Question, ask
-from trtopt.codec import decode
 from trtopt.errors import EnvironmentUnableError
 from trtopt.events import Emit, Progress
 from trtopt.types import BatchLimit, BatchProbe
-
-FILE = "max-batch.json"
-"""Where a run directory keeps what was found."""
 
 MOST = 65536
 """Largest batch that is tried."""
@@ -44,8 +39,10 @@ class Limits:
     latency: float = math.inf
 
 
-def largest(question: Question, limits: Limits, most: int, emit: Emit) -> tuple[BatchLimit, str, tuple[str, ...]]:
-    """Find the largest batch up to `most` (0: `MOST`) that fits.
+def largest(
+    question: Question, limits: Limits, takes: range | None, emit: Emit
+) -> tuple[BatchLimit, str, tuple[str, ...]]:
+    """Find the largest batch that fits, of those that an engine takes (None: any, to `MOST`).
 
     Returns it, where it ran, and remarks on whether the search may be trusted.
 
@@ -61,13 +58,13 @@ def largest(question: Question, limits: Limits, most: int, emit: Emit) -> tuple[
         answers[batch] = ask(replace(question, batch=batch, limit=limit), PROBE_SECONDS)
         return _judged(batch, answers[batch], limits.latency)
 
-    tried = search(probe, most or MOST)
+    tried = search(probe, takes or range(1, MOST + 1))
     fitting = [each for each in tried if not each.failed]
     best = max(fitting, key=lambda each: each.batch, default=None)
     held = max((answer.limit for answer in answers.values()), default=limit)
     fixed, each_sample = _line(fitting)
     answer = answers[best.batch] if best else Answer()
-    limited_by, why = _reason(tried, best, answers, most)
+    limited_by, why = _reason(tried, best, answers, is_profile=takes is not None)
     found = BatchLimit(
         target=str(question.path),
         device=question.device,
@@ -87,7 +84,7 @@ def largest(question: Question, limits: Limits, most: int, emit: Emit) -> tuple[
     return found, next((each.where for each in answers.values() if each.where), ""), _doubts(tried)
 
 
-def search(probe: Callable[[int], BatchProbe], most: int) -> list[BatchProbe]:
+def search(probe: Callable[[int], BatchProbe], takes: range) -> list[BatchProbe]:
     """Try batches until the largest that fits is known to 5 %, and one beyond; return all of them, the smallest first.
 
     If fitting is a matter of the batch alone, the largest that fits is at most 5 % above the largest here that does; of
@@ -99,13 +96,14 @@ def search(probe: Callable[[int], BatchProbe], most: int) -> list[BatchProbe]:
         tried.append(probe(batch))
         return not tried[-1].failed
 
-    good, bad = 0, 1
+    most = takes[-1]
+    good, bad = 0, takes[0]
     while fits(bad):
         good = bad
         if good == most:
             return tried
         bad = min(2 * good, most)
-    while bad - good > max(1, good // _RESOLUTION):
+    while good and bad - good > max(1, good // _RESOLUTION):
         middle = (good + bad) // 2
         good, bad = (middle, bad) if fits(middle) else (good, middle)
     beyond = bad + max(1, bad // 4)
@@ -125,12 +123,12 @@ _By = Literal["memory", "latency", "profile", "time", "search"]
 
 
 def _reason(
-    tried: Sequence[BatchProbe], best: BatchProbe | None, answers: dict[int, Answer], most: int
+    tried: Sequence[BatchProbe], best: BatchProbe | None, answers: dict[int, Answer], *, is_profile: bool
 ) -> tuple[_By, str]:
     """What the next larger batch exceeds, and the same as a sentence."""
     above = [each for each in tried if each.failed and each.batch > (best.batch if best else 0)]
     if not above:
-        return ("profile", "the engine takes no larger one") if most else ("search", "no larger one was tried")
+        return ("profile", "the engine takes no larger one") if is_profile else ("search", "no larger one was tried")
     first, answer = above[0], answers[above[0].batch]
     sentence = f"batch {first.batch}: {first.failed}"
     if answer.slow:
@@ -201,23 +199,3 @@ def _in_group(limit: str, usage: str) -> float:
         return int((_CGROUP / limit).read_text()) - int((_CGROUP / usage).read_text())
     except (OSError, ValueError):  # there is no group, or it has no limit ("max")
         return math.inf
-
-
-def fits(run_dir: Path, free_bytes: int, device: str = "cuda") -> int | None:
-    """The batch that would fit in so much free memory, by what `trtopt bench --max-batch` measured and left there.
-
-    None where it measured nothing on that kind of device, or no memory. Where it was latency, or the engine's profile,
-    that set the limit, no batch above it is given.
-    """
-    try:
-        found = decode(BatchLimit, json.loads((run_dir / FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return None
-    if found.device != device or not found.total:
-        return None
-    if free_bytes < found.bytes_fixed + found.bytes_per_sample:
-        return 0
-    if not found.bytes_per_sample:
-        return found.batch if free_bytes >= found.total else 0
-    room = int((free_bytes - found.bytes_fixed) / found.bytes_per_sample)
-    return room if found.limited_by == "memory" else min(room, found.batch)

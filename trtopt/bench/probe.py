@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from trtopt import errors
 from trtopt.bench.gpu import resident
 from trtopt.bench.inputs import Sizes, random
 from trtopt.bench.targets import Session, open_engine, open_onnx
@@ -105,8 +106,9 @@ def ask(question: Question, timeout: float) -> Answer:
     if process.returncode or not reply:
         return _died(question, process.returncode, log)
     answer = json.loads(reply)
-    if "what" in answer:
-        raise ModelError(answer["what"], why=answer["why"], fix=answer["fix"])
+    if "error" in answer:
+        kind = getattr(errors, answer["error"], ModelError)  # an error of CUDA's own is none of the tree's
+        raise kind(answer["what"], why=answer["why"], fix=answer["fix"])
     return decode(Answer, answer)
 
 
@@ -139,7 +141,7 @@ def main() -> None:
     except OutOfMemoryError as error:
         answer = encode(Answer(limit=question.limit, failed=error.why or error.what))
     except TrtoptError as error:
-        answer = {"what": error.what, "why": error.why, "fix": error.fix}
+        answer = {"error": type(error).__name__, "what": error.what, "why": error.why, "fix": error.fix}
     print(json.dumps(answer, allow_nan=False))
 
 

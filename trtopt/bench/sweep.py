@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from trtopt.bench import gpu, intervals
-from trtopt.bench.inputs import Feed
 from trtopt.bench.latency import Run, Series, measure
 from trtopt.bench.targets import Target
+from trtopt.data.dataset import Feed
 from trtopt.events import Emit, Progress
 from trtopt.types import Timing
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from trtopt.bench.inputs import Feed, Sizes
+from trtopt.bench.inputs import Sizes
 from trtopt.bench.latency import Run
+from trtopt.data.dataset import Feed
 from trtopt.engine.binding import exhausted, first_line
 from trtopt.engine.onnxruntime import CudaOptions, OrtRunner, open_runner
 from trtopt.errors import EnvironmentUnableError, ModelError, OutOfMemoryError

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from trtopt import __version__
+from trtopt.cli.bench import bench
 from trtopt.cli.calibrate import calibrate
 from trtopt.cli.compare import compare
 from trtopt.cli.config import config
@@ -35,6 +36,7 @@ app.command(short_help="Turn a network into an engine, and judge it against FP32
 app.command(short_help="Write a framework's network as ONNX, checked against it.")(export)
 app.command(short_help="Measure INT8 scales on samples, and no more.")(calibrate)
 app.command(short_help="Judge candidates by their drift from FP32 on your data.")(compare)
+app.command(short_help="Measure how fast targets are, side by side, or which batch fits.")(bench)
 app.command(short_help="Show what is in a model, and each node's precision.")(inspect)
 app.command(short_help="Show what this machine can build and run.")(doctor)
 app.command(short_help="Show what the GPUs do now, live or for Prometheus.")(watch)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from trtopt.report import words
+from trtopt.report import benchmark, words
 from trtopt.types import GateResult, Report
 
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -51,6 +51,8 @@ def _add_properties(suite: Element, report: Report) -> None:
         facts["samples"] = str(comparison.samples)
         facts["fp32 ran in"] = comparison.baseline_ran
         facts[f"{name or 'candidate'} ran in"] = comparison.candidate_ran
+    if report.benchmark is not None:
+        facts |= dict(benchmark.facts(report.benchmark))
     if report.layers is not None:
         facts["drift first jumps at"] = report.layers.jump or "no layer"
     properties = SubElement(suite, "properties")

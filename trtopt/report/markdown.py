@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trtopt.report import words
+from trtopt.report import benchmark, words
 from trtopt.types import Comparison, Layers, Report
 
 _ICONS = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "unchecked": "⚠️"}
@@ -32,6 +32,10 @@ def render(report: Report) -> str:
         lines += _comparison(report.comparison)
     if report.candidates:
         lines += [*_table(*words.candidates(report)), *_samples(report.candidates[0].comparison)]
+    if report.benchmark is not None:
+        for table in benchmark.tables(report.benchmark):
+            lines += [f"### {_cell(table.title)}", "", *_table(table.head, table.rows)]
+        lines += [*(f"- {_cell(name)}: {_cell(fact)}" for name, fact in benchmark.facts(report.benchmark)), ""]
     lines += _table(("output", "worst samples", "SQNR", ""), words.worst_samples(report))
     if report.engine is not None:
         engine = report.engine

@@ -17,8 +17,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from trtopt.report import words
-from trtopt.types import Comparison, Layers, Report
+from trtopt.report import benchmark, words
+from trtopt.types import Benchmark, Comparison, Layers, Report
 
 WIDTH = 100
 """Columns where there is no terminal to ask."""
@@ -53,6 +53,8 @@ def renderable(report: Report, *, stages: bool = True) -> RenderableType:
         parts += _candidates(report)
     if report.layers is not None:
         parts += _layers(report.layers)
+    if report.benchmark is not None:
+        parts += _benchmark(report.benchmark)
     worst = words.worst_samples(report)
     if worst:
         parts += [text("worst samples", "bold"), *block(_grid(("output", "sample", "SQNR", ""), worst))]
@@ -157,6 +159,13 @@ def _candidates(report: Report) -> list[RenderableType]:
     where += [(each.name, each.comparison.candidate_ran) for each in report.candidates]
     note = text("best: no other candidate is better in size, drift or latency without being worse in another", "dim")
     return [text(title, "bold"), *block(Group(_grid(head, rows), "", note, "", facts(where)))]
+
+
+def _benchmark(found: Benchmark) -> list[RenderableType]:
+    parts: list[RenderableType] = []
+    for table in benchmark.tables(found):
+        parts += [text(table.title, "bold"), *block(_grid(table.head, table.rows))]
+    return [*parts, *block(facts(benchmark.facts(found)))[1:]]
 
 
 def _layers(found: Layers) -> list[RenderableType]:

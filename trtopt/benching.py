@@ -1,0 +1,280 @@
+"""`trtopt bench` from top to bottom: targets timed side by side over batch sizes, or the largest batch of one.
+
+Touches: the run directory, through the store; `benchmark.json` of the run directories that are targets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trtopt import checks, stages
+from trtopt.codec import decode, encode
+from trtopt.config import BenchPlan, MaxBatchPlan
+from trtopt.errors import (
+    EXIT_INTERRUPTED,
+    EnvironmentUnableError,
+    MissingDependencyError,
+    OutOfMemoryError,
+    StoreError,
+    TrtoptError,
+    UsageError,
+)
+from trtopt.events import Emit, StageFinished, StageStarted, Warned, silent
+from trtopt.stages import report as reporting
+from trtopt.store import RunStore, open_store, read_result
+from trtopt.types import Benchmark, BenchTarget, GateResult, Report, StageOutcome, Timing, TypedModel
+
+if TYPE_CHECKING:
+    from trtopt.bench.probe import Question
+
+FILE = "benchmark.json"
+
+
+class InterruptedSweepError(TrtoptError):
+    """Ctrl-C ended a sweep; what had been measured was kept."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
+def bench(plan: BenchPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | None]:
+    """Time the targets over batch sizes.
+
+    Returns the report, and what ended the sweep before its end: Ctrl-C, or memory that is exhausted (None: nothing).
+    What had been measured by then is in the report, and was written.
+
+    Raises:
+        TrtoptError: something given cannot be used, or nothing could be measured.
+        KeyboardInterrupt: Ctrl-C before anything was measured.
+    """
+    from trtopt.bench import gate, sweep
+    from trtopt.stages import bench as preparing
+
+    gates = gate.parse_gates(plan.gates)
+    checks.exists(plan.data)
+    _check_out(plan.run_dir)
+    wanted = [preparing.wanted(path, name) for path, name in _named(plan.targets)]
+    warnings: list[str] = []
+    emit = reporting.recording(emit, warnings)
+    with contextlib.ExitStack() as held:
+        store = held.enter_context(open_store(plan.run_dir, emit))
+        samples = preparing.datasets(wanted, plan)
+        opened = []
+        for given in wanted:
+            opened.append(preparing.opened(given, plan, samples.get(given.name), emit))
+            held.callback(opened[-1].target.session.close)
+        batches, left_out = preparing.batches(opened, plan.batches)
+        gate.check(gates, batches, len(opened))
+        for line in left_out:
+            emit(Warned(line))
+        empty = Benchmark(
+            targets=tuple(
+                BenchTarget(name=each.target.name, path=each.path, ran=each.target.session.where) for each in opened
+            ),
+            timings=(),
+            complete=False,
+        )
+        device = held.enter_context(preparing.gpu_readings(opened, emit))
+        how = sweep.Plan(
+            batches=batches,
+            seconds=plan.seconds,
+            feed=lambda target, batch: preparing.feed(samples, target, batch),
+        )
+        points = sweep.sweep([each.target for each in opened], how, device, emit)
+        measured, stopped = _collect(store, empty, points, batches, emit)
+        for line in _noisy(measured.timings):
+            emit(Warned(line))
+        benchmark = gate.judged(measured, gates)
+        for each in opened:
+            if each.run_dir is not None:
+                _keep_timings(each.run_dir, each.target.name, benchmark, emit)
+        report = _report(store, benchmark, warnings, allow_inconclusive=plan.allow_inconclusive)
+    return report, stopped
+
+
+def _collect(
+    store: RunStore, benchmark: Benchmark, points: Iterator[tuple[Timing, ...]], batches: Sequence[int], emit: Emit
+) -> tuple[Benchmark, TrtoptError | None]:
+    """Measure one batch size after the other, and keep what was measured each time."""
+    start = time.perf_counter()
+    emit(StageStarted("bench"))
+    stopped: TrtoptError | None = None
+    done: list[int] = []
+    try:
+        for timings in points:
+            done.append(timings[0].batch)
+            benchmark = replace(benchmark, timings=benchmark.timings + timings, complete=len(done) == len(batches))
+            _write(store, benchmark)
+    except (KeyboardInterrupt, OutOfMemoryError) as error:
+        if not done:
+            raise
+        stopped = _stopped(error, batches[len(done)], done, store.root)
+    seconds = time.perf_counter() - start
+    line = f"{len(benchmark.timings)} timings, batch {', '.join(map(str, done))}"
+    emit(StageFinished("bench", seconds, line))
+    store.outcomes.append(StageOutcome(name="bench", status="ran", seconds=round(seconds, 3), summary=line))
+    return benchmark, stopped
+
+
+def _stopped(error: BaseException, batch: int, done: Sequence[int], root: Path) -> TrtoptError:
+    kept = f"Batch {', '.join(map(str, done))} was measured, and is kept in {root / FILE}"
+    if isinstance(error, OutOfMemoryError):
+        what = f"memory is exhausted at batch {batch}"
+        return OutOfMemoryError(what, why=error.why, fix=f"{kept}; --max-batch finds the largest that fits")
+    return InterruptedSweepError(f"interrupted at batch {batch}", fix=kept)
+
+
+def max_batch(plan: MaxBatchPlan, emit: Emit = silent) -> Report:
+    """Search the largest batch of a target that fits memory and latency.
+
+    A target of which not even one sample fits fails a gate `max_batch`.
+
+    Raises:
+        TrtoptError: something given cannot be used, or the target cannot be run.
+    """
+    from trtopt.bench import memory
+    from trtopt.bench.inputs import Sizes
+    from trtopt.stages import bench as preparing
+
+    _check_out(plan.run_dir)
+    given = preparing.wanted(plan.target, str(plan.target))
+    sizes = Sizes(inputs=given.onnx.inputs, ranges=preparing.ranges(given, plan.speed.shapes, None))
+    if sizes.batch:
+        raise UsageError(
+            f"{plan.target} takes batches of {sizes.batch} only",
+            why="its first dimension is fixed",
+            fix="Export the model with a dynamic batch",
+        )
+    start = time.perf_counter()
+    warnings: list[str] = []
+    emit = reporting.recording(emit, warnings)
+    with open_store(plan.run_dir, emit) as store:
+        emit(StageStarted("bench"))
+        question = _answerable(preparing.questions(given, sizes, plan.speed), emit)
+        takes = preparing.engine_batches(given, sizes) if question.builder else None
+        limits = memory.Limits(memory=plan.memory_limit, latency=plan.latency_limit)
+        limit, ran, doubts = memory.largest(question, limits, takes, emit)
+        for line in doubts:
+            emit(Warned(line))
+        seconds = time.perf_counter() - start
+        summary = f"largest batch {limit.batch} of {len(limit.probes)} tried; {limit.why}"
+        emit(StageFinished("bench", seconds, summary))
+        store.outcomes.append(StageOutcome(name="bench", status="ran", seconds=round(seconds, 3), summary=summary))
+        target = BenchTarget(name=given.name, path=question.path, ran=ran)
+        benchmark = Benchmark(targets=(target,), timings=(), limit=limit)
+        if not limit.batch:
+            failed = GateResult(
+                output="", metric="max_batch", value=0.0, limit=1.0, verdict="fail", reason=limit.why, default=True
+            )
+            benchmark = replace(benchmark, gates=(failed,), verdict="fail")
+        if given.run_dir is not None:
+            _keep(given.run_dir, replace(_kept(given.run_dir) or benchmark, limit=limit), emit)
+        return _report(store, benchmark, warnings, allow_inconclusive=False)
+
+
+def _answerable(questions: Sequence[Question], emit: Emit) -> Question:
+    """The first of the questions that this machine can answer at all."""
+    from trtopt.bench import memory, probe
+
+    *others, last = questions
+    for question, following in zip(others, questions[1:], strict=True):
+        try:
+            probe.ask(question, memory.PROBE_SECONDS)
+        except (EnvironmentUnableError, MissingDependencyError) as error:
+            if question.builder and not following.builder:
+                emit(Warned(f"the engine does not run here ({error.why or error.what}): its graph does"))
+        else:
+            return question
+    return last
+
+
+def _named(paths: Sequence[Path]) -> list[tuple[Path, str]]:
+    """Each target with its name in tables: the path, numbered where it is given again (to see the noise, say)."""
+    seen: dict[str, int] = {}
+    named = []
+    for path in paths:
+        count = seen[str(path)] = seen.get(str(path), 0) + 1
+        named.append((path, f"{path} ({count})" if count > 1 else str(path)))
+    return named
+
+
+def _check_out(run_dir: Path) -> None:
+    """Refuse to replace the report of a conversion."""
+    if (run_dir / "manifest.json").is_file() and read_result(run_dir, "precision", TypedModel) is not None:
+        raise UsageError(
+            f"-o {run_dir} is a run directory of trtopt convert",
+            why="its report would be replaced",
+            fix="Name another; what is measured of a run directory is left in it all the same",
+        )
+
+
+def _noisy(timings: Sequence[Timing]) -> list[str]:
+    """Say where the noise is more than was aimed at."""
+    from trtopt.bench.latency import AIM
+
+    worst = max(timings, key=lambda timing: timing.noise, default=None)
+    if worst is None or worst.noise <= AIM:
+        return []
+    above = sum(timing.noise > AIM for timing in timings)
+    return [
+        f"the mean of {above} of {len(timings)} timings is not known to {100 * AIM:g} % ({worst.target}, batch "
+        f"{worst.batch}: {100 * worst.noise:.2g} %): a quieter machine, or a larger --seconds, helps"
+    ]
+
+
+def _keep_timings(run_dir: Path, name: str, benchmark: Benchmark, emit: Emit) -> None:
+    """Leave a target's own timings in its run directory, beside the largest batch that was found earlier."""
+    earlier = _kept(run_dir)
+    own = Benchmark(
+        targets=tuple(target for target in benchmark.targets if target.name == name),
+        timings=tuple(timing for timing in benchmark.timings if timing.target == name),
+        complete=benchmark.complete,
+        limit=earlier.limit if earlier else None,
+    )
+    _keep(run_dir, own, emit)
+
+
+def _kept(run_dir: Path) -> Benchmark | None:
+    try:
+        return decode(Benchmark, json.loads((run_dir / FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError):  # there is none, or one of another version: this one replaces it
+        return None
+
+
+def _keep(run_dir: Path, benchmark: Benchmark, emit: Emit) -> None:
+    try:
+        with open_store(run_dir, emit) as store:
+            _write(store, benchmark)
+    except StoreError as error:  # the result itself is written elsewhere
+        emit(Warned(f"not left in {run_dir}: {error.why}"))
+
+
+def _write(store: RunStore, benchmark: Benchmark) -> None:
+    store.write(FILE, json.dumps(encode(benchmark), indent=1, allow_nan=False) + "\n")
+
+
+def _report(store: RunStore, benchmark: Benchmark, warnings: list[str], *, allow_inconclusive: bool) -> Report:
+    report = Report(
+        schema_version=reporting.REPORT_SCHEMA,
+        command="bench",
+        verdict=benchmark.verdict,
+        model=", ".join(target.name for target in benchmark.targets),
+        precision="",
+        run_dir=store.root,
+        stages=tuple(store.outcomes),
+        typed=None,
+        engine=None,
+        comparison=None,
+        warnings=reporting.remarks(warnings),
+        environment=stages.environment(),
+        benchmark=benchmark,
+        allow_inconclusive=allow_inconclusive,
+    )
+    _write(store, benchmark)
+    reporting.write(store, report)
+    return report

@@ -1,0 +1,174 @@
+"""`trtopt bench`: how fast targets are, side by side over batch sizes; or with `--max-batch`, which batch fits.
+
+Touches: the run directory; prints the report on stdout.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trtopt.cli.options import (
+    AllowInconclusiveFlag,
+    Device,
+    Format,
+    FormatFlag,
+    RecipeFlag,
+    ShapeFlag,
+    SkipBadFlag,
+)
+
+if TYPE_CHECKING:
+    from trtopt.config import MaxBatchPlan, SpeedPlan
+
+
+def bench(
+    targets: Annotated[
+        list[Path],
+        typer.Argument(
+            help="ONNX files, engines in run directories, or run directories: their engine where it runs here, else "
+            "their graph in onnxruntime.",
+            show_default=False,
+        ),
+    ],
+    batch: Annotated[
+        str | None, typer.Option(help="Batch sizes: 1,4,16. Default: 1,8,16,32,64, or the one that is fixed.")
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(help="Time for each target at each batch size; the noise tells whether it was enough.")
+    ] = 2.0,
+    data: Annotated[
+        str | None, typer.Option(help="Samples to run on. Default: random ones.", show_default=False)
+    ] = None,
+    recipe: RecipeFlag = None,
+    skip_bad: SkipBadFlag = False,
+    shape: ShapeFlag = None,
+    gate: Annotated[
+        str,
+        typer.Option(
+            help="Thresholds for the last target, at every batch or one: latency_p99=5ms,throughput@8=1000. "
+            "speedup=1.5x is against the first target."
+        ),
+    ] = "",
+    allow_inconclusive: AllowInconclusiveFlag = False,
+    max_batch: Annotated[
+        bool, typer.Option("--max-batch", help="Search the largest batch of one target that fits, instead of a sweep.")
+    ] = False,
+    memory_limit: Annotated[
+        str | None, typer.Option(help="For --max-batch: memory it may take, 8GiB. Default: what is free.")
+    ] = None,
+    latency_limit: Annotated[
+        str | None, typer.Option(help="For --max-batch: median time a batch may take, 20ms.", show_default=False)
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where to run. auto: on a GPU where it works.")] = Device.auto,
+    tf32: Annotated[
+        bool, typer.Option("--tf32", help="On a GPU, let onnxruntime round FP32 products to TF32.")
+    ] = False,
+    cuda_graphs: Annotated[
+        bool, typer.Option("--cuda-graphs", help="Let onnxruntime capture CUDA graphs, as engines always do.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Where report.json and benchmark.json go. Default: trtopt-out/bench/<targets>."
+        ),
+    ] = None,
+    format: FormatFlag = Format.text,
+) -> None:
+    """Time targets side by side over batch sizes, with the noise beside each number.
+
+    Exits 0 when every gate holds (or there is none), 1 when one fails, 3 when memory is exhausted, 130 on Ctrl-C; what
+    was measured by then is kept and shown.
+    """
+    from trtopt import benching
+    from trtopt.cli.console import Narrator
+    from trtopt.cli.show import finish
+    from trtopt.config import BenchPlan, DataPlan, SpeedPlan
+    from trtopt.errors import UsageError
+    from trtopt.report import show
+
+    speed = SpeedPlan(device=device.value, shapes=tuple(shape or ()), tf32=tf32, graphs=cuda_graphs)
+    run_dir = out or Path("trtopt-out") / "bench" / _name(targets)
+    if max_batch:
+        for flag, value in (("--batch", batch), ("--gate", gate), ("--data", data)):
+            if value:
+                raise UsageError(f"{flag} is for a sweep", why="--max-batch searches", fix="Leave one of them out")
+        search = _max_batch(targets, run_dir, speed, (memory_limit, latency_limit))
+        with Narrator() as emit:
+            report = benching.max_batch(search, emit)
+        finish(report, format.value)
+    if memory_limit or latency_limit:
+        raise UsageError("--memory-limit and --latency-limit are for --max-batch", fix="Add it, or use --gate")
+    plan = BenchPlan(
+        targets=tuple(targets),
+        run_dir=run_dir,
+        batches=_batches(batch),
+        seconds=_positive(seconds),
+        data=DataPlan(source=data, recipe=recipe, skip_bad=skip_bad) if data else None,
+        gates=gate,
+        allow_inconclusive=allow_inconclusive,
+        speed=speed,
+    )
+    with Narrator() as emit:
+        report, stopped = benching.bench(plan, emit)
+    if stopped is not None:
+        show(format.value, report)
+        raise stopped
+    finish(report, format.value)
+
+
+def _name(targets: list[Path]) -> str:
+    """`model`, `model-and-int8`, or how many there are."""
+    names = [target.name if target.is_dir() else target.stem for target in targets]
+    return "-and-".join(names) if len(names) <= 2 else f"{len(names)}-targets"
+
+
+def _batches(text: str | None) -> tuple[int, ...]:
+    """Batch sizes as written, in ascending order: memory then grows from one to the next."""
+    import re
+
+    from trtopt.errors import UsageError
+
+    if text is None:
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"[1-9][0-9]{0,6}", part) for part in parts):
+        raise UsageError(f"--batch {text} does not parse", fix="Write batch sizes from 1 on: --batch 1,4,16")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def _positive(seconds: float) -> float:
+    import math
+
+    from trtopt.errors import UsageError
+
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"--seconds {seconds:g} is no time to measure in", fix="Write --seconds 2")
+    return seconds
+
+
+def _max_batch(
+    targets: list[Path], run_dir: Path, speed: SpeedPlan, limits: tuple[str | None, str | None]
+) -> MaxBatchPlan:
+    import math
+
+    from trtopt.bench.units import BYTES, MILLISECONDS, quantity
+    from trtopt.config import MaxBatchPlan
+    from trtopt.errors import UsageError
+
+    if len(targets) != 1:
+        raise UsageError(
+            f"--max-batch is of one target, and {len(targets)} are named", fix="Search one after the other"
+        )
+    memory, latency = limits
+    return MaxBatchPlan(
+        target=targets[0],
+        run_dir=run_dir,
+        memory_limit=int(quantity(memory, BYTES, "--memory-limit", "--memory-limit 8GiB")) if memory else 0,
+        latency_limit=quantity(latency, MILLISECONDS, "--latency-limit", "--latency-limit 20ms")
+        if latency
+        else math.inf,
+        speed=speed,
+    )
