@@ -24,6 +24,7 @@ from support import CALIB, DIGITS, EVAL, Done, save
 FEW = ("--data", "few.npz")
 ALL = ("--data", EVAL)
 ONNX_ONLY = ("--backend", "onnxruntime")
+QUICK = ("--batch", "1", "--seconds", "0.05")
 TENSORRT = ("tensorrt", "tensorrt_rtx")
 
 BLOCKING = """
@@ -87,6 +88,9 @@ def trtopt(folder: Path, *arguments: object, without: tuple[str, ...] = ()) -> D
         ("calibrate", DIGITS, "--calib", CALIB, "-o", "calibrated"),
         ("compare", DIGITS, "run", *ALL, "-o", "compared"),
         ("compare", DIGITS, "run", *FEW, "--gate", "top1=1%", "--allow-inconclusive", "-o", "allowed"),
+        ("bench", DIGITS, *QUICK, "-o", "timed"),
+        ("report", "run"),
+        ("report", "run", "--format", "junit"),
         ("inspect", DIGITS),
         ("inspect", "run", "--format", "json"),
         ("doctor",),
@@ -114,6 +118,7 @@ def test_0_when_init_has_written_its_file(tmp_path: Path) -> None:
         (("compare", DIGITS, "run", *FEW, "--gate", "sqnr=200", "-o", "failed"), "must be at least 200"),
         (("compare", DIGITS, "run", *FEW, "--gate", "top1=1%", "-o", "open"), "too few to tell"),
         (("compare", DIGITS, "run", *FEW, "--gate", "mine>=1", "-o", "unevaluated"), "could not be evaluated"),
+        (("bench", DIGITS, *QUICK, "--gate", "latency_p99=1us", "-o", "slow"), "latency_p99"),
         (("compare", "healthy.onnx", "nan.onnx", "--data", "ones.npy", "-o", "nan"), "NaN or Inf in 4 of 4 samples"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
@@ -153,6 +158,10 @@ def test_0_or_1_when_a_run_is_judged_again(here: Path) -> None:
         (("compare", DIGITS, "run", *FEW, "--gate", "nonsense"), "does not parse"),
         (("compare", DIGITS, "run", *FEW, "--gate", "boxes:sqnr=1"), "boxes, which is no output"),
         (("compare", "two.onnx", "healthy.onnx", "--data", "ones.npy"), "output"),
+        (("bench", "nowhere"), "nowhere does not exist"),
+        (("bench", DIGITS, "--gate", "latency=fast"), "latency"),
+        (("report", "nowhere"), "no report at nowhere/report.json"),
+        (("report", "run", "--format", "xml"), "unknown format 'xml'"),
         (("inspect", "nowhere"), "nowhere does not exist"),
         (("inspect", DIGITS, "--format", "junit"), "inspect prints no junit"),
         (("doctor", "--format", "junit"), "doctor prints no junit"),
@@ -176,6 +185,8 @@ def test_2_when_usage_or_input_is_wrong(arguments: tuple[object, ...], said: str
         (("convert", DIGITS, *ALL, "-o", "unbuilt"), TENSORRT, "pip install 'trtopt[rtx]'"),
         (("compare", DIGITS, "run", *FEW, "-o", "unrun"), ("onnxruntime",), "pip install 'trtopt[cpu]'"),
         (("calibrate", DIGITS, "--calib", CALIB, "-o", "unrun"), ("onnxruntime",), "pip install 'trtopt[cpu]'"),
+        (("bench", DIGITS, *QUICK, "-o", "unrun"), ("onnxruntime",), "pip install 'trtopt[cpu]'"),
+        (("watch", "--once"), ("pynvml",), "pip install 'trtopt[gpu]'"),
         (("export", "slow:samples", "-o", "m.onnx", "--shape", "x=1x3"), ("torch",), "pip install 'trtopt[torch]'"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],

@@ -21,6 +21,7 @@ from trtopt.cli.doctor import doctor
 from trtopt.cli.export import export
 from trtopt.cli.init import init
 from trtopt.cli.inspect import inspect
+from trtopt.cli.report import report
 from trtopt.cli.settings import apply
 from trtopt.cli.watch import watch
 
@@ -37,6 +38,7 @@ app.command(short_help="Write a framework's network as ONNX, checked against it.
 app.command(short_help="Measure INT8 scales on samples, and no more.")(calibrate)
 app.command(short_help="Judge candidates by their drift from FP32 on your data.")(compare)
 app.command(short_help="Measure how fast targets are, side by side, or which batch fits.")(bench)
+app.command(short_help="Print what a run found, once more, in any format.")(report)
 app.command(short_help="Show what is in a model, and each node's precision.")(inspect)
 app.command(short_help="Show what this machine can build and run.")(doctor)
 app.command(short_help="Show what the GPUs do now, live or for Prometheus.")(watch)
