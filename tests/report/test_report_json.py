@@ -74,7 +74,7 @@ def test_the_schema_names_the_fields_of_the_types() -> None:
 def test_the_schema_names_the_metrics_and_takes_those_of_users() -> None:
     values = SCHEMA["$defs"]["OutputDrift"]["properties"]["values"]
     assert list(values["properties"]) == list(METRICS)
-    assert values["additionalProperties"] == values["properties"]["sqnr"]
+    assert values["additionalProperties"] == {"$ref": "#/$defs/number"}
 
 
 def test_the_schema_has_the_version_that_is_written() -> None:

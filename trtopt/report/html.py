@@ -1,6 +1,6 @@
 """The report as one HTML page that needs nothing else: no network, no script, no font, no picture beside it.
 
-What the page says is in `templates/`, what it picks from the report in `picked`, how it is drawn in `charts` and
+What the page says is in `templates/`, what it picks from the report in `picked`, how that is drawn in `charts` and
 `graph_charts`. Names come from untrusted files: every value is cut to length and loses its control characters, then
 Jinja2 escapes it, and the page's own Content-Security-Policy forbids scripts and requests whatever it holds.
 
@@ -16,7 +16,7 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from trtopt.report import charts, graph_charts, picked, words
+from trtopt.report import benchmark, charts, graph_charts, picked, words
 from trtopt.report.svg import clipped
 from trtopt.types import Report
 
@@ -102,7 +102,8 @@ def _environment(room: Room) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.globals |= {"charts": charts, "graph_charts": graph_charts, "picked": picked, "words": words}
+    for module in (benchmark, charts, graph_charts, picked, words):
+        found.globals[module.__name__.rpartition(".")[2]] = module
     found.globals |= {"most": room.most, "within": room.within}
     found.filters |= {"short": room.short, "prose": room.prose, "seconds": picked.seconds}
     return found

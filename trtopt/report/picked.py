@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from trtopt.bench import READINGS
 from trtopt.report import charts, words
 from trtopt.report.svg import drawable
 from trtopt.types import (
@@ -188,28 +187,9 @@ def _series(timings: Sequence[Timing], what: Callable[[Timing], float]) -> list[
     return found if len({timing.batch for timing in timings}) > 1 else []
 
 
-def reading_label(name: str) -> str:
-    """What a reading is called at the head of its column."""
-    return READINGS[name].label if name in READINGS else name
-
-
-def reading(name: str, value: float) -> str:
-    """A reading with its unit."""
-    unit = READINGS[name].unit if name in READINGS else ""
-    return words.size(int(value)) if unit == "bytes" and math.isfinite(value) else f"{value:.4g} {unit}".rstrip()
-
-
 def sampled(comparison: Comparison) -> list[OutputDrift]:
     """The outputs of which something is known sample by sample."""
     return [output for output in comparison.outputs if output.worst or countable(output.spread)]
-
-
-def speedup(timing: Timing) -> str:
-    """How many times as fast as the first target, with its bounds."""
-    if math.isnan(timing.speedup):
-        return ""
-    bounds = timing.bounds.get("speedup")
-    return f"{timing.speedup:.2f}×" + (f" ({bounds.low:.2f} to {bounds.high:.2f})" if bounds else "")
 
 
 def countable(spread: Spread | None) -> bool:
