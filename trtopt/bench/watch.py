@@ -185,8 +185,10 @@ def fits(limit: BatchLimit, gpus: tuple[GpuState, ...]) -> tuple[Fit, ...]:
 
 def _fit(limit: BatchLimit, gpu: int, free: float) -> Fit:
     room = free - limit.bytes_fixed
-    by_memory = math.floor(room / limit.bytes_per_sample) if limit.bytes_per_sample > 0 else limit.batch
+    by_memory = 0
+    if room > 0:
+        by_memory = math.floor(room / limit.bytes_per_sample) if limit.bytes_per_sample > 0 else limit.batch
     if by_memory >= limit.batch:
         return Fit(gpu=gpu, batch=limit.batch, why=f"the largest that was measured to fit, {limit.why}")
     needs = f"{limit.bytes_fixed / 2**20:,.0f} MiB and {limit.bytes_per_sample / 2**20:,.2f} MiB a sample"
-    return Fit(gpu=gpu, batch=max(by_memory, 0), why=f"{free / 2**20:,.0f} MiB are free, {limit.target} takes {needs}")
+    return Fit(gpu=gpu, batch=by_memory, why=f"{free / 2**20:,.0f} MiB are free, {limit.target} takes {needs}")

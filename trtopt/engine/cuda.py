@@ -11,14 +11,16 @@
 
 A device is used in the primary context of its GPU, the one that onnxruntime's CUDA provider and torch use too: pointers
 and streams may be exchanged with them. What a device made is closed with it, the newest first; closing twice is
-harmless. All of it belongs to the thread that opened the device; another thread calls `Device.activate` first.
+harmless. All of it belongs to the thread that opened the device; another thread uses it in `Device.current`.
 
 Touches: the GPU. Importing this module imports neither package.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -78,9 +80,14 @@ class Device:
             package=backend.version(),
         )
 
-    def activate(self) -> None:
-        """Let the calling thread use the device; the one that opened it need not."""
-        self.backend.activate(self._context)
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        """Let the calling thread use the device inside the block; the one that opened it need not."""
+        before = self.backend.activate(self._context)
+        try:
+            yield
+        finally:
+            self.backend.deactivate(before)
 
     def free_bytes(self) -> int:
         """Memory that is free now, of all processes' view."""

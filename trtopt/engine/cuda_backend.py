@@ -54,8 +54,12 @@ class Backend(Protocol):
         """Hold the primary context of a GPU and make it this thread's."""
         ...
 
-    def activate(self, context: Any) -> None:
-        """Make the context this thread's."""
+    def activate(self, context: Any) -> Any:
+        """Make the context the calling thread's; return what `deactivate` takes to give the thread back its own."""
+        ...
+
+    def deactivate(self, before: Any) -> None:
+        """Give the thread back the context that it had."""
         ...
 
     def release(self, context: Any) -> None:

@@ -180,8 +180,11 @@ class Stream(Held):
         backend.begin_capture(self.handle)
         try:
             work()
-        finally:  # a stream left in capture would refuse all other work
-            graph = backend.end_capture(self.handle)
+        except BaseException:  # a stream left in capture would refuse all other work
+            if (partial := backend.end_capture(self.handle)) is not None:
+                backend.destroy_graph(partial)
+            raise
+        graph = backend.end_capture(self.handle)
         if graph is None:
             raise CudaError("no CUDA graph can be captured", why="the work enqueued nothing, or waited for the GPU")
         return Graph(self._device, graph)

@@ -89,21 +89,25 @@ def _primary(index: int) -> Any:
 
 def retain(index: int) -> Any:
     """Hold the primary context and make it current."""
-    context = _primary(index)
-    activate(context)
-    return context
+    return activate(_primary(index))
 
 
-def activate(context: Any) -> None:
-    """Make the context this thread's; pycuda keeps a stack of them a thread."""
+def activate(context: Any) -> Any:
+    """Make the context the calling thread's; return it."""
     with _said():
         context.push()
+        return context
+
+
+def deactivate(before: Any) -> None:
+    """Give the thread back the context that it had: pycuda ends the process if a thread ends without."""
+    with contextlib.suppress(_cuda().Error):
+        before.pop()
 
 
 def release(context: Any) -> None:
-    """Give the thread back the context that it had before."""
-    with contextlib.suppress(_cuda().Error):
-        context.pop()
+    """Give the thread back the context that it had."""
+    deactivate(context)
 
 
 def describe(index: int) -> tuple[str, tuple[int, int]]:

@@ -77,22 +77,27 @@ def driver() -> int:
 
 def retain(index: int) -> Any:
     """Hold the primary context and make it current."""
-    before = _call("cuCtxGetCurrent")
     gpu = _call("cuDeviceGet", index)
-    context = _call("cuDevicePrimaryCtxRetain", gpu)
-    _call("cuCtxSetCurrent", context)
-    return context, gpu, before
+    primary = _call("cuDevicePrimaryCtxRetain", gpu)
+    return primary, gpu, activate((primary,))
 
 
-def activate(context: Any) -> None:
-    """Make the context this thread's."""
+def activate(context: Any) -> Any:
+    """Make the context the calling thread's; return the one before."""
+    before = _call("cuCtxGetCurrent")
     _call("cuCtxSetCurrent", context[0])
+    return before
+
+
+def deactivate(before: Any) -> None:
+    """Give the thread back the context that it had."""
+    _cuda().cuCtxSetCurrent(before)
 
 
 def release(context: Any) -> None:
     """Let go of the primary context."""
     _, gpu, before = context
-    _cuda().cuCtxSetCurrent(before)
+    deactivate(before)
     _cuda().cuDevicePrimaryCtxRelease(gpu)
 
 

@@ -2,6 +2,7 @@
 
     run(feed)                  one sample or batch in, outputs out
     submit(feed); collect()    as many in flight as there are streams, first in, first out
+    stage(shapes)              the page-locked arrays of the next run, to be filled in place and submitted
 
 Each stream has its own buffers, made for the largest shapes. On it, inputs are copied from page-locked memory, the
 engine computes, outputs are copied back; while one stream copies, another computes. What the engine enqueues is
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trtopt.engine.cuda import Array, Device
-from trtopt.engine.runner_program import Port, Program
+from trtopt.engine.runner_program import Port, Program, Shape
 from trtopt.engine.runner_slot import Ran, Slot
 from trtopt.errors import DataError, UsageError
 
@@ -38,7 +39,8 @@ class EngineRunner:
     """
 
     def __init__(self, device: Device, program: Program, *, streams: int = 2, graphs: bool = True) -> None:
-        self.inputs = tuple(port.name for port in program.ports if not port.output)
+        self._inputs = tuple(port for port in program.ports if not port.output)
+        self.inputs = tuple(port.name for port in self._inputs)
         self.outputs = tuple(port.name for port in program.ports if port.output)
         self.where = f"{program.where}, {device.info.name}"
         self.no_graphs = "" if graphs else "they were not asked for"
@@ -73,16 +75,27 @@ class EngineRunner:
             RuntimeError: as many runs are in flight as there are streams: `collect` first.
             DataError: an input is missing, or does not fit the engine's type or shapes.
         """
-        if not self._idle:
-            raise RuntimeError("every stream is busy: collect a result first")
-        inputs = {port.name: _fitting(port, feed) for port in self._program.ports if not port.output}
-        slot = self._idle[0]
+        slot = self._next()
+        inputs = {port.name: _fitting(port, feed) for port in self._inputs}
         if reason := slot.begin(inputs, graphs=not self.no_graphs):
             self.no_graphs = reason
         self._busy.append(self._idle.popleft())
 
-    def collect(self) -> Ran:
+    def stage(self, shapes: Mapping[str, Shape]) -> dict[str, Array]:
+        """The arrays that the next run is copied to the GPU from, by input: fill them, and `submit` them.
+
+        A feed of other arrays is copied into these first, which for pictures takes longer than the copy to the GPU.
+
+        Raises:
+            RuntimeError: as many runs are in flight as there are streams: `collect` first.
+            DataError: a shape is missing, or does not fit the engine.
+        """
+        return self._next().staging({port.name: _shape(port, shapes) for port in self._inputs})
+
+    def collect(self, *, copy: bool = True) -> Ran:
         """Wait for the oldest run in flight, and return what it gave.
+
+        Without `copy` its outputs are views of memory that a later `submit` overwrites.
 
         Raises:
             RuntimeError: none is in flight.
@@ -92,7 +105,12 @@ class EngineRunner:
             raise RuntimeError("no run is in flight: submit one first")
         slot = self._busy.popleft()
         self._idle.append(slot)
-        return slot.end()
+        return slot.end(copy=copy)
+
+    def _next(self) -> Slot:
+        if not self._idle:
+            raise RuntimeError("every stream is busy: collect a result first")
+        return self._idle[0]
 
     @property
     def in_flight(self) -> int:
@@ -133,14 +151,22 @@ def _fitting(port: Port, feed: Mapping[str, Array]) -> Array:
         raise DataError(
             f"input {port.name} does not fit the engine", why=f"it is {array.dtype}, the engine reads {port.dtype}"
         )
-    within = len(array.shape) == len(port.max) and all(
-        low <= size <= high for low, size, high in zip(port.min, array.shape, port.max, strict=True)
+    _shape(port, {port.name: array.shape})
+    return array
+
+
+def _shape(port: Port, shapes: Mapping[str, Shape]) -> Shape:
+    if port.name not in shapes:
+        raise DataError(f"no shape for input {port.name}", why=f"given are {', '.join(shapes) or 'none'}")
+    shape = shapes[port.name]
+    within = len(shape) == len(port.max) and all(
+        low <= size <= high for low, size, high in zip(port.min, shape, port.max, strict=True)
     )
     if not within:
         takes = f"{list(port.min)} to {list(port.max)}" if port.min != port.max else f"{list(port.max)}"
         raise DataError(
             f"input {port.name} does not fit the engine",
-            why=f"its shape is {list(array.shape)}, the engine takes {takes}",
+            why=f"its shape is {list(shape)}, the engine takes {takes}",
             fix="Build with --shape for other sizes",
         )
-    return array
+    return shape

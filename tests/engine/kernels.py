@@ -1,0 +1,103 @@
+"""Kernels for the tests on a GPU, and what they need to be launched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+
+import numpy as np
+import psutil
+
+from trtopt.engine.cuda import Device, Kernel, Launch, Stream, open_device
+from trtopt.engine.runner_program import Port, Shape
+
+SOURCE = """
+extern "C" __global__ void scaled(float *y, const float *x, float by, int n) {
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) y[i] = by * x[i];
+}
+extern "C" __global__ void spin(long long cycles, int *done) {
+    long long start = clock64();
+    while (clock64() - start < cycles) {}
+    if (threadIdx.x == 0) atomicAdd(done, 1);
+}
+extern "C" __global__ void reversed(int *data, int n) {
+    extern __shared__ int held[];
+    for (int i = threadIdx.x; i < n; i += blockDim.x) held[i] = data[i];
+    __syncthreads();
+    for (int i = threadIdx.x; i < n; i += blockDim.x) data[i] = held[n - 1 - i];
+}
+extern "C" __global__ void crash(int *nowhere) { *nowhere = 1; }
+"""
+ONE_THREAD = Launch(grid=(1,), block=(1,))
+
+
+@cache
+def image(package: str) -> bytes:
+    with open_device(package=package) as opened:
+        return opened.backend.compile(SOURCE, opened.info.compute_capability, ())
+
+
+def kernel(device: Device, name: str) -> Kernel:
+    return Kernel(device, image(device.info.package.split()[0]), name)
+
+
+def spin_for(device: Device, milliseconds: float) -> np.int64:
+    """The cycles that a spinning kernel takes this long for, by a measurement now that the clocks are up."""
+    stream, spin, done = device.stream(), kernel(device, "spin"), device.allocate(4)
+    cycles, took = np.int64(100_000_000), 0.0
+    for _ in range(2):
+        start = stream.record(device.event())
+        stream.launch(spin, ONE_THREAD, cycles, done)
+        end = stream.record(device.event())
+        end.synchronize()
+        took = end.since(start)
+    return np.int64(cycles * milliseconds / took)
+
+
+def resident() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+class Scaling:
+    """In place of an engine: `y` is three times `x` [1 to 64, n], by a kernel, after as many cycles of work."""
+
+    where = "a kernel"
+    weights_size = 0
+    workspace_size = 1 << 20
+
+    def __init__(self, device: Device, width: int, cycles: np.int64) -> None:
+        self.device, self.width, self.cycles = device, width, cycles
+        self.scaled, self.spin, self.done = kernel(device, "scaled"), kernel(device, "spin"), device.allocate(4)
+        size = 64 * width * 4
+        f32 = np.dtype(np.float32)
+        self.ports = (
+            Port(name="x", dtype=f32, output=False, size=size, min=(1, width), max=(64, width)),
+            Port(name="y", dtype=f32, output=True, size=size),
+        )
+
+    def prepare(self, shapes: Mapping[str, Shape], addresses: Mapping[str, int], workspace: int) -> ScalingExecution:
+        return ScalingExecution(self, shapes["x"], addresses)
+
+    def close(self) -> None:
+        for each in (self.scaled, self.spin, self.done):
+            each.close()
+
+
+class ScalingExecution:
+    def __init__(self, program: Scaling, shape: Shape, addresses: Mapping[str, int]) -> None:
+        self.program, self.shape, self.addresses = program, shape, addresses
+
+    def outputs(self) -> Mapping[str, Shape]:
+        return {"y": self.shape}
+
+    def enqueue(self, stream: int) -> None:
+        program, count = self.program, self.shape[0] * self.shape[1]
+        ours = next(
+            each for each in program.device.held.values() if isinstance(each, Stream) and each.pointer == stream
+        )
+        if program.cycles:
+            ours.launch(program.spin, ONE_THREAD, program.cycles, program.done)
+        x, y = (np.uint64(self.addresses[name]) for name in ("x", "y"))
+        ours.launch(program.scaled, Launch(grid=(132,), block=(256,)), y, x, np.float32(3), np.int32(count))
+
+    def close(self) -> None: ...
