@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from support import CALIB, DIGITS, EVAL, Done
 
 from trtopt.comparison import compare, judge_again
-from trtopt.config import ComparePlan, ConvertPlan, DataPlan, JudgePlan
+from trtopt.config import BuildPlan, ComparePlan, ConvertPlan, DataPlan, JudgePlan
 from trtopt.errors import UsageError
 from trtopt.pipeline import convert
 
@@ -22,7 +24,6 @@ Cli = Callable[..., Done]
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run directories `fp16` and `int8` of the digits network, without TensorRT."""
-    from trtopt.config import BuildPlan
 
     folder = tmp_path_factory.mktemp("runs")
     for precision in ("fp16", "int8"):
@@ -152,3 +153,64 @@ def test_a_benchmark_in_the_run_directory_gives_the_latency(runs: Path, tmp_path
     assert (int8.latency, int8.latency_batch) == (1.25, 1)
     assert np.isnan(fp16.latency)
     assert fp16.latency_batch == 0
+
+
+def damage(typed: Path, path: Path) -> str:
+    """Write the typed graph with the scale of one activation 10x too small; return the node that reads it."""
+    model = onnx.load(typed)
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    quantized = [
+        node for node in model.graph.node if node.op_type == "QuantizeLinear" and node.input[0] not in constants
+    ]
+    chosen = quantized[2]
+    scale = constants[chosen.input[1]]
+    value = np.asarray(onnx.numpy_helper.to_array(scale) / 10, dtype=onnx.numpy_helper.to_array(scale).dtype)
+    own = onnx.numpy_helper.from_array(value, "damaged")
+    model.graph.initializer.append(own)
+    chosen.input[1] = own.name
+    back = next(node for node in model.graph.node if chosen.output[0] in node.input)
+    back.input[1] = own.name
+    onnx.save(model, path)
+    return next(node.name for node in model.graph.node if back.output[0] in node.input)
+
+
+def test_a_damaged_layer_is_named_in_every_report(runs: Path, tmp_path: Path, cli: Cli) -> None:
+    node = damage(runs / "int8/typed.onnx", tmp_path / "damaged.onnx")
+    arguments = ("compare", DIGITS, tmp_path / "damaged.onnx", "--data", EVAL, "--gate", "sqnr=20dB", "-o", tmp_path)
+    done = cli(*arguments, "--format", "github")
+    assert done.code == 1
+    assert f"::error title=trtopt layer {node}::" in done.out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["layers"]["jump"] == node
+    assert f"drift first jumps at {node}" in cli(*arguments).out
+    assert node in (tmp_path / "report.html").read_text()
+
+
+def test_a_healthy_model_has_no_jump(runs: Path, tmp_path: Path, cli: Cli) -> None:
+    arguments = ("compare", DIGITS, runs / "int8", "--data", EVAL, "--gate", "sqnr=20dB", "-o", tmp_path, "--layers")
+    done = cli(*arguments, "--format", "json")
+    assert done.code == 0
+    layers = json.loads(done.out)["layers"]
+    assert layers["jump"] == ""
+    assert len(layers["layers"]) >= 15
+
+
+def test_a_conversion_that_fails_says_which_layers_are_noisiest(runs: Path, tmp_path: Path) -> None:
+    plan = ConvertPlan(
+        source=DIGITS,
+        precision="int8",
+        run_dir=tmp_path,
+        calib=DataPlan(source=str(CALIB)),
+        data=DataPlan(source=str(EVAL)),
+        gates="sqnr=90",
+        build=BuildPlan(backend="onnxruntime"),
+    )
+    report, _ = convert(plan)
+    assert report.verdict == "fail"
+    assert report.layers is not None
+    assert report.layers.reason
+
+
+def test_layers_are_shown_of_one_candidate_only(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--layers looks at one candidate"):
+        compare(replace(several(runs, tmp_path), layers=True))

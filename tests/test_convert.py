@@ -48,6 +48,7 @@ def test_a_run_leaves_every_artifact_and_nothing_else(run_dir: Path) -> None:
         "typed.onnx",
         "model.engine",
         "report.json",
+        "report.html",
     }
 
 

@@ -16,9 +16,10 @@ from trtopt.codec import decode
 from trtopt.config import ComparePlan, JudgePlan
 from trtopt.errors import UsageError
 from trtopt.events import Emit, Warned, silent
+from trtopt.stages import layers as layering
 from trtopt.stages import report as reporting
 from trtopt.store import open_store
-from trtopt.types import CandidateReport, Comparison, Layers, Report, Verdict
+from trtopt.types import CandidateReport, Comparison, Report, Verdict
 
 
 def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
@@ -29,6 +30,8 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
     """
     from trtopt.export.onnx import describe
 
+    if plan.layers and len(plan.candidates) > 1:
+        raise UsageError("--layers looks at one candidate", fix="Name the one that you want to understand")
     baseline = describe(plan.baseline)
     candidates = {str(path): resolve(path) for path in plan.candidates}
     checks.gates(plan.gates, baseline)
@@ -42,7 +45,6 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
         for note in dataset.notes:
             context.emit(Warned(f"{plan.data.source}: {note}"))
         comparisons: dict[str, Comparison] = {}
-        layers: Layers | None = None
         for name, candidate in candidates.items():
             suffix = f" {name}" if len(candidates) > 1 else ""
             evaluation = stages.Evaluation(
@@ -50,13 +52,16 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
             )
             measured = stages.compare(context, baseline, candidate.onnx, evaluation, f"compare{suffix}")
             comparisons[name] = stages.gate(context, measured, plan.gates, f"gate{suffix}")
-            if plan.layers:
-                raise UsageError("--layers")
         only = next(iter(candidates.values())) if len(candidates) == 1 else None
+        verdict = _worst(list(comparisons.values()))
+        layers = None
+        if only and (plan.layers or verdict == "fail"):
+            explain = layering.layers if plan.layers else layering.explained
+            layers = explain(context, baseline, only.onnx, only.typed, dataset)
         report = Report(
             schema_version=reporting.REPORT_SCHEMA,
             command="compare",
-            verdict=_worst(list(comparisons.values())),
+            verdict=verdict,
             model=str(plan.baseline),
             precision=only.typed.precision if only and only.typed else "",
             run_dir=plan.run_dir,

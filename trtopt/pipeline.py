@@ -1,5 +1,5 @@
 """The pipeline, from top to bottom: export, parity, prepare, calibrate, observe, precision, build, compare,
-gate, report.
+gate, layers (when the gate failed), report.
 
 What each stage does stands in `trtopt.stages`; how, in the folder of its name. Here is only what follows what.
 
@@ -16,6 +16,7 @@ from trtopt.data.dataset import Dataset
 from trtopt.errors import EnvironmentUnableError, MissingDependencyError, TrtoptError, UsageError
 from trtopt.events import Emit, StageUnavailable, Warned, silent
 from trtopt.stages import export as exporting
+from trtopt.stages import layers as layering
 from trtopt.stages import report as reporting
 from trtopt.store import open_store
 from trtopt.types import (
@@ -66,8 +67,12 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         typed = stages.set_precision(context, model, target, table, seen)
         store.discard("build", typed=typed.onnx.digest)  # the engine of an earlier graph is not this one's
         engine, unable = _build(context, plan, typed, ranges)
-        comparison = _compare(context, plan, source, typed, data or calib, table)
-        report = replace(_report(context, plan, typed, engine, comparison, warnings), parity=parity)
+        judged_on = data or calib
+        comparison = _compare(context, plan, source, typed, judged_on, table)
+        layers = None
+        if judged_on is not None and comparison is not None and comparison.verdict == "fail":
+            layers = layering.explained(context, source, typed.onnx, typed, judged_on)
+        report = replace(_report(context, plan, typed, engine, comparison, warnings), parity=parity, layers=layers)
         reporting.write(store, report)
     return report, unable
 

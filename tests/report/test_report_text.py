@@ -57,7 +57,7 @@ gates
 
 warning: eval.npz: recipe imagenet assumed
 
-where it comes from: trtopt compare model.onnx out --data eval.npz --layers
+where it comes from: trtopt compare MODEL CANDIDATE --data DATA --layers
 report: out/report.json
 FAIL: boxes:0: sqnr; equal
 """

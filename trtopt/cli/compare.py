@@ -40,7 +40,7 @@ def compare(
     kind: KindFlag = None,
     metric: MetricFlag = None,
     layers: Annotated[
-        bool, typer.Option("--layers", help="Show the drift layer by layer, and where it jumps.")
+        bool, typer.Option("--layers", help="Show the drift layer by layer, also when no gate fails.")
     ] = False,
     worst: Annotated[int, typer.Option(help="List so many of the worst samples.", min=0, max=50)] = 0,
     from_: Annotated[

@@ -20,6 +20,7 @@ class Format(str, Enum):
     junit = "junit"
     markdown = "markdown"
     github = "github"
+    html = "html"
 
 
 class Device(str, Enum):

@@ -65,8 +65,8 @@ def _gates(judged: Sequence[words.Judged]) -> list[str]:
 
 
 def _layers(found: Layers) -> list[str]:
-    jump = f"Drift first jumps at {_code(found.jump)}: " if found.jump else "No jump: "
-    return [f"**{jump}**{_cell(found.reason)}", "", *_table(words.LAYER_HEAD, words.layers(found, _MAX_LAYERS))]
+    jump = f"**Drift first jumps at {_code(found.jump)}:** " if found.jump else ""
+    return [f"{jump}{_cell(found.reason)}", "", *_table(words.LAYER_HEAD, words.layers(found, _MAX_LAYERS))]
 
 
 def _comparison(comparison: Comparison) -> list[str]:

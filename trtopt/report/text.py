@@ -170,7 +170,7 @@ def _benchmark(found: Benchmark) -> list[RenderableType]:
 
 def _layers(found: Layers) -> list[RenderableType]:
     """Where the drift jumps, then the layers that are farthest from FP32."""
-    jump = f"drift first jumps at {found.jump}: {found.reason}" if found.jump else f"no jump: {found.reason}"
+    jump = f"drift first jumps at {found.jump}: {found.reason}" if found.jump else found.reason
     title = f"drift by layer, the worst of {len(found.layers)}, on {found.samples} samples of {found.data}"
     table = _grid(words.LAYER_HEAD, words.layers(found, _MAX_LAYERS))
     return [text(title, "bold"), *block(Group(table, "", text(jump, "bold" if found.jump else "dim")))]

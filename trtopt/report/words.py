@@ -155,14 +155,11 @@ def _why_unchecked(report: Report) -> str:
 
 
 def next_step(report: Report) -> str:
-    """What to do about a failed gate, in a line; empty when there is nothing to say."""
-    drifted = any(not gate.passed for _, comparison in comparisons(report) for gate in comparison.gates)
-    if report.verdict != "fail" or not drifted or report.layers is not None or report.candidates:
+    """What to do about drift whose origin is not known yet, in a line; empty when there is nothing to say."""
+    drifted = any(gate.verdict == "fail" for _, comparison in comparisons(report) for gate in comparison.gates)
+    if not drifted or report.layers is not None:
         return ""
-    data = report.comparison.data if report.comparison is not None else "DATA"
-    if report.command == "convert":
-        return f"where it comes from: trtopt compare {report.model} {report.run_dir} --data {data} --layers"
-    return "where it comes from: the same command with --layers"
+    return "where it comes from: trtopt compare MODEL CANDIDATE --data DATA --layers"
 
 
 def decibels(value: float) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from trtopt.codec import encode
 from trtopt.data.dataset import Dataset
+from trtopt.errors import DataError, ModelError
+from trtopt.events import Warned
 from trtopt.stages.context import Context, versions
 from trtopt.store import read_result
 from trtopt.types import Layers, OnnxModel, TypedModel
@@ -55,6 +57,17 @@ def layers(
         **versions("onnxruntime", "onnxruntime-gpu", "onnx-ir"),
     }
     return context.store.stage(name, key, Layers, make, layers_line)
+
+
+def explained(
+    context: Context, baseline: OnnxModel, candidate: OnnxModel, typed: TypedModel | None, dataset: Dataset
+) -> Layers | None:
+    """`layers` for a comparison that failed: nobody asked, and so what keeps it from working is no more than a remark."""
+    try:
+        return layers(context, baseline, candidate, typed, dataset)
+    except (DataError, ModelError) as error:
+        context.emit(Warned(f"where the drift comes from is not known: {error}"))
+        return None
 
 
 def _source(folder: Path) -> OnnxModel | None:

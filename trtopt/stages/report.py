@@ -33,8 +33,9 @@ def remarks(warnings: Iterable[str], *comparisons: Comparison | None) -> tuple[s
 
 
 def write(store: RunStore, report: Report) -> None:
-    """Write `report.json`, and the environment into the manifest."""
+    """Write `report.json` and `report.html`, and the environment into the manifest."""
     from trtopt.report import render
 
     store.describe(report.environment)
-    store.write("report.json", render("json", report))
+    for format in ("json", "html"):
+        store.write(f"report.{format}", render(format, report))
