@@ -111,9 +111,8 @@ def runs(pilot: Sequence[float], budget: float, rounds: int) -> int:
     mean = statistics.fmean(pilot)
     variation = statistics.stdev(pilot) / max(mean, 1e-9)
     quiet, long = _ALIKE * (_Z * variation / AIM) ** 2, _BLOCK * rounds / max(mean, 1e-6)
-    wanted = math.ceil(max(_ENOUGH, quiet, long))
-    affordable = int(budget / max(mean, 1e-6))
-    return max(1, min(wanted, affordable) // rounds)
+    wanted, affordable = max(_ENOUGH, quiet, long) / rounds, budget / max(mean, 1e-6) / rounds
+    return max(1, min(math.ceil(wanted), int(affordable)))
 
 
 def _pilot(lane: Run, budget: float) -> list[float]:

@@ -37,7 +37,7 @@ _PROGRAM = (
 )
 _ROOT = str(Path(__file__).resolve().parent.parent.parent)
 _WATCH_EVERY = 0.005
-_MEASURE = 500.0
+_MEASURE = 300.0
 _FEWEST = 5
 _LONG = 5000.0
 _STATUS = Path("/proc/self/status")
@@ -128,7 +128,7 @@ def _watch(process: subprocess.Popen[bytes], question: Question, timeout: float)
 def _died(question: Question, code: int, log: str) -> Answer:
     last = log.splitlines()[-1] if log else ""
     if code == -signal.SIGKILL or "MemoryError" in log or "bad_alloc" in log:
-        return Answer(limit=question.limit, failed="the system ended it for want of memory")
+        return Answer(limit=question.limit, failed="the machine has no memory for it")
     reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     raise ModelError(f"{question.path} cannot be run at batch {question.batch}", why=f"{reason} {last}".strip())
 

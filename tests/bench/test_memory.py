@@ -1,0 +1,176 @@
+"""The largest batch: the search on made-up limits, and in real processes against an exhaustive one under a cap."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
+from support import DIGITS, save
+
+from trtopt.bench import memory, probe
+from trtopt.bench.gpu import resident
+from trtopt.bench.inputs import Sizes
+from trtopt.bench.memory import Limits
+from trtopt.bench.probe import Question
+from trtopt.config import profile
+from trtopt.errors import EnvironmentUnableError, MissingDependencyError, ModelError
+from trtopt.events import silent
+from trtopt.export.onnx import describe
+from trtopt.types import BatchProbe
+
+
+def question(path: Path, *shapes: str) -> Question:
+    inputs = describe(path).inputs
+    sizes = Sizes(inputs=inputs, ranges=profile(inputs, shapes)[0])
+    return Question(path=path, builder="", sizes=sizes, device="cpu", batch=1, limit=0)
+
+
+@pytest.fixture(scope="module")
+def hungry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A net whose activations take several MB a sample, and its weights next to nothing."""
+    weights = [numpy_helper.from_array(np.full((16, 1, 3, 3), 0.1, np.float32), "w")]
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], "conv", pads=[1] * 4),
+        helper.make_node("Sin", ["a"], ["b"], "sin"),
+        helper.make_node("ReduceSum", ["b"], ["y"], "sum"),
+    ]
+    return save(tmp_path_factory.mktemp("hungry") / "net.onnx", nodes, weights, ("n", 1, 256, 256), (1, 1, 1, 1))
+
+
+def up_to(limit: int, log: list[int] | None = None):
+    def tried(batch: int) -> BatchProbe:
+        if log is not None:
+            log.append(batch)
+        return BatchProbe(batch=batch, memory=100 + batch, latency=1.0, failed="" if batch <= limit else "too large")
+
+    return tried
+
+
+def best(probes: list[BatchProbe]) -> int:
+    return max((each.batch for each in probes if not each.failed), default=0)
+
+
+@given(st.integers(0, 70000))
+@settings(deadline=None)
+def test_the_search_ends_within_five_percent_of_the_limit(limit: int) -> None:
+    log: list[int] = []
+    found = best(memory.search(up_to(limit, log), range(1, memory.MOST + 1)))
+    true = min(limit, memory.MOST)
+    assert found <= true <= found + max(0, found // 20)
+    assert len(log) <= 25
+    assert len(set(log)) == len(log)
+
+
+@given(st.integers(1, 20), st.integers(20, 100), st.integers(0, 100))
+@settings(deadline=None)
+def test_the_search_stays_within_what_an_engine_takes(least: int, most: int, limit: int) -> None:
+    log: list[int] = []
+    memory.search(up_to(limit, log), range(least, most + 1))
+    assert min(log) == least
+    assert max(log) <= most
+
+
+def test_one_batch_beyond_the_limit_is_tried_and_told_of_when_it_fits() -> None:
+    def odd(batch: int) -> BatchProbe:
+        return replace(up_to(10)(batch), failed="") if batch == 13 else up_to(10)(batch)
+
+    tried = memory.search(odd, range(1, 100))
+    assert memory._doubts(tried) == ("batch 13 fits although 11 did not: the largest batch may be another",)
+    assert memory._doubts(memory.search(up_to(10), range(1, 100))) == ()
+
+
+def test_memory_that_falls_with_the_batch_is_told_of() -> None:
+    probes = [BatchProbe(batch=b, memory=m, latency=1.0) for b, m in ((1, 100), (2, 200), (4, 150))]
+    assert memory._doubts(probes) == ("batch 4 takes less memory than a smaller one: the largest may be another",)
+
+
+def test_the_largest_batch_under_a_cap_is_that_of_an_exhaustive_search(hungry: Path) -> None:
+    asked = question(hungry)
+    cap = probe.ask(asked, 60).memory + 100 * 2**20
+    found, where, doubts = memory.largest(asked, Limits(memory=cap), None, silent)
+    assert found.limited_by == "memory"
+    assert found.total <= cap
+    assert "CPU" in where
+    assert doubts == ()
+    batch, true = found.batch, found.batch
+    while not probe.ask(replace(asked, batch=batch + 1, limit=cap), 60).failed:
+        batch = true = batch + 1
+    assert found.batch >= 0.9 * true
+    assert true > 4
+
+
+def test_memory_is_told_apart(hungry: Path) -> None:
+    asked = question(hungry)
+    cap = probe.ask(asked, 60).memory + 40 * 2**20
+    found, _, _ = memory.largest(asked, Limits(memory=cap), None, silent)
+    assert found.weights == 16 * 9 * 4
+    assert found.inputs_outputs == found.batch * 256 * 256 * 4 + 4
+    assert found.base < found.total <= cap
+    # A 16-channel tensor of a sample takes 4 MiB; onnxruntime has two or more of them at a time.
+    assert 4 * 2**20 < found.bytes_per_sample < 32 * 2**20
+    assert found.bytes_fixed + found.batch * found.bytes_per_sample == pytest.approx(found.total, rel=0.2)
+
+
+def test_a_batch_that_takes_too_long_is_over_the_latency_limit(hungry: Path) -> None:
+    found, _, _ = memory.largest(question(hungry), Limits(latency=1e-6), None, silent)
+    assert (found.batch, found.limited_by) == (0, "latency")
+    assert "batch 1: it takes" in found.why
+
+
+def test_a_process_that_takes_too_much_is_ended(hungry: Path) -> None:
+    answer = probe.ask(replace(question(hungry), batch=8000, limit=300 * 2**20), 60)
+    assert answer.failed == "it takes more than the limit"
+    assert answer.memory < 600 * 2**20  # and not the 2 GB of the inputs alone
+
+
+def test_a_process_that_takes_too_long_is_ended() -> None:
+    answer = probe.ask(question(DIGITS), 0.0)
+    assert answer.slow
+    assert answer.failed == "it did not end within 0 s"
+
+
+def test_what_is_wrong_with_the_model_itself_is_raised_as_it_is(tmp_path: Path) -> None:
+    torn = tmp_path / "torn.onnx"
+    torn.write_bytes(DIGITS.read_bytes()[:5000])
+    with pytest.raises(ModelError, match=r"onnxruntime cannot run torn\.onnx on the CPU"):
+        probe.ask(replace(question(DIGITS), path=torn), 60)
+
+
+def test_without_a_gpu_it_says_so_as_an_error_of_the_environment() -> None:
+    with pytest.raises((EnvironmentUnableError, MissingDependencyError)):
+        probe.ask(replace(question(DIGITS), device="cuda"), 60)
+
+
+def test_weights_are_counted_by_shape_and_type(conv_net: Path) -> None:
+    assert memory.weights(conv_net) == 2 * 16 * 16 * 3 * 3 * 4
+
+
+def test_the_machine_has_memory() -> None:
+    assert 0 < memory.available() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_control_group_limits_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    (tmp_path / "memory.current").write_text("30000000\n")
+    (tmp_path / "memory.max").write_text("50000000\n")
+    assert memory.available() == pytest.approx(18_000_000, rel=0.01)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.available() > 18_000_000
+
+
+def test_the_resident_memory_is_that_of_the_process() -> None:
+    with subprocess.Popen([sys.executable, "-c", "x = bytearray(50_000_000); input()"], stdin=subprocess.PIPE) as child:
+        grown = 0
+        while grown < 50_000_000 and child.poll() is None:
+            grown = resident(child.pid)
+        assert grown < 100_000_000
+        child.kill()
+    assert resident(child.pid) == 0
