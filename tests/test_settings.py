@@ -176,6 +176,7 @@ def test_a_run_takes_everything_it_needs_from_the_file(cli: Cli, here: Path) -> 
     ("text", "said"),
     [
         ("[convrt]", "unknown table [convrt]. Did you mean [convert]?"),
+        ('["\\u001b[31m"]', "unknown table [\\x1b[31m]"),
         ("[serve]", "unknown table [serve]. There are [convert], "),
         ("[convert]\nprecison = 'int8'", "unknown key 'precison' in [convert]. Did you mean precision?"),
         ("[convert]\nmodel = 'm.onnx'", "unknown key 'model' in [convert]"),

@@ -3,7 +3,8 @@
     flag  >  TRTOPT_<COMMAND>_<FLAG>  >  trtopt.toml, or [tool.trtopt] in pyproject.toml  >  default
 
 A file holds a table for each command, and in it a key for each flag; the commands themselves say which flags there are.
-Whatever names nothing, or has the wrong type, is refused: a threshold that nobody reads is worse than none.
+Whatever names nothing, or has the wrong type, is refused: a threshold that nobody reads is worse than none. Relative
+paths mean the working directory, where the file is.
 
 Touches: reads the two files in the working directory.
 """
@@ -162,11 +163,12 @@ def _read(name: str, only_with: bytes = b"") -> dict[str, object] | None:
 def _table(file: _File, name: str, keys: object, group: TyperGroup) -> Iterable[tuple[str, Setting]]:
     """The settings in one table, each checked."""
     commands = flags(group)
-    heading = f"[{file.prefix}{name}]"
+    shown = repr(name)[1:-1]  # a key may hold anything, such as what moves a terminal's cursor
+    heading = f"[{file.prefix}{shown}]"
     if not isinstance(keys, dict):
         below = [name] if name in commands else [each for each in commands if name.replace("_", "-") in commands[each]]
         tables = " or ".join(f"[{file.prefix}{each}]" for each in below or ("convert",))
-        raise file.refuse(f"{name} stands in no table", why="each command has one", fix=f"Write flags below {tables}")
+        raise file.refuse(f"{shown} stands in no table", why="each command has one", fix=f"Write flags below {tables}")
     if name not in commands:
         known = ", ".join(f"[{file.prefix}{command}]" for command in commands)
         fix = near(name, commands, f"There are {known}", f"[{file.prefix}{{}}]")
