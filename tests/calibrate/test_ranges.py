@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trtopt.calibrate.ranges import SAMPLES, channel_peaks, look
+from trtopt.calibrate.ranges import SAMPLES, VALUES, channels, look
 from trtopt.data.dataset import Dataset
 from trtopt.errors import CalibrationError
 from trtopt.events import silent
@@ -52,7 +52,13 @@ def test_a_tensor_that_is_not_finite_is_named_with_its_sample(bad: float) -> Non
         look(lambda feed: {}, dataset(values), {}, stage="s", emit=silent)
 
 
-def test_channel_peaks_are_the_largest_magnitude_of_each_channel() -> None:
-    values = list(np.random.default_rng(0).normal(size=(5, 1, 3, 4, 4)).astype(np.float32))
-    peaks = channel_peaks(lambda feed: {"y": feed["x"]}, dataset(values), {"y": 1})
-    np.testing.assert_array_equal(peaks["y"], np.abs(np.concatenate(values)).max(axis=(0, 2, 3)))
+@pytest.mark.parametrize("axis", [1, -1])
+def test_channels_show_the_largest_magnitude_and_values_of_each(axis: int) -> None:
+    values = list(np.random.default_rng(0).normal(size=(5, 1, 3, 40, 2)).astype(np.float32))
+    seen = channels(lambda feed: {"y": feed["x"]}, dataset(values), {"y": axis})["y"]
+    rows = np.moveaxis(np.concatenate(values), axis, 0)
+    rows = rows.reshape(rows.shape[0], -1)
+    np.testing.assert_array_equal(seen.peaks, np.abs(rows).max(axis=1))
+    assert seen.values.shape == (len(rows), 5 * VALUES)
+    for row, kept in zip(rows, seen.values, strict=True):
+        assert np.isin(kept, row).all()

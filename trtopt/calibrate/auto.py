@@ -14,9 +14,6 @@ from dataclasses import replace
 
 from trtopt.types import CalibrationTable
 
-SAMPLES = 8
-"""Samples that each candidate's network runs on: enough to tell methods apart by decibels, cheap beside calibration."""
-
 
 def choose(
     tables: Mapping[str, CalibrationTable], error: Callable[[CalibrationTable], float]

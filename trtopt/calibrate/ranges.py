@@ -1,6 +1,7 @@
-"""What a few samples tell about every tensor: its largest magnitude, and for some the mean of each channel.
+"""What a few samples tell about every tensor: its largest magnitude, and for some more about each channel.
 
-The magnitudes decide what 16-bit types must not hold (`precision.keep`), the means correct biases (`precision.bias`).
+The magnitudes decide what 16-bit types must not hold (`precision.keep`), the means of the channels correct biases
+(`precision.bias`), their ranges and values say how to equalize them (`precision.equalize`).
 
 Touches: nothing; it calls the function that runs the model.
 """
@@ -21,6 +22,8 @@ MASK = 1e9
 """A value at least this large is a mask's stand-in for infinity, which `precision.half` clamps: it is no magnitude."""
 SAMPLES = 16
 """Enough for an order of magnitude and for a mean; every tensor is read, so it is not cheap."""
+VALUES = 32
+"""Values of each channel that are kept of a sample, to predict what rounding does to them."""
 
 
 @dataclass(slots=True)
@@ -36,18 +39,32 @@ class Seen:
     samples: int = 0
 
 
-def channel_peaks(
-    run: Callable[[Feed], Mapping[str, Array]], dataset: Dataset, channels: Mapping[str, int]
-) -> dict[str, npt.NDArray[np.float64]]:
-    """The largest magnitude in each channel of the tensors of `channels` (tensor -> axis), over a few samples."""
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """One tensor's channels: the largest magnitude of each, float64 [channels], and values, float64 [channels, n].
+
+    The values are at most `VALUES` of each sample, evenly spread over its positions.
+    """
+
+    peaks: npt.NDArray[np.float64]
+    values: npt.NDArray[np.float64]
+
+
+def channels(
+    run: Callable[[Feed], Mapping[str, Array]], dataset: Dataset, axes: Mapping[str, int]
+) -> dict[str, Channels]:
+    """What a few samples show of each channel of the tensors of `axes` (tensor -> axis of the channels)."""
     peaks: dict[str, npt.NDArray[np.float64]] = {}
+    values: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in axes}
     for index in _indices(dataset):
         outputs = run(dataset.load(index))
-        for name, axis in channels.items():
-            array = np.abs(outputs[name])
-            peak = array.max(axis=tuple(i for i in range(array.ndim) if i != axis % array.ndim)).astype(np.float64)
+        for name, axis in axes.items():
+            rows = np.moveaxis(outputs[name], axis, 0).reshape(outputs[name].shape[axis], -1)
+            peak = np.abs(rows).max(axis=1, initial=0.0).astype(np.float64)
             peaks[name] = np.maximum(peaks.get(name, 0.0), peak)
-    return peaks
+            kept = np.unique(np.linspace(0, rows.shape[1] - 1, min(VALUES, rows.shape[1])).astype(int))
+            values[name].append(rows[:, kept].astype(np.float64))
+    return {name: Channels(peaks[name], np.concatenate(values[name], axis=1)) for name in axes}
 
 
 def _indices(dataset: Dataset) -> list[int]:

@@ -3,9 +3,9 @@
 A precision module has `OPSET`, the lowest opset that can express it, `NEEDS_TABLE`, whether it quantizes activations,
 and `apply(model, request) -> tuple[Decision, ...]`, which rewrites the model in place. The other modules of this folder
 are what they share: `eight_bits` (what INT8 and FP8 have in common), `placement`, with `residual` and `attention`
-(which inputs are quantized, and why the others are not), `qdq` (writing Q/DQ pairs), `equalize` (channels of similar
-range), `bias` (correcting the mean error of rounded weights), `keep` (what must stay in FP32), `half` (writing 16-bit
-casts) and `graph`.
+(which inputs are quantized, and why the others are not), `qdq` (writing Q/DQ pairs), `equalize` with `divisors`
+(channels of similar range), `bias` (correcting the mean error of rounded weights), `keep` (what must stay in FP32),
+`half` (writing 16-bit casts) and `graph`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import onnx_ir as ir
 
-_SHARED = {"eight_bits", "placement", "residual", "attention", "equalize", "bias", "qdq", "keep", "half", "graph"}
+_SHARED = frozenset("attention bias divisors eight_bits equalize graph half keep placement qdq residual".split())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

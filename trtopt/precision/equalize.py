@@ -1,13 +1,16 @@
-"""Cross-layer equalization: give the channels of an activation similar ranges, where that costs nothing at run time.
+"""Equalization: give the channels of an activation similar ranges before it is quantized.
 
 One INT8 scale serves a whole activation. Where its channels differ in range (2 and 100, say) the small ones get two or
 three of the 255 levels. If channel c of the activation is divided by s[c] where it is produced, and the weights that
 read it are multiplied by s[c], FP32 results stay the same (Nagel et al. 2019, "Data-Free Quantization Through Weight
-Equalization and Bias Correction", section 4.1; Xiao et al. 2023, "SmoothQuant", for measured activation ranges).
+Equalization and Bias Correction", section 4.1; Xiao et al. 2023, "SmoothQuant", for measured activation ranges). The
+divisors are those with the least predicted error, or none (`precision.divisors`).
 
-The division is absorbed by constants that are there anyway: the weights and bias of a Conv, Gemm or MatMul, the factor
-of a Mul or Div, the scale and bias of a LayerNormalization; it passes through Relu, pools, and the Add of a constant.
-An activation with another reader, or behind anything else, is left alone.
+Where it can, the division is absorbed by constants that are there anyway, and costs nothing: the weights and bias of a
+Conv, Gemm or MatMul, the factor of a Mul or Div, the scale and bias of a LayerNormalization; it passes through Relu,
+pools, and the Add of a constant. Where it cannot, a Mul is inserted behind the producer, if that is an operator that
+INT8 kernels do not contain (`_ALONE`: a norm, a GELU, a hard-swish) and the error is predicted to fall to half or less:
+a kernel for elements stands there already, and one more multiplication in it is little.
 
 A tensor whose values change gets another name (`SUFFIX`), so that a calibration table made for the network as it was
 cannot be taken for one of the equalized network.
@@ -17,65 +20,108 @@ Touches: the onnx-ir model it is given.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from trtopt.calibrate.ranges import Channels
+from trtopt.precision.divisors import choose
 from trtopt.precision.graph import (
     add_initializer,
     attribute,
     constant,
+    dims,
     drop_unused_initializers,
     is_float,
     names,
     unique,
 )
-from trtopt.precision.placement import weighted_inputs
+from trtopt.precision.placement import Placement, place
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 Array = npt.NDArray[np.float64]
 SUFFIX = "/equalized"
-MAX_RATIO = 1e3
-"""No channel is stretched further than this: a channel that was silent on a few samples may speak later."""
+WORTH = 0.5
+"""An inserted Mul must bring the predicted squared error down to this share of what it was, or less."""
 
 _PASSES = frozenset({"Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity", "Dropout"})
+_ALONE = frozenset(
+    "Abs Div Elu Erf Exp Gelu HardSigmoid HardSwish InstanceNormalization LayerNormalization LeakyRelu Log Mul Pow "
+    "Sigmoid Softplus Sqrt Tanh".split()
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A weighted node whose activation can be equalized, and the (node, constant input) pairs that absorb the division.
+    """An activation that can be equalized: `tensor`, its channel axis counted from the front, and all its readers.
 
-    `axis` is the channel axis of the activation, counted from the front; `values` are the activation and the tensors
-    before it whose values change with it.
+    `absorbers` are the (node, constant input) pairs that absorb the division, and `values` the activation and the
+    tensors before it whose values change with it. Without any, a Mul is needed.
     """
 
-    reader: ir.Node
-    tensor: str
+    readers: tuple[ir.Node, ...]
+    tensor: ir.Value
     axis: int
-    absorbers: tuple[tuple[ir.Node, int], ...]
-    values: tuple[ir.Value, ...]
+    absorbers: tuple[tuple[ir.Node, int], ...] = ()
+    values: tuple[ir.Value, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of the activation."""
+        return self.tensor.name or ""
 
 
-def links(graph: ir.Graph) -> list[Link]:
-    """Every activation that can be equalized, in graph order."""
+def links(model: ir.Model) -> list[Link]:
+    """Every activation that can be equalized, in graph order.
+
+    Raises:
+        ModelError: the model is quantized already.
+    """
+    placement = place(model)
+    readers: dict[ir.Value, list[ir.Node]] = {}
+    for site in placement.sites:
+        value = site.node.inputs[0]
+        if site.axis is not None and site.node.op_type != "ConvTranspose" and value is not None:
+            readers.setdefault(value, []).append(site.node)
     found = []
-    for node in graph:
-        inputs = weighted_inputs(node)
-        if len(inputs) < 2 or inputs[1][1] is None or node.op_type == "ConvTranspose":
-            continue
-        value = node.inputs[0]
-        if value is None or value.shape is None or constant(node.inputs[1]) is None:
-            continue
-        axis = 1 if node.op_type == "Conv" else len(value.shape) - 1
+    for node in model.graph:
+        for value in node.outputs:
+            link = _link(value, readers[value], placement) if value in readers else None
+            if link is not None:
+                found.append(link)
+    return found
+
+
+def _link(value: ir.Value, readers: list[ir.Node], placement: Placement) -> Link | None:
+    if value.shape is None or not is_float(value):
+        return None
+    rank = len(value.shape)
+    axes = {1 if node.op_type == "Conv" else rank - 1 for node in readers}
+    flat = all(node.op_type == "Conv" or len(dims(node.inputs[1]) or ()) == 2 for node in readers)
+    if len(axes) > 1 or not flat or any(node.op_type == "Gemm" and attribute(node, "transA", 0) for node in readers):
+        return None
+    axis = axes.pop()
+    if all(node in readers and index == 0 for node, index in value.uses()):
         absorbers, values = _absorbers(value, axis)
         if absorbers:
-            found.append(Link(node, value.name or "", axis, tuple(absorbers), tuple(values)))
-    return found
+            return Link(tuple(readers), value, axis, tuple(absorbers), tuple(values))
+    source = value.producer()
+    if source is None or not (source.op_type in _ALONE or _adds_constant(source, axis, rank)):
+        return None
+    # Others that read it in 8 bits would need codes of their own: one tensor in memory would become two.
+    others = {site.scale_from for site in placement.sites if site.node not in readers}
+    return None if value.name in others else Link(tuple(readers), value, axis)
+
+
+def _adds_constant(node: ir.Node, axis: int, rank: int) -> bool:
+    """Whether the node adds one constant to each channel: the end of a norm that is written out, or a bias."""
+    fixed = [i for i, value in enumerate(node.inputs) if constant(value) is not None]
+    return node.op_type == "Add" and len(fixed) == 1 and _per_channel(node, fixed[0], axis, rank)
 
 
 def _absorbers(value: ir.Value, axis: int) -> tuple[list[tuple[ir.Node, int]], list[ir.Value]]:
@@ -85,7 +131,8 @@ def _absorbers(value: ir.Value, axis: int) -> tuple[list[tuple[ir.Node, int]], l
     while True:
         values.append(value)
         node = value.producer()
-        if node is None or value.is_graph_output() or len(list(value.uses())) != 1 or not is_float(value):
+        shared = len(values) > 1 and len(list(value.uses())) != 1  # the first one's readers are all multiplied
+        if node is None or value.is_graph_output() or shared or not is_float(value):
             return [], []
         rank = len(value.shape) if value.shape is not None else 0
         fixed = [i for i, v in enumerate(node.inputs) if constant(v) is not None]
@@ -119,53 +166,65 @@ def _gives(node: ir.Node, axis: int, rank: int) -> bool:
     return axis == 1 if node.op_type == "Conv" else axis == rank - 1
 
 
-def equalize(model: ir.Model, chosen: list[Link], ranges: Mapping[str, Array]) -> list[str]:
-    """Rewrite the constants in place; return the names of the activations that were equalized.
+def equalize(
+    model: ir.Model, chosen: list[Link], seen: Mapping[str, Channels], exponents: Sequence[float]
+) -> tuple[list[str], list[str]]:
+    """Rewrite the model in place; return the names of the activations equalized for nothing, and by a Mul.
 
-    `ranges[t]` is the largest magnitude seen in each channel of activation t.
+    `seen[t]` is what was seen of the channels of activation t, `exponents` what its divisors are chosen from.
     """
     taken = names(model.graph)
-    done = []
+    absorbed: list[str] = []
+    inserted: list[str] = []
     for link in chosen:
-        seen = ranges.get(link.tensor)
-        if seen is None or not np.isfinite(seen).all() or seen.max() == 0:
+        weights = [np.asarray(constant(node.inputs[1]), np.float64) for node in link.readers]
+        grouped = [_grouped(*pair) for pair in zip(link.readers, weights, strict=True)]
+        choice = choose(seen[link.name], grouped, exponents)
+        if choice is None or (not link.absorbers and choice.error > WORTH):
             continue
-        weight = np.asarray(constant(link.reader.inputs[1]), np.float64)
-        divisors = _divisors(link.reader, weight, seen)
-        _multiply(link.reader, 1, _along_inputs(link.reader, weight, divisors), taken)
-        for node, index in link.absorbers:
-            array = np.asarray(constant(node.inputs[index]), np.float64)
-            factors = divisors if node.op_type == "Div" else 1 / divisors
-            _multiply(node, index, _along_outputs(node, index, array, factors, link.axis), taken)
-        for value in link.values:
-            value.name = f"{value.name}{SUFFIX}"
-        done.append(link.tensor)
+        for node, weight in zip(link.readers, weights, strict=True):
+            _multiply(node, 1, _along_inputs(node, weight, choice.divisors), taken)
+        (absorbed if link.absorbers else inserted).append(link.name)
+        if link.absorbers:
+            _absorb(link, choice.divisors, taken)
+        else:
+            _insert(link, choice.divisors, taken)
     drop_unused_initializers(model.graph)
-    return done
+    return absorbed, inserted
 
 
-def _divisors(node: ir.Node, weight: Array, seen: Array) -> Array:
-    """s of each channel, float64 [channels], the largest being 1.
-
-    A depthwise weight has a scale of its own for each channel, so that the activation is equalized in full; otherwise
-    the difficulty is split evenly between activation and weight (SmoothQuant's alpha of 0.5).
-    """
-    floor = np.maximum(seen, seen.max() / MAX_RATIO)
-    if node.op_type == "Conv" and attribute(node, "group", 1) == seen.size:
-        return np.asarray(floor / floor.max())
-    others = _input_magnitudes(node, weight)
-    divisors = np.sqrt(floor / np.maximum(others, others.max() / MAX_RATIO))
-    return np.asarray(divisors / divisors.max())
+def _absorb(link: Link, divisors: Array, taken: set[str]) -> None:
+    for node, index in link.absorbers:
+        array = np.asarray(constant(node.inputs[index]), np.float64)
+        factors = divisors if node.op_type == "Div" else 1 / divisors
+        _multiply(node, index, _along_outputs(node, index, array, factors, link.axis), taken)
+    for value in link.values:
+        value.name = f"{value.name}{SUFFIX}"
 
 
-def _input_magnitudes(node: ir.Node, weight: Array) -> Array:
-    """Largest weight that reads each input channel: [channels]."""
+def _insert(link: Link, divisors: Array, taken: set[str]) -> None:
+    import onnx_ir as ir
+
+    value, graph = link.tensor, link.tensor.graph
+    source = value.producer()
+    assert source is not None
+    assert isinstance(graph, ir.Graph)
+    shape = [-1 if i == link.axis else 1 for i in range(len(value.shape or ()))]
+    factors = np.asarray(1 / divisors, np.float32).reshape(shape)
+    constant = add_initializer(graph, unique(f"{value.name}/factors", taken), factors, ir.DataType.FLOAT)
+    result = ir.Value(name=unique(f"{value.name}{SUFFIX}", taken), type=value.type, shape=value.shape)
+    name = unique(f"{value.name}{SUFFIX}/Mul", taken)
+    graph.insert_after(source, ir.node("Mul", [value, constant], outputs=[result], name=name))
+    for node in link.readers:
+        node.replace_input_with(0, result)
+
+
+def _grouped(node: ir.Node, weight: Array) -> Array:
+    """The weight as [groups, outputs / groups, channels / groups, taps]."""
     if node.op_type == "Conv":
         groups = attribute(node, "group", 1)
-        taps = np.abs(weight).reshape(groups, -1, weight.shape[1], int(np.prod(weight.shape[2:])))
-        return np.asarray(taps.max(axis=(1, 3)).reshape(-1))
-    axis = _input_axis(node, weight)
-    return np.asarray(np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != axis)))
+        return weight.reshape(groups, -1, weight.shape[1], int(np.prod(weight.shape[2:])))
+    return np.moveaxis(weight, _input_axis(node, weight), -1)[None, :, :, None]
 
 
 def _input_axis(node: ir.Node, weight: Array) -> int:
@@ -175,9 +234,8 @@ def _input_axis(node: ir.Node, weight: Array) -> int:
 def _along_inputs(node: ir.Node, weight: Array, factors: Array) -> Array:
     """The weight with what reads input channel c multiplied by factors[c]."""
     if node.op_type == "Conv":
-        groups = attribute(node, "group", 1)
-        grouped = weight.reshape(groups, -1, weight.shape[1], int(np.prod(weight.shape[2:])))
-        return np.asarray((grouped * factors.reshape(groups, 1, weight.shape[1], 1)).reshape(weight.shape))
+        grouped = _grouped(node, weight)
+        return np.asarray((grouped * factors.reshape(len(grouped), 1, -1, 1)).reshape(weight.shape))
     shape = [-1 if i == _input_axis(node, weight) else 1 for i in range(weight.ndim)]
     return weight * factors.reshape(shape)
 

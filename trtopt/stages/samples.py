@@ -5,15 +5,17 @@ Touches: the run directory, through the store; reads the samples.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from trtopt.calibrate.ranges import Channels
 from trtopt.config import DataPlan
 from trtopt.data.dataset import Dataset
 from trtopt.events import Warned
 from trtopt.stages.context import Context, versions
+from trtopt.stages.trial import SAMPLES, TINY, output_error, rough_table, scratch, tapped
 from trtopt.store import file_digest
 from trtopt.types import CalibrationTable, Observation, OnnxModel
 
@@ -27,34 +29,60 @@ def open_data(plan: DataPlan, model: OnnxModel) -> Dataset:
 
 
 def equalize(context: Context, model: OnnxModel, dataset: Dataset) -> OnnxModel:
-    """FP32 ONNX + a few samples -> the same function with channels of similar range (`equalized.onnx`)."""
+    """FP32 ONNX + a few samples -> the same function with channels of similar range (`equalized.onnx`).
+
+    Which way of equalizing suits a network, or none, is tried on the samples: less error in its layers need not be
+    less at its outputs.
+    """
 
     def make(folder: Path) -> OnnxModel:
-        from trtopt.calibrate.ranges import channel_peaks
+        from trtopt.calibrate.ranges import channels
         from trtopt.engine.onnxruntime import open_runner
-        from trtopt.export.onnx import describe, load_ir
-        from trtopt.export.prepare import save
-        from trtopt.precision.equalize import equalize, links
+        from trtopt.export.onnx import load_ir
+        from trtopt.precision.divisors import WAYS
+        from trtopt.precision.equalize import links
 
-        graph = load_ir(model.path)
-        chosen = links(graph.graph)
-        axes = {link.tensor: link.axis for link in chosen}
-        with _tapped(context, model, list(axes)) as path:
-            peaks = channel_peaks(open_runner(path, device=context.device).run, dataset, axes) if axes else {}
-        done = equalize(graph, chosen, peaks)
-        save(graph, folder / "equalized.onnx")
-        return describe(folder / "equalized.onnx", (f"channels of {len(done)} activations brought to similar ranges",))
+        axes = {link.name: link.axis for link in links(load_ir(model.path))}
+        if not axes:
+            return _equalized(model, {}, (), folder / "equalized.onnx")
+        with tapped(context, model, list(axes)) as path:
+            seen = channels(open_runner(path, device=context.device).run, dataset, axes)
+        error = output_error(context, model, dataset)
+        errors: dict[tuple[float, ...], float] = {(): error(model, *rough_table(context, model, dataset))}
+        for exponents in WAYS:
+            with scratch(context, "equalized.onnx") as path:
+                candidate = _equalized(model, seen, exponents, path)
+                errors[exponents] = error(candidate, *rough_table(context, candidate, dataset))
+        best = min(errors, key=errors.__getitem__)
+        gain = 10 * math.log10(max(errors[()], TINY) / max(errors[best], TINY))
+        made = _equalized(model, seen, best, folder / "equalized.onnx")
+        tried = f"{gain:.1f} dB less error on {SAMPLES} samples" if best else "tried, and not better"
+        return replace(made, notes=(f"{made.notes[0]}: {tried}",))
 
     key = {"model": model.digest, "data": dataset.digest, "device": context.device}
     key |= versions("onnxruntime", "onnxruntime-gpu", "onnx-ir")
     return context.store.stage("equalize", key, OnnxModel, make, lambda made: "; ".join(made.notes))
 
 
+def _equalized(model: OnnxModel, seen: Mapping[str, Channels], exponents: Sequence[float], path: Path) -> OnnxModel:
+    """Write the equalized network to `path`; as it is when there are no exponents."""
+    from trtopt.export.onnx import describe, load_ir
+    from trtopt.export.prepare import save
+    from trtopt.precision.equalize import equalize, links
+
+    graph = load_ir(model.path)
+    absorbed, inserted = equalize(graph, links(graph) if exponents else [], seen, exponents)
+    save(graph, path)
+    note = f"channels of {len(absorbed) + len(inserted)} activations brought to similar ranges"
+    note += f", {len(inserted)} by a multiplication more" if inserted else ""
+    return describe(path, (note,))
+
+
 def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str) -> CalibrationTable:
     """FP32 ONNX + samples -> one scale a tensor (`calibration.json`, and `calibration.cache` as TensorRT writes it)."""
 
     def make(folder: Path) -> CalibrationTable:
-        from trtopt.calibrate import AUTO, auto, methods, observe, table
+        from trtopt.calibrate import AUTO, auto, methods, noisiest, observe, table
         from trtopt.data.overlap import fingerprinted
         from trtopt.engine.onnxruntime import open_runner
         from trtopt.export.onnx import load_ir
@@ -62,18 +90,20 @@ def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str)
 
         tensors = place(load_ir(model.path)).tensors()
         seen: set[str] = set()
-        with _tapped(context, model, tensors) as path:
+        with tapped(context, model, tensors) as path:
             run = open_runner(path, device=context.device).run
             watched = fingerprinted(dataset, seen)
             histograms = observe.observe(run, tensors, watched, stage="calibrate", emit=context.emit)
         if method == AUTO:
             candidates = {n: table.make_table(n, histograms, model=model, dataset=dataset) for n in methods()}
-            made, line = auto.choose(candidates, _output_error(context, model, dataset))
+            error = output_error(context, model, dataset)
+            made, line = auto.choose(candidates, lambda table: error(model, table, {}))
             context.emit(Warned(f"--method auto chose {line}"))
         else:
             made = table.make_table(method, histograms, model=model, dataset=dataset)
         table.write_json(made, folder / "calibration.json", histograms)
         table.write_cache(made, folder / "calibration.cache")
+        noisiest.write(noisiest.noisiest(made, histograms), folder)
         return replace(made, fingerprints=tuple(sorted(seen)))
 
     key = {"model": model.digest, "data": dataset.digest, "method": method, "device": context.device}
@@ -84,38 +114,6 @@ def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str)
         make,
         lambda made: f"{made.method} over {made.samples} samples: {len(made.scales)} scales",
     )
-
-
-def _output_error(context: Context, model: OnnxModel, dataset: Dataset) -> Callable[[CalibrationTable], float]:
-    """A function that quantizes the network with a table, and returns noise over signal energy, summed over outputs."""
-    import numpy as np
-
-    from trtopt.calibrate.auto import SAMPLES
-    from trtopt.engine.onnxruntime import open_runner
-    from trtopt.export.onnx import load_ir
-    from trtopt.export.prepare import save
-    from trtopt.precision import Request, precision
-
-    indices = np.unique(np.linspace(0, len(dataset) - 1, min(SAMPLES, len(dataset))).astype(int))
-    feeds = [dataset.load(int(index)) for index in indices]
-    run = open_runner(model.path, device=context.device).run
-    wanted = [run(feed) for feed in feeds]
-
-    def error(table: CalibrationTable) -> float:
-        graph = load_ir(model.path)
-        precision("int8").apply(graph, Request(rest="fp32", table=table))
-        path = context.store.root / ".tmp-candidate.onnx"
-        save(graph, path)
-        quantized = open_runner(path, device=context.device).run
-        found = [quantized(feed) for feed in feeds]
-        total = 0.0
-        for name in wanted[0]:
-            pairs = [(np.float64(w[name]), np.float64(f[name])) for w, f in zip(wanted, found, strict=True)]
-            signal = sum(float((w * w).sum()) for w, _ in pairs)
-            total += sum(float(((w - f) ** 2).sum()) for w, f in pairs) / max(signal, 1e-30)
-        return total
-
-    return error
 
 
 def observe(context: Context, model: OnnxModel, dataset: Dataset) -> Observation:
@@ -132,7 +130,7 @@ def observe(context: Context, model: OnnxModel, dataset: Dataset) -> Observation
 
         nodes = list(float_nodes(load_ir(model.path).graph))
         tensors = [value.name or "" for node in nodes for value in node.outputs if is_float(value)]
-        with _tapped(context, model, tensors) as path:
+        with tapped(context, model, tensors) as path:
             run = open_runner(path, device=context.device).run
             seen = look(run, dataset, channel_axes(nodes), stage="observe", emit=context.emit)
         path = folder / "observed.npz"
@@ -151,16 +149,3 @@ def observe(context: Context, model: OnnxModel, dataset: Dataset) -> Observation
         make,
         lambda made: f"magnitudes of {len(made.ranges)} tensors over {made.samples} samples",
     )
-
-
-@contextlib.contextmanager
-def _tapped(context: Context, model: OnnxModel, tensors: Sequence[str]) -> Iterator[Path]:
-    """A copy of the model, beside it so that external data is found, that gives these tensors as its outputs."""
-    from trtopt.calibrate.observe import tap
-
-    path = context.store.root / ".tmp-tapped.onnx"
-    try:
-        tap(model, tensors, path)
-        yield path
-    finally:
-        path.unlink(missing_ok=True)

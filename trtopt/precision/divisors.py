@@ -1,0 +1,94 @@
+"""By how much to divide each channel of an activation: the divisors with the least error at the outputs of its readers.
+
+With divisors s, a reader gets Q(x / s) and Q(s w) in place of x and w. Channel by channel, in the units of x and w, the
+first errs by x - s Q(x / s), which the reader multiplies by its weights; the second by w - Q(s w) / s, which is
+multiplied by the activation. To second order, and taking errors as independent, the squared error at the outputs is
+
+    sum over c of  |w_c|**2 E[(x_c - s_c Q(x_c / s_c))**2]  +  E[x_c**2] |w_c - Q(s_c w_c) / s_c|**2
+
+Both expectations are taken over values that were seen. Tried are s_c = r_c**a / v_c**(1 - a), with the range r of the
+channel and the largest weight v that reads it, for several a: SmoothQuant's form (Xiao et al. 2023), whose a is one
+number for a whole network; here each activation has its own, and none at all if that is best.
+
+The sum knows nothing of what later layers make of an error. Which of `WAYS` suits a network is for its outputs to say.
+
+Touches: nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from trtopt.calibrate.ranges import Channels
+
+Array = npt.NDArray[np.float64]
+
+WAYS = ((0.5,), (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0))
+"""The exponents to choose from: the difficulty shared evenly between activations and weights, or as it fits each."""
+CLIPPED = (1.0, 0.85, 0.7, 0.55, 0.4, 0.3)
+"""Scales that the calibrator may choose, as shares of the one that clips nothing."""
+MAX_RATIO = 32.0
+"""No channel is stretched by more than this against the widest one: one that was silent in the few samples may speak
+later, and what goes beyond the range is clipped for all. Five of the eight bits are what there is to gain."""
+LEVELS = 127.0
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """`divisors` of each channel, float64 [channels]; the largest magnitude of the activation stays as it was.
+
+    `error` is the squared error that is left, as a share of that without division.
+    """
+
+    divisors: Array
+    error: float
+
+
+def choose(seen: Channels, weights: Sequence[Array], exponents: Sequence[float]) -> Choice | None:
+    """The best divisors of one activation; None when its channels are best left alone, or were never alive.
+
+    `weights` are those of its readers, each as [groups, outputs / groups, channels / groups, taps].
+    """
+    peaks = seen.peaks
+    if not np.isfinite(peaks).all() or not peaks.max() or not all(weight.any() for weight in weights):
+        return None
+    reading = np.max([np.abs(weight).max(axis=(1, 3)).reshape(-1) for weight in weights], axis=0)
+    ranges = np.maximum(peaks, peaks.max() / MAX_RATIO)
+    reading = np.maximum(reading, reading.max() / MAX_RATIO)
+    plain = squared_error(seen, weights, np.ones_like(peaks))
+    best = None
+    for exponent in exponents:
+        divisors = ranges**exponent / reading ** (1 - exponent)
+        divisors *= (peaks / divisors).max() / peaks.max()
+        error = squared_error(seen, weights, divisors) / max(plain, np.finfo(np.float64).tiny)
+        if error < (best.error if best else 1.0):
+            best = Choice(divisors, float(error))
+    return best
+
+
+def squared_error(seen: Channels, weights: Sequence[Array], divisors: Array) -> float:
+    """The predicted squared error at the outputs of all readers, for one position of the activation."""
+    values = seen.values / divisors[:, None]
+    widest = float((seen.peaks / divisors).max()) / LEVELS
+    tried = [np.square(_rounded(values, widest * share) - values).mean(axis=1) for share in CLIPPED]
+    # As the calibrator does, which sees the divided activation and no weights.
+    lost = min(tried, key=lambda errors: float(errors.sum())) * divisors**2
+    # The largest value is rarely among those kept: it counts once.
+    power = np.square(seen.values).mean(axis=1) + np.square(seen.peaks) / seen.values.shape[1]
+    total = 0.0
+    for weight in weights:
+        shape = (weight.shape[0], 1, weight.shape[2], 1)
+        factors = divisors.reshape(shape)
+        stretched = weight * factors
+        scales = np.maximum(np.abs(stretched).max(axis=(2, 3), keepdims=True) / LEVELS, np.finfo(np.float64).tiny)
+        error = (_rounded(stretched, scales) - stretched) / factors
+        total += float((np.square(weight) * lost.reshape(shape) + np.square(error) * power.reshape(shape)).sum())
+    return total
+
+
+def _rounded(values: Array, scales: Array | float) -> Array:
+    return np.asarray(np.clip(np.rint(values / scales), -LEVELS, LEVELS) * scales)

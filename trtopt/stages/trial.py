@@ -1,0 +1,110 @@
+"""Try a quantized network on a few calibration samples: what equalization and `--method auto` choose by.
+
+Touches: temporary files in the run directory; reads the samples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from trtopt.data.dataset import Array, Dataset, Feed
+from trtopt.stages.context import Context
+from trtopt.types import CalibrationTable, OnnxModel
+
+Means = Mapping[str, npt.NDArray[np.float64]]
+SAMPLES = 16
+"""Samples that each candidate's network runs on: enough to tell them apart by decibels, cheap beside calibration."""
+TINY = 1e-30
+METHOD = "mse"
+"""Of the scales of a trial: the default, whatever was asked for; equalization comes before the choice of a method."""
+
+
+@contextlib.contextmanager
+def scratch(context: Context, name: str) -> Iterator[Path]:
+    """A file in the run directory that goes, with its external data, when the block is left."""
+    path = context.store.root / f".tmp-{name}"
+    try:
+        yield path
+    finally:
+        for file in (path, path.with_name(f"{path.name}.data")):
+            file.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def tapped(context: Context, model: OnnxModel, tensors: Sequence[str]) -> Iterator[Path]:
+    """A copy of the model, beside it so that external data is found, that gives these tensors as its outputs."""
+    from trtopt.calibrate.observe import tap
+
+    with scratch(context, "tapped.onnx") as path:
+        tap(model, tensors, path)
+        yield path
+
+
+def output_error(
+    context: Context, model: OnnxModel, dataset: Dataset
+) -> Callable[[OnnxModel, CalibrationTable, Means], float]:
+    """A function that quantizes a network equal to `model`, and returns noise over signal energy, summed over outputs.
+
+    It takes the network, its scales, and the means that correct biases (see `precision.Request`).
+    """
+    from trtopt.engine.onnxruntime import open_runner
+    from trtopt.export.onnx import load_ir
+    from trtopt.export.prepare import save
+    from trtopt.precision import Request, precision
+
+    indices = np.unique(np.linspace(0, len(dataset) - 1, min(SAMPLES, len(dataset))).astype(int))
+    feeds = [dataset.load(int(index)) for index in indices]
+    run = open_runner(model.path, device=context.device).run
+    wanted = [run(feed) for feed in feeds]
+
+    def error(candidate: OnnxModel, table: CalibrationTable, means: Means) -> float:
+        graph = load_ir(candidate.path)
+        precision("int8").apply(graph, Request(rest="fp32", table=table, means=means))
+        with scratch(context, "trial.onnx") as path:
+            save(graph, path)
+            quantized = open_runner(path, device=context.device).run
+            found = [quantized(feed) for feed in feeds]
+        total = 0.0
+        for name in wanted[0]:
+            pairs = [(np.float64(w[name]), np.float64(f[name])) for w, f in zip(wanted, found, strict=True)]
+            signal = sum(float((w * w).sum()) for w, _ in pairs)
+            total += sum(float(((w - f) ** 2).sum()) for w, f in pairs) / max(signal, TINY)
+        return total
+
+    return error
+
+
+def rough_table(context: Context, model: OnnxModel, dataset: Dataset) -> tuple[CalibrationTable, Means]:
+    """Scales and channel means from a few samples: enough to compare networks by, not to convert with.
+
+    Raises:
+        CalibrationError: a tensor holds NaN or Inf; the tensor and the sample are named.
+    """
+    from trtopt.calibrate.histogram import Histogram
+    from trtopt.calibrate.ranges import look
+    from trtopt.calibrate.table import make_table
+    from trtopt.engine.onnxruntime import open_runner
+    from trtopt.events import silent
+    from trtopt.export.onnx import load_ir
+    from trtopt.precision.graph import float_nodes
+    from trtopt.precision.placement import channel_axes, place
+
+    graph = load_ir(model.path)
+    axes = channel_axes(list(float_nodes(graph.graph)))
+    histograms = {name: Histogram() for name in place(graph).tensors()}
+    with tapped(context, model, [*histograms, *axes]) as path:
+        run = open_runner(path, device=context.device).run
+
+        def counted(feed: Feed) -> Mapping[str, Array]:
+            outputs = run(feed)
+            for name, histogram in histograms.items():
+                histogram.add(outputs[name] if name in outputs else feed[name])
+            return outputs
+
+        seen = look(counted, dataset, axes, stage="equalize", emit=silent)
+    return make_table(METHOD, histograms, model=model, dataset=dataset), seen.means
