@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import tracemalloc
 from collections.abc import Sequence
 
 import ml_dtypes
@@ -13,9 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.special import rel_entr, softmax
 
-from trtopt.compare.metrics import OutputMetrics
-from trtopt.errors import ModelError
+from trtopt.compare import kinds
+from trtopt.compare.kinds.outputs import Outputs
+from trtopt.compare.metrics import Metrics
+from trtopt.errors import ModelError, UsageError
 from trtopt.types import OutputDrift
 
 Floats = npt.NDArray[np.float32]
@@ -30,16 +34,28 @@ def measure(
     *,
     name: str = "y",
     cuts: Sequence[int] = (),
+    kind: str = "",
 ) -> OutputDrift:
     """Accumulate both arrays (first axis: samples), cut into batches before the rows in `cuts`."""
-    output = OutputMetrics(name)
+    metrics = Metrics({name: kind} if kind else {}, apart=bool(len(cuts) % 2))
     edges = [0, *sorted(cuts), len(reference)]
     for start, end in itertools.pairwise(edges):
         if start < end:
-            indices = tuple(range(start, end))
-            part = tuple(labels[i] for i in indices) if labels is not None else None
-            output.add(reference[start:end], candidate[start:end], indices, part)
-    return output.drift([f"eval.npz[{i}]" for i in range(len(reference))])
+            metrics.add(batch(reference[start:end], candidate[start:end], range(start, end), labels, name=name))
+    (found,) = metrics.drifts([f"eval.npz[{i}]" for i in range(len(reference))])
+    return found
+
+
+def batch(
+    reference: npt.NDArray[np.generic],
+    candidate: npt.NDArray[np.generic],
+    indices: Sequence[int],
+    labels: Sequence[int] | None = None,
+    *,
+    name: str = "y",
+) -> Outputs:
+    part = tuple(labels[i] for i in indices) if labels is not None else None
+    return Outputs(reference={name: reference}, candidate={name: candidate}, indices=tuple(indices), labels=part)
 
 
 @st.composite
@@ -112,9 +128,15 @@ def test_agreement_is_what_a_stable_sort_says(drawn: tuple[Floats, Floats, list[
 @given(scored())
 def test_the_batches_do_not_change_the_result(drawn: tuple[Floats, Floats, list[int], list[int]]) -> None:
     reference, candidate, labels, cuts = drawn
-    whole, parts = measure(reference, candidate, labels), measure(reference, candidate, labels, cuts=cuts)
-    assert whole.kind == parts.kind
-    assert whole.values == pytest.approx(parts.values, rel=1e-9, abs=1e-9, nan_ok=True)
+    assert measure(reference, candidate, labels) == measure(reference, candidate, labels, cuts=cuts)
+
+
+@QUICK
+@given(st.integers(1, 3), st.integers(1, 100_000), st.integers(0, 2**32 - 1))
+def test_wide_outputs_do_not_depend_on_the_batches_to_the_last_bit(count: int, width: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    reference, candidate = random.normal(size=(2, count, width)).astype(np.float32)
+    assert measure(reference, candidate) == measure(reference, candidate, cuts=range(1, count))
 
 
 def test_accuracy_counts_who_is_right() -> None:
@@ -182,19 +204,20 @@ def test_labels_numbered_in_another_way_give_no_accuracy() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("where", ["reference", "candidate", "both"])
-def test_nonfinite_samples_are_counted_and_in_no_mean(bad: float, where: str) -> None:
+@pytest.mark.parametrize("kind", ["scores", "values", "exact"])
+def test_nonfinite_samples_are_counted_and_in_no_mean(bad: float, where: str, kind: str) -> None:
     reference = np.random.default_rng(0).normal(size=(5, 10)).astype(np.float32)
     candidate = reference + np.float32(0.5)
     if where != "candidate":
         reference[3, 2] = bad
     if where != "reference":
         candidate[3, 7] = bad
-    output = OutputMetrics("logits")
-    output.add(reference, candidate, (10, 11, 12, 13, 14))
-    assert list(output.bad) == [13]
-    assert output.bad_fp32 == (where != "candidate")
-    values = output.drift([str(i) for i in range(15)]).values
+    found = measure(reference, candidate, name="logits", kind=kind)
+    assert found.first_bad == "eval.npz[3]" + ("; FP32 itself gives it in 1" if where != "candidate" else "")
+    values = found.values
     assert values["nonfinite"] == 1.0
+    if kind == "exact":
+        return
     assert values["mean_abs"] == pytest.approx(0.5)
     assert all(math.isfinite(value) for value in values.values())
 
@@ -234,13 +257,15 @@ def test_numbers_too_large_to_square_become_nan_or_inf_and_never_a_good_value() 
     assert not values["cosine"] >= 0
 
 
-def test_a_few_bytes_are_kept_for_each_good_sample() -> None:
-    output = OutputMetrics("logits")
-    rows = np.eye(1000, dtype=np.float32)[:50]
-    for i, row in enumerate(rows):
-        output.add(row[None], row[None], (i,), (i,))
-    assert (len(output.noise), len(output.agree), len(output.right)) == (50, 50, 50)
-    assert output.noise.itemsize == 8
+def test_memory_does_not_grow_with_the_size_of_outputs() -> None:
+    metrics = Metrics({}, apart=True)
+    rows = np.ones((4, 3, 500, 500), np.float32)
+    tracemalloc.start()
+    for start in range(0, 80, 4):
+        metrics.add(batch(rows, rows, range(start, start + 4)))
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 1e5
 
 
 @pytest.mark.parametrize(
@@ -255,4 +280,149 @@ def test_outputs_that_cannot_be_compared_are_refused(
     candidate: npt.NDArray[np.generic], count: int, message: str
 ) -> None:
     with pytest.raises(ModelError, match=message):
-        OutputMetrics("y").add(np.zeros((2, 3), np.float32), candidate, tuple(range(count)))
+        Metrics({}).add(batch(np.zeros((2, 3), np.float32), candidate, range(count)))
+
+
+def test_an_output_that_cannot_be_compared_is_refused_at_its_first_batch() -> None:
+    rows = np.zeros((2, 3), np.float32)
+    with pytest.raises(ModelError, match="another shape"):
+        Metrics({}, apart=True).add(batch(rows, rows[:, :2], (0, 1)))
+
+
+def test_an_output_that_changes_its_shape_later_is_refused_too() -> None:
+    metrics = Metrics({}, apart=True)
+    rows = np.zeros((2, 3), np.float32)
+    metrics.add(batch(rows, rows, (0, 1)))
+    metrics.add(batch(rows, rows[:, :2], (2, 3)))
+    with pytest.raises(ModelError, match="another shape"):
+        metrics.drifts(["a"] * 4)
+
+
+def test_numbers_of_samples_come_with_the_agreement() -> None:
+    labels = [0, 1, 2, 0, 1, 2, 0, 1]
+    reference = np.eye(12, dtype=np.float32)[labels]
+    candidate = np.eye(12, dtype=np.float32)[[0, 1, 2, 0, 1, 2, 1, 0]]
+    reference[7] = reference[6]  # FP32 is wrong, the candidate right by chance
+    found = measure(reference, candidate, [*labels[:7], 0], name="logits")
+    assert found.counts == {"samples": 8, "agree": 7, "top5": 8, "both": 7, "only_fp32": 1, "only_candidate": 0}
+
+
+@QUICK
+@given(outputs())
+def test_the_divergence_of_logits_is_that_of_their_softmax(drawn: tuple[Floats, Floats, list[int]]) -> None:
+    reference, candidate, cuts = (drawn[0] / 1000, drawn[1] / 1000, drawn[2])
+    if reference.shape[1] < 2:
+        return
+    p, q = (softmax(array.astype(np.float64), axis=1) for array in (reference, candidate))
+    found = measure(reference, candidate, cuts=cuts, name="logits")
+    assert found.values["kl"] == pytest.approx(rel_entr(p, q).sum(axis=1).mean(), abs=1e-9)
+
+
+def test_the_divergence_of_a_softmax_is_taken_as_it_is() -> None:
+    p = np.array([[0.5, 0.25, 0.25], [0.9, 0.1, 0.0]], np.float32)
+    q = np.array([[0.25, 0.5, 0.25], [0.8, 0.1, 0.1]], np.float32)
+    expected = (0.5 * np.log(2) - 0.25 * np.log(2) + 0.9 * np.log(9 / 8)) / 2
+    assert measure(p, q).values["kl"] == pytest.approx(expected, rel=1e-5)
+    assert measure(p, p).values["kl"] == 0.0
+
+
+def test_a_probability_that_underflows_costs_no_infinite_divergence() -> None:
+    p, q = np.array([[1 - 1e-5, 1e-5]], np.float32), np.array([[1.0, 0.0]], np.float32)
+    assert 0 < measure(p, q).values["kl"] < 1e-2
+
+
+def test_the_relative_error_is_rms_over_rms() -> None:
+    reference = np.random.default_rng(0).normal(size=(7, 20))
+    candidate = reference + np.random.default_rng(1).normal(size=(7, 20)) / 10
+    expected = np.sqrt(np.square(reference - candidate).mean() / np.square(reference).mean())
+    found = measure(reference, candidate, cuts=[3]).values
+    assert found["relative"] == pytest.approx(expected)
+    assert found["relative"] == pytest.approx(10 ** (-found["sqnr"] / 20))
+
+
+@pytest.mark.parametrize(("candidate", "relative"), [(0.0, 0.0), (1.0, math.inf)])
+def test_the_relative_error_of_nothing(candidate: float, relative: float) -> None:
+    zeros = np.zeros((2, 3))
+    assert measure(zeros, np.full_like(zeros, candidate)).values["relative"] == relative
+
+
+def test_the_worst_cosine_is_that_of_one_sample() -> None:
+    reference = np.array([[1.0, 0.0], [1.0, 0.0], [1e-3, 0.0]])
+    candidate = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1e-3]])
+    found = measure(reference, candidate, cuts=[1]).values
+    assert found["cosine_min"] == 0.0
+    assert found["cosine"] > 0.999
+
+
+def test_samples_that_differ_are_named_with_how_much_of_them_does() -> None:
+    reference = np.arange(12).reshape(4, 3)
+    candidate = reference.copy()
+    candidate[1, 0] = candidate[2, 0] = candidate[3, 0] = candidate[3, 1] = 99
+    found = measure(reference, candidate, cuts=[2])
+    assert [(each.sample, each.index, each.note) for each in found.worst] == [
+        ("eval.npz[3]", 3, "2 of 3 differ"),
+        ("eval.npz[1]", 1, "1 of 3 differ"),
+        ("eval.npz[2]", 2, "1 of 3 differ"),
+    ]
+
+
+def test_text_is_compared_exactly() -> None:
+    texts = np.array([["a", "b"], ["c", "d"]], dtype=object)
+    other = np.array([["a", "b"], ["c", "x"]], dtype=object)
+    assert measure(texts, other).values == {"equal": 75.0}
+
+
+@pytest.mark.parametrize(
+    ("asked", "array"),
+    [
+        ("values", np.eye(4, dtype=np.float32)),
+        ("values", np.eye(4, dtype=np.int32)),
+        ("exact", np.eye(4, dtype=np.float32)),
+        ("scores", np.ones((4, 6), np.float32)),
+        ("scores", np.ones((4, 6), np.uint8)),
+        ("segmentation", np.ones((4, 6, 6), np.float32)),
+        ("detection", np.tile(np.array([0, 0, 1, 1], np.float32), (4, 5, 1))),
+    ],
+)
+def test_the_kind_that_is_asked_for_is_the_one_that_is_measured(asked: str, array: npt.NDArray[np.generic]) -> None:
+    assert measure(array, array, kind=asked, cuts=[2]).kind == asked
+
+
+@pytest.mark.parametrize(
+    ("asked", "shape", "message"),
+    [
+        (
+            "scores",
+            (4, 6, 6),
+            r"output y cannot be read as scores: it is float32 \[4, 6, 6\], and scores takes one",
+        ),
+        ("segmentation", (4, 6), r"cannot be read as segmentation: it is float32 \[4, 6\]"),
+        ("detection", (4, 6), r"cannot be read as detection: it is float32 \[4, 6\]"),
+    ],
+)
+def test_a_kind_that_an_output_cannot_be_of_is_refused(asked: str, shape: tuple[int, ...], message: str) -> None:
+    array = np.zeros(shape, np.float32)
+    with pytest.raises(UsageError, match=message):
+        measure(array, array, kind=asked)
+
+
+def test_scores_whose_number_changes_are_none() -> None:
+    metrics = Metrics({"y": "scores"})
+    for i, classes in enumerate((3, 4)):
+        array = np.ones((1, classes), np.float32)
+        metrics.add(batch(array, array, (i,)))
+    with pytest.raises(ModelError, match="output y cannot be read as scores: its shape changes from sample to sample"):
+        metrics.drifts(["a", "b"])
+
+
+def test_a_kind_of_no_output_is_refused_with_a_suggestion() -> None:
+    array = np.zeros((1, 3), np.float32)
+    with pytest.raises(UsageError, match=r"--kind names 'logit', which is no output. Did you mean logits"):
+        Metrics({"logit": "scores"}).add(batch(array, array, (0,), name="logits"))
+
+
+def test_an_unknown_kind_is_refused_with_a_suggestion() -> None:
+    with pytest.raises(UsageError, match=r"unknown kind of output 'segmentatoin'. Did you mean segmentation"):
+        kinds.kind("segmentatoin")
+    with pytest.raises(UsageError, match="Choose one of detection, exact, scores, segmentation, values"):
+        kinds.kind("outputs")

@@ -15,8 +15,8 @@ from trtopt.compare.gate import judged
 from trtopt.compare.run import Measure, Pair, compare
 from trtopt.data.dataset import Array, Dataset
 from trtopt.engine.onnxruntime import OrtRunner, open_runner
-from trtopt.errors import DataError, ModelError
-from trtopt.events import Event, Progress, silent
+from trtopt.errors import DataError, ModelError, OutOfMemoryError, UsageError
+from trtopt.events import Event, Progress, Warned, silent
 from trtopt.types import Comparison
 
 SAMPLES = np.random.default_rng(0).normal(size=(9, 12)).astype(np.float32)
@@ -267,11 +267,59 @@ def test_progress_counts_samples_to_the_end() -> None:
     assert events == [Progress("compare", done, 9) for done in (4, 8, 9)]
 
 
+def exhausted_beyond(most: int) -> Function:
+    def run(x: Array) -> Mapping[str, Array]:
+        if len(x) > most:
+            raise OutOfMemoryError("memory is exhausted")
+        return {"logits": np.tanh(x)}
+
+    return Function(run)
+
+
+def test_the_batch_is_halved_where_memory_is_exhausted_and_no_sample_is_lost() -> None:
+    events: list[Event] = []
+    baseline, candidate = model(logits=same), exhausted_beyond(2)
+    pair = Pair(baseline=baseline, candidate=candidate, names=("a", "b"))
+    found = compare(pair, dataset(labels=LABELS), Measure(), emit=events.append, batch=7)
+    assert [event.message for event in events if isinstance(event, Warned)] == [
+        "memory does not hold 7 samples a run: 4 from now on",
+        "memory does not hold 4 samples a run: 2 from now on",
+    ]
+    assert [event.done for event in events if isinstance(event, Progress)] == [2, 4, 6, 7, 9]
+    whole = compare(replace(pair, candidate=exhausted_beyond(9)), dataset(labels=LABELS), Measure(), emit=silent)
+    assert found.outputs == whole.outputs
+
+
+def test_memory_that_does_not_hold_one_sample_is_an_error() -> None:
+    with pytest.raises(OutOfMemoryError):
+        drift(model(logits=same), exhausted_beyond(0), dataset())
+
+
+def test_the_kinds_that_the_user_names_are_those_of_the_outputs() -> None:
+    pair = Pair(baseline=model(logits=same), candidate=model(logits=same), names=("a", "b"))
+    found = compare(pair, dataset(), Measure(kinds={"logits": "values"}), emit=silent)
+    assert [(output.output, output.kind) for output in found.outputs] == [("logits", "values")]
+
+
+@pytest.mark.parametrize(
+    ("measure", "message"),
+    [
+        (Measure(kinds={"y": "valeus"}), "unknown kind of output 'valeus'. Did you mean values?"),
+        (Measure(kinds={"": "values"}), "--kind 'values' does not parse. Write OUTPUT=KIND"),
+        (Measure(metrics=("no_such_module:metric",)), "--metric no_such_module:metric cannot be imported"),
+    ],
+)
+def test_what_the_user_misspelt_is_said_before_anything_runs(measure: Measure, message: str) -> None:
+    baseline = model(y=same)
+    with pytest.raises(UsageError) as error:
+        compare(Pair(baseline=baseline, candidate=baseline, names=("a", "b")), dataset(), measure, emit=silent)
+    assert message in str(error.value)
+    assert baseline.sizes == ()
+
+
 def test_the_batch_does_not_change_the_numbers() -> None:
     results = []
     for batch in (1, 2, 9):
         found = drift(model(logits=same), model(logits=lambda x: np.tanh(x)), dataset(labels=LABELS), batch=batch)
-        results.append(found.outputs[0])
-    for other in results[1:]:
-        assert other.kind == results[0].kind
-        assert other.values == pytest.approx(results[0].values, rel=1e-12)
+        results.append(found.outputs)
+    assert results[0] == results[1] == results[2]

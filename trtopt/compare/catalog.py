@@ -28,6 +28,7 @@ class Metric:
 
 
 _PERCENT = (0.0, 100.0)
+_POSITIVE = (0.0, float("inf"))
 
 METRICS = {
     "accuracy_fp32": Metric(
@@ -60,9 +61,59 @@ METRICS = {
         unit="%",
         format=".2f",
     ),
+    "kl": Metric(
+        label="KL divergence",
+        text="mean Kullback-Leibler divergence of the candidate's softmax from FP32's, in nats",
+        sense="at most",
+        range=_POSITIVE,
+    ),
+    "pixels": Metric(
+        label="pixel agreement",
+        text="share of pixels that have FP32's class",
+        sense="at least",
+        unit="%",
+        format=".3f",
+        range=_PERCENT,
+    ),
+    "miou": Metric(
+        label="mIoU",
+        text="intersection over union with FP32's pixels of a class, over all samples, mean over the classes",
+        sense="at least",
+        unit="%",
+        format=".2f",
+        range=_PERCENT,
+    ),
+    "matched": Metric(
+        label="boxes found",
+        text="share of FP32's boxes that the candidate has too: same class, intersection over union of 0.5 or more",
+        sense="at least",
+        unit="%",
+        format=".2f",
+        range=_PERCENT,
+    ),
+    "extra": Metric(
+        label="extra boxes",
+        text="share of the candidate's boxes that FP32 has not",
+        sense="at most",
+        unit="%",
+        format=".2f",
+        range=_PERCENT,
+    ),
+    "iou": Metric(
+        label="IoU of boxes",
+        text="mean intersection over union of the boxes that both have",
+        sense="at least",
+        range=(0.0, 1.0),
+    ),
     "cosine": Metric(
         label="cosine",
         text="cosine similarity with FP32, of all samples taken as one vector: an empty sample weighs nothing",
+        sense="at least",
+        range=(-1.0, 1.0),
+    ),
+    "cosine_min": Metric(
+        label="cosine, worst",
+        text="cosine similarity with FP32 of the sample that is turned the farthest",
         sense="at least",
         range=(-1.0, 1.0),
     ),
@@ -73,9 +124,15 @@ METRICS = {
         unit="dB",
         format=".2f",
     ),
-    "rmse": Metric(label="RMSE", text="root of the mean squared error", sense="at most", range=(0.0, float("inf"))),
-    "max_abs": Metric(label="max |error|", text="largest absolute error", sense="at most", range=(0.0, float("inf"))),
-    "mean_abs": Metric(label="mean |error|", text="mean absolute error", sense="at most", range=(0.0, float("inf"))),
+    "rmse": Metric(label="RMSE", text="root of the mean squared error", sense="at most", range=_POSITIVE),
+    "relative": Metric(
+        label="relative error",
+        text="root of the mean squared error over the root of FP32's mean square",
+        sense="at most",
+        range=_POSITIVE,
+    ),
+    "max_abs": Metric(label="max |error|", text="largest absolute error", sense="at most", range=_POSITIVE),
+    "mean_abs": Metric(label="mean |error|", text="mean absolute error", sense="at most", range=_POSITIVE),
     "equal": Metric(
         label="equal elements",
         text="share of equal elements",
@@ -89,7 +146,7 @@ METRICS = {
         text="samples in which a NaN or Inf appeared",
         sense="at most",
         format=".0f",
-        range=(0.0, float("inf")),
+        range=_POSITIVE,
     ),
 }
 """In reading order."""

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from trtopt.compare.gate import Gate, gate, judge, verdict
-from trtopt.compare.metrics import Array, OutputMetrics
+from trtopt.compare.kinds.outputs import Array, Outputs
+from trtopt.compare.metrics import Metrics
 from trtopt.compare.run import Runner
 from trtopt.data.dataset import Dataset
 from trtopt.errors import ModelError
@@ -94,17 +95,15 @@ def check(reference: Reference, runner: Runner, feeds: Sequence[Feed], source: s
         ModelError: they differ in number or in shape.
         DataError: the exported model cannot be run on a feed.
     """
-    metrics: dict[str, OutputMetrics] = {}
+    metrics = Metrics({}, plain=True)
     for i, (feed, wanted) in enumerate(zip(feeds, reference.outputs, strict=True)):
         made = runner.run(feed)
         if len(made) != len(wanted):
             raise ModelError(
                 f"the export of {reference.name} has {len(made)} outputs", why=f"the source itself has {len(wanted)}"
             )
-        for (name, array), truth in zip(made.items(), wanted, strict=True):
-            metrics.setdefault(name, OutputMetrics(name)).add(truth, array, (i,))
-    names = [f"input {i}" for i in range(len(feeds))]
-    outputs = tuple(output.drift(names) for output in metrics.values())
+        metrics.add(Outputs(reference=dict(zip(made, wanted, strict=True)), candidate=made, indices=(i,)))
+    outputs = metrics.drifts([f"input {i}" for i in range(len(feeds))])
     gates = judge(outputs, [_gate(output) for output in outputs], len(feeds))
     return Comparison(
         baseline=reference.name,

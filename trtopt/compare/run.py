@@ -5,14 +5,18 @@ Touches: nothing itself; the runners run models.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from trtopt.compare.metrics import Array, OutputMetrics
-from trtopt.data.dataset import Dataset, batches
-from trtopt.errors import DataError, ModelError
-from trtopt.events import Emit, Progress
+from trtopt.compare.kinds import check_name
+from trtopt.compare.kinds.outputs import Array, Outputs
+from trtopt.compare.metrics import Metrics
+from trtopt.compare.own import OwnMetric, opened
+from trtopt.data.dataset import Batch, Dataset, batches
+from trtopt.errors import DataError, OutOfMemoryError, UsageError
+from trtopt.events import Emit, Progress, Warned
 from trtopt.types import Comparison, OutputDrift
 
 
@@ -56,28 +60,32 @@ def compare(pair: Pair, dataset: Dataset, measure: Measure, *, emit: Emit, batch
     """Return the drift of the candidate on all samples; `trtopt.compare.gate.judged` adds the verdict.
 
     `batch` is the most samples joined into one run; one by one where the dataset, or a model, does not keep them apart.
+    It is halved, with a warning, when memory is exhausted.
 
     Raises:
         ModelError: the candidate lacks an output, or gives it another shape or type.
         DataError: a sample cannot be loaded or run.
+        OutOfMemoryError: memory does not hold the run of a single sample.
+        UsageError: `measure` names a kind or an output that there is not, or a function that is no metric.
     """
-    metrics: dict[str, OutputMetrics] = {}
-    done = 0
+    for output, kind in measure.kinds.items():
+        if not output:
+            raise UsageError(f"--kind {kind!r} does not parse", fix="Write OUTPUT=KIND, such as logits=scores")
+        check_name(kind)
+    own = opened(measure.metrics)
     size = batch if _joinable(pair, dataset) else 1
-    for joined in batches(dataset, size):
-        reference, candidate = pair.baseline.run(joined.feed), pair.candidate.run(joined.feed)
-        labels = tuple(dataset.labels[i] for i in joined.indices) if dataset.labels is not None else None
-        for name, array in reference.items():
-            if name not in candidate:
-                raise ModelError(
-                    f"the candidate has no output {name}",
-                    why=f"it gives {', '.join(candidate)}",
-                    fix="Compare a model with what was made from it",
-                )
-            metrics.setdefault(name, OutputMetrics(name)).add(array, candidate[name], joined.indices, labels)
-        done += len(joined.indices)
+    metrics = Metrics(measure.kinds, apart=size > 1)
+    done = 0
+    for outputs in _outputs(pair, dataset, size, emit):
+        metrics.add(outputs)
+        for metric in own:
+            metric.add(outputs)
+        done += len(outputs.indices)
         emit(Progress("compare", done, len(dataset)))
-    outputs = tuple(output.drift(dataset.ids) for output in metrics.values())
+    drifts = metrics.drifts(dataset.ids)
+    _check_clashes(own, drifts)
+    notes = [f"{dataset.source}: {note}" for note in dataset.notes]
+    notes += metrics.notes() + [f"the code of {metric.source} was run" for metric in own]
     return Comparison(
         baseline=pair.names[0],
         candidate=pair.names[1],
@@ -85,10 +93,37 @@ def compare(pair: Pair, dataset: Dataset, measure: Measure, *, emit: Emit, batch
         candidate_ran=pair.candidate.where,
         data=dataset.source,
         samples=done,
-        labelled=any("accuracy" in output.values for output in outputs),
-        outputs=outputs,
-        warnings=(*(f"{dataset.source}: {note}" for note in dataset.notes), *_unfit(metrics, outputs, dataset)),
+        labelled=any("accuracy" in output.values for output in drifts),
+        outputs=drifts + tuple(metric.drift() for metric in own),
+        warnings=(*notes, *_unfit(drifts, dataset)),
     )
+
+
+def _outputs(pair: Pair, dataset: Dataset, size: int, emit: Emit) -> Iterator[Outputs]:
+    """Run both models on all samples, up to `size` at a time, and half as many from where memory is exhausted."""
+    for loaded in batches(dataset, size):
+        waiting = deque([loaded])
+        while waiting:
+            part = waiting.popleft()
+            count = len(part.indices)
+            if count > size:
+                waiting.extendleft([_part(part, slice(size, None)), _part(part, slice(size))])
+                continue
+            try:
+                reference, candidate = pair.baseline.run(part.feed), pair.candidate.run(part.feed)
+            except OutOfMemoryError:
+                if count == 1:
+                    raise
+                size = (count + 1) // 2
+                emit(Warned(f"memory does not hold {count} samples a run: {size} from now on"))
+                waiting.appendleft(part)
+                continue
+            labels = None if dataset.labels is None else tuple(dataset.labels[i] for i in part.indices)
+            yield Outputs(reference=reference, candidate=candidate, indices=part.indices, labels=labels)
+
+
+def _part(batch: Batch, rows: slice) -> Batch:
+    return Batch(indices=batch.indices[rows], feed={name: array[rows] for name, array in batch.feed.items()})
 
 
 def _joinable(pair: Pair, dataset: Dataset) -> bool:
@@ -104,17 +139,27 @@ def _joinable(pair: Pair, dataset: Dataset) -> bool:
         for runner in (pair.baseline, pair.candidate):
             try:
                 outputs = runner.run(feed)
-            except DataError:  # if the sample itself is at fault, the run one by one says so
+            except (DataError, OutOfMemoryError):  # if the sample itself is at fault, the run one by one says so
                 return False
             if any(array.shape[:1] != (size,) for array in outputs.values()):
                 return False
     return True
 
 
-def _unfit(metrics: Mapping[str, OutputMetrics], outputs: tuple[OutputDrift, ...], dataset: Dataset) -> list[str]:
+def _check_clashes(own: Sequence[OwnMetric], outputs: Sequence[OutputDrift]) -> None:
+    """Refuse a function that has the name of an output: a gate could not tell them apart."""
+    names = {output.output for output in outputs}
+    for metric in own:
+        if metric.name in names:
+            raise UsageError(
+                f"--metric {metric.source} has the name of output {metric.name}", fix="Rename the function"
+            )
+
+
+def _unfit(outputs: Sequence[OutputDrift], dataset: Dataset) -> list[str]:
     """Say that there are labels and that no output's accuracy could be measured with them."""
     if dataset.labels is None or any("accuracy" in output.values for output in outputs):
         return []
-    scores = [name for name, output in metrics.items() if output.kind == "scores"]
+    scores = [output.output for output in outputs if output.kind == "scores"]
     why = f"out of range, or FP32 no better than guessing ({', '.join(scores)})" if scores else "no output fits them"
     return [f"{dataset.source}: the labels are not used: {why}; agreement with FP32 is judged instead"]

@@ -1,0 +1,109 @@
+"""How an output is read: `--kind OUTPUT=NAME` is the module of that name, and `OutputDrift.kind` holds it.
+
+A module has `reader(opening)`, which gives what accumulates the metrics of an output, or None for one that cannot be of
+this kind; `TAKES`, the outputs that can, in words; and `PLAIN`, whether it is for what no other kind reads. The other
+modules of this folder are what they share: `outputs` (what both models gave for some samples), `noise` (errors value by
+value), `boxes` (which boxes are the same) and `worst` (the samples to look at first).
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from trtopt.compare.kinds.outputs import Outputs
+from trtopt.errors import UsageError
+from trtopt.types import OutputDrift
+
+_SHARED = frozenset({"boxes", "noise", "outputs", "worst"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """An output that is to be read: its name, the first batch, whether the user named its kind, and the other outputs
+    that may be read with it.
+
+    Where the user named the kind, shapes must still be right, but neither names nor values need to give it away.
+    """
+
+    name: str
+    first: Outputs
+    asked: bool = False
+    beside: tuple[str, ...] = ()
+
+
+class Reader(Protocol):
+    """Accumulates the metrics of an output. They do not depend on how samples are batched; a few bytes a sample are
+    kept, whatever the size of the output.
+    """
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The other outputs that are read with this one, and need no reader of their own."""
+        ...
+
+    @property
+    def note(self) -> str:
+        """What a careful user wants to know of how the output is read; mostly nothing."""
+        ...
+
+    def add(self, batch: Outputs) -> None:
+        """Take one batch.
+
+        Raises:
+            ModelError: the two models' outputs cannot be compared so.
+        """
+        ...
+
+    def fits(self) -> bool:
+        """Whether all that was added looks like this kind."""
+        ...
+
+    def drift(self, ids: Sequence[str]) -> OutputDrift:
+        """Return the metrics of all that was added; `ids` name the samples of the dataset."""
+        ...
+
+
+class Kind(Protocol):
+    """A module of this folder."""
+
+    TAKES: str
+    PLAIN: bool
+
+    def reader(self, opening: Opening) -> Reader | None:
+        """Return what reads the output, or None when the first batch shows that it is not of this kind."""
+        ...
+
+
+def kinds() -> tuple[str, ...]:
+    """The names that `--kind OUTPUT=NAME` takes: the modules of this folder that are no shared helpers."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _SHARED))
+
+
+def check_name(name: str) -> None:
+    """Refuse what is no kind.
+
+    Raises:
+        UsageError: the message suggests the nearest name.
+    """
+    known = kinds()
+    if name not in known:
+        near = difflib.get_close_matches(name.lower(), known, 1)
+        raise UsageError(
+            f"--kind names an unknown kind of output {name!r}",
+            fix=f"Did you mean {near[0]}?" if near else f"Choose one of {', '.join(known)}",
+        )
+
+
+def kind(name: str) -> Kind:
+    """Return the module of that kind.
+
+    Raises:
+        UsageError: there is none; the message suggests the nearest.
+    """
+    check_name(name)
+    return cast(Kind, importlib.import_module(f"{__name__}.{name}"))

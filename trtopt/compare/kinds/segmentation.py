@@ -1,0 +1,205 @@
+"""A class for every pixel: scores of classes, one probability (in or out), or the classes themselves.
+
+Touches: nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trtopt.compare.kinds import Opening
+from trtopt.compare.kinds.noise import Noise
+from trtopt.compare.kinds.outputs import Array, Outputs, is_float
+from trtopt.compare.kinds.worst import worst
+from trtopt.errors import ModelError
+from trtopt.types import OutputDrift
+
+TAKES = (
+    "a map a sample: scores [n, classes, height, width], one score [n, height, width] or [n, 1, height, width], "
+    "or whole numbers of that shape that are classes"
+)
+PLAIN = False
+
+MAX_CLASSES = 1 << 16
+"""Whole numbers from here on are no classes."""
+
+_SCORES = re.compile(r"seg|pixel|parsing|panoptic|^logits?$")
+_MAPS = re.compile(r"seg|pixel|parsing|panoptic|saliency|sigmoid|prob|(?<!attention_)mask")
+"""What the name of a map says when it is not a map of features, of depth, or an image: their shapes are the same."""
+
+_Counts = npt.NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class Tally:
+    """Pixels by class. `reference[c]` have class c in FP32, `candidate[c]` in the candidate, `both[c]` in both; `agree`
+    is the share of pixels that have the same class in both, a number a sample.
+    """
+
+    reference: _Counts = field(default_factory=lambda: np.zeros(0, np.int64))
+    candidate: _Counts = field(default_factory=lambda: np.zeros(0, np.int64))
+    both: _Counts = field(default_factory=lambda: np.zeros(0, np.int64))
+    agree: array[float] = field(default_factory=lambda: array("d"))
+
+    def add(self, reference: Array, candidate: Array) -> None:
+        """Take the classes of the pixels of one sample, whole numbers from 0."""
+        x, y = reference.reshape(-1).astype(np.intp), candidate.reshape(-1).astype(np.intp)
+        if not x.size:
+            return
+        same = x == y
+        self.reference = _added(self.reference, np.bincount(x))
+        self.candidate = _added(self.candidate, np.bincount(y))
+        self.both = _added(self.both, np.bincount(x[same]))
+        self.agree.append(np.count_nonzero(same) / x.size)
+
+    def values(self) -> dict[str, float]:
+        """The share of pixels of the same class, and the mean over classes of intersection over union, both in percent.
+
+        A class that neither model gives to any pixel of the dataset is in no mean.
+        """
+        pixels = int(self.reference.sum())
+        if not pixels:
+            return {}
+        count = max(len(self.reference), len(self.candidate))
+        both = _added(self.both, np.zeros(count, np.int64))
+        union = _added(self.reference, self.candidate) - both
+        found = union > 0
+        overlap = both[found] / union[found]
+        return {"pixels": 100.0 * int(both.sum()) / pixels, "miou": 100.0 * float(overlap.mean())}
+
+
+class Segmentation:
+    """Agreement of classes by pixel, and for scores their errors value by value.
+
+    One score a pixel is a probability, in where it is at least 0.5, when all of FP32's lie in [0, 1], and else the
+    argument of a sigmoid, in where it is at least 0. Which it is, only all samples tell: both are counted.
+    """
+
+    reads: tuple[str, ...] = ()
+    note = ""
+
+    def __init__(self, name: str, form: str, *, sure: bool, asked: bool) -> None:
+        self.name = name
+        self.noise = Noise()
+        self._form = form
+        self._sure = sure
+        self._asked = asked
+        self._possible = True
+        self._in_range = True
+        self._tally, self._signs = Tally(), Tally()
+        self._seen = array("q")
+
+    def add(self, batch: Outputs) -> None:
+        """Take one batch.
+
+        Raises:
+            ModelError: the user says that it holds classes, and they are negative or too large.
+        """
+        reference, candidate = batch.both(self.name)
+        if _form(batch, self.name) != self._form:
+            self._possible = False
+        if not self._possible:
+            return
+        if self._form == "classes":
+            self._add_classes(reference, candidate, batch)
+            return
+        rows = batch.rows(self.name)
+        self.noise.add(rows)
+        for i in np.flatnonzero(rows.finite) if reference.size else ():
+            self._add_scores(reference[i], candidate[i])
+
+    def _add_classes(self, reference: Array, candidate: Array, batch: Outputs) -> None:
+        if not all(_are_classes(array) for array in (reference, candidate)):
+            if self._asked:
+                raise ModelError(
+                    f"output {self.name} cannot be read as segmentation",
+                    why=f"it holds numbers outside 0 to {MAX_CLASSES - 1}, which are no classes",
+                    fix=f"Leave --kind {self.name}=segmentation out",
+                )
+            self._possible = False
+            return
+        self._seen.extend(batch.indices)
+        for x, y in zip(reference, candidate, strict=True):
+            self._tally.add(x, y)
+
+    def _add_scores(self, reference: Any, candidate: Any) -> None:
+        """Take one sample, without NaN and Inf."""
+        if self._form == "scores":
+            self._possible &= self._sure or _is_softmax(reference)
+            self._tally.add(reference.argmax(axis=0), candidate.argmax(axis=0))
+            return
+        self._in_range &= bool(reference.min() >= 0 and reference.max() <= 1)
+        self._possible &= self._in_range or self._asked
+        self._tally.add(reference >= 0.5, candidate >= 0.5)
+        if self._asked:
+            self._signs.add(reference >= 0, candidate >= 0)
+
+    def fits(self) -> bool:
+        """Whether the name says so and the values allow it, or every pixel of FP32 holds a softmax over the classes."""
+        return self._possible and (self._sure or bool(self._tally.agree))
+
+    def drift(self, ids: Sequence[str]) -> OutputDrift:
+        """Return the agreement with FP32, and the errors of scores."""
+        tally = self._tally if self._in_range else self._signs
+        values = tally.values()
+        if self._form == "classes":
+            lost = [1.0 - share for share in tally.agree]
+            samples = worst(lost, self._seen, ids, lambda i: _story(tally, i))
+            return OutputDrift(output=self.name, kind="segmentation", values=values, worst=samples)
+        return OutputDrift(
+            output=self.name,
+            kind="segmentation",
+            values=values | self.noise.values(),
+            first_bad=self.noise.first_bad(ids),
+            spread=self.noise.spread(),
+            worst=self.noise.worst(ids, lambda i: _story(tally, i)),
+        )
+
+
+def reader(opening: Opening) -> Segmentation | None:
+    """Read a map a sample. One score a pixel, or whole numbers, are taken for classes only where the name says so."""
+    form, name = _form(opening.first, opening.name), opening.name.lower()
+    named = (_SCORES if form == "scores" else _MAPS).search(name) is not None
+    if not form or not (named or opening.asked or form == "scores"):
+        return None
+    return Segmentation(opening.name, form, sure=named or opening.asked, asked=opening.asked)
+
+
+def _form(batch: Outputs, name: str) -> str:
+    """What the pixels of a map hold: `scores` of classes, one `score`, or `classes`; empty when it is no map."""
+    array = batch.reference[name]
+    shape = array.shape
+    if shape[:1] != (len(batch.indices),) or len(shape) not in (3, 4) or min(shape[-2:]) < 2:
+        return ""
+    if len(shape) == 4 and shape[1] > 1:
+        return "scores" if is_float(array) else ""
+    return "score" if is_float(array) else "classes" if array.dtype.kind in "iub" else ""
+
+
+def _are_classes(array: Array) -> bool:
+    return not array.size or 0 <= int(array.min()) <= int(array.max()) < MAX_CLASSES
+
+
+def _is_softmax(scores: Any) -> bool:
+    """Whether the numbers at each pixel, over the first axis, are non-negative and have the sum 1."""
+    return bool((scores >= 0).all() and np.allclose(scores.sum(axis=0, dtype=np.float64), 1.0, atol=1e-3))
+
+
+def _story(tally: Tally, place: int) -> str:
+    return f"{100.0 * tally.agree[place]:.2f} % of pixels agree"
+
+
+def _added(one: _Counts, other: _Counts) -> _Counts:
+    """Their sum, the shorter one filled up with zeros."""
+    if len(one) < len(other):
+        one, other = other, one
+    total: _Counts = one.copy()
+    total[: len(other)] += other
+    return total
