@@ -96,7 +96,8 @@ def trtopt(how: list[str], zoo: Path, name: str, folder: Path) -> Made:
     (folder / "typed.json").write_text(json.dumps(encode(report.typed)))
     seconds = {stage.name: stage.seconds for stage in report.stages}
     return Made(
-        calibrate=seconds.get("calibrate"),
+        # From the first sample to the last scale: equalization reads samples, too.
+        calibrate=seconds["calibrate"] + seconds.get("equalize", 0.0) if "calibrate" in seconds else None,
         samples=_steady(clock) if clock else None,
         total=sum(seconds.values()),
         typed=report.typed.counts(),

@@ -18,11 +18,13 @@ import argparse
 import dataclasses
 import datetime
 import json
+import os
 import platform
 import resource
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -142,7 +144,11 @@ def row(args: argparse.Namespace, name: str, variant: str, root: Path) -> dict[s
     made: dict[str, Any] = {}
     for step in ("make", "run", "build"):
         python = args.modelopt_python if step == "make" and variant.startswith("modelopt") else sys.executable
+        began = busy()
         found = spawn(args, python, {"variant": variant, "step": step, "folder": folder, "models": name})
+        ended = busy()
+        if step == "make" and began and ended:
+            made["others"] = others(began, ended)
         made |= found if step != "build" else {"tensorrt": found.get("error", found.get("tensorrt"))}
         if "error" in made:
             break
@@ -150,6 +156,23 @@ def row(args: argparse.Namespace, name: str, variant: str, root: Path) -> dict[s
         for path in folder.rglob("*.onnx"):
             path.unlink()
     return made
+
+
+def busy() -> tuple[float, float, float] | None:
+    """Seconds of the clock, of all cores while busy, and of this process's children; None where no one says."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return None
+    user, nice, system, _idle, _wait, irq, softirq, steal = map(int, stat.read_text().split()[1:9])
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    all_cores = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    return time.perf_counter(), all_cores, used.ru_utime + used.ru_stime
+
+
+def others(began: tuple[float, float, float], ended: tuple[float, float, float]) -> float:
+    """How many cores, on average, worked on something else between two readings of `busy`."""
+    seconds, all_cores, own = (after - before for before, after in zip(began, ended, strict=True))
+    return max(0.0, all_cores - own) / max(seconds, 1e-9)
 
 
 def spawn(args: argparse.Namespace, python: Path, task: dict[str, Any]) -> dict[str, Any]:
@@ -308,8 +331,6 @@ def versions(maker: str) -> dict[str, str]:
 
 
 def machine() -> str:
-    import os
-
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -24,10 +24,13 @@ no option for.
 LEGEND = """Columns: the score on the task; SQNR of the first output against FP32's, in dB, and the mean cosine of each
 sample's. *int8 or fp16*: for INT8, how many of the operators that multiply (Conv, ConvTranspose, Gemm, MatMul) read two
 dequantized operands; for FP16, how many of the computing nodes compute in it. *TensorRT*: its parser and builder take
-it, strongly typed. *calibrate*: seconds from the first sample to the last scale, for trtopt those of the whole stage
-with all that is loaded once, and in FP32's row those of bare inference over the same samples. *total*: all stages.
-*peak*: of the process that made it, in MB.
+it, strongly typed. *calibrate*: seconds from the first sample to the last scale, for trtopt those of its stages
+equalize and calibrate with all that is loaded once, and in FP32's row those of bare inference over the same samples.
+*total*: all stages. *peak*: of the process that made it, in MB.
 """
+
+QUIET = 0.1
+"""Times are compared where no more than this many cores worked on something else while either was measured."""
 
 COLUMNS = ("", "task", "SQNR dB", "cosine", "int8 or fp16", "TensorRT", "calibrate s", "total s", "peak MB")
 
@@ -52,7 +55,7 @@ def summary(models: Mapping[str, Any], titles: Mapping[str, str]) -> str:
         "operators in INT8: trtopt",
         "that peer",
         "calibration / bare inference",
-        "slower peer's entropy / trtopt's stage",
+        "slower peer's entropy / trtopt",
         "FP16: trtopt",
         "AutoCast",
         "nodes in FP16",
@@ -63,7 +66,9 @@ def summary(models: Mapping[str, Any], titles: Mapping[str, str]) -> str:
         ours, half = rows.get("trtopt:int8", {}), rows.get("trtopt:fp16", {})
         peers = {key: row for key, row in rows.items() if key.startswith(("ort:", "modelopt:int8:")) and "task" in row}
         slowest = max(
-            (row["calibrate"] for key, row in peers.items() if "ntropy" in key and row.get("calibrate")), default=None
+            (row for key, row in peers.items() if "ntropy" in key and row.get("calibrate")),
+            key=lambda row: float(row["calibrate"]),
+            default={},
         )
         body.append(
             (
@@ -76,8 +81,8 @@ def summary(models: Mapping[str, Any], titles: Mapping[str, str]) -> str:
                 best(peers, titles, "sqnr", 1),
                 _operators(ours),
                 _operators(max(peers.values(), key=lambda row: row["sqnr"], default={})),
-                _ratio(ours.get("samples"), rows["fp32"].get("samples")),
-                _ratio(slowest, ours.get("calibrate")),
+                _ratio(ours, rows["fp32"], "samples"),
+                _ratio(slowest, ours, "calibrate"),
                 number(half.get("task"), 2),
                 number(rows.get("modelopt:fp16", {}).get("task"), 2),
                 share(half.get("typed")),
@@ -86,7 +91,8 @@ def summary(models: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     note = (
         "Bold: at least as good as every variant of onnxruntime and ModelOpt on that measure. Where fewer operators\n"
         "are in INT8, part of a better score is that less was quantized. Calibration against bare inference is at the\n"
-        "pace behind the first sample, without what is loaded once.\n"
+        "pace behind the first sample, without what is loaded once. Times are compared only where both were measured\n"
+        f"while other work took no more than {QUIET} cores of the machine.\n"
     )
     return table(head, body) + "\n" + note
 
@@ -98,9 +104,10 @@ def section(name: str, model: Mapping[str, Any], titles: Mapping[str, str]) -> s
     versions = ", ".join(f"{key} {value}" for key, value in model["versions"].items())
     body = [[title, *cells(key, rows[key])] for key, title in titles.items() if key in rows]
     columns = [model["metric"] if column == "task" else column for column in COLUMNS]
-    how = (
-        f"{model['date']}; {calib} calibration and {evaluated} evaluation samples; {versions}.\n`{model['command']}`\n"
-    )
+    loads = [row["others"] for row in rows.values() if "others" in row]
+    load = f" Other work took {min(loads):.1f} to {max(loads):.1f} cores while these rows were made." if loads else ""
+    how = f"{model['date']}; {calib} calibration and {evaluated} evaluation samples; {versions}.{load}\n"
+    how += f"`{model['command']}`\n"
     return f"### {name}\n\n{table(columns, body)}\n{how}"
 
 
@@ -165,8 +172,11 @@ def _operators(row: Mapping[str, Any]) -> str:
     return f"{row['quantized']}/{row['quantizable']}" if "quantized" in row else ""
 
 
-def _ratio(a: float | None, b: float | None) -> str:
-    return f"{a / b:.2f}" if a is not None and b else ""
+def _ratio(a: Mapping[str, Any], b: Mapping[str, Any], measure: str) -> str:
+    if not a.get(measure) or not b.get(measure):
+        return ""
+    quiet = max(a.get("others", 0.0), b.get("others", 0.0)) <= QUIET
+    return f"{a[measure] / b[measure]:.2f}" if quiet else "not quiet"
 
 
 def _short(text: str, limit: int = 160) -> str:
