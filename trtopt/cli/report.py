@@ -10,12 +10,14 @@ from typing import Annotated
 
 import typer
 
+from trtopt.cli.options import Format, FormatFlag
+
 
 def report(
     run: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)],
-    format: Annotated[str, typer.Option(help="text, json, junit, markdown, github or html.")] = "text",
+    format: FormatFlag = Format.text,
 ) -> None:
-    """Print the report that a run left, in any format: one run, and a summary, a JUnit file and a page of it.
+    """Print the report that a run left, in any format: one run, and an annotation, a summary and a JUnit file of it.
 
     Exits 0 whatever the verdict was: it was given by the exit code of the run. To hold other gates against what was
     measured, use trtopt compare --from.
@@ -37,4 +39,4 @@ def report(
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
         why = "there is none" if missing else "it cannot be read, or another version wrote it"
         raise UsageError(f"no report at {path}", why=why, fix="Name a run directory of this version") from error
-    show(format, found)
+    show(format.value, found)
