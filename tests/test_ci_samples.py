@@ -62,7 +62,7 @@ def accepted(line: str) -> str:
 
 def test_every_command_line_of_the_samples_is_one_that_trtopt_takes() -> None:
     lines = command_lines()
-    # One bench for GitHub, where the action converts; for GitLab and Jenkins each both conversions, a bench, the reports.
+    # One bench for GitHub, where the action converts; for GitLab and Jenkins both conversions, a bench, three reports.
     assert Counter(map(accepted, lines)) == {"convert": 4, "bench": 3, "report": 6}
 
 
