@@ -36,11 +36,10 @@ class HostGpu:
 
     def launch(self, kernel: str, blocks: int, threads: int, *arguments: np.generic) -> None:
         self.launched.append((kernel, blocks, threads))
-        if kernel == "count":
-            count(blocks, *map(int, arguments))
+        count(blocks, *map(int, arguments))
 
 
-def count(blocks: int, table: int, n: int, total: int, share: int, _windows: int, counts: int, tops: int) -> None:
+def count(blocks: int, table: int, n: int, total: int, share: int, counts: int, extents: int) -> None:
     """What the kernel `count` does, block by block."""
     rows = [tuple(map(int, row)) for row in seen(table, n * 5, np.uint64).reshape(n, 5)]
     for block in range(blocks):
@@ -55,8 +54,10 @@ def count(blocks: int, table: int, n: int, total: int, share: int, _windows: int
                 bits = part.view(np.uint32) & 0x7FFFFFFF
                 mine = seen(counts + slot * BINS * 8, BINS, np.uint64)
                 mine += np.bincount(bits >> 14, minlength=BINS).astype(np.uint64)
-                top = seen(tops + slot * 4, 1, np.uint32)
-                top[0] = max(top[0], bits.max())
+                if (bits >> 14).any():
+                    extent = seen(extents + slot * 8, 2, np.uint32)
+                    least = bits[bits >> 14 > 0].min()
+                    extent[:] = np.maximum(extent, [bits.max(), least ^ 0xFFFFFFFF])
 
 
 def seen(address: int, size: int, dtype: Any) -> np.ndarray:

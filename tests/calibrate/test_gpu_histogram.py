@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trtopt.calibrate import gpu_histogram, methods
-from trtopt.calibrate.gpu_histogram import BLOCKS, SMALLEST_SHARE, Counters, pack
-from trtopt.calibrate.histogram import Histogram
+from trtopt.calibrate.gpu_histogram import BLOCKS, SMALLEST_SHARE, THREADS, Counters, pack
+from trtopt.calibrate.histogram import BINS, Histogram
 from trtopt.errors import CalibrationError
 
 
@@ -72,6 +73,14 @@ def test_what_was_cleared_is_not_counted() -> None:
     counters.clear()
     counters.add({"x": Tensor(normal(50))})
     assert_same(counters.histograms()["x"], on_host(normal(50)))
+
+
+@pytest.mark.parametrize("value", [1e-40, 2.0**-135, 1e-37, 3e38])
+def test_the_smallest_and_the_largest_magnitudes_come_back(value: float) -> None:
+    array = np.array([0, value, -value], np.float32)
+    counters = Counters(HostGpu(), ["x"])
+    counters.add({"x": Tensor(array)})
+    assert_same(counters.histograms()["x"], on_host(array))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
@@ -135,7 +144,7 @@ def test_large_tensors_are_spread_over_all_blocks_and_small_ones_over_few() -> N
     for size, blocks in ((100, 1), (SMALLEST_SHARE + 1, 2), (SMALLEST_SHARE * BLOCKS * 2, BLOCKS)):
         gpu = HostGpu()
         Counters(gpu, ["x"]).add({"x": Tensor(np.zeros(size, np.float32))})
-        assert gpu.launched == [("aim", 1, 256), ("count", blocks, 512)]
+        assert gpu.launched == [("count", blocks, THREADS)]
 
 
 def test_a_histogram_of_counts_merges_like_any_other() -> None:
@@ -146,6 +155,14 @@ def test_a_histogram_of_counts_merges_like_any_other() -> None:
     made = counters.histograms()["x"]
     made.merge(part)
     assert_same(made, whole)
+
+
+def test_the_kernel_is_written_for_the_numbers_that_it_is_launched_with() -> None:
+    source = files("trtopt.calibrate").joinpath("gpu_histogram.cu").read_text()
+    assert f"#define THREADS {THREADS}\n" in source
+    assert "#define SHIFT 14\n" in source
+    assert BINS == 1 << (31 - 14)
+    assert "tensor.slot << 17" in source
 
 
 def test_counting_on_the_gpu_is_no_method() -> None:

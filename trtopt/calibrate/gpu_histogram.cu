@@ -1,18 +1,20 @@
 // Counts |x| of many tensors at once, in the 2**17 bins of histogram.py: the top 17 bits of the float32 magnitude.
 //
 // A block takes an equal share of all elements, whichever tensors it falls in, and counts in shared memory. Bins of 24
-// powers of two fit there, 512 each: `aim` looks at a sample of each tensor for the 24 that hold most of it. What lies
+// powers of two fit there, 512 each: it looks at a few of its numbers for the 24 that hold most of them. What lies
 // outside is counted in the tensor's bins in global memory at once. Zeros, which a ReLU makes many of, would all wait for
 // one bin: each thread counts its own in a register. For compute capability 7.0 and later.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
+#define THREADS 512
 #define POWERS 24
 #define BINS_OF_A_POWER 512
 #define WINDOW (POWERS * BINS_OF_A_POWER)  // 48 KB, which every GPU gives a block
 #define SHIFT 14
-#define SAMPLE 4096
+#define MAGNITUDE 0x7fffffffu
+#define WARP 0xffffffffu
 
 enum Type { FLOAT32, FLOAT16, FLOAT64 };
 
@@ -22,6 +24,11 @@ struct Tensor {  // as gpu_histogram.py packs it: five 64-bit words
   u64 first;  // its place among all elements, a multiple of 4
   u64 type;
   u64 slot;  // which histogram it is counted in
+};
+
+struct Extent {  // of what a histogram counted; all zero: nothing but zeros
+  u32 top;         // bits of the largest magnitude
+  u32 complement;  // ~ bits of the smallest one that is not in bin 0
 };
 
 __device__ u32 magnitude(const Tensor& tensor, u64 i) {
@@ -35,63 +42,73 @@ __device__ u32 magnitude(const Tensor& tensor, u64 i) {
   } else {
     bits = __float_as_uint(__double2float_rn(reinterpret_cast<const double*>(tensor.address)[i]));
   }
-  return bits & 0x7fffffffu;
+  return bits & MAGNITUDE;
 }
 
-// One block of 256 threads for each tensor: windows[slot] is the lowest of the powers of two that shared memory holds.
-extern "C" __global__ void aim(const Tensor* tensors, u32* windows) {
-  __shared__ u32 seen[256];
-  __shared__ u32 best;
-  const Tensor tensor = tensors[blockIdx.x];
-  seen[threadIdx.x] = 0;
-  if (threadIdx.x == 0) best = 0;
+// The lowest of the `POWERS` powers of two that hold most of the elements from `low` to `high`, judged by one for each
+// thread. `scratch` is shared memory for 257 counters.
+__device__ u32 aim(const Tensor& tensor, u64 low, u64 high, u32* scratch) {
+  u32* best = scratch + 256;
+  if (threadIdx.x <= 256) scratch[threadIdx.x] = 0;
   __syncthreads();
-  const u64 stride = tensor.size / SAMPLE + 1;
-  for (u64 i = threadIdx.x; i * stride < tensor.size; i += blockDim.x) {
-    // Not at even distances, which may be those of the channels.
-    const u64 place = i * stride + (i * 2654435761u) % stride;
-    const u32 found = place < tensor.size ? magnitude(tensor, place) : 0;
-    if (found >> SHIFT) atomicAdd(&seen[found >> 23], 1u);
+  const u64 stride = (high - low) / THREADS + 1;
+  // Not at even distances, which may be those of the channels.
+  const u64 place = low + threadIdx.x * stride + threadIdx.x * 2654435761ull % stride;
+  if (place < high) {
+    const u32 found = magnitude(tensor, place);
+    if (found >> SHIFT) atomicAdd(&scratch[found >> 23], 1u);
   }
   __syncthreads();
-  u32 held = 0;
-  for (u32 power = threadIdx.x; power < threadIdx.x + POWERS && power < 256; ++power) held += seen[power];
-  // The count above, the start below (the lowest wins a tie): one maximum finds both.
-  if (threadIdx.x <= 256 - POWERS) atomicMax(&best, held << 8 | (255 - threadIdx.x));
+  if (threadIdx.x <= 256 - POWERS) {
+    u32 held = 0;
+    for (u32 power = 0; power < POWERS; ++power) held += scratch[threadIdx.x + power];
+    // The count above, the start below (the lowest wins a tie): one maximum finds both.
+    atomicMax(best, held << 8 | (255 - threadIdx.x));
+  }
   __syncthreads();
-  if (threadIdx.x == 0) windows[tensor.slot] = 255 - (best & 255);
+  const u32 start = 255 - (*best & 255);
+  __syncthreads();
+  return start;
 }
 
-// Adds to counts[slot][2**17] and raises tops[slot], the largest magnitude's bits. `n` tensors have `total` elements, each
-// size rounded up to a multiple of 4. Block b counts those from b * share to (b + 1) * share, a multiple of 4, too.
-extern "C" __global__ void __launch_bounds__(512) count(const Tensor* tensors, u32 n, u64 total, u64 share,
-                                                        const u32* windows, u64* counts, u32* tops) {
+// Adds to counts[slot][2**17] and widens extents[slot]. `n` tensors have `total` elements, each size rounded up to a
+// multiple of 4. Block b counts those from b * share to (b + 1) * share, a multiple of 4, too.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    count(const Tensor* tensors, u32 n, u64 total, u64 share, u64* counts, Extent* extents) {
   __shared__ u32 bins[WINDOW];
   u64 at = blockIdx.x * share;
   const u64 end = at + share < total ? at + share : total;
   u32 t = 0;
   for (u32 beyond = n; beyond - t > 1;) {  // the last tensor that begins at `at` or before
     const u32 middle = (t + beyond) / 2;
-    if (tensors[middle].first <= at) t = middle; else beyond = middle;
+    if (tensors[middle].first <= at) {
+      t = middle;
+    } else {
+      beyond = middle;
+    }
   }
   for (; at < end; ++t) {
     const Tensor tensor = tensors[t];
     const u64 low = at - tensor.first;
+    const u64 high = end - tensor.first < tensor.size ? end - tensor.first : tensor.size;
     at = tensor.first + (tensor.size + 3) / 4 * 4;  // where the next tensor begins
-    const u64 high = at < end ? tensor.size : (end - tensor.first < tensor.size ? end - tensor.first : tensor.size);
-    const u32 base = windows[tensor.slot] * BINS_OF_A_POWER;
+    const u32 base = aim(tensor, low, high, bins) * BINS_OF_A_POWER;
     u64* mine = counts + (tensor.slot << 17);
-    u32 zeros = 0, top = 0;
+    u32 zeros = 0, top = 0, least = MAGNITUDE;
 
-    for (u32 i = threadIdx.x; i < WINDOW; i += blockDim.x) bins[i] = 0;
+    for (u32 i = threadIdx.x; i < WINDOW; i += THREADS) bins[i] = 0;
     __syncthreads();
 
-    const auto put = [&](u32 bits) {
-      const u32 bin = (bits & 0x7fffffffu) >> SHIFT;
-      top = max(top, bits & 0x7fffffffu);
+    const auto put = [&](u32 word) {
+      const u32 bits = word & MAGNITUDE;
+      const u32 bin = bits >> SHIFT;
       if (bin == 0) {
         ++zeros;
-      } else if (bin - base < WINDOW) {
+        return;
+      }
+      top = max(top, bits);
+      least = min(least, bits);
+      if (bin - base < WINDOW) {
         atomicAdd(&bins[bin - base], 1u);
       } else {
         // Lanes with the same bin add once: a tensor of two values far apart would wait for one address otherwise.
@@ -99,14 +116,14 @@ extern "C" __global__ void __launch_bounds__(512) count(const Tensor* tensors, u
         if (threadIdx.x % 32 == __ffs(alike) - 1) atomicAdd(&mine[bin], static_cast<u64>(__popc(alike)));
       }
     };
-    u64 next = low;
+    u64 rest = low;
     if (tensor.type == FLOAT32 && tensor.address % 16 == 0) {
       const uint4* fours = reinterpret_cast<const uint4*>(tensor.address);
       const u64 stop = high / 4;
       u64 i = low / 4 + threadIdx.x;
-      for (; i + blockDim.x < stop; i += 2 * blockDim.x) {
+      for (; i + THREADS < stop; i += 2 * THREADS) {
         // Two loads under way at once, past the cache: nothing is read twice.
-        const uint4 v = __ldcs(&fours[i]), w = __ldcs(&fours[i + blockDim.x]);
+        const uint4 v = __ldcs(&fours[i]), w = __ldcs(&fours[i + THREADS]);
         put(v.x), put(v.y), put(v.z), put(v.w);
         put(w.x), put(w.y), put(w.z), put(w.w);
       }
@@ -114,20 +131,24 @@ extern "C" __global__ void __launch_bounds__(512) count(const Tensor* tensors, u
         const uint4 v = __ldcs(&fours[i]);
         put(v.x), put(v.y), put(v.z), put(v.w);
       }
-      next = stop * 4;
+      rest = stop * 4;
     }
-    for (u64 i = next + threadIdx.x; i < high; i += blockDim.x) put(magnitude(tensor, i));
+    for (u64 i = rest + threadIdx.x; i < high; i += THREADS) put(magnitude(tensor, i));
 
     for (int lane = 16; lane; lane /= 2) {
-      zeros += __shfl_down_sync(0xffffffffu, zeros, lane);
-      top = max(top, __shfl_down_sync(0xffffffffu, top, lane));
+      zeros += __shfl_down_sync(WARP, zeros, lane);
+      top = max(top, __shfl_down_sync(WARP, top, lane));
+      least = min(least, __shfl_down_sync(WARP, least, lane));
     }
     if (threadIdx.x % 32 == 0) {
       if (zeros) atomicAdd(mine, static_cast<u64>(zeros));
-      if (top) atomicMax(&tops[tensor.slot], top);
+      if (top) {
+        atomicMax(&extents[tensor.slot].top, top);
+        atomicMax(&extents[tensor.slot].complement, ~least);
+      }
     }
     __syncthreads();
-    for (u32 i = threadIdx.x; i < WINDOW; i += blockDim.x) {
+    for (u32 i = threadIdx.x; i < WINDOW; i += THREADS) {
       if (bins[i]) atomicAdd(&mine[base + i], static_cast<u64>(bins[i]));
     }
     __syncthreads();

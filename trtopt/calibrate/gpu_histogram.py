@@ -21,9 +21,13 @@ from trtopt.errors import CalibrationError
 
 BLOCKS = 1024
 """A few for each multiprocessor of the largest GPUs; smaller ones work them off in turns."""
+THREADS = 512
+"""Of a block, as the kernel's source has it."""
 SMALLEST_SHARE = 1 << 14
 """Elements of a block at least: clearing and emptying its bins must cost less than counting."""
 
+_SHIFT = 14
+"""A magnitude's bits without these, its lowest, are its bin."""
 _TYPES = {"float32": 0, "float16": 1, "float64": 2}
 """As the enumeration `Type` in the kernel's source."""
 
@@ -85,11 +89,11 @@ class Counters:
         self._gpu = gpu
         self._slots = {name: slot for slot, name in enumerate(dict.fromkeys(names))}
         source = files("trtopt.calibrate").joinpath("gpu_histogram.cu").read_text(encoding="utf-8")
-        self._aim, self._count = (gpu.compile(source, name) for name in ("aim", "count"))
+        self._kernel = gpu.compile(source, "count")
+        self._totals = dict.fromkeys(self._slots, 0)
         slots = max(len(self._slots), 1)
         self._counts = gpu.allocate(slots * BINS * 8)
-        self._tops = gpu.allocate(slots * 4)
-        self._windows = gpu.allocate(slots * 4)
+        self._extents = gpu.allocate(slots * 2 * 4)
         self._table = gpu.allocate(slots * 5 * 8)
 
     def add(self, tensors: Mapping[str, GpuTensor]) -> dict[str, float]:
@@ -105,44 +109,51 @@ class Counters:
         if total:
             share = max(math.ceil(total / BLOCKS / 4) * 4, SMALLEST_SHARE)
             self._gpu.upload(self._table, table)
-            rows, windows = np.uint64(self._table), np.uint64(self._windows)
-            self._gpu.launch(self._aim, len(table), 256, rows, windows)
             self._gpu.launch(
-                self._count,
+                self._kernel,
                 math.ceil(total / share),
-                512,
-                rows,
+                THREADS,
+                np.uint64(self._table),
                 np.uint32(len(table)),
                 np.uint64(total),
                 np.uint64(share),
-                windows,
                 np.uint64(self._counts),
-                np.uint64(self._tops),
+                np.uint64(self._extents),
             )
-        tops = self._read_tops().view(np.float32)
+            for name, tensor in tensors.items():
+                self._totals[name] += math.prod(tensor.shape)
+        tops = self._read_extents()[:, 0].copy().view(np.float32)
         return {name: float(tops[self._slots[name]]) for name in tensors}
 
     def clear(self) -> None:
         """Forget what was counted."""
         slots = max(len(self._slots), 1)
         self._gpu.clear(self._counts, slots * BINS * 8)
-        self._gpu.clear(self._tops, slots * 4)
+        self._gpu.clear(self._extents, slots * 2 * 4)
+        self._totals = dict.fromkeys(self._slots, 0)
 
     def histograms(self) -> dict[str, Histogram]:
-        """Copy what was counted to the host."""
-        tops = self._read_tops()
+        """Copy what was counted to the host: bin 0, and those between the smallest and the largest other one."""
+        extents = self._read_extents()
         made = {}
         for name, slot in self._slots.items():
-            counts = np.empty(BINS, np.uint64)
-            self._gpu.download(counts, self._counts + slot * BINS * 8)
-            made[name] = Histogram.of(counts.astype(np.int64), int(tops[slot]))
+            top, complement = map(int, extents[slot])
+            counts = np.zeros(BINS, np.int64)
+            parts = [counts[:1]]
+            if top:
+                parts.append(counts[(complement ^ 0xFFFFFFFF) >> _SHIFT : (top >> _SHIFT) + 1])
+            for part in parts:
+                start = (part.ctypes.data - counts.ctypes.data) // 8
+                self._gpu.download(part, self._counts + (slot * BINS + start) * 8)
+            made[name] = Histogram.of(counts, top, self._totals[name])
         return made
 
-    def _read_tops(self) -> npt.NDArray[np.uint32]:
-        tops = np.zeros(len(self._slots), np.uint32)
-        if tops.size:
-            self._gpu.download(tops, self._tops)
-        return tops
+    def _read_extents(self) -> npt.NDArray[np.uint32]:
+        """For each slot the bits of the largest magnitude, and the complement of those of the smallest."""
+        extents = np.zeros((len(self._slots), 2), np.uint32)
+        if extents.size:
+            self._gpu.download(extents, self._extents)
+        return extents
 
 
 def pack(tensors: Mapping[str, GpuTensor], slots: Mapping[str, int]) -> tuple[npt.NDArray[np.uint64], int]:

@@ -49,11 +49,12 @@ class Histogram:
         self.total = 0
 
     @classmethod
-    def of(cls, counts: npt.NDArray[np.int64], top: int) -> Histogram:
-        """A histogram of what was counted elsewhere: int64 [2**17], and the bits of the largest float32 magnitude."""
+    def of(cls, counts: npt.NDArray[np.int64], top: int, total: int) -> Histogram:
+        """A histogram of what was counted elsewhere: `counts` [2**17], which it keeps, the bits of the largest
+        magnitude, and how many elements there were.
+        """
         made = cls()
-        made._totals += counts
-        made._top, made.total = top, int(counts.sum())
+        made._totals, made._top, made.total = counts, top, total
         return made
 
     def add(self, array: npt.NDArray[np.generic]) -> None:

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Everything that needs an NVIDIA GPU, in one go: tests, then measurements of ResNet-50 as tables.
+#
+#   PYTHON=python3 bench/gpu.sh [FOLDER]
+#
+# It needs what `pip install '.[gpu,dev]'` brings, and the CUDA and cuDNN libraries that onnxruntime-gpu asks for.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit
+python=${PYTHON:-python3}
+folder=${1:-$(mktemp -d)}
+failed=()
+
+part() {
+  echo; echo "== $* =="
+  "$@" || failed+=("$*")
+}
+
+part "$python" -m pytest -q -m gpu
+part "$python" bench/gpu.py models "$folder"
+part "$python" bench/gpu.py bare "$folder"
+part "$python" bench/gpu.py calibration "$folder"
+part "$python" bench/gpu.py agreement "$folder"
+
+if ((${#failed[@]})); then
+  printf 'failed: %s\n' "${failed[@]}"
+  exit 1
+fi

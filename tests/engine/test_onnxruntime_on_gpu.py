@@ -1,0 +1,168 @@
+"""onnxruntime's CUDA provider: the CPU's results, memory that is told when it is exhausted and that does not leak."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from trtopt.calibrate.observe import observe, tap
+from trtopt.data.dataset import Dataset
+from trtopt.engine.binding import DeviceTensor
+from trtopt.engine.cuda import Device, open_device
+from trtopt.engine.observing import observe_where_it_runs
+from trtopt.engine.onnxruntime import CudaOptions, open_runner
+from trtopt.errors import EnvironmentUnableError, ModelError, OutOfMemoryError
+from trtopt.events import Event, Warned, silent
+from trtopt.export.onnx import describe
+
+pytestmark = pytest.mark.gpu
+RANDOM = np.random.default_rng(0)
+X = RANDOM.standard_normal((8, 16, 32, 32), np.float32)
+
+
+@pytest.fixture
+def device() -> Iterator[Device]:
+    with open_device() as opened:
+        yield opened
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Two convolutions with ReLU, whose weights are no multiples of what TF32 can hold."""
+    weights = [RANDOM.standard_normal((16, 16, 3, 3), np.float32) / 12 for _ in range(2)]
+    nodes, x = [], "x"
+    for i in range(2):
+        nodes.append(helper.make_node("Conv", [x, f"w{i}"], [f"c{i}"], pads=[1] * 4))
+        nodes.append(helper.make_node("Relu", [f"c{i}"], [f"r{i}"]))
+        x = f"r{i}"
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 16, "h", "w"])],
+        [helper.make_tensor_value_info("r1", TensorProto.FLOAT, ["n", 16, "h", "w"])],
+        [numpy_helper.from_array(w, f"w{i}") for i, w in enumerate(weights)],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    return tmp_path / "m.onnx"
+
+
+def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+
+
+@pytest.mark.parametrize("nhwc", [None, False, True])
+def test_fp32_is_fp32_and_not_tf32(path: Path, nhwc: bool | None) -> None:
+    runner = open_runner(path, device="cuda", cuda=CudaOptions(nhwc=nhwc))
+    assert runner.where.endswith("CUDA, TF32 off")
+    assert relative_error(runner.run({"x": X})["r1"], open_runner(path).run({"x": X})["r1"]) < 1e-5
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_tf32_is_used_when_it_is_asked_for_and_said(tmp_path: Path, tf32: bool) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[n, k] a, float[k, m] b) => (float[n, m] y) { y = MatMul(a, b) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    a, b = RANDOM.standard_normal((2, 512, 512), np.float32)
+    runner = open_runner(tmp_path / "m.onnx", device="cuda", cuda=CudaOptions(tf32=tf32))
+    assert runner.where.endswith(f"CUDA, TF32 {'on' if tf32 else 'off'}")
+    error = relative_error(runner.run({"a": a, "b": b})["y"], np.float64(a) @ np.float64(b))
+    assert 1e-4 < error < 1e-3 if tf32 else error < 1e-5
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_bound_run_gives_what_a_plain_one_gives(path: Path, graphs: bool) -> None:
+    runner = open_runner(path, device="cuda", cuda=CudaOptions(graphs=graphs))
+    wanted = open_runner(path).run({"x": X})["r1"], open_runner(path).run({"x": X[:2] * 3})["r1"]
+    first, second = runner.bind({"x": np.zeros_like(X)}), runner.bind({"x": X[:2]})
+    for _ in range(3):
+        first.copy_in({"x": X})
+        first.run()
+        second.copy_in({"x": X[:2] * 3})
+        second.run()
+        assert relative_error(first.copy_out()["r1"], wanted[0]) < 1e-5
+        assert relative_error(second.copy_out()["r1"], wanted[1]) < 1e-5
+
+
+def test_inputs_and_outputs_stay_on_the_device(path: Path, device: Device) -> None:
+    buffer, stream = device.allocate(2 * X.nbytes), device.stream()
+    stream.to_device(buffer, np.stack([X, X * 2]))
+    stream.synchronize()
+    here = DeviceTensor(buffer.pointer, X.shape, "float32")
+    bound = open_runner(path, device="cuda").bind({"x": here})
+    bound.read_from({"x": replace(here, pointer=buffer.pointer + X.nbytes)})
+    bound.run()
+    found = np.empty(bound.tensors["r1"].shape, np.float32)
+    stream.to_host(found, bound.tensors["r1"].pointer)
+    stream.synchronize()
+    assert relative_error(found, open_runner(path).run({"x": X * 2})["r1"]) < 1e-5
+
+
+def test_exhausted_memory_is_told_and_a_smaller_batch_still_runs(path: Path) -> None:
+    runner = open_runner(path, device="cuda", cuda=CudaOptions(memory_limit=256 << 20))
+    huge = np.zeros((1024, 16, 64, 64), np.float32)
+    for run in (runner.run, runner.bind):
+        with pytest.raises(OutOfMemoryError, match="memory is exhausted on x"):
+            run({"x": huge})
+    assert np.isfinite(runner.run({"x": X})["r1"]).all()
+
+
+def test_a_model_that_the_memory_does_not_hold_is_told(path: Path) -> None:
+    with pytest.raises(OutOfMemoryError, match=r"memory does not hold m\.onnx"):
+        open_runner(path, device="cuda", cuda=CudaOptions(memory_limit=4096))
+
+
+def test_a_gpu_that_is_not_there_is_named(path: Path) -> None:
+    with pytest.raises(EnvironmentUnableError, match="no working CUDA provider"):
+        open_runner(path, device="cuda:99")
+
+
+def test_what_is_no_model_is_a_model_error_on_the_gpu_too(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"no model")
+    with pytest.raises(ModelError, match=r"m\.onnx"):
+        open_runner(tmp_path / "m.onnx", device="cuda")
+
+
+def test_calibration_on_the_gpu_sees_what_the_cpu_sees(path: Path, tmp_path: Path) -> None:
+    tap(describe(path), ["r0", "r1"], tmp_path / "tapped.onnx")
+    data = Dataset(
+        source="random", digest="", ids=tuple(map(str, range(8))), load=lambda i: {"x": X[i : i + 1]}, batched=True
+    )
+    events: list[Event] = []
+    names = ["x", "r0", "r1"]
+    runner = open_runner(tmp_path / "tapped.onnx", device="cuda")
+    found = observe_where_it_runs(runner, names, data, stage="calibrate", emit=events.append)
+    wanted = observe(open_runner(tmp_path / "tapped.onnx").run, names, data, stage="calibrate", emit=silent)
+    assert not [event for event in events if isinstance(event, Warned)]
+    assert found["x"].counts()[1].tolist() == wanted["x"].counts()[1].tolist()
+    for name in names:
+        assert found[name].total == wanted[name].total
+        assert found[name].amax == pytest.approx(wanted[name].amax, rel=1e-4)
+        assert found[name].quantile(0.99) == pytest.approx(wanted[name].quantile(0.99), rel=1e-3)
+
+
+def test_a_thousand_sessions_leave_no_memory_behind(path: Path, device: Device) -> None:
+    def cycle() -> None:
+        runner = open_runner(path, device="cuda")
+        bound = runner.bind({"x": X})
+        bound.run()
+        bound.copy_out()
+
+    def used() -> tuple[int, int]:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return device.info.total_bytes - device.free_bytes(), pages * os.sysconf("SC_PAGE_SIZE")
+
+    for _ in range(100):  # libraries load, pools fill
+        cycle()
+    before = used()
+    for _ in range(1000):
+        cycle()
+    after = used()
+    assert after[0] - before[0] <= 16 << 20, "GPU memory grew"
+    assert after[1] - before[1] <= 64 << 20, "host memory grew"
