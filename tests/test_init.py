@@ -103,7 +103,7 @@ def test_each_output_gets_a_gate_of_its_kind(cli: Cli) -> None:
         {
             "class_scores": (TensorProto.FLOAT, ("n", 10)),
             "embedding": (TensorProto.FLOAT, ("n", 64)),
-            "boxes": (TensorProto.INT64, ("n", 100, 4)),
+            "tokens": (TensorProto.INT64, ("n", 100)),
         }
     )
     assert cli("init", model).code == 0
@@ -111,8 +111,15 @@ def test_each_output_gets_a_gate_of_its_kind(cli: Cli) -> None:
     assert [(gate.output, gate.metric) for gate in gates] == [
         ("class_scores_out", "top1"),
         ("embedding_out", "cosine"),
-        ("boxes_out", "equal"),
+        ("tokens_out", "equal"),
     ]
+
+
+def test_outputs_that_are_read_together_are_left_to_the_defaults(cli: Cli) -> None:
+    model = net({"boxes": (TensorProto.FLOAT, ("n", 100, 4)), "scores": (TensorProto.FLOAT, ("n", 100))})
+    assert cli("init", model).code == 0
+    assert "gate" not in written(cli)
+    assert '# gate = "matched=99%"' in Path("trtopt.toml").read_text()
 
 
 def test_names_that_would_break_the_file_do_not(cli: Cli) -> None:

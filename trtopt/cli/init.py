@@ -117,7 +117,7 @@ def settings(source: Source) -> str:
         recipe=_recipe(found.inputs),
         shape=_shape(found.inputs),
         reasons=reasons,
-        gate=f"gate = {_quoted(gate)}",
+        gate=f"gate = {_quoted(gate)}" if gate else '# gate = "matched=99%"',
         name=model,
     )
 
@@ -183,11 +183,16 @@ shape = [{lines}
 
 
 def _gate(outputs: Sequence[TensorSpec]) -> tuple[str, str]:
-    """Gates for all outputs, and a comment with the reason of each."""
+    """Gates for all outputs, and a comment with the reason of each; no gates where several outputs are read as one."""
     from trtopt.compare.gate import DEFAULTS, parse_gates
     from trtopt.errors import UsageError
     from trtopt.report.words import plain
 
+    if any(re.search("box|detect", spec.name.lower()) for spec in outputs):
+        return (
+            "",
+            "# These look like detections: boxes are matched with those of FP32, and matched is the share found again.",
+        )
     gates, reasons = [], []
     for spec in outputs:
         kind, reason = _kind(spec)
@@ -211,4 +216,5 @@ def _kind(spec: TensorSpec) -> tuple[str, str]:
     if vector and re.search("logit|score|prob|class|softmax", spec.name.lower()):
         return "scores", "class scores: top1 is the largest drop of accuracy (without labels: of agreement), in points."
     hint = " For class scores: top1=1%, the largest drop." if vector else ""
+    hint = " For a segmentation: miou=99%." if len(spec.shape) == 4 else hint
     return "values", f"cosine is the least similarity with FP32, 1 being identical.{hint}"
