@@ -17,8 +17,10 @@ from trtopt.compare.kinds.outputs import Outputs, joined
 from trtopt.errors import ModelError, UsageError
 from trtopt.types import OutputDrift
 
-_GATHERED = 1 << 15
-"""Small outputs are measured many batches at a time, up to so many values: numpy takes no longer for them than for one.
+_GATHERED_VALUES = 1 << 15
+_GATHERED_SAMPLES = 256
+"""Small outputs are measured many batches at a time: numpy takes little longer for them than for one. More at a time
+would only take more memory.
 """
 
 Layout = list[tuple[str, object, tuple[int, ...]]]
@@ -37,7 +39,7 @@ class Metrics:
         self._kinds = [module for module in map(kind, kinds()) if module.PLAIN or not plain]
         self._gathered: list[Outputs] = []
         self._gathered_layout: Layout | None = None
-        self._size = 0
+        self._gathered_values = self._gathered_samples = 0
         self._readers: dict[str, list[Reader]] = {}
         self._errors: dict[str, ModelError] = {}
 
@@ -60,9 +62,11 @@ class Metrics:
             self._flush()
         self._gathered.append(batch)
         self._gathered_layout = layout
-        self._size += sum(array.size for array in batch.reference.values())
+        self._gathered_values += sum(array.size for array in batch.reference.values())
+        self._gathered_samples += len(batch.indices)
+        full = self._gathered_values >= _GATHERED_VALUES or self._gathered_samples >= _GATHERED_SAMPLES
         # The first batch is not kept waiting: what is wrong from the start is said at once.
-        if layout is None or self._size >= _GATHERED or not self._readers:
+        if full or layout is None or not self._readers:
             self._flush()
 
     def drifts(self, ids: Sequence[str]) -> tuple[OutputDrift, ...]:
@@ -97,7 +101,7 @@ class Metrics:
         if not self._gathered:
             return
         batch = joined(self._gathered)
-        self._gathered, self._size = [], 0
+        self._gathered, self._gathered_values, self._gathered_samples = [], 0, 0
         if not self._readers:
             self._readers = self._opened(batch)
         for name, readers in self._readers.items():
