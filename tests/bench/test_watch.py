@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -126,11 +128,11 @@ def test_one_reading_as_text_has_a_dash_for_what_a_gpu_does_not_say(
     cli: Callable[..., Done], use_nvml: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_nvml()
-    monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.setenv("COLUMNS", "80")
     done = cli("watch", "--once")
     first, second = (" ".join(line.split()) for line in done.out.splitlines()[1:3])
-    assert first == "0 NVIDIA H200 4,096 / 147,456 MiB 87 % 41 °C 312 / 700 W 1,980 MHz 3,201 MHz"
-    assert second == '1 Odd "GPU" 4,096 / 147,456 MiB – 41 °C – 1,980 MHz 3,201 MHz'
+    assert first == "0 NVIDIA H200 4.0 / 144.0 GiB 87 % 41 °C 312 / 700 W 1,980 / 3,201 MHz"
+    assert second == '1 Odd "GPU" 4.0 / 144.0 GiB – 41 °C – 1,980 / 3,201 MHz'
 
 
 def test_the_batch_that_fits_now_stands_below_the_table(
@@ -355,6 +357,30 @@ def test_flags_that_cannot_be_meant_are_refused(cli: Callable[..., Done], flags:
     done = cli("watch", *flags)
     assert done.code == EXIT_ERROR
     assert said in done.err
+
+
+def test_on_a_terminal_one_table_changes_in_its_place_and_ctrl_c_gives_the_terminal_back(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(write_nvml(tmp_path)), "TERM": "xterm", "COLUMNS": "100"}
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "trtopt", "watch", "--interval", "0.1"]
+    watching = subprocess.Popen(command, env=environment, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE)
+    os.close(theirs)
+    seen = b""
+    try:
+        while seen.count(b"NVIDIA H200") < 3:
+            seen += os.read(ours, 4096)
+        watching.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # how Linux says that the other end was closed
+            while more := os.read(ours, 4096):
+                seen += more
+        _, err = watching.communicate(timeout=20)
+    finally:
+        watching.kill()
+        os.close(ours)
+    assert watching.returncode == EXIT_INTERRUPTED
+    assert err == b""
+    assert b"\x1b[1A" in seen  # back up over the table before
+    assert seen.rindex(b"\x1b[?25h") > seen.rindex(b"\x1b[?25l")  # the cursor is shown again
 
 
 def test_a_live_watch_serves_while_it_prints_and_ctrl_c_ends_it_with_130_and_no_word(tmp_path: Path) -> None:

@@ -49,6 +49,18 @@ def test_a_driver_too_old_for_cuda_python_is_named_with_both_versions(monkeypatc
     assert f"'cuda-python<{wanted}'" in found.value.fix
 
 
+@with_cuda_python
+def test_without_nvrtc_a_kernel_cannot_be_compiled_and_its_package_is_named() -> None:
+    module = importlib.import_module("trtopt.engine.cuda_python")
+    try:
+        importlib.import_module("cuda.bindings.nvrtc").nvrtcVersion()
+    except RuntimeError:
+        with pytest.raises(MissingDependencyError, match=r"NVRTC cannot be loaded.*cuda-python\[all\]"):
+            module.compile("", (9, 0), ())
+    else:
+        pytest.skip("there is NVRTC")
+
+
 @pytest.mark.parametrize("package", [name for name in PACKAGES if not has(name.replace("-python", ".bindings"))])
 def test_a_package_that_is_not_installed_is_named_with_the_command_that_installs_it(package: str) -> None:
     with pytest.raises(MissingDependencyError, match="pip install 'trtopt"):

@@ -166,6 +166,8 @@ def test_as_many_runs_are_in_flight_as_there_are_streams_and_come_back_in_order(
         assert runner.in_flight == 3
         with pytest.raises(RuntimeError, match="collect a result first"):
             runner.submit(sample())
+        with pytest.raises(RuntimeError, match="collect their results first"):
+            runner.run(sample())
         for start in (0, 100, 200):
             np.testing.assert_array_equal(runner.collect().outputs["y"], sample(start=start)["x"] * 2)
         with pytest.raises(RuntimeError, match="submit one first"):
@@ -290,9 +292,8 @@ def test_memory_is_told_by_what_it_is_for() -> None:
 
 def test_closing_releases_everything_in_the_reverse_order_even_with_a_run_in_flight() -> None:
     runner, _, backend = opened(streams=2)
-    runner.run(sample())
-    runner.run(sample())
-    runner.run(sample())
+    for _ in range(3):
+        runner.run(sample())
     runner.submit(sample())
     runner.close()
     runner.close()

@@ -98,18 +98,18 @@ def _table(seen: Seen) -> Table:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for column in ("GPU", "memory", "busy", "temperature", "power", "clock", "memory clock"):
-        table.add_column(column, justify="left" if column == "GPU" else "right", no_wrap=True)
+    table.add_column("GPU", overflow="fold")
+    for column in ("memory", "busy", "temp", "power", "clocks"):
+        table.add_column(column, justify="right", no_wrap=True)
     for gpu in seen.gpus:
         has = gpu.readings.get
         table.add_row(
             escape(f"{gpu.index} {gpu.name}"),
-            _of(has("memory_used"), has("memory_total"), 2**20, "MiB"),
-            _of(has("utilisation"), None, 0.01, "%"),
-            _of(has("temperature"), None, 1, "°C"),
-            _of(has("power"), has("power_limit"), 1, "W"),
-            _of(has("sm_clock"), None, 1e6, "MHz"),
-            _of(has("memory_clock"), None, 1e6, "MHz"),
+            _of((has("memory_used"), has("memory_total")), 2**30, "GiB", 1),
+            _of((has("utilisation"),), 0.01, "%"),
+            _of((has("temperature"),), 1, "°C"),
+            _of((has("power"), has("power_limit")), 1, "W"),
+            _of((has("sm_clock"), has("memory_clock")), 1e6, "MHz"),
         )
     if seen.fits:
         table.caption = "\n".join(f"GPU {fit.gpu}: batch {fit.batch} fits now: {escape(fit.why)}" for fit in seen.fits)
@@ -117,8 +117,8 @@ def _table(seen: Seen) -> Table:
     return table
 
 
-def _of(value: float | None, most: float | None, unit: float, name: str) -> str:
-    """`12 / 700 W`, `12 W`, or a dash for what the GPU does not say."""
-    if value is None:
+def _of(values: tuple[float | None, ...], unit: float, name: str, digits: int = 0) -> str:
+    """`312 / 700 W`; a dash for what the GPU does not say."""
+    if all(value is None for value in values):
         return "–"
-    return f"{value / unit:,.0f} / {most / unit:,.0f} {name}" if most is not None else f"{value / unit:,.0f} {name}"
+    return " / ".join("–" if value is None else f"{value / unit:,.{digits}f}" for value in values) + f" {name}"

@@ -69,16 +69,20 @@ class Device:
         self.backend = backend
         self.held: dict[int, Held] = {}
         self._context: Any = backend.retain(index)
-        name, capability = backend.describe(index)
-        driver = backend.driver()
-        self.info = DeviceInfo(
-            index=index,
-            name=name,
-            compute_capability=capability,
-            total_bytes=backend.memory()[1],
-            driver=f"{driver // 1000}.{driver % 1000 // 10}",
-            package=backend.version(),
-        )
+        try:
+            name, capability = backend.describe(index)
+            driver = backend.driver()
+            self.info = DeviceInfo(
+                index=index,
+                name=name,
+                compute_capability=capability,
+                total_bytes=backend.memory()[1],
+                driver=f"{driver // 1000}.{driver % 1000 // 10}",
+                package=backend.version(),
+            )
+        except BaseException:
+            self.close()
+            raise
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:

@@ -48,7 +48,7 @@ class EngineRunner:
             self.no_graphs = f"{device.info.package} has none"
         elif any(port.sized_late for port in program.ports):
             self.no_graphs = "the shape of an output depends on values"
-        self._device, self._program = device, program
+        self._program = program
         with ExitStack() as held:  # what was made is released also when there is no memory for the rest
             held.callback(device.close)
             held.callback(program.close)
@@ -62,14 +62,17 @@ class EngineRunner:
         """Return every output for one feed.
 
         Raises:
+            RuntimeError: runs are in flight: `collect` them first.
             DataError: an input is missing, or does not fit the engine's type or shapes.
             CudaError: the GPU failed.
         """
+        if self._busy:
+            raise RuntimeError("runs are in flight: collect their results first")
         self.submit(feed)
         return self.collect().outputs
 
     def submit(self, feed: Mapping[str, Array]) -> None:
-        """Begin a run and return at once; the feed may be changed afterwards.
+        """Begin a run and return at once. The feed may be changed afterwards, unless it is what `stage` gave.
 
         Raises:
             RuntimeError: as many runs are in flight as there are streams: `collect` first.
