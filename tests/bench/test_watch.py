@@ -52,7 +52,7 @@ def nvmlDeviceGetClockInfo(gpu, clock): return 1980 if clock == NVML_CLOCK_SM el
 '''
 
 LIMIT = BatchLimit(
-    target="model.onnx",
+    target="runs/model.onnx",
     device="cuda",
     batch=4096,
     limited_by="memory",
@@ -140,26 +140,27 @@ def test_the_batch_that_fits_now_stands_below_the_table(
 ) -> None:
     use_nvml()
     monkeypatch.setenv("COLUMNS", "140")
-    folder = run_dir(tmp_path / "run", replace(LIMIT, batch=100_000))
+    folder = run_dir(tmp_path / "run", LIMIT)
     done = cli("watch", folder, "--once")
-    wanted = "GPU 0: batch 5888 fits now: 143,360 MiB are free, model.onnx takes 2,048 MiB and 24.00 MiB a sample"
+    wanted = "GPU 0: batch 5888 fits now: 143,360 MiB are free, model.onnx takes 2,048 MiB and 24.00 MiB a sample; measured up to 4096"
     assert wanted in " ".join(done.out.split())
 
 
 @pytest.mark.parametrize(
     ("free", "batch"),
-    [
-        (2 * 2**30 + 10 * 24 * 2**20, 10),
-        (2 * 2**30 + 10 * 24 * 2**20 - 1, 9),
-        (2 * 2**30, 0),
-        (0, 0),
-        (1 << 50, 4096),
-    ],
+    [(2 * 2**30 + 10 * 24 * 2**20, 10), (2 * 2**30 + 10 * 24 * 2**20 - 1, 9), (2 * 2**30, 0), (0, 0)],
 )
-def test_what_fits_is_what_is_free_beyond_the_fixed_part_and_no_more_than_was_measured(free: int, batch: int) -> None:
+def test_what_fits_is_what_is_free_beyond_the_fixed_part(free: int, batch: int) -> None:
     (fit,) = fits(LIMIT, (gpu(free),))
     assert fit.batch == batch
-    assert ("largest that was measured" in fit.why) == (batch == LIMIT.batch)
+
+
+def test_more_fits_than_was_measured_only_where_memory_was_the_limit() -> None:
+    free = gpu(2 * 2**30 + 5000 * 24 * 2**20)
+    (fit,) = fits(LIMIT, (free,))
+    assert (fit.batch, fit.why.endswith("; measured up to 4096")) == (5000, True)
+    (fit,) = fits(replace(LIMIT, limited_by="latency", why="5,000 takes 30 ms"), (free,))
+    assert (fit.batch, fit.why) == (4096, "there is memory for 5,000, but 5,000 takes 30 ms")
 
 
 def test_a_gpu_that_does_not_say_what_is_free_has_no_batch_that_fits() -> None:
@@ -251,7 +252,8 @@ def seen() -> Seen:
     readings = dict.fromkeys(METRICS, 0.5)
     odd = GpuState(index=1, name='a"b\\c\nd', uuid="", readings={"temperature": 40.0})
     return Seen(
-        gpus=(GpuState(index=0, name="GPU", uuid="u", readings=readings), odd), fits=fits(LIMIT, (gpu(float(1 << 40)),))
+        gpus=(GpuState(index=0, name="GPU", uuid="u", readings=readings), odd),
+        fits=fits(LIMIT, (gpu(LIMIT.bytes_fixed + 4096 * LIMIT.bytes_per_sample),)),
     )
 
 

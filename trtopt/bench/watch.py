@@ -178,17 +178,21 @@ def measured_limit(run_dir: Path) -> BatchLimit:
 def fits(limit: BatchLimit, gpus: tuple[GpuState, ...]) -> tuple[Fit, ...]:
     """The batch size that would fit into what is free now, on each GPU that says how much is free.
 
-    Never more than the largest batch that was measured to fit: more may exceed another limit than memory.
+    What was held by memory when it was measured may be larger now. What was held by something else (the latency, the
+    engine's profile, the search's end) is never larger than measured.
     """
     return tuple(_fit(limit, gpu.index, gpu.readings["memory_free"]) for gpu in gpus if "memory_free" in gpu.readings)
 
 
 def _fit(limit: BatchLimit, gpu: int, free: float) -> Fit:
     room = free - limit.bytes_fixed
-    by_memory = 0
-    if room > 0:
-        by_memory = math.floor(room / limit.bytes_per_sample) if limit.bytes_per_sample > 0 else limit.batch
-    if by_memory >= limit.batch:
-        return Fit(gpu=gpu, batch=limit.batch, why=f"the largest that was measured to fit, {limit.why}")
-    needs = f"{limit.bytes_fixed / 2**20:,.0f} MiB and {limit.bytes_per_sample / 2**20:,.2f} MiB a sample"
-    return Fit(gpu=gpu, batch=by_memory, why=f"{free / 2**20:,.0f} MiB are free, {limit.target} takes {needs}")
+    if limit.bytes_per_sample > 0:
+        by_memory = max(math.floor(room / limit.bytes_per_sample), 0)
+    else:  # one measured batch tells nothing of others
+        by_memory = limit.batch if room > 0 else 0
+    if by_memory > limit.batch and limit.limited_by != "memory":
+        return Fit(gpu=gpu, batch=limit.batch, why=f"there is memory for {by_memory:,}, but {limit.why}")
+    takes = f"{limit.bytes_fixed / 2**20:,.0f} MiB and {limit.bytes_per_sample / 2**20:,.2f} MiB a sample"
+    measured = f"; measured up to {limit.batch}" if by_memory > limit.batch else ""
+    why = f"{free / 2**20:,.0f} MiB are free, {Path(limit.target).name} takes {takes}{measured}"
+    return Fit(gpu=gpu, batch=by_memory, why=why)
