@@ -50,7 +50,6 @@ def bench(plan: BenchPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | N
 
     Raises:
         TrtoptError: something given cannot be used, or nothing could be measured.
-        KeyboardInterrupt: Ctrl-C before anything was measured.
     """
     from trtopt.bench import gate, sweep
     from trtopt.stages import bench as preparing
@@ -110,10 +109,10 @@ def _collect(
             done.append(timings[0].batch)
             benchmark = replace(benchmark, timings=benchmark.timings + timings, complete=len(done) == len(batches))
             _write(store, benchmark)
-    except (KeyboardInterrupt, OutOfMemoryError) as error:
-        if not done:
-            raise
+    except (KeyboardInterrupt, OutOfMemoryError, MemoryError) as error:
         stopped = _stopped(error, batches[len(done)], done, store.root)
+        if not done:
+            raise stopped from error
     seconds = time.perf_counter() - start
     line = f"{len(benchmark.timings)} timings, batch {', '.join(map(str, done))}"
     emit(StageFinished("bench", seconds, line))
@@ -122,10 +121,10 @@ def _collect(
 
 
 def _stopped(error: BaseException, batch: int, done: Sequence[int], root: Path) -> TrtoptError:
-    kept = f"Batch {', '.join(map(str, done))} was measured, and is kept in {root / FILE}"
-    if isinstance(error, OutOfMemoryError):
-        what = f"memory is exhausted at batch {batch}"
-        return OutOfMemoryError(what, why=error.why, fix=f"{kept}; --max-batch finds the largest that fits")
+    kept = f"Batch {', '.join(map(str, done))} was measured, and is kept in {root / FILE}" if done else ""
+    if isinstance(error, OutOfMemoryError | MemoryError):
+        what, why = f"memory is exhausted at batch {batch}", getattr(error, "why", str(error))
+        return OutOfMemoryError(what, why=why, fix=kept or "--max-batch finds the largest that fits")
     return InterruptedSweepError(f"interrupted at batch {batch}", fix=kept)
 
 
@@ -250,8 +249,8 @@ def _keep(run_dir: Path, benchmark: Benchmark, emit: Emit) -> None:
     try:
         with open_store(run_dir, emit) as store:
             _write(store, benchmark)
-    except StoreError as error:  # the result itself is written elsewhere
-        emit(Warned(f"not left in {run_dir}: {error.why}"))
+    except (StoreError, OSError) as error:  # the result itself is written elsewhere
+        emit(Warned(f"not left in {run_dir}: {error}"))
 
 
 def _write(store: RunStore, benchmark: Benchmark) -> None:

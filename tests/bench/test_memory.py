@@ -144,7 +144,8 @@ def test_what_is_wrong_with_the_model_itself_is_raised_as_it_is(tmp_path: Path) 
         probe.ask(replace(question(DIGITS), path=torn), 60)
 
 
-def test_without_a_gpu_it_says_so_as_an_error_of_the_environment() -> None:
+def test_without_a_gpu_it_says_so_as_an_error_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises((EnvironmentUnableError, MissingDependencyError)):
         probe.ask(replace(question(DIGITS), device="cuda"), 60)
 

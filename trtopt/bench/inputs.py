@@ -6,14 +6,12 @@ Touches: nothing; a dataset's `load` reads its files.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from trtopt.compare import parity
 from trtopt.data.dataset import Dataset, Feed
-from trtopt.errors import DataError
 from trtopt.types import ShapeRange, TensorSpec
 
 
@@ -70,18 +68,13 @@ def random(sizes: Sizes, batch: int) -> Feed:
 def from_data(dataset: Dataset, batch: int) -> Feed:
     """The first samples of a dataset, joined to that batch size; from the first again when they are too few.
 
+    Samples that cannot be joined are fed one at a time, whatever the batch size.
+
     Raises:
-        DataError: a sample cannot be loaded, or the samples differ in shape and cannot be joined.
+        DataError: a sample cannot be loaded.
     """
     if not dataset.batched:
         return dataset.load(0)
-    samples: Sequence[Feed] = [dataset.load(i) for i in range(min(batch, len(dataset)))]
+    samples = [dataset.load(i) for i in range(min(batch, len(dataset)))]
     chosen = list(itertools.islice(itertools.cycle(samples), batch))
-    try:
-        return {name: np.concatenate([sample[name] for sample in chosen]) for name in samples[0]}
-    except ValueError as error:
-        raise DataError(
-            f"{dataset.source}: samples differ in shape, and cannot be joined to a batch of {batch}",
-            why=str(error),
-            fix="Add --batch 1, or leave --data out and name the shape with --shape",
-        ) from error
+    return {name: np.concatenate([sample[name] for sample in chosen]) for name in samples[0]}

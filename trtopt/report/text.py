@@ -83,7 +83,7 @@ def facts(rows: Sequence[tuple[str, str]]) -> Table:
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in rows:
-        grid.add_row(name, text(value))
+        grid.add_row(text(name), text(value))
     return grid
 
 

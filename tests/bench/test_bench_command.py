@@ -1,0 +1,249 @@
+"""`trtopt bench` through the real entry point: what it prints and leaves, and the exit code of whatever ends it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from onnx import helper, numpy_helper
+from support import CALIB, DIGITS, EVAL, Done, save
+
+from trtopt.candidate import resolve
+from trtopt.codec import decode
+from trtopt.types import Benchmark, Report
+
+Cli = Callable[..., Done]
+QUICK = ("--seconds", "0.02", "--device", "cpu")
+
+
+def read(folder: Path) -> Benchmark:
+    return decode(Benchmark, json.loads((folder / "benchmark.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with a typed INT8 graph, an engine, and a profile of batches 1 to 32."""
+    run = tmp_path_factory.mktemp("runs") / "int8"
+    command = [sys.executable, "-m", "trtopt", "convert", DIGITS, "-p", "int8", "--calib", CALIB, "--no-compare"]
+    subprocess.run([*command, "-o", run], check=True, capture_output=True)
+    return run
+
+
+def test_a_sweep_is_printed_and_kept(cli: Cli, tmp_path: Path) -> None:
+    done = cli("bench", DIGITS, "--batch", "8,1", *QUICK, "-o", tmp_path)
+    assert done.code == 0
+    for part in (
+        "latency in ms",
+        "p99",
+        "samples/s",
+        "CPU; says nothing about the GPU",
+        "UNCHECKED: no gate was given",
+    ):
+        assert part in done.out
+    assert "GPU memory" not in done.out
+    assert "speedup" not in done.out
+    found = read(tmp_path)
+    assert found.complete
+    assert [timing.batch for timing in found.timings] == [1, 8]
+    report = decode(Report, json.loads((tmp_path / "report.json").read_text()))
+    assert report.benchmark == found
+    assert (report.command, report.verdict) == ("bench", "unchecked")
+
+
+def test_a_run_directory_keeps_its_own_timings(cli: Cli, int8: Path, tmp_path: Path) -> None:
+    before = (int8 / "report.json").read_text()
+    done = cli("bench", DIGITS, int8, "--batch", "2", *QUICK, "-o", tmp_path)
+    assert done.code == 0
+    assert "TensorRT itself was" in done.out
+    assert [timing.target for timing in read(int8).timings] == [str(int8)]
+    assert resolve(int8).fastest() == read(tmp_path).timings[1]
+    assert (int8 / "report.json").read_text() == before
+
+
+def test_gates_decide_the_exit_code(cli: Cli, int8: Path, tmp_path: Path) -> None:
+    arguments = ("bench", DIGITS, int8, "--batch", "1", *QUICK, "-o", tmp_path)
+    passed = cli(*arguments, "--gate", "latency_mean=100s,latency_mean@1=200s")
+    assert passed.code == 0
+    assert "PASS: 2 of 2 gates hold" in passed.out
+    failed = cli(*arguments, "--gate", "throughput@1=1e12")
+    assert failed.code == 1
+    assert "FAIL: " in failed.out
+    assert "throughput" in failed.out.splitlines()[-1]
+    # So few runs that no upper bound of the 99th percentile exists.
+    assert cli(*arguments, "--gate", "latency_p99=100s", "--seconds", "0.001").code == 1
+    allowed = cli(*arguments, "--gate", "latency_p99=100s", "--seconds", "0.001", "--allow-inconclusive")
+    assert allowed.code == 0
+    assert "INCONCLUSIVE: " in allowed.out
+
+
+@pytest.mark.parametrize("format", ["json", "markdown", "junit", "github", "text"])
+def test_every_format_tells_the_result(cli: Cli, tmp_path: Path, format: str) -> None:
+    done = cli("bench", DIGITS, "--batch", "1", *QUICK, "-o", tmp_path, "--format", format, "--gate", "throughput=1e12")
+    assert done.code == 1
+    assert "throughput" in done.out
+    if format == "json":
+        assert decode(Report, json.loads(done.out)).benchmark == read(tmp_path)
+    if format == "markdown":
+        assert "### latency in ms" in done.out
+        assert "| batch | mean | ± |" in done.out
+    if format == "junit":
+        suite = ElementTree.fromstring(done.out).find("testsuite")
+        assert suite is not None
+        assert suite.get("failures") == "1"
+        assert "says nothing about the GPU" in done.out
+
+
+def test_real_samples_are_run_on(cli: Cli, tmp_path: Path) -> None:
+    assert cli("bench", DIGITS, "--batch", "3", *QUICK, "-o", tmp_path, "--data", EVAL).code == 0
+    missing = cli("bench", DIGITS, *QUICK, "-o", tmp_path, "--data", tmp_path / "no.npz")
+    assert missing.code == 2
+    assert "no such file" in missing.err
+
+
+def test_a_target_named_twice_shows_the_noise(cli: Cli, tmp_path: Path) -> None:
+    assert cli("bench", DIGITS, DIGITS, "--batch", "1", *QUICK, "-o", tmp_path).code == 0
+    assert [target.name for target in read(tmp_path).targets] == [str(DIGITS), f"{DIGITS} (2)"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--batch", "0"), "--batch 0 does not parse"),
+        (("--batch", "1,x"), "--batch 1,x does not parse"),
+        (("--seconds", "0"), "--seconds 0 is no time"),
+        (("--seconds", "nan"), "--seconds nan is no time"),
+        (("--gate", "latency_p99=5"), "has no unit"),
+        (("--gate", "speedup=2"), "speedup has nothing to compare with"),
+        (("--gate", "latency_p99@3=5ms"), "is of a batch size that is not measured"),
+        (("--shape", "input=1x1x28x28", "--batch", "2"), "its batch size is fixed at 1"),
+        (("--memory-limit", "1GiB"), "are for --max-batch"),
+        (("--max-batch", "--batch", "1"), "--batch is for a sweep"),
+        (("--max-batch", "--memory-limit", "1"), "it may be any of B, kB"),
+        (("--max-batch", "--latency-limit", "5"), "it may be any of ms"),
+        (("--max-batch", "--shape", "input=2x1x28x28"), "takes batches of 2 only"),
+        (("--max-batch", DIGITS), "--max-batch is of one target, and 2 are named"),
+    ],
+)
+def test_wrong_flags_are_refused(cli: Cli, tmp_path: Path, arguments: tuple[object, ...], said: str) -> None:
+    done = cli("bench", DIGITS, "--device", "cpu", "-o", tmp_path / "out", *arguments)
+    assert done.code == 2
+    assert said in done.err
+    assert not (tmp_path / "out" / "benchmark.json").exists()
+
+
+def test_a_target_that_is_not_there_or_cannot_be_read_is_named(cli: Cli, tmp_path: Path) -> None:
+    assert "no.onnx does not exist" in cli("bench", tmp_path / "no.onnx", "-o", tmp_path / "out").err
+    (tmp_path / "torn.onnx").write_bytes(b"\x08\x07torn")
+    done = cli("bench", tmp_path / "torn.onnx", "-o", tmp_path / "out")
+    assert done.code == 2
+    assert "torn.onnx" in done.err
+
+
+def test_an_engine_is_not_run_by_a_cpu_nor_anywhere_without_a_gpu(
+    cli: Cli, int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    on_cpu = cli("bench", int8 / "model.engine", "--device", "cpu", "-o", tmp_path)
+    assert on_cpu.code == 2
+    assert f"name {int8}: its typed graph runs in onnxruntime" in on_cpu.err
+    assert cli("bench", int8 / "model.engine", "-o", tmp_path).code == 3
+    assert cli("bench", int8 / "model.engine", "--max-batch", "-o", tmp_path).code == 3
+    assert cli("bench", DIGITS, "--device", "cuda", "-o", tmp_path).code == 3
+    assert cli("bench", DIGITS, "--device", "cuda", "--max-batch", "-o", tmp_path).code == 3
+
+
+def test_the_report_of_a_conversion_is_not_replaced(cli: Cli, int8: Path) -> None:
+    done = cli("bench", int8, *QUICK, "-o", int8)
+    assert done.code == 2
+    assert "is a run directory of trtopt convert" in done.err
+
+
+def test_the_largest_batch_is_found_and_kept_beside_the_timings(cli: Cli, int8: Path, tmp_path: Path) -> None:
+    assert cli("bench", int8, "--batch", "1", *QUICK, "-o", tmp_path).code == 0
+    timings = read(int8).timings
+    done = cli("bench", int8, "--max-batch", "--device", "cpu", "--memory-limit", "100MB", "-o", tmp_path)
+    assert done.code == 0
+    for part in ("largest batch", "may take", "weights", "inputs and outputs", "activations", "does not fit"):
+        assert part in done.out
+    found = read(int8)
+    assert found.timings == timings
+    assert found.limit is not None
+    assert found.limit.batch > 1
+    assert found.limit.total <= 100e6
+    assert cli("bench", int8, "--batch", "2", *QUICK, "-o", tmp_path).code == 0
+    assert read(int8).limit == found.limit
+
+
+def test_a_limit_that_not_one_sample_keeps_fails(cli: Cli, tmp_path: Path) -> None:
+    done = cli("bench", DIGITS, "--max-batch", "--device", "cpu", "--latency-limit", "0.001us", "-o", tmp_path)
+    assert done.code == 1
+    assert "FAIL: max_batch" in done.out
+
+
+def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
+    batches = ",".join(map(str, range(1, 200)))
+    command = [sys.executable, "-m", "trtopt", "bench", DIGITS, "--batch", batches, "--seconds", "0.05"]
+    with subprocess.Popen(
+        [*command, "--device", "cpu", "-o", tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while not (tmp_path / "benchmark.json").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    (line,) = [line for line in err.splitlines() if line.startswith("error:")]
+    assert "error: interrupted at batch" in line
+    assert str(tmp_path / "benchmark.json") in line
+    assert "latency in ms" in out
+    found = read(tmp_path)
+    assert not found.complete
+    assert 1 <= len(found.timings) < 199
+
+
+LIMITED = """
+import resource, sys
+import onnxruntime, onnx, scipy.special, scipy.stats
+size = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize:")).split()[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (size + 700 * 2**20,) * 2)
+from trtopt.cli.app import main
+main()
+"""
+
+
+@pytest.mark.parametrize("side", [8, 512], ids=["in onnxruntime", "on the host"])
+def test_exhausted_memory_keeps_what_was_measured(tmp_path: Path, side: int) -> None:
+    """The memory of the process is limited: activations, or with larger inputs these alone, do not fit."""
+    weights = [numpy_helper.from_array(np.zeros((64, 1, 1, 1), np.float32), "w")]
+    nodes = [helper.make_node("Conv", ["x", "w"], ["a"], "conv"), helper.make_node("ReduceSum", ["a"], ["y"], "sum")]
+    path = save(tmp_path / "net.onnx", nodes, weights, ("n", 1, side, side), (1, 1, 1, 1))
+    large = 600 * 2**20 // (side * side * 4 * (64 if side == 8 else 1)) * 2
+    command = [sys.executable, "-c", LIMITED, "bench", path, "--batch", f"1,{large}", *QUICK, "-o", tmp_path / "out"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 3, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert f"memory is exhausted at batch {large}: " in line
+    assert "Batch 1 was measured" in line
+    assert "latency in ms" in done.stdout
+    assert [timing.batch for timing in read(tmp_path / "out").timings] == [1]
+    assert not read(tmp_path / "out").complete
+
+
+def test_a_run_directory_that_cannot_be_written_costs_a_warning_only(cli: Cli, int8: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(int8, tmp_path / "copy")
+    (copy / "benchmark.json").unlink(missing_ok=True)
+    (copy / "benchmark.json").mkdir()
+    done = cli("bench", copy, "--batch", "1", *QUICK, "-o", tmp_path / "out")
+    assert done.code == 0
+    assert f"not left in {copy}" in done.err
+    assert read(tmp_path / "out").complete

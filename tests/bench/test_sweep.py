@@ -1,0 +1,284 @@
+"""Real onnxruntime on the CPU: which rows a sweep has, what targets are fed with, and what is opened for what."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from onnx import helper
+from support import CALIB, DIGITS, EVAL, save
+
+from trtopt.bench import READINGS, gpu
+from trtopt.bench.inputs import Sizes, from_data, random
+from trtopt.bench.sweep import Plan, sweep
+from trtopt.bench.targets import EngineSession, Target, open_onnx
+from trtopt.config import BenchPlan, DataPlan, SpeedPlan, profile
+from trtopt.data import open_dataset
+from trtopt.engine.onnxruntime import CudaOptions
+from trtopt.errors import EnvironmentUnableError, MissingDependencyError, ModelError, UsageError
+from trtopt.events import Progress, silent
+from trtopt.export.onnx import describe
+from trtopt.stages import bench as preparing
+from trtopt.types import OnnxModel, ShapeRange, TensorSpec, Timing
+
+QUICK = 0.02
+
+
+def target(path: Path, name: str = "net", *shapes: str) -> Target:
+    inputs = describe(path).inputs
+    sizes = Sizes(inputs=inputs, ranges=profile(inputs, shapes)[0])
+    return Target(name=name, sizes=sizes, session=open_onnx(path, "cpu", CudaOptions()))
+
+
+def swept(targets: list[Target], *batches: int) -> list[tuple[Timing, ...]]:
+    plan = Plan(batches=batches, seconds=QUICK, feed=lambda each, batch: random(each.sizes, batch))
+    return list(sweep(targets, plan, None, silent))
+
+
+@pytest.fixture
+def two_inputs() -> Sizes:
+    ids = TensorSpec(name="ids", dtype="int64", shape=("n", "length"))
+    scale = TensorSpec(name="scale", dtype="float32", shape=(1,))
+    return Sizes(inputs=(ids, scale), ranges=profile((ids,), ("ids=1x4:2x6:9x8",))[0])
+
+
+def test_a_sweep_has_a_row_for_each_target_at_each_batch_in_turn(conv_net: Path) -> None:
+    found = swept([target(DIGITS, "digits"), target(conv_net, "conv")], 1, 3)
+    assert [(each.target, each.batch, each.copies) for point in found for each in point] == [
+        ("digits", 1, False),
+        ("conv", 1, False),
+        ("digits", 3, False),
+        ("conv", 3, False),
+    ]
+    for digits, conv in found:
+        assert np.isnan(digits.speedup)
+        assert conv.speedup == pytest.approx(digits.mean / conv.mean)
+        assert conv.bounds["speedup"].low <= conv.speedup <= conv.bounds["speedup"].high
+
+
+def test_the_numbers_of_a_row_are_of_one_series(conv_net: Path) -> None:
+    ((found,),) = swept([target(conv_net)], 4)
+    assert found.p50 <= found.p90 <= found.p95 <= found.p99
+    assert found.throughput == pytest.approx(4000 / found.mean)
+    assert found.iterations >= 8
+    assert found.noise > 0
+
+
+def test_on_a_cpu_there_are_readings_of_the_process_and_none_of_a_gpu(conv_net: Path) -> None:
+    ((found,),) = swept([target(conv_net)], 1)
+    assert set(found.readings) == {"cpu_cores", "process_memory"}
+    assert set(found.readings) < set(READINGS)
+    assert found.readings["process_memory"] > 20e6
+    assert 0 < found.readings["cpu_cores"] < 1000
+
+
+def test_progress_counts_the_rounds_of_all_batches(conv_net: Path) -> None:
+    seen: list[Progress] = []
+    plan = Plan(batches=(1, 2), seconds=QUICK, feed=lambda each, batch: random(each.sizes, batch))
+    list(sweep([target(conv_net)], plan, None, lambda event: seen.append(event)))
+    assert [event.done for event in seen] == list(range(1, len(seen) + 1))
+    assert {event.total for event in seen} == {len(seen)}
+    assert [event.note for event in seen] == ["batch 1"] * (len(seen) // 2) + ["batch 2"] * (len(seen) // 2)
+
+
+class MadeRunner:
+    """Stands for a runner of TensorRT engines, which take a GPU: it doubles its input, and says 2 ms of computing."""
+
+    where = "TensorRT, a GPU"
+    inputs = ("x",)
+
+    def __init__(self) -> None:
+        self.closed = False
+        self._feed: Mapping[str, np.ndarray] = {}
+
+    def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.submit(feed)
+        return self.collect().outputs
+
+    def submit(self, feed: Mapping[str, np.ndarray]) -> None:
+        self._feed = feed
+
+    def collect(self) -> SimpleNamespace:
+        return SimpleNamespace(outputs={"y": 2 * self._feed["x"]}, copy_in=1.0, compute=2.0, copy_out=1.0)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class MadeNvml:
+    """Stands for NVML on a GPU without a power sensor."""
+
+    class NVMLError(Exception):
+        pass
+
+    def nvmlDeviceGetUtilizationRates(self, handle: object) -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(gpu=97)
+
+    def nvmlDeviceGetMemoryInfo(self, handle: object) -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(used=3e9)
+
+    def nvmlDeviceGetPowerUsage(self, handle: object) -> float:  # noqa: N802
+        raise self.NVMLError("not supported")
+
+
+def test_an_engine_has_a_row_without_copies_and_one_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trtopt.bench.sweep._READ_FOR", 0.2)
+    runner = MadeRunner()
+    spec = TensorSpec(name="x", dtype="float32", shape=("n", 2))
+    sizes = Sizes(inputs=(spec,), ranges=profile((spec,), ())[0])
+    engine = Target(name="engine", sizes=sizes, session=EngineSession(runner))
+    plan = Plan(batches=(4,), seconds=QUICK, feed=lambda each, batch: random(each.sizes, batch))
+    ((plain, copied),) = sweep([engine], plan, gpu.Gpu(MadeNvml(), None), silent)
+    assert [plain.copies, copied.copies] == [False, True]
+    assert (plain.mean, plain.noise) == (2.0, 0.0)  # by the GPU's own events
+    assert copied.mean != 2.0  # by the host's clock
+    for found in (plain, copied):
+        assert found.readings["gpu_utilisation"] == 97
+        assert found.readings["gpu_memory"] == 3e9
+        assert "gpu_power" not in found.readings
+    assert engine.session.ways({"x": np.zeros((4, 2), np.float32)}).bytes == 64
+    engine.session.close()
+    assert runner.closed
+
+
+def test_a_typed_graph_is_timed_as_it_is_and_not_simulated(tmp_path: Path) -> None:
+    cast = helper.make_node("Cast", ["x"], ["h"], "down", to=10), helper.make_node("Cast", ["h"], ["y"], "up", to=1)
+    session = open_onnx(save(tmp_path / "half.onnx", list(cast), []), "cpu", CudaOptions())
+    assert session.where.endswith("CPU; says nothing about the GPU")
+    assert session.ways({"x": np.zeros((1, 16, 8, 8), np.float32)}).with_copies is None
+
+
+def test_what_a_cpu_has_no_kernels_for_says_where_it_can_be_timed(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["b"], "down", to=16),
+        helper.make_node("Conv", ["b", "b"], ["c"], "conv"),
+        helper.make_node("Cast", ["c"], ["y"], "up", to=1),
+    ]
+    with pytest.raises(ModelError, match=r"onnxruntime cannot run bf\.onnx on the CPU: .* --device cuda"):
+        open_onnx(save(tmp_path / "bf.onnx", nodes, [], out=("n", "m", "h", "w")), "auto", CudaOptions())
+
+
+def test_without_a_gpu_auto_is_the_cpu_and_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "CPU" in open_onnx(DIGITS, "auto", CudaOptions()).where
+    with pytest.raises(EnvironmentUnableError, match="CUDA"):
+        open_onnx(DIGITS, "cuda", CudaOptions())
+
+
+def test_random_inputs_have_the_batch_asked_for_and_the_usual_other_sizes(two_inputs: Sizes) -> None:
+    feed = random(two_inputs, 5)
+    assert {name: (array.shape, array.dtype.name) for name, array in feed.items()} == {
+        "ids": ((5, 6), "int64"),
+        "scale": ((1,), "float32"),
+    }
+    assert set(np.unique(feed["ids"])) <= {0, 1}
+    assert np.array_equal(feed["ids"], random(two_inputs, 5)["ids"])
+
+
+def test_the_batch_is_what_is_free_or_what_all_inputs_share(two_inputs: Sizes) -> None:
+    def fixed(*shapes: tuple[int, ...]) -> int:
+        specs = tuple(TensorSpec(name=str(i), dtype="float32", shape=shape) for i, shape in enumerate(shapes))
+        return Sizes(inputs=specs, ranges=()).batch
+
+    assert two_inputs.batch == 0
+    assert fixed((4, 3), (4, 2, 2)) == 4
+    assert fixed((20, 576), (2, 1, 128)) == 1  # time, and states: one sample
+    assert fixed(()) == 1
+
+
+def test_a_shape_flag_can_fix_the_batch() -> None:
+    spec = TensorSpec(name="x", dtype="float32", shape=("n", 3))
+    assert Sizes(inputs=(spec,), ranges=profile((spec,), ("x=4x3",))[0]).batch == 4
+
+
+def test_real_samples_are_joined_and_begin_again_when_they_are_few() -> None:
+    dataset = open_dataset(str(EVAL), describe(DIGITS).inputs)
+    few = replace(dataset, ids=dataset.ids[:2])
+    feed = from_data(few, 5)["input"]
+    assert feed.shape == (5, 1, 28, 28)
+    assert np.array_equal(feed[0], feed[2])
+    assert not np.array_equal(feed[0], feed[1])
+
+
+def test_samples_that_cannot_be_joined_are_fed_one_at_a_time(tmp_path: Path) -> None:
+    for name, size in (("a", 4), ("b", 5)):
+        np.savez(tmp_path / f"{name}.npz", x=np.zeros((1, size), np.float32))
+    spec = TensorSpec(name="x", dtype="float32", shape=("n", "m"))
+    dataset = open_dataset(str(tmp_path), (spec,))
+    assert from_data(dataset, 8)["x"].shape == (1, 4)
+    model = OnnxModel(path=tmp_path, digest="", opset=17, inputs=(spec,), outputs=())
+    given = preparing.Wanted(name="m", onnx=model, engine=None, graph=True, run_dir=None, profile=())
+    assert Sizes(inputs=(spec,), ranges=preparing.ranges(given, (), dataset)).batch == 1
+
+
+def opened(path: Path, *, takes: range | None = None, name: str = "net", shapes: tuple[str, ...] = ()):
+    return preparing.Opened(target=target(path, name, *shapes), path=path, run_dir=None, takes=takes)
+
+
+def test_the_default_sweep_is_cut_to_what_an_engine_takes_and_says_so() -> None:
+    engine = opened(DIGITS, takes=range(1, 33), name="int8")
+    assert preparing.batches([opened(DIGITS), engine], ()) == (
+        (1, 8, 16, 32),
+        ["batch 64 left out: int8 takes batches of 1 to 32"],
+    )
+    with pytest.raises(UsageError, match="batch 64 cannot be had: int8 takes batches of 1 to 32"):
+        preparing.batches([engine], (8, 64))
+    with pytest.raises(UsageError, match="cannot be had"):
+        preparing.batches([opened(DIGITS, takes=range(100, 200))], ())
+
+
+def test_a_fixed_batch_is_the_only_one_for_all() -> None:
+    fixed = opened(DIGITS, shapes=("input=4x1x28x28",), name="fixed")
+    assert preparing.batches([opened(DIGITS), fixed], ()) == ((4,), [])
+    assert preparing.batches([fixed], (4,)) == ((4,), [])
+    with pytest.raises(UsageError, match="--batch cannot be had of fixed: its batch size is fixed at 4"):
+        preparing.batches([fixed], (1, 4))
+    with pytest.raises(UsageError, match="no batch size in common"):
+        preparing.batches([fixed, opened(DIGITS, shapes=("input=2x1x28x28",), name="other")], ())
+
+
+def test_shapes_come_from_the_data_where_no_flag_says_them(tmp_path: Path) -> None:
+    path = save(
+        tmp_path / "m.onnx", [helper.make_node("Relu", ["x"], ["y"])], [], ("n", 3, "h", "w"), ("n", 3, "h", "w")
+    )
+    np.save(tmp_path / "x.npy", np.zeros((4, 3, 5, 7), np.float32))
+    given = preparing.wanted(path, "m")
+    plan = BenchPlan(targets=(path,), run_dir=tmp_path, data=DataPlan(source=str(tmp_path / "x.npy")))
+    dataset = preparing.datasets([given], plan)["m"]
+    assert preparing.ranges(given, (), dataset) == (
+        ShapeRange(name="x", min=(1, 3, 5, 7), opt=(8, 3, 5, 7), max=(32, 3, 5, 7)),
+    )
+    with pytest.raises(UsageError, match="dynamic dimensions without sizes"):
+        preparing.ranges(given, (), None)
+
+
+def test_pictures_are_read_by_their_recipe() -> None:
+    given = preparing.wanted(DIGITS, "digits")
+    plan = BenchPlan(targets=(DIGITS,), run_dir=Path(), data=DataPlan(source=str(CALIB)), speed=SpeedPlan(device="cpu"))
+    found = preparing.datasets([given], plan)
+    assert preparing.feed(found, target(DIGITS, "digits"), 3)["input"].shape == (3, 1, 28, 28)
+
+
+@pytest.mark.parametrize(
+    ("index", "variable", "expected"),
+    [(0, None, 0), (1, "", 1), (0, "3,1", 3), (1, "3,1", 1), (0, "GPU-8a1b,2", "GPU-8a1b"), (5, "3", 5)],
+)
+def test_cuda_and_nvml_number_gpus_differently(index: int, variable: str | None, expected: int | str) -> None:
+    assert gpu.visible(index, variable) == expected
+
+
+def test_where_nvml_does_not_work_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init() -> None:
+        raise MadeNvml.NVMLError("Driver Not Loaded")
+
+    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(nvmlInit=init, NVMLError=MadeNvml.NVMLError))
+    with pytest.raises(EnvironmentUnableError, match="NVML does not work here: Driver Not Loaded"):
+        gpu.open_gpu()
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'trtopt\[gpu\]'"):
+        gpu.open_gpu()
