@@ -214,3 +214,21 @@ def test_a_conversion_that_fails_says_which_layers_are_noisiest(runs: Path, tmp_
 def test_layers_are_shown_of_one_candidate_only(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--layers looks at one candidate"):
         compare(replace(several(runs, tmp_path), layers=True))
+
+
+def test_a_run_that_ends_early_leaves_no_verdict_of_another(runs: Path, tmp_path: Path, cli: Cli) -> None:
+    arguments = ("compare", DIGITS, runs / "int8", "--gate", "sqnr=20dB", "-o", tmp_path / "out")
+    assert cli(*arguments, "--data", EVAL).code == 0
+    broken = tmp_path / "broken.npz"
+    broken.write_bytes(EVAL.read_bytes()[:5000])
+    assert cli(*arguments, "--data", broken).code == 2
+    assert not (tmp_path / "out/report.json").exists()
+    assert not (tmp_path / "out/report.html").exists()
+
+
+def test_data_of_the_settings_do_not_stand_in_the_way_of_judging_again(
+    runs: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trtopt.toml").write_text('[compare]\ndata = "data/eval"\n')
+    assert cli("compare", "--from", runs / "int8", "--gate", "sqnr=20dB").code == 0

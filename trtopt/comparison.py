@@ -5,14 +5,12 @@ Touches: the run directory, through the store; an earlier run's report.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from trtopt import checks, stages
 from trtopt.candidate import Candidate, resolve
-from trtopt.codec import decode
 from trtopt.config import ComparePlan, JudgePlan
 from trtopt.errors import UsageError
 from trtopt.events import Emit, Warned, silent
@@ -40,6 +38,7 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
     checks.exists(plan.data)
     warnings: list[str] = []
     with open_store(plan.run_dir, emit) as store:
+        reporting.forget(store)
         context = stages.Context(store=store, emit=reporting.recording(emit, warnings), device=plan.device)
         dataset = stages.open_data(plan.data, baseline)
         for note in dataset.notes:
@@ -89,19 +88,11 @@ def judge_again(plan: JudgePlan) -> Report:
     """
     from trtopt.compare.gate import judged
 
-    path = plan.run / "report.json"
-    try:
-        earlier = decode(Report, json.loads(path.read_text(encoding="utf-8")))
-        if earlier.schema_version != reporting.REPORT_SCHEMA:
-            raise ValueError(earlier.schema_version)
-    except (OSError, ValueError) as error:
-        missing = isinstance(error, FileNotFoundError)
-        why = "there is none" if missing else "it cannot be read, or another version wrote it"
-        raise UsageError(f"no report at {path}", why=why, fix="Name a run directory of this version") from error
+    earlier = reporting.load(plan.run)
     before = [earlier.comparison] if earlier.comparison else [each.comparison for each in earlier.candidates]
     if not before:
         why = f"it is of trtopt {earlier.command}"
-        raise UsageError(f"{path} holds no comparison", why=why, fix="Run trtopt compare")
+        raise UsageError(f"{plan.run} holds no comparison", why=why, fix="Run trtopt compare")
     after = [judged(comparison, plan.gates) for comparison in before]
     stale = {line for comparison in before for line in comparison.remarks}
     candidates = [replace(row, comparison=new) for row, new in zip(earlier.candidates, after, strict=False)]

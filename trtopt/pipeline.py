@@ -53,6 +53,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         profile(ready.inputs, plan.shapes)  # refuses wrong flags before anything is written
     warnings: list[str] = []
     with open_store(plan.run_dir, emit) as store:
+        reporting.forget(store)
         context = stages.Context(store=store, emit=reporting.recording(emit, warnings), device=plan.device)
         wanted = exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.data or plan.calib)
         source, parity = (ready, None) if ready else exporting.bring(context, given, wanted)
@@ -113,6 +114,7 @@ def export(plan: ExportOnlyPlan, emit: Emit = silent) -> Report:
         raise UsageError(f"{plan.source} is ONNX already", fix="Give it to trtopt convert as it is")
     warnings: list[str] = []
     with open_store(plan.run_dir, emit) as store:
+        reporting.forget(store)
         context = stages.Context(store=store, emit=reporting.recording(emit, warnings), device=plan.device)
         wanted = exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.data)
         model, parity = exporting.bring(context, given, wanted)

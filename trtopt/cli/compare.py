@@ -25,6 +25,7 @@ from trtopt.cli.options import (
 
 
 def compare(
+    context: typer.Context,
     baseline: Annotated[Path | None, typer.Argument(help="The FP32 ONNX file.", show_default=False)] = None,
     candidates: Annotated[
         list[Path] | None,
@@ -63,10 +64,10 @@ def compare(
     from trtopt.errors import UsageError
 
     if from_ is not None:
-        if baseline or data:
-            raise UsageError(
-                "--from runs nothing", why="it judges what was measured", fix="Leave models and --data out"
-            )
+        # Data that the settings name is for the runs that need it.
+        source = context.get_parameter_source("data")
+        if baseline or (source is not None and source.name == "COMMANDLINE"):
+            raise UsageError("--from runs nothing", why="it judges what was measured", fix="Leave out models and data")
         report = judge_again(JudgePlan(run=from_, gates=gate, allow_inconclusive=allow_inconclusive, worst=worst))
         finish(report, format.value)
     if baseline is None or not candidates:

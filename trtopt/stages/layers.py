@@ -62,7 +62,7 @@ def layers(
 def explained(
     context: Context, baseline: OnnxModel, candidate: OnnxModel, typed: TypedModel | None, dataset: Dataset
 ) -> Layers | None:
-    """`layers` for a comparison that failed: nobody asked, and so what keeps it from working is no more than a remark."""
+    """`layers` for a comparison that failed: nobody asked, so what keeps it from working is no more than a remark."""
     try:
         return layers(context, baseline, candidate, typed, dataset)
     except (DataError, ModelError) as error:
