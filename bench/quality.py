@@ -51,11 +51,11 @@ AUTOCAST = "modelopt:fp16"
 def variants() -> dict[str, str]:
     """Every variant and what the table calls it."""
     from trtopt import ConvertPlan
-    from trtopt.calibrate import methods
+    from trtopt.calibrate import AUTO, methods
 
     plan = ConvertPlan(source=Path(), precision="int8", run_dir=Path())
     found = {"fp32": "FP32", "trtopt:int8": f"**trtopt {plan.method}** (default)"}
-    found |= {f"trtopt:int8:{name}": f"trtopt {name}" for name in methods() if name != plan.method}
+    found |= {f"trtopt:int8:{name}": f"trtopt {name}" for name in (*methods(), AUTO) if name != plan.method}
     found |= {
         f"trtopt:int8:{plan.method}:{step}": f"trtopt {plan.method}, {step.replace('_', ' ')}"
         for step in ABLATIONS

@@ -15,7 +15,8 @@ def activation(seed: int, spread: float, channels: int = 24, values: int = 4000)
     """Channels without correlation, whose ranges differ by up to `spread`."""
     random = np.random.default_rng(seed)
     rows = random.laplace(size=(channels, values)) * np.geomspace(1, spread, channels)[:, None]
-    return Channels(np.abs(rows).max(axis=1), rows)
+    rows = rows.astype(np.float32)
+    return Channels(np.abs(rows).max(axis=1).astype(np.float64), rows)
 
 
 def quantized(x: np.ndarray, scale: np.ndarray | float) -> np.ndarray:
@@ -82,7 +83,7 @@ def test_the_weights_of_all_readers_count() -> None:
 
 @pytest.mark.parametrize("broken", [np.zeros(24), np.full(24, np.inf), np.full(24, np.nan)])
 def test_channels_never_alive_or_not_finite_are_left_alone(broken: np.ndarray) -> None:
-    assert choose(Channels(broken, np.zeros((24, 8))), [np.ones((1, 32, 24, 1))], WAYS[-1]) is None
+    assert choose(Channels(broken, np.zeros((24, 8), np.float32)), [np.ones((1, 32, 24, 1))], WAYS[-1]) is None
 
 
 def test_readers_without_a_weight_that_counts_are_left_alone() -> None:

@@ -41,13 +41,13 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Channels:
-    """One tensor's channels: the largest magnitude of each, float64 [channels], and values, float64 [channels, n].
+    """One tensor's channels: the largest magnitude of each, float64 [channels], and values, float32 [channels, n].
 
     The values are at most `VALUES` of each sample, evenly spread over its positions.
     """
 
     peaks: npt.NDArray[np.float64]
-    values: npt.NDArray[np.float64]
+    values: npt.NDArray[np.float32]
 
 
 def channels(
@@ -55,7 +55,7 @@ def channels(
 ) -> dict[str, Channels]:
     """What a few samples show of each channel of the tensors of `axes` (tensor -> axis of the channels)."""
     peaks: dict[str, npt.NDArray[np.float64]] = {}
-    values: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in axes}
+    values: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in axes}
     for index in _indices(dataset):
         outputs = run(dataset.load(index))
         for name, axis in axes.items():
@@ -63,7 +63,7 @@ def channels(
             peak = np.abs(rows).max(axis=1, initial=0.0).astype(np.float64)
             peaks[name] = np.maximum(peaks.get(name, 0.0), peak)
             kept = np.unique(np.linspace(0, rows.shape[1] - 1, min(VALUES, rows.shape[1])).astype(int))
-            values[name].append(rows[:, kept].astype(np.float64))
+            values[name].append(rows[:, kept].astype(np.float32))
     return {name: Channels(peaks[name], np.concatenate(values[name], axis=1)) for name in axes}
 
 

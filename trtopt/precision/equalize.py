@@ -178,7 +178,8 @@ def equalize(
     inserted: list[str] = []
     for link in chosen:
         weights = [np.asarray(constant(node.inputs[1]), np.float64) for node in link.readers]
-        grouped = [_grouped(*pair) for pair in zip(link.readers, weights, strict=True)]
+        pairs = zip(link.readers, weights, strict=True)
+        grouped = [_grouped(node, weight).astype(np.float32) for node, weight in pairs]
         choice = choose(seen[link.name], grouped, exponents)
         if choice is None or (not link.absorbers and choice.error > WORTH):
             continue

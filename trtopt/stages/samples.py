@@ -97,7 +97,8 @@ def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str)
         if method == AUTO:
             candidates = {n: table.make_table(n, histograms, model=model, dataset=dataset) for n in methods()}
             error = output_error(context, model, dataset)
-            made, line = auto.choose(candidates, lambda table: error(model, table, {}))
+            _, means = rough_table(context, model, dataset)
+            made, line = auto.choose(candidates, lambda table: error(model, table, means))
             context.emit(Warned(f"--method auto chose {line}"))
         else:
             made = table.make_table(method, histograms, model=model, dataset=dataset)
