@@ -16,7 +16,6 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ def main() -> None:
     parser.add_argument("part", choices=["models", "bare", "calibration", "agreement"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--samples", type=int, default=2048, help="of the calibration (default 2048)")
-    parser.add_argument("--cpu-samples", type=int, default=128, help="of what also runs on the CPU (default 128)")
+    parser.add_argument("--cpu-samples", type=int, default=512, help="of what also runs on the CPU (default 512)")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -97,30 +96,30 @@ def calibration(args: argparse.Namespace) -> None:
     from calibration import tensors
     from trtopt.calibrate.observe import observe
     from trtopt.calibrate.table import make_table
-    from trtopt.engine.binding import DeviceTensor
     from trtopt.engine.cuda import open_device
     from trtopt.engine.observing import DeviceCounting, observe_where_it_runs
     from trtopt.engine.onnxruntime import CudaOptions, open_runner
     from trtopt.events import silent
     from trtopt.export.onnx import describe
 
+    names = tensors(args.folder / "resnet50.onnx")
+    hosted, cpu = dataset(args.cpu_samples), open_runner(args.folder / "tapped.onnx")
+    observe(cpu.run, names, dataset(2), stage="", emit=silent)
+    start = time.perf_counter()
+    observe(cpu.run, names, hosted, stage="", emit=silent)
+    on_cpu = (time.perf_counter() - start) / len(hosted)
+
     samples = args.samples // BATCH * BATCH
+    rows = []
     with open_device() as device:
-        print(f"{device.info.name}, driver for CUDA {device.info.driver}, {device.info.package}")
-        x = batch_of(0, BATCH)
-        data = device.allocate(samples * x[0].nbytes)
-        stream = device.stream()
-        for start in range(0, samples, BATCH):  # every batch another one, or they would be read from the cache
-            stream.to_device(data.pointer + start * x[0].nbytes, np.roll(x, start, axis=3) * (1 + start / samples / 9))
-        stream.synchronize()
-        first = DeviceTensor(data.pointer, x.shape, "float32")
-        inputs = [replace(first, pointer=data.pointer + start * x[0].nbytes) for start in range(0, samples, BATCH)]
-        gpu, names = DeviceCounting(device), tensors(args.folder / "resnet50.onnx")
-        rows = []
+        print(f"{device.info.name}, driver for CUDA {device.info.driver}, {device.info.package}, {cpu.where}")
+        inputs = on_device(device, samples)
+        gpu = DeviceCounting(device)
         for tf32 in (False, True):
-            cuda = CudaOptions(tf32=tf32)
             plain, tapped = (
-                open_runner(args.folder / f"{name}.onnx", device="cuda", cuda=cuda).bind({"input": first})
+                open_runner(args.folder / f"{name}.onnx", device="cuda", cuda=CudaOptions(tf32=tf32)).bind(
+                    {"input": inputs[0]}
+                )
                 for name in ("resnet50", "tapped")
             )
             ways: dict[str, Callable[[], object]] = {
@@ -128,30 +127,25 @@ def calibration(args: argparse.Namespace) -> None:
                 "inference of the tapped copy": partial(infer, tapped, inputs),
                 "calibration": partial(calibrate, tapped, inputs, gpu, names),
             }
-            best = in_turn(ways, args.repeats)
-            for name, seconds in best.items():
-                ratio = seconds / best["bare inference"]
-                rows.append([name, "on" if tf32 else "off", *numbers(seconds, samples), f"{ratio:.2f}"])
-        histograms = calibrate(tapped, inputs, gpu, names)
-    model = describe(args.folder / "resnet50.onnx")
-    table(f"calibration, {samples} samples on the GPU, batch {BATCH}", ["", "TF32", *NUMBERS, "x bare"], rows)
+            seconds = in_turn(ways, args.repeats)
+            for name in ways:
+                row = [name, "on" if tf32 else "off", *numbers(seconds[name], samples)]
+                row += [f"{seconds[name] / seconds['bare inference']:.2f}"]
+                rows.append([*row, f"{on_cpu * samples / seconds[name]:.1f}" if name == "calibration" else ""])
+    columns = ["", "TF32", *NUMBERS, "x bare", "x the CPU's rate"]
+    table(f"{samples} samples that are on the GPU, batch {BATCH}", columns, rows)
 
-    rows = []
-    hosted = dataset(args.cpu_samples)
-    for device_name, count, observer in (
-        ("cpu", args.cpu_samples, lambda runner, given: observe(runner.run, names, given, stage="", emit=silent)),
-        ("cuda", samples, lambda runner, given: observe_where_it_runs(runner, names, given, stage="", emit=silent)),
-    ):
-        runner = open_runner(args.folder / "tapped.onnx", device=device_name)
-        given = hosted if count == args.cpu_samples else dataset(count)
-        observer(runner, dataset(2))
-        start = time.perf_counter()
-        observer(runner, given)
-        rows.append([runner.where, str(count), *numbers(time.perf_counter() - start, count)])
+    runner, given = open_runner(args.folder / "tapped.onnx", device="cuda"), dataset(samples)
     start = time.perf_counter()
-    make_table("entropy", histograms, model=model, dataset=hosted)
-    rows.append(["entropy's search, once", "", f"{time.perf_counter() - start:.3f}", "", ""])
-    table("calibration of samples on the host, copies and setting up in it", ["", "samples", *NUMBERS], rows)
+    histograms = observe_where_it_runs(runner, names, given, stage="", emit=silent)
+    whole = time.perf_counter() - start
+    start = time.perf_counter()
+    make_table("entropy", histograms, model=describe(args.folder / "resnet50.onnx"), dataset=given)
+    search = time.perf_counter() - start
+    rows = [[cpu.where, str(len(hosted)), *numbers(on_cpu * len(hosted), len(hosted))]]
+    rows.append([runner.where, str(samples), *numbers(whole, samples)])
+    rows.append(["entropy's search, once", "", f"{search:.3f}", "", ""])
+    table("calibration of samples on the host, joining, copies and setting up in it", ["", "samples", *NUMBERS], rows)
 
 
 NUMBERS = ["s", "ms/batch", "samples/s"]
@@ -171,6 +165,19 @@ def in_turn(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, fl
             if turn:  # the first warms up
                 seen[name].append(time.perf_counter() - start)
     return {name: statistics.median(times) for name, times in seen.items()}
+
+
+def on_device(device: Any, samples: int) -> list[Any]:
+    """Batches in the memory of the GPU, each another one, or they would be read from the cache."""
+    from trtopt.engine.binding import DeviceTensor
+
+    x = batch_of(0, BATCH)
+    data, stream = device.allocate(samples // BATCH * x.nbytes), device.stream()
+    made = [DeviceTensor(data.pointer + i * x.nbytes, x.shape, "float32") for i in range(samples // BATCH)]
+    for i, tensor in enumerate(made):
+        stream.to_device(tensor.pointer, np.roll(x, i, axis=3) * np.float32(1 + i / len(made) / 9))
+    stream.synchronize()
+    return made
 
 
 def infer(bound: Any, batches: list[Any]) -> None:

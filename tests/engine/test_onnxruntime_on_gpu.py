@@ -119,6 +119,13 @@ def test_a_model_that_the_memory_does_not_hold_is_told(path: Path) -> None:
         open_runner(path, device="cuda", cuda=CudaOptions(memory_limit=4096))
 
 
+def test_what_cannot_be_a_cuda_graph_is_named(tmp_path: Path) -> None:
+    text = '<ir_version: 8, opset_import: ["": 17]> g (float[4] x) => (float[n] y) { y = Unique(x) }'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=r"m\.onnx cannot run as a CUDA graph"):
+        open_runner(tmp_path / "m.onnx", device="cuda", cuda=CudaOptions(graphs=True))
+
+
 def test_a_gpu_that_is_not_there_is_named(path: Path) -> None:
     with pytest.raises(EnvironmentUnableError, match="no working CUDA provider"):
         open_runner(path, device="cuda:99")
@@ -148,29 +155,31 @@ def test_calibration_on_the_gpu_sees_what_the_cpu_sees(path: Path, tmp_path: Pat
         assert found[name].quantile(0.99) == pytest.approx(wanted[name].quantile(0.99), rel=1e-3)
 
 
-def test_a_thousand_sessions_leave_no_memory_behind(path: Path, device: Device) -> None:
+def test_a_thousand_sessions_leave_no_more_memory_behind_than_those_of_onnxruntime(path: Path, device: Device) -> None:
+    """A bare session on CUDA leaves some: with 1.31 and cuDNN 9.19 some 10 KB of the GPU's and 150 KB of the host's."""
+
     def ours() -> None:
         bound = open_runner(path, device="cuda").bind({"x": X})
         bound.run()
         bound.copy_out()
 
     def bare() -> None:
-        ort.InferenceSession(str(path), providers=["CUDAExecutionProvider"]).run(None, {"x": X})
+        options = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
+        session = ort.InferenceSession(str(path), providers=[("CUDAExecutionProvider", options)])
+        session.run(None, {"x": X})
 
-    def growth(cycle: Callable[[], None], times: int) -> tuple[float, float]:
-        """How much the memory of GPU and host grew by, in bytes a cycle."""
+    def growth(cycle: Callable[[], None]) -> tuple[int, int]:
+        """How many bytes of GPU and host a thousand cycles leave behind."""
         for _ in range(100):  # libraries load, pools fill
             cycle()
         before = device.free_bytes(), resident()
-        for _ in range(times):
+        for _ in range(1000):
             cycle()
-        return (before[0] - device.free_bytes()) / times, (resident() - before[1]) / times
+        return before[0] - device.free_bytes(), resident() - before[1]
 
-    on_gpu, on_host = growth(ours, 1000)
-    assert on_gpu <= 4096
-    # onnxruntime itself leaves some of the host's memory behind for each session on CUDA (1.31: 150 KB), however used.
-    _, own = growth(bare, 300)
-    assert on_host <= own + 8192
+    by_it, by_us = growth(bare), growth(ours)
+    assert by_us[0] <= min(by_it[0] + (4 << 20), 32 << 20)
+    assert by_us[1] <= min(by_it[1] + (16 << 20), 256 << 20)
 
 
 def resident() -> int:

@@ -41,8 +41,8 @@ class CudaOptions:
     `tf32` lets it round the factors of FP32 products. `nhwc` lets it keep the channels of convolutions last, as tensor
     cores want it; None: where they compute, with TF32 or in 16 bits. (On an H200 a ResNet-50 in FP32 proper took a
     fifth longer with it.) `graphs` captures a CUDA graph for each `bind`, which spares small batches the time between
-    kernels; every operator must run on the GPU then. `memory_limit` is the most that the session may allocate, in
-    bytes (0: no limit).
+    kernels; every operator must run on the GPU then. `memory_limit` is the most that the session may allocate for
+    weights, activations and outputs, in bytes (0: no limit); the inputs that `bind` copies are not in it.
     """
 
     tf32: bool = False
@@ -107,7 +107,7 @@ def open_runner(path: Path, *, device: str = "cpu", cuda: CudaOptions = _EXACT) 
     A graph with 16-bit types runs on the CPU as `simulate` rewrites it; CUDA has real kernels for them.
 
     Raises:
-        ModelError: onnxruntime cannot load it.
+        ModelError: onnxruntime cannot load it, or cannot capture it as a CUDA graph.
         EnvironmentUnableError: CUDA was asked for and is not there.
         OutOfMemoryError: the memory does not hold the model.
         MissingDependencyError: onnxruntime is not installed.
@@ -163,6 +163,8 @@ def _cuda_session(ort: Any, path: Path, place: Place, cuda: CudaOptions) -> tupl
     try:
         session = _session(ort, path, ("CUDAExecutionProvider", options), "CPUExecutionProvider")
     except ModelError as error:
+        if cuda.graphs and "graph capture" in error.why:
+            raise ModelError(f"{path.name} cannot run as a CUDA graph", why=error.why) from error
         # The model's fault, or the GPU's? A device that is not there, a driver too old: the CPU can load it then.
         _session(ort, path, "CPUExecutionProvider")
         return None, error.why
