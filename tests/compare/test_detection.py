@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtopt.compare.kinds.boxes import Boxes, matches
+from trtopt.compare.kinds.boxes import Boxes, Match, matches
 from trtopt.compare.kinds.outputs import Outputs
 from trtopt.compare.metrics import Metrics
 from trtopt.errors import ModelError
@@ -73,11 +73,16 @@ def test_another_class_is_no_match() -> None:
     assert (values["matched"], values["extra"]) == (50.0, 50.0)
 
 
-def test_boxes_below_the_threshold_are_left_out_in_both_models() -> None:
-    values = one((made(BOX, FAR, scores=[0.9, 0.29]), made(BOX, NEAR, scores=[0.9, 0.29]))).values
+def test_boxes_below_the_threshold_need_no_partner() -> None:
+    values = one((made(BOX, FAR, scores=[0.9, 0.29]), made(BOX, (20, 20, 30, 30), scores=[0.9, 0.29]))).values
     assert (values["matched"], values["extra"]) == (100.0, 0.0)
-    values = one((made(BOX, FAR, scores=[0.9, 0.3]), made(BOX, FAR, scores=[0.9, 0.29]))).values
-    assert (values["matched"], values["extra"]) == (50.0, 0.0)
+
+
+def test_a_box_is_lost_when_its_score_falls_below_half_the_threshold() -> None:
+    for score, share in ((0.29, 100.0), (0.15, 100.0), (0.149, 50.0)):
+        strong, weak = made(BOX, FAR, scores=[0.9, 0.31]), made(BOX, FAR, scores=[0.9, score])
+        assert one((strong, weak)).values["matched"] == share
+        assert one((weak, strong)).values["extra"] == 100.0 - share
 
 
 def test_samples_without_boxes_are_no_evidence() -> None:
@@ -104,8 +109,8 @@ def boxes(*corners: tuple[float, ...], scores: Sequence[float] = (), classes: Se
 def test_the_highest_score_takes_its_best_box_first() -> None:
     # The second box overlaps both of FP32's, and BOX more; it comes first and takes it, so the first finds none.
     truth = boxes(BOX, (4.0, 0.0, 14.0, 10.0))
-    assert matches(truth, boxes(BOX, NEAR, scores=[0.5, 0.9])) == [pytest.approx(IOU)]
-    assert matches(truth, boxes(BOX, NEAR, scores=[0.9, 0.5])) == [1.0, pytest.approx(70 / 130)]
+    assert matches(truth, boxes(BOX, NEAR, scores=[0.5, 0.9])) == [Match(0, 1, pytest.approx(IOU))]
+    assert matches(truth, boxes(BOX, NEAR, scores=[0.9, 0.5])) == [Match(0, 0, 1.0), Match(1, 1, pytest.approx(7 / 13))]
 
 
 def test_a_box_is_matched_once() -> None:
@@ -113,7 +118,7 @@ def test_a_box_is_matched_once() -> None:
 
 
 def test_half_an_overlap_is_enough() -> None:
-    assert matches(boxes((0.0, 0.0, 2.0, 1.0)), boxes((0.0, 0.0, 1.0, 1.0))) == [0.5]
+    assert matches(boxes((0.0, 0.0, 2.0, 1.0)), boxes((0.0, 0.0, 1.0, 1.0))) == [Match(0, 0, 0.5)]
     assert matches(boxes((0.0, 0.0, 2.0, 1.0)), boxes((0.0, 0.0, 0.999, 1.0))) == []
 
 
@@ -140,7 +145,7 @@ def test_matching_is_what_plain_loops_say(truth: list[Any], own: list[Any]) -> N
         if best is not None and overlaps[best] >= 0.5:
             free.remove(best)
             expected.append(overlaps[best])
-    assert sorted(found) == pytest.approx(sorted(expected))
+    assert sorted(pair.iou for pair in found) == pytest.approx(sorted(expected))
 
 
 def overlap(a: Sequence[float], b: Sequence[float]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -288,6 +289,20 @@ def test_the_batch_is_halved_where_memory_is_exhausted_and_no_sample_is_lost() -
     assert [event.done for event in events if isinstance(event, Progress)] == [2, 4, 6, 7, 9]
     whole = compare(replace(pair, candidate=exhausted_beyond(9)), dataset(labels=LABELS), Measure(), emit=silent)
     assert found.outputs == whole.outputs
+
+
+def test_a_few_bytes_are_kept_for_each_sample() -> None:
+    samples = np.random.default_rng(0).normal(size=(4000, 40)).astype(np.float32)
+    labels = tuple(samples.argmax(axis=1).tolist())
+    peaks = []
+    for count in (1000, 4000):
+        data = dataset(samples[:count], labels=labels[:count])
+        pair = Pair(baseline=model(logits=same), candidate=model(logits=lambda x: x * 2), names=("a", "b"))
+        tracemalloc.start()
+        compare(pair, data, Measure(), emit=silent, batch=50)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (peaks[1] - peaks[0]) / 3000 < 120
 
 
 def test_memory_that_does_not_hold_one_sample_is_an_error() -> None:

@@ -22,13 +22,14 @@ from trtopt.types import Comparison, GateResult, OutputDrift, Verdict
 
 DEFAULTS = {
     # One point of top-1 is near what MLPerf Inference allows (99 % of FP32's accuracy); cosine 0.99 turns an embedding
-    # by 8 degrees; an integer output (boxes, token ids) may move, but rarely.
+    # by 8 degrees; an integer output (token ids) may move, but rarely.
     "scores": ("top1", 1.0),
     "values": ("cosine", 0.99),
     "exact": ("equal", 99.0),
-    # In mIoU a small class weighs as much as the background, which hides its loss in the share of pixels. Boxes whose
-    # score lies at the threshold come and go with the least rounding: not every one can be asked for.
-    "segmentation": ("miou", 99.0),
+    # In mIoU a small class weighs as much as the background, which hides its loss in the share of pixels. A text
+    # detector keeps 99.96 % in FP16, and 98.7 % in INT8 with its output at 18.6 dB.
+    "segmentation": ("miou", 98.0),
+    # One box in a hundred, as with classes.
     "detection": ("matched", 99.0),
 }
 """Metric and limit of each kind of output that has a default."""

@@ -28,8 +28,17 @@ class Boxes:
         return Boxes(corners=self.corners[keep], scores=self.scores[keep], classes=self.classes[keep])
 
 
-def matches(reference: Boxes, candidate: Boxes) -> list[float]:
-    """The IoU of every pair of boxes that are the same: of one class, with an IoU of at least 0.5.
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Two boxes that are the same: their places in either set, and their intersection over union."""
+
+    reference: int
+    candidate: int
+    iou: float
+
+
+def matches(reference: Boxes, candidate: Boxes) -> list[Match]:
+    """Every pair of boxes that are the same: of one class, with an IoU of at least 0.5.
 
     As COCO matches detections with the truth (`evaluateImg` of pycocotools' cocoeval.py): class by class, the
     candidate's boxes in the order of their scores, the highest first, each take the box of FP32 that they overlap most,
@@ -37,16 +46,15 @@ def matches(reference: Boxes, candidate: Boxes) -> list[float]:
     """
     found = []
     for each in np.unique(reference.classes):
-        truth = reference.corners[reference.classes == each]
-        own = candidate.chosen(candidate.classes == each)
-        order = np.argsort(-own.scores, kind="stable")
+        truth, own = (np.flatnonzero(boxes.classes == each) for boxes in (reference, candidate))
+        own = own[np.argsort(-candidate.scores[own], kind="stable")]
         free = np.ones(len(truth), np.bool_)
-        for overlaps in _overlaps(own.corners[order], truth):
-            open_ = np.where(free, overlaps, -1.0)
-            best = int(open_.argmax())
-            if open_[best] >= IOU:
+        for place, overlaps in zip(own, _overlaps(candidate.corners[own], reference.corners[truth]), strict=True):
+            left = np.where(free, overlaps, -1.0)
+            best = int(left.argmax())
+            if left[best] >= IOU:
                 free[best] = False
-                found.append(float(open_[best]))
+                found.append(Match(int(truth[best]), int(place), float(left[best])))
     return found
 
 

@@ -31,7 +31,10 @@ TAKES = (
 PLAIN = False
 
 SCORE = 0.3
-"""Boxes below this score are left out, in both models. Programs that draw detections start at 0.25 to 0.5."""
+"""Boxes from this score on must be in the other model, too. Programs that draw detections start at 0.25 to 0.5."""
+
+FAINT = SCORE / 2
+"""The least score of a box's partner: a box at the threshold is not lost when rounding moves its score below."""
 
 _BOXES = re.compile(r"box")
 _ROLES = {
@@ -65,7 +68,9 @@ class Detection:
         # A sample that comes alone, with one row, may be anything; with more or none they are boxes.
         self._counted = not alone
         self._indices = array("q")
-        self._reference, self._candidate, self._matched = array("q"), array("q"), array("q")
+        # Boxes of a sample: FP32's, the candidate's, those of FP32 that the candidate has, those that only it has.
+        self._reference, self._candidate = array("q"), array("q")
+        self._matched, self._extra = array("q"), array("q")
         self._overlap = 0.0
         self._bad = array("q")
         self._bad_fp32 = 0
@@ -96,16 +101,18 @@ class Detection:
                 self._bad_fp32 += bad_fp32
                 continue
             self._check(reference)
-            self._add(index, *(boxes.chosen(boxes.scores >= SCORE) for boxes in (reference, candidate)))
+            self._add(index, *(boxes.chosen(boxes.scores >= FAINT) for boxes in (reference, candidate)))
 
     def _add(self, index: int, reference: Boxes, candidate: Boxes) -> None:
-        found = matches(reference, candidate)
-        for overlap in found:  # one by one: the last bit does not depend on how samples are batched
-            self._overlap += overlap
+        sure, own = reference.scores >= SCORE, candidate.scores >= SCORE
+        pairs = matches(reference, candidate)
+        for pair in pairs:  # one by one: the last bit does not depend on how samples are batched
+            self._overlap += pair.iou if sure[pair.reference] else 0.0
         self._indices.append(index)
-        self._reference.append(len(reference.scores))
-        self._candidate.append(len(candidate.scores))
-        self._matched.append(len(found))
+        self._reference.append(int(sure.sum()))
+        self._candidate.append(int(own.sum()))
+        self._matched.append(sum(bool(sure[pair.reference]) for pair in pairs))
+        self._extra.append(int(own.sum()) - sum(bool(own[pair.candidate]) for pair in pairs))
 
     def _samples(self, outputs: Mapping[str, Array], batch: Outputs) -> list[Boxes]:
         """The boxes of one model, sample by sample, all of them."""
@@ -164,26 +171,24 @@ class Detection:
         if reference:
             values["matched"] = 100.0 * matched / reference
         if reference or candidate:
-            values["extra"] = 100.0 * (candidate - matched) / candidate if candidate else 0.0
+            values["extra"] = 100.0 * sum(self._extra) / candidate if candidate else 0.0
         if matched:
             values["iou"] = self._overlap / matched
         values["nonfinite"] = float(len(self._bad))
+        alone = [self._lost(i) + extra for i, extra in enumerate(self._extra)]
         return OutputDrift(
             output=self.layout.boxes,
             kind="detection",
             values=values,
             first_bad=first_bad(self._bad, self._bad_fp32, ids),
-            worst=worst([self._alone(i) for i in range(len(self._indices))], self._indices, ids, self._story),
+            worst=worst(alone, self._indices, ids, self._story),
         )
 
-    def _alone(self, place: int) -> int:
-        """The number of boxes of a sample, of both models, without a partner."""
-        return self._reference[place] + self._candidate[place] - 2 * self._matched[place]
+    def _lost(self, place: int) -> int:
+        return self._reference[place] - self._matched[place]
 
     def _story(self, place: int) -> str:
-        lost = self._reference[place] - self._matched[place]
-        extra = self._candidate[place] - self._matched[place]
-        return f"{lost} of {self._reference[place]} boxes lost, {extra} extra"
+        return f"{self._lost(place)} of {self._reference[place]} boxes lost, {self._extra[place]} extra"
 
 
 def reader(opening: Opening) -> Detection | None:
