@@ -45,8 +45,8 @@ class InterruptedSweepError(TrtoptError):
 def bench(plan: BenchPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | None]:
     """Time the targets over batch sizes.
 
-    Returns the report, and what ended the sweep before its end: Ctrl-C, or memory that is exhausted (None: nothing).
-    What had been measured by then is in the report, and was written.
+    Returns the report, and what ended the sweep before its end: Ctrl-C, exhausted memory, a batch that a target refuses
+    (None: nothing). What had been measured by then is in the report, and was written.
 
     Raises:
         TrtoptError: something given cannot be used, or nothing could be measured.
@@ -71,14 +71,12 @@ def bench(plan: BenchPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | N
         gate.check(gates, batches, len(opened))
         for line in left_out:
             emit(Warned(line))
-        empty = Benchmark(
-            targets=tuple(
-                BenchTarget(name=each.target.name, path=each.path, ran=each.target.session.where) for each in opened
-            ),
-            timings=(),
-            complete=False,
-        )
         device = held.enter_context(preparing.gpu_readings(opened, emit))
+        ran = tuple(
+            BenchTarget(name=each.target.name, path=each.path, ran=preparing.where(each.target.session, device))
+            for each in opened
+        )
+        empty = Benchmark(targets=ran, timings=(), complete=False)
         how = sweep.Plan(
             batches=batches,
             seconds=plan.seconds,
@@ -103,29 +101,39 @@ def _collect(
     start = time.perf_counter()
     emit(StageStarted("bench"))
     stopped: TrtoptError | None = None
-    done: list[int] = []
     try:
         for timings in points:
-            done.append(timings[0].batch)
-            benchmark = replace(benchmark, timings=benchmark.timings + timings, complete=len(done) == len(batches))
+            left = len(batches) - len(_batches(benchmark)) - 1
+            benchmark = replace(benchmark, timings=benchmark.timings + timings, complete=not left)
             _write(store, benchmark)
-    except (KeyboardInterrupt, OutOfMemoryError, MemoryError) as error:
-        stopped = _stopped(error, batches[len(done)], done, store.root)
-        if not done:
+    except StoreError:
+        raise
+    except (KeyboardInterrupt, MemoryError, TrtoptError) as error:
+        stopped = _stopped(error, batches, _batches(benchmark), store.root)
+        if not benchmark.timings:
             raise stopped from error
     seconds = time.perf_counter() - start
-    line = f"{len(benchmark.timings)} timings, batch {', '.join(map(str, done))}"
+    line = f"{len(benchmark.timings)} timings, batch {', '.join(map(str, _batches(benchmark)))}"
     emit(StageFinished("bench", seconds, line))
     store.outcomes.append(StageOutcome(name="bench", status="ran", seconds=round(seconds, 3), summary=line))
     return benchmark, stopped
 
 
-def _stopped(error: BaseException, batch: int, done: Sequence[int], root: Path) -> TrtoptError:
+def _batches(benchmark: Benchmark) -> list[int]:
+    """The batch sizes that were measured."""
+    return list(dict.fromkeys(timing.batch for timing in benchmark.timings))
+
+
+def _stopped(error: BaseException, batches: Sequence[int], done: Sequence[int], root: Path) -> TrtoptError:
+    """What ended the sweep, as an error that says what was kept."""
+    at = batches[min(len(done), len(batches) - 1)]
     kept = f"Batch {', '.join(map(str, done))} was measured, and is kept in {root / FILE}" if done else ""
     if isinstance(error, OutOfMemoryError | MemoryError):
-        what, why = f"memory is exhausted at batch {batch}", getattr(error, "why", str(error))
-        return OutOfMemoryError(what, why=why, fix=kept or "--max-batch finds the largest that fits")
-    return InterruptedSweepError(f"interrupted at batch {batch}", fix=kept)
+        what, why = f"memory is exhausted at batch {at}", getattr(error, "why", str(error))
+        return OutOfMemoryError(what, why=why, fix=kept or "Find the largest that fits with --max-batch")
+    if isinstance(error, TrtoptError):
+        return type(error)(f"batch {at}: {error.what}", why=error.why, fix=kept or error.fix)
+    return InterruptedSweepError(f"interrupted at batch {at}", fix=kept)
 
 
 def max_batch(plan: MaxBatchPlan, emit: Emit = silent) -> Report:

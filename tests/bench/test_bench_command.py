@@ -239,6 +239,23 @@ def test_exhausted_memory_keeps_what_was_measured(tmp_path: Path, side: int) -> 
     assert not read(tmp_path / "out").complete
 
 
+def test_a_batch_that_the_model_refuses_keeps_what_was_measured(cli: Cli, tmp_path: Path) -> None:
+    shape = numpy_helper.from_array(np.array([2, -1, 8], np.int64), "shape")  # an odd batch does not divide
+    path = save(
+        tmp_path / "net.onnx",
+        [helper.make_node("Reshape", ["x", "shape"], ["y"])],
+        [shape],
+        ("n", 1, 1, 8),
+        (2, "m", 8),
+    )
+    done = cli("bench", path, "--batch", "2,3", *QUICK, "-o", tmp_path / "out")
+    assert done.code == 2
+    assert "error: batch 3: onnxruntime cannot run the model" in done.err
+    assert "Batch 2 was measured" in done.err
+    assert "latency in ms" in done.out
+    assert [timing.batch for timing in read(tmp_path / "out").timings] == [2]
+
+
 def test_a_run_directory_that_cannot_be_written_costs_a_warning_only(cli: Cli, int8: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(int8, tmp_path / "copy")
     (copy / "benchmark.json").unlink(missing_ok=True)

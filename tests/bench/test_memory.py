@@ -126,7 +126,7 @@ def test_a_batch_that_takes_too_long_is_over_the_latency_limit(hungry: Path) -> 
 
 
 def test_a_process_that_takes_too_much_is_ended(hungry: Path) -> None:
-    answer = probe.ask(replace(question(hungry), batch=8000, limit=300 * 2**20), 60)
+    answer = probe.ask(replace(question(hungry), batch=8000, limit=300 * 2**20, host=300 * 2**20), 60)
     assert answer.failed == "it takes more than the limit"
     assert answer.memory < 600 * 2**20  # and not the 2 GB of the inputs alone
 

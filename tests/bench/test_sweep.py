@@ -116,6 +116,9 @@ class MadeNvml:
     class NVMLError(Exception):
         pass
 
+    def nvmlDeviceGetName(self, handle: object) -> str:  # noqa: N802
+        return "a GPU"
+
     def nvmlDeviceGetUtilizationRates(self, handle: object) -> SimpleNamespace:  # noqa: N802
         return SimpleNamespace(gpu=97)
 
@@ -282,3 +285,13 @@ def test_where_nvml_does_not_work_the_reason_is_given(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'trtopt\[gpu\]'"):
         gpu.open_gpu()
+
+
+def test_the_gpu_is_named_where_the_session_does_not_name_it() -> None:
+    device = gpu.Gpu(MadeNvml(), None)
+    unnamed, named = EngineSession(MadeRunner()), EngineSession(MadeRunner())
+    unnamed.where = "onnxruntime, CUDA"
+    assert preparing.where(unnamed, device) == "onnxruntime, CUDA, a GPU"
+    assert preparing.where(named, device) == "TensorRT, a GPU"
+    assert preparing.where(unnamed, None) == "onnxruntime, CUDA"
+    assert preparing.where(open_onnx(DIGITS, "cpu", CudaOptions()), device).endswith("nothing about the GPU")

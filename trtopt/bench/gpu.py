@@ -37,10 +37,14 @@ class Sampled:
 
 
 class Gpu:
-    """A GPU as NVML sees it. Close it when done."""
+    """A GPU as NVML sees it; `name` is empty where it does not say. Close it when done."""
 
     def __init__(self, nvml: Any, handle: Any) -> None:
         self._nvml, self._handle = nvml, handle
+        self.name = ""
+        with contextlib.suppress(nvml.NVMLError):
+            name = nvml.nvmlDeviceGetName(handle)
+            self.name = name.decode() if isinstance(name, bytes) else name  # bytes before nvidia-ml-py 12
 
     def read(self) -> dict[str, float]:
         """Utilisation in percent, memory in use in bytes, power in watts; what NVML cannot say is absent."""
@@ -55,13 +59,6 @@ class Gpu:
             with contextlib.suppress(nvml.NVMLError):
                 found[name] = source()
         return found
-
-    def free(self) -> int:
-        """Bytes of memory that are free; 0 where NVML cannot say."""
-        try:
-            return int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).free)
-        except self._nvml.NVMLError:
-            return 0
 
     def close(self) -> None:
         """Let NVML go."""

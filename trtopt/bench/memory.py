@@ -8,6 +8,7 @@ Touches: starts processes; reads `/proc`, and the model's header.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -50,12 +51,17 @@ def largest(
         EnvironmentUnableError: this system does not say what a process takes.
         TrtoptError: the model cannot be run.
     """
-    limit = limits.memory or (available() if question.device == "cpu" else 0)
+    limit, host = limits.memory, 0
+    if question.device == "cpu":
+        limit = host = limits.memory or available()
+    else:
+        with contextlib.suppress(EnvironmentUnableError):
+            host = available()
     answers: dict[int, Answer] = {}
 
     def probe(batch: int) -> BatchProbe:
         emit(Progress("bench", len(answers), 0, f"batch {batch}"))
-        answers[batch] = ask(replace(question, batch=batch, limit=limit), PROBE_SECONDS)
+        answers[batch] = ask(replace(question, batch=batch, limit=limit, host=host), PROBE_SECONDS)
         return _judged(batch, answers[batch], limits.latency)
 
     tried = search(probe, takes or range(1, MOST + 1))

@@ -251,3 +251,9 @@ def gpu_readings(found: Sequence[Opened], emit: Emit) -> Iterator[gpu.Gpu | None
         yield device
     finally:
         device.close()
+
+
+def where(session: targets.Session, device: gpu.Gpu | None) -> str:
+    """What runs a target and where, with the name of the GPU where NVML tells it and the session does not."""
+    name = device.name if device is not None and session.device == "cuda" else ""
+    return session.where if name in session.where else f"{session.where}, {name}"
