@@ -167,7 +167,7 @@ def test_masks_of_boxes_are_not_compared_and_that_is_said() -> None:
     metrics = Metrics({})
     metrics.add(Outputs(reference=pair[0], candidate=pair[1], indices=(0,)))
     assert [drift.output for drift in metrics.drifts(["a"])] == ["boxes"]
-    assert metrics.notes() == ["boxes is read as detections, with scores, labels; masks of the boxes is not compared"]
+    assert metrics.notes() == ["boxes is read as detections, with scores, labels; not compared: masks"]
 
 
 def padded(*samples: Made, rows: int = 4) -> dict[str, Array]:
@@ -216,6 +216,13 @@ def test_every_form_of_the_same_boxes_has_the_same_metrics_however_they_are_batc
         assert found.kind == "detection"
         assert found.values == expected.values
         assert [each.note for each in found.worst] == [each.note for each in expected.worst]
+
+
+def test_a_number_of_detections_that_is_none_makes_the_sample_bad() -> None:
+    reference, candidate = padded(TWO), padded(TWO)
+    candidate["num_detections"][0] = np.nan
+    found = drifts((reference, reference), (reference, candidate))[0]
+    assert (found.values["nonfinite"], found.first_bad) == (1.0, "1.png")
 
 
 def test_rows_beyond_the_number_of_detections_are_not_looked_at() -> None:

@@ -94,6 +94,13 @@ def test_whole_numbers_must_be_equal() -> None:
     assert check([ids], {"y": np.where(ids == 7, 8, ids)}).verdict == "fail"
 
 
+def test_what_an_output_means_does_not_change_how_it_is_judged() -> None:
+    mask = np.ones((1, 4, 4), np.int64)
+    boxes = np.array([[[0, 0, 9, 9, 0.9, 1], [1, 1, 5, 5, 0.8, 2]]], np.float32)
+    found = check([mask, boxes], {"mask": mask, "output0": boxes})
+    assert [(gate.metric, gate.verdict) for gate in found.gates] == [("equal", "pass"), ("sqnr", "pass")]
+
+
 def test_a_nan_fails() -> None:
     truth = np.ones((1, 4), np.float32)
     found = check([truth], {"y": np.where(np.arange(4) == 2, np.nan, truth).astype(np.float32)})

@@ -114,6 +114,9 @@ INSIDE = softmax(random(3, 2, 8, 8), axis=1)[:, 0]
         ("sigmoid_0.tmp_0", INSIDE[:, None], "segmentation"),
         ("mask", random(3, 8, 8), "values"),  # not within [0, 1]
         ("depth", INSIDE, "values"),
+        ("sigmoid_0", INSIDE, "values"),  # time, perhaps
+        ("seg_features", random(3, 4, 8, 8), "values"),
+        ("attention_mask", INSIDE, "values"),
         ("image", INSIDE[:, None], "values"),
         ("seg_map", np.ones((3, 8, 8), np.int64), "segmentation"),
         ("mask", np.ones((3, 8, 8), np.bool_), "segmentation"),

@@ -85,7 +85,7 @@ METRICS = {
     ),
     "matched": Metric(
         label="boxes found",
-        text="share of FP32's boxes that the candidate has too: same class, intersection over union of 0.5 or more",
+        text="share of FP32's boxes (score 0.3 or more) that the candidate has, in class and at an IoU of 0.5",
         sense="at least",
         unit="%",
         format=".2f",
@@ -93,7 +93,7 @@ METRICS = {
     ),
     "extra": Metric(
         label="extra boxes",
-        text="share of the candidate's boxes that FP32 has not",
+        text="share of the candidate's boxes (score 0.3 or more) that FP32 has not",
         sense="at most",
         unit="%",
         format=".2f",

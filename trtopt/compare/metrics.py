@@ -23,7 +23,7 @@ _GATHERED_SAMPLES = 256
 would only take more memory.
 """
 
-Layout = list[tuple[str, object, tuple[int, ...]]]
+_Shapes = list[tuple[str, object, tuple[int, ...]]]
 
 
 class Metrics:
@@ -38,7 +38,7 @@ class Metrics:
         self._apart = apart
         self._kinds = [module for module in map(kind, kinds()) if module.PLAIN or not plain]
         self._gathered: list[Outputs] = []
-        self._gathered_layout: Layout | None = None
+        self._gathered_layout: _Shapes | None = None
         self._gathered_values = self._gathered_samples = 0
         self._readers: dict[str, list[Reader]] = {}
         self._errors: dict[str, ModelError] = {}
@@ -156,7 +156,7 @@ def _not_of(name: str, kind: str) -> ModelError:
     )
 
 
-def _layout(batch: Outputs) -> Layout | None:
+def _layout(batch: Outputs) -> _Shapes | None:
     """Names, types and shapes after the first axis: where they are the same, batches can be joined; None where the
     first axis is not the samples'.
     """

@@ -85,7 +85,7 @@ class Detection:
         """Which outputs make up the detections, and which have no metric."""
         name, roles, unread = self.layout.boxes, self.layout.roles, self.layout.unread
         read = f"{name} is read as detections" + (f", with {', '.join(roles.values())}" if roles else "")
-        return read + (f"; {', '.join(unread)} of the boxes is not compared" if unread else "")
+        return read + (f"; not compared: {', '.join(unread)}" if unread else "")
 
     def add(self, batch: Outputs) -> None:
         """Take one batch.
@@ -142,8 +142,9 @@ class Detection:
             scores = parts["scores"].astype(np.float64).reshape(lead)
         if "classes" in parts:
             classes = parts["classes"].astype(np.float64).reshape(lead)
-        number = parts["number"].reshape(count).tolist() if "number" in parts else [lead[1]] * count
-        cuts = [(i, slice(max(int(number[i]), 0))) for i in range(count)]
+        number = parts["number"].reshape(count).astype(np.float64) if "number" in parts else np.full(count, lead[1])
+        scores[~np.isfinite(number)] = np.nan  # which rows are boxes, nobody knows
+        cuts = [(i, slice(max(int(np.nan_to_num(number[i], nan=lead[1])), 0))) for i in range(count)]
         return [Boxes(corners=corners[at], scores=scores[at], classes=classes[at]) for at in cuts]
 
     def _check(self, boxes: Boxes) -> None:
@@ -214,12 +215,7 @@ def reader(opening: Opening) -> Detection | None:
         and _UNREAD.search(other.lower())
         and opening.first.reference[other].shape[: boxes.ndim - 1] == boxes.shape[:-1]
     )
-    layout = Layout(
-        boxes=opening.name,
-        single=False,
-        roles=roles,
-        unread=unread,
-    )
+    layout = Layout(boxes=opening.name, single=False, roles=roles, unread=unread)
     return Detection(layout, asked=opening.asked, alone=alone)
 
 

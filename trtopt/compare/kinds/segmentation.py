@@ -30,9 +30,12 @@ PLAIN = False
 MAX_CLASSES = 1 << 16
 """Whole numbers from here on are no classes."""
 
-_SCORES = re.compile(r"seg|pixel|parsing|panoptic|^logits?$")
-_MAPS = re.compile(r"seg|pixel|parsing|panoptic|saliency|sigmoid|prob|(?<!attention_)mask")
-"""What the name of a map says when it is not a map of features, of depth, or an image: their shapes are the same."""
+_SCORES = re.compile(r"seg|parsing|panoptic|^logits?$")
+_MAPS = re.compile(r"seg|parsing|panoptic|saliency|mask")
+_PROBABILITIES = re.compile(r"sigmoid|prob")
+_OTHERS = re.compile(r"feat|embed|hidden|attention")
+"""What a name says of classes of pixels, or against them: maps of features, of depth, and images have the same shapes.
+"""
 
 _Counts = npt.NDArray[np.int64]
 
@@ -113,7 +116,8 @@ class Segmentation:
         rows = batch.rows(self.name)
         self.noise.add(rows)
         for i in np.flatnonzero(rows.finite) if reference.size else ():
-            self._add_scores(reference[i], candidate[i])
+            if self._possible:
+                self._add_scores(reference[i], candidate[i])
 
     def _add_classes(self, reference: Array, candidate: Array, batch: Outputs) -> None:
         if not all(_are_classes(array) for array in (reference, candidate)):
@@ -165,11 +169,20 @@ class Segmentation:
 
 def reader(opening: Opening) -> Segmentation | None:
     """Read a map a sample. One score a pixel, or whole numbers, are taken for classes only where the name says so."""
-    form, name = _form(opening.first, opening.name), opening.name.lower()
-    named = (_SCORES if form == "scores" else _MAPS).search(name) is not None
+    form = _form(opening.first, opening.name)
+    named = _named(opening.name.lower(), form, opening.first.reference[opening.name].ndim)
     if not form or not (named or opening.asked or form == "scores"):
         return None
     return Segmentation(opening.name, form, sure=named or opening.asked, asked=opening.asked)
+
+
+def _named(name: str, form: str, axes: int) -> bool:
+    """Whether a name says that an output of this form holds classes of pixels."""
+    if _OTHERS.search(name):
+        return False
+    if form == "score" and axes == 4 and _PROBABILITIES.search(name):  # of three axes one may be time
+        return True
+    return (_SCORES if form == "scores" else _MAPS).search(name) is not None
 
 
 def _form(batch: Outputs, name: str) -> str:
