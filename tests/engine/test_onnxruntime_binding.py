@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from trtopt.engine.binding import BoundRun, DeviceTensor, exhausted, failure
+from trtopt.engine.binding import BoundRun, DeviceTensor, exhausted, failure, first_line
 from trtopt.engine.onnxruntime import OrtRunner, open_runner
 from trtopt.errors import EXIT_UNABLE, DataError, OutOfMemoryError, UsageError
 
@@ -175,6 +175,14 @@ def test_words_for_exhausted_memory_are_known(said: str) -> None:
 def test_other_failures_are_not_taken_for_exhausted_memory() -> None:
     for said in ("Got invalid dimensions for input: x", "CUDA failure 700: an illegal memory access was encountered"):
         assert isinstance(failure(RuntimeError(said), {"x": (1, 3)}), DataError)
+
+
+def test_of_a_failure_of_cuda_only_the_failure_is_told() -> None:
+    said = (
+        "/src/cuda_info.cc:63 static Info::From(const Options&) [ONNXRuntimeError] : 1 : FAIL : Failed to parse: CUDA "
+        "failure 100: no CUDA-capable device is detected ; GPU=-1 ; hostname=a ; file=/src/cuda_info.cc ; line=70"
+    )
+    assert first_line(RuntimeError(said)) == "CUDA failure 100: no CUDA-capable device is detected"
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cpu:1", "CUDA"])

@@ -9,6 +9,7 @@ Touches: memory of the machine or of the GPU, released with the objects.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -202,5 +203,7 @@ def exhausted(error: Exception) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error that says something."""
+    """What an error of onnxruntime says, in one line: the failure of CUDA, cuDNN or cuBLAS in it, if there is one."""
+    if failed := re.search(r"\b(CUDA|CUDNN|CUBLAS) failure \d+: [^;\n]+", str(error)):
+        return failed[0].strip()
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
