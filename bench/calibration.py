@@ -3,7 +3,8 @@
     python bench/calibration.py [--samples 32 128] [--skip-peers] [--full]
 
 Every row is measured in a process of its own, the peak memory of which is its `ru_maxrss`. The rows are run in turn,
-`--repeats` times, and the fastest of each is shown, so that a busy moment does not fall on one row only. Loading the
+`--repeats` times, and the fastest of each is shown, so that a busy moment does not fall on one row only; the time of
+the processors depends less on what else runs. Loading the
 session and one warm-up sample come before the clock; `once` is what trtopt needs once, however many samples there are:
 writing the tapped copy, loading it, and loading (the first time: compiling) the histogram kernels.
 
@@ -22,6 +23,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+Cost = tuple[float, float, float]
+"""Seconds that are spent once, seconds for all samples, and those of processors for all samples."""
 
 SHAPE = (3, 224, 224)
 ROWS = {
@@ -68,7 +72,7 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
                     best[row] = result
         table = Table(title=f"ResNet-50, {samples} samples")
         table.add_column("", no_wrap=True)
-        for column in ("s", "ms/sample", "once s", "x bare", "x trtopt", "peak MB"):
+        for column in ("s", "ms/sample", "cpu ms", "once s", "x bare", "x bare cpu", "x trtopt", "peak MB"):
             table.add_column(column, justify="right")
         for row, result in best.items():
             seconds = result["seconds"]
@@ -76,8 +80,10 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
                 ROWS[row],
                 f"{seconds:.2f}",
                 f"{1000 * seconds / samples:.1f}",
+                f"{1000 * result['cpu'] / samples:.1f}",
                 f"{result['once']:.2f}",
                 f"{seconds / best['bare']['seconds']:.2f}",
+                f"{result['cpu'] / best['bare']['cpu']:.2f}",
                 f"{seconds / best['trtopt']['seconds']:.2f}",
                 f"{result['peak_mb']:.0f}",
             )
@@ -104,12 +110,12 @@ def run_row(row: str, folder: Path, samples: int) -> dict[str, float]:
         "trtopt": trtopt,
         "ort": onnxruntime_entropy,
     }
-    once, seconds = rows[row](folder, samples)
+    once, seconds, cpu = rows[row](folder, samples)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"once": once, "seconds": seconds, "peak_mb": peak}
+    return {"once": once, "seconds": seconds, "cpu": cpu, "peak_mb": peak}
 
 
-def prepare(folder: Path, samples: int) -> tuple[float, float]:
+def prepare(folder: Path, samples: int) -> Cost:
     import numpy as np
     from models import resnet50
 
@@ -117,14 +123,25 @@ def prepare(folder: Path, samples: int) -> tuple[float, float]:
     random = np.random.default_rng(0)
     for i in range(samples):
         np.save(folder / f"{i}.npy", random.standard_normal((1, *SHAPE), np.float32))
-    return 0.0, 0.0
+    return 0.0, 0.0, 0.0
 
 
-def load_kernels(_folder: Path, _samples: int) -> tuple[float, float]:
+def load_kernels(_folder: Path, _samples: int) -> Cost:
     start = time.perf_counter()
     from trtopt.calibrate import kernels  # noqa: F401
 
-    return time.perf_counter() - start, 0.0
+    return time.perf_counter() - start, 0.0, 0.0
+
+
+class Clock:
+    """From when it is made: `read()` gives seconds and seconds of processors, all threads together."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def read(self) -> tuple[float, float]:
+        """Return both, since then."""
+        return time.perf_counter() - self._wall, time.process_time() - self._cpu
 
 
 def dataset(folder: Path, samples: int) -> Any:
@@ -141,7 +158,7 @@ def dataset(folder: Path, samples: int) -> Any:
     )
 
 
-def bare(folder: Path, samples: int, size: int) -> tuple[float, float]:
+def bare(folder: Path, samples: int, size: int) -> Cost:
     from trtopt.data.dataset import batches
     from trtopt.engine.onnxruntime import open_runner
 
@@ -149,13 +166,13 @@ def bare(folder: Path, samples: int, size: int) -> tuple[float, float]:
     run = open_runner(folder / "model.onnx").run
     once = time.perf_counter() - start
     run(next(batches(dataset(folder, samples), size)).feed)
-    start = time.perf_counter()
+    clock = Clock()
     for batch in batches(dataset(folder, samples), size):
         run(batch.feed)
-    return once, time.perf_counter() - start
+    return once, *clock.read()
 
 
-def trtopt(folder: Path, samples: int) -> tuple[float, float]:
+def trtopt(folder: Path, samples: int) -> Cost:
     from trtopt.calibrate.observe import observe, tap
     from trtopt.calibrate.table import make_table
     from trtopt.engine.onnxruntime import open_runner
@@ -171,11 +188,11 @@ def trtopt(folder: Path, samples: int) -> tuple[float, float]:
     run = open_runner(folder / "tapped.onnx").run
     once = time.perf_counter() - start
     observe(run, names, dataset(folder, 1), stage="calibrate", emit=silent)
-    start = time.perf_counter()
+    clock = Clock()
     data = dataset(folder, samples)
     histograms = observe(run, names, data, stage="calibrate", emit=silent)
     make_table("entropy", histograms, model=model, dataset=data)
-    return once, time.perf_counter() - start
+    return once, *clock.read()
 
 
 def tensors(path: Path) -> list[str]:
@@ -191,7 +208,7 @@ def tensors(path: Path) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def onnxruntime_entropy(folder: Path, samples: int) -> tuple[float, float]:
+def onnxruntime_entropy(folder: Path, samples: int) -> Cost:
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -203,7 +220,7 @@ def onnxruntime_entropy(folder: Path, samples: int) -> tuple[float, float]:
             index = next(self.samples, None)
             return None if index is None else self.data.load(index)
 
-    start = time.perf_counter()
+    clock = Clock()
     quantize_static(
         folder / "model.onnx",
         folder / "ort.onnx",
@@ -213,7 +230,7 @@ def onnxruntime_entropy(folder: Path, samples: int) -> tuple[float, float]:
         weight_type=QuantType.QInt8,
         extra_options={"ActivationSymmetric": True},
     )
-    return 0.0, time.perf_counter() - start
+    return 0.0, *clock.read()
 
 
 if __name__ == "__main__":

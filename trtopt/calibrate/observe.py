@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     import onnx
 
 _WORKERS = 4
-"""Counting is bound by memory, not by cores: more threads gain nothing."""
+"""Counting is bound by memory, not by cores: more threads gain nothing. Half of the cores are left to the model, which
+runs on the next sample meanwhile."""
 
 
 def tap(model: OnnxModel, tensors: Sequence[str], path: Path) -> None:
@@ -129,7 +130,7 @@ def observe(
             fix="Give 100 to 500 samples like those of production",
         )
     histograms = {name: Histogram() for name in dict.fromkeys(tensors)}
-    workers = min(_WORKERS, os.cpu_count() or 1)
+    workers = max(1, min(_WORKERS, (os.cpu_count() or 1) // 2))
     started = time.perf_counter()
     with ThreadPoolExecutor(workers, thread_name_prefix="trtopt-histogram") as pool:
         for done, (sample, found) in enumerate(_ahead(run, dataset, histograms), start=1):
