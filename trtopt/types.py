@@ -356,7 +356,7 @@ class BatchProbe:
 class BatchLimit:
     """The largest batch that fits (0: none) on `device` (`cpu`, `cuda`), what the next larger one exceeds, and in `why`
     the same as a sentence. `profile` is that of the engine; `time` is how long one probe may take, `search` the largest
-    batch that is tried.
+    batch that is tried; `refused` is a batch that the model, or what runs it, cannot do.
 
     `memory_limit` is in bytes, `latency_limit` in milliseconds (NaN: none). At `batch` the target takes `total` bytes:
     `weights` and `inputs_outputs` by their shapes, `base` before the model was loaded, the rest activations and work
@@ -366,7 +366,7 @@ class BatchLimit:
     target: str
     device: str
     batch: int
-    limited_by: Literal["memory", "latency", "profile", "time", "search"]
+    limited_by: Literal["memory", "latency", "profile", "time", "search", "refused"]
     why: str
     memory_limit: int
     latency_limit: float

@@ -125,6 +125,25 @@ def test_a_batch_that_takes_too_long_is_over_the_latency_limit(hungry: Path) -> 
     assert "batch 1: it takes" in found.why
 
 
+def test_a_batch_that_the_model_refuses_ends_the_search(tmp_path: Path) -> None:
+    shape = numpy_helper.from_array(np.array([1, -1, 8], np.int64), "shape")
+    limit = numpy_helper.from_array(np.array([0] * 5, np.float32), "five")
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["a"], "mean", axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Shape", ["a"], ["n"], "count"),
+        helper.make_node("Gather", ["five", "last"], ["g"], "gather"),  # there is no sixth
+        helper.make_node("Sub", ["n", "one"], ["last"], "less"),
+        helper.make_node("Reshape", ["x", "shape"], ["r"], "reshape"),
+        helper.make_node("Add", ["r", "g"], ["y"], "add"),
+    ]
+    nodes = [nodes[i] for i in (0, 1, 3, 2, 4, 5)]
+    one = numpy_helper.from_array(np.array([1], np.int64), "one")
+    path = save(tmp_path / "net.onnx", nodes, [shape, limit, one], ("n", 1, 1, 8), (1, "m", 8))
+    found, _, _ = memory.largest(question(path), Limits(memory=2 * 2**30), None, silent)
+    assert (found.batch, found.limited_by) == (5, "refused")
+    assert "batch 6: it cannot be run: " in found.why
+
+
 def test_a_process_that_takes_too_much_is_ended(hungry: Path) -> None:
     answer = probe.ask(replace(question(hungry), batch=8000, limit=300 * 2**20, host=300 * 2**20), 60)
     assert answer.failed == "it takes more than the limit"
@@ -133,7 +152,7 @@ def test_a_process_that_takes_too_much_is_ended(hungry: Path) -> None:
 
 def test_a_process_that_takes_too_long_is_ended() -> None:
     answer = probe.ask(question(DIGITS), 0.0)
-    assert answer.slow
+    assert answer.reason == "time"
     assert answer.failed == "it did not end within 0 s"
 
 

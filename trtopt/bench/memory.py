@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 from trtopt.bench.probe import Answer, Question, ask
-from trtopt.errors import EnvironmentUnableError
+from trtopt.errors import EnvironmentUnableError, TrtoptError
 from trtopt.events import Emit, Progress
 from trtopt.types import BatchLimit, BatchProbe
 
@@ -61,7 +61,7 @@ def largest(
 
     def probe(batch: int) -> BatchProbe:
         emit(Progress("bench", len(answers), 0, f"batch {batch}"))
-        answers[batch] = ask(replace(question, batch=batch, limit=limit, host=host), PROBE_SECONDS)
+        answers[batch] = _answer(replace(question, batch=batch, limit=limit, host=host), is_first=not answers)
         return _judged(batch, answers[batch], limits.latency)
 
     tried = search(probe, takes or range(1, MOST + 1))
@@ -88,6 +88,16 @@ def largest(
         probes=tuple(tried),
     )
     return found, next((each.where for each in answers.values() if each.where), ""), _doubts(tried)
+
+
+def _answer(question: Question, *, is_first: bool) -> Answer:
+    """Ask; what fails at the first batch is an error, what fails after that ends the search there."""
+    try:
+        return ask(question, PROBE_SECONDS)
+    except TrtoptError as error:
+        if is_first:
+            raise
+        return Answer(limit=question.limit, failed=f"it cannot be run: {error.why or error.what}", reason="refused")
 
 
 def search(probe: Callable[[int], BatchProbe], takes: range) -> list[BatchProbe]:
@@ -125,7 +135,7 @@ def _judged(batch: int, answer: Answer, latency: float) -> BatchProbe:
     return BatchProbe(batch=batch, memory=answer.memory, latency=answer.latency or math.nan, failed=failed)
 
 
-_By = Literal["memory", "latency", "profile", "time", "search"]
+_By = Literal["memory", "latency", "profile", "time", "search", "refused"]
 
 
 def _reason(
@@ -137,9 +147,7 @@ def _reason(
         return ("profile", "the engine takes no larger one") if is_profile else ("search", "no larger one was tried")
     first, answer = above[0], answers[above[0].batch]
     sentence = f"batch {first.batch}: {first.failed}"
-    if answer.slow:
-        return "time", sentence
-    return ("memory" if answer.failed else "latency"), sentence
+    return (answer.reason if answer.failed else "latency"), sentence
 
 
 def _line(fitting: Sequence[BatchProbe]) -> tuple[int, float]:

@@ -10,6 +10,7 @@ Touches: starts a process; in it, the model and the GPU.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import statistics
@@ -64,7 +65,8 @@ class Question:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """What came of it: bytes taken in all (`base`: before the model was loaded) and by inputs and outputs, the limit
-    that held, the median latency in ms, with copies where there are any; or in `failed` why it does not fit.
+    that held, the median latency in ms, with copies where there are any; or in `failed` why it does not fit, of which
+    `reason` is the kind.
 
     On the CPU the memory is the most that was resident of the process, on the GPU the growth of what is in use there.
     """
@@ -76,7 +78,7 @@ class Answer:
     limit: int = 0
     latency: float = 0.0
     failed: str = ""
-    slow: bool = False
+    reason: Literal["memory", "time", "refused"] = "memory"
 
 
 def ask(question: Question, timeout: float) -> Answer:
@@ -107,7 +109,7 @@ def ask(question: Question, timeout: float) -> Answer:
         return stopped
     if process.returncode or not reply:
         return _died(question, process.returncode, log)
-    answer = json.loads(reply)
+    answer = json.loads(reply.splitlines()[-1])  # before it stands what libraries print
     if "error" in answer:
         kind = getattr(errors, answer["error"], ModelError)  # an error of CUDA's own is none of the tree's
         raise kind(answer["what"], why=answer["why"], fix=answer["fix"])
@@ -124,7 +126,7 @@ def _watch(process: subprocess.Popen[bytes], question: Question, timeout: float)
         if taken > question.host:
             return Answer(limit=question.limit, failed="the host has no memory for its inputs and outputs")
         if time.monotonic() > end:
-            return Answer(limit=question.limit, failed=f"it did not end within {timeout:.0f} s", slow=True)
+            return Answer(limit=question.limit, failed=f"it did not end within {timeout:.0f} s", reason="time")
         time.sleep(_WATCH_EVERY)
     return None
 
@@ -171,14 +173,15 @@ def _run(question: Question, limit: int, memory: Callable[[], int]) -> Answer:
         session = open_engine(question.path, question.builder)
     else:
         session = open_onnx(question.path, question.device, replace(question.cuda, memory_limit=limit))
-    ways = session.ways(random(question.sizes, question.batch))
-    run = ways.with_copies or ways.plain  # what a caller waits for
-    times: list[float] = []
-    while len(times) < _FEWEST or sum(times) < _MEASURE:
-        times.append(run())
-        if sum(times) > _LONG:
-            break
-    taken = memory()
+    with contextlib.closing(session):
+        ways = session.ways(random(question.sizes, question.batch))
+        run = ways.with_copies or ways.plain  # what a caller waits for
+        times: list[float] = []
+        while len(times) < _FEWEST or sum(times) < _MEASURE:
+            times.append(run())
+            if sum(times) > _LONG:
+                break
+        taken = memory()
     failed = "it takes more than the limit" if limit and taken > limit else ""
     return Answer(
         where=session.where,
