@@ -66,7 +66,8 @@ def largest(
 
     tried = search(probe, takes or range(1, MOST + 1))
     fitting = [each for each in tried if not each.failed]
-    best = max(fitting, key=lambda each: each.batch, default=None)
+    failed = min((each.batch for each in tried if each.failed), default=math.inf)
+    best = max((each for each in fitting if each.batch < failed), key=lambda each: each.batch, default=None)
     held = max((answer.limit for answer in answers.values()), default=limit)
     fixed, each_sample = _line(fitting)
     answer = answers[best.batch] if best else Answer()
