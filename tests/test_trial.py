@@ -1,0 +1,98 @@
+"""Trials of quantized networks on calibration samples, and the equalization that is chosen by them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from trtopt.data.dataset import Dataset
+from trtopt.engine.onnxruntime import open_runner
+from trtopt.events import silent
+from trtopt.export.onnx import describe
+from trtopt.stages.context import Context
+from trtopt.stages.samples import equalize
+from trtopt.stages.trial import output_error, rough_table
+from trtopt.store import open_store
+from trtopt.types import OnnxModel
+
+SPREAD = np.geomspace(0.05, 20, 16, dtype=np.float32)
+
+
+def network(folder: Path, body: str = "{ h = HardSwish(x) y = MatMul(h, w) }") -> OnnxModel:
+    text = f'<ir_version: 10, opset_import: ["": 19]> g (float[n, 16] x) => (float[n, 24] y) {body}'
+    proto = onnx.parser.parse_model(text)
+    # What the wide channels lead to is small: the narrow ones matter as much.
+    weight = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32) / SPREAD[:, None]
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    for node in proto.graph.node:
+        node.name = node.output[0]
+    proto = onnx.shape_inference.infer_shapes(proto)
+    onnx.save(proto, folder / "model.onnx")
+    return describe(folder / "model.onnx")
+
+
+def dataset(spread: np.ndarray | float, count: int = 40) -> Dataset:
+    random = np.random.default_rng(1)
+    values = [random.normal(size=(32, 16)).astype(np.float32) * np.float32(spread) for _ in range(count)]
+    return Dataset(
+        source="d",
+        digest=f"{spread}",
+        ids=tuple(f"d[{i}]" for i in range(count)),
+        load=lambda i: {"x": values[i]},
+        batched=True,
+    )
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Iterator[Context]:
+    with open_store(tmp_path / "run", silent) as store:
+        yield Context(store=store, emit=silent, device="cpu")
+
+
+def test_the_error_is_that_of_the_quantized_outputs(context: Context, tmp_path: Path) -> None:
+    model, data = network(tmp_path), dataset(1.0)
+    table, means = rough_table(context, model, data)
+    error = output_error(context, model, data)
+    coarse = {name: scale * 20 for name, scale in table.scales.items()}
+    fine = error(model, table, means)
+    assert 0 < fine < 0.01
+    assert error(model, type(table)(method="mse", scales=coarse), means) > 20 * fine
+
+
+def test_channels_that_differ_are_equalized_and_the_function_stays(context: Context, tmp_path: Path) -> None:
+    model, data = network(tmp_path), dataset(SPREAD)
+    made = equalize(context, model, data)
+    assert "channels of 1 activations" in made.notes[0]
+    assert "dB less error" in made.notes[0]
+    feed = data.load(0)
+    np.testing.assert_allclose(
+        open_runner(made.path).run(feed)["y"], open_runner(model.path).run(feed)["y"], rtol=1e-4, atol=1e-4
+    )
+    error = output_error(context, model, data)
+    assert error(made, *rough_table(context, made, data)) < error(model, *rough_table(context, model, data)) / 10
+
+
+def test_what_is_not_better_is_not_kept(context: Context, tmp_path: Path) -> None:
+    weight = onnx.numpy_helper.from_array(np.eye(16, 24, dtype=np.float32), "w")
+    model = network(tmp_path)
+    proto = onnx.load(model.path)
+    proto.graph.initializer[0].CopyFrom(weight)
+    onnx.save(proto, model.path)
+    made = equalize(context, describe(model.path), dataset(1.0))
+    assert made.notes == ("channels of 0 activations brought to similar ranges: tried, and not better",)
+    assert [node.op_type for node in onnx.load(made.path).graph.node] == ["HardSwish", "MatMul"]
+
+
+def test_a_network_with_nothing_to_equalize_is_copied(context: Context, tmp_path: Path) -> None:
+    made = equalize(context, network(tmp_path, "{ y = MatMul(x, w) }"), dataset(1.0))
+    assert made.notes == ("channels of 0 activations brought to similar ranges",)
+    assert [node.op_type for node in onnx.load(made.path).graph.node] == ["MatMul"]
+
+
+def test_nothing_temporary_is_left(context: Context, tmp_path: Path) -> None:
+    equalize(context, network(tmp_path), dataset(SPREAD))
+    assert [path.name for path in context.store.root.rglob("*") if path.name.startswith(".tmp")] == []
