@@ -48,24 +48,32 @@ def equalize(context: Context, model: OnnxModel, dataset: Dataset) -> OnnxModel:
         with tapped(context, model, list(axes)) as path:
             seen = channels(open_runner(path, device=context.device).run, dataset, axes)
         error = output_error(context, model, dataset)
-        errors: dict[tuple[float, ...], float] = {(): error(model, *rough_table(context, model, dataset))}
+        errors: dict[tuple[float, ...], float] = {}
         for exponents in WAYS:
             with scratch(context, "equalized.onnx") as path:
                 candidate = _equalized(model, seen, exponents, path)
-                errors[exponents] = error(candidate, *rough_table(context, candidate, dataset))
+                if candidate.notes:
+                    errors[exponents] = error(candidate, *rough_table(context, candidate, dataset))
+        if not errors:
+            return _equalized(model, {}, (), folder / "equalized.onnx")
+        plain = error(model, *rough_table(context, model, dataset))
         best = min(errors, key=errors.__getitem__)
-        gain = 10 * math.log10(max(errors[()], TINY) / max(errors[best], TINY))
+        if not errors[best] < plain:
+            made = _equalized(model, {}, (), folder / "equalized.onnx")
+            return replace(made, notes=("channels left as they are: equalized, the outputs are not nearer to FP32",))
         made = _equalized(model, seen, best, folder / "equalized.onnx")
-        tried = f"{gain:.1f} dB less error on {SAMPLES} samples" if best else "tried, and not better"
-        return replace(made, notes=(f"{made.notes[0]}: {tried}",))
+        gain = 10 * math.log10(plain / max(errors[best], TINY))
+        return replace(made, notes=(*made.notes, f"{gain:.1f} dB less error on {SAMPLES} samples"))
 
     key = {"model": model.digest, "data": dataset.digest, "device": context.device}
     key |= versions("onnxruntime", "onnxruntime-gpu", "onnx-ir")
-    return context.store.stage("equalize", key, OnnxModel, make, lambda made: "; ".join(made.notes))
+    return context.store.stage(
+        "equalize", key, OnnxModel, make, lambda made: "; ".join(made.notes) or "no channels to equalize"
+    )
 
 
 def _equalized(model: OnnxModel, seen: Mapping[str, Channels], exponents: Sequence[float], path: Path) -> OnnxModel:
-    """Write the equalized network to `path`; as it is when there are no exponents."""
+    """Write the equalized network to `path`, as it is when there are no exponents; its note says what was changed."""
     from trtopt.export.onnx import describe, load_ir
     from trtopt.export.prepare import save
     from trtopt.precision.equalize import equalize, links
@@ -73,27 +81,31 @@ def _equalized(model: OnnxModel, seen: Mapping[str, Channels], exponents: Sequen
     graph = load_ir(model.path)
     absorbed, inserted = equalize(graph, links(graph) if exponents else [], seen, exponents)
     save(graph, path)
-    note = f"channels of {len(absorbed) + len(inserted)} activations brought to similar ranges"
+    count = len(absorbed) + len(inserted)
+    note = f"channels of {count} activation{'s' * (count != 1)} brought to similar ranges"
     note += f", {len(inserted)} by a multiplication more" if inserted else ""
-    return describe(path, (note,))
+    return describe(path, (note,) if count else ())
 
 
 def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str) -> CalibrationTable:
     """FP32 ONNX + samples -> one scale a tensor (`calibration.json`, and `calibration.cache` as TensorRT writes it)."""
 
     def make(folder: Path) -> CalibrationTable:
-        from trtopt.calibrate import AUTO, auto, methods, noisiest, observe, table
+        from trtopt.calibrate import AUTO, auto, methods, noisiest, table
         from trtopt.data.overlap import fingerprinted
-        from trtopt.engine.onnxruntime import open_runner
+        from trtopt.engine.observing import observe_where_it_runs
+        from trtopt.engine.onnxruntime import CudaOptions, open_runner
         from trtopt.export.onnx import load_ir
         from trtopt.precision.placement import place
 
         tensors = place(load_ir(model.path)).tensors()
         seen: set[str] = set()
         with tapped(context, model, tensors) as path:
-            run = open_runner(path, device=context.device).run
+            # Of the methods only entropy moves with the arithmetic: its divergence is flat around the least.
+            cuda = CudaOptions(tf32=method not in ("entropy", AUTO))
+            runner = open_runner(path, device=context.device, cuda=cuda)
             watched = fingerprinted(dataset, seen)
-            histograms = observe.observe(run, tensors, watched, stage="calibrate", emit=context.emit)
+            histograms = observe_where_it_runs(runner, tensors, watched, stage="calibrate", emit=context.emit)
         if method == AUTO:
             candidates = {n: table.make_table(n, histograms, model=model, dataset=dataset) for n in methods()}
             error = output_error(context, model, dataset)
