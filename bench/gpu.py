@@ -4,6 +4,8 @@
     python bench/gpu.py bare FOLDER            a bare onnxruntime io-binding loop, without trtopt, over the batch sweep
     python bench/gpu.py calibration FOLDER     calibration on the GPU beside bare inference, and beside the CPU
     python bench/gpu.py agreement FOLDER       how far the GPU's scales are from the CPU's, for every method
+    python bench/gpu.py against FOLDER         what `trtopt bench` measured (FOLDER/bench) beside the bare loop
+    python bench/gpu.py limit FOLDER           what `trtopt bench --max-batch` found (FOLDER/limit) beside a full search
 
 `bench/gpu.sh` runs all of it. The network has random weights: fit for measuring time and memory, not accuracy.
 
@@ -13,6 +15,7 @@ Touches: the folder; the GPU.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
@@ -30,14 +33,14 @@ Array = np.ndarray[Any, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["models", "bare", "calibration", "agreement"])
+    parser.add_argument("part", choices=list(PARTS))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--samples", type=int, default=2048, help="of the calibration (default 2048)")
     parser.add_argument("--cpu-samples", type=int, default=512, help="of what also runs on the CPU (default 512)")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    {"models": models, "bare": bare, "calibration": calibration, "agreement": agreement}[args.part](args)
+    PARTS[args.part](args)
 
 
 def models(args: argparse.Namespace) -> None:
@@ -63,7 +66,7 @@ def bare(args: argparse.Namespace) -> None:
 
     ort.preload_dlls()
     options = {"use_tf32": "1", "prefer_nhwc": "1"}
-    rows = []
+    rows, found = [], {}
     for name in ("resnet50", "resnet50-fp16"):
         path = str(args.folder / f"{name}.onnx")
         session = ort.InferenceSession(path, providers=[("CUDAExecutionProvider", options)])
@@ -77,6 +80,8 @@ def bare(args: argparse.Namespace) -> None:
             mean = statistics.fmean(times)
             rows.append([name, str(batch), *(f"{1e3 * t:.3f}" for t in (mean, statistics.median(times)))])
             rows[-1].append(f"{batch / mean:,.0f}")
+            found[f"{name} {batch}"] = batch / mean
+    (args.folder / "bare.json").write_text(json.dumps(found))
     table("a bare io-binding loop", ["model", "batch", "mean ms", "p50 ms", "samples/s"], rows)
 
 
@@ -245,6 +250,47 @@ def agreement(args: argparse.Namespace) -> None:
     table(title, ["method", "TF32", "largest difference", "of", "above 1 %"], rows)
 
 
+def against(args: argparse.Namespace) -> None:
+    """Throughput without copies, as the bare loop has none."""
+    bare = json.loads((args.folder / "bare.json").read_text())
+    timings = json.loads((args.folder / "bench/benchmark.json").read_text())["timings"]
+    rows = []
+    for timing in (timing for timing in timings if not timing["copies"]):
+        loop = bare[f"{Path(timing['target']).stem} {timing['batch']}"]
+        numbers = [f"{timing['throughput']:,.0f}", f"{100 * timing['noise']:.1f} %", f"{loop:,.0f}"]
+        rows.append([timing["target"], str(timing["batch"]), *numbers, f"{timing['throughput'] / loop:.3f}"])
+    table("trtopt bench beside the bare loop", ["model", "batch", "samples/s", "noise", "bare loop", "ratio"], rows)
+
+
+def limit(args: argparse.Namespace) -> None:
+    """Every batch above the one that was found, until four in a row do not fit."""
+    from dataclasses import replace
+
+    from trtopt.bench import probe
+    from trtopt.bench.inputs import Sizes
+    from trtopt.config import profile
+    from trtopt.export.onnx import describe
+
+    inputs = describe(args.folder / "resnet50-fp16.onnx").inputs
+    found = json.loads((args.folder / "limit/benchmark.json").read_text())["limit"]
+    question = probe.Question(
+        path=args.folder / "resnet50-fp16.onnx",
+        builder="",
+        sizes=Sizes(inputs=inputs, ranges=profile(inputs, ())[0]),
+        device="cuda",
+        batch=1,
+        limit=found["memory_limit"],
+    )
+    largest, failures, batch = found["batch"], 0, found["batch"]
+    while failures < 4:
+        batch += 1
+        failed = probe.ask(replace(question, batch=batch), 120.0).failed
+        largest, failures = (largest, failures + 1) if failed else (batch, 0)
+    memory = f"{found['memory_limit'] / 2**20:,.0f} MiB"
+    row = [memory, str(found["batch"]), str(largest), f"{found['batch'] / largest:.3f}"]
+    table("the largest batch of ResNet-50 FP16", ["memory", "--max-batch", "exhaustive", "ratio"], [row])
+
+
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -256,6 +302,15 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         made.add_row(*row)
     Console(width=120).print(made)
 
+
+PARTS = {
+    "models": models,
+    "bare": bare,
+    "calibration": calibration,
+    "agreement": agreement,
+    "against": against,
+    "limit": limit,
+}
 
 if __name__ == "__main__":
     main()

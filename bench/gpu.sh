@@ -18,6 +18,13 @@ part() {
 part "$python" -m pytest -q -m gpu
 part "$python" bench/gpu.py models "$folder"
 part "$python" bench/gpu.py bare "$folder"
+part "$python" -m trtopt bench "$folder/resnet50.onnx" "$folder/resnet50-fp16.onnx" --device cuda --tf32 \
+  --batch 1,8,16,32,64 -o "$folder/bench"
+part "$python" bench/gpu.py against "$folder"
+part "$python" -m trtopt bench "$folder/resnet50-fp16.onnx" --device cuda --max-batch --memory-limit 1GiB -o "$folder/limit"
+part "$python" bench/gpu.py limit "$folder"
+part "$python" -m trtopt bench "$folder/resnet50-fp16.onnx" --device cuda --max-batch --latency-limit 20ms \
+  -o "$folder/limit-20ms"
 part "$python" bench/gpu.py calibration "$folder"
 part "$python" bench/gpu.py agreement "$folder"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trtopt.config import BACKENDS, RESTS, ConvertPlan, DataPlan
+from trtopt.config import BACKENDS, RESTS, ConvertPlan, DataPlan, MeasurePlan
 from trtopt.errors import DataError, ModelError, UsageError
 from trtopt.types import OnnxModel
 
@@ -18,6 +18,7 @@ def names(plan: ConvertPlan) -> None:
     from trtopt.compare.gate import parse_gates
 
     parse_gates(plan.gates)
+    measure(plan.measure)
     check_name(plan.method)
     for flag, name, known in (("--backend", plan.build.backend, BACKENDS), ("--rest", plan.rest, RESTS)):
         if name not in known:
@@ -35,6 +36,18 @@ def gates(gates: str, model: OnnxModel) -> None:
                 f"--gate names {gate.output}, which is no output of {model.path.name}",
                 fix=f"Its outputs are: {', '.join(outputs)}",
             )
+
+
+def measure(plan: MeasurePlan) -> None:
+    """Refuse a kind of output that there is not, and a metric that cannot be imported, before anything is run."""
+    if plan.kinds or plan.metrics:
+        from trtopt.compare.kinds import check_name
+        from trtopt.compare.own import load
+
+        for flag in plan.kinds:
+            check_name(flag.rpartition("=")[2])
+        for source in plan.metrics:
+            load(source)
 
 
 def pair(baseline: OnnxModel, candidate: OnnxModel) -> None:

@@ -33,6 +33,7 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
     baseline = describe(plan.baseline)
     candidates = {str(path): resolve(path) for path in plan.candidates}
     checks.gates(plan.gates, baseline)
+    checks.measure(plan.measure)
     for candidate in candidates.values():
         checks.pair(baseline, candidate.onnx)
     checks.exists(plan.data)
@@ -145,9 +146,9 @@ def _costs(row: CandidateReport) -> tuple[float, float, float]:
 
 def quality(comparison: Comparison) -> float:
     """How near to FP32 a candidate is, for an order of candidates: the SQNR in dB of its worst floating-point output,
-    or where there is none the share of equal elements.
+    or where there is none the share of boxes, pixels or elements that are FP32's.
     """
-    for metric in ("sqnr", "equal"):
+    for metric in ("sqnr", "matched", "pixels", "equal"):
         found = [output.values[metric] for output in comparison.outputs if metric in output.values]
         if found:
             return min(found)

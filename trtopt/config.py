@@ -113,7 +113,8 @@ class ExportOnlyPlan:
 class ComparePlan:
     """A comparison of candidates (engines, ONNX files or run directories) with an FP32 ONNX file.
 
-    `layers` looks for where the drift comes from, also when the gates hold; `worst` is how many of the worst samples are listed.
+    `layers` looks for where the drift comes from, also when the gates hold; `worst` is how many of the worst
+    samples are listed.
     """
 
     baseline: Path

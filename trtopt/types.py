@@ -173,7 +173,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorstSample:
-    """A sample far from FP32: its name, its place in the dataset, its SQNR in dB, and what else is known of it."""
+    """A sample far from FP32: its name, its place in the dataset, its SQNR in dB (NaN: none), and a remark."""
 
     sample: str
     index: int
@@ -185,11 +185,12 @@ class WorstSample:
 class OutputDrift:
     """How far one output of the candidate is from the baseline's.
 
-    `kind` is how the output was read: the name of a module of `trtopt.compare.kinds`. `values` maps a metric's name to
-    its value. `counts` are the whole numbers of samples that statistics rest on: `samples`; with classes `agree` (both
-    chose the same) and `top5`; with labels `both`, `only_fp32`, `only_candidate` (who was right). `first_bad` names the
-    first sample with a NaN or Inf. `spread` is the histogram of the SQNR of single samples in dB, identical ones left
-    out; `worst` are the samples with the lowest, the worst first.
+    `kind` is how the output was read: the name of a module of `trtopt.compare.kinds`, or `own` for what a metric of the
+    user's own returned (`output` is its name then). `values` maps a metric's name to its value. `counts` are the whole
+    numbers of samples that statistics rest on: `samples`; with classes `agree` (both chose the same) and `top5`; with
+    labels `both`, `only_fp32`, `only_candidate` (who was right). `first_bad` names the first sample with a NaN or Inf.
+    `spread` is the histogram of the SQNR of single samples in dB, identical ones left out; `worst` are the samples with
+    the lowest, the worst first.
     """
 
     output: str

@@ -3,7 +3,8 @@
 A method's module has one function, `amax(histogram) -> float`: the largest magnitude to represent, positive and
 finite, from the histogram alone. The other modules of this folder are what they share: `histogram` (what is known about
 a tensor), `kernels` (its compiled loops), `observe` (fills histograms from samples) and `table` (scales, and their
-files); `auto` (which of the methods suits a network), `ranges` (what a few samples tell about every tensor) and `noisiest` (what a report shows).
+files); `auto` (which of the methods suits a network), `ranges` (what a few samples tell about every tensor),
+`noisiest` (what a report shows), and `gpu_histogram` and `gpu_observe` (the same counts where the tensors are).
 """
 
 from __future__ import annotations

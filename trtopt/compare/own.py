@@ -20,7 +20,7 @@ import numpy as np
 
 from trtopt.compare.catalog import METRICS
 from trtopt.compare.kinds.outputs import Array, Outputs
-from trtopt.data.python import _current_folder_importable, is_function
+from trtopt.data.python import current_folder_importable, is_function
 from trtopt.errors import UsageError
 from trtopt.types import OutputDrift
 
@@ -47,7 +47,7 @@ class OwnMetric:
         count = len(batch.indices)
         labels = None if batch.labels is None else np.array(batch.labels, np.int64)
         try:
-            with _current_folder_importable():
+            with current_folder_importable():
                 made = self._function(_locked(batch.reference), _locked(batch.candidate), labels)
         except Exception as error:  # the user's code may raise anything
             raise UsageError(f"--metric {self.source} failed", why=_said(error)) from error
@@ -123,7 +123,7 @@ def load(source: str) -> Callable[..., Any]:
         raise UsageError(f"--metric {source!r} names no function", fix="Write package.module:function")
     module, _, name = source.partition(":")
     try:
-        with _current_folder_importable():
+        with current_folder_importable():
             found = getattr(importlib.import_module(module), name)
     except Exception as error:  # the user's code may raise anything
         raise UsageError(

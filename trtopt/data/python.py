@@ -80,7 +80,7 @@ def read_function(source: str, inputs: tuple[TensorSpec, ...]) -> Samples:
 
 def _run(source: str) -> Iterator[dict[str, Array]]:
     module, _, function = source.partition(":")
-    with _current_folder_importable():
+    with current_folder_importable():
         made = _call(source, module, function)
         count = 0
         while True:
@@ -126,7 +126,8 @@ def _arrays(sample: Any, where: str) -> dict[str, Array]:
 
 
 @contextmanager
-def _current_folder_importable() -> Iterator[None]:
+def current_folder_importable() -> Iterator[None]:
+    """Let the user's own modules be found where he stands, as `python -m` does."""
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:

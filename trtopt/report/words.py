@@ -163,7 +163,9 @@ def next_step(report: Report) -> str:
 
 
 def decibels(value: float) -> str:
-    """An SQNR, short: `35.5 dB`."""
+    """An SQNR, short: `35.5 dB`; nothing for what has none."""
+    if math.isnan(value):
+        return ""
     return f"{value:.1f} dB" if math.isfinite(value) else number("sqnr", value)
 
 
@@ -191,7 +193,7 @@ def _first(comparison: Comparison, metric: str) -> str:
 
 
 def _worst_sqnr(comparison: Comparison) -> float:
-    return min((out.values["sqnr"] for out in comparison.outputs if "sqnr" in out.values), default=math.inf)
+    return min((out.values["sqnr"] for out in comparison.outputs if "sqnr" in out.values), default=math.nan)
 
 
 LAYER_HEAD = ("layer", "operator", "precision", "SQNR", "of its inputs", "noise added")

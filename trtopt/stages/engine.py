@@ -101,9 +101,12 @@ def compare(
             warnings=made.warnings + (note if shared else ()),
         )
 
+    from trtopt.compare.own import digest
+
     key = {
         "baseline": baseline.digest,
         "candidate": candidate.digest,
+        "metrics": [digest(metric) for metric in evaluation.measure.metrics],
         "data": evaluation.dataset.digest,
         "measure": encode(evaluation.measure),
         "calibrated_on": hashlib.sha256("".join(evaluation.calibrated_on).encode()).hexdigest(),
