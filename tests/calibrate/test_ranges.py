@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trtopt.calibrate.ranges import SAMPLES, VALUES, channels, look
+from trtopt.calibrate.ranges import SAMPLES, VALUES, channels, few, look
 from trtopt.data.dataset import Dataset
 from trtopt.errors import CalibrationError
 from trtopt.events import silent
@@ -62,3 +62,18 @@ def test_channels_show_the_largest_magnitude_and_values_of_each(axis: int) -> No
     assert seen.values.shape == (len(rows), 5 * VALUES)
     for row, kept in zip(rows, seen.values, strict=True):
         assert np.isin(kept, row).all()
+
+
+def test_few_samples_are_those_that_are_looked_at() -> None:
+    values = [np.full((1, 2), i, np.float32) for i in range(100)]
+    loaded: list[float] = []
+
+    def run(feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        loaded.append(float(feed["x"][0, 0]))
+        return {}
+
+    look(run, dataset(values), {}, stage="s", emit=silent)
+    chosen = few(dataset(values))
+    assert len(chosen) == SAMPLES
+    assert [float(chosen.load(i)["x"][0, 0]) for i in range(SAMPLES)] == loaded
+    assert chosen.ids == tuple(f"d[{int(i)}]" for i in loaded)

@@ -9,7 +9,7 @@ Touches: nothing; it calls the function that runs the model.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -67,6 +67,19 @@ def channels(
     return {name: Channels(peaks[name], np.concatenate(values[name], axis=1)) for name in axes}
 
 
+def channel_means(array: Array, axis: int) -> npt.NDArray[np.float64]:
+    """The mean of each channel, float64 [channels]; `axis` may count from the end."""
+    others = tuple(i for i in range(array.ndim) if i != axis % array.ndim)
+    return np.asarray(array.mean(axis=others, dtype=np.float64), np.float64)
+
+
+def few(dataset: Dataset) -> Dataset:
+    """The samples that this module looks at, as a dataset of their own."""
+    indices = _indices(dataset)
+    ids = tuple(dataset.ids[index] for index in indices)
+    return replace(dataset, ids=ids, load=lambda i: dataset.load(indices[i]), labels=None)
+
+
 def _indices(dataset: Dataset) -> list[int]:
     """At most `SAMPLES` samples, spread evenly over the dataset (pictures of one class follow one another)."""
     return [int(i) for i in np.unique(np.linspace(0, len(dataset) - 1, min(SAMPLES, len(dataset))).astype(int))]
@@ -108,8 +121,6 @@ def look(
             seen.ranges[name] = max(seen.ranges.get(name, 0.0), largest)
             seen.sizes[name] = array.size
             if name in channels:
-                axis = channels[name] % array.ndim
-                mean = array.mean(axis=tuple(i for i in range(array.ndim) if i != axis), dtype=np.float64)
-                seen.means[name] = seen.means.get(name, 0.0) + mean / len(indices)
+                seen.means[name] = seen.means.get(name, 0.0) + channel_means(array, channels[name]) / len(indices)
         emit(Progress(stage, done, len(indices)))
     return seen

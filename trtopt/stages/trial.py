@@ -83,10 +83,10 @@ def rough_table(context: Context, model: OnnxModel, dataset: Dataset) -> tuple[C
     """Scales and channel means from a few samples: enough to compare networks by, not to convert with.
 
     Raises:
-        CalibrationError: a tensor holds NaN or Inf; the tensor and the sample are named.
+        CalibrationError: a tensor to quantize is NaN or infinite; the tensor and the sample are named.
     """
-    from trtopt.calibrate.histogram import Histogram
-    from trtopt.calibrate.ranges import look
+    from trtopt.calibrate.observe import observe
+    from trtopt.calibrate.ranges import channel_means, few
     from trtopt.calibrate.table import make_table
     from trtopt.engine.onnxruntime import open_runner
     from trtopt.events import silent
@@ -94,17 +94,20 @@ def rough_table(context: Context, model: OnnxModel, dataset: Dataset) -> tuple[C
     from trtopt.precision.graph import float_nodes
     from trtopt.precision.placement import channel_axes, place
 
-    graph = load_ir(model.path)
+    graph, samples = load_ir(model.path), few(dataset)
     axes = channel_axes(list(float_nodes(graph.graph)))
-    histograms = {name: Histogram() for name in place(graph).tensors()}
-    with tapped(context, model, [*histograms, *axes]) as path:
+    tensors = place(graph).tensors()
+    means: dict[str, npt.NDArray[np.float64]] = {}
+    with tapped(context, model, [*tensors, *axes]) as path:
         run = open_runner(path, device=context.device).run
 
-        def counted(feed: Feed) -> Mapping[str, Array]:
+        def averaged(feed: Feed) -> Mapping[str, Array]:
             outputs = run(feed)
-            for name, histogram in histograms.items():
-                histogram.add(outputs[name] if name in outputs else feed[name])
+            for name, axis in axes.items():
+                array = outputs[name] if name in outputs else feed[name]
+                if array.dtype == np.float32 and array.size:
+                    means[name] = means.get(name, 0.0) + channel_means(array, axis) / len(samples)
             return outputs
 
-        seen = look(counted, dataset, axes, stage="equalize", emit=silent)
-    return make_table(METHOD, histograms, model=model, dataset=dataset), seen.means
+        histograms = observe(averaged, tensors, samples, stage="equalize", emit=silent)
+    return make_table(METHOD, histograms, model=model, dataset=samples), means
