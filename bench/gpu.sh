@@ -15,7 +15,8 @@ part() {
   "$@" || failed+=("$*")
 }
 
-part "$python" -m pytest -q -m gpu
+mapfile -t tests < <(grep -rlE "mark\.gpu" tests --include="*.py")
+part "$python" -m pytest -q -m gpu -rP "${tests[@]}"
 part "$python" bench/gpu.py models "$folder"
 part "$python" bench/gpu.py bare "$folder"
 part "$python" -m trtopt bench "$folder/resnet50.onnx" "$folder/resnet50-fp16.onnx" --device cuda --tf32 \

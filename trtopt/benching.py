@@ -149,7 +149,7 @@ def max_batch(plan: MaxBatchPlan, emit: Emit = silent) -> Report:
     from trtopt.stages import bench as preparing
 
     _check_out(plan.run_dir)
-    given = preparing.wanted(plan.target, str(plan.target))
+    given = preparing.wanted(plan.target, plan.target.name or str(plan.target))
     sizes = Sizes(inputs=given.onnx.inputs, ranges=preparing.ranges(given, plan.speed.shapes, None))
     if sizes.batch:
         raise UsageError(
@@ -201,12 +201,17 @@ def _answerable(questions: Sequence[Question], emit: Emit) -> Question:
 
 
 def _named(paths: Sequence[Path]) -> list[tuple[Path, str]]:
-    """Each target with its name in tables: the path, numbered where it is given again (to see the noise, say)."""
-    seen: dict[str, int] = {}
+    """Each target with its name in tables: that of its file, or the whole path where two have the same name; numbered
+    where a target is given again (to see the noise, say).
+    """
+    names = [path.name for path in dict.fromkeys(paths)]
+    short = len(set(names)) == len(names) and all(names)
+    seen: dict[Path, int] = {}
     named = []
     for path in paths:
-        count = seen[str(path)] = seen.get(str(path), 0) + 1
-        named.append((path, f"{path} ({count})" if count > 1 else str(path)))
+        count = seen[path] = seen.get(path, 0) + 1
+        name = path.name if short else str(path)
+        named.append((path, f"{name} ({count})" if count > 1 else name))
     return named
 
 

@@ -64,7 +64,7 @@ def test_a_run_directory_keeps_its_own_timings(cli: Cli, int8: Path, tmp_path: P
     done = cli("bench", DIGITS, int8, "--batch", "2", *QUICK, "-o", tmp_path)
     assert done.code == 0
     assert "TensorRT itself was" in done.out
-    assert [timing.target for timing in read(int8).timings] == [str(int8)]
+    assert [timing.target for timing in read(int8).timings] == [int8.name]
     assert resolve(int8).fastest() == read(tmp_path).timings[1]
     assert (int8 / "report.json").read_text() == before
 
@@ -109,9 +109,16 @@ def test_real_samples_are_run_on(cli: Cli, tmp_path: Path) -> None:
     assert "no such file" in missing.err
 
 
+def test_targets_with_files_of_the_same_name_go_by_their_paths(cli: Cli, tmp_path: Path) -> None:
+    other = tmp_path / DIGITS.name
+    other.write_bytes(DIGITS.read_bytes())
+    assert cli("bench", DIGITS, other, "--batch", "1", *QUICK, "-o", tmp_path / "out").code == 0
+    assert [target.name for target in read(tmp_path / "out").targets] == [str(DIGITS), str(other)]
+
+
 def test_a_target_named_twice_shows_the_noise(cli: Cli, tmp_path: Path) -> None:
     assert cli("bench", DIGITS, DIGITS, "--batch", "1", *QUICK, "-o", tmp_path).code == 0
-    assert [target.name for target in read(tmp_path).targets] == [str(DIGITS), f"{DIGITS} (2)"]
+    assert [target.name for target in read(tmp_path).targets] == [DIGITS.name, f"{DIGITS.name} (2)"]
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,13 @@ def test_memory_that_falls_with_the_batch_is_told_of() -> None:
     assert memory._doubts(probes) == ("batch 4 takes less memory than a smaller one: the largest may be another",)
 
 
+def test_time_that_falls_with_the_batch_is_told_of_only_where_it_is_limited() -> None:
+    probes = [BatchProbe(batch=b, memory=b, latency=t) for b, t in ((1, 5.0), (2, 9.0), (4, 7.0))]
+    assert memory._doubts(probes) == ()
+    (doubt,) = memory._doubts(probes, timed=True)
+    assert doubt == "batch 4 takes less time than a smaller one: the largest may be another"
+
+
 def test_the_largest_batch_under_a_cap_is_that_of_an_exhaustive_search(hungry: Path) -> None:
     asked = question(hungry)
     cap = probe.ask(asked, 60).memory + 100 * 2**20

@@ -88,7 +88,11 @@ def largest(
         bytes_per_sample=each_sample,
         probes=tuple(tried),
     )
-    return found, next((each.where for each in answers.values() if each.where), ""), _doubts(tried)
+    return (
+        found,
+        next((each.where for each in answers.values() if each.where), ""),
+        _doubts(tried, timed=math.isfinite(limits.latency)),
+    )
 
 
 def _answer(question: Question, *, is_first: bool) -> Answer:
@@ -160,8 +164,10 @@ def _line(fitting: Sequence[BatchProbe]) -> tuple[int, float]:
     return round(max(start, 0.0)), max(float(slope), 0.0)
 
 
-def _doubts(tried: Sequence[BatchProbe]) -> tuple[str, ...]:
-    """What speaks against the search: a batch fits above one that does not, or takes much less than a smaller one."""
+def _doubts(tried: Sequence[BatchProbe], *, timed: bool = False) -> tuple[str, ...]:
+    """What speaks against the search: a batch fits above one that does not, or takes much less than a smaller one (in
+    time only where it was limited: kernels of odd sizes are slow for reasons of their own).
+    """
     failed = [each.batch for each in tried if each.failed]
     found = [
         f"batch {each.batch} fits although {min(failed)} did not: the largest batch may be another"
@@ -169,7 +175,9 @@ def _doubts(tried: Sequence[BatchProbe]) -> tuple[str, ...]:
         if not each.failed and failed and each.batch > min(failed)
     ]
     fitting = [each for each in tried if not each.failed]
-    for what, values in (("memory", [e.memory for e in fitting]), ("time", [e.latency for e in fitting])):
+    costs = {"memory": [float(each.memory) for each in fitting]}
+    costs |= {"time": [each.latency for each in fitting]} if timed else {}
+    for what, values in costs.items():
         falls = [i for i in range(1, len(values)) if values[i] < 0.9 * max(values[:i])]
         if falls:
             found.append(

@@ -27,6 +27,7 @@ _INDENT = 2
 _MAX_NODES = 4
 _MAX_REASONS = 8
 _MAX_LAYERS = 10
+_MAX_CELL = 28
 _STYLES = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow", "unchecked": "bold yellow"}
 _MARKS = {"pass": ("pass", "green"), "fail": ("FAIL", "bold red"), "inconclusive": ("open", "bold yellow")}
 
@@ -179,7 +180,9 @@ def _layers(found: Layers) -> list[RenderableType]:
 def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     grid = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     for i, name in enumerate(head):
-        grid.add_column(text(name), overflow="fold", no_wrap=i > 0, ratio=None if i else 1)
+        # Numbers keep to one line; names and reasons share what is left.
+        is_long = i == 0 or any(len(row[i]) > _MAX_CELL for row in rows)
+        grid.add_column(text(name), overflow="fold", no_wrap=not is_long, ratio=1 if is_long else None)
     for row in rows:
         grid.add_row(*(text(cell) for cell in row))
     return grid
