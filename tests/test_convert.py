@@ -87,7 +87,7 @@ def test_a_changed_gate_runs_no_sample_again(run_dir: Path, tmp_path: Path, cli:
     folder = tmp_path / "copy"
     shutil.copytree(run_dir, folder)
     done = cli("convert", DIGITS, *INT8, "--data", EVAL, "-o", folder, "--gate", "sqnr=90")
-    assert [line.split()[1] for line in done.err.splitlines() if line.startswith("✓")] == ["gate"]
+    assert [line.split()[1] for line in done.err.splitlines() if line.startswith("✓")] == ["gate", "layers"]
     assert done.code == 1
 
 
