@@ -177,6 +177,15 @@ def test_json_goes_through_a_pipe_for_every_verdict(
     assert strict(done.out)["verdict"] == verdict
 
 
+@pytest.mark.parametrize("environment", [{}, {"FORCE_COLOR": "1"}], ids=named)
+def test_a_failed_gate_never_ends_in_0_when_nobody_reads_the_report(
+    environment: dict[str, str], data: Path, tmp_path: Path
+) -> None:
+    command = shlex.join(compare(data, tmp_path, "--gate", "mine>=1"))
+    done = in_pipes(["bash", "-c", f"{command} | exec true; exit ${{PIPESTATUS[0]}}"], environment)
+    assert done.code == 2, done.err
+
+
 def test_json_is_json_where_outputs_are_nan(broken: tuple[Path, Path, Path], tmp_path: Path) -> None:
     healthy, ill, data = broken
     arguments = ["compare", str(healthy), str(ill), "--data", str(data), "-o", str(tmp_path), "--format", "json"]

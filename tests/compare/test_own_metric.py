@@ -33,6 +33,9 @@ def nan(reference, candidate, labels):
 def fails(reference, candidate, labels):
     raise ValueError("two\\nlines")
 
+def ends(reference, candidate, labels):
+    raise SystemExit(0)
+
 def changes(reference, candidate, labels):
     reference["y"][:] = 0
     return {"mine": 0.0}
@@ -69,9 +72,10 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "my_metrics.py").write_text(CODE)
     (tmp_path / "other_metrics.py").write_text("def distance(reference, candidate, labels): return {'l2': 1}")
     (tmp_path / "broken_metrics.py").write_text("import no_such_module")
+    (tmp_path / "ending_metrics.py").write_text("raise SystemExit(1)")
     monkeypatch.chdir(tmp_path)
     yield
-    for name in ("my_metrics", "other_metrics", "broken_metrics"):
+    for name in ("my_metrics", "other_metrics", "broken_metrics", "ending_metrics"):
         sys.modules.pop(name, None)
 
 
@@ -130,6 +134,10 @@ def test_the_current_folder_is_on_the_path_only_while_the_code_runs() -> None:
             "--metric broken_metrics:f cannot be imported: ModuleNotFoundError: No module named",
         ),
         (
+            "ending_metrics:f",
+            "--metric ending_metrics:f cannot be imported: SystemExit: 1",
+        ),
+        (
             "my_metrics:f",
             "--metric my_metrics:f cannot be imported: AttributeError: module 'my_metrics' has no",
         ),
@@ -148,6 +156,7 @@ def test_what_is_no_function_is_refused_in_one_line(source: str, message: str) -
     ("function", "message"),
     [
         ("fails", "failed: ValueError: two lines"),
+        ("ends", "failed: SystemExit: 0"),
         ("changes", "failed: ValueError: assignment destination is read-only"),
         ("first_label", "failed: TypeError: 'NoneType' object is not subscriptable"),
         ("number", "returned float: it must return a dict of numbers by name"),

@@ -89,6 +89,8 @@ def test_the_digest_is_of_what_was_produced(module: Module) -> None:
         ("def samples(: pass", "the function failed: SyntaxError"),
         ("def samples(): raise RuntimeError('no\\ndisk')", "the function failed: RuntimeError: no disk"),
         ("def samples():\n    yield {'x': np.zeros(3, np.float32)}\n    1 / 0", "[1]: the function failed: ZeroDiv"),
+        ("raise SystemExit(0)", "the function failed: SystemExit: 0"),
+        ("def samples():\n    yield {'x': np.zeros(3, np.float32)}\n    raise SystemExit", "[1]: the function failed"),
         ("def samples(): return 3", "returned int: it must yield or return dicts"),
         ("def samples(): return {'x': 3}", "returned dict"),
         ("def samples(): yield np.zeros(3)", "is ndarray: a sample is a dict"),

@@ -25,8 +25,9 @@ def main() -> None:
 
         code = app(standalone_mode=False) or EXIT_PASS  # the code of a typer.Exit, and 130 after Ctrl-C
         sys.stdout.flush()
-    except SystemExit as leave:  # how rich ends the program when the reader of stdout went away
-        sys.exit(EXIT_PASS if leave.code == 1 else leave.code)
+    except SystemExit as leave:
+        # 0 is shell completion's, 1 how rich ends the program when the reader of stdout went away: no verdict either.
+        sys.exit(leave.code if leave.code in (EXIT_PASS, EXIT_INTERRUPTED) else EXIT_ERROR)
     except TrtoptError as error:
         _complain(str(error))
         sys.exit(error.exit_code)

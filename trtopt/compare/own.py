@@ -49,7 +49,7 @@ class OwnMetric:
         try:
             with current_folder_importable():
                 made = self._function(_locked(batch.reference), _locked(batch.candidate), labels)
-        except Exception as error:  # the user's code may raise anything
+        except (Exception, SystemExit) as error:  # the user's code may raise anything, and must not end the run
             raise UsageError(f"--metric {self.source} failed", why=_said(error)) from error
         numbers = self._numbers(made)
         if self._samples and numbers.keys() != self._sums.keys():
@@ -125,7 +125,7 @@ def load(source: str) -> Callable[..., Any]:
     try:
         with current_folder_importable():
             found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything, and must not end the run
         raise UsageError(
             f"--metric {source} cannot be imported",
             why=_said(error),
@@ -165,5 +165,5 @@ def _number(value: Any) -> float | None:
     return float(array.item()) if array.size == 1 and array.dtype.kind in "biuf" else None
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -89,7 +89,7 @@ def _run(source: str) -> Iterator[dict[str, Array]]:
                 sample = next(made)
             except StopIteration:
                 return
-            except Exception as error:  # the user's code may raise anything
+            except (Exception, SystemExit) as error:  # the user's code may raise anything, and must not end the run
                 raise _failed(where, error) from error
             if count == MAX_SAMPLES:
                 raise DataError(
@@ -103,7 +103,7 @@ def _call(source: str, module: str, function: str) -> Iterator[Any]:
     try:
         found = getattr(importlib.import_module(module), function)
         made = found()
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything, and must not end the run
         raise _failed(source, error) from error
     if not isinstance(made, Iterable) or isinstance(made, Mapping | str | bytes):
         raise DataError(f"{source}: returned {type(made).__name__}", why="it must yield or return dicts of arrays")
@@ -153,7 +153,7 @@ def _get(
     return np.frombuffer(data, dtype).reshape(shape)
 
 
-def _failed(where: str, error: Exception) -> DataError:
+def _failed(where: str, error: BaseException) -> DataError:
     return DataError(
         f"{where}: the function failed", why=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     )
