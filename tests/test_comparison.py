@@ -112,7 +112,12 @@ def test_too_few_samples_exit_1_unless_that_is_allowed(runs: Path, cli: Cli) -> 
     ("arguments", "message"),
     [
         (("compare", "--from", "nowhere"), "no report at nowhere/report.json: there is none"),
-        (("compare", "--from", "nowhere", "--data", "x"), "--from runs nothing"),
+        (
+            ("compare", "--from", "nowhere", "--data", "x"),
+            "--from runs nothing: it judges what was measured. Leave out",
+        ),
+        (("compare", "--from", "nowhere", "--kind", "y=values", "--layers"), "Leave out --kind, --layers"),
+        (("compare", DIGITS, "--from", "nowhere", "--metric", "m:f"), "Leave out models, --metric"),
         (("compare",), "nothing to compare. Name the FP32 ONNX file"),
         (("compare", DIGITS), "nothing to compare. Name the FP32 ONNX file"),
         (("compare", DIGITS, DIGITS), "nothing to compare on. Add --data"),
@@ -126,7 +131,7 @@ def test_what_cannot_be_compared_is_one_clear_line(arguments: tuple[object, ...]
 
 def test_a_report_of_another_version_is_refused(runs: Path, tmp_path: Path) -> None:
     data = json.loads((runs / "int8/report.json").read_text())
-    for text in ("{", json.dumps({**data, "schema_version": 1}), json.dumps({"schema_version": 2})):
+    for text in ("{", "[" * 99999, json.dumps({**data, "schema_version": 1}), json.dumps({"schema_version": 2})):
         (tmp_path / "report.json").write_text(text)
         with pytest.raises(UsageError, match="another version"):
             judge_again(JudgePlan(run=tmp_path))
@@ -214,6 +219,17 @@ def test_a_conversion_that_fails_says_which_layers_are_noisiest(runs: Path, tmp_
 def test_layers_are_shown_of_one_candidate_only(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--layers looks at one candidate"):
         compare(replace(several(runs, tmp_path), layers=True))
+
+
+def test_the_verdict_of_the_old_gates_does_not_stay_among_the_stages(runs: Path, tmp_path: Path) -> None:
+    before = compare(several(runs, tmp_path, "sqnr=50"))
+    assert [stage.name for stage in before.stages if "gate" in stage.name]
+    assert not [stage.name for stage in judge_again(JudgePlan(run=tmp_path)).stages if "gate" in stage.name]
+
+
+def test_no_candidate_is_no_pass(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nothing to compare"):
+        compare(replace(several(runs, tmp_path), candidates=()))
 
 
 def test_a_run_that_ends_early_leaves_no_verdict_of_another(runs: Path, tmp_path: Path, cli: Cli) -> None:

@@ -96,6 +96,6 @@ def _timings(folder: Path) -> tuple[Timing, ...]:
     """What `trtopt bench` left in the run directory; nothing when it left nothing that can be read."""
     try:
         benchmark = decode(Benchmark, json.loads((folder / "benchmark.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return ()
     return benchmark.timings

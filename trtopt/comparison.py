@@ -6,7 +6,6 @@ Touches: the run directory, through the store; an earlier run's report.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 from trtopt import checks, stages
@@ -17,7 +16,7 @@ from trtopt.events import Emit, Warned, silent
 from trtopt.stages import layers as layering
 from trtopt.stages import report as reporting
 from trtopt.store import open_store
-from trtopt.types import CandidateReport, Comparison, Report, Verdict
+from trtopt.types import CandidateReport, Comparison, Report
 
 
 def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
@@ -26,8 +25,11 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
     Raises:
         TrtoptError: something given cannot be used.
     """
+    from trtopt.compare.gate import verdict
     from trtopt.export.onnx import describe
 
+    if not plan.candidates:
+        raise UsageError("nothing to compare", fix="Name a candidate or more")
     if plan.layers and len(plan.candidates) > 1:
         raise UsageError("--layers looks at one candidate", fix="Name the one that you want to understand")
     baseline = describe(plan.baseline)
@@ -53,15 +55,15 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
             measured = stages.compare(context, baseline, candidate.onnx, evaluation, f"compare{suffix}")
             comparisons[name] = stages.gate(context, measured, plan.gates, f"gate{suffix}")
         only = next(iter(candidates.values())) if len(candidates) == 1 else None
-        verdict = _worst(list(comparisons.values()))
+        overall = verdict(comparisons.values())
         layers = None
-        if only and (plan.layers or verdict == "fail"):
+        if only and (plan.layers or overall == "fail"):
             explain = layering.layers if plan.layers else layering.explained
             layers = explain(context, baseline, only.onnx, only.typed, dataset)
         report = Report(
             schema_version=reporting.REPORT_SCHEMA,
             command="compare",
-            verdict=verdict,
+            verdict=overall,
             model=str(plan.baseline),
             precision=only.typed.precision if only and only.typed else "",
             run_dir=plan.run_dir,
@@ -87,7 +89,7 @@ def judge_again(plan: JudgePlan) -> Report:
     Raises:
         UsageError: the directory holds no report of this version, or the gates do not fit what was measured.
     """
-    from trtopt.compare.gate import judged
+    from trtopt.compare.gate import judged, verdict
 
     earlier = reporting.load(plan.run)
     before = [earlier.comparison] if earlier.comparison else [each.comparison for each in earlier.candidates]
@@ -96,22 +98,18 @@ def judge_again(plan: JudgePlan) -> Report:
         raise UsageError(f"{plan.run} holds no comparison", why=why, fix="Run trtopt compare")
     after = [judged(comparison, plan.gates) for comparison in before]
     stale = {line for comparison in before for line in comparison.remarks}
-    candidates = [replace(row, comparison=new) for row, new in zip(earlier.candidates, after, strict=False)]
+    rows = () if earlier.comparison else zip(earlier.candidates, after, strict=True)
     return replace(
         earlier,
         command="compare",
-        verdict=_worst(after),
+        verdict=verdict(after),
         comparison=after[0] if earlier.comparison else None,
-        candidates=tuple(candidates),
+        candidates=tuple(replace(row, comparison=new) for row, new in rows),
+        stages=tuple(stage for stage in earlier.stages if stage.name.partition(" ")[0] != "gate"),
         warnings=reporting.remarks([line for line in earlier.warnings if line not in stale], *after),
         allow_inconclusive=plan.allow_inconclusive,
         list_worst=plan.worst,
     )
-
-
-def _worst(comparisons: Sequence[Comparison]) -> Verdict:
-    found = {comparison.verdict for comparison in comparisons}
-    return "fail" if "fail" in found else "inconclusive" if "inconclusive" in found else "pass"
 
 
 def _table(candidates: dict[str, Candidate], comparisons: dict[str, Comparison]) -> tuple[CandidateReport, ...]:

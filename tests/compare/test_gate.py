@@ -152,6 +152,7 @@ def test_a_floor_of_accuracy_is_settled_by_its_bounds(right: int, verdict: Verdi
         (("pass", "inconclusive"), "inconclusive"),
         (("inconclusive", "fail", "pass"), "fail"),
         ((), "fail"),
+        (("pass", "unchecked"), "fail"),
     ],
 )
 def test_the_worst_gate_decides(verdicts: tuple[Verdict, ...], overall: Verdict) -> None:
@@ -188,6 +189,35 @@ def test_nan_never_passes(metric: str) -> None:
 @pytest.mark.parametrize("sign", [">=", "<="])
 def test_nan_of_the_users_own_metric_never_passes(sign: str) -> None:
     assert one(drift("own", mine=math.nan), f"mine{sign}0.5").verdict == "fail"
+
+
+@pytest.mark.parametrize("gate", ["mine<=0.5", "mine>=0.5"])
+def test_an_infinity_of_the_users_own_metric_never_passes(gate: str) -> None:
+    for value in (math.inf, -math.inf):
+        assert one(drift("own", mine=value), gate).verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"samples": 0},
+        {"samples": 10},
+        {"agree": 101},
+        {"agree": -1},
+        {"only_fp32": -1},
+        {"both": 98, "only_candidate": 3},
+        {"only_fp32": None},
+        {"samples": None},
+        {"agree": None, "both": None},
+    ],
+)
+@pytest.mark.parametrize("gate", ["top1=1%", "accuracy=1%"])
+def test_counts_that_cannot_be_are_no_evidence(wrong: dict[str, int | None], gate: str) -> None:
+    output = labelled(90, 1, 1, 8)
+    counts = {name: count for name, count in {**output.counts, **wrong}.items() if count is not None}
+    result = one(replace(output, counts=counts), gate)
+    assert result.verdict == "fail"
+    assert "the counts of samples are missing or contradict each other" in result.reason
 
 
 def test_labels_turn_top1_into_a_drop_of_accuracy() -> None:

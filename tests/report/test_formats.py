@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from report.reports import ALL, EMPTY, PASSED
 
 from trtopt.errors import UsageError
 from trtopt.report import formats, render, show
-from trtopt.types import Report
+from trtopt.types import Report, Spread
 
 every_report = pytest.mark.parametrize("report", ALL.values(), ids=ALL.keys())
 
@@ -27,6 +29,17 @@ def test_every_format_renders_every_report_and_ends_in_one_newline(format: str, 
     text = render(format, report)
     assert text.endswith("\n")
     assert not text.endswith("\n\n")
+
+
+@pytest.mark.parametrize("format", ["github", "html", "json", "junit", "markdown", "text"])
+def test_a_report_from_elsewhere_may_hold_what_no_run_writes(format: str) -> None:
+    comparison = PASSED.comparison
+    assert comparison is not None
+    gates = (replace(comparison.gates[0], verdict="unchecked"),)
+    spread = Spread(edges=(1.0,), counts=(3, 4))
+    outputs = (replace(comparison.outputs[0], spread=spread),)
+    odd = replace(PASSED, comparison=replace(comparison, gates=gates, outputs=outputs), precision="<b>*")
+    assert ("<b>" in render(format, odd)) <= (format in ("json", "text", "github"))  # there it is no markup
 
 
 @pytest.mark.parametrize("format", ["github", "html", "json", "junit", "markdown", "text"])

@@ -23,6 +23,9 @@ from trtopt.cli.options import (
     SkipBadFlag,
 )
 
+_OF_A_RUN = ("data", "recipe", "skip_bad", "kind", "metric", "layers", "out", "device")
+"""Flags that say how something is run, or where to."""
+
 
 def compare(
     context: typer.Context,
@@ -64,10 +67,11 @@ def compare(
     from trtopt.errors import UsageError
 
     if from_ is not None:
-        # Data that the settings name is for the runs that need it.
-        source = context.get_parameter_source("data")
-        if baseline or (source is not None and source.name == "COMMANDLINE"):
-            raise UsageError("--from runs nothing", why="it judges what was measured", fix="Leave out models and data")
+        # What the settings say of them is for the runs that need it.
+        typed = [name for name in _OF_A_RUN if _is_typed(context, name)]
+        if baseline or typed:
+            flags = ", ".join(["models"] * bool(baseline) + [f"--{name.replace('_', '-')}" for name in typed])
+            raise UsageError("--from runs nothing", why="it judges what was measured", fix=f"Leave out {flags}")
         report = judge_again(JudgePlan(run=from_, gates=gate, allow_inconclusive=allow_inconclusive, worst=worst))
         finish(report, format.value)
     if baseline is None or not candidates:
@@ -90,3 +94,8 @@ def compare(
     with Narrator() as emit:
         report = run(plan, emit)
     finish(report, format.value)
+
+
+def _is_typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from trtopt.compare.catalog import METRICS, Sense
@@ -36,6 +36,10 @@ DEFAULTS = {
 
 _WRITTEN = re.compile(r"(?:(?P<output>.*):)?(?P<metric>[^:=<>]*?)\s*(?P<sign><=|>=|=)(?P<limit>[^=]*)", re.DOTALL)
 _SIGNS: dict[str, Sense] = {"<=": "at most", ">=": "at least"}
+_COUNTED = {"top1": "agree", "top5": "top5", "accuracy": "both"}
+_RIGHT = ("both", "only_fp32", "only_candidate")
+"""Metrics that rest on counts, and which; and the counts of who was right, which come together."""
+
 _NAMED = 3
 
 
@@ -132,10 +136,12 @@ def judged(comparison: Comparison, gates: str) -> Comparison:
     return replace(comparison, gates=results, verdict=verdict(results), remarks=remarks)
 
 
-def verdict(results: Sequence[GateResult]) -> Verdict:
+def verdict(results: Iterable[GateResult | Comparison]) -> Verdict:
     """One verdict of all: the worst of them, and `fail` when nothing was judged."""
     found = {result.verdict for result in results}
-    return "fail" if not found or "fail" in found else "inconclusive" if "inconclusive" in found else "pass"
+    if not found or not found <= {"pass", "inconclusive"}:
+        return "fail"
+    return "inconclusive" if "inconclusive" in found else "pass"
 
 
 def judge(outputs: Sequence[OutputDrift], gates: Sequence[Gate], samples: int) -> tuple[GateResult, ...]:
@@ -186,8 +192,12 @@ def _unjudged(output: str, metric: str, limit: float, reason: str, *, default: b
 
 
 def _hold(gate: Gate, output: OutputDrift, *, default: bool = False) -> GateResult:
+    reason = ""
     if gate.metric not in output.values:
         reason = f"{gate.metric} could not be evaluated on this output"
+    elif gate.metric in _COUNTED and not _possible(output.counts, _COUNTED[gate.metric]):
+        reason = f"{gate.metric} could not be evaluated: the counts of samples are missing or contradict each other"
+    if reason:
         return _unjudged(output.output, gate.metric, gate.limit, reason, default=default)
     if gate.sense == "drop":
         result = _drop(gate, output)
@@ -196,6 +206,19 @@ def _hold(gate: Gate, output: OutputDrift, *, default: bool = False) -> GateResu
     else:
         result = _level(gate, output)
     return replace(result, default=default)
+
+
+def _possible(counts: Mapping[str, int], needed: str) -> bool:
+    """Whether a metric that needs one of these counts can rest on them: a report that is judged again may hold any."""
+    samples = counts.get("samples", 0)
+    right = [counts[name] for name in _RIGHT if name in counts]
+    return (
+        needed in counts
+        and samples > 0
+        and all(0 <= count <= samples for count in counts.values())
+        and len(right) in (0, len(_RIGHT))
+        and sum(right) <= samples
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,14 +233,15 @@ class _Claim:
 
 def _drop(gate: Gate, output: OutputDrift) -> GateResult:
     """A drop of accuracy with labels, of agreement from 100 % without."""
-    counts, values = output.counts, output.values
+    counts = output.counts
     samples = counts["samples"]
     if gate.metric == "top1" and "both" in counts:
         before, after = counts["only_fp32"], counts["only_candidate"]
         points = f"{abs(before - after) * 100 / samples:.2f} points"
         moved = "does not change" if before == after else f"{'drops' if before > after else 'rises'} by {points}"
         test = f", McNemar p {mcnemar(before, after):.2g}" if before + after else ""
-        text = f"top-1 accuracy {moved} ({values['accuracy_fp32']:.2f} % -> {values['accuracy']:.2f} %{test})"
+        fp32, candidate = (100 * (counts["both"] + only) / samples for only in (before, after))
+        text = f"top-1 accuracy {moved} ({fp32:.2f} % -> {candidate:.2f} %{test})"
         return _settled(
             gate, output, _Claim(text=text, samples=samples, estimate=_scaled(drop, samples, before, after))
         )
@@ -267,8 +291,9 @@ def _level(gate: Gate, output: OutputDrift) -> GateResult:
     value = output.values[gate.metric]
     unit = f" {METRICS[gate.metric].unit}".rstrip() if gate.metric in METRICS else ""
     shown = _digits(value, gate.limit, ".{}g", 5)
-    # Written so that NaN fails.
+    # Written so that NaN fails. An infinite SQNR is that of identical outputs; of a user's metric it says nothing good.
     passed = value <= gate.limit if gate.sense == "at most" else value >= gate.limit
+    passed &= gate.metric in METRICS or math.isfinite(value)
     return GateResult(
         output=output.output,
         metric=gate.metric,

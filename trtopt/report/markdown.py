@@ -23,8 +23,8 @@ _ESCAPES = {ord("&"): "&amp;", ord("<"): "&lt;"} | {ord(mark): f"\\{mark}" for m
 
 def render(report: Report) -> str:
     """A heading with the verdict, then gates, layers, drift, stages and what was kept in higher precision."""
-    lines = [f"## {_ICONS[report.verdict]} trtopt {report.command}: {_cell(words.verdict(report))}", ""]
-    lines += [_code(report.model) + (f" → **{report.precision}**" if report.precision else ""), ""]
+    lines = [f"## {_ICONS[report.verdict]} trtopt {_cell(report.command)}: {_cell(words.verdict(report))}", ""]
+    lines += [_code(report.model) + (f" → **{_cell(report.precision)}**" if report.precision else ""), ""]
     lines += _gates(words.judged(report))
     if report.layers is not None:
         lines += _layers(report.layers)

@@ -161,7 +161,7 @@ def points(candidates: Sequence[CandidateReport]) -> list[charts.Point]:
     found = []
     for each in candidates:
         sqnr = [output.values["sqnr"] for output in each.comparison.outputs if "sqnr" in output.values]
-        if sqnr and each.size_bytes:
+        if sqnr and each.size_bytes > 0 and drawable(each.size_bytes):
             found.append(charts.Point(each.name, each.size_bytes, min(sqnr), each.pareto))
     return found[:_MAX_POINTS]
 
@@ -194,7 +194,9 @@ def sampled(comparison: Comparison) -> list[OutputDrift]:
 
 def countable(spread: Spread | None) -> bool:
     """Whether a histogram has something to draw."""
-    return spread is not None and any(spread.counts) and all(map(drawable, spread.edges))
+    if spread is None or len(spread.edges) != len(spread.counts) + 1:
+        return False
+    return any(spread.counts) and all(map(drawable, (*spread.edges, *spread.counts)))
 
 
 def pictured(tensors: Sequence[CalibratedTensor]) -> list[CalibratedTensor]:

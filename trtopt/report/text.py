@@ -29,7 +29,12 @@ _MAX_REASONS = 8
 _MAX_LAYERS = 10
 _MAX_CELL = 28
 _STYLES = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow", "unchecked": "bold yellow"}
-_MARKS = {"pass": ("pass", "green"), "fail": ("FAIL", "bold red"), "inconclusive": ("open", "bold yellow")}
+_MARKS = {
+    "pass": ("pass", "green"),
+    "unchecked": ("?", "bold yellow"),
+    "inconclusive": ("open", "bold yellow"),
+    "fail": ("FAIL", "bold red"),
+}
 
 
 def render(report: Report) -> str:
@@ -196,7 +201,7 @@ def _gates(judged: Sequence[words.Judged]) -> list[RenderableType]:
     grid.add_column(no_wrap=True)
     grid.add_column(style="bold", overflow="fold")
     grid.add_column(overflow="fold")
-    for each in sorted(judged, key=lambda each: ("pass", "inconclusive", "fail").index(each.gate.verdict)):
+    for each in sorted(judged, key=lambda each: list(_MARKS).index(each.gate.verdict)):
         reason = text(each.gate.reason).append(" (default gate)" if each.gate.default else "", style="dim")
         grid.add_row(text(*_MARKS[each.gate.verdict]), text(each.title), reason)
     return [text("gates", "bold"), *block(grid)]

@@ -65,7 +65,7 @@ def load(run: Path) -> Report:
         found = decode(Report, json.loads(path.read_text(encoding="utf-8")))
         if found.schema_version != REPORT_SCHEMA:
             raise ValueError(found.schema_version)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
         why = "there is none" if missing else "it cannot be read, or another version wrote it"
         raise UsageError(f"no report at {path}", why=why, fix="Name a run directory of this version") from error
