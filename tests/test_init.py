@@ -104,6 +104,7 @@ def test_each_output_gets_a_gate_of_its_kind(cli: Cli) -> None:
             "class_scores": (TensorProto.FLOAT, ("n", 10)),
             "embedding": (TensorProto.FLOAT, ("n", 64)),
             "tokens": (TensorProto.INT64, ("n", 100)),
+            "mask": (TensorProto.INT64, ("n", 32, 32)),
         }
     )
     assert cli("init", model).code == 0
@@ -112,12 +113,21 @@ def test_each_output_gets_a_gate_of_its_kind(cli: Cli) -> None:
         ("class_scores_out", "top1"),
         ("embedding_out", "cosine"),
         ("tokens_out", "equal"),
+        ("mask_out", "miou"),
     ]
 
 
-def test_outputs_that_are_read_together_are_left_to_the_defaults(cli: Cli) -> None:
-    model = net({"boxes": (TensorProto.FLOAT, ("n", 100, 4)), "scores": (TensorProto.FLOAT, ("n", 100))})
-    assert cli("init", model).code == 0
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        {"boxes": (TensorProto.FLOAT, ("n", 100, 4)), "scores": (TensorProto.FLOAT, ("n", 100))},
+        {"output0": (TensorProto.FLOAT, ("n", 300, 6))},
+    ],
+)
+def test_outputs_that_may_be_boxes_are_left_to_the_defaults(
+    outputs: dict[str, tuple[int, tuple[int | str, ...]]], cli: Cli
+) -> None:
+    assert cli("init", net(outputs)).code == 0
     assert "gate" not in written(cli)
     assert '# gate = "matched=99%"' in Path("trtopt.toml").read_text()
 

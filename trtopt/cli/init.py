@@ -184,20 +184,21 @@ shape = [{lines}
 
 def _gate(outputs: Sequence[TensorSpec]) -> tuple[str, str]:
     """Gates for all outputs, and a comment with the reason of each; no gates where several outputs are read as one."""
+    from trtopt.compare.catalog import METRICS
     from trtopt.compare.gate import DEFAULTS, parse_gates
     from trtopt.errors import UsageError
     from trtopt.report.words import plain
 
-    if any(re.search("box|detect", spec.name.lower()) for spec in outputs):
+    if any(re.search("box|detect", spec.name.lower()) or _may_be_boxes(spec) for spec in outputs):
         return (
             "",
-            "# These look like detections: boxes are matched with those of FP32, and matched is the share found again.",
+            "# These may be detections: boxes are matched with those of FP32, and matched is the share found again.",
         )
     gates, reasons = [], []
     for spec in outputs:
         kind, reason = _kind(spec)
         metric, limit = DEFAULTS[kind]
-        gate = f"{metric}={limit:g}" + ("%" if kind != "values" else "")
+        gate = f"{metric}={limit:g}{METRICS[metric].unit}"
         named = f"{spec.name}:{gate}" if len(outputs) > 1 else gate
         try:
             parse_gates(named)
@@ -208,9 +209,18 @@ def _gate(outputs: Sequence[TensorSpec]) -> tuple[str, str]:
     return ",".join(dict.fromkeys(gates)), "\n".join(reasons)
 
 
+def _may_be_boxes(spec: TensorSpec) -> bool:
+    """Whether only its values can tell if it holds corners, score and class of boxes (`kinds/detection.py`)."""
+    return spec.dtype.startswith(("float", "bfloat")) and len(spec.shape) == 3 and spec.shape[-1] == 6
+
+
 def _kind(spec: TensorSpec) -> tuple[str, str]:
     """How the output is most likely read, a key of `trtopt.compare.gate.DEFAULTS`, and what a gate on it says."""
+    from trtopt.compare.kinds.segmentation import named_classes
+
     if not spec.dtype.startswith(("float", "bfloat")):
+        if named_classes(spec.name, len(spec.shape)):
+            return "segmentation", "classes of pixels: miou is the mean overlap with FP32's pixels of each class."
         return "exact", "whole numbers: equal is the share of elements that must stay the same."
     vector = len(spec.shape) > 1 and spec.shape[-1] != 1 and all(size == 1 for size in spec.shape[1:-1])
     if vector and re.search("logit|score|prob|class|softmax", spec.name.lower()):

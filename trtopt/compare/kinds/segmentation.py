@@ -170,13 +170,18 @@ class Segmentation:
 def reader(opening: Opening) -> Segmentation | None:
     """Read a map a sample. One score a pixel, or whole numbers, are taken for classes only where the name says so."""
     form = _form(opening.first, opening.name)
-    named = _named(opening.name.lower(), form, opening.first.reference[opening.name].ndim)
+    named = _is_named(opening.name.lower(), form, opening.first.reference[opening.name].ndim)
     if not form or not (named or opening.asked or form == "scores"):
         return None
     return Segmentation(opening.name, form, sure=named or opening.asked, asked=opening.asked)
 
 
-def _named(name: str, form: str, axes: int) -> bool:
+def named_classes(name: str, axes: int) -> bool:
+    """Whether a name says that whole numbers of so many axes are classes of pixels, as `reader` takes them."""
+    return axes in (3, 4) and _is_named(name.lower(), "classes", axes)
+
+
+def _is_named(name: str, form: str, axes: int) -> bool:
     """Whether a name says that an output of this form holds classes of pixels."""
     if _OTHERS.search(name):
         return False
