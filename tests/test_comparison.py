@@ -19,6 +19,7 @@ from trtopt.errors import UsageError
 from trtopt.pipeline import convert
 
 Cli = Callable[..., Done]
+ITSELF = ("compare", DIGITS, DIGITS, "--data", EVAL)
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +122,11 @@ def test_too_few_samples_exit_1_unless_that_is_allowed(runs: Path, cli: Cli) -> 
         (("compare",), "nothing to compare. Name the FP32 ONNX file"),
         (("compare", DIGITS), "nothing to compare. Name the FP32 ONNX file"),
         (("compare", DIGITS, DIGITS), "nothing to compare on. Add --data"),
+        ((*ITSELF, "--kind", "values"), "--kind 'values' does not parse. Write OUTPUT=KIND"),
+        ((*ITSELF, "--kind", "logits=valeus"), "unknown kind of output 'valeus'. Did you mean values?"),
+        ((*ITSELF, "--kind", "logits=values", "--kind", "logits=exact"), "--kind is given twice for output logits"),
+        ((*ITSELF, "--kind", "lgits=values"), "--kind names lgits, which is no output of model.onnx"),
+        ((*ITSELF, "--gate", "dist:p>=1"), "--gate names dist, which is no output of model.onnx. Its outputs are"),
     ],
 )
 def test_what_cannot_be_compared_is_one_clear_line(arguments: tuple[object, ...], message: str, cli: Cli) -> None:
@@ -225,6 +231,12 @@ def test_the_verdict_of_the_old_gates_does_not_stay_among_the_stages(runs: Path,
     before = compare(several(runs, tmp_path, "sqnr=50"))
     assert [stage.name for stage in before.stages if "gate" in stage.name]
     assert not [stage.name for stage in judge_again(JudgePlan(run=tmp_path)).stages if "gate" in stage.name]
+
+
+def test_a_gate_may_name_the_function_whose_number_it_holds(tmp_path: Path, cli: Cli) -> None:
+    gates = ("--metric", "math:dist", "--gate", "dist:p>=1")
+    done = cli(*ITSELF, *gates, "-o", tmp_path)
+    assert "--metric math:dist failed" in done.err  # it was called: the gate had been taken
 
 
 def test_no_candidate_is_no_pass(runs: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trtopt.config import BACKENDS, RESTS, ConvertPlan, DataPlan, MeasurePlan
+from trtopt.config import BACKENDS, RESTS, ConvertPlan, DataPlan, MeasurePlan, output_kinds
 from trtopt.errors import DataError, ModelError, UsageError
 from trtopt.types import OnnxModel
 
@@ -25,16 +25,22 @@ def names(plan: ConvertPlan) -> None:
             raise UsageError(f"{flag} {name} is unknown", fix=f"Choose one of {', '.join(known)}")
 
 
-def gates(gates: str, model: OnnxModel) -> None:
-    """Refuse a gate that does not parse or names no output now, not after the build."""
+def outputs(gates: str, plan: MeasurePlan, model: OnnxModel) -> None:
+    """Refuse a gate that does not parse, and a gate or a kind that names no output, now, not after the build.
+
+    A metric of the user's own is an output with the name of its function.
+    """
     from trtopt.compare.gate import parse_gates
 
     outputs = [spec.name for spec in model.outputs]
-    for gate in parse_gates(gates):
-        if gate.output and gate.output not in outputs:
+    own = [metric.rpartition(":")[2] for metric in plan.metrics]
+    named = [("--gate", gate.output, [*outputs, *own]) for gate in parse_gates(gates) if gate.output]
+    named += [("--kind", output, outputs) for output in output_kinds(plan.kinds)]
+    for flag, name, known in named:
+        if name not in known:
             raise UsageError(
-                f"--gate names {gate.output}, which is no output of {model.path.name}",
-                fix=f"Its outputs are: {', '.join(outputs)}",
+                f"{flag} names {name}, which is no output of {model.path.name}",
+                fix=f"Its outputs are: {', '.join(known)}",
             )
 
 
@@ -44,8 +50,8 @@ def measure(plan: MeasurePlan) -> None:
         from trtopt.compare.kinds import check_name
         from trtopt.compare.own import load
 
-        for flag in plan.kinds:
-            check_name(flag.rpartition("=")[2])
+        for kind in output_kinds(plan.kinds).values():
+            check_name(kind)
         for source in plan.metrics:
             load(source)
 

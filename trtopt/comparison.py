@@ -34,8 +34,8 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
         raise UsageError("--layers looks at one candidate", fix="Name the one that you want to understand")
     baseline = describe(plan.baseline)
     candidates = {str(path): resolve(path) for path in plan.candidates}
-    checks.gates(plan.gates, baseline)
     checks.measure(plan.measure)
+    checks.outputs(plan.gates, plan.measure, baseline)
     for candidate in candidates.values():
         checks.pair(baseline, candidate.onnx)
     checks.exists(plan.data)

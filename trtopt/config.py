@@ -178,6 +178,23 @@ class MaxBatchPlan:
     speed: SpeedPlan = SpeedPlan()
 
 
+def output_kinds(flags: Sequence[str]) -> dict[str, str]:
+    """The kind of each output that `--kind OUTPUT=KIND` flags name.
+
+    Raises:
+        UsageError: a flag does not parse, or an output is named twice.
+    """
+    kinds: dict[str, str] = {}
+    for flag in flags:
+        output, _, kind = flag.rpartition("=")
+        if not output:
+            raise UsageError(f"--kind {flag!r} does not parse", fix="Write OUTPUT=KIND, such as logits=scores")
+        if output in kinds:
+            raise UsageError(f"--kind is given twice for output {output}", fix="Keep one of the two")
+        kinds[output] = kind
+    return kinds
+
+
 def profile(inputs: Sequence[TensorSpec], shapes: Sequence[str]) -> tuple[tuple[ShapeRange, ...], str]:
     """Return the shape range of every dynamic input, and a line that states what was assumed (empty: nothing).
 

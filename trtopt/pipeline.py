@@ -57,7 +57,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         context = stages.Context(store=store, emit=reporting.recording(emit, warnings), device=plan.device)
         wanted = exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.data or plan.calib)
         source, parity = (ready, None) if ready else exporting.bring(context, given, wanted)
-        checks.gates(plan.gates, source)
+        checks.outputs(plan.gates, plan.measure, source)
         ranges, assumed = profile(source.inputs, plan.shapes)
         if assumed and plan.build.backend == "tensorrt":
             context.emit(Warned(assumed))
@@ -278,6 +278,6 @@ def _report(
         comparison=comparison,
         warnings=reporting.remarks(warnings, comparison),
         environment=stages.environment(),
-        calibration=noisiest.read(plan.run_dir) if precision(plan.precision).NEEDS_TABLE else (),
+        calibration=noisiest.read(plan.run_dir) if precision(plan.precision).NEEDS_TABLE and not plan.table else (),
         allow_inconclusive=plan.allow_inconclusive,
     )

@@ -320,7 +320,6 @@ def test_the_kinds_that_the_user_names_are_those_of_the_outputs() -> None:
     ("measure", "message"),
     [
         (Measure(kinds={"y": "valeus"}), "unknown kind of output 'valeus'. Did you mean values?"),
-        (Measure(kinds={"": "values"}), "--kind 'values' does not parse. Write OUTPUT=KIND"),
         (Measure(metrics=("no_such_module:metric",)), "--metric no_such_module:metric cannot be imported"),
     ],
 )

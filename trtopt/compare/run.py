@@ -68,9 +68,7 @@ def compare(pair: Pair, dataset: Dataset, measure: Measure, *, emit: Emit, batch
         OutOfMemoryError: memory does not hold the run of a single sample.
         UsageError: `measure` names a kind or an output that there is not, or a function that is no metric.
     """
-    for output, kind in measure.kinds.items():
-        if not output:
-            raise UsageError(f"--kind {kind!r} does not parse", fix="Write OUTPUT=KIND, such as logits=scores")
+    for kind in measure.kinds.values():
         check_name(kind)
     own = opened(measure.metrics)
     size = batch if _joinable(pair, dataset) else 1

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from trtopt.codec import encode
-from trtopt.config import BuildPlan, MeasurePlan
+from trtopt.config import BuildPlan, MeasurePlan, output_kinds
 from trtopt.data.dataset import Dataset
 from trtopt.stages.context import Context, versions
 from trtopt.types import Comparison, Engine, OnnxModel, ShapeRange, TypedModel
@@ -89,7 +89,7 @@ def compare(
             candidate=open_runner(candidate.path, device=context.device),
             names=(baseline.path.name, candidate.path.name),
         )
-        measure = Measure(kinds=_kinds(evaluation.measure.kinds), metrics=evaluation.measure.metrics)
+        measure = Measure(kinds=output_kinds(evaluation.measure.kinds), metrics=evaluation.measure.metrics)
         seen: set[str] = set()
         dataset = fingerprinted(evaluation.dataset, seen)
         made = compare(pair, dataset, measure, emit=context.emit)
@@ -115,11 +115,6 @@ def compare(
         **versions("onnxruntime", "onnxruntime-gpu"),
     }
     return context.store.stage(name, key, Comparison, make, compared_line)
-
-
-def _kinds(flags: Sequence[str]) -> dict[str, str]:
-    """`OUTPUT=KIND` flags, parsed; the comparison itself checks the names."""
-    return {output: kind for output, _, kind in (flag.rpartition("=") for flag in flags)}
 
 
 def gate(context: Context, comparison: Comparison, gates: str, name: str = "gate") -> Comparison:
