@@ -65,7 +65,7 @@ def trtopt(folder: Path, *arguments: object, without: tuple[str, ...] = ()) -> D
     program = f"import sys; {hidden}\nfrom trtopt.cli.app import main; main()"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TRTOPT_")}
     if without:  # and from the processes that it starts
-        shadows = folder / "shadows"
+        shadows = folder / ("without-" + "-".join(without))
         shadows.mkdir(exist_ok=True)
         for name in without:
             (shadows / f"{name}.py").write_text(f"raise ImportError('no {name} here')\n")
