@@ -15,8 +15,14 @@ from support import CALIB, DIGITS, EVAL, Done
 
 from trtopt.comparison import compare, judge_again
 from trtopt.config import BuildPlan, ComparePlan, ConvertPlan, DataPlan, JudgePlan
-from trtopt.errors import UsageError
+from trtopt.data.dataset import Dataset, Feed
+from trtopt.errors import OutOfMemoryError, UsageError
+from trtopt.events import Event, Warned, silent
+from trtopt.export.onnx import describe
 from trtopt.pipeline import convert
+from trtopt.stages.context import Context
+from trtopt.stages.layers import explained
+from trtopt.store import open_store
 
 Cli = Callable[..., Done]
 ITSELF = ("compare", DIGITS, DIGITS, "--data", EVAL)
@@ -220,6 +226,18 @@ def test_a_conversion_that_fails_says_which_layers_are_noisiest(runs: Path, tmp_
     assert report.verdict == "fail"
     assert report.layers is not None
     assert report.layers.reason
+
+
+def test_layers_that_memory_does_not_hold_are_a_remark_beside_the_verdict(tmp_path: Path) -> None:
+    def load(_: int) -> Feed:
+        raise OutOfMemoryError("memory is exhausted")
+
+    said: list[Event] = []
+    dataset = Dataset(source="big", digest="d", ids=("0",), load=load, batched=True)
+    with open_store(tmp_path, silent) as store:
+        context = Context(store=store, emit=said.append, device="cpu")
+        assert explained(context, describe(DIGITS), describe(DIGITS), None, dataset) is None
+    assert Warned("where the drift comes from is not known: memory is exhausted") in said
 
 
 def test_layers_are_shown_of_one_candidate_only(runs: Path, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "ending_metrics.py").write_text("raise SystemExit(1)")
     monkeypatch.chdir(tmp_path)
     yield
-    for name in ("my_metrics", "other_metrics", "broken_metrics", "ending_metrics"):
+    for name in ("my_metrics", "other_metrics", "broken_metrics", "ending_metrics", "indirect_metrics"):
         sys.modules.pop(name, None)
 
 
@@ -194,6 +194,13 @@ def test_the_digest_follows_the_code(tmp_path: Path) -> None:
     assert own.digest("my_metrics:distance") == first
     (tmp_path / "my_metrics.py").write_text(CODE + "# changed\n")
     assert own.digest("my_metrics:distance") != first
+
+
+def test_the_digest_follows_what_the_code_imports(tmp_path: Path) -> None:
+    (tmp_path / "indirect_metrics.py").write_text("from other_metrics import distance as far\ndef f(*_): return far()")
+    first = own.digest("indirect_metrics:f")
+    (tmp_path / "other_metrics.py").write_text("def distance(reference, candidate, labels): return {'l2': 2}")
+    assert own.digest("indirect_metrics:f") != first
 
 
 class Doubled:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,7 +140,8 @@ def load(source: str) -> Callable[..., Any]:
 
 
 def digest(source: str) -> str:
-    """The SHA-256 of the file that holds the function: what a stored comparison depends on.
+    """The SHA-256 of the code that a stored comparison depends on: the file that holds the function, and the modules
+    below the current folder that it imports at its top. What it reads or imports while it runs is not in it.
 
     Raises:
         UsageError: see `load`.
@@ -147,7 +150,22 @@ def digest(source: str) -> str:
         file = inspect.getsourcefile(inspect.unwrap(load(source)))
     except TypeError:  # it is built in, or an object that is called
         file = None
-    return hashlib.sha256(Path(file).read_bytes() if file else source.encode()).hexdigest()
+    sha = hashlib.sha256(source.encode())
+    for path in sorted({*_modules_here(), *([file] if file else [])}):
+        sha.update(Path(path).read_bytes())
+    return sha.hexdigest()
+
+
+def _modules_here() -> list[str]:
+    """The files of all modules of the user's own, as far as one can tell: below the current folder, not installed."""
+    here = f"{Path.cwd()}{os.sep}"
+    files = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
+    return [
+        file
+        for name, file in files.items()
+        if isinstance(file, str) and file.startswith(here) and Path(file).is_file()
+        if "site-packages" not in file and name.partition(".")[0] != "trtopt"
+    ]
 
 
 def _locked(outputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trtopt.codec import encode
 from trtopt.data.dataset import Dataset
-from trtopt.errors import DataError, ModelError
+from trtopt.errors import TrtoptError
 from trtopt.events import Warned
 from trtopt.stages.context import Context, versions
 from trtopt.store import read_result
@@ -62,10 +62,11 @@ def layers(
 def explained(
     context: Context, baseline: OnnxModel, candidate: OnnxModel, typed: TypedModel | None, dataset: Dataset
 ) -> Layers | None:
-    """`layers` for a comparison that failed: nobody asked, so what keeps it from working is no more than a remark."""
+    """`layers` for a comparison that failed: nobody asked, so what keeps it from working is no more than a remark, and
+    never takes the place of the verdict."""
     try:
         return layers(context, baseline, candidate, typed, dataset)
-    except (DataError, ModelError) as error:
+    except TrtoptError as error:
         context.emit(Warned(f"where the drift comes from is not known: {error}"))
         return None
 
