@@ -129,7 +129,7 @@ def test_outputs_that_may_be_boxes_are_left_to_the_defaults(
 ) -> None:
     assert cli("init", net(outputs)).code == 0
     assert "gate" not in written(cli)
-    assert '# gate = "matched=99%"' in Path("trtopt.toml").read_text()
+    assert '# gate = "matched=99%,extra=1%"' in Path("trtopt.toml").read_text()
 
 
 def test_names_that_would_break_the_file_do_not(cli: Cli) -> None:

@@ -262,14 +262,18 @@ def test_a_bound_is_never_rounded_to_the_limit() -> None:
 
 @pytest.mark.parametrize("kind", DEFAULTS)
 def test_without_gates_every_output_is_held_to_the_default_of_its_kind(kind: str) -> None:
-    metric, limit = DEFAULTS[kind]
     good = {"samples": 999, "agree": 999}
-    outputs = [OutputDrift(output=name, kind=kind, values={metric: 100.0}, counts=good) for name in ("a", "b")]
+    values = {metric: 0.0 if METRICS[metric].sense == "at most" else 100.0 for metric, _ in DEFAULTS[kind]}
+    outputs = [OutputDrift(output=name, kind=kind, values=values, counts=good) for name in ("a", "b")]
     results = judge(outputs, (), 999)
     assert [(r.output, r.metric, r.limit, r.passed, r.default) for r in results] == [
-        ("a", metric, limit, True, True),
-        ("b", metric, limit, True, True),
+        (name, metric, limit, True, True) for name in ("a", "b") for metric, limit in DEFAULTS[kind]
     ]
+
+
+def test_boxes_that_the_candidate_makes_up_fail_by_default() -> None:
+    results = judge([drift("detection", matched=100.0, extra=1.5)], (), 9)
+    assert [(each.metric, each.verdict) for each in results] == [("matched", "pass"), ("extra", "fail")]
 
 
 def test_a_default_gate_without_its_metric_fails() -> None:

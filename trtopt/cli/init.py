@@ -117,7 +117,7 @@ def settings(source: Source) -> str:
         recipe=_recipe(found.inputs),
         shape=_shape(found.inputs),
         reasons=reasons,
-        gate=f"gate = {_quoted(gate)}" if gate else '# gate = "matched=99%"',
+        gate=f"gate = {_quoted(gate)}" if gate else '# gate = "matched=99%,extra=1%"',
         name=model,
     )
 
@@ -192,12 +192,12 @@ def _gate(outputs: Sequence[TensorSpec]) -> tuple[str, str]:
     if any(re.search("box|detect", spec.name.lower()) or _may_be_boxes(spec) for spec in outputs):
         return (
             "",
-            "# These may be detections: boxes are matched with those of FP32, and matched is the share found again.",
+            "# Maybe detections: matched is the share of FP32's boxes that are found again, extra that of new ones.",
         )
     gates, reasons = [], []
     for spec in outputs:
         kind, reason = _kind(spec)
-        metric, limit = DEFAULTS[kind]
+        metric, limit = DEFAULTS[kind][0]
         gate = f"{metric}={limit:g}{METRICS[metric].unit}"
         named = f"{spec.name}:{gate}" if len(outputs) > 1 else gate
         try:
