@@ -178,12 +178,21 @@ def test_json_goes_through_a_pipe_for_every_verdict(
 
 
 @pytest.mark.parametrize("environment", [{}, {"FORCE_COLOR": "1"}], ids=named)
-def test_a_failed_gate_never_ends_in_0_when_nobody_reads_the_report(
-    environment: dict[str, str], data: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("gate", "pipe", "code"),
+    [
+        ("mine>=1", "| exec true", 1),  # the reader of the report goes away: the verdict stands
+        ("sqnr=1", "| exec true", 0),
+        ("sqnr=1", "2>&1 | exec true", 2),  # that of the progress: there is none
+    ],
+)
+def test_a_reader_that_goes_away_changes_no_verdict(
+    gate: str, pipe: str, code: int, environment: dict[str, str], data: Path, tmp_path: Path
 ) -> None:
-    command = shlex.join(compare(data, tmp_path, "--gate", "mine>=1"))
-    done = in_pipes(["bash", "-c", f"{command} | exec true; exit ${{PIPESTATUS[0]}}"], environment)
-    assert done.code == 2, done.err
+    command = shlex.join(compare(data, tmp_path, "--gate", gate))
+    done = in_pipes(["bash", "-c", f"{command} {pipe}; exit ${{PIPESTATUS[0]}}"], environment)
+    assert done.code == code, done.err
+    assert "Traceback" not in done.err
 
 
 def test_json_is_json_where_outputs_are_nan(broken: tuple[Path, Path, Path], tmp_path: Path) -> None:

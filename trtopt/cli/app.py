@@ -7,6 +7,7 @@ Touches: nothing itself. Before the first `try` it imports nothing but what is q
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -26,8 +27,11 @@ def main() -> None:
         code = app(standalone_mode=False) or EXIT_PASS  # the code of a typer.Exit, and 130 after Ctrl-C
         sys.stdout.flush()
     except SystemExit as leave:
-        # 0 is shell completion's, 1 how rich ends the program when the reader of stdout went away: no verdict either.
-        sys.exit(leave.code if leave.code in (EXIT_PASS, EXIT_INTERRUPTED) else EXIT_ERROR)
+        # How typer and rich end the program when the reader of stdout went away. Verdicts are not lost in this way:
+        # `finish` and `Narrator` see to it.
+        if isinstance(leave.__context__, BrokenPipeError):
+            sys.exit(EXIT_PASS)
+        sys.exit(leave.code if leave.code in (EXIT_PASS, EXIT_INTERRUPTED) else EXIT_ERROR)  # 0: shell completion
     except TrtoptError as error:
         _complain(str(error))
         sys.exit(error.exit_code)
@@ -77,7 +81,8 @@ def _complain(line: str) -> None:
 
     from trtopt.cli.console import stderr_console
 
-    stderr_console().print(f"[bold red]error:[/] {escape(line)}")
+    with contextlib.suppress(SystemExit, OSError):  # nobody reads stderr: the exit code says it all the same
+        stderr_console().print(f"[bold red]error:[/] {escape(line)}")
 
 
 if __name__ == "__main__":

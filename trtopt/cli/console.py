@@ -7,6 +7,7 @@ Touches: stderr.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from types import TracebackType
@@ -16,6 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from trtopt import events
+from trtopt.errors import TrtoptError
 
 
 def stderr_console() -> Console:
@@ -49,7 +51,11 @@ class Narrator:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        with contextlib.suppress(SystemExit, BrokenPipeError):
+            self._progress.stop()
+        if isinstance(error, SystemExit):
+            why = "nobody reads its messages any more, or code that it ran ended the program"
+            raise TrtoptError("the run was ended before it was done", why=why) from error
 
     def __call__(self, event: events.Event) -> None:
         """Render one event."""
