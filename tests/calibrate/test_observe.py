@@ -230,22 +230,3 @@ def test_progress_is_told_for_every_sample(model: OnnxModel) -> None:
         ("calibrate", i, 9) for i in range(1, 10)
     ]
     assert all("samples/s" in e.note for e in events if isinstance(e, Progress))
-
-
-def test_the_model_runs_one_sample_ahead_of_counting_and_no_more() -> None:
-    runs: list[int] = []
-
-    def run(feed: Feed) -> Feed:
-        runs.append(len(runs))
-        return feed
-
-    ahead: list[int] = []
-
-    def note(event: Event) -> None:
-        if isinstance(event, Progress):
-            ahead.append(len(runs) - event.done)
-
-    samples = replace(dataset(), load=lambda i: {"x": np.full((1, 4), i, np.float32)})
-    observe(run, ["x"], samples, stage="calibrate", emit=note)
-    assert len(runs) == 9
-    assert max(ahead) <= 1

@@ -32,7 +32,7 @@ class Histogram:
     """Exact counts of |x| in 2**17 logarithmic bins; `amax` and `total` are exact, too.
 
     Zero means: below 2**-135, the upper edge of bin 0. Such denormals round to zero under every scale, since no scale
-    is smaller than 2**-126. The arrays are 3 MB of address space, but only the pages of bins that occur take memory.
+    is smaller than 2**-126. The arrays are 2 MB of address space, but only the pages of bins that occur take memory.
     One thread at a time.
     """
 
@@ -41,8 +41,8 @@ class Histogram:
     def __init__(self) -> None:
         # 32-bit counters halve the footprint in the cache, which is what limits the speed; they are emptied into the
         # 64-bit totals before they can overflow.
-        self._even = np.zeros(2 * BINS, np.uint32)
-        self._odd = np.zeros(2 * BINS, np.uint32)
+        self._even = np.zeros(BINS, np.uint32)
+        self._odd = np.zeros(BINS, np.uint32)
         self._totals = np.zeros(BINS, np.int64)
         self._pending = 0
         self._top = 0
@@ -96,7 +96,7 @@ class Histogram:
         self._top = max(self._top, magnitude)
 
     def _flush(self) -> None:
-        for counters in (*np.split(self._even, 2), *np.split(self._odd, 2)):
+        for counters in (self._even, self._odd):
             used = np.flatnonzero(counters)
             self._totals[used] += counters[used]
             counters[used] = 0

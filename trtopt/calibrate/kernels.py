@@ -31,24 +31,13 @@ def _compile(signature: Any, function: Callable[..., Any]) -> Callable[..., Any]
 
 
 def _count(pairs: Any, even: Any, odd: Any) -> Any:
-    # Neighbours are often equal (zeros after a ReLU), and an increment of a counter waits for the one before it: four
-    # neighbours go to four counters.
-    other = np.uint64(even.size // 2)
     top = np.uint64(0)
-    for i in range(0, pairs.size - 1, 2):
+    for i in range(pairs.size):
         first = pairs[i] & _MAGNITUDE
         second = (pairs[i] >> _HALF) & _MAGNITUDE
-        third = pairs[i + 1] & _MAGNITUDE
-        fourth = (pairs[i + 1] >> _HALF) & _MAGNITUDE
-        top = max(top, first, second, third, fourth)
-        even[first >> _SHIFT] += np.uint32(1)
-        odd[second >> _SHIFT] += np.uint32(1)
-        even[other + (third >> _SHIFT)] += np.uint32(1)
-        odd[other + (fourth >> _SHIFT)] += np.uint32(1)
-    if pairs.size % 2:
-        first = pairs[pairs.size - 1] & _MAGNITUDE
-        second = (pairs[pairs.size - 1] >> _HALF) & _MAGNITUDE
         top = max(top, first, second)
+        # Neighbours are often equal (zeros after a ReLU): with one counter array for each half of the pair, an
+        # increment need not wait for the one before it.
         even[first >> _SHIFT] += np.uint32(1)
         odd[second >> _SHIFT] += np.uint32(1)
     return top
@@ -128,8 +117,8 @@ _bins = types.Tuple((_f64, _f64, _f64))  # type: ignore[no-untyped-call]
 count = _compile(types.int64(_u64, types.uint32[::1], types.uint32[::1]), _count)
 """count(pairs, even, odd) -> the largest magnitude's bits.
 
-Each uint64 of `pairs` is two float32 values; `even` and `odd` are uint32[2 * 2**17], two counters for each value of
-the top 17 bits of the magnitude, which are added to in place.
+Each uint64 of `pairs` is two float32 values; `even` and `odd` are uint32[2**17] counters, indexed by the top 17 bits of
+the magnitude, which are added to in place.
 """
 
 least_divergent = _compile(types.int64(_f64, types.int64, types.int64, types.float64), _least_divergent)

@@ -12,15 +12,15 @@ import difflib
 import os
 import resource
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trtopt.calibrate.histogram import Histogram
-from trtopt.data.dataset import Array, Batch, Dataset, Feed, batches
+from trtopt.data.dataset import Array, Dataset, Feed, batches
 from trtopt.errors import CalibrationError, DataError, ModelError
 from trtopt.events import Emit, Progress
 from trtopt.export.onnx import external_files, load_proto
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     import onnx
 
 _WORKERS = 4
-"""Counting is bound by memory, not by cores: more threads gain nothing. Half of the cores are left to the model, which
-runs on the next sample meanwhile."""
+"""Counting is bound by memory, not by cores: more threads gain nothing."""
 
 
 def tap(model: OnnxModel, tensors: Sequence[str], path: Path) -> None:
@@ -130,44 +129,24 @@ def observe(
             fix="Give 100 to 500 samples like those of production",
         )
     histograms = {name: Histogram() for name in dict.fromkeys(tensors)}
-    workers = max(1, min(_WORKERS, (os.cpu_count() or 1) // 2))
+    workers = min(_WORKERS, os.cpu_count() or 1)
     started = time.perf_counter()
     with ThreadPoolExecutor(workers, thread_name_prefix="trtopt-histogram") as pool:
-        for done, (sample, found) in enumerate(_ahead(run, dataset, histograms), start=1):
+        for done, batch in enumerate(batches(dataset), start=1):
+            # Not while the next sample runs: its threads wait for each other by spinning, and would wait for ours.
+            feed = dict(batch.feed)
+            found = _pick(run(feed), feed, histograms)
             mine, *others = _shares(found, workers)
             jobs = [pool.submit(_add, histograms, share) for share in others]
             _add(histograms, mine)
             for job in jobs:
                 job.result()
             for name, histogram in histograms.items():
-                histogram.check(name, f"sample {sample}")
+                histogram.check(name, f"sample {dataset.ids[batch.indices[0]]}")
             rate = done / (time.perf_counter() - started)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
             emit(Progress(stage, done, len(dataset), f"{rate:.1f} samples/s, peak {peak:.0f} MiB"))
     return histograms
-
-
-def _ahead(
-    run: Callable[[Feed], Mapping[str, Array]], dataset: Dataset, names: Iterable[str]
-) -> Iterator[tuple[str, dict[str, Array]]]:
-    """Each sample's id and observed tensors. While the caller counts them the model runs on the next sample, no more.
-
-    A network's operators do not keep all cores busy by themselves.
-    """
-
-    def observed(batch: Batch) -> tuple[str, dict[str, Array]]:
-        feed = dict(batch.feed)
-        return dataset.ids[batch.indices[0]], _pick(run(feed), feed, names)
-
-    with ThreadPoolExecutor(1, thread_name_prefix="trtopt-run") as pool:
-        before: Future[tuple[str, dict[str, Array]]] | None = None
-        for batch in batches(dataset):
-            coming = pool.submit(observed, batch)
-            if before is not None:
-                yield before.result()
-            before = coming
-        if before is not None:
-            yield before.result()
 
 
 def _pick(outputs: Mapping[str, Array], feed: Feed, names: Iterable[str]) -> dict[str, Array]:
