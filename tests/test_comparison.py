@@ -132,6 +132,7 @@ def test_too_few_samples_exit_1_unless_that_is_allowed(runs: Path, cli: Cli) -> 
         ((*ITSELF, "--kind", "logits=valeus"), "unknown kind of output 'valeus'. Did you mean values?"),
         ((*ITSELF, "--kind", "logits=values", "--kind", "logits=exact"), "--kind is given twice for output logits"),
         ((*ITSELF, "--kind", "lgits=values"), "--kind names lgits, which is no output of model.onnx"),
+        ((*ITSELF, "--gate", "mine>=0.9"), "--gate names mine, which nothing measures"),
         ((*ITSELF, "--gate", "dist:p>=1"), "--gate names dist, which is no output of model.onnx. Its outputs are"),
     ],
 )

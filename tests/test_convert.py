@@ -110,6 +110,14 @@ def test_other_precisions_build_and_agree(precision: str, tmp_path: Path, cli: C
     assert set(audit) == {precision}
 
 
+def test_fp8_agrees_although_onnxruntime_would_drop_relus_before_its_quantizers(tmp_path: Path, cli: Cli) -> None:
+    done = cli(
+        *("convert", DIGITS, "-p", "fp8", "--calib", CALIB, "--data", EVAL, "-o", tmp_path / "run"),
+        *("--backend", "onnxruntime", "--gate", "sqnr=25dB,top1=1%"),
+    )
+    assert done.code == 0, done.err
+
+
 def test_a_failed_gate_exits_1_and_names_the_metric(tmp_path: Path, cli: Cli) -> None:
     done = cli(
         *("convert", DIGITS, *INT8, "--data", EVAL, "-o", tmp_path / "run", "--backend", "onnxruntime"),

@@ -135,3 +135,26 @@ def test_a_result_is_read_back_only_while_its_files_are_unchanged(tmp_path: Path
     assert read_result(tmp_path, "prepare", Engine) is None
     (tmp_path / "model.engine").write_bytes(b"other")
     assert read_result(tmp_path, "build", Engine) is None
+
+
+@pytest.mark.parametrize("file", ["../victim", "/etc/victim", "..", "a/b", ""])
+def test_a_manifest_that_names_files_elsewhere_is_not_believed(file: str, tmp_path: Path) -> None:
+    victim, root = tmp_path / "victim", tmp_path / "run"
+    root.mkdir()
+    victim.write_text("precious")
+    entry = {"key": "k", "inputs": {"typed": "old"}, "files": {file: "0"}, "result": {}, "seconds": 0}
+    (root / "manifest.json").write_text(json.dumps({"schema_version": 1, "stages": {"build": entry}}))
+    said: list[object] = []
+    with open_store(root, said.append) as store:
+        store.discard("build", typed="new")
+    assert victim.read_text() == "precious"
+    assert any("is damaged" in str(event) for event in said)
+
+
+@pytest.mark.parametrize("entry", [None, 5, [], {}, {"key": 1, "inputs": {}, "files": {}, "result": {}}])
+def test_a_malformed_entry_is_a_damaged_manifest(entry: object, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({"schema_version": 1, "stages": {"build": entry}}))
+    said: list[object] = []
+    with open_store(tmp_path, said.append):
+        pass
+    assert any("is damaged" in str(event) for event in said)

@@ -26,10 +26,11 @@ def names(plan: ConvertPlan) -> None:
 
 
 def outputs(gates: str, plan: MeasurePlan, model: OnnxModel) -> None:
-    """Refuse a gate that does not parse, and a gate or a kind that names no output, now, not after the build.
+    """Refuse a gate that does not parse, and a gate or a kind that names no output or no metric, now.
 
     A metric of the user's own is an output with the name of its function.
     """
+    from trtopt.compare.catalog import METRICS
     from trtopt.compare.gate import parse_gates
 
     outputs = [spec.name for spec in model.outputs]
@@ -42,6 +43,13 @@ def outputs(gates: str, plan: MeasurePlan, model: OnnxModel) -> None:
                 f"{flag} names {name}, which is no output of {model.path.name}",
                 fix=f"Its outputs are: {', '.join(known)}",
             )
+    unknown = [gate.metric for gate in parse_gates(gates) if gate.metric not in METRICS]
+    if unknown and not plan.metrics:
+        raise UsageError(
+            f"--gate names {unknown[0]}, which nothing measures",
+            why="a metric of your own comes with the function that measures it",
+            fix="Add --metric package.module:function",
+        )
 
 
 def measure(plan: MeasurePlan) -> None:

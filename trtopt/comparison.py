@@ -114,16 +114,19 @@ def judge_again(plan: JudgePlan) -> Report:
 
 def _table(candidates: dict[str, Candidate], comparisons: dict[str, Comparison]) -> tuple[CandidateReport, ...]:
     """A row for each candidate, the Pareto-best marked."""
-    rows = [_row(name, candidate, comparisons[name]) for name, candidate in candidates.items()]
+    # An engine's size and a graph's are not of one kind: engines are weighed where all candidates have one.
+    built = all(candidate.engine is not None for candidate in candidates.values())
+    rows = [_row(name, candidate, comparisons[name], built) for name, candidate in candidates.items()]
     return tuple(replace(row, pareto=not any(_beats(other, row) for other in rows)) for row in rows)
 
 
-def _row(name: str, candidate: Candidate, comparison: Comparison) -> CandidateReport:
+def _row(name: str, candidate: Candidate, comparison: Comparison, built: bool) -> CandidateReport:
     timing = candidate.fastest()
+    engine = candidate.engine if built else None
     return CandidateReport(
         name=name,
         precision=candidate.typed.precision if candidate.typed else "",
-        size_bytes=candidate.engine.size_bytes if candidate.engine else candidate.onnx.path.stat().st_size,
+        size_bytes=engine.size_bytes if engine else candidate.onnx.path.stat().st_size,
         comparison=comparison,
         latency=timing.p50 if timing else math.nan,
         latency_batch=timing.batch if timing else 0,

@@ -61,8 +61,8 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         ranges, assumed = profile(source.inputs, plan.shapes)
         if assumed and plan.build.backend == "tensorrt":
             context.emit(Warned(assumed))
+        data = _open(context, plan.data, source)  # before an hour of calibration, if it cannot be read
         model, calib, table = _calibrated(context, plan, source, ranges)
-        data = _open(context, plan.data, model)
         seen = _magnitudes(context, plan, model, calib or data)
         target = stages.Target(precision=plan.precision, rest=plan.rest, bias_correction=plan.bias_correction)
         typed = stages.set_precision(context, model, target, table, seen)

@@ -233,14 +233,27 @@ def _read_manifest(root: Path, emit: Emit) -> dict[str, Any]:
     path = root / "manifest.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        if manifest["schema_version"] == SCHEMA_VERSION and isinstance(manifest["stages"], dict):
+        if manifest["schema_version"] == SCHEMA_VERSION and all(map(_is_entry, manifest["stages"].values())):
             return {**empty, **manifest, "trtopt": __version__}
         emit(Warned(f"{path} was written by another version of trtopt: every stage runs again"))
     except FileNotFoundError:
         pass
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         emit(Warned(f"{path} is damaged: every stage runs again"))
     return empty
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether a stage's entry is whole, and names files of the directory itself: what is discarded is deleted.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(entry["key"], str) or not isinstance(entry["inputs"], dict) or "result" not in entry:
+        raise ValueError("a stage's entry is damaged")
+    if any(Path(file).name != file or file in ("", ".", "..") for file in entry["files"]):
+        raise ValueError("a stage's file is outside the directory")
+    return True
 
 
 def _relocate(value: Any, source: Path, target: Path) -> Any:

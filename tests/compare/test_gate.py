@@ -285,8 +285,8 @@ def test_a_default_gate_without_its_metric_fails() -> None:
 @pytest.mark.parametrize(
     ("gate", "why"),
     [
-        ("equal=99%", "equal could not be evaluated: logits (scores) has not this metric"),
-        ("accuracy=90%", "accuracy could not be evaluated: logits (scores) has not labels that fit"),
+        ("equal=99%", "equal could not be evaluated: logits (scores) does not have this metric"),
+        ("accuracy=90%", "accuracy could not be evaluated: logits (scores) does not have labels that fit"),
         ("lgits:top1=1%", "top1 could not be evaluated: there is no output lgits, only logits"),
     ],
 )
@@ -322,3 +322,18 @@ def test_nothing_to_judge_fails(gates: str) -> None:
         results = judge([], parse_gates(gates), samples)
         assert results
         assert not any(result.passed for result in results)
+
+
+def test_labels_that_contradict_fp32_fail_the_gate_that_they_were_given_for() -> None:
+    counts = {"samples": 1000, "agree": 1000, "unfit": 98}
+    output = OutputDrift(output="logits", kind="scores", values={"top1": 100.0}, counts=counts)
+    for gates in ("", "top1=1%"):
+        result = one(output, gates)
+        assert result.verdict == "fail"
+        assert "the labels do not fit: FP32 itself is right on 9.80 % of samples" in result.reason
+
+
+def test_labels_of_another_output_leave_this_one_to_agreement() -> None:
+    counts = {"samples": 1000, "agree": 1000, "unfit": 98}
+    other = OutputDrift(output="aux", kind="scores", values={"top1": 100.0}, counts=counts)
+    assert [result.verdict for result in judge([other, labelled(900, 0, 0, 100)], (), 1000)] == ["pass", "pass"]

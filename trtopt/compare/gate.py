@@ -149,6 +149,8 @@ def judge(outputs: Sequence[OutputDrift], gates: Sequence[Gate], samples: int) -
 
     The result holds at least one gate, and a failed one wherever something could not be judged.
     """
+    if any("both" in output.counts for output in outputs):  # the labels are those of another output
+        outputs = [_without_unfit(output) for output in outputs]
     results = [_nonfinite(output, samples) for output in outputs if output.values.get("nonfinite")]
     if not samples:
         results.append(_unjudged("", "samples", 1.0, "there was not one sample to compare on"))
@@ -167,6 +169,10 @@ def judge(outputs: Sequence[OutputDrift], gates: Sequence[Gate], samples: int) -
     return tuple(results)
 
 
+def _without_unfit(output: OutputDrift) -> OutputDrift:
+    return replace(output, counts={name: count for name, count in output.counts.items() if name != "unfit"})
+
+
 def _why_unable(gate: Gate, outputs: Sequence[OutputDrift]) -> str:
     if not outputs:
         return "nothing was compared"
@@ -174,7 +180,7 @@ def _why_unable(gate: Gate, outputs: Sequence[OutputDrift]) -> str:
     if not kinds:
         return f"there is no output {gate.output}, only {', '.join(output.output for output in outputs)}"
     what = "labels that fit" if gate.metric.startswith("accuracy") else "this metric"
-    return f"{', '.join(kinds)} {'has' if len(kinds) == 1 else 'have'} not {what}"
+    return f"{', '.join(kinds)} {'does' if len(kinds) == 1 else 'do'} not have {what}"
 
 
 def _nonfinite(output: OutputDrift, samples: int) -> GateResult:
@@ -195,6 +201,13 @@ def _hold(gate: Gate, output: OutputDrift, *, default: bool = False) -> GateResu
     reason = ""
     if gate.metric not in output.values:
         reason = f"{gate.metric} could not be evaluated on this output"
+    elif gate.metric == "top1" and "unfit" in output.counts and output.counts.get("samples"):
+        right = 100 * output.counts["unfit"] / output.counts["samples"]
+        reason = (
+            f"the labels do not fit: FP32 itself is right on {right:.2f} % of samples, no better than guessing (labels "
+            "in another order, or inputs prepared in another way?); without labels, agreement would be judged"
+        )
+        return _unjudged(output.output, gate.metric, gate.limit, reason, default=default)
     elif gate.metric in _COUNTED and not _possible(output.counts, _COUNTED[gate.metric]):
         reason = f"{gate.metric} could not be evaluated: the counts of samples are missing or contradict each other"
     if reason:

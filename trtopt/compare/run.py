@@ -158,6 +158,8 @@ def _unfit(outputs: Sequence[OutputDrift], dataset: Dataset) -> list[str]:
     """Say that there are labels and that no output's accuracy could be measured with them."""
     if dataset.labels is None or any("accuracy" in output.values for output in outputs):
         return []
-    scores = [output.output for output in outputs if output.kind == "scores"]
-    why = f"out of range, or FP32 no better than guessing ({', '.join(scores)})" if scores else "no output fits them"
-    return [f"{dataset.source}: the labels are not used: {why}; agreement with FP32 is judged instead"]
+    unfit = {output.output: output.counts["unfit"] for output in outputs if "unfit" in output.counts}
+    if not unfit:
+        return [f"{dataset.source}: the labels are not used: no output fits them"]
+    shares = ", ".join(f"{count} of {len(dataset)} samples by {name}" for name, count in unfit.items())
+    return [f"{dataset.source}: the labels do not fit: FP32 itself is right on {shares}"]

@@ -52,6 +52,10 @@ class CudaOptions:
 
 
 _EXACT = CudaOptions()
+_UNSOUND = ["ClipQuantFusion", "ClipQuantRewrite", "ReluQuantFusion", "ReluQuantRewrite"]
+"""They drop a Relu or Clip that the limits of the Q after it imply, and take the zero of FP8 for the lowest value of an
+integer: Relus vanish, or the model does not load (seen in onnxruntime 1.31)."""
+
 _Value = TypeVar("_Value")
 
 
@@ -220,7 +224,9 @@ def _session(ort: Any, path: Path, *providers: str | tuple[str, dict[str, str]])
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         # Without `enable_fallback=0` a failure of the GPU is printed, and the CPU goes on in silence.
-        return ort.InferenceSession(str(path), options, providers=list(providers), enable_fallback=0)
+        return ort.InferenceSession(
+            str(path), options, providers=list(providers), enable_fallback=0, disabled_optimizers=_UNSOUND
+        )
     except Exception as error:
         if exhausted(error):
             raise OutOfMemoryError(f"memory does not hold {path.name}", why=first_line(error)) from error

@@ -116,6 +116,8 @@ class Scores:
             found |= {
                 name: self.right.count(who) for who, name in ((3, "both"), (1, "only_fp32"), (2, "only_candidate"))
             }
+        elif self.right:
+            found["unfit"] = self.right.count(1) + self.right.count(3)
         return found
 
     def _values(self) -> dict[str, float]:
