@@ -188,7 +188,7 @@ class OutputDrift:
     `kind` is how the output was read: the name of a module of `trtopt.compare.kinds`, or `own` for what a metric of the
     user's own returned (`output` is its name then). `values` maps a metric's name to its value. `counts` are the whole
     numbers of samples that statistics rest on: `samples`; with classes `agree` (both chose the same) and `top5`; with
-    labels `both`, `only_fp32`, `only_candidate` (who was right), or `unfit`: how many FP32 is right on, where that is no
+    labels `both`, `only_fp32`, `only_candidate` (who was right), or `unfit`: how many FP32 is right on where that is no
     better than guessing. `first_bad` names the first sample with a NaN or Inf.
     `spread` is the histogram of the SQNR of single samples in dB, identical ones left out; `worst` are the samples with
     the lowest, the worst first.
