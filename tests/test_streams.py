@@ -162,7 +162,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     ("more", "verdict", "code"),
     [
         (("--gate", "sqnr=1"), "pass", 0),
-        (("--gate", "mine>=1"), "fail", 1),
+        (("--gate", "equal=99%"), "fail", 1),
         (("--gate", "top1=1%"), "inconclusive", 1),
         (("--gate", "top1=1%", "--allow-inconclusive"), "inconclusive", 0),
     ],
@@ -181,7 +181,7 @@ def test_json_goes_through_a_pipe_for_every_verdict(
 @pytest.mark.parametrize(
     ("gate", "pipe", "code"),
     [
-        ("mine>=1", "| exec true", 1),  # the reader of the report goes away: the verdict stands
+        ("equal=99%", "| exec true", 1),  # the reader of the report goes away: the verdict stands
         ("sqnr=1", "| exec true", 0),
         ("sqnr=1", "2>&1 | exec true", 2),  # that of the progress: there is none
     ],
