@@ -69,7 +69,7 @@ def bench(plan: BenchPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | N
             held.callback(opened[-1].target.session.close)
         batches, left_out = preparing.batches(opened, plan.batches)
         gate.check(gates, batches, len(opened))
-        for line in left_out:
+        for line in (*left_out, *preparing.remarks(opened)):
             emit(Warned(line))
         device = held.enter_context(preparing.gpu_readings(opened, emit))
         ran = tuple(

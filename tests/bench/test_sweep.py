@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+import weakref
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from onnx import helper
 from support import CALIB, DIGITS, EVAL, save
 
 from trtopt.bench import READINGS, gpu
+from trtopt.bench.gate import judged, parse_gates
 from trtopt.bench.inputs import Sizes, from_data, random
 from trtopt.bench.sweep import Plan, sweep
 from trtopt.bench.targets import EngineSession, Target, open_onnx
@@ -24,7 +27,7 @@ from trtopt.errors import EnvironmentUnableError, MissingDependencyError, ModelE
 from trtopt.events import Progress, silent
 from trtopt.export.onnx import describe
 from trtopt.stages import bench as preparing
-from trtopt.types import OnnxModel, ShapeRange, TensorSpec, Timing
+from trtopt.types import Benchmark, BenchTarget, OnnxModel, ShapeRange, TensorSpec, Timing
 
 QUICK = 0.02
 
@@ -129,14 +132,19 @@ class MadeNvml:
         raise self.NVMLError("not supported")
 
 
-def test_an_engine_has_a_row_without_copies_and_one_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trtopt.bench.sweep._READ_FOR", 0.2)
-    runner = MadeRunner()
+def engine(runner: object, name: str = "engine") -> Target:
     spec = TensorSpec(name="x", dtype="float32", shape=("n", 2))
     sizes = Sizes(inputs=(spec,), ranges=profile((spec,), ())[0])
-    engine = Target(name="engine", sizes=sizes, session=EngineSession(runner))
+    return Target(name=name, sizes=sizes, session=EngineSession(runner))
+
+
+def test_an_engine_has_a_row_without_copies_and_one_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trtopt.bench.sweep._ALONE", 0.0)
+    monkeypatch.setattr("trtopt.bench.sweep._READ_FOR", 0.2)
+    runner = MadeRunner()
+    made = engine(runner)
     plan = Plan(batches=(4,), seconds=QUICK, feed=lambda each, batch: random(each.sizes, batch))
-    ((plain, copied),) = sweep([engine], plan, gpu.Gpu(MadeNvml(), None), silent)
+    ((plain, copied),) = sweep([made], plan, gpu.Gpu(MadeNvml(), None), silent)
     assert [plain.copies, copied.copies] == [False, True]
     assert (plain.mean, plain.noise) == (2.0, 0.0)  # by the GPU's own events
     assert copied.mean != 2.0  # by the host's clock
@@ -144,9 +152,65 @@ def test_an_engine_has_a_row_without_copies_and_one_with_them(monkeypatch: pytes
         assert found.readings["gpu_utilisation"] == 97
         assert found.readings["gpu_memory"] == 3e9
         assert "gpu_power" not in found.readings
-    assert engine.session.ways({"x": np.zeros((4, 2), np.float32)}).bytes == 64
-    engine.session.close()
+    assert made.session.ways({"x": np.zeros((4, 2), np.float32)}).bytes == 64
+    made.session.close()
     assert runner.closed
+
+
+def test_a_speedup_between_cpu_and_gpu_is_of_what_a_caller_waits_for(conv_net: Path) -> None:
+    ((host, plain, copied),) = swept([target(conv_net), engine(MadeRunner())], 1)
+    assert plain.speedup == pytest.approx(host.mean / plain.mean)
+    assert copied.speedup == pytest.approx(host.mean / copied.mean)
+    named = tuple(BenchTarget(name=name, path=conv_net, ran="") for name in ("net", "engine"))
+    found = Benchmark(targets=named, timings=(host, plain, copied))
+    assert judged(found, parse_gates("speedup=1e9x")).verdict == "fail"
+    ((_, waited, other),) = swept([engine(MadeRunner()), target(conv_net)], 1)
+    assert other.speedup == pytest.approx(waited.mean / other.mean)
+
+
+def test_a_speedup_between_machines_is_remarked_upon(conv_net: Path) -> None:
+    host = preparing.Opened(target=target(conv_net), path=conv_net, run_dir=None, takes=None)
+    on_gpu = replace(host, target=engine(MadeRunner()))
+    (line,) = preparing.remarks([host, on_gpu])
+    assert line.startswith("net on the CPU beside engine on the GPU: ")
+    assert preparing.remarks([host, host]) == preparing.remarks([on_gpu]) == []
+
+
+def test_the_buffers_of_a_batch_size_are_gone_before_those_of_the_next_are_made() -> None:
+    made: list[weakref.ref[np.ndarray]] = []
+
+    def feed(each: Target, batch: int) -> dict[str, np.ndarray]:
+        assert all(earlier() is None for earlier in made)
+        array = np.zeros((batch, 2), np.float32)
+        made.append(weakref.ref(array))
+        return {"x": array}
+
+    class Forgetting(MadeRunner):
+        def submit(self, feed: Mapping[str, np.ndarray]) -> None:
+            self._feed = {name: array.copy() for name, array in feed.items()}
+
+    assert (
+        len(list(sweep([engine(Forgetting())], Plan(batches=(1, 2, 3), seconds=QUICK, feed=feed), None, silent))) == 3
+    )
+    assert len(made) == 3
+
+
+def test_a_gpu_is_read_when_a_target_has_run_alone_for_as_long_as_nvml_looks_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("trtopt.bench.sweep._ALONE", 0.4)
+    monkeypatch.setattr("trtopt.bench.sweep._READ_FOR", 0.2)
+    measured, read = [], []
+
+    class Nvml(MadeNvml):
+        def nvmlDeviceGetUtilizationRates(self, handle: object) -> SimpleNamespace:  # noqa: N802
+            read.append(time.perf_counter())
+            return super().nvmlDeviceGetUtilizationRates(handle)
+
+    plan = Plan(batches=(4,), seconds=QUICK, feed=lambda each, batch: random(each.sizes, batch))
+    list(sweep([engine(MadeRunner())], plan, gpu.Gpu(Nvml(), None), lambda _: measured.append(time.perf_counter())))
+    assert read[0] - measured[-1] >= 0.4  # without the copies
+    assert max(np.diff(read)) >= 0.4  # with them
 
 
 def test_a_typed_graph_is_timed_as_it_is_and_not_simulated(tmp_path: Path) -> None:
@@ -224,13 +288,13 @@ def opened(path: Path, *, takes: range | None = None, name: str = "net", shapes:
 
 
 def test_the_default_sweep_is_cut_to_what_an_engine_takes_and_says_so() -> None:
-    engine = opened(DIGITS, takes=range(1, 33), name="int8")
-    assert preparing.batches([opened(DIGITS), engine], ()) == (
+    int8 = opened(DIGITS, takes=range(1, 33), name="int8")
+    assert preparing.batches([opened(DIGITS), int8], ()) == (
         (1, 8, 16, 32),
         ["batch 64 left out: int8 takes batches of 1 to 32"],
     )
     with pytest.raises(UsageError, match="batch 64 cannot be had: int8 takes batches of 1 to 32"):
-        preparing.batches([engine], (8, 64))
+        preparing.batches([int8], (8, 64))
     with pytest.raises(UsageError, match="cannot be had"):
         preparing.batches([opened(DIGITS, takes=range(100, 200))], ())
 

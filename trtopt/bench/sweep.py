@@ -17,8 +17,10 @@ from trtopt.data.dataset import Feed
 from trtopt.events import Emit, Progress
 from trtopt.types import Timing
 
-_READ_FOR = 1.5
-"""Seconds that a target runs alone for the readings: NVML's utilisation is of the last second at most."""
+_ALONE = 1.0
+"""Seconds that a target runs alone before it is read: utilisation and power are NVML's means over a second at most."""
+_READ_FOR = 0.5
+"""Seconds that it is then read for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,17 +42,23 @@ def sweep(targets: Sequence[Target], plan: Plan, device: gpu.Gpu | None, emit: E
         OutOfMemoryError: a batch does not fit; what was yielded before holds.
         DataError: a target cannot be run.
     """
-    for place, batch in enumerate(plan.batches):
-        lanes = [lane for target in targets for lane in _lanes(target, batch, plan.feed(target, batch))]
+    for place in range(len(plan.batches)):
+        yield _point(targets, plan, place, device, emit)
 
-        def tick(done: int, total: int, place: int = place, batch: int = batch) -> None:
-            emit(Progress("bench", place * total + done, len(plan.batches) * total, f"batch {batch}"))
 
-        series = measure([lane.run for lane in lanes], plan.seconds, tick)
-        yield tuple(
-            _timing(lane, found, first=_first(lane, lanes, series), readings=_readings(lane, found, device))
-            for lane, found in zip(lanes, series, strict=True)
-        )
+def _point(targets: Sequence[Target], plan: Plan, place: int, device: gpu.Gpu | None, emit: Emit) -> tuple[Timing, ...]:
+    """The timings of one batch size. Its buffers go with the call, before those of the next size are made."""
+    batch = plan.batches[place]
+    lanes = [lane for target in targets for lane in _lanes(target, batch, plan.feed(target, batch))]
+
+    def tick(done: int, total: int) -> None:
+        emit(Progress("bench", place * total + done, len(plan.batches) * total, f"batch {batch}"))
+
+    series = measure([lane.run for lane in lanes], plan.seconds, tick)
+    return tuple(
+        _timing(lane, found, first=_first(lane, lanes, series), readings=_readings(lane, found, device))
+        for lane, found in zip(lanes, series, strict=True)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,9 +76,15 @@ def _lanes(target: Target, batch: int, feed: Feed) -> list[_Lane]:
 
 
 def _first(lane: _Lane, lanes: Sequence[_Lane], series: Sequence[Series]) -> Series | None:
-    """The series of the first target that was measured in the same way; None for that one itself."""
-    same = [i for i, other in enumerate(lanes) if other.copies == lane.copies]
-    return None if lanes[same[0]] is lane else series[same[0]]
+    """The series of the first target that was measured in the same way; None for that one itself.
+
+    Where only one of the two has copies to make, it is the one with what a caller of the first target waits for.
+    """
+    own = [i for i, other in enumerate(lanes) if other.target == lanes[0].target]
+    if lane.target == lanes[0].target:
+        return None
+    is_alike = sum(other.target == lane.target for other in lanes) == len(own)
+    return series[own[lane.copies] if is_alike else own[-1]]
 
 
 def _readings(lane: _Lane, series: Series, device: gpu.Gpu | None) -> dict[str, float]:
@@ -79,12 +93,17 @@ def _readings(lane: _Lane, series: Series, device: gpu.Gpu | None) -> dict[str, 
     if memory:
         found["process_memory"] = float(memory)
     if device is not None:
+        _repeat(lane.run, _ALONE)
         with gpu.sampling(device) as sampled:
-            end = time.perf_counter() + _READ_FOR
-            while time.perf_counter() < end:
-                lane.run()
+            _repeat(lane.run, _READ_FOR)
         found |= sampled.summary()
     return found
+
+
+def _repeat(run: Run, seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        run()
 
 
 def _timing(lane: _Lane, series: Series, *, first: Series | None, readings: dict[str, float]) -> Timing:

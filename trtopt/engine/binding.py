@@ -125,7 +125,8 @@ class BoundRun:
     def copy_out(self) -> dict[str, Array]:
         """Return copies of the outputs on the host, by name."""
         # On the CPU onnxruntime gives a view of the buffer, which the next run would write into.
-        return {name: np.array(value.numpy()) for name, value in self._outputs.items()}
+        is_view = self._place.kind == "cpu"
+        return {name: np.array(value.numpy()) if is_view else value.numpy() for name, value in self._outputs.items()}
 
     def read_from(self, tensors: Mapping[str, DeviceTensor]) -> None:
         """Take inputs from other memory of the same device from now on, which the caller keeps alive.

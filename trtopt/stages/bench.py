@@ -253,6 +253,17 @@ def gpu_readings(found: Sequence[Opened], emit: Emit) -> Iterator[gpu.Gpu | None
         device.close()
 
 
+def remarks(found: Sequence[Opened]) -> list[str]:
+    """What is to be said of targets that do not run on the same kind of device: their speedups compare machines."""
+    names = {
+        kind: ", ".join(opened.target.name for opened in found if opened.target.session.device == kind)
+        for kind in ("cpu", "cuda")
+    }
+    if not all(names.values()):
+        return []
+    return [f"{names['cpu']} on the CPU beside {names['cuda']} on the GPU: a speedup is not that of the model alone"]
+
+
 def where(session: targets.Session, device: gpu.Gpu | None) -> str:
     """What runs a target and where, with the name of the GPU where NVML tells it and the session does not."""
     name = device.name if device is not None and session.device == "cuda" else ""
