@@ -17,8 +17,8 @@ from trtopt import checks, stages
 from trtopt.codec import decode, encode
 from trtopt.config import BenchPlan, MaxBatchPlan
 from trtopt.errors import (
-    EXIT_INTERRUPTED,
     EnvironmentUnableError,
+    InterruptedSweepError,
     MissingDependencyError,
     OutOfMemoryError,
     StoreError,
@@ -34,12 +34,6 @@ if TYPE_CHECKING:
     from trtopt.bench.probe import Question
 
 FILE = "benchmark.json"
-
-
-class InterruptedSweepError(TrtoptError):
-    """Ctrl-C ended a sweep; what had been measured was kept."""
-
-    exit_code = EXIT_INTERRUPTED
 
 
 def bench(plan: BenchPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | None]:

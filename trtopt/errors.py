@@ -9,6 +9,7 @@
     ├── BuildError                   2   TensorRT refused the network
     │   └── AuditError               2   the engine is not in the precision that was asked for
     ├── StoreError                   2   the run directory cannot be read or written
+    ├── InterruptedSweepError      130   Ctrl-C ended a sweep; what had been measured was kept
     ├── MissingDependencyError       3   a package is not installed; says which extra to install
     └── EnvironmentUnableError       3   this machine cannot do it (no GPU, no TensorRT)
         └── OutOfMemoryError         3   the memory of the GPU, or of the machine, is exhausted
@@ -76,6 +77,12 @@ class AuditError(BuildError):
 
 class StoreError(TrtoptError):
     """The run directory cannot be read or written."""
+
+
+class InterruptedSweepError(TrtoptError):
+    """Ctrl-C ended a sweep; what had been measured was kept."""
+
+    exit_code = EXIT_INTERRUPTED
 
 
 class MissingDependencyError(TrtoptError):

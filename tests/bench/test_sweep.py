@@ -119,6 +119,24 @@ class MadeNvml:
     class NVMLError(Exception):
         pass
 
+    class NVMLError_LibraryNotFound(NVMLError):  # noqa: N801, N818
+        pass
+
+    class NVMLError_DriverNotLoaded(NVMLError):  # noqa: N801, N818
+        pass
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        pass
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        pass
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+        return index
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+        return uuid
+
     def nvmlDeviceGetName(self, handle: object) -> str:  # noqa: N802
         return "a GPU"
 
@@ -343,12 +361,41 @@ def test_where_nvml_does_not_work_the_reason_is_given(monkeypatch: pytest.Monkey
     def init() -> None:
         raise MadeNvml.NVMLError("Driver Not Loaded")
 
-    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(nvmlInit=init, NVMLError=MadeNvml.NVMLError))
+    class Broken(MadeNvml):
+        nvmlInit = staticmethod(init)  # noqa: N815
+
+    monkeypatch.setitem(sys.modules, "pynvml", Broken())
     with pytest.raises(EnvironmentUnableError, match="NVML does not work here: Driver Not Loaded"):
         gpu.open_gpu()
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'trtopt\[gpu\]'"):
         gpu.open_gpu()
+
+
+def test_where_nvml_and_cuda_may_mean_different_gpus_none_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Two(MadeNvml):
+        names = ("display card", "fast one")
+
+        def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+            return 2
+
+        def nvmlDeviceGetName(self, handle: object) -> str:  # noqa: N802
+            return self.names[handle] if isinstance(handle, int) else "by its id"
+
+    made = Two()
+    monkeypatch.setitem(sys.modules, "pynvml", made)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    with pytest.raises(EnvironmentUnableError, match=r"display card, fast one, .*\. Set CUDA_DEVICE_ORDER=PCI_BUS_ID"):
+        gpu.open_gpu()
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    assert gpu.open_gpu(1).name == "fast one"
+    monkeypatch.delenv("CUDA_DEVICE_ORDER")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8a1b")
+    assert gpu.open_gpu().name == "by its id"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    made.names = ("the same", "the same")
+    assert gpu.open_gpu(1).name == "the same"
 
 
 def test_the_gpu_is_named_where_the_session_does_not_name_it() -> None:

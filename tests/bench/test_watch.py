@@ -142,7 +142,9 @@ def test_the_batch_that_fits_now_stands_below_the_table(
     monkeypatch.setenv("COLUMNS", "140")
     folder = run_dir(tmp_path / "run", LIMIT)
     done = cli("watch", folder, "--once")
-    takes = "model.onnx takes 2,048 MiB and 24.00 MiB a sample; measured up to 4096"
+    takes = (
+        "model.onnx takes 2,048 MiB and 24.00 MiB a sample in a process that uses the GPU already; measured up to 4096"
+    )
     wanted = f"GPU 0: batch 5888 fits now: 143,360 MiB are free, {takes}"
     assert wanted in " ".join(done.out.split())
 
@@ -211,7 +213,7 @@ def test_a_run_that_was_never_measured_is_told_before_anything_is_watched(
     ("said", "words"),
     [
         ({"init": "raise NVMLError_LibraryNotFound('NVML Shared Library Not Found')"}, "NVML Shared Library Not Found"),
-        ({"init": "raise NVMLError('RM has detected an NVML/RM version mismatch.')"}, "version mismatch.. Look at"),
+        ({"init": "raise NVMLError('RM has detected an NVML/RM version mismatch.')"}, "version mismatch. Look at"),
         ({"count": "0"}, "the NVIDIA driver lists none"),
         ({"count": "fails()", "extra": "def fails(): raise NVMLError('GPU is lost')"}, "GPU is lost"),
     ],

@@ -10,15 +10,17 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trtopt.bench import nvml
 from trtopt.errors import EnvironmentUnableError
-from trtopt.requires import require
 
 _EVERY = 0.05
+_READ = {"utilisation": ("gpu_utilisation", 100.0), "memory_used": ("gpu_memory", 1.0), "power": ("gpu_power", 1.0)}
+"""NVML's readings that are of interest, each with its name here and how many of its units are one of NVML's."""
 
 
 @dataclass(slots=True)
@@ -39,31 +41,18 @@ class Sampled:
 class Gpu:
     """A GPU as NVML sees it; `name` is empty where it does not say. Close it when done."""
 
-    def __init__(self, nvml: Any, handle: Any) -> None:
-        self._nvml, self._handle = nvml, handle
-        self.name = ""
-        with contextlib.suppress(nvml.NVMLError):
-            name = nvml.nvmlDeviceGetName(handle)
-            self.name = name.decode() if isinstance(name, bytes) else name  # bytes before nvidia-ml-py 12
+    def __init__(self, module: Any, handle: Any) -> None:
+        self._module, self._handle = module, handle
+        self.name = nvml.name(module, handle)
 
     def read(self) -> dict[str, float]:
         """Utilisation in percent, memory in use in bytes, power in watts; what NVML cannot say is absent."""
-        nvml, handle = self._nvml, self._handle
-        sources: dict[str, Callable[[], float]] = {
-            "gpu_utilisation": lambda: float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
-            "gpu_memory": lambda: float(nvml.nvmlDeviceGetMemoryInfo(handle).used),
-            "gpu_power": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
-        }
-        found = {}
-        for name, source in sources.items():
-            with contextlib.suppress(nvml.NVMLError):
-                found[name] = source()
-        return found
+        found = nvml.readings(self._module, self._handle, _READ)
+        return {name: found[source] * scale for source, (name, scale) in _READ.items() if source in found}
 
     def close(self) -> None:
         """Let NVML go."""
-        with contextlib.suppress(self._nvml.NVMLError):
-            self._nvml.nvmlShutdown()
+        nvml.stop(self._module)
 
 
 def open_gpu(index: int = 0) -> Gpu:
@@ -71,21 +60,33 @@ def open_gpu(index: int = 0) -> Gpu:
 
     Raises:
         MissingDependencyError: nvidia-ml-py is not installed.
-        EnvironmentUnableError: NVML finds no driver, or not that GPU.
+        EnvironmentUnableError: NVML finds no driver, or not that GPU, or which one it is cannot be known.
     """
-    nvml = require("pynvml")
+    module = nvml.start("NVML does not work here")
     try:
-        nvml.nvmlInit()
-    except nvml.NVMLError as error:
-        raise EnvironmentUnableError("NVML does not work here", why=str(error)) from error
-    chosen = visible(index, os.environ.get("CUDA_VISIBLE_DEVICES"))
-    try:
-        by_uuid = isinstance(chosen, str)
-        handle = nvml.nvmlDeviceGetHandleByUUID(chosen) if by_uuid else nvml.nvmlDeviceGetHandleByIndex(chosen)
-    except nvml.NVMLError as error:
-        nvml.nvmlShutdown()
-        raise EnvironmentUnableError(f"NVML has no GPU {chosen}", why=str(error)) from error
-    return Gpu(nvml, handle)
+        chosen = visible(index, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        if isinstance(chosen, str):
+            return Gpu(module, module.nvmlDeviceGetHandleByUUID(chosen))
+        _check_order(module)
+        return Gpu(module, module.nvmlDeviceGetHandleByIndex(chosen))
+    except module.NVMLError as error:
+        nvml.stop(module)
+        raise EnvironmentUnableError(f"NVML has no GPU {chosen}", why=nvml.reason(error), fix=nvml.LOOK) from error
+    except EnvironmentUnableError:
+        nvml.stop(module)
+        raise
+
+
+def _check_order(module: Any) -> None:
+    """Refuse to guess which GPU is meant: NVML counts them by their place on the bus, CUDA the fastest first."""
+    handles = [module.nvmlDeviceGetHandleByIndex(place) for place in range(module.nvmlDeviceGetCount())]
+    names = {nvml.name(module, handle) for handle in handles}
+    if len(names) > 1 and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+        raise EnvironmentUnableError(
+            "NVML and CUDA may number the GPUs differently",
+            why=f"they are {', '.join(sorted(names))}, and CUDA puts the fastest first",
+            fix="Set CUDA_DEVICE_ORDER=PCI_BUS_ID",
+        )
 
 
 def visible(index: int, variable: str | None) -> int | str:

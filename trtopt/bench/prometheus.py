@@ -31,7 +31,11 @@ def exposition(seen: Seen, run: str) -> str:
             f"{metric.exported}{_labels(gpu=str(gpu.index), name=gpu.name, uuid=gpu.uuid)} {value!r}"
             for gpu, value in samples
         ]
-    lines += _head(_FITTING, "Largest batch that fits into the memory that is free.") if seen.fits else []
+    lines += (
+        _head(_FITTING, "Largest batch that fits into what is free, in a process that uses the GPU already.")
+        if seen.fits
+        else []
+    )
     lines += [f"{_FITTING}{_labels(gpu=str(fit.gpu), run=run)} {fit.batch}" for fit in seen.fits]
     return "".join(f"{line}\n" for line in lines)
 

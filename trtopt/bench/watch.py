@@ -10,17 +10,17 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trtopt.bench import nvml
 from trtopt.codec import decode
 from trtopt.errors import EnvironmentUnableError, StoreError
-from trtopt.requires import require
 from trtopt.types import BatchLimit, Benchmark
 
-_LOOK = "Look at nvidia-smi"
+_BLIND = "no GPU can be watched"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,34 +77,24 @@ class Seen:
 
 
 @contextlib.contextmanager
-def nvml() -> Iterator[Any]:
+def opened() -> Iterator[Any]:
     """Open NVML, and close it at the end.
 
     Raises:
         MissingDependencyError: nvidia-ml-py is not installed.
         EnvironmentUnableError: there is no driver, it does not fit nvidia-ml-py, or it lists no GPU.
     """
-    module = require("pynvml")
-    try:
-        module.nvmlInit()
-    except module.NVMLError as error:
-        absent = isinstance(error, (module.NVMLError_LibraryNotFound, module.NVMLError_DriverNotLoaded))
-        raise _blind(error, "Run on a machine with an NVIDIA GPU and its driver" if absent else _LOOK) from error
+    module = nvml.start(_BLIND)
     try:
         if not read(module):
-            raise _blind("the NVIDIA driver lists none", _LOOK)
+            raise EnvironmentUnableError(_BLIND, why="the NVIDIA driver lists none", fix=nvml.LOOK)
         yield module
     finally:
-        with contextlib.suppress(module.NVMLError):
-            module.nvmlShutdown()
-
-
-def _blind(why: object, fix: str) -> EnvironmentUnableError:
-    return EnvironmentUnableError("no GPU can be watched", why=str(why), fix=fix)
+        nvml.stop(module)
 
 
 def read(module: Any) -> tuple[GpuState, ...]:
-    """Read every GPU, with NVML as `nvml` gives it. A GPU that no longer answers has no readings.
+    """Read every GPU, with NVML as `opened` gives it. A GPU that no longer answers has no readings.
 
     Raises:
         EnvironmentUnableError: the driver no longer answers.
@@ -112,44 +102,20 @@ def read(module: Any) -> tuple[GpuState, ...]:
     try:
         count = int(module.nvmlDeviceGetCount())
     except module.NVMLError as error:
-        raise _blind(error, _LOOK) from error
+        raise EnvironmentUnableError(_BLIND, why=nvml.reason(error), fix=nvml.LOOK) from error
     return tuple(_state(module, index) for index in range(count))
 
 
 def _state(module: Any, index: int) -> GpuState:
-    def ask(source: Callable[[], Any]) -> Any:
-        try:
-            return source()
-        except module.NVMLError:
-            return None
-
-    handle = ask(lambda: module.nvmlDeviceGetHandleByIndex(index))
+    handle = nvml.ask(module, lambda: module.nvmlDeviceGetHandleByIndex(index))
     if handle is None:  # it fell off the bus
         return GpuState(index=index, name="does not answer", uuid="", readings={})
-    memory = ask(lambda: module.nvmlDeviceGetMemoryInfo(handle))  # absent where CPU and GPU share their memory
-    rates = ask(lambda: module.nvmlDeviceGetUtilizationRates(handle))
-    sources: dict[str, Callable[[], float]] = {
-        "temperature": lambda: module.nvmlDeviceGetTemperature(handle, module.NVML_TEMPERATURE_GPU),
-        "power": lambda: module.nvmlDeviceGetPowerUsage(handle) / 1e3,
-        "power_limit": lambda: module.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3,
-        "sm_clock": lambda: module.nvmlDeviceGetClockInfo(handle, module.NVML_CLOCK_SM) * 1e6,
-        "memory_clock": lambda: module.nvmlDeviceGetClockInfo(handle, module.NVML_CLOCK_MEM) * 1e6,
-    }
-    found = {name: ask(source) for name, source in sources.items()}
-    if memory is not None:
-        found |= {"memory_used": memory.used, "memory_free": memory.free, "memory_total": memory.total}
-    if rates is not None:
-        found |= {"utilisation": rates.gpu / 100, "memory_utilisation": rates.memory / 100}
     return GpuState(
         index=index,
-        name=_text(ask(lambda: module.nvmlDeviceGetName(handle)) or ""),
-        uuid=_text(ask(lambda: module.nvmlDeviceGetUUID(handle)) or ""),
-        readings={name: float(found[name]) for name in METRICS if found.get(name) is not None},
+        name=nvml.name(module, handle),
+        uuid=nvml.text(nvml.ask(module, lambda: module.nvmlDeviceGetUUID(handle)) or ""),
+        readings=nvml.readings(module, handle, METRICS),
     )
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value  # bytes before nvidia-ml-py 12
 
 
 def measured_limit(run_dir: Path) -> BatchLimit:
@@ -176,7 +142,8 @@ def measured_limit(run_dir: Path) -> BatchLimit:
 
 
 def fits(limit: BatchLimit, gpus: tuple[GpuState, ...]) -> tuple[Fit, ...]:
-    """The batch size that would fit into what is free now, on each GPU that says how much is free.
+    """The batch size that would fit into what is free now, on each GPU that says how much is free: in a process that
+    uses the GPU already, for CUDA itself takes some hundred MiB more of it for each process.
 
     What was held by memory when it was measured may be larger now. What was held by something else (the latency, the
     engine's profile, the search's end) is never larger than measured.
@@ -193,6 +160,7 @@ def _fit(limit: BatchLimit, gpu: int, free: float) -> Fit:
     if by_memory > limit.batch and limit.limited_by != "memory":
         return Fit(gpu=gpu, batch=limit.batch, why=f"there is memory for {by_memory:,}, but {limit.why}")
     takes = f"{limit.bytes_fixed / 2**20:,.0f} MiB and {limit.bytes_per_sample / 2**20:,.2f} MiB a sample"
+    takes += " in a process that uses the GPU already"  # what CUDA itself takes was there before the model
     measured = f"; measured up to {limit.batch}" if by_memory > limit.batch else ""
     why = f"{free / 2**20:,.0f} MiB are free, {Path(limit.target).name} takes {takes}{measured}"
     return Fit(gpu=gpu, batch=by_memory, why=why)

@@ -41,7 +41,7 @@ def watch(
     from contextlib import ExitStack
 
     from trtopt.bench import prometheus
-    from trtopt.bench.watch import Seen, fits, measured_limit, nvml, read
+    from trtopt.bench.watch import Seen, fits, measured_limit, opened, read
     from trtopt.cli.console import stderr_console
     from trtopt.errors import EXIT_INTERRUPTED, UsageError
 
@@ -52,7 +52,7 @@ def watch(
     address = prometheus.parse_address(listen) if listen else None
     limit = measured_limit(run) if run else None
     try:
-        with nvml() as module, ExitStack() as held:
+        with opened() as module, ExitStack() as held:
 
             def look() -> Seen:
                 gpus = read(module)
