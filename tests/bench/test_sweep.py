@@ -94,6 +94,7 @@ class MadeRunner:
 
     where = "TensorRT, a GPU"
     inputs = ("x",)
+    memory = {"weights": 5000, "activations": 300, "io": 64}  # noqa: RUF012
 
     def __init__(self) -> None:
         self.closed = False
@@ -170,6 +171,7 @@ def test_an_engine_has_a_row_without_copies_and_one_with_them(monkeypatch: pytes
         assert found.readings["gpu_utilisation"] == 97
         assert found.readings["gpu_memory"] == 3e9
         assert "gpu_power" not in found.readings
+    assert made.session.weights == 5000
     assert made.session.ways({"x": np.zeros((4, 2), np.float32)}).bytes == 64
     made.session.close()
     assert runner.closed

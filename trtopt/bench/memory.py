@@ -82,7 +82,7 @@ def largest(
         latency_limit=limits.latency if math.isfinite(limits.latency) else math.nan,
         total=answer.memory,
         base=answer.base,
-        weights=question.path.stat().st_size if question.builder else weights(question.path),
+        weights=answer.weights if question.builder else weights(question.path),
         inputs_outputs=answer.inputs_outputs,
         bytes_fixed=fixed,
         bytes_per_sample=each_sample,

@@ -64,9 +64,9 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What came of it: bytes taken in all (`base`: before the model was loaded) and by inputs and outputs, the limit
-    that held, the median latency in ms, with copies where there are any; or in `failed` why it does not fit, of which
-    `reason` is the kind.
+    """What came of it: bytes taken in all (`base`: before the model was loaded), by weights (0: the backend does not
+    tell) and by inputs and outputs, the limit that held, the median latency in ms, with copies where there are any; or
+    in `failed` why it does not fit, of which `reason` is the kind.
 
     On the CPU the memory is the most that was resident of the process, on the GPU the growth of what is in use there.
     """
@@ -74,6 +74,7 @@ class Answer:
     where: str = ""
     memory: int = 0
     base: int = 0
+    weights: int = 0
     inputs_outputs: int = 0
     limit: int = 0
     latency: float = 0.0
@@ -181,11 +182,12 @@ def _run(question: Question, limit: int, memory: Callable[[], int]) -> Answer:
             times.append(run())
             if sum(times) > _LONG:
                 break
-        taken = memory()
+        taken, weights = memory(), session.weights
     failed = "it takes more than the limit" if limit and taken > limit else ""
     return Answer(
         where=session.where,
         memory=taken,
+        weights=weights,
         inputs_outputs=ways.bytes,
         limit=limit,
         latency=statistics.median(times[len(times) // 2 :]),

@@ -50,6 +50,11 @@ class Session(Protocol):
         """The kind of device that it runs on."""
         ...
 
+    @property
+    def weights(self) -> int:
+        """Bytes that its weights take on the device, where the backend tells; else 0."""
+        ...
+
     def ways(self, feed: Feed) -> Ways:
         """Make ready for feeds of this shape."""
         ...
@@ -70,6 +75,8 @@ class Target:
 
 class OnnxSession:
     """An ONNX graph in onnxruntime, timed on the host's clock."""
+
+    weights = 0
 
     def __init__(self, runner: OrtRunner, where: str) -> None:
         self.where = where
@@ -110,6 +117,11 @@ class EngineSession:
     def __init__(self, runner: EngineRunner) -> None:
         self.where = runner.where
         self._runner = runner
+
+    @property
+    def weights(self) -> int:
+        """Bytes that loading the engine took on the GPU."""
+        return self._runner.memory["weights"]
 
     def ways(self, feed: Feed) -> Ways:
         """Run once, which says what the outputs are; a run returns when they are there.
