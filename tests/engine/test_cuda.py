@@ -61,6 +61,15 @@ def test_without_nvrtc_a_kernel_cannot_be_compiled_and_its_package_is_named() ->
         pytest.skip("there is NVRTC")
 
 
+@with_cuda_python
+def test_a_gpu_older_than_what_nvrtc_compiles_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("trtopt.engine.cuda_python")
+    nvrtc = importlib.import_module("cuda.bindings.nvrtc")
+    monkeypatch.setattr(nvrtc, "nvrtcGetSupportedArchs", lambda: (0, [75, 80, 90]))
+    with pytest.raises(EnvironmentUnableError, match=r"is 7\.0, and NVRTC compiles for 7\.5 and later\. Install"):
+        module.compile("", (7, 0), ())
+
+
 @pytest.mark.parametrize("package", [name for name in PACKAGES if not has(name.replace("-python", ".bindings"))])
 def test_a_package_that_is_not_installed_is_named_with_the_command_that_installs_it(package: str) -> None:
     with pytest.raises(MissingDependencyError, match="pip install 'trtopt"):

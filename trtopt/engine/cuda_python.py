@@ -216,6 +216,12 @@ def compile(source: str, architecture: tuple[int, int], options: tuple[str, ...]
         ) from error
     wanted = architecture[0] * 10 + architecture[1]
     native = wanted in known
+    if wanted < min(known):  # CUDA 13 runs on Volta, and compiles for what came after it only
+        raise EnvironmentUnableError(
+            "kernels cannot be compiled for this GPU",
+            why=f"its compute capability is {wanted / 10}, and NVRTC compiles for {min(known) / 10} and later",
+            fix=f"Install an older one: pip install 'cuda-python[all]<{version().split()[1].split('.')[0]}'",
+        )
     target = f"sm_{wanted}" if native else f"compute_{max(each for each in known if each < wanted)}"
     flags = [flag.encode() for flag in (f"--gpu-architecture={target}", *options)]
     _, program = nvrtc.nvrtcCreateProgram(source.encode(), b"kernel.cu", 0, [], [])
