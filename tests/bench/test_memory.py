@@ -99,6 +99,16 @@ def test_time_that_falls_with_the_batch_is_told_of_only_where_it_is_limited() ->
     assert doubt == "batch 4 takes less time than a smaller one: the largest may be another"
 
 
+def test_time_that_falls_above_the_limit_is_told_of() -> None:
+    latencies = {128: 16.8, 132: 56.4, 192: 28.9}  # as an H200 had them of a ResNet-50
+    tried = [
+        BatchProbe(batch=batch, memory=batch, latency=took, failed="too long" if took > 20 else "")
+        for batch, took in latencies.items()
+    ]
+    (line,) = memory._doubts(tried, timed=True)
+    assert line == "batch 192 takes less time than a smaller one: the largest may be another"
+
+
 def test_the_largest_batch_under_a_cap_is_that_of_an_exhaustive_search(hungry: Path) -> None:
     asked = question(hungry)
     cap = probe.ask(asked, 60).memory + 100 * 2**20

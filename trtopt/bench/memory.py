@@ -174,15 +174,14 @@ def _doubts(tried: Sequence[BatchProbe], *, timed: bool = False) -> tuple[str, .
         for each in tried
         if not each.failed and failed and each.batch > min(failed)
     ]
-    fitting = [each for each in tried if not each.failed]
-    costs = {"memory": [float(each.memory) for each in fitting]}
-    costs |= {"time": [each.latency for each in fitting]} if timed else {}
-    for what, values in costs.items():
+    costs = {"memory": {each.batch: float(each.memory) for each in tried if not each.failed}}
+    if timed:  # of those that took too long, too
+        costs["time"] = {each.batch: each.latency for each in tried if math.isfinite(each.latency)}
+    for what, cost in costs.items():
+        batches, values = list(cost), list(cost.values())
         falls = [i for i in range(1, len(values)) if values[i] < 0.9 * max(values[:i])]
         if falls:
-            found.append(
-                f"batch {fitting[falls[0]].batch} takes less {what} than a smaller one: the largest may be another"
-            )
+            found.append(f"batch {batches[falls[0]]} takes less {what} than a smaller one: the largest may be another")
     return tuple(found)
 
 
