@@ -104,6 +104,8 @@ def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str)
             # Of the methods only entropy moves with the arithmetic: its divergence is flat around the least.
             cuda = CudaOptions(tf32=method not in ("entropy", AUTO))
             runner = open_runner(path, device=context.device, cuda=cuda)
+            if runner.place.kind == "cuda":
+                context.emit(Warned(f"calibrated in {runner.where}"))
             watched = fingerprinted(dataset, seen)
             histograms = observe_where_it_runs(runner, tensors, watched, stage="calibrate", emit=context.emit)
         if method == AUTO:
