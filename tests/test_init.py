@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 from support import CALIB, DIGITS, EVAL, ROOT, Done
 
-from trtopt.compare.gate import parse_gates
+from trtopt.compare.limits import parse_gates
 from trtopt.config import profile
 from trtopt.export.onnx import describe
 

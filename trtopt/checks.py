@@ -15,7 +15,7 @@ from trtopt.types import OnnxModel
 def names(plan: ConvertPlan) -> None:
     """Refuse a misspelt name now, not after an hour of calibration."""
     from trtopt.calibrate import check_name
-    from trtopt.compare.gate import parse_gates
+    from trtopt.compare.limits import parse_gates
 
     parse_gates(plan.gates)
     measure(plan.measure)
@@ -31,7 +31,7 @@ def outputs(gates: str, plan: MeasurePlan, model: OnnxModel) -> None:
     A metric of the user's own is an output with the name of its function.
     """
     from trtopt.compare.catalog import METRICS
-    from trtopt.compare.gate import parse_gates
+    from trtopt.compare.limits import parse_gates
 
     outputs = [spec.name for spec in model.outputs]
     own = [metric.rpartition(":")[2] for metric in plan.metrics]

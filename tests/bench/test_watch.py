@@ -261,7 +261,8 @@ def seen() -> Seen:
 
 
 def test_the_exposition_is_read_by_prometheus_own_parser_to_the_same_values() -> None:
-    parser = pytest.importorskip("prometheus_client.parser")
+    from prometheus_client import parser
+
     families = {
         family.name: family for family in parser.text_string_to_metric_families(prometheus.exposition(seen(), "r"))
     }

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from trtopt.compare import own
-from trtopt.compare.gate import judge, parse_gates
+from trtopt.compare.gate import judge
 from trtopt.compare.kinds.outputs import Outputs
+from trtopt.compare.limits import parse_gates
 from trtopt.compare.run import Measure, Pair, compare
 from trtopt.data.dataset import Dataset
 from trtopt.errors import UsageError

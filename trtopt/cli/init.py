@@ -185,7 +185,8 @@ shape = [{lines}
 def _gate(outputs: Sequence[TensorSpec]) -> tuple[str, str]:
     """Gates for all outputs, and a comment with the reason of each; no gates where several outputs are read as one."""
     from trtopt.compare.catalog import METRICS
-    from trtopt.compare.gate import DEFAULTS, parse_gates
+    from trtopt.compare.gate import DEFAULTS
+    from trtopt.compare.limits import parse_gates
     from trtopt.errors import UsageError
     from trtopt.report.words import plain
 

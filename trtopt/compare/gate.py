@@ -1,4 +1,4 @@
-"""Thresholds: how they are written, what they are when nobody wrote any, and whether they hold.
+"""Thresholds: what they are when nobody wrote any, and whether they hold.
 
 A threshold on a share of samples passes when the samples *show* that it holds, fails when they show that it does not,
 and is inconclusive when there are too few of them to tell. One that cannot be evaluated fails. NaN and Inf fail,
@@ -9,15 +9,13 @@ Touches: nothing.
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from trtopt.compare.catalog import METRICS, Sense
+from trtopt.compare.catalog import METRICS
+from trtopt.compare.limits import Gate, gate, parse_gates
 from trtopt.compare.statistics import Bounds, drop, mcnemar, needed, settles, share
-from trtopt.errors import UsageError
 from trtopt.types import Comparison, GateResult, OutputDrift, Verdict
 
 DEFAULTS = {
@@ -34,95 +32,11 @@ DEFAULTS = {
 }
 """Metrics and limits of each kind of output that has defaults."""
 
-_WRITTEN = re.compile(r"(?:(?P<output>.*):)?(?P<metric>[^:=<>]*?)\s*(?P<sign><=|>=|=)(?P<limit>[^=]*)", re.DOTALL)
-_SIGNS: dict[str, Sense] = {"<=": "at most", ">=": "at least"}
 _COUNTED = {"top1": "agree", "top5": "top5", "accuracy": "both"}
 _RIGHT = ("both", "only_fp32", "only_candidate")
 """Metrics that rest on counts, and which; and the counts of who was right, which come together."""
 
 _NAMED = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gate:
-    """`limit` for `metric`, of one output or (`output` empty) of every output that has the metric."""
-
-    metric: str
-    limit: float
-    sense: Sense
-    output: str = ""
-
-
-def gate(metric: str, limit: float, output: str = "") -> Gate:
-    """A gate on one of the `METRICS`."""
-    return Gate(metric=metric, limit=limit, sense=METRICS[metric].sense, output=output)
-
-
-def parse_gates(text: str) -> tuple[Gate, ...]:
-    """Parse `top1=1%,cosine=0.99,logits:sqnr=20,mine>=0.5`; a blank text gives no gates.
-
-    Raises:
-        UsageError: a part does not parse, names no metric, or has a limit that cannot be meant.
-    """
-    return tuple(_parse(part.strip()) for part in text.split(",")) if text.strip() else ()
-
-
-def _parse(part: str) -> Gate:
-    written = _WRITTEN.fullmatch(part)
-    if not written or not written["metric"].strip():
-        raise UsageError(f"--gate {part!r} does not parse", fix="Write METRIC=LIMIT, such as top1=1% or cosine=0.99")
-    metric, sign, output = written["metric"].strip(), written["sign"], (written["output"] or "").strip()
-    known = METRICS.get(metric) if metric != "nonfinite" else None
-    if known is None and sign == "=":
-        names = [name for name in METRICS if name != "nonfinite"]
-        near = difflib.get_close_matches(metric, names, 1)
-        own = f"for a metric of your own write {metric}>=LIMIT or {metric}<=LIMIT"
-        raise UsageError(
-            f"--gate names an unknown metric {metric!r}",
-            fix=f"Did you mean {near[0]}?" if near else f"Choose from {', '.join(names)}; {own}",
-        )
-    unit = known.unit if known else ""
-    digits = written["limit"].strip().removesuffix(unit)
-    try:
-        limit = float(digits)
-    except ValueError:
-        limit = math.nan
-    if not math.isfinite(limit):
-        example = {"%": "1%", "dB": "20dB"}.get(unit, "0.99")
-        raise UsageError(
-            f"--gate {part!r} has no limit",
-            why=f"{written['limit'].strip()!r} is no number" + (f" of {unit}" if unit else ", and takes no unit"),
-            fix=f"Write {metric}{sign}{example}",
-        )
-    if known is None:
-        return Gate(metric=metric, limit=limit, sense=_SIGNS[sign], output=output)
-    if sign != "=" and _SIGNS[sign] != known.sense:
-        meaning = "takes the largest drop allowed" if known.sense == "drop" else f"must be {known.sense} its limit"
-        raise UsageError(f"--gate {part!r} cannot be meant", why=f"{metric} {meaning}", fix=f"Write {metric}={digits}")
-    _check_meaning(metric, limit, part, with_unit=digits != written["limit"].strip())
-    return Gate(metric=metric, limit=limit, sense=known.sense, output=output)
-
-
-def _check_meaning(metric: str, limit: float, part: str, *, with_unit: bool) -> None:
-    """Refuse limits that say something else than their writer means, for such a gate holds always, or never."""
-    known = METRICS[metric]
-    low, high = known.range
-    why = fix = ""
-    if known.sense == "drop":
-        if not 0 <= limit < 50:
-            why = f"{metric} takes the largest drop allowed, in points from 0 to 50"
-            fix = f"Write {metric}={100 - limit:g}%" if 50 <= limit <= 100 else f"Write {metric}=1%"
-    elif (low, high) == (0.0, 100.0) and known.unit == "%":
-        if not low <= limit <= high:
-            why, fix = f"{metric} is a percentage", f"Write {metric}=99%"
-        elif 0 < limit <= 1 and not with_unit:
-            why, fix = f"{metric} is in percent", f"Write {metric}={100 * limit:g}%, or {metric}={limit:g}% if so meant"
-    elif limit < low and math.isinf(high):
-        why, fix = f"{metric} is never negative", f"Write {metric}=0.01"
-    elif not low <= limit <= high:
-        why, fix = f"{metric} lies between {low:g} and {high:g}", f"Write {metric}=0.99"
-    if why:
-        raise UsageError(f"--gate {part!r} cannot be meant", why=why, fix=fix)
 
 
 def judged(comparison: Comparison, gates: str) -> Comparison:
