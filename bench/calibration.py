@@ -173,8 +173,9 @@ def bare(folder: Path, samples: int, size: int) -> Cost:
 
 
 def trtopt(folder: Path, samples: int) -> Cost:
-    from trtopt.calibrate.observe import observe, tap
+    from trtopt.calibrate.observe import callers, tap
     from trtopt.calibrate.table import make_table
+    from trtopt.engine.observing import observe_where_it_runs
     from trtopt.engine.onnxruntime import open_runner
     from trtopt.events import silent
     from trtopt.export.onnx import describe
@@ -185,12 +186,12 @@ def trtopt(folder: Path, samples: int) -> Cost:
     from trtopt.calibrate import kernels  # noqa: F401
 
     tap(model, names, folder / "tapped.onnx")
-    run = open_runner(folder / "tapped.onnx").run
+    runner = open_runner(folder / "tapped.onnx", callers=callers())
     once = time.perf_counter() - start
-    observe(run, names, dataset(folder, 1), stage="calibrate", emit=silent)
+    observe_where_it_runs(runner, names, dataset(folder, callers()), stage="calibrate", emit=silent)
     clock = Clock()
     data = dataset(folder, samples)
-    histograms = observe(run, names, data, stage="calibrate", emit=silent)
+    histograms = observe_where_it_runs(runner, names, data, stage="calibrate", emit=silent)
     make_table("entropy", histograms, model=model, dataset=data)
     return once, *clock.read()
 

@@ -16,7 +16,8 @@ from trtopt.errors import CalibrationError
 QUICK = settings(deadline=None, max_examples=60)
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
-ARRAYS = hnp.arrays(np.float32, st.integers(0, 67), elements=FLOATS | st.just(0.0))
+SIZES = st.integers(0, 67) | st.sampled_from([1023, 1024, 1025, 2051])
+ARRAYS = hnp.arrays(np.float32, SIZES, elements=FLOATS | st.just(0.0))
 
 
 def counted(*arrays: np.ndarray) -> Histogram:
@@ -34,7 +35,8 @@ def dense(histogram: Histogram) -> np.ndarray:
 
 
 def expected(array: np.ndarray) -> np.ndarray:
-    return np.bincount((np.abs(array.ravel()).view(np.uint32) >> 14).astype(np.int64), minlength=BINS)
+    bins = np.abs(array.ravel()).view(np.uint32) >> 14
+    return np.bincount(np.where(bins < 8, 0, bins).astype(np.int64), minlength=BINS)
 
 
 @QUICK
@@ -49,13 +51,13 @@ def test_every_value_is_counted_in_the_bin_of_its_bit_pattern(array: np.ndarray)
 @given(ARRAYS)
 def test_amax_is_exact_and_zero_only_for_what_rounds_to_zero(array: np.ndarray) -> None:
     largest = float(np.abs(array).max(initial=0.0))
-    assert counted(array).amax == (largest if largest >= 2.0**-135 else 0.0)
+    assert counted(array).amax == (largest if largest >= 2.0**-132 else 0.0)
 
 
 @QUICK
 @given(ARRAYS)
 def test_zeros_are_the_values_that_every_scale_rounds_to_zero(array: np.ndarray) -> None:
-    assert counted(array).zeros == np.count_nonzero(np.abs(array) < 2.0**-135)
+    assert counted(array).zeros == np.count_nonzero(np.abs(array) < 2.0**-132)
 
 
 @QUICK
@@ -109,7 +111,7 @@ def test_counters_are_emptied_before_they_overflow(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(module, "_FLUSH_AT", 10)
     array = np.ones(8, np.float32)
     histogram = counted(*[array] * 9)
-    assert int(histogram._even.max()) <= 10
+    assert int(histogram._counters.max()) <= 10
     assert histogram.counts()[1].tolist() == [72]
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -189,7 +191,45 @@ def test_the_table_is_the_same_bit_for_bit_in_any_order_of_the_samples(model: On
     assert tables[0] == tables[1]
 
 
-def test_samples_are_run_one_at_a_time(model: OnnxModel) -> None:
+@pytest.mark.parametrize("method", methods())
+def test_the_table_is_the_same_bit_for_bit_for_any_number_of_callers(model: OnnxModel, method: str) -> None:
+    tap(model, TENSORS, model.path.with_name("tapped.onnx"))
+    run, data = runner(model.path.with_name("tapped.onnx")), dataset()
+    seen = [observe(run, TENSORS, data, stage="calibrate", emit=silent, callers=n) for n in (1, 2, 5)]
+    tables = [make_table(method, histograms, model=model, dataset=data) for histograms in seen]
+    assert tables[0] == tables[1] == tables[2]
+
+
+def test_as_many_samples_run_at_once_as_there_are_callers() -> None:
+    at_once, most, lock = 0, 0, threading.Lock()
+    everyone = threading.Barrier(3, timeout=30)
+
+    def run(feed: Feed) -> Mapping[str, Array]:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        everyone.wait()
+        with lock:
+            at_once -= 1
+        return {}
+
+    observe(run, ["x"], dataset(), stage="calibrate", emit=silent, callers=3)
+    assert most == 3
+
+
+def test_of_several_bad_samples_the_first_is_named_whichever_ends_first() -> None:
+    def run(feed: Feed) -> Mapping[str, Array]:
+        place = int(feed["x"][0, 0, 0, 0])
+        time.sleep(0.05 if place == 2 else 0)
+        return {"sum": np.full(3, np.nan if place in (2, 3) else 1.0, np.float32)}
+
+    samples = np.broadcast_to(np.arange(9, dtype=np.float32)[:, None, None, None, None], SAMPLES.shape).copy()
+    with pytest.raises(CalibrationError, match="'sum' is NaN for sample s2"):
+        observe(run, ["sum"], dataset(samples), stage="calibrate", emit=silent, callers=4)
+
+
+def test_each_run_gets_one_sample(model: OnnxModel) -> None:
     sizes = []
 
     def run(feed: Feed) -> Mapping[str, Array]:

@@ -10,18 +10,21 @@ Touches: nothing.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from trtopt.errors import CalibrationError
 
 BINS = 1 << 17
+ZERO_BINS = 8
+"""Magnitudes of the first bins are zero under every scale, and counted as such: see `Histogram`."""
 ALL_ZERO_AMAX = 1.0
 """The range given to a tensor that was never anything but zero. Any scale represents zero exactly; this one stays a
 normal number in every floating-point type, also after the division by 127."""
 
 _SHIFT = 14
-_MAGNITUDE = 0x7FFFFFFF
 _INFINITY = 0x7F800000
 _FLUSH_AT = 0xFFFFFFFF
 
@@ -31,18 +34,17 @@ _Floats = npt.NDArray[np.float64]
 class Histogram:
     """Exact counts of |x| in 2**17 logarithmic bins; `amax` and `total` are exact, too.
 
-    Zero means: below 2**-135, the upper edge of bin 0. Such denormals round to zero under every scale, since no scale
-    is smaller than 2**-126. The arrays are 2 MB of address space, but only the pages of bins that occur take memory.
-    One thread at a time.
+    Zero means: below 2**-132, the upper edge of bin 7; they are counted in bin 0. Such denormals round to zero under
+    every scale, since no scale is smaller than 2**-126. The arrays are 1.5 MB of address space, but only the pages of
+    bins that occur take memory. One thread at a time.
     """
 
-    __slots__ = ("_even", "_odd", "_pending", "_top", "_totals", "total")
+    __slots__ = ("_counters", "_pending", "_top", "_totals", "total")
 
     def __init__(self) -> None:
         # 32-bit counters halve the footprint in the cache, which is what limits the speed; they are emptied into the
         # 64-bit totals before they can overflow.
-        self._even = np.zeros(BINS, np.uint32)
-        self._odd = np.zeros(BINS, np.uint32)
+        self._counters = np.zeros(BINS, np.uint32)
         self._totals = np.zeros(BINS, np.int64)
         self._pending = 0
         self._top = 0
@@ -76,31 +78,19 @@ class Histogram:
         else:
             with np.errstate(over="ignore"):
                 flat = np.require(array.ravel(order="K"), np.float32, ["C", "A"])
-        words = flat.view(np.uint32)
-        # The kernel reads two floats at a time from addresses that are multiples of 8; what is left is at most one
-        # float at either end.
-        start = min(flat.ctypes.data // 4 % 2, flat.size)
-        stop = start + (flat.size - start) // 2 * 2
-        for word in [*words[:start].tolist(), *words[stop:].tolist()]:
-            self._add_one(word & _MAGNITUDE)
-        if stop > start:
-            if self._pending + (stop - start) // 2 > _FLUSH_AT:
-                self._flush()
-            top = kernels.count(words[start:stop].view(np.uint64), self._even, self._odd)
-            self._pending += (stop - start) // 2
-            self._top = max(self._top, top)
+        if self._pending + flat.size > _FLUSH_AT:
+            self._flush()
+        self._top = max(self._top, kernels.count(flat.view(np.uint32), self._counters))
+        self._pending += flat.size
         self.total += flat.size
 
-    def _add_one(self, magnitude: int) -> None:
-        self._totals[magnitude >> _SHIFT] += 1
-        self._top = max(self._top, magnitude)
-
     def _flush(self) -> None:
-        for counters in (self._even, self._odd):
-            used = np.flatnonzero(counters)
-            self._totals[used] += counters[used]
-            counters[used] = 0
+        used = self._used(self._counters)
+        self._totals[used] += self._counters[used]
+        self._counters[used] = 0
         self._pending = 0
+        self._totals[0] = self._totals[:ZERO_BINS].sum()
+        self._totals[1:ZERO_BINS] = 0
 
     def merge(self, other: Histogram) -> None:
         """Add everything that `other` counted; exact, and the same in any order."""
@@ -112,8 +102,11 @@ class Histogram:
     def counts(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Indices of the non-empty bins, ascending, and their counts; zeros are in bin 0."""
         self._flush()
-        used = np.flatnonzero(self._totals)
+        used = self._used(self._totals)
         return used, self._totals[used]
+
+    def _used(self, counts: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.intp]:
+        return np.flatnonzero(counts[: max((self._top >> _SHIFT) + 1, ZERO_BINS)])
 
     @property
     def zeros(self) -> int:
@@ -124,7 +117,7 @@ class Histogram:
     @property
     def amax(self) -> float:
         """The largest magnitude seen, exactly; 0 when all were zero; NaN or infinity when `check` would raise."""
-        if self._top >> _SHIFT == 0:
+        if self._top >> _SHIFT < ZERO_BINS:
             return 0.0
         return float(np.uint32(self._top).view(np.float32))
 

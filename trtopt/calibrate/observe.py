@@ -12,15 +12,16 @@ import difflib
 import os
 import resource
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trtopt.calibrate.histogram import Histogram
-from trtopt.data.dataset import Array, Dataset, Feed, batches
+from trtopt.data.dataset import Array, Batch, Dataset, Feed, batches
 from trtopt.errors import CalibrationError, DataError, ModelError
 from trtopt.events import Emit, Progress
 from trtopt.export.onnx import external_files, load_proto
@@ -29,8 +30,17 @@ from trtopt.types import OnnxModel
 if TYPE_CHECKING:
     import onnx
 
-_WORKERS = 4
-"""Counting is bound by memory, not by cores: more threads gain nothing."""
+_MOST_CALLERS = 4
+"""Each holds the activations of a sample of its own."""
+
+
+def callers() -> int:
+    """How many samples to run at once on this machine.
+
+    A thread that runs a sample and counts it is never idle; of the threads that share one sample most wait while it is
+    read and counted.
+    """
+    return max(1, min(_MOST_CALLERS, os.cpu_count() or 1))
 
 
 def tap(model: OnnxModel, tensors: Sequence[str], path: Path) -> None:
@@ -111,16 +121,18 @@ def observe(
     *,
     stage: str,
     emit: Emit,
+    callers: int = 1,
 ) -> dict[str, Histogram]:
     """Return a histogram of each of `tensors` over all samples.
 
-    `run` takes one sample's feed and returns the model's outputs by name: a session over a `tap`ped copy. Tensors that
-    `run` does not return are looked for in the feed. Memory does not grow with the number of samples.
+    `run` takes one sample's feed and returns the model's outputs by name: a session over a `tap`ped copy. So many
+    threads as `callers` call it at once, each with a sample of its own. Tensors that `run` does not return are looked
+    for in the feed. Memory does not grow with the number of samples.
 
     Raises:
         DataError: the dataset is empty.
-        CalibrationError: a tensor is NaN or infinite for a sample (both are named), is not of floating-point type, or
-            is missing.
+        CalibrationError: a tensor is NaN or infinite for a sample (both are named, the first of the dataset), is not
+            of floating-point type, or is missing.
     """
     if not len(dataset):
         raise DataError(
@@ -128,29 +140,50 @@ def observe(
             why="scales are derived from the values that samples produce",
             fix="Give 100 to 500 samples like those of production",
         )
-    histograms = {name: Histogram() for name in dict.fromkeys(tensors)}
-    workers = min(_WORKERS, os.cpu_count() or 1)
+    names = tuple(dict.fromkeys(tensors))
+    counted = [{name: Histogram() for name in names} for _ in range(callers)]
+    idle = deque(counted)
+
+    def count(batch: Batch) -> None:
+        histograms = idle.pop()
+        try:
+            for name, array in _pick(run(dict(batch.feed)), batch.feed, names):
+                histograms[name].add(array)
+                histograms[name].check(name, f"sample {dataset.ids[batch.indices[0]]}")
+        finally:
+            idle.append(histograms)
+
     started = time.perf_counter()
-    with ThreadPoolExecutor(workers, thread_name_prefix="trtopt-histogram") as pool:
-        for done, batch in enumerate(batches(dataset), start=1):
-            # Not while the next sample runs: its threads wait for each other by spinning, and would wait for ours.
-            feed = dict(batch.feed)
-            found = _pick(run(feed), feed, histograms)
-            mine, *others = _shares(found, workers)
-            jobs = [pool.submit(_add, histograms, share) for share in others]
-            _add(histograms, mine)
-            for job in jobs:
-                job.result()
-            for name, histogram in histograms.items():
-                histogram.check(name, f"sample {dataset.ids[batch.indices[0]]}")
+    with ThreadPoolExecutor(callers, thread_name_prefix="trtopt-calibrate") as pool:
+        for done, _ in enumerate(_in_order(pool, count, batches(dataset), 2 * callers), start=1):
             rate = done / (time.perf_counter() - started)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
             emit(Progress(stage, done, len(dataset), f"{rate:.1f} samples/s, peak {peak:.0f} MiB"))
-    return histograms
+    first, *others = counted
+    for other in others:
+        for name in names:
+            first[name].merge(other[name])
+    return first
 
 
-def _pick(outputs: Mapping[str, Array], feed: Feed, names: Iterable[str]) -> dict[str, Array]:
-    found: dict[str, Array] = {}
+def _in_order(
+    pool: ThreadPoolExecutor, work: Callable[[Batch], None], items: Iterable[Batch], ahead: int
+) -> Iterator[None]:
+    """Yield as each item's work is done, in the order of the items; at most `ahead` of them are begun or waiting."""
+    pending: deque[Future[None]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(work, item))
+            if len(pending) == ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def _pick(outputs: Mapping[str, Array], feed: Mapping[str, Array], names: Iterable[str]) -> Iterator[tuple[str, Array]]:
     for name in names:
         array = outputs[name] if name in outputs else feed.get(name)
         if array is None:
@@ -161,21 +194,4 @@ def _pick(outputs: Mapping[str, Array], feed: Feed, names: Iterable[str]) -> dic
                 f"tensor {name!r} cannot be calibrated",
                 why=f"it holds {kind}, and only floating-point tensors have a scale",
             )
-        found[name] = array
-    return found
-
-
-def _shares(arrays: Mapping[str, Array], workers: int) -> list[dict[str, Array]]:
-    """Split the tensors into equal work, largest first: fewer hand-overs than a job for each tensor."""
-    shares: list[dict[str, Array]] = [{} for _ in range(workers)]
-    sizes = [0] * workers
-    for name, array in sorted(arrays.items(), key=lambda item: -item[1].size):
-        least = sizes.index(min(sizes))
-        shares[least][name] = array
-        sizes[least] += array.size
-    return shares
-
-
-def _add(histograms: Mapping[str, Histogram], arrays: Mapping[str, Array]) -> None:
-    for name, array in arrays.items():
-        histograms[name].add(array)
+        yield name, array

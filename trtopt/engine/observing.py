@@ -72,4 +72,4 @@ def observe_where_it_runs(
             raise
         except (EnvironmentUnableError, MissingDependencyError) as error:
             emit(Warned(f"tensors travel to the host to be counted, which takes much longer: {error}"))
-    return observe(runner.run, tensors, dataset, stage=stage, emit=emit)
+    return observe(runner.run, tensors, dataset, stage=stage, emit=emit, callers=runner.callers)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import os
 import re
 import tempfile
 from collections.abc import Mapping
@@ -61,11 +62,14 @@ _Value = TypeVar("_Value")
 
 class OrtRunner:
     """An onnxruntime session. `where` says what runs, where, for the tables that show its numbers; `place` is where its
-    tensors are."""
+    tensors are; `callers` is how many threads may well call `run` at once."""
 
-    def __init__(self, session: Any, where: str, place: Place = _CPU, *, graphs: bool = False) -> None:
+    def __init__(
+        self, session: Any, where: str, place: Place = _CPU, *, graphs: bool = False, callers: int = 1
+    ) -> None:
         self.where = where
         self.place = place
+        self.callers = callers
         self.inputs = tuple(value.name for value in session.get_inputs())
         self.outputs = tuple(value.name for value in session.get_outputs())
         self._session = session
@@ -104,11 +108,12 @@ class OrtRunner:
         return {name: feed[name] for name in self.inputs}
 
 
-def open_runner(path: Path, *, device: str = "cpu", cuda: CudaOptions = _EXACT) -> OrtRunner:
+def open_runner(path: Path, *, device: str = "cpu", cuda: CudaOptions = _EXACT, callers: int = 1) -> OrtRunner:
     """Open an ONNX file for running on `cpu`, `cuda` (`cuda:1` is the second GPU), or `auto` (CUDA where it works, else
     the CPU).
 
-    A graph with 16-bit types runs on the CPU as `simulate` rewrites it; CUDA has real kernels for them.
+    A graph with 16-bit types runs on the CPU as `simulate` rewrites it; CUDA has real kernels for them. On the CPU,
+    `callers` threads share the cores, each running a feed of its own; a GPU is asked by one.
 
     Raises:
         ModelError: onnxruntime cannot load it, or cannot capture it as a CUDA graph.
@@ -134,15 +139,17 @@ def open_runner(path: Path, *, device: str = "cpu", cuda: CudaOptions = _EXACT) 
                 fix="Install 'trtopt[gpu]' on a machine with an NVIDIA driver, or use --device cpu",
             )
     typed = _simulated(path)
+    threads = max(1, (os.cpu_count() or 1) // callers) if callers > 1 else 0
     if typed is None:
-        return OrtRunner(_session(ort, path, "CPUExecutionProvider"), f"{version}, CPU")
+        session = _session(ort, path, "CPUExecutionProvider", threads=threads)
+        return OrtRunner(session, f"{version}, CPU", callers=callers)
     with tempfile.TemporaryDirectory(prefix="trtopt-") as folder:
         from trtopt.export.prepare import save
 
         file = Path(folder) / "simulated.onnx"
         save(typed, file)
-        session = _session(ort, file, "CPUExecutionProvider")
-    return OrtRunner(session, f"{version}, CPU, 16-bit rounding simulated")
+        session = _session(ort, file, "CPUExecutionProvider", threads=threads)
+    return OrtRunner(session, f"{version}, CPU, 16-bit rounding simulated", callers=callers)
 
 
 def _cuda_session(ort: Any, path: Path, place: Place, cuda: CudaOptions) -> tuple[Any, str]:
@@ -215,12 +222,13 @@ def _has_halves(graph: onnx.GraphProto) -> bool:
     )
 
 
-def _session(ort: Any, path: Path, *providers: str | tuple[str, dict[str, str]]) -> Any:
+def _session(ort: Any, path: Path, *providers: str | tuple[str, dict[str, str]], threads: int = 0) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    options.intra_op_num_threads = threads  # 0: one for each core
     # Q/DQ pairs stay what they are: fused integer kernels of the CPU would saturate and round in their own ways.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
-    # The pool must not spin while the calibrator's histograms want the cores.
+    # The pool must not spin between runs: what is done with their results wants the cores.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         # Without `enable_fallback=0` a failure of the GPU is printed, and the CPU goes on in silence.

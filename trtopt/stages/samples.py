@@ -92,6 +92,7 @@ def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str)
 
     def make(folder: Path) -> CalibrationTable:
         from trtopt.calibrate import AUTO, auto, methods, noisiest, table
+        from trtopt.calibrate.observe import callers
         from trtopt.data.overlap import fingerprinted
         from trtopt.engine.observing import observe_where_it_runs
         from trtopt.engine.onnxruntime import CudaOptions, open_runner
@@ -103,7 +104,7 @@ def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str)
         with tapped(context, model, tensors) as path:
             # Of the methods only entropy moves with the arithmetic: its divergence is flat around the least.
             cuda = CudaOptions(tf32=method not in ("entropy", AUTO))
-            runner = open_runner(path, device=context.device, cuda=cuda)
+            runner = open_runner(path, device=context.device, cuda=cuda, callers=callers())
             if runner.place.kind == "cuda":
                 context.emit(Warned(f"calibrated in {runner.where}"))
             watched = fingerprinted(dataset, seen)
