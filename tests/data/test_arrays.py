@@ -1,6 +1,7 @@
 """NumPy files: nothing is unpickled, one sample is read at a time, and corrupt files are named."""
 
 import io
+import os
 import zipfile
 from pathlib import Path
 
@@ -41,6 +42,15 @@ def test_a_stored_npz_is_not_unpacked(tmp_path: Path) -> None:
     stored = arrays.open_file(tmp_path / "d.npz", "x")["x"]
     assert isinstance(stored.read().base.base, np.memmap)
     assert np.array_equal(stored.read(), VALUES)
+
+
+def test_a_file_cut_short_after_it_was_opened_is_an_error(tmp_path: Path) -> None:
+    np.save(tmp_path / "d.npy", VALUES)
+    dataset = open_dataset(str(tmp_path / "d.npy"), ONE)
+    os.truncate(tmp_path / "d.npy", (tmp_path / "d.npy").stat().st_size - 4)
+    assert np.array_equal(dataset.load(0)["x"], VALUES[:1])
+    with pytest.raises(DataError, match=r"d\.npy: cannot be read as NumPy arrays"):
+        dataset.load(len(VALUES) - 1)
 
 
 def test_labels_of_an_npz_are_class_indices(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ def amax(histogram: Histogram) -> float:
     """
     from trtopt.calibrate import kernels
 
-    if not histogram.amax:
+    largest = histogram.amax
+    if not largest:
         return ALL_ZERO_AMAX
     bins = histogram.bins()
     least, best = math.inf, 0
@@ -40,11 +41,11 @@ def amax(histogram: Histogram) -> float:
     def search(steps: range) -> None:
         nonlocal least, best
         for step in steps:
-            candidate = histogram.amax * 2.0 ** (-step / (_COARSE * _FINE))
+            candidate = largest * 2.0 ** (-step / (_COARSE * _FINE))
             error = kernels.squared_error(bins, candidate / LEVELS, least)
             if error < least:
                 least, best = error, step
 
     search(range(0, _OCTAVES * _COARSE * _FINE + 1, _FINE))
     search(range(max(best - _FINE, 0), best + _FINE + 1))
-    return float(histogram.amax * 2.0 ** (-best / (_COARSE * _FINE)))
+    return float(largest * 2.0 ** (-best / (_COARSE * _FINE)))

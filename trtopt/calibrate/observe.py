@@ -1,4 +1,4 @@
-"""Run the FP32 model over the samples, one at a time, and count what flows through its tensors.
+"""Run the FP32 model over the samples, each on its own, and count what flows through its tensors.
 
 One sample a run, whatever the dataset's batch size: onnxruntime's kernels may sum in another order for another batch
 size, and only this makes the table the same, bit for bit, for any order of the samples and any way of loading them.
@@ -14,14 +14,14 @@ import resource
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trtopt.calibrate.histogram import Histogram
-from trtopt.data.dataset import Array, Batch, Dataset, Feed, batches
+from trtopt.data.dataset import Array, Dataset, Feed
 from trtopt.errors import CalibrationError, DataError, ModelError
 from trtopt.events import Emit, Progress
 from trtopt.export.onnx import external_files, load_proto
@@ -125,9 +125,9 @@ def observe(
 ) -> dict[str, Histogram]:
     """Return a histogram of each of `tensors` over all samples.
 
-    `run` takes one sample's feed and returns the model's outputs by name: a session over a `tap`ped copy. So many
-    threads as `callers` call it at once, each with a sample of its own. Tensors that `run` does not return are looked
-    for in the feed. Memory does not grow with the number of samples.
+    `run` takes one sample's feed and returns the model's outputs by name: a session over a `tap`ped copy. As many
+    threads as `callers` load samples and call it at once, each with one of its own. Tensors that `run` does not return
+    are looked for in the feed. Memory does not grow with the number of samples.
 
     Raises:
         DataError: the dataset is empty.
@@ -144,43 +144,33 @@ def observe(
     counted = [{name: Histogram() for name in names} for _ in range(callers)]
     idle = deque(counted)
 
-    def count(batch: Batch) -> None:
+    def count(index: int) -> None:
         histograms = idle.pop()
         try:
-            for name, array in _pick(run(dict(batch.feed)), batch.feed, names):
+            feed = dataset.load(index)
+            for name, array in _pick(run(feed), feed, names):
                 histograms[name].add(array)
-                histograms[name].check(name, f"sample {dataset.ids[batch.indices[0]]}")
+                histograms[name].check(name, f"sample {dataset.ids[index]}")
         finally:
             idle.append(histograms)
 
     started = time.perf_counter()
     with ThreadPoolExecutor(callers, thread_name_prefix="trtopt-calibrate") as pool:
-        for done, _ in enumerate(_in_order(pool, count, batches(dataset), 2 * callers), start=1):
-            rate = done / (time.perf_counter() - started)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
-            emit(Progress(stage, done, len(dataset), f"{rate:.1f} samples/s, peak {peak:.0f} MiB"))
+        pending = deque(pool.submit(count, index) for index in range(len(dataset)))
+        try:
+            while pending:
+                pending.popleft().result()
+                done = len(dataset) - len(pending)
+                rate = done / (time.perf_counter() - started)
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
+                emit(Progress(stage, done, len(dataset), f"{rate:.1f} samples/s, peak {peak:.0f} MiB"))
+        finally:
+            pool.shutdown(cancel_futures=True)
     first, *others = counted
     for other in others:
         for name in names:
             first[name].merge(other[name])
     return first
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, work: Callable[[Batch], None], items: Iterable[Batch], ahead: int
-) -> Iterator[None]:
-    """Yield as each item's work is done, in the order of the items; at most `ahead` of them are begun or waiting."""
-    pending: deque[Future[None]] = deque()
-    try:
-        for item in items:
-            pending.append(pool.submit(work, item))
-            if len(pending) == ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()
 
 
 def _pick(outputs: Mapping[str, Array], feed: Mapping[str, Array], names: Iterable[str]) -> Iterator[tuple[str, Array]]:

@@ -1,8 +1,7 @@
 """Arrays in NumPy's formats: one .npy or .npz whose first axis counts samples, or a folder with one sample a file.
 
-Nothing is unpickled. An array that is stored as it is (.npy, and .npz made by `numpy.savez`) is mapped for the moment
-that one sample is copied out, so memory does not grow with the file. A compressed array cannot be read in part: it is
-unpacked once and kept.
+Nothing is unpickled. Of an array that is stored as it is (.npy, and .npz made by `numpy.savez`) one sample at a time is
+read, so memory does not grow with the file. A compressed array cannot be read in part: it is unpacked once and kept.
 
 Touches: reads .npy and .npz files.
 """
@@ -58,6 +57,21 @@ class Stored:
                 return values.reshape(self.shape[::-1]).T if self.fortran else values.reshape(self.shape)
             with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
                 return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+        except Exception as error:
+            raise _unreadable(str(self.path), error) from error
+
+    def row(self, i: int) -> Array:
+        """Return a copy of the i-th array along the first axis; unless in Fortran's order, no more than it is read.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        if self.fortran or 0 in self.shape:
+            return np.array(self.read()[i])
+        count = math.prod(self.shape[1:])
+        try:
+            values = np.fromfile(self.path, self.dtype, count, offset=self.offset + i * count * self.dtype.itemsize)
+            return values.reshape(self.shape[1:])
         except Exception as error:
             raise _unreadable(str(self.path), error) from error
 
@@ -189,7 +203,7 @@ def _rows(array: Stored) -> Callable[[int], Array]:
     if array.offset < 0:
         whole = array.read()
         return lambda i: whole[i]
-    return lambda i: np.array(array.read()[i])
+    return array.row
 
 
 def _open_npz(path: Path) -> dict[str, Stored]:
