@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ from trtopt.data.dataset import Dataset
 from trtopt.engine.onnxruntime import open_runner
 from trtopt.events import silent
 from trtopt.export.onnx import describe
-from trtopt.stages.context import Context
-from trtopt.stages.samples import equalize
-from trtopt.stages.trial import output_error, rough_table
+from trtopt.stages.context import Context, Target
+from trtopt.stages.graph import set_precision
+from trtopt.stages.samples import equalize, observe
+from trtopt.stages.trial import output_error, rough
 from trtopt.store import open_store
-from trtopt.types import OnnxModel
+from trtopt.types import CalibrationTable, OnnxModel
 
 SPREAD = np.geomspace(0.05, 20, 16, dtype=np.float32)
 
@@ -55,12 +57,13 @@ def context(tmp_path: Path) -> Iterator[Context]:
 
 def test_the_error_is_that_of_the_quantized_outputs(context: Context, tmp_path: Path) -> None:
     model, data = network(tmp_path), dataset(1.0)
-    table, means = rough_table(context, model, data)
+    request = rough(context, model, data)
+    assert request.table is not None
     error = output_error(context, model, data)
-    coarse = {name: scale * 20 for name, scale in table.scales.items()}
-    fine = error(model, table, means)
+    coarse = {name: scale * 20 for name, scale in request.table.scales.items()}
+    fine = error(model, request)
     assert 0 < fine < 0.01
-    assert error(model, type(table)(method="mse", scales=coarse), means) > 20 * fine
+    assert error(model, replace(request, table=CalibrationTable(method="mse", scales=coarse))) > 20 * fine
 
 
 def test_channels_that_differ_are_equalized_and_the_function_stays(context: Context, tmp_path: Path) -> None:
@@ -73,7 +76,7 @@ def test_channels_that_differ_are_equalized_and_the_function_stays(context: Cont
         open_runner(made.path).run(feed)["y"], open_runner(model.path).run(feed)["y"], rtol=1e-4, atol=1e-4
     )
     error = output_error(context, model, data)
-    assert error(made, *rough_table(context, made, data)) < error(model, *rough_table(context, model, data)) / 10
+    assert error(made, rough(context, made, data)) < error(model, rough(context, model, data)) / 10
 
 
 def test_what_is_not_better_is_not_kept(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +84,7 @@ def test_what_is_not_better_is_not_kept(context: Context, tmp_path: Path, monkey
     verdict = lambda candidate, *_: float(bool(candidate.notes))  # noqa: E731
     monkeypatch.setattr("trtopt.stages.samples.output_error", lambda *_: verdict)
     made = equalize(context, network(tmp_path), dataset(SPREAD))
-    assert made.notes == ("channels left as they are: equalized, the outputs are not nearer to FP32",)
+    assert made.notes == ("channels left as they are: equalized, the outputs are hardly nearer to FP32",)
     assert [node.op_type for node in onnx.load(made.path).graph.node] == ["HardSwish", "MatMul"]
 
 
@@ -100,6 +103,66 @@ def test_channels_that_are_alike_are_left_as_they_are(context: Context, tmp_path
     made = equalize(context, describe(model.path), dataset(1.0))
     assert made.notes == ()
     assert [node.op_type for node in onnx.load(made.path).graph.node] == ["HardSwish", "MatMul"]
+
+
+BIASED = "{ h = HardSwish(x) z = MatMul(h, w) y = Add(z, b) }"
+TARGET = Target(precision="int8", rest="fp32", bias_correction=True)
+
+
+def with_bias(folder: Path) -> OnnxModel:
+    model = network(folder, BIASED)
+    proto = onnx.load(model.path)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(24, np.float32), "b"))
+    onnx.save(onnx.shape_inference.infer_shapes(proto), model.path)
+    return describe(model.path)
+
+
+def backgrounds(count: int = 40) -> Dataset:
+    """Samples that are alike nearly everywhere, as the paper around a line of text; few values go far beyond."""
+    random = np.random.default_rng(2)
+    paper = random.uniform(3, 4, size=16).astype(np.float32)
+    ink = [np.where(random.random((32, 16)) < 0.02, 30 * random.random((32, 16)), paper) for _ in range(count)]
+    return replace(dataset(1.0), load=lambda i: {"x": ink[i].astype(np.float32)}, digest="paper")
+
+
+def test_where_most_values_are_equal_biases_correct_the_rounding_of_inputs(context: Context, tmp_path: Path) -> None:
+    model, data = with_bias(tmp_path), backgrounds()
+    table = rough(context, model, data).table
+    seen = observe(context, model, data, TARGET, table)
+    assert seen.correction == "weights and inputs"
+    assert seen.gain > 3
+    typed = set_precision(context, model, TARGET, table, seen)
+    assert any(decision.reason.endswith("of the rounded weight and input") for decision in typed.decisions)
+    feed = data.load(3)
+    wanted, right = (open_runner(path).run(feed)["y"] for path in (model.path, typed.onnx.path))
+    plain = set_precision(context, model, TARGET, table, replace(seen, correction=""))
+    left = open_runner(plain.onnx.path).run(feed)["y"]
+    assert np.square(right - wanted).sum() < np.square(left - wanted).sum() / 2
+
+
+def test_biases_are_left_alone_where_correcting_them_is_no_better(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As above: the trial is made to say so.
+    monkeypatch.setattr("trtopt.stages.samples.output_error", lambda *_: lambda _, request: float(bool(request.means)))
+    model, data = with_bias(tmp_path), backgrounds()
+    table = rough(context, model, data).table
+    seen = observe(context, model, data, TARGET, table)
+    assert (seen.correction, seen.gain) == ("", 0.0)
+    assert context.store.outcomes[-1].summary.endswith(
+        "biases left as they are: corrected, the outputs are not nearer to FP32"
+    )
+    typed = set_precision(context, model, TARGET, table, seen)
+    assert not any("its bias" in decision.reason for decision in typed.decisions)
+
+
+def test_without_bias_correction_or_a_table_nothing_is_tried(context: Context, tmp_path: Path) -> None:
+    model, data = with_bias(tmp_path), backgrounds()
+    table = rough(context, model, data).table
+    for target, given in ((replace(TARGET, bias_correction=False), table), (replace(TARGET, precision="fp16"), None)):
+        seen = observe(context, model, data, target, given)
+        assert seen.correction == ""
+        assert "biases" not in context.store.outcomes[-1].summary
 
 
 def test_nothing_temporary_is_left(context: Context, tmp_path: Path) -> None:

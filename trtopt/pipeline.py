@@ -63,8 +63,8 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
             context.emit(Warned(assumed))
         data = _open(context, plan.data, source)  # before an hour of calibration, if it cannot be read
         model, calib, table = _calibrated(context, plan, source, ranges)
-        seen = _magnitudes(context, plan, model, calib or data)
         target = stages.Target(precision=plan.precision, rest=plan.rest, bias_correction=plan.bias_correction)
+        seen = _magnitudes(context, target, model, calib or data, table)
         typed = stages.set_precision(context, model, target, table, seen)
         store.discard("build", typed=typed.onnx.digest)  # the engine of an earlier graph is not this one's
         engine, unable = _build(context, plan, typed, ranges)
@@ -207,16 +207,20 @@ def _table(
 
 
 def _magnitudes(
-    context: stages.Context, plan: ConvertPlan, model: OnnxModel, dataset: Dataset | None
+    context: stages.Context,
+    target: stages.Target,
+    model: OnnxModel,
+    dataset: Dataset | None,
+    table: CalibrationTable | None,
 ) -> Observation | None:
-    if plan.precision == "fp32":
+    if target.precision == "fp32":
         return None
     if dataset is None:
         context.emit(
             Warned("without samples, activations are not checked against the 16-bit range, nor biases corrected")
         )
         return None
-    return stages.observe(context, model, dataset)
+    return stages.observe(context, model, dataset, target, table)
 
 
 def _build(

@@ -82,8 +82,10 @@ class Observation:
     """What was seen while `samples` samples ran through the FP32 model.
 
     `ranges[t]` is the largest magnitude of each floating-point tensor, `sizes[t]` how many elements it had. `means` is
-    an .npz with the mean of each channel, float64, of every tensor that a weighted operator reads; `digest` is the
-    SHA-256 of its content.
+    an .npz with the mean of each channel, float64, of every tensor that a weighted operator reads, and of what rounding
+    adds to it; `digest` is the SHA-256 of its content. `correction` says of whose errors biases are corrected: of
+    nothing's (empty), of the `weights`', or of the `weights and inputs`'; `gain` by how many dB the outputs are nearer
+    to FP32 for it.
     """
 
     ranges: Mapping[str, float]
@@ -91,6 +93,8 @@ class Observation:
     samples: int
     means: Path
     digest: str
+    correction: str = ""
+    gain: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -245,7 +245,7 @@ def test_writes_the_same_bytes_every_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", ["weights in memory", "weights on disk"])
 def test_weights_beyond_a_limit_go_to_external_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
-    monkeypatch.setattr(module, "_EXTERNAL_BYTES", 100)
+    monkeypatch.setattr(module, "BETWEEN_STAGES", 100)
     if part == "weights on disk":
         monkeypatch.setattr(module, "LARGE_BYTES", 100)
     model = make(CONV_BN)

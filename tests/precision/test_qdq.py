@@ -17,7 +17,17 @@ from hypothesis import strategies as st
 
 from trtopt.engine.onnxruntime import open_runner
 from trtopt.precision.graph import names
-from trtopt.precision.qdq import INT8, code_weight, quantize, quantize_activation, quantize_weight, round_scale
+from trtopt.precision.qdq import (
+    FP8,
+    INT8,
+    Format,
+    code_weight,
+    quantize,
+    quantize_activation,
+    quantize_weight,
+    round_scale,
+    rounding_error,
+)
 
 Parse = Callable[..., ir.Model]
 Write = Callable[[ir.Model], Path]
@@ -50,6 +60,19 @@ def test_quantize_is_the_literal_formula(x: float, scale: float) -> None:
 def test_ties_go_to_even_and_the_ends_saturate() -> None:
     x = np.array([0.5, 1.5, 2.5, -0.5, -1.5, 126.5, 127.49, 200, -128.5, -200, np.inf, -np.inf], F32)
     assert quantize(x, 1.0).tolist() == [0, 2, 2, 0, -2, 126, 127, 127, -128, -128, 127, -128]
+
+
+@pytest.mark.parametrize("format", [INT8, FP8], ids=lambda format: format.name)
+@given(x=st.floats(-1000, 1000, width=32), scale=st.floats(2.0**-7, 8, width=32))
+def test_rounding_error_is_what_quantizing_adds_to_a_value_that_is_not_clipped(
+    x: float, scale: float, format: Format
+) -> None:
+    value = np.array([x], F32)
+    error = rounding_error(value, scale, format)[0]
+    back = (quantize(value, scale, format).astype(F32) * F32(scale))[0]
+    lowest = -128 if format is INT8 else -format.max
+    inside = lowest * scale <= x <= format.max * scale
+    assert error == pytest.approx(back - value[0] if inside else 0, abs=1e-4 * scale)
 
 
 @pytest.mark.parametrize("dtype", NARROW)

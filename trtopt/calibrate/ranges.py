@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,8 @@ VALUES = 32
 
 @dataclass(slots=True)
 class Seen:
-    """What `look` saw: `ranges[t]` the largest magnitude, `sizes[t]` the elements, `means[t]` the mean of each channel.
+    """What `look` saw: `ranges[t]` the largest magnitude, `sizes[t]` the elements, `means[t]` the mean of each channel,
+    `errors[t]` the mean of what rounding does to it.
 
     Means are float64 [channels]; `samples` is how many ran.
     """
@@ -36,6 +38,7 @@ class Seen:
     ranges: dict[str, float] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     means: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    errors: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     samples: int = 0
 
 
@@ -89,14 +92,15 @@ def look(
     run: Callable[[Feed], Mapping[str, Array]],
     dataset: Dataset,
     channels: Mapping[str, int],
+    roundings: Mapping[str, Callable[[Array], Array]] = MappingProxyType({}),
     *,
     stage: str,
     emit: Emit,
 ) -> Seen:
     """Return what is seen in the float32 tensors that `run` gives, and in the inputs themselves.
 
-    `channels[t]` is the axis of the channels whose means are wanted. The samples, at most `SAMPLES`, are spread evenly
-    over the dataset.
+    `channels[t]` is the axis of the channels whose means are wanted, and `roundings[t]` gives what rounding adds to
+    each value. The samples, at most `SAMPLES`, are spread evenly over the dataset.
 
     Raises:
         CalibrationError: a tensor holds NaN or Inf; the tensor and the sample are named.
@@ -121,6 +125,12 @@ def look(
             seen.ranges[name] = max(seen.ranges.get(name, 0.0), largest)
             seen.sizes[name] = array.size
             if name in channels:
-                seen.means[name] = seen.means.get(name, 0.0) + channel_means(array, channels[name]) / len(indices)
+                _average(seen.means, name, channel_means(array, channels[name]), len(indices))
+            if name in channels and name in roundings:
+                _average(seen.errors, name, channel_means(roundings[name](array), channels[name]), len(indices))
         emit(Progress(stage, done, len(indices)))
     return seen
+
+
+def _average(means: dict[str, npt.NDArray[np.float64]], name: str, mean: npt.NDArray[np.float64], samples: int) -> None:
+    means[name] = means.get(name, 0.0) + mean / samples

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 LARGE_BYTES = 1_500_000_000
 """Weights above this stay on disk, memory-mapped, and go into an external data file (protobuf ends at 2 GiB)."""
 
-_EXTERNAL_BYTES = 1_000_000_000
+_INLINE_BYTES = 1_000_000_000
+BETWEEN_STAGES = 16 << 20
+"""Bytes of weights that stay inside a file which only stages read: they read its graph more often than its weights."""
 _RESIZE_HAS_MODES = 11
 _MEANING_CHANGED = {"Scan": 9, "Hardmax": 13}
 """Operators whose meaning changed in that opset, and which the converters pass through as if it had not."""
@@ -70,7 +72,7 @@ def prepare(source: Path, folder: Path, *, min_opset: int, profile: Sequence[Sha
     if unread:
         notes.append(f"dropped inputs that no output depends on: {', '.join(unread)}")
     path = folder / "fp32.onnx"
-    save(model, path)
+    save(model, path, inline=BETWEEN_STAGES)
     return describe(path, tuple(notes))
 
 
@@ -78,12 +80,12 @@ def _input_names(proto: onnx.ModelProto) -> set[str]:
     return {value.name for value in proto.graph.input} - {tensor.name for tensor in proto.graph.initializer}
 
 
-def save(model: ir.Model, path: Path) -> None:
-    """Write the model to `path`; weights beyond 1 GB in sum go to `path` + `.data` beside it."""
+def save(model: ir.Model, path: Path, *, inline: int = _INLINE_BYTES) -> None:
+    """Write the model to `path`; weights of more than `inline` bytes in sum go to `path` + `.data` beside it."""
     import onnx_ir as ir
 
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    if size > _EXTERNAL_BYTES:
+    if size > inline:
         ir.save(model, path, external_data=path.name + ".data")
     else:
         ir.external_data.load_to_model(model)

@@ -34,7 +34,8 @@ class Request:
 
     `ranges[t]` is the largest magnitude seen in tensor t of the FP32 model, for as many tensors as were observed, and
     `sizes[t]` the number of its elements;
-    `means[t]` the mean of each of its channels, float64 (see `bias`), for inputs of weighted operators.
+    `means[t]` the mean of each of its channels, float64 (see `bias`), for inputs of weighted operators, and `errors[t]`
+    the mean of what rounding adds to them.
     """
 
     rest: str = "fp16"
@@ -42,6 +43,7 @@ class Request:
     ranges: Mapping[str, float] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
     means: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    errors: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
 
 
 class Precision(Protocol):

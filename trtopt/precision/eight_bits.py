@@ -5,10 +5,13 @@ Touches: the model it is given.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from trtopt.errors import TableError, UsageError
 from trtopt.precision import Request, bias, half, qdq
@@ -20,6 +23,8 @@ from trtopt.types import CalibrationTable, Decision
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+Array = npt.NDArray[np.generic]
+
 
 def apply(model: ir.Model, request: Request, format: qdq.Format) -> tuple[Decision, ...]:
     """Quantize in place with the scales of `request.table`; see `placement` for what, and why the rest is not.
@@ -28,8 +33,6 @@ def apply(model: ir.Model, request: Request, format: qdq.Format) -> tuple[Decisi
         TableError: there is no table, or a scale is missing in it.
         UsageError: `request.rest` is unknown.
     """
-    import onnx_ir as ir
-
     if request.table is None:
         raise TableError(
             f"{format.name.upper()} needs a calibration table", fix="Give --calib DATA or --calib-table FILE"
@@ -37,13 +40,12 @@ def apply(model: ir.Model, request: Request, format: qdq.Format) -> tuple[Decisi
     placement = place(model)
     # Before the casts: weights are quantized from their FP32 values, and biases corrected in FP32.
     weights = {site: _weight(site) for site in placement.sites if site.axis is not None}
-    rest = half.HALVES[request.rest].dtype if request.rest in half.HALVES else ir.DataType.FLOAT
+    rest = _type_of(request.rest)
     taken = names(model.graph)
-    corrected = set()
+    notes: dict[str, str] = {}
     for site, weight in weights.items():
-        error = weight - qdq.code_weight(weight, site.axis or 0, rest, format).values()
-        if bias.correct(site.node, error, request.means, taken):
-            corrected.add(site.node.name)
+        rounded = bias.Rounded(weight, qdq.code_weight(weight, site.axis or 0, rest, format).values())
+        notes[site.node.name or ""] = bias.correct(site.node, rounded, request.means, request.errors, taken)
     decisions = _rest(model, request)
     quantized: dict[object, ir.Value] = {}
     taken = names(model.graph)
@@ -52,7 +54,7 @@ def apply(model: ir.Model, request: Request, format: qdq.Format) -> tuple[Decisi
         assert value is not None
         key = (value, site.axis)
         if key not in quantized and site.axis is None:
-            scale = _shared_scale(placement, site, request.table) * qdq.INT8.max / format.max
+            scale = _scale(placement, site, request.table, format)
             quantized[key] = qdq.quantize_activation(value, scale, taken, format)
         elif key not in quantized and site.axis is not None:
             coded = qdq.code_weight(weights[site], site.axis, value.dtype or ir.DataType.FLOAT, format)
@@ -61,7 +63,7 @@ def apply(model: ir.Model, request: Request, format: qdq.Format) -> tuple[Decisi
     drop_unused_initializers(model.graph)
     model.graph.sort()
     placed = {decision.node: decision for decision in placement.decisions(format.name, request.rest)}
-    return tuple(_decide(decision, placed.get(decision.node, decision), corrected) for decision in decisions)
+    return tuple(_decide(decision, placed.get(decision.node, decision), notes) for decision in decisions)
 
 
 def _rest(model: ir.Model, request: Request) -> tuple[Decision, ...]:
@@ -82,19 +84,45 @@ def _weight(site: Site) -> qdq.FloatArray:
     return np.asarray(constant(site.node.inputs[site.index]), np.float32)
 
 
-def _shared_scale(placement: Placement, site: Site, table: CalibrationTable) -> float:
+def _type_of(rest: str) -> ir.DataType:
+    import onnx_ir as ir
+
+    return half.HALVES[rest].dtype if rest in half.HALVES else ir.DataType.FLOAT
+
+
+def rounding_errors(model: ir.Model, request: Request, format: qdq.Format) -> dict[str, Callable[[Array], Array]]:
+    """For each activation that `apply` would quantize, a function that gives what rounding adds to its values.
+
+    Values that are clipped are not rounded.
+
+    Raises:
+        TableError: a scale is missing.
+    """
+    assert request.table is not None
+    placement = place(model)
+    scales: dict[str, float] = {}
+    for site in placement.sites:
+        value = site.node.inputs[site.index]
+        if site.axis is None and value is not None:
+            scale = np.float32(_scale(placement, site, request.table, format))
+            scales[value.name or ""] = float(qdq.round_scale(scale, _type_of(request.rest)))
+    return {name: partial(qdq.rounding_error, scale=scale, format=format) for name, scale in scales.items()}
+
+
+def _scale(placement: Placement, site: Site, table: CalibrationTable, format: qdq.Format) -> float:
     try:
-        return max(table.scales[tensor] for tensor in placement.group(site.scale_from))
+        scale = max(table.scales[tensor] for tensor in placement.group(site.scale_from))
     except KeyError as error:
         raise TableError(
             f"the calibration table has no scale for {error.args[0]}",
             why=f"it was made by {table.method} over other tensors",
             fix="Calibrate again with --calib",
         ) from None
+    return scale * qdq.INT8.max / format.max
 
 
-def _decide(rest: Decision, placed: Decision, corrected: set[str | None]) -> Decision:
+def _decide(rest: Decision, placed: Decision, notes: Mapping[str, str]) -> Decision:
     """Of a node's two decisions: quantized stands first, then a remark on its type, then why it is not quantized."""
     if placed.precision in ("int8", "fp8"):
-        return replace(placed, reason=placed.reason + bias.NOTE) if placed.node in corrected else placed
+        return replace(placed, reason=placed.reason + notes.get(placed.node, ""))
     return rest if rest.reason != half.ASKED_FOR else replace(placed, precision=rest.precision)

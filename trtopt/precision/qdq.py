@@ -43,6 +43,7 @@ class Format:
 
 INT8 = Format("int8", "INT8", 127.0, per_channel=True)
 FP8 = Format("fp8", "FLOAT8E4M3FN", 448.0, per_channel=False)
+FORMATS = {format.name: format for format in (INT8, FP8)}
 
 
 def quantize(x: FloatArray, scale: FloatArray | float, format: Format = INT8) -> npt.NDArray[np.generic]:
@@ -53,6 +54,13 @@ def quantize(x: FloatArray, scale: FloatArray | float, format: Format = INT8) ->
     import ml_dtypes
 
     return np.clip(ratio, -format.max, format.max).astype(ml_dtypes.float8_e4m3fn)
+
+
+def rounding_error(x: npt.NDArray[np.generic], scale: float, format: Format = INT8) -> npt.NDArray[np.generic]:
+    """What quantizing `x` and back adds to each value that is not clipped; 0 for those that are."""
+    lowest = -128.0 if format is INT8 else -format.max
+    clipped = np.clip(np.asarray(x, np.float32), np.float32(lowest * scale), np.float32(format.max * scale))
+    return np.asarray(quantize(clipped, scale, format).astype(np.float32) * np.float32(scale) - clipped, np.float32)
 
 
 def round_scale(scale: FloatArray | np.float32, dtype: ir.DataType) -> FloatArray:

@@ -4,9 +4,9 @@ A stage's key holds everything that can change its result: digests of its inputs
 libraries that do the work.
 """
 
-from trtopt.stages.context import Context, environment, versions
+from trtopt.stages.context import Context, Target, environment, versions
 from trtopt.stages.engine import ENGINE_NOT_RUN, Evaluation, build, compare, gate
-from trtopt.stages.graph import Target, check_operators, prepare, set_precision
+from trtopt.stages.graph import check_operators, prepare, set_precision
 from trtopt.stages.samples import calibrate, equalize, observe, open_data
 
 __all__ = [

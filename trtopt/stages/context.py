@@ -23,6 +23,15 @@ class Context:
     device: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """The precision asked for, the type of the unquantized rest, and whether biases are corrected."""
+
+    precision: str
+    rest: str
+    bias_correction: bool
+
+
 def versions(*packages: str) -> dict[str, str]:
     """Installed versions of packages, those that are not installed left out."""
     found = {}

@@ -6,18 +6,20 @@ Touches: the run directory, through the store.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtopt.config import BuildPlan
 from trtopt.errors import EnvironmentUnableError
-from trtopt.stages.context import Context, versions
+from trtopt.stages.context import Context, Target, versions
 from trtopt.types import CalibrationTable, Observation, OnnxModel, ShapeRange, Support, TypedModel
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    Means = dict[str, NDArray[np.float64]]
 
 
 def prepare(context: Context, source: OnnxModel, ranges: Sequence[ShapeRange], min_opset: int) -> OnnxModel:
@@ -63,15 +65,6 @@ def check_operators(context: Context, model: OnnxModel, plan: BuildPlan) -> None
         raise error(model.path, found.rejections)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """The precision asked for, the type of the unquantized rest, and whether biases are corrected."""
-
-    precision: str
-    rest: str
-    bias_correction: bool
-
-
 def set_precision(
     context: Context, model: OnnxModel, target: Target, table: CalibrationTable | None, seen: Observation | None
 ) -> TypedModel:
@@ -83,13 +76,14 @@ def set_precision(
         from trtopt.precision import Request, precision
 
         graph = load_ir(model.path)
-        means = _read_means(seen.means) if seen and target.bias_correction else {}
+        means, errors = _read_means(seen) if seen else ({}, {})
         request = Request(
             rest=target.rest,
             table=table,
             ranges=seen.ranges if seen else {},
             sizes=seen.sizes if seen else {},
             means=means,
+            errors=errors,
         )
         decisions = precision(target.precision).apply(graph, request)
         path = folder / "typed.onnx"
@@ -101,17 +95,26 @@ def set_precision(
         "model": model.digest,
         "target": asdict(target),
         "table": dict(sorted(table.scales.items())) if table else None,
-        "seen": [dict(sorted(seen.ranges.items())), dict(sorted(seen.sizes.items())), seen.digest] if seen else None,
+        "seen": [dict(sorted(seen.ranges.items())), dict(sorted(seen.sizes.items())), seen.digest, seen.correction]
+        if seen
+        else None,
         **versions("onnx", "onnx-ir"),
     }
     return context.store.stage("precision", key, TypedModel, make, _count_line)
 
 
-def _read_means(path: Path) -> dict[str, NDArray[np.float64]]:
+def _read_means(seen: Observation) -> tuple[Means, Means]:
+    """What biases are corrected with: the means of tensors, and of what rounding adds to them."""
     import numpy as np
 
-    with np.load(path, allow_pickle=False) as archive:
-        return {str(name): archive[str(index)] for index, name in enumerate(archive["names"])}
+    if not seen.correction:
+        return {}, {}
+    with np.load(seen.means, allow_pickle=False) as archive:
+        names = [(str(i), str(name)) for i, name in enumerate(archive["names"])]
+        means = {name: archive[key] for key, name in names}
+        if seen.correction == "weights":
+            return means, {}
+        return means, {name: archive[f"{key} rounding"] for key, name in names if f"{key} rounding" in archive}
 
 
 def _support_line(support: Support, name: str) -> str:

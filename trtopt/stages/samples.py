@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from trtopt.calibrate.ranges import Channels
 from trtopt.config import DataPlan
 from trtopt.data.dataset import Dataset
 from trtopt.events import Warned
-from trtopt.stages.context import Context, versions
-from trtopt.stages.trial import SAMPLES, TINY, output_error, rough_table, scratch, tapped
+from trtopt.stages.context import Context, Target, versions
+from trtopt.stages.trial import SAMPLES, TINY, output_error, rough, scratch, tapped
 from trtopt.store import file_digest
 from trtopt.types import CalibrationTable, Observation, OnnxModel
+
+WORTH = 0.9
+"""Equalized, a network must err by no more than this share of what it did: less is within what samples differ by."""
 
 
 def open_data(plan: DataPlan, model: OnnxModel) -> Dataset:
@@ -53,14 +57,14 @@ def equalize(context: Context, model: OnnxModel, dataset: Dataset) -> OnnxModel:
             with scratch(context, "equalized.onnx") as path:
                 candidate = _equalized(model, seen, exponents, path)
                 if candidate.notes:
-                    errors[exponents] = error(candidate, *rough_table(context, candidate, dataset))
+                    errors[exponents] = error(candidate, rough(context, candidate, dataset))
         if not errors:
             return _equalized(model, {}, (), folder / "equalized.onnx")
-        plain = error(model, *rough_table(context, model, dataset))
+        plain = error(model, rough(context, model, dataset))
         best = min(errors, key=errors.__getitem__)
-        if not errors[best] < plain:
+        if not errors[best] < WORTH * plain:
             made = _equalized(model, {}, (), folder / "equalized.onnx")
-            return replace(made, notes=("channels left as they are: equalized, the outputs are not nearer to FP32",))
+            return replace(made, notes=("channels left as they are: equalized, the outputs are hardly nearer to FP32",))
         made = _equalized(model, seen, best, folder / "equalized.onnx")
         gain = 10 * math.log10(plain / max(errors[best], TINY))
         return replace(made, notes=(*made.notes, f"{gain:.1f} dB less error on {SAMPLES} samples"))
@@ -75,12 +79,12 @@ def equalize(context: Context, model: OnnxModel, dataset: Dataset) -> OnnxModel:
 def _equalized(model: OnnxModel, seen: Mapping[str, Channels], exponents: Sequence[float], path: Path) -> OnnxModel:
     """Write the equalized network to `path`, as it is when there are no exponents; its note says what was changed."""
     from trtopt.export.onnx import describe, load_ir
-    from trtopt.export.prepare import save
+    from trtopt.export.prepare import BETWEEN_STAGES, save
     from trtopt.precision.equalize import equalize, links
 
     graph = load_ir(model.path)
     absorbed, inserted = equalize(graph, links(graph) if exponents else [], seen, exponents)
-    save(graph, path)
+    save(graph, path, inline=BETWEEN_STAGES)
     count = len(absorbed) + len(inserted)
     note = f"channels of {count} activation{'s' * (count != 1)} brought to similar ranges"
     note += f", {len(inserted)} by a multiplication more" if inserted else ""
@@ -112,8 +116,8 @@ def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str)
         if method == AUTO:
             candidates = {n: table.make_table(n, histograms, model=model, dataset=dataset) for n in methods()}
             error = output_error(context, model, dataset)
-            _, means = rough_table(context, model, dataset)
-            made, line = auto.choose(candidates, lambda table: error(model, table, means))
+            request = rough(context, model, dataset)
+            made, line = auto.choose(candidates, lambda table: error(model, replace(request, table=table)))
             context.emit(Warned(f"--method auto chose {line}"))
         else:
             made = table.make_table(method, histograms, model=model, dataset=dataset)
@@ -132,8 +136,13 @@ def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str)
     )
 
 
-def observe(context: Context, model: OnnxModel, dataset: Dataset) -> Observation:
-    """FP32 ONNX + a few samples -> magnitudes of all tensors, and the means that correct biases (`observed.npz`)."""
+def observe(
+    context: Context, model: OnnxModel, dataset: Dataset, target: Target, table: CalibrationTable | None
+) -> Observation:
+    """FP32 ONNX + a few samples -> magnitudes of all tensors, and the means that correct biases (`observed.npz`).
+
+    With a table it is tried on the samples whether correcting biases brings the outputs nearer to FP32.
+    """
 
     def make(folder: Path) -> Observation:
         import numpy as np
@@ -141,27 +150,64 @@ def observe(context: Context, model: OnnxModel, dataset: Dataset) -> Observation
         from trtopt.calibrate.ranges import look
         from trtopt.engine.onnxruntime import open_runner
         from trtopt.export.onnx import load_ir
+        from trtopt.precision import Request
+        from trtopt.precision.eight_bits import rounding_errors
         from trtopt.precision.graph import float_nodes, is_float
         from trtopt.precision.placement import channel_axes
+        from trtopt.precision.qdq import FORMATS
 
-        nodes = list(float_nodes(load_ir(model.path).graph))
+        graph = load_ir(model.path)
+        nodes = list(float_nodes(graph.graph))
         tensors = [value.name or "" for node in nodes for value in node.outputs if is_float(value)]
+        request = Request(rest=target.rest, table=table)
+        quantizes = table is not None and target.bias_correction
+        roundings = rounding_errors(graph, request, FORMATS[target.precision]) if quantizes else {}
         with tapped(context, model, tensors) as path:
             run = open_runner(path, device=context.device).run
-            seen = look(run, dataset, channel_axes(nodes), stage="observe", emit=context.emit)
+            seen = look(run, dataset, channel_axes(nodes), roundings, stage="observe", emit=context.emit)
         path = folder / "observed.npz"
         # Under numbers, beside their names: a tensor's name may hold what a file's name may not.
-        names = np.array(list(seen.means), dtype=np.str_)
-        np.savez(path, allow_pickle=False, names=names, **{str(i): mean for i, mean in enumerate(seen.means.values())})
+        arrays: dict[str, Any] = {"names": np.array(list(seen.means), dtype=np.str_)}
+        for i, (name, mean) in enumerate(seen.means.items()):
+            arrays[str(i)] = mean
+            if name in seen.errors:
+                arrays[f"{i} rounding"] = seen.errors[name]
+        np.savez(path, allow_pickle=False, **arrays)
+        correction, gain = "", 0.0
+        if quantizes:
+            error = output_error(context, model, dataset, target.precision)
+            request = replace(request, ranges=seen.ranges, sizes=seen.sizes)
+            errors = {
+                "": error(model, request),
+                "weights": error(model, replace(request, means=seen.means)),
+                "weights and inputs": error(model, replace(request, means=seen.means, errors=seen.errors)),
+            }
+            correction = min(errors, key=errors.__getitem__)
+            gain = 10 * math.log10(max(errors[""], TINY) / max(errors[correction], TINY))
         return Observation(
-            ranges=seen.ranges, sizes=seen.sizes, samples=seen.samples, means=path, digest=file_digest(path)
+            ranges=seen.ranges,
+            sizes=seen.sizes,
+            samples=seen.samples,
+            means=path,
+            digest=file_digest(path),
+            correction=correction,
+            gain=gain,
         )
 
-    key = {"model": model.digest, "data": dataset.digest, "device": context.device}
-    return context.store.stage(
-        "observe",
-        key | versions("onnxruntime", "onnxruntime-gpu"),
-        Observation,
-        make,
-        lambda made: f"magnitudes of {len(made.ranges)} tensors over {made.samples} samples",
-    )
+    key = {
+        "model": model.digest,
+        "data": dataset.digest,
+        "device": context.device,
+        "target": asdict(target),
+        "table": dict(sorted(table.scales.items())) if table else None,
+        **versions("onnxruntime", "onnxruntime-gpu", "onnx-ir"),
+    }
+    tried = table is not None and target.bias_correction
+    return context.store.stage("observe", key, Observation, make, lambda made: _observed_line(made, tried=tried))
+
+
+def _observed_line(made: Observation, *, tried: bool) -> str:
+    line = f"magnitudes of {len(made.ranges)} tensors over {made.samples} samples"
+    if made.correction:
+        return f"{line}; biases correct the mean error of rounded {made.correction}: {made.gain:.1f} dB less error"
+    return f"{line}; biases left as they are: corrected, the outputs are not nearer to FP32" if tried else line

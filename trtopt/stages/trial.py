@@ -1,4 +1,4 @@
-"""Try a quantized network on a few calibration samples: what equalization and `--method auto` choose by.
+"""Try a quantized network on a few calibration samples: what equalization, biases and `--method auto` choose by.
 
 Touches: temporary files in the run directory; reads the samples.
 """
@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from trtopt.data.dataset import Array, Dataset, Feed
+from trtopt.precision import Request
 from trtopt.stages.context import Context
-from trtopt.types import CalibrationTable, OnnxModel
+from trtopt.types import OnnxModel
 
-Means = Mapping[str, npt.NDArray[np.float64]]
 SAMPLES = 16
 """Samples that each candidate's network runs on: enough to tell them apart by decibels, cheap beside calibration."""
 TINY = 1e-30
@@ -46,27 +46,27 @@ def tapped(context: Context, model: OnnxModel, tensors: Sequence[str]) -> Iterat
 
 
 def output_error(
-    context: Context, model: OnnxModel, dataset: Dataset
-) -> Callable[[OnnxModel, CalibrationTable, Means], float]:
+    context: Context, model: OnnxModel, dataset: Dataset, kind: str = "int8"
+) -> Callable[[OnnxModel, Request], float]:
     """A function that quantizes a network equal to `model`, and returns noise over signal energy, summed over outputs.
 
-    It takes the network, its scales, and the means that correct biases (see `precision.Request`).
+    `kind` is the precision it is quantized to.
     """
     from trtopt.engine.onnxruntime import open_runner
     from trtopt.export.onnx import load_ir
-    from trtopt.export.prepare import save
-    from trtopt.precision import Request, precision
+    from trtopt.export.prepare import BETWEEN_STAGES, save
+    from trtopt.precision import precision
 
     indices = np.unique(np.linspace(0, len(dataset) - 1, min(SAMPLES, len(dataset))).astype(int))
     feeds = [dataset.load(int(index)) for index in indices]
     run = open_runner(model.path, device=context.device).run
     wanted = [run(feed) for feed in feeds]
 
-    def error(candidate: OnnxModel, table: CalibrationTable, means: Means) -> float:
+    def error(candidate: OnnxModel, request: Request) -> float:
         graph = load_ir(candidate.path)
-        precision("int8").apply(graph, Request(rest="fp32", table=table, means=means))
+        precision(kind).apply(graph, request)
         with scratch(context, "trial.onnx") as path:
-            save(graph, path)
+            save(graph, path, inline=BETWEEN_STAGES)
             quantized = open_runner(path, device=context.device).run
             found = [quantized(feed) for feed in feeds]
         total = 0.0
@@ -79,8 +79,8 @@ def output_error(
     return error
 
 
-def rough_table(context: Context, model: OnnxModel, dataset: Dataset) -> tuple[CalibrationTable, Means]:
-    """Scales and channel means from a few samples: enough to compare networks by, not to convert with.
+def rough(context: Context, model: OnnxModel, dataset: Dataset) -> Request:
+    """A request with scales and channel means from a few samples: enough to compare networks by, not to convert with.
 
     Raises:
         CalibrationError: a tensor to quantize is NaN or infinite; the tensor and the sample are named.
@@ -110,4 +110,5 @@ def rough_table(context: Context, model: OnnxModel, dataset: Dataset) -> tuple[C
             return outputs
 
         histograms = observe(averaged, tensors, samples, stage="equalize", emit=silent)
-    return make_table(METHOD, histograms, model=model, dataset=samples), means
+    table = make_table(METHOD, histograms, model=model, dataset=samples)
+    return Request(rest="fp32", table=table, means=means)
