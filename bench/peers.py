@@ -31,9 +31,11 @@ class Made:
     """What making a variant took, in seconds. `typed` counts nodes by precision, where the maker says so.
 
     `samples` is the part of `calibrate` that grows with the samples: without what is loaded and compiled once.
+    `equalize` is what trtopt needs before, to bring channels to similar ranges; peers do nothing of the kind.
     """
 
     calibrate: float | None = None
+    equalize: float | None = None
     samples: float | None = None
     total: float | None = None
     typed: dict[str, int] | None = None
@@ -96,8 +98,8 @@ def trtopt(how: list[str], zoo: Path, name: str, folder: Path) -> Made:
     (folder / "typed.json").write_text(json.dumps(encode(report.typed)))
     seconds = {stage.name: stage.seconds for stage in report.stages}
     return Made(
-        # From the first sample to the last scale: equalization reads samples, too.
-        calibrate=seconds["calibrate"] + seconds.get("equalize", 0.0) if "calibrate" in seconds else None,
+        calibrate=seconds.get("calibrate"),
+        equalize=seconds.get("equalize"),
         samples=_steady(clock) if clock else None,
         total=sum(seconds.values()),
         typed=report.typed.counts(),

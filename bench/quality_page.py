@@ -24,15 +24,27 @@ no option for.
 LEGEND = """Columns: the score on the task; SQNR of the first output against FP32's, in dB, and the mean cosine of each
 sample's. *int8 or fp16*: for INT8, how many of the operators that multiply (Conv, ConvTranspose, Gemm, MatMul) read two
 dequantized operands; for FP16, how many of the computing nodes compute in it. *TensorRT*: its parser and builder take
-it, strongly typed. *calibrate*: seconds from the first sample to the last scale, for trtopt those of its stages
-equalize and calibrate with all that is loaded once, and in FP32's row those of bare inference over the same samples.
-*total*: all stages. *peak*: of the process that made it, in MB.
+it, strongly typed. *calibrate*: seconds from the first sample to the last scale, for trtopt those of its stage of that
+name with all that is loaded once, and in FP32's row those of bare inference over the same samples. *equalize*: seconds
+of the stage before, in which trtopt tries whether channels of similar range are better. *total*: all stages. *peak*: of
+the process that made it, in MB.
 """
 
 QUIET = 0.1
 """Times are compared where no more than this many cores worked on something else while either was measured."""
 
-COLUMNS = ("", "task", "SQNR dB", "cosine", "int8 or fp16", "TensorRT", "calibrate s", "total s", "peak MB")
+COLUMNS = (
+    "",
+    "task",
+    "SQNR dB",
+    "cosine",
+    "int8 or fp16",
+    "TensorRT",
+    "calibrate s",
+    "equalize s",
+    "total s",
+    "peak MB",
+)
 
 
 def page(models: Mapping[str, Any], titles: Mapping[str, str]) -> str:
@@ -55,7 +67,7 @@ def summary(models: Mapping[str, Any], titles: Mapping[str, str]) -> str:
         "operators in INT8: trtopt",
         "that peer",
         "calibration / bare inference",
-        "slower peer's entropy / trtopt",
+        "slower peer's entropy / trtopt (with equalization)",
         "FP16: trtopt",
         "AutoCast",
         "nodes in FP16",
@@ -82,7 +94,7 @@ def summary(models: Mapping[str, Any], titles: Mapping[str, str]) -> str:
                 _operators(ours),
                 _operators(max(peers.values(), key=lambda row: row["sqnr"], default={})),
                 _ratio(ours, rows["fp32"], "samples"),
-                _ratio(slowest, ours, "calibrate"),
+                _speed(slowest, ours),
                 number(half.get("task"), 2),
                 number(rows.get("modelopt:fp16", {}).get("task"), 2),
                 share(half.get("typed")),
@@ -113,7 +125,8 @@ def section(name: str, model: Mapping[str, Any], titles: Mapping[str, str]) -> s
 
 def cells(variant: str, row: Mapping[str, Any]) -> list[str]:
     """All but the first cell of a variant's row: numbers, or the reason why there are none."""
-    times = [number(row.get("calibrate"), 2), number(row.get("total"), 1), number(row.get("peak_mb"), 0)]
+    times = [number(row.get("calibrate"), 2), number(row.get("equalize"), 2)]
+    times += [number(row.get("total"), 1), number(row.get("peak_mb"), 0)]
     if "error" in row:
         return [f"fails: {_short(row['error'])}", *[""] * 4, *times]
     nodes = _operators(row)
@@ -177,6 +190,12 @@ def _ratio(a: Mapping[str, Any], b: Mapping[str, Any], measure: str) -> str:
         return ""
     quiet = max(a.get("others", 0.0), b.get("others", 0.0)) <= QUIET
     return f"{a[measure] / b[measure]:.2f}" if quiet else "not quiet"
+
+
+def _speed(peer: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    both = {**ours, "calibrate": (ours.get("calibrate") or 0.0) + (ours.get("equalize") or 0.0)}
+    alone, equalized = _ratio(peer, ours, "calibrate"), _ratio(peer, both, "calibrate")
+    return alone if alone == equalized else f"{alone} ({equalized})"
 
 
 def _short(text: str, limit: int = 160) -> str:
