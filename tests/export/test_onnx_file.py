@@ -148,12 +148,18 @@ def test_refuses_a_pipe_instead_of_waiting_on_it(tmp_path: Path) -> None:
     assert "no regular file" in refused(tmp_path / "m.onnx")
 
 
-def test_reads_external_data_lazily_and_in_full(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [0, 1000])
+def test_reads_external_data_in_full_and_maps_it_only_when_it_is_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr("trtopt.export.onnx._MAPPED_BYTES", limit)
     path = external(tmp_path)
     assert external_files(load_proto(path)) == ["w.bin"]
     weight = load_ir(path).graph.initializers["w"].const_value
     assert weight is not None
     assert np.array_equal(weight.numpy().ravel(), np.arange(16))
+    mapped = any(line.endswith("w.bin") for line in Path("/proc/self/maps").read_text().splitlines())
+    assert mapped == (limit == 0)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def convert(
         bool, typer.Option("--no-equalization", help="Do not bring the channels of activations to similar ranges.")
     ] = False,
     no_bias_correction: Annotated[
-        bool, typer.Option("--no-bias-correction", help="Do not correct biases for the mean error of rounded weights.")
+        bool, typer.Option("--no-bias-correction", help="Do not correct biases for what rounding loses on average.")
     ] = False,
     gate: GateFlag = "",
     allow_inconclusive: AllowInconclusiveFlag = False,

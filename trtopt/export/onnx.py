@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _CONTAINERS = {b"PK\x03\x04": "a zip archive", b"\x1f\x8b": "a gzip archive", b"7z\xbc\xaf": "a 7-zip archive"}
 _CHUNK = 1 << 22
+_MAPPED_BYTES = 1_000_000_000
 
 
 def digest(path: Path) -> str:
@@ -146,15 +147,19 @@ def copy(path: Path, target: Path) -> None:
 
 
 def load_ir(path: Path) -> ir.Model:
-    """Return the model as onnx-ir sees it; external data stays on disk, memory-mapped.
+    """Return the model as onnx-ir sees it; external data of more than 1 GB stays on disk, memory-mapped.
 
     Raises:
         ModelError: as `load_proto`.
     """
     import onnx_ir as ir
 
-    load_proto(path)
-    return ir.load(path)
+    proto = load_proto(path)
+    model = ir.load(path)
+    # Each tensor would map the whole file again: hundreds of times, in a process that may not have the addresses.
+    if sum((path.parent / name).stat().st_size for name in external_files(proto)) <= _MAPPED_BYTES:
+        ir.external_data.load_to_model(model)
+    return model
 
 
 def describe(path: Path, notes: tuple[str, ...] = ()) -> OnnxModel:
