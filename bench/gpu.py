@@ -99,7 +99,7 @@ def timed(run: Callable[[], object], warm_up: int, runs: int) -> list[float]:
 
 def calibration(args: argparse.Namespace) -> None:
     from calibration import tensors
-    from trtopt.calibrate.observe import observe
+    from trtopt.calibrate.observe import callers
     from trtopt.calibrate.table import make_table
     from trtopt.engine.cuda import open_device
     from trtopt.engine.observing import DeviceCounting, observe_where_it_runs
@@ -108,10 +108,10 @@ def calibration(args: argparse.Namespace) -> None:
     from trtopt.export.onnx import describe
 
     names = tensors(args.folder / "resnet50.onnx")
-    hosted, cpu = dataset(args.cpu_samples), open_runner(args.folder / "tapped.onnx")
-    observe(cpu.run, names, dataset(2), stage="", emit=silent)
+    hosted, cpu = dataset(args.cpu_samples), open_runner(args.folder / "tapped.onnx", callers=callers())
+    observe_where_it_runs(cpu, names, dataset(2 * callers()), stage="", emit=silent)
     start = time.perf_counter()
-    observe(cpu.run, names, hosted, stage="", emit=silent)
+    observe_where_it_runs(cpu, names, hosted, stage="", emit=silent)
     on_cpu = (time.perf_counter() - start) / len(hosted)
 
     samples = args.samples // BATCH * BATCH
