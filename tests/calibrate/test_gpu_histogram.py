@@ -79,8 +79,9 @@ def test_what_was_cleared_is_not_counted() -> None:
 def test_the_smallest_and_the_largest_magnitudes_come_back(value: float) -> None:
     array = np.array([0, value, -value], np.float32)
     counters = Counters(HostGpu(), ["x"])
-    counters.add({"x": Tensor(array)})
+    largest = counters.add({"x": Tensor(array)})
     assert_same(counters.histograms()["x"], on_host(array))
+    assert largest["x"] == on_host(array).amax
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])

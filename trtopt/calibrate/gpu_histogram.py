@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from trtopt.calibrate.histogram import BINS, Histogram
+from trtopt.calibrate.histogram import BINS, Histogram, largest_of
 from trtopt.errors import CalibrationError
 
 BLOCKS = 1024
@@ -122,8 +122,8 @@ class Counters:
             )
             for name, tensor in tensors.items():
                 self._totals[name] += math.prod(tensor.shape)
-        tops = self._read_extents()[:, 0].copy().view(np.float32)
-        return {name: float(tops[self._slots[name]]) for name in tensors}
+        extents = self._read_extents()
+        return {name: largest_of(int(extents[self._slots[name], 0])) for name in tensors}
 
     def clear(self) -> None:
         """Forget what was counted."""

@@ -31,6 +31,11 @@ _FLUSH_AT = 0xFFFFFFFF
 _Floats = npt.NDArray[np.float64]
 
 
+def largest_of(bits: int) -> float:
+    """The magnitude of a float32 with these bits, 0 if it counts as zero."""
+    return 0.0 if bits >> _SHIFT < ZERO_BINS else float(np.uint32(bits).view(np.float32))
+
+
 class Histogram:
     """Exact counts of |x| in 2**17 logarithmic bins; `amax` and `total` are exact, too.
 
@@ -117,9 +122,7 @@ class Histogram:
     @property
     def amax(self) -> float:
         """The largest magnitude seen, exactly; 0 when all were zero; NaN or infinity when `check` would raise."""
-        if self._top >> _SHIFT < ZERO_BINS:
-            return 0.0
-        return float(np.uint32(self._top).view(np.float32))
+        return largest_of(self._top)
 
     def check(self, tensor: str, where: str) -> None:
         """Raise if anything counted so far was NaN or infinite.
