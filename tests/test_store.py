@@ -42,6 +42,19 @@ def test_a_changed_key_runs_the_stage_again(tmp_path: Path) -> None:
     assert changed.path.read_bytes() == b"new"
 
 
+def test_files_that_a_stage_no_longer_writes_go(tmp_path: Path) -> None:
+    def large(folder: Path) -> Engine:
+        (folder / "model.data").write_bytes(b"weights")
+        return engine(folder)
+
+    with open_store(tmp_path, silent) as store:
+        store.stage("build", {"a": 1}, Engine, large, lambda _: "built")
+        assert (tmp_path / "model.data").exists()
+        store.stage("build", {"a": 2}, Engine, engine, lambda _: "built")
+    assert not (tmp_path / "model.data").exists()
+    assert (tmp_path / "model.engine").exists()
+
+
 @pytest.mark.parametrize("damage", ["change", "remove"])
 def test_a_file_that_was_touched_runs_the_stage_again(tmp_path: Path, damage: str) -> None:
     run(tmp_path, {})

@@ -12,7 +12,8 @@ import pytest
 
 from trtopt.data.dataset import Dataset
 from trtopt.engine.onnxruntime import open_runner
-from trtopt.events import silent
+from trtopt.errors import ModelError
+from trtopt.events import Warned, silent
 from trtopt.export.onnx import describe
 from trtopt.stages.context import Context, Target
 from trtopt.stages.graph import set_precision
@@ -149,11 +150,47 @@ def test_biases_are_left_alone_where_correcting_them_is_no_better(
     table = rough(context, model, data).table
     seen = observe(context, model, data, TARGET, table)
     assert (seen.correction, seen.gain) == ("", 0.0)
-    assert context.store.outcomes[-1].summary.endswith(
-        "biases left as they are: corrected, the outputs are not nearer to FP32"
-    )
+    assert context.store.outcomes[-1].summary.endswith("biases are not corrected: no gain was seen")
     typed = set_precision(context, model, TARGET, table, seen)
     assert not any("its bias" in decision.reason for decision in typed.decisions)
+
+
+@pytest.mark.parametrize(("errors", "best", "gain"), [((1.0, np.nan, 0.1), "weights and inputs", 10.0),
+                                                      ((np.nan, 0.5, np.inf), "weights", 0.0),
+                                                      ((np.inf, np.inf, np.inf), "", 0.0)])  # fmt: skip
+def test_an_error_that_is_not_finite_is_no_candidate(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, errors: tuple[float, ...], best: str, gain: float
+) -> None:
+    found = iter(errors)
+    monkeypatch.setattr("trtopt.stages.samples.output_error", lambda *_: lambda *_: next(found))
+    model, data = with_bias(tmp_path), backgrounds()
+    seen = observe(context, model, data, TARGET, rough(context, model, data).table)
+    assert (seen.correction, seen.gain) == (best, pytest.approx(gain))
+
+
+def test_a_trial_that_cannot_run_is_told_and_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> float:
+        raise ModelError("onnxruntime cannot load trial.onnx", why="no kernel for it")
+
+    events: list[object] = []
+    monkeypatch.setattr("trtopt.stages.samples.output_error", lambda *_: refuse)
+    model, data = with_bias(tmp_path), backgrounds()
+    with open_store(tmp_path / "run", silent) as store:
+        context = Context(store=store, emit=events.append, device="cpu")
+        seen = observe(context, model, data, TARGET, rough(context, model, data).table)
+    assert seen.correction == ""
+    assert any(isinstance(event, Warned) and "no kernel for it" in event.message for event in events)
+
+
+def test_outputs_of_other_shapes_are_infinitely_far(context: Context, tmp_path: Path) -> None:
+    model, data = (
+        network(tmp_path, "{ h = HardSwish(x) z = MatMul(h, w) n = NonZero(z) y = Cast<to=1>(n) }"),
+        dataset(1.0),
+    )
+    request = rough(context, model, data)
+    coarse = {name: scale * 200 for name, scale in (request.table.scales if request.table else {}).items()}
+    error = output_error(context, model, data)
+    assert error(model, replace(request, table=CalibrationTable(method="mse", scales=coarse))) == np.inf
 
 
 def test_without_bias_correction_or_a_table_nothing_is_tried(context: Context, tmp_path: Path) -> None:

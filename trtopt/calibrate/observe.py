@@ -40,7 +40,7 @@ def callers() -> int:
     A thread that runs a sample and counts it is never idle; of the threads that share one sample most wait while it is
     read and counted.
     """
-    return max(1, min(_MOST_CALLERS, os.cpu_count() or 1))
+    return min(_MOST_CALLERS, len(os.sched_getaffinity(0)))
 
 
 def tap(model: OnnxModel, tensors: Sequence[str], path: Path) -> None:

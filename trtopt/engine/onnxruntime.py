@@ -139,7 +139,8 @@ def open_runner(path: Path, *, device: str = "cpu", cuda: CudaOptions = _EXACT, 
                 fix="Install 'trtopt[gpu]' on a machine with an NVIDIA driver, or use --device cpu",
             )
     typed = _simulated(path)
-    threads = max(1, (os.cpu_count() or 1) // callers) if callers > 1 else 0
+    # A session has one pool for all callers, who work beside it: of n threads, n - 1 are its own.
+    threads = max(1, len(os.sched_getaffinity(0)) - callers + 1) if callers > 1 else 0
     if typed is None:
         session = _session(ort, path, "CPUExecutionProvider", threads=threads)
         return OrtRunner(session, f"{version}, CPU", callers=callers)

@@ -6,15 +6,17 @@ Touches: the run directory, through the store; reads the samples.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from trtopt.calibrate.ranges import Channels
+from trtopt.calibrate.ranges import Channels, Seen
 from trtopt.config import DataPlan
 from trtopt.data.dataset import Dataset
+from trtopt.errors import TrtoptError
 from trtopt.events import Warned
+from trtopt.precision import Request
 from trtopt.stages.context import Context, Target, versions
 from trtopt.stages.trial import SAMPLES, TINY, output_error, rough, scratch, tapped
 from trtopt.store import file_digest
@@ -69,7 +71,7 @@ def equalize(context: Context, model: OnnxModel, dataset: Dataset) -> OnnxModel:
         gain = 10 * math.log10(plain / max(errors[best], TINY))
         return replace(made, notes=(*made.notes, f"{gain:.1f} dB less error on {SAMPLES} samples"))
 
-    key = {"model": model.digest, "data": dataset.digest, "device": context.device}
+    key = {"model": model.digest, "data": dataset.digest, "device": context.device, "worth": str(WORTH)}
     key |= versions("onnxruntime", "onnxruntime-gpu", "onnx-ir")
     return context.store.stage(
         "equalize", key, OnnxModel, make, lambda made: "; ".join(made.notes) or "no channels to equalize"
@@ -150,7 +152,6 @@ def observe(
         from trtopt.calibrate.ranges import look
         from trtopt.engine.onnxruntime import open_runner
         from trtopt.export.onnx import load_ir
-        from trtopt.precision import Request
         from trtopt.precision.eight_bits import rounding_errors
         from trtopt.precision.graph import float_nodes, is_float
         from trtopt.precision.placement import channel_axes
@@ -175,15 +176,12 @@ def observe(
         np.savez(path, allow_pickle=False, **arrays)
         correction, gain = "", 0.0
         if quantizes:
-            error = output_error(context, model, dataset, target.precision)
             request = replace(request, ranges=seen.ranges, sizes=seen.sizes)
-            errors = {
-                "": error(model, request),
-                "weights": error(model, replace(request, means=seen.means)),
-                "weights and inputs": error(model, replace(request, means=seen.means, errors=seen.errors)),
-            }
-            correction = min(errors, key=errors.__getitem__)
-            gain = 10 * math.log10(max(errors[""], TINY) / max(errors[correction], TINY))
+            try:
+                error = output_error(context, model, dataset, target.precision)
+                correction, gain = _best_correction(error, model, request, seen)
+            except TrtoptError as failure:
+                context.emit(Warned(f"whether to correct biases could not be tried: {failure}"))
         return Observation(
             ranges=seen.ranges,
             sizes=seen.sizes,
@@ -206,8 +204,24 @@ def observe(
     return context.store.stage("observe", key, Observation, make, lambda made: _observed_line(made, tried=tried))
 
 
+def _best_correction(
+    error: Callable[[OnnxModel, Request], float], model: OnnxModel, request: Request, seen: Seen
+) -> tuple[str, float]:
+    """Of whose errors biases are best corrected, and by how many dB the outputs are nearer to FP32 for it."""
+    ways = {
+        "": request,
+        "weights": replace(request, means=seen.means),
+        "weights and inputs": replace(request, means=seen.means, errors=seen.errors),
+    }
+    errors = {name: error(model, way) for name, way in ways.items()}
+    finite = {name: value for name, value in errors.items() if math.isfinite(value)}
+    best = min(finite, key=finite.__getitem__, default="")
+    both = best and "" in finite
+    return best, 10 * math.log10(max(errors[""], TINY) / max(errors[best], TINY)) if both else 0.0
+
+
 def _observed_line(made: Observation, *, tried: bool) -> str:
     line = f"magnitudes of {len(made.ranges)} tensors over {made.samples} samples"
     if made.correction:
         return f"{line}; biases correct the mean error of rounded {made.correction}: {made.gain:.1f} dB less error"
-    return f"{line}; biases left as they are: corrected, the outputs are not nearer to FP32" if tried else line
+    return f"{line}; biases are not corrected: no gain was seen" if tried else line

@@ -6,6 +6,7 @@ Touches: temporary files in the run directory; reads the samples.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def tapped(context: Context, model: OnnxModel, tensors: Sequence[str]) -> Iterat
 def output_error(
     context: Context, model: OnnxModel, dataset: Dataset, kind: str = "int8"
 ) -> Callable[[OnnxModel, Request], float]:
-    """A function that quantizes a network equal to `model`, and returns noise over signal energy, summed over outputs.
+    """A function that quantizes a network equal to `model`, and returns noise over signal energy, summed over outputs:
+    infinite if outputs have other shapes than in FP32.
 
     `kind` is the precision it is quantized to.
     """
@@ -72,6 +74,8 @@ def output_error(
         total = 0.0
         for name in wanted[0]:
             pairs = [(np.float64(w[name]), np.float64(f[name])) for w, f in zip(wanted, found, strict=True)]
+            if any(w.shape != f.shape for w, f in pairs):
+                return math.inf  # how many results there are depends on the values: boxes, say
             signal = sum(float((w * w).sum()) for w, _ in pairs)
             total += sum(float(((w - f) ** 2).sum()) for w, f in pairs) / max(signal, TINY)
         return total
