@@ -83,7 +83,7 @@ class RunStore:
             for file in files:
                 (folder / file).replace(self.root / file)
             kept = cast(T, _relocate(made, folder, Path()))
-            before = self._manifest["stages"].get(name, {"files": {}})["files"]
+            before = self._manifest["stages"].get(name, {"files": ()})["files"]
             self._manifest["stages"][name] = {
                 "key": digest,
                 "inputs": dict(key),
@@ -93,9 +93,8 @@ class RunStore:
             }
             self.write("manifest.json", json.dumps(self._manifest, indent=1))
             # Smaller weights leave no file of their own, say: an earlier one would stay for good.
-            for file in before.keys() - {
-                file for entry in self._manifest["stages"].values() for file in entry["files"]
-            }:
+            needed = {file for entry in self._manifest["stages"].values() for file in entry["files"]}
+            for file in set(before) - needed:
                 (self.root / file).unlink(missing_ok=True)
         result = cast(T, _relocate(kept, Path(), self.root))
         line = summary(result)
