@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from trtopt.calibrate import methods
+from trtopt.calibrate import AUTO, methods
 from trtopt.config import BuildPlan, ConvertPlan, DataPlan
 from trtopt.pipeline import convert
 
@@ -26,7 +26,8 @@ def main() -> None:
     table = Table(title="digits, 1,000 labelled samples; typed graph in onnxruntime, CPU")
     for column in ("precision", "method", "plain", "accuracy FP32", "accuracy", "agreement", "SQNR"):
         table.add_column(column, justify="right")
-    runs = [("fp16", "", False)] + [("int8", method, plain) for method in methods() for plain in (False, True)]
+    runs = [("fp16", AUTO, False)]
+    runs += [("int8", method, plain) for method in (AUTO, *methods()) for plain in (False, True)]
     for precision, method, plain in runs:
         with tempfile.TemporaryDirectory() as folder:
             plan = ConvertPlan(
@@ -35,7 +36,7 @@ def main() -> None:
                 run_dir=Path(folder),
                 calib=DataPlan(source=str(ROOT / "calibration/digits")),
                 data=DataPlan(source=str(ROOT / "samples/digits/eval.npz")),
-                method=method or "mse",
+                method=method,
                 equalization=not plain,
                 bias_correction=not plain,
                 build=BuildPlan(backend="onnxruntime"),
@@ -45,7 +46,7 @@ def main() -> None:
         values = report.comparison.outputs[0].values
         table.add_row(
             precision,
-            method or "-",
+            method if precision == "int8" else "-",
             "yes" if plain else "",
             f"{values['accuracy_fp32']:.2f} %",
             f"{values['accuracy']:.2f} %",

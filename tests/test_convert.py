@@ -161,6 +161,17 @@ def test_a_table_drives_a_second_conversion_to_the_same_graph(run_dir: Path, tmp
         assert (folder / "typed.onnx").read_bytes() == (run_dir / "typed.onnx").read_bytes()
 
 
+def test_biases_are_never_corrected_by_the_samples_that_judge_the_result(
+    run_dir: Path, tmp_path: Path, cli: Cli
+) -> None:
+    command = ("convert", DIGITS, "-p", "int8", "--calib-table", run_dir / "calibration.json", "--data", EVAL)
+    for folder, *flags in (("judged",), ("without", "--no-bias-correction")):
+        done = cli(*command, "-o", tmp_path / folder, "--backend", "onnxruntime", *flags)
+        assert done.code == 0, done.err
+        assert ("biases are not corrected: that takes the samples of --calib" in done.out) == (not flags)
+    assert (tmp_path / "judged/typed.onnx").read_bytes() == (tmp_path / "without/typed.onnx").read_bytes()
+
+
 def test_calibrate_leaves_the_table_that_convert_then_finds(tmp_path: Path, cli: Cli) -> None:
     done = cli("calibrate", DIGITS, "--calib", CALIB, "-o", tmp_path / "run")
     assert done.code == 0, done.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
+from trtopt.calibrate import AUTO
 from trtopt.data.dataset import Dataset
 from trtopt.engine.onnxruntime import open_runner
 from trtopt.errors import ModelError
@@ -17,8 +19,8 @@ from trtopt.events import Warned, silent
 from trtopt.export.onnx import describe
 from trtopt.stages.context import Context, Target
 from trtopt.stages.graph import set_precision
-from trtopt.stages.samples import equalize, observe
-from trtopt.stages.trial import output_error, rough
+from trtopt.stages.samples import calibrate, equalize, observe
+from trtopt.stages.trial import output_error, rough, scratch
 from trtopt.store import open_store
 from trtopt.types import CalibrationTable, OnnxModel
 
@@ -60,7 +62,7 @@ def test_the_error_is_that_of_the_quantized_outputs(context: Context, tmp_path: 
     model, data = network(tmp_path), dataset(1.0)
     request = rough(context, model, data)
     assert request.table is not None
-    error = output_error(context, model, data)
+    error = output_error(context, model, data, "int8")
     coarse = {name: scale * 20 for name, scale in request.table.scales.items()}
     fine = error(model, request)
     assert 0 < fine < 0.01
@@ -69,14 +71,14 @@ def test_the_error_is_that_of_the_quantized_outputs(context: Context, tmp_path: 
 
 def test_channels_that_differ_are_equalized_and_the_function_stays(context: Context, tmp_path: Path) -> None:
     model, data = network(tmp_path), dataset(SPREAD)
-    made = equalize(context, model, data)
+    made = equalize(context, model, data, "int8")
     assert made.notes[0] == "channels of 1 activation brought to similar ranges, 1 by a multiplication more"
     assert made.notes[1].endswith("dB less error on 16 samples")
     feed = data.load(0)
     np.testing.assert_allclose(
         open_runner(made.path).run(feed)["y"], open_runner(model.path).run(feed)["y"], rtol=1e-4, atol=1e-4
     )
-    error = output_error(context, model, data)
+    error = output_error(context, model, data, "int8")
     assert error(made, rough(context, made, data)) < error(model, rough(context, model, data)) / 10
 
 
@@ -84,14 +86,14 @@ def test_what_is_not_better_is_not_kept(context: Context, tmp_path: Path, monkey
     # No network is known to be worse for certain: the trial is made to say so.
     verdict = lambda candidate, *_: float(bool(candidate.notes))  # noqa: E731
     monkeypatch.setattr("trtopt.stages.samples.output_error", lambda *_: verdict)
-    made = equalize(context, network(tmp_path), dataset(SPREAD))
+    made = equalize(context, network(tmp_path), dataset(SPREAD), "int8")
     assert made.notes == ("channels left as they are: equalized, the outputs are hardly nearer to FP32",)
     assert [node.op_type for node in onnx.load(made.path).graph.node] == ["HardSwish", "MatMul"]
 
 
 @pytest.mark.parametrize("body", ["{ y = MatMul(x, w) }", "{ h = Clip(x) y = MatMul(h, w) }"])
 def test_a_network_with_nothing_to_equalize_is_copied(context: Context, tmp_path: Path, body: str) -> None:
-    made = equalize(context, network(tmp_path, body), dataset(SPREAD))
+    made = equalize(context, network(tmp_path, body), dataset(SPREAD), "int8")
     assert made.notes == ()
     assert [node.op_type for node in onnx.load(made.path).graph.node][-1] == "MatMul"
 
@@ -101,7 +103,7 @@ def test_channels_that_are_alike_are_left_as_they_are(context: Context, tmp_path
     proto = onnx.load(model.path)
     proto.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.eye(16, 24, dtype=np.float32), "w"))
     onnx.save(proto, model.path)
-    made = equalize(context, describe(model.path), dataset(1.0))
+    made = equalize(context, describe(model.path), dataset(1.0), "int8")
     assert made.notes == ()
     assert [node.op_type for node in onnx.load(made.path).graph.node] == ["HardSwish", "MatMul"]
 
@@ -155,10 +157,10 @@ def test_biases_are_left_alone_where_correcting_them_is_no_better(
     assert not any("its bias" in decision.reason for decision in typed.decisions)
 
 
-@pytest.mark.parametrize(("errors", "best", "gain"), [((1.0, np.nan, 0.1), "weights and inputs", 10.0),
-                                                      ((np.nan, 0.5, np.inf), "weights", 0.0),
+@pytest.mark.parametrize(("errors", "best", "gain"), [((1.0, np.inf, 0.1), "weights and inputs", 10.0),
+                                                      ((np.inf, 0.5, np.inf), "weights", 0.0),
                                                       ((np.inf, np.inf, np.inf), "", 0.0)])  # fmt: skip
-def test_an_error_that_is_not_finite_is_no_candidate(
+def test_a_correction_that_cannot_be_tried_is_no_candidate(
     context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, errors: tuple[float, ...], best: str, gain: float
 ) -> None:
     found = iter(errors)
@@ -169,17 +171,44 @@ def test_an_error_that_is_not_finite_is_no_candidate(
 
 
 def test_a_trial_that_cannot_run_is_told_and_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> float:
-        raise ModelError("onnxruntime cannot load trial.onnx", why="no kernel for it")
+    def refuse(context: Context, name: str) -> AbstractContextManager[Path]:
+        if name == "trial.onnx":
+            raise ModelError("onnxruntime cannot load trial.onnx", why="no kernel for it")
+        return scratch(context, name)
 
     events: list[object] = []
-    monkeypatch.setattr("trtopt.stages.samples.output_error", lambda *_: refuse)
-    model, data = with_bias(tmp_path), backgrounds()
+    monkeypatch.setattr("trtopt.stages.trial.scratch", refuse)
+    model, data = with_bias(tmp_path), dataset(SPREAD)
     with open_store(tmp_path / "run", silent) as store:
         context = Context(store=store, emit=events.append, device="cpu")
-        seen = observe(context, model, data, TARGET, rough(context, model, data).table)
-    assert seen.correction == ""
-    assert any(isinstance(event, Warned) and "no kernel for it" in event.message for event in events)
+        equalized = equalize(context, model, data, "int8")
+        table = calibrate(context, equalized, data, AUTO, "int8")
+        seen = observe(context, equalized, data, TARGET, table)
+    assert equalized.notes == ("channels left as they are: it could not be tried",)
+    assert (table.method, table.tried, seen.correction) == ("mse", {}, "")
+    told = [event.message for event in events if isinstance(event, Warned)]
+    assert len(told) == 3  # each stage once, however much it tried
+    assert all("no kernel for it" in message for message in told)
+
+
+def test_outputs_that_are_not_finite_are_infinitely_far(context: Context, tmp_path: Path) -> None:
+    model, data = network(tmp_path, "{ h = HardSwish(x) z = MatMul(h, w) y = Reciprocal(z) }"), dataset(1.0)
+    request = rough(context, model, data)
+    coarse = {name: scale * 1e6 for name, scale in (request.table.scales if request.table else {}).items()}
+    error = output_error(context, model, data, "int8")
+    assert np.isfinite(error(model, request))
+    assert error(model, replace(request, table=CalibrationTable(method="mse", scales=coarse))) == np.inf
+
+
+def test_auto_takes_the_method_whose_network_is_nearest_to_fp32(context: Context, tmp_path: Path) -> None:
+    model, data = network(tmp_path), dataset(1.0)
+    table = calibrate(context, model, data, AUTO, "int8")
+    assert table.method == max(table.tried, key=table.tried.__getitem__)
+    assert table.scales == calibrate(context, model, data, table.method, "int8").scales
+    error, request = output_error(context, model, data, "int8"), rough(context, model, data)
+    for name, decibels in table.tried.items():
+        of_it = replace(request, table=calibrate(context, model, data, name, "int8"))
+        assert decibels == pytest.approx(-10 * np.log10(error(model, of_it)))
 
 
 def test_outputs_of_other_shapes_are_infinitely_far(context: Context, tmp_path: Path) -> None:
@@ -189,7 +218,7 @@ def test_outputs_of_other_shapes_are_infinitely_far(context: Context, tmp_path: 
     )
     request = rough(context, model, data)
     coarse = {name: scale * 200 for name, scale in (request.table.scales if request.table else {}).items()}
-    error = output_error(context, model, data)
+    error = output_error(context, model, data, "int8")
     assert error(model, replace(request, table=CalibrationTable(method="mse", scales=coarse))) == np.inf
 
 
@@ -203,5 +232,5 @@ def test_without_bias_correction_or_a_table_nothing_is_tried(context: Context, t
 
 
 def test_nothing_temporary_is_left(context: Context, tmp_path: Path) -> None:
-    equalize(context, network(tmp_path), dataset(SPREAD))
+    equalize(context, network(tmp_path), dataset(SPREAD), "int8")
     assert [path.name for path in context.store.root.rglob("*") if path.name.startswith(".tmp")] == []

@@ -81,7 +81,7 @@ class ConvertPlan:
     run_dir: Path
     rest: str = "fp16"
     calib: DataPlan | None = None
-    method: str = "mse"
+    method: str = "auto"
     table: Path | None = None
     data: DataPlan | None = None
     equalization: bool = True

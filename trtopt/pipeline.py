@@ -63,7 +63,11 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
             context.emit(Warned(assumed))
         data = _open(context, plan.data, source)  # before an hour of calibration, if it cannot be read
         model, calib, table = _calibrated(context, plan, source, ranges)
-        target = stages.Target(precision=plan.precision, rest=plan.rest, bias_correction=plan.bias_correction)
+        # Never by the samples that the result is judged on.
+        corrects = plan.bias_correction and calib is not None
+        if plan.bias_correction and table is not None and not corrects:
+            context.emit(Warned("biases are not corrected: that takes the samples of --calib, beside the table"))
+        target = stages.Target(precision=plan.precision, rest=plan.rest, bias_correction=corrects)
         seen = _magnitudes(context, target, model, calib or data, table)
         typed = stages.set_precision(context, model, target, table, seen)
         store.discard("build", typed=typed.onnx.digest)  # the engine of an earlier graph is not this one's
@@ -162,7 +166,7 @@ def _calibrated(
         return model, calib, None
     given = _read_table(plan)
     if calib is not None and _equalizes(plan, given):
-        model = stages.equalize(context, model, calib)
+        model = stages.equalize(context, model, calib, plan.precision)
     return model, calib, _table(context, plan, model, calib, given)
 
 
@@ -191,7 +195,7 @@ def _table(
     table: CalibrationTable | None,
 ) -> CalibrationTable | None:
     if table is None:
-        return stages.calibrate(context, model, calib, plan.method) if calib is not None else None
+        return stages.calibrate(context, model, calib, plan.method, plan.precision) if calib is not None else None
     from trtopt.calibrate.table import check_table
     from trtopt.export.onnx import load_ir
     from trtopt.precision.placement import place
@@ -216,9 +220,7 @@ def _magnitudes(
     if target.precision == "fp32":
         return None
     if dataset is None:
-        context.emit(
-            Warned("without samples, activations are not checked against the 16-bit range, nor biases corrected")
-        )
+        context.emit(Warned("without samples, activations are not checked against the 16-bit range"))
         return None
     return stages.observe(context, model, dataset, target, table)
 

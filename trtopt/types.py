@@ -62,7 +62,8 @@ class CalibrationTable:
     """One positive, finite, symmetric INT8 scale (zero point 0) for each calibrated tensor.
 
     `scales[t]` is `amax[t] / 127`, where `amax[t]` is the largest magnitude that method chose to represent. `ranges[t]`
-    is the largest magnitude seen, where that is known (a TensorRT calibration cache does not say). `model_digest` and
+    is the largest magnitude seen, where that is known (a TensorRT calibration cache does not say). `tried` is the SQNR
+    at the network's outputs on a few samples, in dB, by method, where the method was chosen by it. `model_digest` and
     `data_digest` tie the table to what it was made from; they are empty in a table read from a TensorRT cache.
     `fingerprints` are those of the samples (`trtopt.data.overlap`), where they are known.
     """
@@ -70,7 +71,7 @@ class CalibrationTable:
     method: str
     scales: Mapping[str, float]
     ranges: Mapping[str, float] = field(default_factory=dict)
-    chosen: Mapping[str, str] = field(default_factory=dict)
+    tried: Mapping[str, float] = field(default_factory=dict)
     samples: int = 0
     model_digest: str = ""
     data_digest: str = ""

@@ -33,7 +33,7 @@ def tables(draw: st.DrawFn) -> CalibrationTable:
         method=draw(st.sampled_from(methods())),
         scales=scales,
         ranges={name: draw(SCALES) for name in scales},
-        chosen={name: "mse" for name in scales if draw(st.booleans())},
+        tried=draw(st.dictionaries(st.sampled_from(methods()), st.floats(-300, 300))),
         samples=draw(st.integers(0, 10**6)),
         model_digest=draw(st.sampled_from(["", "c" * 64])),
         data_digest="d" * 64,
@@ -126,7 +126,9 @@ def test_a_json_scale_that_is_not_positive_and_finite_is_refused(tmp_path: Path,
         read_table(tmp_path / "t")
 
 
-@pytest.mark.parametrize("key", ["tensors", "method", "samples", "model_digest", "data_digest", "fingerprints"])
+@pytest.mark.parametrize(
+    "key", ["tensors", "method", "tried", "samples", "model_digest", "data_digest", "fingerprints"]
+)
 @pytest.mark.parametrize("value", [None, 1.5])
 def test_a_json_field_of_the_wrong_type_is_named(tmp_path: Path, key: str, value: object) -> None:
     write_json(table(x=0.5), tmp_path / "t")

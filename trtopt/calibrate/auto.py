@@ -9,22 +9,24 @@ Touches: nothing; it calls the function that measures.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from trtopt.types import CalibrationTable
 
+FALLBACK = "mse"
+"""Where no method's network could be measured: the one that was never far from the best on the networks tried."""
+_TINY = 1e-30
 
-def choose(
-    tables: Mapping[str, CalibrationTable], error: Callable[[CalibrationTable], float]
-) -> tuple[CalibrationTable, str]:
-    """Return the table with the least `error`, and a line that says what each method's error was, in dB of SQNR.
 
-    `error(table)` is noise energy over signal energy at the network's outputs; the first of equals wins.
+def choose(tables: Mapping[str, CalibrationTable], error: Callable[[CalibrationTable], float]) -> CalibrationTable:
+    """Return the table with the least `error`, with what SQNR, in dB, each method's network has.
+
+    `tables` are by method, `FALLBACK` among them. `error(table)` is noise energy over signal energy at the network's
+    outputs, infinite where it cannot be said; the first of equals wins.
     """
-    import math
-
     errors = {name: error(table) for name, table in tables.items()}
-    best = min(errors, key=errors.__getitem__)
-    said = ", ".join(f"{name} {-10 * math.log10(max(value, 1e-30)):.1f} dB" for name, value in errors.items())
-    return replace(tables[best], method="auto", chosen=dict.fromkeys(tables[best].scales, best)), f"{best} ({said})"
+    tried = {name: -10 * math.log10(max(value, _TINY)) for name, value in errors.items() if math.isfinite(value)}
+    best = min(tried, key=errors.__getitem__, default=FALLBACK)
+    return replace(tables[best], tried=tried)

@@ -56,7 +56,7 @@ def _described(name: str, table: CalibrationTable, histogram: Histogram, noise: 
     counts, width = histogram.linear(_BINS)
     return CalibratedTensor(
         tensor=name,
-        method=table.chosen.get(name, table.method),
+        method=table.method,
         amax=LEVELS * table.scales[name],
         largest=histogram.amax,
         clipped=histogram.share_above((LEVELS + 0.5) * table.scales[name]),

@@ -108,14 +108,13 @@ def write_json(table: CalibrationTable, path: Path, histograms: Mapping[str, His
         tensors[name] = {"scale": scale}
         if name in table.ranges:
             tensors[name]["amax"] = table.ranges[name]
-        if name in table.chosen:
-            tensors[name]["method"] = table.chosen[name]
         if histograms and name in histograms:
             tensors[name].update(_statistics(scale, histograms[name]))
     document = {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
         "method": table.method,
+        "tried": dict(table.tried),
         "samples": table.samples,
         "model_digest": table.model_digest,
         "data_digest": table.data_digest,
@@ -208,21 +207,19 @@ def _from_json(path: Path, text: str) -> CalibrationTable:
     tensors: dict[str, object] = _field(path, document, "tensors", dict)
     scales: dict[str, float] = {}
     ranges: dict[str, float] = {}
-    chosen: dict[str, str] = {}
     for name, entry in tensors.items():
         if not isinstance(entry, dict):
             raise _damaged(path, f"the entry of {name!r} is no object")
         scales[name] = _positive(path, f"the scale of {name!r}", entry.get("scale"))
         if "amax" in entry:
             ranges[name] = _magnitude(path, f"the amax of {name!r}", entry["amax"])
-        if "method" in entry:
-            chosen[name] = _field(path, entry, "method", str)
+    tried: dict[str, object] = _field(path, document, "tried", dict)
     fingerprints: list[object] = _field(path, document, "fingerprints", list)
     return CalibrationTable(
         method=_field(path, document, "method", str),
         scales=scales,
         ranges=ranges,
-        chosen=chosen,
+        tried={name: _field(path, tried, name, float) for name in tried},
         samples=_field(path, document, "samples", int),
         model_digest=_field(path, document, "model_digest", str),
         data_digest=_field(path, document, "data_digest", str),

@@ -19,7 +19,7 @@ def calibrate(
         str,
         typer.Option(help="Samples: a folder of pictures, .npy, .npz, .jsonl, .parquet, module:function."),
     ],
-    method: Annotated[str, typer.Option(help="mse, entropy, percentile, minmax or auto.")] = "mse",
+    method: Annotated[str, typer.Option(help="auto tries mse, entropy, percentile and minmax.")] = "auto",
     recipe: RecipeFlag = None,
     skip_bad: SkipBadFlag = False,
     no_equalization: Annotated[

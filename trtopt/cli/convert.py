@@ -53,8 +53,8 @@ def convert(
     recipe: RecipeFlag = None,
     skip_bad: SkipBadFlag = False,
     method: Annotated[
-        str, typer.Option(help="How scales are chosen: mse, entropy, percentile, minmax or auto.")
-    ] = "mse",
+        str, typer.Option(help="How scales are chosen. auto tries mse, entropy, percentile and minmax.")
+    ] = "auto",
     calib_table: Annotated[
         Path | None, typer.Option(help="Use this calibration table (JSON, or TensorRT's cache) instead of calibrating.")
     ] = None,

@@ -14,7 +14,6 @@ from typing import Any
 from trtopt.calibrate.ranges import Channels, Seen
 from trtopt.config import DataPlan
 from trtopt.data.dataset import Dataset
-from trtopt.errors import TrtoptError
 from trtopt.events import Warned
 from trtopt.precision import Request
 from trtopt.stages.context import Context, Target, versions
@@ -34,11 +33,11 @@ def open_data(plan: DataPlan, model: OnnxModel) -> Dataset:
     return open_dataset(plan.source, model.inputs, recipe=recipe, skip_bad=plan.skip_bad)
 
 
-def equalize(context: Context, model: OnnxModel, dataset: Dataset) -> OnnxModel:
+def equalize(context: Context, model: OnnxModel, dataset: Dataset, kind: str) -> OnnxModel:
     """FP32 ONNX + a few samples -> the same function with channels of similar range (`equalized.onnx`).
 
     Which way of equalizing suits a network, or none, is tried on the samples: less error in its layers need not be
-    less at its outputs.
+    less at its outputs. `kind` is the precision that it will be quantized to.
     """
 
     def make(folder: Path) -> OnnxModel:
@@ -53,7 +52,7 @@ def equalize(context: Context, model: OnnxModel, dataset: Dataset) -> OnnxModel:
             return _equalized(model, {}, (), folder / "equalized.onnx")
         with tapped(context, model, list(axes)) as path:
             seen = channels(open_runner(path, device=context.device).run, dataset, axes)
-        error = output_error(context, model, dataset)
+        error = output_error(context, model, dataset, kind)
         errors: dict[tuple[float, ...], float] = {}
         for exponents in WAYS:
             with scratch(context, "equalized.onnx") as path:
@@ -64,14 +63,17 @@ def equalize(context: Context, model: OnnxModel, dataset: Dataset) -> OnnxModel:
             return _equalized(model, {}, (), folder / "equalized.onnx")
         plain = error(model, rough(context, model, dataset))
         best = min(errors, key=errors.__getitem__)
-        if not errors[best] < WORTH * plain:
+        if not (math.isfinite(plain) and errors[best] < WORTH * plain):
             made = _equalized(model, {}, (), folder / "equalized.onnx")
-            return replace(made, notes=("channels left as they are: equalized, the outputs are hardly nearer to FP32",))
+            why = (
+                "equalized, the outputs are hardly nearer to FP32" if math.isfinite(plain) else "it could not be tried"
+            )
+            return replace(made, notes=(f"channels left as they are: {why}",))
         made = _equalized(model, seen, best, folder / "equalized.onnx")
         gain = 10 * math.log10(plain / max(errors[best], TINY))
         return replace(made, notes=(*made.notes, f"{gain:.1f} dB less error on {SAMPLES} samples"))
 
-    key = {"model": model.digest, "data": dataset.digest, "device": context.device, "worth": str(WORTH)}
+    key = {"model": model.digest, "data": dataset.digest, "device": context.device, "worth": str(WORTH), "for": kind}
     key |= versions("onnxruntime", "onnxruntime-gpu", "onnx-ir")
     return context.store.stage(
         "equalize", key, OnnxModel, make, lambda made: "; ".join(made.notes) or "no channels to equalize"
@@ -93,8 +95,11 @@ def _equalized(model: OnnxModel, seen: Mapping[str, Channels], exponents: Sequen
     return describe(path, (note,) if count else ())
 
 
-def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str) -> CalibrationTable:
-    """FP32 ONNX + samples -> one scale a tensor (`calibration.json`, and `calibration.cache` as TensorRT writes it)."""
+def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str, kind: str) -> CalibrationTable:
+    """FP32 ONNX + samples -> one scale a tensor (`calibration.json`, and `calibration.cache` as TensorRT writes it).
+
+    `kind` is the precision that the network will be quantized to, and in which `auto` tries the methods.
+    """
 
     def make(folder: Path) -> CalibrationTable:
         from trtopt.calibrate import AUTO, auto, methods, noisiest, table
@@ -115,27 +120,31 @@ def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str)
                 context.emit(Warned(f"calibrated in {runner.where}"))
             watched = fingerprinted(dataset, seen)
             histograms = observe_where_it_runs(runner, tensors, watched, stage="calibrate", emit=context.emit)
+        names = methods() if method == AUTO else [method]
+        tables = {name: table.make_table(name, histograms, model=model, dataset=dataset) for name in names}
         if method == AUTO:
-            candidates = {n: table.make_table(n, histograms, model=model, dataset=dataset) for n in methods()}
-            error = output_error(context, model, dataset)
+            error = output_error(context, model, dataset, kind)
             request = rough(context, model, dataset)
-            made, line = auto.choose(candidates, lambda table: error(model, replace(request, table=table)))
-            context.emit(Warned(f"--method auto chose {line}"))
+            made = auto.choose(tables, lambda table: error(model, replace(request, table=table)))
         else:
-            made = table.make_table(method, histograms, model=model, dataset=dataset)
+            made = tables[method]
         table.write_json(made, folder / "calibration.json", histograms)
         table.write_cache(made, folder / "calibration.cache")
         noisiest.write(noisiest.noisiest(made, histograms), folder)
         return replace(made, fingerprints=tuple(sorted(seen)))
 
-    key = {"model": model.digest, "data": dataset.digest, "method": method, "device": context.device}
-    return context.store.stage(
-        "calibrate",
-        key | versions("onnxruntime", "onnxruntime-gpu", "numba"),
-        CalibrationTable,
-        make,
-        lambda made: f"{made.method} over {made.samples} samples: {len(made.scales)} scales",
-    )
+    key = {"model": model.digest, "data": dataset.digest, "method": method, "device": context.device, "for": kind}
+    key |= versions("onnxruntime", "onnxruntime-gpu", "numba")
+    return context.store.stage("calibrate", key, CalibrationTable, make, _calibrated_line)
+
+
+def _calibrated_line(made: CalibrationTable) -> str:
+    line = f"{made.method} over {made.samples} samples: {len(made.scales)} scales"
+    if not made.tried:
+        return line
+    best, *others = sorted(made.tried.items(), key=lambda item: -item[1])
+    rest = ", ".join(f"{name} {decibels:.1f}" for name, decibels in others)
+    return f"{line}; tried on {min(SAMPLES, made.samples)} of them: {best[0]} {best[1]:.1f} dB, {rest}"
 
 
 def observe(
@@ -177,11 +186,8 @@ def observe(
         correction, gain = "", 0.0
         if quantizes:
             request = replace(request, ranges=seen.ranges, sizes=seen.sizes)
-            try:
-                error = output_error(context, model, dataset, target.precision)
-                correction, gain = _best_correction(error, model, request, seen)
-            except TrtoptError as failure:
-                context.emit(Warned(f"whether to correct biases could not be tried: {failure}"))
+            error = output_error(context, model, dataset, target.precision)
+            correction, gain = _best_correction(error, model, request, seen)
         return Observation(
             ranges=seen.ranges,
             sizes=seen.sizes,
@@ -214,10 +220,9 @@ def _best_correction(
         "weights and inputs": replace(request, means=seen.means, errors=seen.errors),
     }
     errors = {name: error(model, way) for name, way in ways.items()}
-    finite = {name: value for name, value in errors.items() if math.isfinite(value)}
-    best = min(finite, key=finite.__getitem__, default="")
-    both = best and "" in finite
-    return best, 10 * math.log10(max(errors[""], TINY) / max(errors[best], TINY)) if both else 0.0
+    best = min(errors, key=errors.__getitem__)  # "" where none could be tried, as all are infinite
+    comparable = math.isfinite(errors[""])
+    return best, 10 * math.log10(max(errors[""], TINY) / max(errors[best], TINY)) if comparable else 0.0
 
 
 def _observed_line(made: Observation, *, tried: bool) -> str:

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trtopt.data.dataset import Array, Dataset, Feed
+from trtopt.errors import TrtoptError
+from trtopt.events import Warned
 from trtopt.precision import Request
 from trtopt.stages.context import Context
 from trtopt.types import OnnxModel
@@ -22,7 +24,7 @@ SAMPLES = 16
 """Samples that each candidate's network runs on: enough to tell them apart by decibels, cheap beside calibration."""
 TINY = 1e-30
 METHOD = "mse"
-"""Of the scales of a trial: the default, whatever was asked for; equalization comes before the choice of a method."""
+"""Of the scales that networks are compared by before a method is chosen, whatever was asked for."""
 
 
 @contextlib.contextmanager
@@ -47,12 +49,12 @@ def tapped(context: Context, model: OnnxModel, tensors: Sequence[str]) -> Iterat
 
 
 def output_error(
-    context: Context, model: OnnxModel, dataset: Dataset, kind: str = "int8"
+    context: Context, model: OnnxModel, dataset: Dataset, kind: str
 ) -> Callable[[OnnxModel, Request], float]:
-    """A function that quantizes a network equal to `model`, and returns noise over signal energy, summed over outputs:
-    infinite if outputs have other shapes than in FP32.
+    """A function that quantizes a network equal to `model`, and returns noise over signal energy, summed over outputs.
 
-    `kind` is the precision it is quantized to.
+    It is infinite if outputs have other shapes than in FP32, are NaN or infinite, or cannot be computed, which is
+    warned of: a trial ends nothing. `kind` is the precision that the network is quantized to.
     """
     from trtopt.engine.onnxruntime import open_runner
     from trtopt.export.onnx import load_ir
@@ -64,13 +66,24 @@ def output_error(
     run = open_runner(model.path, device=context.device).run
     wanted = [run(feed) for feed in feeds]
 
-    def error(candidate: OnnxModel, request: Request) -> float:
+    warned: set[str] = set()
+
+    def outputs(candidate: OnnxModel, request: Request) -> list[Mapping[str, Array]]:
         graph = load_ir(candidate.path)
         precision(kind).apply(graph, request)
         with scratch(context, "trial.onnx") as path:
             save(graph, path, inline=BETWEEN_STAGES)
             quantized = open_runner(path, device=context.device).run
-            found = [quantized(feed) for feed in feeds]
+            return [quantized(feed) for feed in feeds]
+
+    def error(candidate: OnnxModel, request: Request) -> float:
+        try:
+            found = outputs(candidate, request)
+        except TrtoptError as failure:
+            if str(failure) not in warned:  # what ends one trial ends the next one, too
+                warned.add(str(failure))
+                context.emit(Warned(f"what suits this network could not be tried: {failure}"))
+            return math.inf
         total = 0.0
         for name in wanted[0]:
             pairs = [(np.float64(w[name]), np.float64(f[name])) for w, f in zip(wanted, found, strict=True)]
@@ -78,7 +91,7 @@ def output_error(
                 return math.inf  # how many results there are depends on the values: boxes, say
             signal = sum(float((w * w).sum()) for w, _ in pairs)
             total += sum(float(((w - f) ** 2).sum()) for w, f in pairs) / max(signal, TINY)
-        return total
+        return total if math.isfinite(total) else math.inf
 
     return error
 
