@@ -25,9 +25,9 @@ LEGEND = """Columns: the score on the task; SQNR of the first output against FP3
 sample's. *int8 or fp16*: for INT8, how many of the operators that multiply (Conv, ConvTranspose, Gemm, MatMul) read two
 dequantized operands; for FP16, how many of the computing nodes compute in it. *TensorRT*: its parser and builder take
 it, strongly typed. *calibrate*: seconds from the first sample to the last scale, for trtopt those of its stage of that
-name with all that is loaded once, and in FP32's row those of bare inference over the same samples. *equalize*: seconds
-of the stage before, in which trtopt tries whether channels of similar range are better. *total*: all stages. *peak*: of
-the process that made it, in MB.
+name with all that is loaded once, for `auto` with the trial of the four methods on 16 samples, and in FP32's row those
+of bare inference over the same samples. *equalize*: seconds of the stage before, in which trtopt tries whether channels
+of similar range are better. *total*: all stages. *peak*: of the process that made it, in MB.
 """
 
 QUIET = 0.1
@@ -47,14 +47,17 @@ COLUMNS = (
 )
 
 
-def page(models: Mapping[str, Any], titles: Mapping[str, str]) -> str:
-    """The whole page: `models` as `ZOO/quality.json` holds them, `titles` of the variants in the order to show."""
-    sections = [INTRO, "## Summary\n", summary(models, titles), "## All variants\n", LEGEND]
+def page(models: Mapping[str, Any], titles: Mapping[str, str], default: str) -> str:
+    """The whole page: `models` as `ZOO/quality.json` holds them, `titles` of the variants in the order to show.
+
+    `default` is the variant that is trtopt's INT8 as nobody asked for another.
+    """
+    sections = [INTRO, "## Summary\n", summary(models, titles, default), "## All variants\n", LEGEND]
     sections += [section(name, model, titles) for name, model in models.items()]
     return "\n".join(sections)
 
 
-def summary(models: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+def summary(models: Mapping[str, Any], titles: Mapping[str, str], default: str) -> str:
     """trtopt's default beside the better of the peers, one row a model; and FP16."""
     head = (
         "model",
@@ -75,7 +78,7 @@ def summary(models: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     body = []
     for name, model in models.items():
         rows: Rows = model["rows"]
-        ours, half = rows.get("trtopt:int8", {}), rows.get("trtopt:fp16", {})
+        ours, half = rows.get(default, {}), rows.get("trtopt:fp16", {})
         peers = {key: row for key, row in rows.items() if key.startswith(("ort:", "modelopt:int8:")) and "task" in row}
         slowest = max(
             (row for key, row in peers.items() if "ntropy" in key and row.get("calibrate")),
@@ -103,8 +106,9 @@ def summary(models: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     note = (
         "Bold: at least as good as every variant of onnxruntime and ModelOpt on that measure. Where fewer operators\n"
         "are in INT8, part of a better score is that less was quantized. Calibration against bare inference is at the\n"
-        "pace behind the first sample, without what is loaded once. Times are compared only where both were measured\n"
-        f"while other work took no more than {QUIET} cores of the machine.\n"
+        "pace behind the first sample, without what is loaded once and the trial of methods, which the next column\n"
+        "has. Times are compared only where both were measured while other work took no more than "
+        f"{QUIET} cores of\nthe machine.\n"
     )
     return table(head, body) + "\n" + note
 

@@ -210,6 +210,16 @@ def test_evaluating_on_calibration_samples_is_warned_about(tmp_path: Path, cli: 
     assert "200 of 200 evaluation samples were calibrated on" in done.out
 
 
+def test_evaluating_on_the_samples_that_a_table_was_made_from_is_warned_about(
+    run_dir: Path, tmp_path: Path, cli: Cli
+) -> None:
+    table = ("--calib-table", run_dir / "calibration.json")
+    done = cli(
+        "convert", DIGITS, "-p", "int8", *table, "--data", CALIB, "-o", tmp_path / "b", "--backend", "onnxruntime"
+    )
+    assert "200 of 200 evaluation samples were calibrated on" in done.out
+
+
 def test_comparing_without_evaluation_data_is_warned_about(tmp_path: Path, cli: Cli) -> None:
     done = cli("convert", DIGITS, *INT8, "-o", tmp_path / "run", "--backend", "onnxruntime", "--gate", "sqnr=20")
     assert done.code == 0

@@ -14,9 +14,11 @@ import pytest
 from trtopt.calibrate import AUTO
 from trtopt.data.dataset import Dataset
 from trtopt.engine.onnxruntime import open_runner
-from trtopt.errors import ModelError
+from trtopt.errors import ModelError, OutOfMemoryError
 from trtopt.events import Warned, silent
-from trtopt.export.onnx import describe
+from trtopt.export.onnx import describe, load_ir
+from trtopt.export.prepare import save
+from trtopt.precision import Request, precision
 from trtopt.stages.context import Context, Target
 from trtopt.stages.graph import set_precision
 from trtopt.stages.samples import calibrate, equalize, observe
@@ -27,8 +29,10 @@ from trtopt.types import CalibrationTable, OnnxModel
 SPREAD = np.geomspace(0.05, 20, 16, dtype=np.float32)
 
 
-def network(folder: Path, body: str = "{ h = HardSwish(x) y = MatMul(h, w) }") -> OnnxModel:
-    text = f'<ir_version: 10, opset_import: ["": 19]> g (float[n, 16] x) => (float[n, 24] y) {body}'
+def network(
+    folder: Path, body: str = "{ h = HardSwish(x) y = MatMul(h, w) }", outputs: str = "float[n, 24] y"
+) -> OnnxModel:
+    text = f'<ir_version: 10, opset_import: ["": 19]> g (float[n, 16] x) => ({outputs}) {body}'
     proto = onnx.parser.parse_model(text)
     # What the wide channels lead to is small: the narrow ones matter as much.
     weight = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32) / SPREAD[:, None]
@@ -38,6 +42,12 @@ def network(folder: Path, body: str = "{ h = HardSwish(x) y = MatMul(h, w) }") -
     proto = onnx.shape_inference.infer_shapes(proto)
     onnx.save(proto, folder / "model.onnx")
     return describe(folder / "model.onnx")
+
+
+def coarser(request: Request, times: float) -> Request:
+    assert request.table is not None
+    scales = {name: scale * times for name, scale in request.table.scales.items()}
+    return replace(request, table=CalibrationTable(method="mse", scales=scales))
 
 
 def dataset(spread: np.ndarray | float, count: int = 40) -> Dataset:
@@ -61,12 +71,11 @@ def context(tmp_path: Path) -> Iterator[Context]:
 def test_the_error_is_that_of_the_quantized_outputs(context: Context, tmp_path: Path) -> None:
     model, data = network(tmp_path), dataset(1.0)
     request = rough(context, model, data)
-    assert request.table is not None
     error = output_error(context, model, data, "int8")
-    coarse = {name: scale * 20 for name, scale in request.table.scales.items()}
     fine = error(model, request)
     assert 0 < fine < 0.01
-    assert error(model, replace(request, table=CalibrationTable(method="mse", scales=coarse))) > 20 * fine
+    assert error(model) == fine  # by a request of its own
+    assert error(model, coarser(request, 20)) > 20 * fine
 
 
 def test_channels_that_differ_are_equalized_and_the_function_stays(context: Context, tmp_path: Path) -> None:
@@ -158,7 +167,7 @@ def test_biases_are_left_alone_where_correcting_them_is_no_better(
 
 
 @pytest.mark.parametrize(("errors", "best", "gain"), [((1.0, np.inf, 0.1), "weights and inputs", 10.0),
-                                                      ((np.inf, 0.5, np.inf), "weights", 0.0),
+                                                      ((np.inf, 0.5, np.inf), "", 0.0),
                                                       ((np.inf, np.inf, np.inf), "", 0.0)])  # fmt: skip
 def test_a_correction_that_cannot_be_tried_is_no_candidate(
     context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, errors: tuple[float, ...], best: str, gain: float
@@ -191,13 +200,55 @@ def test_a_trial_that_cannot_run_is_told_and_ends_nothing(tmp_path: Path, monkey
     assert all("no kernel for it" in message for message in told)
 
 
-def test_outputs_that_are_not_finite_are_infinitely_far(context: Context, tmp_path: Path) -> None:
-    model, data = network(tmp_path, "{ h = HardSwish(x) z = MatMul(h, w) y = Reciprocal(z) }"), dataset(1.0)
+@pytest.mark.parametrize("last", ["Reciprocal(z)", "Div(z, z)"])  # 1 / 0 and 0 / 0
+def test_outputs_that_are_not_finite_are_infinitely_far(context: Context, tmp_path: Path, last: str) -> None:
+    model, data = network(tmp_path, f"{{ h = HardSwish(x) z = MatMul(h, w) y = {last} }}"), dataset(1.0)
     request = rough(context, model, data)
-    coarse = {name: scale * 1e6 for name, scale in (request.table.scales if request.table else {}).items()}
     error = output_error(context, model, data, "int8")
     assert np.isfinite(error(model, request))
-    assert error(model, replace(request, table=CalibrationTable(method="mse", scales=coarse))) == np.inf
+    assert error(model, coarser(request, 1e6)) == np.inf
+
+
+def test_a_trial_for_which_memory_does_not_suffice_ends_the_stage_and_leaves_nothing(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(context: Context, name: str) -> AbstractContextManager[Path]:
+        if name == "trial.onnx":
+            raise OutOfMemoryError("the memory of the GPU is exhausted")
+        return scratch(context, name)
+
+    model, data = network(tmp_path), dataset(1.0)
+    monkeypatch.setattr("trtopt.stages.trial.scratch", exhausted)
+    with pytest.raises(OutOfMemoryError):
+        calibrate(context, model, data, AUTO, "int8")
+    monkeypatch.setattr("trtopt.stages.trial.scratch", scratch)
+    assert calibrate(context, model, data, AUTO, "int8").tried
+
+
+def test_methods_are_tried_in_the_precision_that_is_asked_for(context: Context, tmp_path: Path) -> None:
+    model, data = network(tmp_path), dataset(1.0)
+    int8, fp8 = (calibrate(context, model, data, AUTO, kind) for kind in ("int8", "fp8"))
+    assert (int8.precision, fp8.precision) == ("int8", "fp8")
+    assert max(fp8.tried.values()) < max(int8.tried.values())  # of evenly spread values 8 bits keep more than 4
+    for name in fp8.tried:
+        error = output_error(context, model, data, "fp8")
+        of_it = replace(rough(context, model, data), table=calibrate(context, model, data, name, "fp8"))
+        assert fp8.tried[name] == pytest.approx(-10 * np.log10(error(model, of_it)))
+
+
+def test_indices_are_as_far_as_the_share_of_them_that_differs(context: Context, tmp_path: Path) -> None:
+    data, body = dataset(SPREAD), "{ h = HardSwish(x) z = MatMul(h, w) y = ArgMax<axis=1>(z) }"
+    model = network(tmp_path, body, "int64[n, 1] y")
+    request = rough(context, model, data)
+    share = output_error(context, model, data, "int8")(model, request)
+    typed = load_ir(model.path)
+    precision("int8").apply(typed, request)
+    save(typed, tmp_path / "typed.onnx")
+    feeds = [data.load(int(i)) for i in np.linspace(0, 39, 16).astype(int)]
+    first, second = (
+        [open_runner(path).run(feed)["y"] for feed in feeds] for path in (model.path, tmp_path / "typed.onnx")
+    )
+    assert 0 < share == np.mean(np.array(first) != np.array(second)) < 1
 
 
 def test_auto_takes_the_method_whose_network_is_nearest_to_fp32(context: Context, tmp_path: Path) -> None:
@@ -217,9 +268,7 @@ def test_outputs_of_other_shapes_are_infinitely_far(context: Context, tmp_path: 
         dataset(1.0),
     )
     request = rough(context, model, data)
-    coarse = {name: scale * 200 for name, scale in (request.table.scales if request.table else {}).items()}
-    error = output_error(context, model, data, "int8")
-    assert error(model, replace(request, table=CalibrationTable(method="mse", scales=coarse))) == np.inf
+    assert output_error(context, model, data, "int8")(model, coarser(request, 200)) == np.inf
 
 
 def test_without_bias_correction_or_a_table_nothing_is_tried(context: Context, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
             context.emit(Warned(assumed))
         data = _open(context, plan.data, source)  # before an hour of calibration, if it cannot be read
         model, calib, table = _calibrated(context, plan, source, ranges)
-        # Never by the samples that the result is judged on.
+        # Not by the samples of --data: the result is judged on them.
         corrects = plan.bias_correction and calib is not None
         if plan.bias_correction and table is not None and not corrects:
             context.emit(Warned("biases are not corrected: that takes the samples of --calib, beside the table"))
@@ -166,7 +166,7 @@ def _calibrated(
         return model, calib, None
     given = _read_table(plan)
     if calib is not None and _equalizes(plan, given):
-        model = stages.equalize(context, model, calib, plan.precision)
+        model = stages.equalize(context, model, calib, given.precision if given else plan.precision)
     return model, calib, _table(context, plan, model, calib, given)
 
 
@@ -175,16 +175,25 @@ def _read_table(plan: ConvertPlan) -> CalibrationTable | None:
         return None
     from trtopt.calibrate.table import read_table
 
-    return read_table(plan.table)
+    table = read_table(plan.table)
+    if _of_equalized(table) and not table.model_digest:
+        raise UsageError(
+            f"{plan.table} is of an equalized network",
+            why="a TensorRT cache does not say how it was equalized",
+            fix="Give the calibration.json that was written with it, or calibrate with --no-equalization",
+        )
+    return table
+
+
+def _of_equalized(table: CalibrationTable) -> bool:
+    from trtopt.precision.equalize import SUFFIX
+
+    return any(name.endswith(SUFFIX) for name in table.scales)
 
 
 def _equalizes(plan: ConvertPlan, table: CalibrationTable | None) -> bool:
     """Whether to equalize: unless told not to, and a table that was given is followed: it may be of either network."""
-    from trtopt.precision.equalize import SUFFIX
-
-    if table is not None:
-        return any(name.endswith(SUFFIX) for name in table.scales)
-    return plan.equalization
+    return _of_equalized(table) if table is not None else plan.equalization
 
 
 def _table(

@@ -62,14 +62,16 @@ class CalibrationTable:
     """One positive, finite, symmetric INT8 scale (zero point 0) for each calibrated tensor.
 
     `scales[t]` is `amax[t] / 127`, where `amax[t]` is the largest magnitude that method chose to represent. `ranges[t]`
-    is the largest magnitude seen, where that is known (a TensorRT calibration cache does not say). `tried` is the SQNR
-    at the network's outputs on a few samples, in dB, by method, where the method was chosen by it. `model_digest` and
-    `data_digest` tie the table to what it was made from; they are empty in a table read from a TensorRT cache.
-    `fingerprints` are those of the samples (`trtopt.data.overlap`), where they are known.
+    is the largest magnitude seen, where that is known (a TensorRT calibration cache does not say). `precision` is what
+    the network was to be quantized to when it was equalized and calibrated. `tried` is how near to FP32 the outputs
+    were on a few samples, in dB, by method, where the method was chosen by it. `model_digest` and `data_digest` tie the
+    table to what it was made from; they are empty in a table read from a TensorRT cache. `fingerprints` are those of
+    the samples (`trtopt.data.overlap`), where they are known.
     """
 
     method: str
     scales: Mapping[str, float]
+    precision: str = "int8"
     ranges: Mapping[str, float] = field(default_factory=dict)
     tried: Mapping[str, float] = field(default_factory=dict)
     samples: int = 0

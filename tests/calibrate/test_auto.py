@@ -28,6 +28,6 @@ def test_where_none_could_be_tried_it_is_the_fallback() -> None:
     assert (made.method, made.tried) == (FALLBACK, {})
 
 
-def test_no_error_at_all_is_a_finite_number_of_decibels() -> None:
+def test_where_all_are_equal_it_is_the_fallback_and_no_error_is_a_finite_number_of_decibels() -> None:
     made = choose(TABLES, lambda _: 0.0)
-    assert (made.method, made.tried["entropy"]) == ("entropy", 300.0)
+    assert (made.method, made.tried["entropy"]) == (FALLBACK, 300.0)

@@ -32,6 +32,7 @@ def tables(draw: st.DrawFn) -> CalibrationTable:
     return CalibrationTable(
         method=draw(st.sampled_from(methods())),
         scales=scales,
+        precision=draw(st.sampled_from(["int8", "fp8"])),
         ranges={name: draw(SCALES) for name in scales},
         tried=draw(st.dictionaries(st.sampled_from(methods()), st.floats(-300, 300))),
         samples=draw(st.integers(0, 10**6)),
@@ -108,7 +109,7 @@ def test_a_name_with_a_line_break_cannot_go_into_a_cache(tmp_path: Path) -> None
         (b"{}", "schema is not"),
         (b'{"schema": "trtopt.calibration"}', "schema_version is None"),
         (b'{"schema": "trtopt.calibration", "schema_version": 99}', "schema_version is 99"),
-        (b'{"schema": "trtopt.calibration", "schema_version": 1}', "tensors is missing"),
+        (b'{"schema": "trtopt.calibration", "schema_version": 2}', "tensors is missing"),
     ],
 )
 def test_what_is_no_table_is_refused_in_one_line(tmp_path: Path, text: bytes, why: str) -> None:
@@ -127,7 +128,7 @@ def test_a_json_scale_that_is_not_positive_and_finite_is_refused(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    "key", ["tensors", "method", "tried", "samples", "model_digest", "data_digest", "fingerprints"]
+    "key", ["tensors", "precision", "method", "tried", "samples", "model_digest", "data_digest", "fingerprints"]
 )
 @pytest.mark.parametrize("value", [None, 1.5])
 def test_a_json_field_of_the_wrong_type_is_named(tmp_path: Path, key: str, value: object) -> None:
@@ -137,6 +138,17 @@ def test_a_json_field_of_the_wrong_type_is_named(tmp_path: Path, key: str, value
     (tmp_path / "t").write_text(json.dumps(document))
     with pytest.raises(TableError, match=f"{key} is missing or of the wrong type"):
         read_table(tmp_path / "t")
+
+
+@pytest.mark.parametrize(("value", "read"), [("20", 20.0), ("-3.5", -3.5), ('"20"', None)])
+def test_decibels_are_numbers_whoever_wrote_them(tmp_path: Path, value: str, read: float | None) -> None:
+    write_json(replace(table(x=0.5), tried={"mse": 12.25}), tmp_path / "t")
+    (tmp_path / "t").write_text((tmp_path / "t").read_text().replace("12.25", value))
+    if read is None:
+        with pytest.raises(TableError, match="the decibels of mse are '20'"):
+            read_table(tmp_path / "t")
+    else:
+        assert read_table(tmp_path / "t").tried == {"mse": read}
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

@@ -23,10 +23,10 @@ _TINY = 1e-30
 def choose(tables: Mapping[str, CalibrationTable], error: Callable[[CalibrationTable], float]) -> CalibrationTable:
     """Return the table with the least `error`, with what SQNR, in dB, each method's network has.
 
-    `tables` are by method, `FALLBACK` among them. `error(table)` is noise energy over signal energy at the network's
-    outputs, infinite where it cannot be said; the first of equals wins.
+    `tables` are by method, `FALLBACK` among them, which wins against its equals. `error(table)` is noise energy over
+    signal energy at the network's outputs, infinite where it cannot be said.
     """
     errors = {name: error(table) for name, table in tables.items()}
     tried = {name: -10 * math.log10(max(value, _TINY)) for name, value in errors.items() if math.isfinite(value)}
-    best = min(tried, key=errors.__getitem__, default=FALLBACK)
+    best = min(tried, key=lambda name: (errors[name], name != FALLBACK), default=FALLBACK)
     return replace(tables[best], tried=tried)

@@ -26,9 +26,11 @@ from trtopt.types import CalibrationTable, OnnxModel
 
 LEVELS = 127
 SCHEMA = "trtopt.calibration"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CACHE_VERSION = 101200
 """TensorRT wants its own version in a cache's header; this is 10.12.0, the oldest that trtopt targets."""
+CACHED = "int8"
+"""What TensorRT's calibrators calibrate for."""
 
 _SMALLEST = float(np.finfo(np.float32).tiny)
 _HEADER = re.compile(r"TRT-\w+-\w+")
@@ -113,6 +115,7 @@ def write_json(table: CalibrationTable, path: Path, histograms: Mapping[str, His
     document = {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
+        "precision": table.precision,
         "method": table.method,
         "tried": dict(table.tried),
         "samples": table.samples,
@@ -218,8 +221,9 @@ def _from_json(path: Path, text: str) -> CalibrationTable:
     return CalibrationTable(
         method=_field(path, document, "method", str),
         scales=scales,
+        precision=_field(path, document, "precision", str),
         ranges=ranges,
-        tried={name: _field(path, tried, name, float) for name in tried},
+        tried={name: _decibels(path, name, value) for name, value in tried.items()},
         samples=_field(path, document, "samples", int),
         model_digest=_field(path, document, "model_digest", str),
         data_digest=_field(path, document, "data_digest", str),
@@ -239,6 +243,12 @@ def _magnitude(path: Path, what: str, value: object) -> float:
     if not isinstance(value, int | float) or not 0 <= value <= float(np.finfo(np.float32).max):
         raise _damaged(path, f"{what} is {value!r}, not a finite magnitude")
     return float(np.float32(value))
+
+
+def _decibels(path: Path, method: str, value: object) -> float:
+    if not isinstance(value, int | float):
+        raise _damaged(path, f"tried: the decibels of {method} are {value!r}")
+    return float(value)
 
 
 def _positive(path: Path, what: str, value: object) -> float:

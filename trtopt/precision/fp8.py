@@ -1,7 +1,8 @@
 """FP8: E4M3 Q/DQ pairs where `placement` says, one scale a tensor, the rest in 16 bits (or FP32).
 
-The type has 4 bits of exponent: it needs no fine choice of range, and the same table serves it (amax / 448 in place of
-amax / 127). GPUs of compute capability 8.9 and later compute in it.
+The type has 4 bits of exponent, and keeps its relative precision over many ranges: the largest magnitude often serves
+best where INT8 would clip. Tables hold amax / 127, as for INT8; the scales are amax / 448. GPUs of compute capability
+8.9 and later compute in it.
 
 Touches: the model it is given.
 """

@@ -11,9 +11,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from trtopt.calibrate.histogram import Histogram
 from trtopt.calibrate.ranges import Channels, Seen
 from trtopt.config import DataPlan
 from trtopt.data.dataset import Dataset
+from trtopt.engine.onnxruntime import CudaOptions
 from trtopt.events import Warned
 from trtopt.precision import Request
 from trtopt.stages.context import Context, Target, versions
@@ -58,10 +60,10 @@ def equalize(context: Context, model: OnnxModel, dataset: Dataset, kind: str) ->
             with scratch(context, "equalized.onnx") as path:
                 candidate = _equalized(model, seen, exponents, path)
                 if candidate.notes:
-                    errors[exponents] = error(candidate, rough(context, candidate, dataset))
+                    errors[exponents] = error(candidate, None)
         if not errors:
             return _equalized(model, {}, (), folder / "equalized.onnx")
-        plain = error(model, rough(context, model, dataset))
+        plain = error(model, None)
         best = min(errors, key=errors.__getitem__)
         if not (math.isfinite(plain) and errors[best] < WORTH * plain):
             made = _equalized(model, {}, (), folder / "equalized.onnx")
@@ -96,55 +98,61 @@ def _equalized(model: OnnxModel, seen: Mapping[str, Channels], exponents: Sequen
 
 
 def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str, kind: str) -> CalibrationTable:
-    """FP32 ONNX + samples -> one scale a tensor (`calibration.json`, and `calibration.cache` as TensorRT writes it).
+    """FP32 ONNX + samples -> one scale a tensor (`calibration.json`; for INT8 also TensorRT's `calibration.cache`).
 
-    `kind` is the precision that the network will be quantized to, and in which `auto` tries the methods.
+    `kind` is the precision that the network will be quantized to. `auto` tries the methods in it, with biases corrected
+    by the weights and the rest in FP32, whatever the flags: scales do not depend on those.
     """
 
     def make(folder: Path) -> CalibrationTable:
         from trtopt.calibrate import AUTO, auto, methods, noisiest, table
-        from trtopt.calibrate.observe import callers
         from trtopt.data.overlap import fingerprinted
-        from trtopt.engine.observing import observe_where_it_runs
-        from trtopt.engine.onnxruntime import CudaOptions, open_runner
-        from trtopt.export.onnx import load_ir
-        from trtopt.precision.placement import place
 
-        tensors = place(load_ir(model.path)).tensors()
         seen: set[str] = set()
-        with tapped(context, model, tensors) as path:
-            # Of the methods only entropy moves with the arithmetic: its divergence is flat around the least.
-            cuda = CudaOptions(tf32=method not in ("entropy", AUTO))
-            runner = open_runner(path, device=context.device, cuda=cuda, callers=callers())
-            if runner.place.kind == "cuda":
-                context.emit(Warned(f"calibrated in {runner.where}"))
-            watched = fingerprinted(dataset, seen)
-            histograms = observe_where_it_runs(runner, tensors, watched, stage="calibrate", emit=context.emit)
+        # Of the methods only entropy moves with the arithmetic: its divergence is flat around the least.
+        tf32 = method not in ("entropy", AUTO)
+        histograms = _histograms(context, model, fingerprinted(dataset, seen), CudaOptions(tf32=tf32))
         names = methods() if method == AUTO else [method]
         tables = {name: table.make_table(name, histograms, model=model, dataset=dataset) for name in names}
         if method == AUTO:
             error = output_error(context, model, dataset, kind)
-            request = rough(context, model, dataset)
+            request = rough(context, model, dataset, tables[auto.FALLBACK])
             made = auto.choose(tables, lambda table: error(model, replace(request, table=table)))
         else:
             made = tables[method]
+        made = replace(made, precision=kind, fingerprints=tuple(sorted(seen)))
         table.write_json(made, folder / "calibration.json", histograms)
-        table.write_cache(made, folder / "calibration.cache")
+        if kind == table.CACHED:
+            table.write_cache(made, folder / "calibration.cache")
         noisiest.write(noisiest.noisiest(made, histograms), folder)
-        return replace(made, fingerprints=tuple(sorted(seen)))
+        return made
 
     key = {"model": model.digest, "data": dataset.digest, "method": method, "device": context.device, "for": kind}
-    key |= versions("onnxruntime", "onnxruntime-gpu", "numba")
+    key |= versions("onnxruntime", "onnxruntime-gpu", "onnx-ir", "numba")
     return context.store.stage("calibrate", key, CalibrationTable, make, _calibrated_line)
+
+
+def _histograms(context: Context, model: OnnxModel, dataset: Dataset, cuda: CudaOptions) -> dict[str, Histogram]:
+    """Histograms of the tensors to quantize; the session that gave them, and its memory, are gone."""
+    from trtopt.calibrate.observe import callers
+    from trtopt.engine.observing import observe_where_it_runs
+    from trtopt.engine.onnxruntime import open_runner
+    from trtopt.export.onnx import load_ir
+    from trtopt.precision.placement import place
+
+    tensors = place(load_ir(model.path)).tensors()
+    with tapped(context, model, tensors) as path:
+        runner = open_runner(path, device=context.device, cuda=cuda, callers=callers())
+        if runner.place.kind == "cuda":
+            context.emit(Warned(f"calibrated in {runner.where}"))
+        return observe_where_it_runs(runner, tensors, dataset, stage="calibrate", emit=context.emit)
 
 
 def _calibrated_line(made: CalibrationTable) -> str:
     line = f"{made.method} over {made.samples} samples: {len(made.scales)} scales"
-    if not made.tried:
-        return line
-    best, *others = sorted(made.tried.items(), key=lambda item: -item[1])
-    rest = ", ".join(f"{name} {decibels:.1f}" for name, decibels in others)
-    return f"{line}; tried on {min(SAMPLES, made.samples)} of them: {best[0]} {best[1]:.1f} dB, {rest}"
+    best_first = sorted(made.tried.items(), key=lambda item: -item[1])
+    tried = ", ".join(f"{name} {decibels:.1f} dB" for name, decibels in best_first)
+    return f"{line}; on {min(SAMPLES, made.samples)} of them {tried}" if tried else line
 
 
 def observe(
@@ -211,7 +219,7 @@ def observe(
 
 
 def _best_correction(
-    error: Callable[[OnnxModel, Request], float], model: OnnxModel, request: Request, seen: Seen
+    error: Callable[[OnnxModel, Request | None], float], model: OnnxModel, request: Request, seen: Seen
 ) -> tuple[str, float]:
     """Of whose errors biases are best corrected, and by how many dB the outputs are nearer to FP32 for it."""
     ways = {
@@ -220,9 +228,10 @@ def _best_correction(
         "weights and inputs": replace(request, means=seen.means, errors=seen.errors),
     }
     errors = {name: error(model, way) for name, way in ways.items()}
-    best = min(errors, key=errors.__getitem__)  # "" where none could be tried, as all are infinite
-    comparable = math.isfinite(errors[""])
-    return best, 10 * math.log10(max(errors[""], TINY) / max(errors[best], TINY)) if comparable else 0.0
+    if not math.isfinite(errors[""]):
+        return "", 0.0  # nothing to be better than
+    best = min(errors, key=errors.__getitem__)
+    return best, 10 * math.log10(max(errors[""], TINY) / max(errors[best], TINY))
 
 
 def _observed_line(made: Observation, *, tried: bool) -> str:

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from trtopt.data.dataset import Array, Dataset, Feed
-from trtopt.errors import TrtoptError
+from trtopt.errors import CalibrationError, EnvironmentUnableError, MissingDependencyError, TrtoptError
 from trtopt.events import Warned
 from trtopt.precision import Request
 from trtopt.stages.context import Context
-from trtopt.types import OnnxModel
+from trtopt.types import CalibrationTable, OnnxModel
 
 SAMPLES = 16
 """Samples that each candidate's network runs on: enough to tell them apart by decibels, cheap beside calibration."""
@@ -50,11 +50,16 @@ def tapped(context: Context, model: OnnxModel, tensors: Sequence[str]) -> Iterat
 
 def output_error(
     context: Context, model: OnnxModel, dataset: Dataset, kind: str
-) -> Callable[[OnnxModel, Request], float]:
-    """A function that quantizes a network equal to `model`, and returns noise over signal energy, summed over outputs.
+) -> Callable[[OnnxModel, Request | None], float]:
+    """A function that quantizes a network equal to `model`, and returns how far its outputs are from those in FP32.
 
-    It is infinite if outputs have other shapes than in FP32, are NaN or infinite, or cannot be computed, which is
-    warned of: a trial ends nothing. `kind` is the precision that the network is quantized to.
+    That is noise energy over signal energy, and of an output that is not of floating-point type, indices say, the share
+    of values that differ; the mean over outputs. Without a request it takes a `rough` one. `kind` is the precision that
+    the network is quantized to. A trial ends nothing: where outputs have other shapes than in FP32, are NaN or
+    infinite, or cannot be computed, this is warned of, and the error is infinite.
+
+    Raises:
+        EnvironmentUnableError: of FP32 or of a trial: memory is exhausted, say, which another time it is not.
     """
     from trtopt.engine.onnxruntime import open_runner
     from trtopt.export.onnx import load_ir
@@ -65,39 +70,52 @@ def output_error(
     feeds = [dataset.load(int(index)) for index in indices]
     run = open_runner(model.path, device=context.device).run
     wanted = [run(feed) for feed in feeds]
-
+    original = load_ir(model.path)  # once: it is what most trials begin with
     warned: set[str] = set()
 
-    def outputs(candidate: OnnxModel, request: Request) -> list[Mapping[str, Array]]:
-        graph = load_ir(candidate.path)
+    def measured(candidate: OnnxModel, request: Request) -> float:
+        graph = original.clone() if candidate == model else load_ir(candidate.path)
         precision(kind).apply(graph, request)
+        energies = {name: np.zeros(2) for name in wanted[0]}
         with scratch(context, "trial.onnx") as path:
             save(graph, path, inline=BETWEEN_STAGES)
             quantized = open_runner(path, device=context.device).run
-            return [quantized(feed) for feed in feeds]
+            for feed, outputs in zip(feeds, wanted, strict=True):
+                found = quantized(feed)
+                for name, energy in energies.items():
+                    energy += _energies(name, outputs[name], found[name])
+        return float(np.mean([noise / signal if signal else float(noise > 0) for noise, signal in energies.values()]))
 
-    def error(candidate: OnnxModel, request: Request) -> float:
+    def error(candidate: OnnxModel, request: Request | None = None) -> float:
         try:
-            found = outputs(candidate, request)
+            return measured(candidate, request or rough(context, candidate, dataset))
+        except (EnvironmentUnableError, MissingDependencyError):
+            raise
         except TrtoptError as failure:
             if str(failure) not in warned:  # what ends one trial ends the next one, too
                 warned.add(str(failure))
                 context.emit(Warned(f"what suits this network could not be tried: {failure}"))
             return math.inf
-        total = 0.0
-        for name in wanted[0]:
-            pairs = [(np.float64(w[name]), np.float64(f[name])) for w, f in zip(wanted, found, strict=True)]
-            if any(w.shape != f.shape for w, f in pairs):
-                return math.inf  # how many results there are depends on the values: boxes, say
-            signal = sum(float((w * w).sum()) for w, _ in pairs)
-            total += sum(float(((w - f) ** 2).sum()) for w, f in pairs) / max(signal, TINY)
-        return total if math.isfinite(total) else math.inf
 
     return error
 
 
-def rough(context: Context, model: OnnxModel, dataset: Dataset) -> Request:
-    """A request with scales and channel means from a few samples: enough to compare networks by, not to convert with.
+def _energies(name: str, wanted: Array, found: Array) -> tuple[float, float]:
+    """Noise and signal of a sample's output; where it is not of floating-point type, how many values differ, of all."""
+    if wanted.shape != found.shape:
+        # How many results there are depends on the values: boxes, say.
+        raise CalibrationError(f"output {name!r} has the shape {found.shape}, and {wanted.shape} in FP32")
+    if wanted.dtype.kind != "f":
+        return float((wanted != found).sum()), wanted.size
+    noise = float(np.square(np.float64(wanted) - np.float64(found)).sum())
+    if not math.isfinite(noise):
+        raise CalibrationError(f"output {name!r} is NaN or infinite")
+    return noise, float(np.square(np.float64(wanted)).sum())
+
+
+def rough(context: Context, model: OnnxModel, dataset: Dataset, table: CalibrationTable | None = None) -> Request:
+    """A request with channel means from a few samples, and scales, too, unless there is a table: enough to compare
+    networks by, not to convert with.
 
     Raises:
         CalibrationError: a tensor to quantize is NaN or infinite; the tensor and the sample are named.
@@ -113,7 +131,7 @@ def rough(context: Context, model: OnnxModel, dataset: Dataset) -> Request:
 
     graph, samples = load_ir(model.path), few(dataset)
     axes = channel_axes(list(float_nodes(graph.graph)))
-    tensors = place(graph).tensors()
+    tensors = () if table else place(graph).tensors()
     means: dict[str, npt.NDArray[np.float64]] = {}
     with tapped(context, model, [*tensors, *axes]) as path:
         run = open_runner(path, device=context.device).run
@@ -127,5 +145,5 @@ def rough(context: Context, model: OnnxModel, dataset: Dataset) -> Request:
             return outputs
 
         histograms = observe(averaged, tensors, samples, stage="equalize", emit=silent)
-    table = make_table(METHOD, histograms, model=model, dataset=samples)
+    table = table or make_table(METHOD, histograms, model=model, dataset=samples)
     return Request(rest="fp32", table=table, means=means)
