@@ -56,6 +56,20 @@ def test_a_cache_that_cannot_say_how_it_was_equalized_is_refused(calibrated: Pat
     assert "calibration.json" in done.err
 
 
+@pytest.mark.parametrize("flags", [(), ("--calib", "others.npy")])
+def test_without_the_samples_that_it_was_made_from_it_is_refused(
+    calibrated: Path, cli: Cli, flags: tuple[str, ...]
+) -> None:
+    np.save(calibrated / "others.npy", np.ones((32, 16), np.float32) * SPREAD)
+    given = [calibrated / flag if flag.endswith(".npy") else flag for flag in flags]
+    done = cli(
+        *("convert", calibrated / "model.onnx", "-p", "int8", *given, "--data", calibrated / "others.npy"),
+        *("--calib-table", calibrated / "run/calibration.json", "-o", calibrated / "other"),
+    )
+    assert done.code == 2
+    assert "takes the samples that it was made from. Give --calib those samples" in done.err
+
+
 def test_there_is_a_cache_for_int8_alone(calibrated: Path, cli: Cli) -> None:
     done = cli(
         *("convert", calibrated / "model.onnx", "-p", "fp8", "--calib", calibrated / "calib.npy"),

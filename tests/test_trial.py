@@ -209,6 +209,15 @@ def test_outputs_that_are_not_finite_are_infinitely_far(context: Context, tmp_pa
     assert error(model, coarser(request, 1e6)) == np.inf
 
 
+def test_where_fp32_is_infinite_an_output_does_not_count(context: Context, tmp_path: Path) -> None:
+    body = "{ h = HardSwish(x) y = MatMul(h, w) s = Relu(x) n = Log(s) }"  # half of n is minus infinity
+    model, data = network(tmp_path, body, "float[n, 24] y, float[n, 16] n"), dataset(1.0)
+    (tmp_path / "alone").mkdir()
+    alone = network(tmp_path / "alone", "{ h = HardSwish(x) y = MatMul(h, w) }")
+    error = output_error(context, model, data, "int8")(model)
+    assert error == pytest.approx(output_error(context, alone, data, "int8")(alone) / 2)  # the mean of it and of none
+
+
 def test_a_trial_for_which_memory_does_not_suffice_ends_the_stage_and_leaves_nothing(
     context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

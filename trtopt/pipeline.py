@@ -164,23 +164,31 @@ def _calibrated(
     calib = _open(context, plan.calib, model)
     if not kind.NEEDS_TABLE:
         return model, calib, None
-    given = _read_table(plan)
+    given = _read_table(plan, calib)
     if calib is not None and _equalizes(plan, given):
         model = stages.equalize(context, model, calib, given.precision if given else plan.precision)
     return model, calib, _table(context, plan, model, calib, given)
 
 
-def _read_table(plan: ConvertPlan) -> CalibrationTable | None:
+def _read_table(plan: ConvertPlan, calib: Dataset | None) -> CalibrationTable | None:
     if plan.table is None:
         return None
     from trtopt.calibrate.table import read_table
 
     table = read_table(plan.table)
-    if _of_equalized(table) and not table.model_digest:
+    if not _of_equalized(table):
+        return table
+    if not table.model_digest:
         raise UsageError(
             f"{plan.table} is of an equalized network",
             why="a TensorRT cache does not say how it was equalized",
             fix="Give the calibration.json that was written with it, or calibrate with --no-equalization",
+        )
+    if calib is None or calib.digest != table.data_digest:
+        raise UsageError(
+            f"{plan.table} is of an equalized network",
+            why="equalizing it again takes the samples that it was made from",
+            fix="Give --calib those samples, or calibrate with --no-equalization",
         )
     return table
 
@@ -209,12 +217,6 @@ def _table(
     from trtopt.export.onnx import load_ir
     from trtopt.precision.placement import place
 
-    if calib is None and _equalizes(plan, table):
-        raise UsageError(
-            f"{plan.table} is of an equalized network",
-            why="equalizing it again takes the samples that it was made from",
-            fix="Add --calib with the same data, or calibrate with --no-equalization",
-        )
     check_table(table, model, place(load_ir(model.path)).tensors())
     return table
 

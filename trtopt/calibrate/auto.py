@@ -16,8 +16,9 @@ from dataclasses import replace
 from trtopt.types import CalibrationTable
 
 FALLBACK = "mse"
-"""Where no method's network could be measured: the one that was never far from the best on the networks tried."""
-_TINY = 1e-30
+"""What networks are compared by before a method is chosen, and where none can be: never far from the best."""
+TINY = 1e-30
+"""The least error that is told from none."""
 
 
 def choose(tables: Mapping[str, CalibrationTable], error: Callable[[CalibrationTable], float]) -> CalibrationTable:
@@ -27,6 +28,6 @@ def choose(tables: Mapping[str, CalibrationTable], error: Callable[[CalibrationT
     signal energy at the network's outputs, infinite where it cannot be said.
     """
     errors = {name: error(table) for name, table in tables.items()}
-    tried = {name: -10 * math.log10(max(value, _TINY)) for name, value in errors.items() if math.isfinite(value)}
+    tried = {name: -10 * math.log10(max(value, TINY)) for name, value in errors.items() if math.isfinite(value)}
     best = min(tried, key=lambda name: (errors[name], name != FALLBACK), default=FALLBACK)
     return replace(tables[best], tried=tried)

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from trtopt.calibrate.auto import TINY
 from trtopt.calibrate.histogram import Histogram
 from trtopt.calibrate.ranges import Channels, Seen
 from trtopt.config import DataPlan
@@ -19,7 +20,7 @@ from trtopt.engine.onnxruntime import CudaOptions
 from trtopt.events import Warned
 from trtopt.precision import Request
 from trtopt.stages.context import Context, Target, versions
-from trtopt.stages.trial import SAMPLES, TINY, output_error, rough, scratch, tapped
+from trtopt.stages.trial import SAMPLES, output_error, rough, scratch, tapped
 from trtopt.store import file_digest
 from trtopt.types import CalibrationTable, Observation, OnnxModel
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from trtopt.calibrate.auto import FALLBACK
 from trtopt.data.dataset import Array, Dataset, Feed
 from trtopt.errors import CalibrationError, EnvironmentUnableError, MissingDependencyError, TrtoptError
 from trtopt.events import Warned
@@ -22,9 +23,6 @@ from trtopt.types import CalibrationTable, OnnxModel
 
 SAMPLES = 16
 """Samples that each candidate's network runs on: enough to tell them apart by decibels, cheap beside calibration."""
-TINY = 1e-30
-METHOD = "mse"
-"""Of the scales that networks are compared by before a method is chosen, whatever was asked for."""
 
 
 @contextlib.contextmanager
@@ -94,7 +92,7 @@ def output_error(
         except TrtoptError as failure:
             if str(failure) not in warned:  # what ends one trial ends the next one, too
                 warned.add(str(failure))
-                context.emit(Warned(f"what suits this network could not be tried: {failure}"))
+                context.emit(Warned(f"what is nearest to FP32 could not be tried: {failure}"))
             return math.inf
 
     return error
@@ -104,13 +102,15 @@ def _energies(name: str, wanted: Array, found: Array) -> tuple[float, float]:
     """Noise and signal of a sample's output; where it is not of floating-point type, how many values differ, of all."""
     if wanted.shape != found.shape:
         # How many results there are depends on the values: boxes, say.
-        raise CalibrationError(f"output {name!r} has the shape {found.shape}, and {wanted.shape} in FP32")
+        raise CalibrationError(f"output {name!r} has another shape than in FP32")
     if wanted.dtype.kind != "f":
         return float((wanted != found).sum()), wanted.size
-    noise = float(np.square(np.float64(wanted) - np.float64(found)).sum())
+    counts = np.isfinite(wanted)  # a score of minus infinity says that a class is out of the question
+    right, wrong = np.float64(wanted[counts]), np.float64(found[counts])
+    noise = float(np.square(right - wrong).sum())
     if not math.isfinite(noise):
-        raise CalibrationError(f"output {name!r} is NaN or infinite")
-    return noise, float(np.square(np.float64(wanted)).sum())
+        raise CalibrationError(f"output {name!r} is NaN or infinite, and is not in FP32")
+    return noise, float(np.square(right).sum())
 
 
 def rough(context: Context, model: OnnxModel, dataset: Dataset, table: CalibrationTable | None = None) -> Request:
@@ -145,5 +145,5 @@ def rough(context: Context, model: OnnxModel, dataset: Dataset, table: Calibrati
             return outputs
 
         histograms = observe(averaged, tensors, samples, stage="equalize", emit=silent)
-    table = table or make_table(METHOD, histograms, model=model, dataset=samples)
+    table = table or make_table(FALLBACK, histograms, model=model, dataset=samples)
     return Request(rest="fp32", table=table, means=means)
