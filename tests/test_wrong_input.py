@@ -82,6 +82,18 @@ def test_unreadable_picture_among_good_ones(cli: Cli, out: Path, tmp_path: Path)
     assert broken.name in done.out
 
 
+@pytest.mark.parametrize("flag", ["--data", "--calib"])
+def test_samples_that_the_engine_would_not_take(flag: str, cli: Cli, out: Path, tmp_path: Path) -> None:
+    value = [helper.make_tensor_value_info(name, 1, ["n", 4, "length"]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", value[:1], value[1:])
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, ir_version=10, opset_imports=opset), tmp_path / "m.onnx")
+    np.save(tmp_path / "x.npy", np.ones((8, 4, 20), np.float32))
+    command = ("convert", tmp_path / "m.onnx", flag, tmp_path / "x.npy", "-o", out, "--shape")
+    refused(cli(*command, "x=4x4x8:8x4x16:8x4x16"), "the shape 1x4x20", "from 4x4x8 to 8x4x16", "--shape x=")
+    assert cli(*command, "x=4x4x8:8x4x16:8x4x32", "--backend", "onnxruntime", "--gate", "sqnr=20").code == 0
+
+
 @pytest.mark.parametrize(
     ("arrays", "fragment"),
     [

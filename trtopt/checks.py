@@ -5,11 +5,13 @@ Touches: looks whether files exist.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from trtopt.config import BACKENDS, RESTS, ConvertPlan, DataPlan, MeasurePlan, output_kinds
+from trtopt.data.dataset import Dataset
 from trtopt.errors import DataError, ModelError, UsageError
-from trtopt.types import OnnxModel
+from trtopt.types import OnnxModel, ShapeRange, TensorSpec
 
 
 def names(plan: ConvertPlan) -> None:
@@ -79,6 +81,32 @@ def exists(plan: DataPlan | None) -> None:
     """Refuse data that is not there."""
     if plan is not None and ":" not in plan.source and not Path(plan.source).exists():
         raise DataError(f"{plan.source}: no such file or folder", fix="Name a folder of pictures, .npy, .npz or .jsonl")
+
+
+def within(dataset: Dataset, inputs: tuple[TensorSpec, ...], ranges: Iterable[ShapeRange]) -> None:
+    """Refuse samples that the engine's profile does not take; how many are joined is not theirs to say."""
+    profiles = {entry.name: entry for entry in ranges}
+    for fed in dataset.shapes:
+        for spec, shape in zip(inputs, fed, strict=True):
+            entry = profiles.get(spec.name)
+            if entry is None:
+                continue
+            low = (0, *entry.min[1:])
+            if not all(least <= size <= most for least, size, most in zip(low, shape, entry.max, strict=True)):
+                least, size, most = ("x".join(map(str, each)) for each in (entry.min, shape, entry.max))
+                raise DataError(
+                    f"{dataset.source}: a sample gives {spec.name} the shape {size}",
+                    why=f"the engine's profile goes from {least} to {most}",
+                    fix=f"Widen it with --shape {spec.name}=smallest:usual:largest, or give samples like production's",
+                )
+
+
+def calibrates(plan: ConvertPlan) -> None:
+    """Refuse to calibrate for a precision that has no scales."""
+    from trtopt.precision import precision
+
+    if not precision(plan.precision).NEEDS_TABLE:
+        raise UsageError(f"{plan.precision} has no scales to calibrate", fix="Choose int8 or fp8")
 
 
 def data_flags(plan: ConvertPlan, *, needs_table: bool) -> None:

@@ -18,6 +18,7 @@ from trtopt.events import Emit, StageUnavailable, Warned, silent
 from trtopt.stages import export as exporting
 from trtopt.stages import layers as layering
 from trtopt.stages import report as reporting
+from trtopt.stages import tables
 from trtopt.store import open_store
 from trtopt.types import (
     CalibrationTable,
@@ -30,6 +31,9 @@ from trtopt.types import (
     StageOutcome,
     TypedModel,
 )
+
+FEW = 32
+"""Calibration samples below which a user is told: ranges and means of so few say little of others."""
 
 
 def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | None]:
@@ -61,12 +65,14 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         ranges, assumed = profile(source.inputs, plan.shapes)
         if assumed and plan.build.backend == "tensorrt":
             context.emit(Warned(assumed))
-        data = _open(context, plan.data, source)  # before an hour of calibration, if it cannot be read
+        data = _open(context, plan, plan.data, source, ranges)  # before an hour of calibration, if it cannot be read
         model, calib, table = _calibrated(context, plan, source, ranges)
         # Not by the samples of --data: the result is judged on them.
         corrects = plan.bias_correction and calib is not None
         if plan.bias_correction and table is not None and not corrects:
             context.emit(Warned("biases are not corrected: that takes the samples of --calib, beside the table"))
+        if plan.table is not None and not kind.NEEDS_TABLE:
+            context.emit(Warned(f"{plan.table} is not read: {plan.precision} has no scales"))
         target = stages.Target(precision=plan.precision, rest=plan.rest, bias_correction=corrects)
         seen = _magnitudes(context, target, model, calib or data, table)
         typed = stages.set_precision(context, model, target, table, seen)
@@ -92,6 +98,7 @@ def calibrate(plan: ConvertPlan, emit: Emit = silent) -> CalibrationTable:
 
     checks.names(plan)
     given = identify(str(plan.source))
+    checks.calibrates(plan)
     checks.data_flags(plan, needs_table=True)
     with open_store(plan.run_dir, emit) as store:
         context = stages.Context(store=store, emit=emit, device=plan.device)
@@ -99,8 +106,10 @@ def calibrate(plan: ConvertPlan, emit: Emit = silent) -> CalibrationTable:
         source = exporting.ready(given, plan.export) or exporting.bring(context, given, wanted)[0]
         ranges, _ = profile(source.inputs, plan.shapes)
         _, _, table = _calibrated(context, plan, source, ranges)
+        assert table is not None
+        if not tables.is_of_graph(store, table):  # what a conversion left here is of other scales
+            reporting.forget(store)
         store.describe(stages.environment())
-    assert table is not None
     return table
 
 
@@ -142,12 +151,20 @@ def export(plan: ExportOnlyPlan, emit: Emit = silent) -> Report:
     return report
 
 
-def _open(context: stages.Context, plan: DataPlan | None, model: OnnxModel) -> Dataset | None:
-    if plan is None:
+def _open(
+    context: stages.Context,
+    plan: ConvertPlan,
+    data: DataPlan | None,
+    model: OnnxModel,
+    ranges: tuple[ShapeRange, ...],
+) -> Dataset | None:
+    if data is None:
         return None
-    dataset = stages.open_data(plan, model)
+    dataset = stages.open_data(data, model)
+    if plan.shapes or plan.build.backend == "tensorrt":  # else there is no profile but the one that was assumed
+        checks.within(dataset, model.inputs, ranges)
     for note in dataset.notes:
-        context.emit(Warned(f"{plan.source}: {note}"))
+        context.emit(Warned(f"{data.source}: {note}"))
     return dataset
 
 
@@ -161,64 +178,19 @@ def _calibrated(
     opset = max(kind.OPSET, precision(plan.rest).OPSET) if kind.NEEDS_TABLE else kind.OPSET
     model = stages.prepare(context, source, ranges, opset)
     stages.check_operators(context, model, plan.build)
-    calib = _open(context, plan.calib, model)
+    calib = _open(context, plan, plan.calib, model, ranges)
+    if calib is not None and len(calib) < FEW:
+        context.emit(Warned(f"{len(calib)} calibration samples: 100 to 500 like those of production are better"))
     if not kind.NEEDS_TABLE:
         return model, calib, None
-    given = _read_table(plan, calib)
-    if calib is not None and _equalizes(plan, given):
-        model = stages.equalize(context, model, calib, given.precision if given else plan.precision)
-    return model, calib, _table(context, plan, model, calib, given)
-
-
-def _read_table(plan: ConvertPlan, calib: Dataset | None) -> CalibrationTable | None:
-    if plan.table is None:
-        return None
-    from trtopt.calibrate.table import read_table
-
-    table = read_table(plan.table)
-    if not _of_equalized(table):
-        return table
-    if not table.model_digest:
-        raise UsageError(
-            f"{plan.table} is of an equalized network",
-            why="a TensorRT cache does not say how it was equalized",
-            fix="Give the calibration.json that was written with it, or calibrate with --no-equalization",
-        )
-    if calib is None or calib.digest != table.data_digest:
-        raise UsageError(
-            f"{plan.table} is of an equalized network",
-            why="equalizing it again takes the samples that it was made from",
-            fix="Give --calib those samples, or calibrate with --no-equalization",
-        )
-    return table
-
-
-def _of_equalized(table: CalibrationTable) -> bool:
-    from trtopt.precision.equalize import SUFFIX
-
-    return any(name.endswith(SUFFIX) for name in table.scales)
-
-
-def _equalizes(plan: ConvertPlan, table: CalibrationTable | None) -> bool:
-    """Whether to equalize: unless told not to, and a table that was given is followed: it may be of either network."""
-    return _of_equalized(table) if table is not None else plan.equalization
-
-
-def _table(
-    context: stages.Context,
-    plan: ConvertPlan,
-    model: OnnxModel,
-    calib: Dataset | None,
-    table: CalibrationTable | None,
-) -> CalibrationTable | None:
-    if table is None:
-        return stages.calibrate(context, model, calib, plan.method, plan.precision) if calib is not None else None
-    from trtopt.calibrate.table import check_table
-    from trtopt.export.onnx import load_ir
-    from trtopt.precision.placement import place
-
-    check_table(table, model, place(load_ir(model.path)).tensors())
-    return table
+    table = tables.read(context, plan, calib)
+    if calib is not None and (plan.equalization if table is None else tables.of_equalized(table)):
+        model = stages.equalize(context, model, calib, table.precision if table else plan.precision)
+    if table is not None:
+        tables.follow(context, plan, model, table)
+    elif calib is not None:
+        table = stages.calibrate(context, model, calib, plan.method, plan.precision)
+    return model, calib, table
 
 
 def _magnitudes(

@@ -87,7 +87,7 @@ def check_table(table: CalibrationTable, model: OnnxModel, needed_tensors: Itera
         raise TableError(
             f"the calibration table was made for another model than {model.path.name}",
             why=f"digest {table.model_digest[:12]} is not {model.digest[:12]}",
-            fix="Calibrate this model",
+            fix="Calibrate this model; a table fits it only with the same dimensions dynamic in --shape",
         )
     missing = [name for name in dict.fromkeys(needed_tensors) if name not in table.scales]
     if missing:
@@ -241,7 +241,7 @@ def _field(path: Path, entry: Mapping[str, Any], key: str, kind: type[_Value]) -
 def _magnitude(path: Path, what: str, value: object) -> float:
     # Not in range: NaN as well, and what float32 cannot hold.
     if not isinstance(value, int | float) or not 0 <= value <= float(np.finfo(np.float32).max):
-        raise _damaged(path, f"{what} is {value!r}, not a finite magnitude")
+        raise _damaged(path, f"{what} is {value!r}, not a magnitude: finite and not negative")
     return float(np.float32(value))
 
 

@@ -19,6 +19,7 @@ def calibrate(
         str,
         typer.Option(help="Samples: a folder of pictures, .npy, .npz, .jsonl, .parquet, module:function."),
     ],
+    precision: Annotated[str, typer.Option("--precision", "-p", help="What the table is for: int8 or fp8.")] = "int8",
     method: Annotated[str, typer.Option(help="auto tries mse, entropy, percentile and minmax.")] = "auto",
     recipe: RecipeFlag = None,
     skip_bad: SkipBadFlag = False,
@@ -29,18 +30,19 @@ def calibrate(
     out: OutFlag = None,
     device: DeviceFlag = Device.cpu,
 ) -> None:
-    """Measure one INT8 scale for each tensor, and leave them as JSON and as a TensorRT calibration cache.
+    """Measure one scale for each tensor, and leave them as JSON and, for INT8, as a TensorRT calibration cache.
 
     A later `trtopt convert` into the same directory finds the table there; `--calib-table` takes it anywhere else.
     """
     from trtopt.cli.console import Narrator
     from trtopt.config import BuildPlan, ConvertPlan, DataPlan
     from trtopt.pipeline import calibrate as run
+    from trtopt.stages.tables import of_equalized
 
-    run_dir = out or Path("trtopt-out") / model.stem / "int8"
+    run_dir = out or Path("trtopt-out") / model.stem / precision
     plan = ConvertPlan(
         source=model,
-        precision="int8",
+        precision=precision,
         run_dir=run_dir,
         calib=DataPlan(source=calib, recipe=recipe, skip_bad=skip_bad),
         method=method,
@@ -53,4 +55,7 @@ def calibrate(
         table = run(plan, emit)
     print(f"{len(table.scales)} scales by {table.method} over {table.samples} samples")
     for name in ("calibration.json", "calibration.cache"):
-        print(run_dir / name)
+        if (run_dir / name).exists():
+            print(run_dir / name)
+    if of_equalized(table):
+        print(f"Both are of {run_dir / 'equalized.onnx'}: --calib-table takes the JSON, beside the same --calib.")

@@ -25,7 +25,8 @@ class Dataset:
     `batched`, the first axis of every array is a batch axis of size 1 and samples may be joined along it; otherwise a
     sample is fed on its own (a model whose first axis is time, say). `labels[i]` is the class index of sample i, where
     the source has labels. `ids[i]` names the sample (a file name, or `calib.npz[3]`). `digest` is the SHA-256 of the
-    content and of the recipe. `notes` are assumptions that the reader made and that the user must be told.
+    content and of the recipe. `shapes` are the different shapes that samples have, each as the model's inputs are fed,
+    in their order. `notes` are assumptions that the reader made and that the user must be told.
     """
 
     source: str
@@ -34,6 +35,7 @@ class Dataset:
     load: Callable[[int], Feed]
     batched: bool
     labels: tuple[int, ...] | None = None
+    shapes: tuple[tuple[tuple[int, ...], ...], ...] = ()
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:

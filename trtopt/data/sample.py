@@ -85,6 +85,7 @@ def to_dataset(samples: Samples, inputs: tuple[TensorSpec, ...], *, skip_bad: bo
         load=load,
         batched=dynamic and len(shapes) == 1 and all(shape[:1] == (1,) for shape in next(iter(shapes))),
         labels=None if labels is None else tuple(labels[i] for i in kept),
+        shapes=tuple(sorted(shapes)),
         notes=tuple(notes),
     )
     batch = _fixed_batch(inputs)
@@ -114,7 +115,7 @@ def _survey(
         except DataError as error:
             if not skip_bad:
                 raise
-            failed.append(" ".join(f"{error.what}: {error.why}".split()))
+            failed.append(" ".join((f"{error.what}: {error.why}" if error.why else error.what).split()))
             continue
         kept.append(i)
         shapes.add(fed)
@@ -181,7 +182,10 @@ def fit(feed: Feed, inputs: tuple[TensorSpec, ...], sample: str) -> Feed:
         array = feed[spec.name]
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             bad = int(array.size - np.isfinite(array).sum())
-            raise DataError(f"{sample}: {bad} of {array.size} values of {spec.name} are NaN or infinite")
+            raise DataError(
+                f"{sample}: {bad} of {array.size} values of {spec.name} are NaN or infinite",
+                fix="Mend the sample, or leave such samples out with --skip-bad",
+            )
         native = array.dtype.newbyteorder("=") if array.dtype.name == spec.dtype else np.dtype(spec.dtype)
         array = np.ascontiguousarray(array, dtype=native).reshape(array.shape)
         fitted[spec.name] = array[np.newaxis] if array.ndim < len(spec.shape) else array

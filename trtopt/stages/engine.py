@@ -94,7 +94,10 @@ def compare(
         dataset = fingerprinted(evaluation.dataset, seen)
         made = compare(pair, dataset, measure, emit=context.emit)
         shared = len(seen & set(evaluation.calibrated_on))
-        note = (f"{shared} of {made.samples} evaluation samples were calibrated on: no evidence for unseen data",)
+        which = "those are " if shared < made.samples else ""
+        note = (
+            f"{shared} of {made.samples} evaluation samples were calibrated on: {which}no evidence for unseen data",
+        )
         return replace(
             made,
             candidate_ran=made.candidate_ran + evaluation.ran,

@@ -74,7 +74,7 @@ def equalize(context: Context, model: OnnxModel, dataset: Dataset, kind: str) ->
             return replace(made, notes=(f"channels left as they are: {why}",))
         made = _equalized(model, seen, best, folder / "equalized.onnx")
         gain = 10 * math.log10(plain / max(errors[best], TINY))
-        return replace(made, notes=(*made.notes, f"{gain:.1f} dB less error on {SAMPLES} samples"))
+        return replace(made, notes=(*made.notes, f"{gain:.1f} dB less error on {min(SAMPLES, len(dataset))} samples"))
 
     key = {"model": model.digest, "data": dataset.digest, "device": context.device, "worth": str(WORTH), "for": kind}
     key |= versions("onnxruntime", "onnxruntime-gpu", "onnx-ir")

@@ -1,0 +1,161 @@
+"""`--calib-table`: what a table is good for, and what is said of it; those of an equalized network fit no other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from support import CALIB, DIGITS, EVAL, Done
+
+from trtopt import ConvertPlan, DataPlan
+from trtopt.pipeline import calibrate
+
+Cli = Callable[..., Done]
+HERE = ("--backend", "onnxruntime")
+BODY = "{ h = HardSwish(x) y = MatMul(h, w) }"
+SPREAD = np.geomspace(0.05, 20, 16, dtype=np.float32)
+
+
+@pytest.fixture
+def calibrated(tmp_path: Path, cli: Cli) -> Path:
+    """A folder with `model.onnx`, whose channels differ, `calib.npy`, and what `trtopt calibrate` made, in `run`."""
+    proto = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["": 19]> g (float[n, 16] x) => (float[n, 24] y) {BODY}'
+    )
+    random = np.random.default_rng(0)
+    weight = random.normal(size=(16, 24)).astype(np.float32) / SPREAD[:, None]
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    onnx.save(proto, tmp_path / "model.onnx")
+    np.save(tmp_path / "calib.npy", random.normal(size=(640, 16)).astype(np.float32) * SPREAD)
+    done = cli("calibrate", tmp_path / "model.onnx", "--calib", tmp_path / "calib.npy", "-o", tmp_path / "run")
+    assert done.code == 0, done.err
+    assert "brought to similar ranges" in done.err
+    return tmp_path
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_the_network_is_equalized_as_the_table_says_whatever_it_is_converted_to(
+    calibrated: Path, cli: Cli, precision: str
+) -> None:
+    done = cli(
+        *("convert", calibrated / "model.onnx", "-p", precision, "--calib", calibrated / "calib.npy"),
+        *("--calib-table", calibrated / "run/calibration.json", "-o", calibrated / precision),
+        *("--backend", "onnxruntime", "--gate", "sqnr=20"),
+    )
+    assert done.code == 0, done.err
+    same = [(calibrated / folder / "equalized.onnx").read_bytes() for folder in ("run", precision)]
+    assert same[0] == same[1]
+
+
+def test_a_cache_that_cannot_say_how_it_was_equalized_is_refused(calibrated: Path, cli: Cli) -> None:
+    done = cli(
+        *("convert", calibrated / "model.onnx", "-p", "int8", "--calib", calibrated / "calib.npy"),
+        *("--calib-table", calibrated / "run/calibration.cache", "-o", calibrated / "other"),
+    )
+    assert done.code == 2
+    assert "is of an equalized network" in done.err
+    assert "calibration.json" in done.err
+
+
+@pytest.mark.parametrize("flags", [(), ("--calib", "others.npy")])
+def test_without_the_samples_that_it_was_made_from_it_is_refused(
+    calibrated: Path, cli: Cli, flags: tuple[str, ...]
+) -> None:
+    np.save(calibrated / "others.npy", np.ones((32, 16), np.float32) * SPREAD)
+    given = [calibrated / flag if flag.endswith(".npy") else flag for flag in flags]
+    done = cli(
+        *("convert", calibrated / "model.onnx", "-p", "int8", *given, "--data", calibrated / "others.npy"),
+        *("--calib-table", calibrated / "run/calibration.json", "-o", calibrated / "other"),
+    )
+    assert done.code == 2
+    assert "takes the samples that it was made from. Give --calib those samples" in done.err
+
+
+def test_there_is_a_cache_for_int8_alone(calibrated: Path, cli: Cli) -> None:
+    done = cli(
+        *("convert", calibrated / "model.onnx", "-p", "fp8", "--calib", calibrated / "calib.npy"),
+        *("-o", calibrated / "run", "--backend", "onnxruntime", "--gate", "sqnr=20"),
+    )
+    assert done.code == 0, done.err
+    assert not (calibrated / "run/calibration.cache").exists()
+
+
+def test_a_table_of_an_equalized_network_contradicts_no_equalization(calibrated: Path, cli: Cli) -> None:
+    done = cli(
+        *("convert", calibrated / "model.onnx", "-p", "int8", "--calib", calibrated / "calib.npy"),
+        *("--calib-table", calibrated / "run/calibration.json", "--no-equalization", "-o", calibrated / "other"),
+    )
+    assert done.code == 2
+    assert "its scales fit no other. Leave --no-equalization out" in done.err
+
+
+def test_calibrate_says_of_which_network_its_tables_are(calibrated: Path, cli: Cli) -> None:
+    again = cli("calibrate", calibrated / "model.onnx", "--calib", calibrated / "calib.npy", "-o", calibrated / "run")
+    assert f"Both are of {calibrated / 'run/equalized.onnx'}" in again.out
+
+
+@pytest.fixture(scope="module")
+def entropy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The table of the digits sample by entropy, for INT8."""
+    folder = tmp_path_factory.mktemp("entropy")
+    plan = ConvertPlan(
+        source=DIGITS, precision="int8", run_dir=folder, calib=DataPlan(source=str(CALIB)), method="entropy"
+    )
+    calibrate(plan)
+    return folder / "calibration.json"
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("-p", "int8"), "6 scales of "),
+        (("-p", "int8", "--method", "minmax"), "--method minmax is not followed"),
+        (("-p", "fp8"), "is for int8: what suits fp8 was not tried"),
+        (("-p", "fp16"), "is not read: fp16 has no scales"),
+    ],
+)
+def test_what_a_table_is_and_is_not_used_for_is_said(
+    entropy: Path, tmp_path: Path, cli: Cli, flags: tuple[str, ...], told: str
+) -> None:
+    done = cli("convert", DIGITS, *flags, "--calib-table", entropy, "--data", EVAL, *HERE, "-o", tmp_path / "r")
+    assert done.code == 0, done.err
+    assert told in " ".join(done.out.split())
+
+
+def test_evaluating_on_the_samples_that_correct_biases_is_warned_about(entropy: Path, tmp_path: Path, cli: Cli) -> None:
+    both = ("--calib", EVAL, "--data", EVAL)
+    done = cli("convert", DIGITS, "-p", "int8", "--calib-table", entropy, *both, *HERE, "-o", tmp_path / "r")
+    assert "1000 of 1000 evaluation samples were calibrated on: no evidence" in done.out
+
+
+def test_a_table_that_was_given_leaves_no_other_beside_its_graph(entropy: Path, tmp_path: Path, cli: Cli) -> None:
+    cli("calibrate", DIGITS, "--calib", CALIB, "--method", "minmax", "-o", tmp_path)
+    done = cli("convert", DIGITS, "-p", "int8", "--calib-table", entropy, "--data", EVAL, *HERE, "-o", tmp_path)
+    assert done.code == 0, done.err
+    assert not list(tmp_path.glob("calibration.*"))
+
+
+def test_calibrating_anew_leaves_no_graph_nor_verdict_of_other_scales(tmp_path: Path, cli: Cli) -> None:
+    convert = ("convert", DIGITS, "-p", "int8", "--calib", CALIB, "--data", EVAL, *HERE, "-o", tmp_path)
+    cli(*convert, "--method", "entropy")
+    made = {"typed.onnx", "report.json", "report.html"}
+    cli("calibrate", DIGITS, "--calib", CALIB, "--method", "entropy", "-o", tmp_path)
+    assert made <= {path.name for path in tmp_path.iterdir()}
+    cli("calibrate", DIGITS, "--calib", CALIB, "--method", "minmax", "-o", tmp_path)
+    assert not made & {path.name for path in tmp_path.iterdir()}
+
+
+def test_calibrating_for_a_precision_without_scales_is_refused(tmp_path: Path, cli: Cli) -> None:
+    done = cli("calibrate", DIGITS, "--calib", CALIB, "-p", "fp16", "-o", tmp_path / "r")
+    assert done.code == 2
+    assert "fp16 has no scales to calibrate. Choose int8 or fp8" in done.err
+
+
+def test_few_calibration_samples_are_warned_about(calibrated: Path, cli: Cli) -> None:
+    np.save(calibrated / "few.npy", np.load(calibrated / "calib.npy")[:3])
+    done = cli("calibrate", calibrated / "model.onnx", "--calib", calibrated / "few.npy", "-o", calibrated / "f")
+    assert "3 calibration samples: 100 to 500" in done.err
+    assert "dB less error on 3 samples" in done.err

@@ -1,0 +1,102 @@
+"""A calibration table that was given, in place of calibrating: whether it fits, and what is to be said of it.
+
+Touches: reads the table, and the calibration samples to tell them from those of the evaluation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from trtopt.config import ConvertPlan
+from trtopt.data.dataset import Dataset
+from trtopt.errors import UsageError
+from trtopt.events import Warned
+from trtopt.stages.context import Context
+from trtopt.store import RunStore
+from trtopt.types import CalibrationTable, OnnxModel, StageOutcome
+
+
+def read(context: Context, plan: ConvertPlan, calib: Dataset | None) -> CalibrationTable | None:
+    """The table that the plan names, if it names one, with the fingerprints of `calib` beside its own.
+
+    Raises:
+        TableError: it is none, or damaged.
+        UsageError: it is of an equalized network, which cannot be made again from what is given.
+    """
+    if plan.table is None:
+        return None
+    from trtopt.calibrate import AUTO
+    from trtopt.calibrate.table import read_table
+
+    table = read_table(plan.table)
+    _check_equalized(table, plan, calib)
+    if plan.method != AUTO:
+        context.emit(Warned(f"--method {plan.method} is not followed: the scales are those of {plan.table}"))
+    if table.precision != plan.precision:
+        context.emit(Warned(f"{plan.table} is for {table.precision}: what suits {plan.precision} was not tried"))
+    shared = _fingerprints(calib) if calib is not None and plan.data is not None else set()
+    return replace(table, fingerprints=tuple(sorted(shared.union(table.fingerprints))))
+
+
+def of_equalized(table: CalibrationTable) -> bool:
+    """Whether its tensors are those of an equalized network."""
+    from trtopt.precision.equalize import SUFFIX
+
+    return any(name.endswith(SUFFIX) for name in table.scales)
+
+
+def follow(context: Context, plan: ConvertPlan, model: OnnxModel, table: CalibrationTable) -> None:
+    """Take the table for this model, in place of the stage `calibrate`, of which nothing earlier may stay.
+
+    Raises:
+        TableError: it was made for another model, or lacks a tensor.
+    """
+    from trtopt.calibrate.table import check_table
+    from trtopt.export.onnx import load_ir
+    from trtopt.precision.placement import place
+
+    check_table(table, model, place(load_ir(model.path)).tensors())
+    context.store.discard("calibrate", method="none: a table was given")
+    summary = f"{len(table.scales)} scales of {plan.table}: {table.method}"
+    summary += f" over {table.samples} samples" if table.samples else ""
+    context.store.outcomes.append(StageOutcome(name="calibrate", status="skipped", seconds=0.0, summary=summary))
+
+
+def is_of_graph(store: RunStore, table: CalibrationTable) -> bool:
+    """Whether the typed graph in the store, if there is one, has these scales; if not, it goes, and its engine."""
+    typed = store.root / "typed.onnx"
+    before = typed.exists()
+    store.discard("precision", table=dict(sorted(table.scales.items())))
+    if before and not typed.exists():
+        store.discard("build", typed="none: its graph is gone")
+    return typed.exists() == before
+
+
+def _check_equalized(table: CalibrationTable, plan: ConvertPlan, calib: Dataset | None) -> None:
+    if not of_equalized(table):
+        return
+    what = f"{plan.table} is of an equalized network"
+    if not plan.equalization:
+        raise UsageError(what, why="its scales fit no other", fix="Leave --no-equalization out, or calibrate with it")
+    if not table.model_digest:
+        raise UsageError(
+            what,
+            why="a TensorRT cache does not say how it was equalized",
+            fix="Give the calibration.json that was written with it, or calibrate with --no-equalization",
+        )
+    if calib is None or calib.digest != table.data_digest:
+        raise UsageError(
+            what,
+            why="equalizing it again takes the samples that it was made from",
+            fix="Give --calib those samples, or calibrate with --no-equalization",
+        )
+
+
+def _fingerprints(dataset: Dataset) -> set[str]:
+    from trtopt.data.overlap import fingerprinted
+
+    seen: set[str] = set()
+    watched = fingerprinted(dataset, seen)
+    for index in range(len(dataset)):
+        watched.load(index)
+    return seen
