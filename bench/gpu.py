@@ -268,8 +268,8 @@ def limit(args: argparse.Namespace) -> None:
 
     from trtopt.bench import probe
     from trtopt.bench.inputs import Sizes
-    from trtopt.config import profile
     from trtopt.export.onnx import describe
+    from trtopt.shapes import profile
 
     inputs = describe(args.folder / "resnet50-fp16.onnx").inputs
     found = json.loads((args.folder / "limit/benchmark.json").read_text())["limit"]

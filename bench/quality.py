@@ -302,11 +302,11 @@ def accepted(zoo: Path, name: str, folder: Path) -> str:
     Of trtopt's own the types that were parsed are audited, too.
     """
     from trtopt.codec import decode
-    from trtopt.config import profile
     from trtopt.engine import tensorrt
     from trtopt.errors import TrtoptError
     from trtopt.events import silent
     from trtopt.export.onnx import describe
+    from trtopt.shapes import profile
     from trtopt.types import TypedModel
 
     model = describe(folder / "model.onnx")

@@ -94,7 +94,7 @@ def test_a_table_of_an_equalized_network_contradicts_no_equalization(calibrated:
 
 def test_calibrate_says_of_which_network_its_tables_are(calibrated: Path, cli: Cli) -> None:
     again = cli("calibrate", calibrated / "model.onnx", "--calib", calibrated / "calib.npy", "-o", calibrated / "run")
-    assert f"Both are of {calibrated / 'run/equalized.onnx'}" in again.out
+    assert f"The scales are of {calibrated / 'run/equalized.onnx'}" in again.out
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper
 from support import CALIB, DIGITS, EVAL, ROOT, Done
 
 from trtopt.compare.limits import parse_gates
-from trtopt.config import profile
 from trtopt.export.onnx import describe
+from trtopt.shapes import profile
 
 Cli = Callable[..., Done]
 

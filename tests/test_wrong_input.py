@@ -90,6 +90,7 @@ def test_samples_that_the_engine_would_not_take(flag: str, cli: Cli, out: Path, 
     onnx.save(helper.make_model(graph, ir_version=10, opset_imports=opset), tmp_path / "m.onnx")
     np.save(tmp_path / "x.npy", np.ones((8, 4, 20), np.float32))
     command = ("convert", tmp_path / "m.onnx", flag, tmp_path / "x.npy", "-o", out, "--shape")
+    refused(cli(*command[:-1]), "--shape x=1x4x20:8x4x20:32x4x20", "as in the samples")
     refused(cli(*command, "x=4x4x8:8x4x16:8x4x16"), "the shape 1x4x20", "from 4x4x8 to 8x4x16", "--shape x=")
     assert cli(*command, "x=4x4x8:8x4x16:8x4x32", "--backend", "onnxruntime", "--gate", "sqnr=20").code == 0
 

@@ -8,13 +8,15 @@ Touches: the run directory, through the store.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from trtopt import checks, stages
-from trtopt.config import ConvertPlan, DataPlan, ExportOnlyPlan, profile
+from trtopt.config import ConvertPlan, DataPlan, ExportOnlyPlan
 from trtopt.data.dataset import Dataset
 from trtopt.errors import EnvironmentUnableError, MissingDependencyError, TrtoptError, UsageError
 from trtopt.events import Emit, StageUnavailable, Warned, silent
+from trtopt.shapes import profile
 from trtopt.stages import export as exporting
 from trtopt.stages import layers as layering
 from trtopt.stages import report as reporting
@@ -54,7 +56,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
     checks.data_flags(plan, needs_table=kind.NEEDS_TABLE)
     ready = exporting.ready(given, plan.export)
     if ready is not None:
-        profile(ready.inputs, plan.shapes)  # refuses wrong flags before anything is written
+        profile(ready.inputs, plan.shapes, lambda: _sizes(plan, ready))  # refuses wrong flags before all else
     warnings: list[str] = []
     with open_store(plan.run_dir, emit) as store:
         reporting.forget(store)
@@ -104,7 +106,7 @@ def calibrate(plan: ConvertPlan, emit: Emit = silent) -> CalibrationTable:
         context = stages.Context(store=store, emit=emit, device=plan.device)
         wanted = exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.calib)
         source = exporting.ready(given, plan.export) or exporting.bring(context, given, wanted)[0]
-        ranges, _ = profile(source.inputs, plan.shapes)
+        ranges, _ = profile(source.inputs, plan.shapes, lambda: _sizes(plan, source))
         _, _, table = _calibrated(context, plan, source, ranges)
         assert table is not None
         if not tables.is_of_graph(store, table):  # what a conversion left here is of other scales
@@ -149,6 +151,16 @@ def export(plan: ExportOnlyPlan, emit: Emit = silent) -> Report:
         )
         reporting.write(store, report)
     return report
+
+
+def _sizes(plan: ConvertPlan, model: OnnxModel) -> Mapping[str, Sequence[tuple[int, ...]]]:
+    """The shapes that samples give each input, for a hint; nothing where they cannot be read: that is told later."""
+    data = plan.data or plan.calib
+    try:
+        fed = stages.open_data(data, model).shapes if data is not None else ()
+    except TrtoptError:
+        return {}
+    return {spec.name: [shapes[i] for shapes in fed] for i, spec in enumerate(model.inputs)}
 
 
 def _open(

@@ -20,10 +20,10 @@ from trtopt.bench.gpu import resident
 from trtopt.bench.inputs import Sizes
 from trtopt.bench.memory import Limits
 from trtopt.bench.probe import Question
-from trtopt.config import profile
 from trtopt.errors import EnvironmentUnableError, MissingDependencyError, ModelError
 from trtopt.events import silent
 from trtopt.export.onnx import describe
+from trtopt.shapes import profile
 from trtopt.types import BatchProbe
 
 

@@ -58,4 +58,4 @@ def calibrate(
         if (run_dir / name).exists():
             print(run_dir / name)
     if of_equalized(table):
-        print(f"Both are of {run_dir / 'equalized.onnx'}: --calib-table takes the JSON, beside the same --calib.")
+        print(f"The scales are of {run_dir / 'equalized.onnx'}: --calib-table takes the JSON, beside the same --calib.")

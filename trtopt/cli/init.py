@@ -158,8 +158,8 @@ def _recipe(inputs: Sequence[TensorSpec]) -> str:
 
 
 def _shape(inputs: Sequence[TensorSpec]) -> str:
-    from trtopt.config import DEFAULT_BATCH
     from trtopt.report.words import plain
+    from trtopt.shapes import DEFAULT_BATCH
 
     tokens = {dim for spec in inputs if spec.dtype.startswith("int") for dim in spec.shape[1:]}
     flags, guessed = [], []

@@ -15,11 +15,12 @@ from pathlib import Path
 from trtopt.bench import gpu, inputs, probe, targets
 from trtopt.candidate import resolve
 from trtopt.codec import decode
-from trtopt.config import DEFAULT_BATCH, BenchPlan, SpeedPlan, profile
+from trtopt.config import BenchPlan, SpeedPlan
 from trtopt.data.dataset import Array, Dataset, Feed
 from trtopt.engine.onnxruntime import CudaOptions
 from trtopt.errors import EnvironmentUnableError, MissingDependencyError, OutOfMemoryError, UsageError
 from trtopt.events import Emit, Warned
+from trtopt.shapes import DEFAULT_BATCH, profile
 from trtopt.stages import ENGINE_NOT_RUN
 from trtopt.stages.samples import open_data
 from trtopt.types import Engine, OnnxModel, ShapeRange, TensorSpec

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtopt.codec import encode
-from trtopt.config import DEFAULT_BATCH, DataPlan, ExportPlan, free_shape, profile
+from trtopt.config import DataPlan, ExportPlan
 from trtopt.errors import ModelError, UsageError
 from trtopt.events import Warned
 from trtopt.export.request import DTYPES, Example, Request
 from trtopt.export.source import Source, digest
+from trtopt.shapes import DEFAULT_BATCH, free_shape, profile
 from trtopt.stages.context import Context, versions
 from trtopt.stages.samples import open_data
 from trtopt.store import file_digest

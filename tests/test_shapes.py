@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtopt.config import DEFAULT_BATCH, profile
 from trtopt.errors import UsageError
+from trtopt.shapes import DEFAULT_BATCH, profile
 from trtopt.types import Dim, ShapeRange, TensorSpec
 
 
@@ -128,3 +128,18 @@ def test_the_example_in_a_refusal_can_be_typed_for_any_shape(shape: list[Dim]) -
     ranges, _ = profile(inputs, flags_in(refusal(inputs, "x=bad")))
     assert ranges[0].name == "x"
     assert len(ranges[0].min) == len(shape)
+
+
+def test_a_refusal_proposes_the_sizes_of_the_samples() -> None:
+    with pytest.raises(UsageError) as caught:
+        profile([FULLY_DYNAMIC], [], lambda: {"pixels": [(1, 3, 320, 480), (1, 3, 640, 320), (1, 3, 640, 320)]})
+    (flag,) = flags_in(str(caught.value))
+    assert flag == "pixels=1x3x320x320:8x3x640x320:32x3x640x480"
+    assert "as in the samples" in str(caught.value)
+    profile([FULLY_DYNAMIC], [flag])
+
+
+def test_a_first_dimension_that_samples_fill_is_proposed_as_they_fill_it() -> None:
+    with pytest.raises(UsageError) as caught:
+        profile([spec("ids", "length", "width")], [], lambda: {"ids": [(20, 4), (40, 4)]})
+    assert flags_in(str(caught.value)) == ["ids=20x4:40x4:40x4"]
