@@ -138,6 +138,28 @@ def test_a_table_that_was_given_leaves_no_other_beside_its_graph(entropy: Path, 
     assert not list(tmp_path.glob("calibration.*"))
 
 
+def test_a_table_that_was_given_stays_where_it_is_also_in_the_run_directory(tmp_path: Path, cli: Cli) -> None:
+    cli("calibrate", DIGITS, "--calib", CALIB, "-o", tmp_path)
+    table = (tmp_path / "calibration.json").read_bytes()
+    given = ("--calib-table", tmp_path / "calibration.json", "--data", EVAL)
+    for _ in range(2):
+        done = cli("convert", DIGITS, "-p", "int8", *given, *HERE, "-o", tmp_path)
+        assert done.code == 0, done.err
+    assert (tmp_path / "calibration.json").read_bytes() == table
+
+
+def test_calibrating_another_network_leaves_no_graph_of_the_first(tmp_path: Path, cli: Cli) -> None:
+    run = tmp_path / "run"
+    cli("convert", DIGITS, "-p", "int8", "--calib", CALIB, "--data", EVAL, *HERE, "-o", run)
+    proto = onnx.load(DIGITS)
+    last = next(tensor for tensor in proto.graph.initializer if tensor.name == proto.graph.node[-1].input[1])
+    last.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(last) * 1.01, last.name))
+    onnx.save(proto, tmp_path / "tuned.onnx")  # only the last layer: activations, and so scales, are the same
+    assert cli("calibrate", tmp_path / "tuned.onnx", "--calib", CALIB, "-o", run).code == 0
+    assert not (run / "typed.onnx").exists()
+    assert not (run / "report.json").exists()
+
+
 def test_calibrating_anew_leaves_no_graph_nor_verdict_of_other_scales(tmp_path: Path, cli: Cli) -> None:
     convert = ("convert", DIGITS, "-p", "int8", "--calib", CALIB, "--data", EVAL, *HERE, "-o", tmp_path)
     cli(*convert, "--method", "entropy")

@@ -218,6 +218,11 @@ def test_where_fp32_is_infinite_an_output_does_not_count(context: Context, tmp_p
     assert error == pytest.approx(output_error(context, alone, data, "int8")(alone) / 2)  # the mean of it and of none
 
 
+def test_an_output_that_is_nan_in_fp32_is_no_measure(context: Context, tmp_path: Path) -> None:
+    model = network(tmp_path, "{ h = HardSwish(x) z = MatMul(h, w) y = Sqrt(z) }")
+    assert output_error(context, model, dataset(1.0), "int8")(model) == np.inf
+
+
 def test_a_trial_for_which_memory_does_not_suffice_ends_the_stage_and_leaves_nothing(
     context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,10 +107,10 @@ def calibrate(plan: ConvertPlan, emit: Emit = silent) -> CalibrationTable:
         wanted = exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.calib)
         source = exporting.ready(given, plan.export) or exporting.bring(context, given, wanted)[0]
         ranges, _ = profile(source.inputs, plan.shapes, lambda: _sizes(plan, source))
-        _, _, table = _calibrated(context, plan, source, ranges)
+        model, _, table = _calibrated(context, plan, source, ranges)
         assert table is not None
-        if not tables.is_of_graph(store, table):  # what a conversion left here is of other scales
-            reporting.forget(store)
+        if not tables.keeps_graph(store, model, table):
+            reporting.forget(store)  # of a conversion that left them here
         store.describe(stages.environment())
     return table
 
@@ -155,12 +155,17 @@ def export(plan: ExportOnlyPlan, emit: Emit = silent) -> Report:
 
 def _sizes(plan: ConvertPlan, model: OnnxModel) -> Mapping[str, Sequence[tuple[int, ...]]]:
     """The shapes that samples give each input, for a hint; nothing where they cannot be read: that is told later."""
-    data = plan.data or plan.calib
-    try:
-        fed = stages.open_data(data, model).shapes if data is not None else ()
-    except TrtoptError:
-        return {}
-    return {spec.name: [shapes[i] for shapes in fed] for i, spec in enumerate(model.inputs)}
+    sizes: dict[str, list[tuple[int, ...]]] = {}
+    for data in (plan.data, plan.calib):
+        if data is None or ":" in data.source:  # the code of a function is not run for a hint
+            continue
+        try:
+            dataset = stages.open_data(replace(data, skip_bad=False), model)
+        except TrtoptError:
+            continue
+        for i, spec in enumerate(model.inputs):
+            sizes.setdefault(spec.name, []).extend(fed[i] for fed in dataset.shapes)
+    return sizes
 
 
 def _open(
@@ -173,8 +178,9 @@ def _open(
     if data is None:
         return None
     dataset = stages.open_data(data, model)
-    if plan.shapes or plan.build.backend == "tensorrt":  # else there is no profile but the one that was assumed
-        checks.within(dataset, model.inputs, ranges)
+    if data is (plan.data or plan.calib):  # the samples that the result is judged on
+        asked = {flag.rpartition("=")[0] for flag in plan.shapes}
+        checks.within(dataset, model.inputs, [entry for entry in ranges if entry.name in asked])
     for note in dataset.notes:
         context.emit(Warned(f"{data.source}: {note}"))
     return dataset
@@ -191,8 +197,6 @@ def _calibrated(
     model = stages.prepare(context, source, ranges, opset)
     stages.check_operators(context, model, plan.build)
     calib = _open(context, plan, plan.calib, model, ranges)
-    if calib is not None and len(calib) < FEW:
-        context.emit(Warned(f"{len(calib)} calibration samples: 100 to 500 like those of production are better"))
     if not kind.NEEDS_TABLE:
         return model, calib, None
     table = tables.read(context, plan, calib)
@@ -201,6 +205,9 @@ def _calibrated(
     if table is not None:
         tables.follow(context, plan, model, table)
     elif calib is not None:
+        single = all(shape[:1] == (1,) for fed in calib.shapes for shape in fed)
+        if single and len(calib) < FEW:
+            context.emit(Warned(f"{len(calib)} calibration samples: 100 to 500 like those of production are better"))
         table = stages.calibrate(context, model, calib, plan.method, plan.precision)
     return model, calib, table
 

@@ -126,6 +126,10 @@ class RunStore:
         del self._manifest["stages"][name]
         self.write("manifest.json", json.dumps(self._manifest, indent=1))
 
+    def holds(self, name: str) -> bool:
+        """Whether there is a result of that stage, of whatever inputs."""
+        return name in self._manifest["stages"]
+
     def describe(self, environment: Mapping[str, str]) -> None:
         """Record in the manifest which versions and device this run used."""
         self._manifest["environment"] = dict(environment)

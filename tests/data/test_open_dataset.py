@@ -188,6 +188,7 @@ def test_samples_for_a_larger_fixed_batch_are_grouped_and_the_last_one_repeated(
     assert [batch.feed["x"][:, 0].tolist() for batch in batches(dataset, 8)] == [[0, 3, 6], [9, 9, 9]]
     assert dataset.ids == ("d.npz[0] to d.npz[2]", "d.npz[3] to d.npz[3]")
     assert dataset.labels is None
+    assert dataset.shapes == (((3, 3),),)
     assert any("2 times more" in note for note in dataset.notes)
 
 
@@ -210,6 +211,7 @@ def test_samples_that_differ_in_shape_are_fed_one_at_a_time(tmp_path: Path) -> N
         np.save(tmp_path / f"{length}.npy", np.zeros(length, np.float32))
     dataset = open_dataset(str(tmp_path), free)
     assert [batch.feed["x"].shape for batch in batches(dataset, 2)] == [(1, 3), (1, 5)]
+    assert dataset.shapes == (((1, 3),), ((1, 5),))
     assert any("one at a time" in note for note in dataset.notes)
 
 

@@ -87,7 +87,7 @@ def check_table(table: CalibrationTable, model: OnnxModel, needed_tensors: Itera
         raise TableError(
             f"the calibration table was made for another model than {model.path.name}",
             why=f"digest {table.model_digest[:12]} is not {model.digest[:12]}",
-            fix="Calibrate this model; a table fits it only with the same dimensions dynamic in --shape",
+            fix="Calibrate this model; a table fits only with the same --rest, and the same dimensions dynamic",
         )
     missing = [name for name in dict.fromkeys(needed_tensors) if name not in table.scales]
     if missing:

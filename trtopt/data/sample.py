@@ -261,5 +261,6 @@ def _grouped(dataset: Dataset, size: int) -> Dataset:
         ids=tuple(f"{dataset.ids[g[0]]} to {dataset.ids[min(g[-1], count - 1)]}" for g in groups),
         load=load,
         batched=False,
+        shapes=tuple(tuple((size, *shape[1:]) for shape in fed) for fed in dataset.shapes),
         notes=(*dataset.notes, note),
     )

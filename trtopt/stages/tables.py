@@ -17,7 +17,7 @@ from trtopt.types import CalibrationTable, OnnxModel, StageOutcome
 
 
 def read(context: Context, plan: ConvertPlan, calib: Dataset | None) -> CalibrationTable | None:
-    """The table that the plan names, if it names one, with the fingerprints of `calib` beside its own.
+    """The table that the plan names, if any, with the fingerprints of the samples that correct biases beside its own.
 
     Raises:
         TableError: it is none, or damaged.
@@ -34,8 +34,9 @@ def read(context: Context, plan: ConvertPlan, calib: Dataset | None) -> Calibrat
         context.emit(Warned(f"--method {plan.method} is not followed: the scales are those of {plan.table}"))
     if table.precision != plan.precision:
         context.emit(Warned(f"{plan.table} is for {table.precision}: what suits {plan.precision} was not tried"))
-    shared = _fingerprints(calib) if calib is not None and plan.data is not None else set()
-    return replace(table, fingerprints=tuple(sorted(shared.union(table.fingerprints))))
+    if calib is None or plan.data is None or not plan.bias_correction or calib.digest == table.data_digest:
+        return table
+    return replace(table, fingerprints=tuple(sorted(_fingerprints(calib).union(table.fingerprints))))
 
 
 def of_equalized(table: CalibrationTable) -> bool:
@@ -56,20 +57,21 @@ def follow(context: Context, plan: ConvertPlan, model: OnnxModel, table: Calibra
     from trtopt.precision.placement import place
 
     check_table(table, model, place(load_ir(model.path)).tensors())
-    context.store.discard("calibrate", method="none: a table was given")
+    assert plan.table is not None
+    if plan.table.resolve().parent != context.store.root.resolve():
+        context.store.discard("calibrate", method="none: a table was given")
     summary = f"{len(table.scales)} scales of {plan.table}: {table.method}"
     summary += f" over {table.samples} samples" if table.samples else ""
     context.store.outcomes.append(StageOutcome(name="calibrate", status="skipped", seconds=0.0, summary=summary))
 
 
-def is_of_graph(store: RunStore, table: CalibrationTable) -> bool:
-    """Whether the typed graph in the store, if there is one, has these scales; if not, it goes, and its engine."""
-    typed = store.root / "typed.onnx"
-    before = typed.exists()
-    store.discard("precision", table=dict(sorted(table.scales.items())))
-    if before and not typed.exists():
-        store.discard("build", typed="none: its graph is gone")
-    return typed.exists() == before
+def keeps_graph(store: RunStore, model: OnnxModel, table: CalibrationTable) -> bool:
+    """Whether a typed graph in the store is of this model and these scales; another one goes, with its engine."""
+    store.discard("precision", model=model.digest, table=dict(sorted(table.scales.items())))
+    if store.holds("precision"):
+        return True
+    store.discard("build", typed="none: its graph is gone")
+    return False
 
 
 def _check_equalized(table: CalibrationTable, plan: ConvertPlan, calib: Dataset | None) -> None:

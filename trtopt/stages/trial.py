@@ -53,8 +53,8 @@ def output_error(
 
     That is noise energy over signal energy, and of an output that is not of floating-point type, indices say, the share
     of values that differ; the mean over outputs. Without a request it takes a `rough` one. `kind` is the precision that
-    the network is quantized to. A trial ends nothing: where outputs have other shapes than in FP32, are NaN or
-    infinite, or cannot be computed, this is warned of, and the error is infinite.
+    the network is quantized to. What is infinite in FP32 does not count. A trial ends nothing: where outputs have other
+    shapes than in FP32, are NaN or infinite, or cannot be computed, this is warned of, and the error is infinite.
 
     Raises:
         EnvironmentUnableError: of FP32 or of a trial: memory is exhausted, say, which another time it is not.
@@ -105,7 +105,7 @@ def _energies(name: str, wanted: Array, found: Array) -> tuple[float, float]:
         raise CalibrationError(f"output {name!r} has another shape than in FP32")
     if wanted.dtype.kind != "f":
         return float((wanted != found).sum()), wanted.size
-    counts = np.isfinite(wanted)  # a score of minus infinity says that a class is out of the question
+    counts = ~np.isinf(wanted)  # a score of minus infinity says that a class is out of the question
     right, wrong = np.float64(wanted[counts]), np.float64(found[counts])
     noise = float(np.square(right - wrong).sum())
     if not math.isfinite(noise):
