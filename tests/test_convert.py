@@ -329,3 +329,12 @@ def test_an_interrupt_is_said_and_exits_130(tmp_path: Path) -> None:
     assert child.returncode == 130
     assert "interrupted; finished stages are kept" in err
     assert "Traceback" not in err
+
+
+def test_a_batch_that_shape_fixes_is_filled_with_the_samples_of_data(tmp_path: Path, cli: Cli) -> None:
+    command = ("convert", DIGITS, *INT8, "--data", EVAL, "--shape", "input=4x1x28x28", "--gate", "sqnr=20")
+    done = cli(*command, "-o", tmp_path / "run", "--backend", "onnxruntime")
+    assert done.code == 0, done.err
+    assert "1000 samples are fed as 250 groups" in " ".join(done.out.split())
+    done = cli("compare", DIGITS, tmp_path / "run", "--data", EVAL, "-o", tmp_path / "c", "--gate", "sqnr=20")
+    assert done.code == 0, done.err

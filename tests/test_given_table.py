@@ -114,7 +114,7 @@ def entropy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("-p", "int8"), "6 scales of "),
         (("-p", "int8", "--method", "minmax"), "--method minmax is not followed"),
         (("-p", "fp8"), "is for int8: what suits fp8 was not tried"),
-        (("-p", "fp16"), "is not read: fp16 has no scales"),
+        (("-p", "fp16"), "do nothing here: fp16 has no scales"),
     ],
 )
 def test_what_a_table_is_and_is_not_used_for_is_said(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trtopt.errors import UsageError
-from trtopt.shapes import DEFAULT_BATCH, profile
+from trtopt.shapes import DEFAULT_BATCH, fixed, of_profile, profile
 from trtopt.types import Dim, ShapeRange, TensorSpec
 
 
@@ -143,3 +143,11 @@ def test_a_first_dimension_that_samples_fill_is_proposed_as_they_fill_it() -> No
     with pytest.raises(UsageError) as caught:
         profile([spec("ids", "length", "width")], [], lambda: {"ids": [(20, 4), (40, 4)]})
     assert flags_in(str(caught.value)) == ["ids=20x4:40x4:40x4"]
+
+
+def test_a_dimension_that_the_profile_fixes_is_fixed_wherever_its_name_stands() -> None:
+    inputs = (spec("a", "n", "?", 3), spec("b", "n", "?"), spec("c", 5))
+    ranges, _ = profile(inputs, ["a=4x7x3", "b=1x2:1x4:1x8"])
+    assert [each.shape for each in fixed(inputs[:1], of_profile(ranges))] == [(4, 7, 3)]
+    assert [each.shape for each in fixed(inputs, {"a": (4, 7, 3)})] == [(4, 7, 3), (4, "?"), (5,)]
+    assert fixed(inputs, {"a": ("m", "?", 3), "b": ()}) == inputs

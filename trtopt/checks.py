@@ -13,6 +13,9 @@ from trtopt.data.dataset import Dataset
 from trtopt.errors import DataError, ModelError, UsageError
 from trtopt.types import OnnxModel, ShapeRange, TensorSpec
 
+FEW = 32
+"""Calibration samples below which a user is told: ranges and means of so few say little of others."""
+
 
 def names(plan: ConvertPlan) -> None:
     """Refuse a misspelt name now, not after an hour of calibration."""
@@ -99,6 +102,14 @@ def within(dataset: Dataset, inputs: tuple[TensorSpec, ...], ranges: Iterable[Sh
                     why=f"the engine's profile goes from {least} to {most}",
                     fix=f"Widen it with --shape {spec.name}=smallest:usual:largest, or give samples like production's",
                 )
+
+
+def few(dataset: Dataset) -> str:
+    """A remark on a dataset that is small to calibrate on; nothing for one whose samples are batches."""
+    single = all(shape[:1] == (1,) for fed in dataset.shapes for shape in fed)
+    if not single or len(dataset) >= FEW:
+        return ""
+    return f"{len(dataset)} calibration samples: 100 to 500 like those of production are better"
 
 
 def calibrates(plan: ConvertPlan) -> None:

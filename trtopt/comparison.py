@@ -13,6 +13,7 @@ from trtopt.candidate import Candidate, resolve
 from trtopt.config import ComparePlan, JudgePlan
 from trtopt.errors import UsageError
 from trtopt.events import Emit, Warned, silent
+from trtopt.shapes import fixed
 from trtopt.stages import layers as layering
 from trtopt.stages import report as reporting
 from trtopt.store import open_store
@@ -43,7 +44,8 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
     with open_store(plan.run_dir, emit) as store:
         reporting.forget(store)
         context = stages.Context(store=store, emit=reporting.recording(emit, warnings), device=plan.device)
-        dataset = stages.open_data(plan.data, baseline)
+        taken = {spec.name: spec.shape for candidate in candidates.values() for spec in candidate.onnx.inputs}
+        dataset = stages.open_data(plan.data, replace(baseline, inputs=fixed(baseline.inputs, taken)))
         for note in dataset.notes:
             context.emit(Warned(f"{plan.data.source}: {note}"))
         comparisons: dict[str, Comparison] = {}

@@ -8,7 +8,6 @@ Touches: the run directory, through the store.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from trtopt import checks, stages
@@ -16,7 +15,7 @@ from trtopt.config import ConvertPlan, DataPlan, ExportOnlyPlan
 from trtopt.data.dataset import Dataset
 from trtopt.errors import EnvironmentUnableError, MissingDependencyError, TrtoptError, UsageError
 from trtopt.events import Emit, StageUnavailable, Warned, silent
-from trtopt.shapes import profile
+from trtopt.shapes import fixed, named, of_profile, profile
 from trtopt.stages import export as exporting
 from trtopt.stages import layers as layering
 from trtopt.stages import report as reporting
@@ -34,9 +33,6 @@ from trtopt.types import (
     TypedModel,
 )
 
-FEW = 32
-"""Calibration samples below which a user is told: ranges and means of so few say little of others."""
-
 
 def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | None]:
     """Convert a model, and judge what came out.
@@ -47,6 +43,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
     Raises:
         TrtoptError: a stage failed; what earlier stages made stays in the store.
     """
+    from trtopt.calibrate import AUTO
     from trtopt.export.source import identify
     from trtopt.precision import precision
 
@@ -56,7 +53,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
     checks.data_flags(plan, needs_table=kind.NEEDS_TABLE)
     ready = exporting.ready(given, plan.export)
     if ready is not None:
-        profile(ready.inputs, plan.shapes, lambda: _sizes(plan, ready))  # refuses wrong flags before all else
+        profile(ready.inputs, plan.shapes, lambda: stages.sizes((plan.data, plan.calib), ready))  # before all else
     warnings: list[str] = []
     with open_store(plan.run_dir, emit) as store:
         reporting.forget(store)
@@ -67,20 +64,23 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         ranges, assumed = profile(source.inputs, plan.shapes)
         if assumed and plan.build.backend == "tensorrt":
             context.emit(Warned(assumed))
-        data = _open(context, plan, plan.data, source, ranges)  # before an hour of calibration, if it cannot be read
-        model, calib, table = _calibrated(context, plan, source, ranges)
+        # Before an hour of calibration, if they cannot be read.
+        data, calib = (_open(context, each, source, ranges) for each in (plan.data, plan.calib))
+        judged_on = data or calib
+        if judged_on is not None:
+            checks.within(judged_on, source.inputs, [entry for entry in ranges if entry.name in named(plan.shapes)])
+        model, table = _calibrated(context, plan, source, ranges, calib)
         # Not by the samples of --data: the result is judged on them.
         corrects = plan.bias_correction and calib is not None
         if plan.bias_correction and table is not None and not corrects:
             context.emit(Warned("biases are not corrected: that takes the samples of --calib, beside the table"))
-        if plan.table is not None and not kind.NEEDS_TABLE:
-            context.emit(Warned(f"{plan.table} is not read: {plan.precision} has no scales"))
+        if not kind.NEEDS_TABLE and (plan.table is not None or plan.method != AUTO):
+            context.emit(Warned(f"--calib-table and --method do nothing here: {plan.precision} has no scales"))
         target = stages.Target(precision=plan.precision, rest=plan.rest, bias_correction=corrects)
         seen = _magnitudes(context, target, model, calib or data, table)
         typed = stages.set_precision(context, model, target, table, seen)
         store.discard("build", typed=typed.onnx.digest)  # the engine of an earlier graph is not this one's
         engine, unable = _build(context, plan, typed, ranges)
-        judged_on = data or calib
         comparison = _compare(context, plan, source, typed, judged_on, table)
         layers = None
         if judged_on is not None and comparison is not None and comparison.verdict == "fail":
@@ -106,11 +106,13 @@ def calibrate(plan: ConvertPlan, emit: Emit = silent) -> CalibrationTable:
         context = stages.Context(store=store, emit=emit, device=plan.device)
         wanted = exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.calib)
         source = exporting.ready(given, plan.export) or exporting.bring(context, given, wanted)[0]
-        ranges, _ = profile(source.inputs, plan.shapes, lambda: _sizes(plan, source))
-        model, _, table = _calibrated(context, plan, source, ranges)
+        ranges, _ = profile(source.inputs, plan.shapes, lambda: stages.sizes((plan.calib,), source))
+        calib = _open(context, plan.calib, source, ranges)
+        model, table = _calibrated(context, plan, source, ranges, calib)
         assert table is not None
-        if not tables.keeps_graph(store, model, table):
-            reporting.forget(store)  # of a conversion that left them here
+        tables.drop_other_graph(store, model, table)
+        if not store.holds("precision"):
+            reporting.forget(store)
         store.describe(stages.environment())
     return table
 
@@ -153,63 +155,44 @@ def export(plan: ExportOnlyPlan, emit: Emit = silent) -> Report:
     return report
 
 
-def _sizes(plan: ConvertPlan, model: OnnxModel) -> Mapping[str, Sequence[tuple[int, ...]]]:
-    """The shapes that samples give each input, for a hint; nothing where they cannot be read: that is told later."""
-    sizes: dict[str, list[tuple[int, ...]]] = {}
-    for data in (plan.data, plan.calib):
-        if data is None or ":" in data.source:  # the code of a function is not run for a hint
-            continue
-        try:
-            dataset = stages.open_data(replace(data, skip_bad=False), model)
-        except TrtoptError:
-            continue
-        for i, spec in enumerate(model.inputs):
-            sizes.setdefault(spec.name, []).extend(fed[i] for fed in dataset.shapes)
-    return sizes
-
-
 def _open(
-    context: stages.Context,
-    plan: ConvertPlan,
-    data: DataPlan | None,
-    model: OnnxModel,
-    ranges: tuple[ShapeRange, ...],
+    context: stages.Context, data: DataPlan | None, source: OnnxModel, ranges: tuple[ShapeRange, ...]
 ) -> Dataset | None:
+    """Open samples for the network as it will be: with the dimensions fixed that the profile fixes."""
     if data is None:
         return None
-    dataset = stages.open_data(data, model)
-    if data is (plan.data or plan.calib):  # the samples that the result is judged on
-        asked = {flag.rpartition("=")[0] for flag in plan.shapes}
-        checks.within(dataset, model.inputs, [entry for entry in ranges if entry.name in asked])
+    dataset = stages.open_data(data, replace(source, inputs=fixed(source.inputs, of_profile(ranges))))
     for note in dataset.notes:
         context.emit(Warned(f"{data.source}: {note}"))
     return dataset
 
 
 def _calibrated(
-    context: stages.Context, plan: ConvertPlan, source: OnnxModel, ranges: tuple[ShapeRange, ...]
-) -> tuple[OnnxModel, Dataset | None, CalibrationTable | None]:
+    context: stages.Context,
+    plan: ConvertPlan,
+    source: OnnxModel,
+    ranges: tuple[ShapeRange, ...],
+    calib: Dataset | None,
+) -> tuple[OnnxModel, CalibrationTable | None]:
     """Prepare, and for a precision that needs a table equalize and calibrate."""
     from trtopt.precision import precision
 
     kind = precision(plan.precision)
+    table = tables.read(context, plan, calib) if kind.NEEDS_TABLE else None
     opset = max(kind.OPSET, precision(plan.rest).OPSET) if kind.NEEDS_TABLE else kind.OPSET
     model = stages.prepare(context, source, ranges, opset)
     stages.check_operators(context, model, plan.build)
-    calib = _open(context, plan, plan.calib, model, ranges)
     if not kind.NEEDS_TABLE:
-        return model, calib, None
-    table = tables.read(context, plan, calib)
+        return model, None
     if calib is not None and (plan.equalization if table is None else tables.of_equalized(table)):
         model = stages.equalize(context, model, calib, table.precision if table else plan.precision)
     if table is not None:
         tables.follow(context, plan, model, table)
     elif calib is not None:
-        single = all(shape[:1] == (1,) for fed in calib.shapes for shape in fed)
-        if single and len(calib) < FEW:
-            context.emit(Warned(f"{len(calib)} calibration samples: 100 to 500 like those of production are better"))
+        if remark := checks.few(calib):
+            context.emit(Warned(remark))
         table = stages.calibrate(context, model, calib, plan.method, plan.precision)
-    return model, calib, table
+    return model, table
 
 
 def _magnitudes(

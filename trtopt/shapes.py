@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from trtopt.errors import UsageError
-from trtopt.types import ShapeRange, TensorSpec
+from trtopt.types import Dim, ShapeRange, TensorSpec
 
 DEFAULT_BATCH = (1, 8, 32)
 """Smallest, best-tuned and largest batch of a dynamic batch dimension that `--shape` says nothing about."""
@@ -88,6 +89,46 @@ def _example(spec: TensorSpec, seen: Sequence[tuple[int, ...]] = ()) -> str:
             picked = (sizes[0], sizes[len(sizes) // 2], sizes[-1])
             three = [(*shape[:axis], size, *shape[axis + 1 :]) for shape, size in zip(three, picked, strict=True)]
     return f"{spec.name}=" + ":".join("x".join(map(str, shape)) for shape in three)
+
+
+def fixed(inputs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[Dim]]) -> tuple[TensorSpec, ...]:
+    """The inputs with those dynamic dimensions fixed that have a size in `shapes`, and with them all of their name."""
+    known = {
+        (spec.name, axis): size
+        for spec in inputs
+        for axis, size in enumerate(shapes.get(spec.name, ()))
+        if isinstance(size, int) and axis < len(spec.shape) and isinstance(spec.shape[axis], str)
+    }
+    # An unnamed dimension, "?", is like no other.
+    alike = {
+        spec.shape[axis]: known[spec.name, axis]
+        for spec in inputs
+        for axis in _dynamic(spec)
+        if (spec.name, axis) in known
+    }
+    return tuple(
+        replace(
+            spec,
+            shape=tuple(
+                known.get((spec.name, axis), dim if dim == "?" else alike.get(dim, dim))
+                for axis, dim in enumerate(spec.shape)
+            ),
+        )
+        for spec in inputs
+    )
+
+
+def named(shapes: Iterable[str]) -> set[str]:
+    """The inputs that `--shape` flags are of."""
+    return {flag.rpartition("=")[0] for flag in shapes}
+
+
+def of_profile(ranges: Iterable[ShapeRange]) -> dict[str, tuple[Dim, ...]]:
+    """The shape of each input of a profile: a size where smallest and largest are equal, else `?`."""
+    return {
+        entry.name: tuple(least if least == most else "?" for least, most in zip(entry.min, entry.max, strict=True))
+        for entry in ranges
+    }
 
 
 def free_shape(flag: str) -> ShapeRange:

@@ -116,9 +116,9 @@ class RunStore:
         return path
 
     def discard(self, name: str, **inputs: Any) -> None:
-        """Delete an earlier result of a stage, and its files, unless it was made from these inputs."""
+        """Delete an earlier result of a stage, and its files; where inputs are named, unless it was made from them."""
         entry = self._manifest["stages"].get(name)
-        if entry is None or all(entry["inputs"].get(key) == value for key, value in inputs.items()):
+        if entry is None or (inputs and all(entry["inputs"].get(key) == value for key, value in inputs.items())):
             return
         with writing(self.root):
             for file in entry["files"]:

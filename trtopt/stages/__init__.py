@@ -7,7 +7,7 @@ libraries that do the work.
 from trtopt.stages.context import Context, Target, environment, versions
 from trtopt.stages.engine import ENGINE_NOT_RUN, Evaluation, build, compare, gate
 from trtopt.stages.graph import check_operators, prepare, set_precision
-from trtopt.stages.samples import calibrate, equalize, observe, open_data
+from trtopt.stages.samples import calibrate, equalize, observe, open_data, sizes
 
 __all__ = [
     "ENGINE_NOT_RUN",
@@ -25,5 +25,6 @@ __all__ = [
     "open_data",
     "prepare",
     "set_precision",
+    "sizes",
     "versions",
 ]

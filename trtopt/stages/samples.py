@@ -6,21 +6,22 @@ Touches: the run directory, through the store; reads the samples.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from trtopt.calibrate.auto import TINY
 from trtopt.calibrate.histogram import Histogram
-from trtopt.calibrate.ranges import Channels, Seen
+from trtopt.calibrate.ranges import SAMPLES, Channels, Seen
 from trtopt.config import DataPlan
 from trtopt.data.dataset import Dataset
 from trtopt.engine.onnxruntime import CudaOptions
+from trtopt.errors import TrtoptError
 from trtopt.events import Warned
 from trtopt.precision import Request
 from trtopt.stages.context import Context, Target, versions
-from trtopt.stages.trial import SAMPLES, output_error, rough, scratch, tapped
+from trtopt.stages.trial import output_error, rough, scratch, tapped
 from trtopt.store import file_digest
 from trtopt.types import CalibrationTable, Observation, OnnxModel
 
@@ -34,6 +35,21 @@ def open_data(plan: DataPlan, model: OnnxModel) -> Dataset:
 
     recipe = load_recipe(plan.recipe) if plan.recipe else None
     return open_dataset(plan.source, model.inputs, recipe=recipe, skip_bad=plan.skip_bad)
+
+
+def sizes(plans: Iterable[DataPlan | None], model: OnnxModel) -> dict[str, list[tuple[int, ...]]]:
+    """The shapes that samples give each input, for a hint; nothing where they cannot be read: that is told later."""
+    found: dict[str, list[tuple[int, ...]]] = {}
+    for plan in plans:
+        if plan is None or ":" in plan.source:  # the code of a function is not run for a hint
+            continue
+        try:
+            dataset = open_data(replace(plan, skip_bad=False), model)
+        except TrtoptError:
+            continue
+        for i, spec in enumerate(model.inputs):
+            found.setdefault(spec.name, []).extend(fed[i] for fed in dataset.shapes)
+    return found
 
 
 def equalize(context: Context, model: OnnxModel, dataset: Dataset, kind: str) -> OnnxModel:

@@ -59,19 +59,17 @@ def follow(context: Context, plan: ConvertPlan, model: OnnxModel, table: Calibra
     check_table(table, model, place(load_ir(model.path)).tensors())
     assert plan.table is not None
     if plan.table.resolve().parent != context.store.root.resolve():
-        context.store.discard("calibrate", method="none: a table was given")
+        context.store.discard("calibrate")
     summary = f"{len(table.scales)} scales of {plan.table}: {table.method}"
     summary += f" over {table.samples} samples" if table.samples else ""
     context.store.outcomes.append(StageOutcome(name="calibrate", status="skipped", seconds=0.0, summary=summary))
 
 
-def keeps_graph(store: RunStore, model: OnnxModel, table: CalibrationTable) -> bool:
-    """Whether a typed graph in the store is of this model and these scales; another one goes, with its engine."""
+def drop_other_graph(store: RunStore, model: OnnxModel, table: CalibrationTable) -> None:
+    """Delete a typed graph that is not of this model and these scales, with its engine."""
     store.discard("precision", model=model.digest, table=dict(sorted(table.scales.items())))
-    if store.holds("precision"):
-        return True
-    store.discard("build", typed="none: its graph is gone")
-    return False
+    if not store.holds("precision"):
+        store.discard("build")
 
 
 def _check_equalized(table: CalibrationTable, plan: ConvertPlan, calib: Dataset | None) -> None:

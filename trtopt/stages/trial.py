@@ -21,9 +21,6 @@ from trtopt.precision import Request
 from trtopt.stages.context import Context
 from trtopt.types import CalibrationTable, OnnxModel
 
-SAMPLES = 16
-"""Samples that each candidate's network runs on: enough to tell them apart by decibels, cheap beside calibration."""
-
 
 @contextlib.contextmanager
 def scratch(context: Context, name: str) -> Iterator[Path]:
@@ -59,13 +56,14 @@ def output_error(
     Raises:
         EnvironmentUnableError: of FP32 or of a trial: memory is exhausted, say, which another time it is not.
     """
+    from trtopt.calibrate.ranges import few
     from trtopt.engine.onnxruntime import open_runner
     from trtopt.export.onnx import load_ir
     from trtopt.export.prepare import BETWEEN_STAGES, save
     from trtopt.precision import precision
 
-    indices = np.unique(np.linspace(0, len(dataset) - 1, min(SAMPLES, len(dataset))).astype(int))
-    feeds = [dataset.load(int(index)) for index in indices]
+    samples = few(dataset)
+    feeds = [samples.load(i) for i in range(len(samples))]
     run = open_runner(model.path, device=context.device).run
     wanted = [run(feed) for feed in feeds]
     original = load_ir(model.path)  # once: it is what most trials begin with
@@ -109,7 +107,7 @@ def _energies(name: str, wanted: Array, found: Array) -> tuple[float, float]:
     right, wrong = np.float64(wanted[counts]), np.float64(found[counts])
     noise = float(np.square(right - wrong).sum())
     if not math.isfinite(noise):
-        raise CalibrationError(f"output {name!r} is NaN or infinite, and is not in FP32")
+        raise CalibrationError(f"output {name!r} is NaN, or infinite where FP32 is not")
     return noise, float(np.square(right).sum())
 
 
