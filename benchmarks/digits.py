@@ -1,6 +1,6 @@
 """Quality on the digits sample: each INT8 calibration method, and FP16, against FP32 on 1,000 labelled digits.
 
-    python bench/digits.py
+    python benchmarks/digits.py
 
 "plain" rows are without equalization and bias correction.
 Runs the typed graphs in onnxruntime on the CPU (16-bit rounding simulated); no TensorRT is run.

@@ -1,7 +1,7 @@
 """INT8 and FP16 of trtopt, onnxruntime and NVIDIA ModelOpt side by side, on the trained networks of `zoo.py`.
 
-    python bench/zoo.py ZOO
-    python bench/quality.py ZOO --modelopt-python MODELOPT/bin/python [--models mnist ...] [--eval N]
+    python benchmarks/zoo.py ZOO
+    python benchmarks/quality.py ZOO --modelopt-python MODELOPT/bin/python [--models mnist ...] [--eval N]
 
 ModelOpt needs an environment of its own (`zoo-requirements-modelopt.txt`): it overwrites onnxruntime. Every variant is
 made in a process of its own, from the same calibration samples, one at a time; then each is run by the same
@@ -138,7 +138,7 @@ def measure(args: argparse.Namespace, name: str) -> dict[str, Any]:
 
 def command(args: argparse.Namespace, name: str) -> str:
     """How to measure this model again, without the paths of this machine."""
-    text = f"python bench/quality.py ZOO --models {name}"
+    text = f"python benchmarks/quality.py ZOO --models {name}"
     text += " --modelopt-python MODELOPT/bin/python" if args.modelopt_python else ""
     text += f" --only {' '.join(args.only)}" if args.only else ""
     return text + (f" --eval {args.eval}" if args.eval else "")

@@ -1,6 +1,6 @@
 """What `compare` costs beside running both models on the same samples: one table, a process of its own for each row.
 
-    python bench/compare.py [--samples 1000 10000] [--repeats 3] [--model MODEL.onnx --data SAMPLES.npz]
+    python benchmarks/compare.py [--samples 1000 10000] [--repeats 3] [--model MODEL.onnx --data SAMPLES.npz]
 
 The model is compared with itself, in one session for each side: a slower candidate would only hide what the comparison
 costs. Bare inference runs the same sessions on the same batches from the same loader. Where there are fewer samples

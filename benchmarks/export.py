@@ -1,6 +1,6 @@
 """Exporting a ResNet-50: time, and the peak memory of trtopt's own process beside that of its child.
 
-    python bench/export.py
+    python benchmarks/export.py
 
 A Keras ResNet-50 with random weights, as a SavedModel. Memory is the peak resident set, as the system counts it;
 `trtopt` is the process that a user starts, `framework` the largest of those that it starts (8 GB should be free).

@@ -1,6 +1,6 @@
 """What calibration costs beside plain inference, and beside onnxruntime's own: ResNet-50, random weights, one table.
 
-    python bench/calibration.py [--samples 32 128] [--skip-peers] [--full]
+    python benchmarks/calibration.py [--samples 32 128] [--skip-peers] [--full]
 
 Every row is measured in a process of its own, the peak memory of which is its `ru_maxrss`. The rows are run in turn,
 `--repeats` times, and the fastest of each is shown, so that a busy moment does not fall on one row only; the time of

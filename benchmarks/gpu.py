@@ -1,13 +1,13 @@
 """What trtopt costs on a GPU: a bare loop to hold `trtopt bench` against, calibration beside inference, and its tables.
 
-    python bench/gpu.py models FOLDER          write ResNet-50 as FP32 and FP16
-    python bench/gpu.py bare FOLDER            a bare onnxruntime io-binding loop, without trtopt, over the batch sweep
-    python bench/gpu.py calibration FOLDER     calibration on the GPU beside bare inference, and beside the CPU
-    python bench/gpu.py agreement FOLDER       how far the GPU's scales are from the CPU's, for every method
-    python bench/gpu.py against FOLDER         what `trtopt bench` measured (FOLDER/bench) beside the bare loop
-    python bench/gpu.py limit FOLDER           what `trtopt bench --max-batch` found (FOLDER/limit) beside a full search
+    python benchmarks/gpu.py models FOLDER          write ResNet-50 as FP32 and FP16
+    python benchmarks/gpu.py bare FOLDER            a bare onnxruntime I/O-binding loop, without trtopt
+    python benchmarks/gpu.py calibration FOLDER     calibration on the GPU beside bare inference, and beside the CPU
+    python benchmarks/gpu.py agreement FOLDER       how far the GPU's scales are from the CPU's, for every method
+    python benchmarks/gpu.py against FOLDER         what `trtopt bench` measured (FOLDER/bench) beside the bare loop
+    python benchmarks/gpu.py limit FOLDER           `trtopt bench --max-batch` (FOLDER/limit) beside a full search
 
-`bench/gpu.sh` runs all of it. The network has random weights: fit for measuring time and memory, not accuracy.
+`benchmarks/gpu.sh` runs all of it. The network has random weights: fit for measuring time and memory, not accuracy.
 
 Touches: the folder; the GPU.
 """

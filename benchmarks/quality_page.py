@@ -12,9 +12,10 @@ Rows = Mapping[str, Mapping[str, Any]]
 
 INTRO = """# INT8 and FP16 on trained networks, side by side
 
-Written by `bench/quality.py`; do not edit. The networks, and samples that none of them was trained on, come from
-`bench/zoo.py`; calibration and evaluation samples are disjoint. Every variant is made in its own process from the same
-samples, and all are run by the same onnxruntime on the CPU: each 16-bit result rounded, Q/DQ pairs kept as they are.
+Written by `benchmarks/quality.py`; do not edit. The networks, and samples that none of them was trained on, come from
+`benchmarks/zoo.py`; calibration and evaluation samples are disjoint. Every variant is made in its own process from the
+same samples, and all are run by the same onnxruntime on the CPU: each 16-bit result rounded, Q/DQ pairs kept as they
+are.
 trtopt is run with its defaults (the rest of an INT8 network in FP16); onnxruntime and ModelOpt leave the rest in FP32.
 onnxruntime is set up as TensorRT wants it: symmetric, per channel, only inputs of Conv, MatMul and Gemm, biases in
 floating point, opset 17 at least; its own entropy has 128 bins, and a second row shows it with the 2048 that it offers
