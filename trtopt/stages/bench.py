@@ -77,8 +77,10 @@ def wanted(path: Path, name: str) -> Wanted:
     run_dir: Path | None
     if path.is_dir():
         run_dir = path
+    elif path.suffix == ".onnx":
+        run_dir = None
     else:
-        run_dir = None if path.suffix == ".onnx" else path.parent
+        run_dir = path.parent
     engine = candidate.engine if candidate.engine and candidate.engine.backend == "tensorrt" else None
     return Wanted(
         name=name,

@@ -88,7 +88,7 @@ def bring(context: Context, given: Source, wanted: Wanted) -> tuple[OnnxModel, C
     drift = "; ".join(f"{gate.output}: {gate.reason}" for gate in comparison.gates if not gate.passed)
     if drift and not plan.allow_drift:
         raise ModelError(
-            f"the export of {given.text} drifted from the outputs of {comparison.baseline_ran}",
+            f"the export of {given.text} drifted from {comparison.baseline_ran}'s outputs",
             why=drift,
             fix="Export it in another way, or accept the drift with --allow-export-drift",
         )
