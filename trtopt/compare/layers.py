@@ -295,7 +295,7 @@ def _rows(
     rows: dict[str, LayerDrift] = {}
     for tensor, point in matched.items():
         tally = tallies[tensor]
-        # Always 0 in FP32: without a signal there is no ratio.
+        # Always 0 in FP32: a ratio needs a signal.
         if not tally.signal and math.isfinite(tally.drift + tally.added):
             continue
         inputs = [sqnr[before] for before in point.before if tallies[before].signal]

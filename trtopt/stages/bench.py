@@ -51,14 +51,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """A loaded target.
-
-    Attributes:
-        target: the target.
-        path: the file that was loaded.
-        run_dir: its run directory, or the one that it is in; None for an ONNX file.
-        takes: the batch sizes that an engine supports; None for any.
-    """
+    """A loaded target, the file that was loaded, and the batch sizes that its engine supports (None: any)."""
 
     target: targets.Target
     path: Path
@@ -104,76 +97,77 @@ def cuda_options(speed: SpeedPlan) -> CudaOptions:
     return CudaOptions(tf32=speed.tf32, graphs=speed.graphs)
 
 
-def opened(given: Wanted, plan: BenchPlan, dataset: Dataset | None, emit: Emit) -> Opened:
+def opened(target: Wanted, plan: BenchPlan, dataset: Dataset | None, emit: Emit) -> Opened:
     """Load a target: its engine if it runs on this machine, otherwise its graph in onnxruntime, with a warning.
 
     Raises:
         EnvironmentUnableError: this machine cannot run the target.
         TrtoptError: the target cannot be loaded, or its shapes are not known.
     """
-    sizes = inputs.Sizes(inputs=given.onnx.inputs, ranges=ranges(given, plan.speed.shapes, dataset))
-    if not given.graph and plan.speed.device == "cpu":
-        raise only_on_gpu(given)
-    if given.engine is not None and plan.speed.device != "cpu":
+    sizes = inputs.Sizes(inputs=target.onnx.inputs, ranges=ranges(target, plan.speed.shapes, dataset))
+    if not target.graph and plan.speed.device == "cpu":
+        raise only_on_gpu(target)
+    if target.engine is not None and plan.speed.device != "cpu":
         try:
-            engine = targets.open_engine(given.engine.path, given.engine.builder)
+            engine = targets.open_engine(target.engine.path, target.engine.builder)
         except (EnvironmentUnableError, MissingDependencyError) as error:
             # Out of memory does not mean that the engine cannot run here: timing the graph instead would hide it.
-            if isinstance(error, OutOfMemoryError) or not given.graph:
+            if isinstance(error, OutOfMemoryError) or not target.graph:
                 raise
             why = error.why or error.what
-            emit(Warned(f"{given.name}: its graph is timed, because its engine does not run on this machine ({why})"))
+            emit(Warned(f"{target.name}: its graph is timed, because its engine does not run on this machine ({why})"))
         else:
-            target = targets.Target(name=given.name, sizes=sizes, session=engine)
-            takes = engine_batches(given, sizes)
-            return Opened(target=target, path=given.engine.path, run_dir=given.run_dir, takes=takes)
-    session = targets.open_onnx(given.onnx.path, plan.speed.device, cuda_options(plan.speed))
-    if given.engine is not None:
+            loaded = targets.Target(name=target.name, sizes=sizes, session=engine)
+            takes = engine_batches(target, sizes)
+            return Opened(target=loaded, path=target.engine.path, run_dir=target.run_dir, takes=takes)
+    session = targets.open_onnx(target.onnx.path, plan.speed.device, cuda_options(plan.speed))
+    if target.engine is not None:
         session.where += ENGINE_NOT_RUN
-    target = targets.Target(name=given.name, sizes=sizes, session=session)
-    return Opened(target=target, path=given.onnx.path, run_dir=given.run_dir, takes=None)
+    loaded = targets.Target(name=target.name, sizes=sizes, session=session)
+    return Opened(target=loaded, path=target.onnx.path, run_dir=target.run_dir, takes=None)
 
 
-def questions(given: Wanted, sizes: inputs.Sizes, speed: SpeedPlan) -> list[probe.Question]:
+def questions(target: Wanted, sizes: inputs.Sizes, speed: SpeedPlan) -> list[probe.Question]:
     """Return the ways to try a batch of a target, best first: its engine, its graph on a GPU, its graph on the CPU.
 
     Raises:
         UsageError: the target is an engine, and `--device cpu` is set.
     """
-    if not given.graph and speed.device == "cpu":
-        raise only_on_gpu(given)
+    if not target.graph and speed.device == "cpu":
+        raise only_on_gpu(target)
     on_gpu = probe.Question(
-        path=given.onnx.path, builder="", sizes=sizes, device="cuda", batch=1, limit=0, cuda=cuda_options(speed)
+        path=target.onnx.path, builder="", sizes=sizes, device="cuda", batch=1, limit=0, cuda=cuda_options(speed)
     )
     ways = []
-    if given.engine is not None and speed.device != "cpu":
-        smallest = (engine_batches(given, sizes) or range(1, 2))[0]
-        ways.append(replace(on_gpu, path=given.engine.path, builder=given.engine.builder, batch=smallest))
-    if given.graph and speed.device != "cpu":
+    if target.engine is not None and speed.device != "cpu":
+        # An engine may not support batch 1.
+        smallest = (engine_batches(target, sizes) or range(1, 2))[0]
+        ways.append(replace(on_gpu, path=target.engine.path, builder=target.engine.builder, batch=smallest))
+    if target.graph and speed.device != "cpu":
         ways.append(on_gpu)
-    if given.graph and speed.device != "cuda":
+    if target.graph and speed.device != "cuda":
         ways.append(replace(on_gpu, device="cpu"))
     return ways
 
 
-def only_on_gpu(given: Wanted) -> UsageError:
+def only_on_gpu(target: Wanted) -> UsageError:
     """Return the error for an engine that should run on the CPU."""
     return UsageError(
-        f"{given.name} is an engine and cannot run on a CPU",
-        fix=f"Remove --device cpu, or give {given.run_dir}: its typed graph runs in onnxruntime",
+        f"{target.name} is an engine and cannot run on a CPU",
+        fix=f"Remove --device cpu, or give {target.run_dir}: its typed graph runs in onnxruntime",
     )
 
 
-def engine_batches(given: Wanted, sizes: inputs.Sizes) -> range | None:
+def engine_batches(target: Wanted, sizes: inputs.Sizes) -> range | None:
     """Return the batch sizes of the profile that an engine was built with; None if the batch is fixed."""
     for spec in sizes.inputs:
-        for entry in given.profile:
+        for entry in target.profile:
             if entry.name == spec.name and sizes.is_free(spec):
                 return range(entry.min[0], entry.max[0] + 1)
     return None
 
 
-def ranges(given: Wanted, shapes: Sequence[str], dataset: Dataset | None) -> tuple[ShapeRange, ...]:
+def ranges(target: Wanted, shapes: Sequence[str], dataset: Dataset | None) -> tuple[ShapeRange, ...]:
     """Return the shape ranges of dynamic inputs.
 
     They are taken from the first of these that exists: the flags, the run directory, the samples, a default. Samples
@@ -182,23 +176,24 @@ def ranges(given: Wanted, shapes: Sequence[str], dataset: Dataset | None) -> tup
     Raises:
         UsageError: a flag does not fit the model, or a dynamic dimension other than the batch has no size.
     """
+    # Samples that cannot be joined: their own batch is the only one.
     if dataset is not None and not dataset.batched:
-        return tuple(_range(spec, array.shape, (array.shape[0],) * 3) for spec, array in _first(given, dataset))
-    if shapes or (dataset is None and not given.profile):
-        return profile(given.onnx.inputs, shapes)[0]
-    if given.profile or dataset is None:
-        return given.profile
+        return tuple(_range(spec, array.shape, (array.shape[0],) * 3) for spec, array in _first(target, dataset))
+    if shapes or (dataset is None and not target.profile):
+        return profile(target.onnx.inputs, shapes)[0]
+    if target.profile or dataset is None:
+        return target.profile
     return tuple(
         _range(spec, array.shape, DEFAULT_BATCH)
-        for spec, array in _first(given, dataset)
+        for spec, array in _first(target, dataset)
         if any(isinstance(dim, str) for dim in spec.shape)
     )
 
 
-def _first(given: Wanted, dataset: Dataset) -> list[tuple[TensorSpec, Array]]:
+def _first(target: Wanted, dataset: Dataset) -> list[tuple[TensorSpec, Array]]:
     """Return the inputs that have dimensions, with their arrays in the first sample."""
     sample = dataset.load(0)
-    return [(spec, sample[spec.name]) for spec in given.onnx.inputs if spec.shape]
+    return [(spec, sample[spec.name]) for spec in target.onnx.inputs if spec.shape]
 
 
 def _range(spec: TensorSpec, shape: tuple[int, ...], batches: tuple[int, int, int]) -> ShapeRange:
@@ -212,7 +207,7 @@ def datasets(wanted: Sequence[Wanted], plan: BenchPlan) -> dict[str, Dataset]:
     """Return the samples of `--data` for each target, by its name. The mapping is empty without `--data`."""
     if plan.data is None:
         return {}
-    return {given.name: open_data(plan.data, given.onnx) for given in wanted}
+    return {target.name: open_data(plan.data, target.onnx) for target in wanted}
 
 
 def feed(samples: Mapping[str, Dataset], target: targets.Target, batch: int) -> Feed:
@@ -296,5 +291,6 @@ def remarks(loaded: Sequence[Opened]) -> list[str]:
 
 def where(session: targets.Session, device: gpu.Gpu | None) -> str:
     """Return the runtime and device of a target, with the GPU's name if only NVML knows it."""
+    # The name of a session often contains the GPU already.
     name = device.name if device is not None and session.device == "cuda" else ""
     return session.where if name in session.where else f"{session.where}, {name}"

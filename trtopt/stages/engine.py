@@ -104,6 +104,7 @@ def compare(
             names=(baseline.path.name, candidate.path.name),
         )
         measure = Measure(kinds=output_kinds(evaluation.measure.kinds), metrics=evaluation.measure.metrics)
+        # The fingerprints are recorded while the samples are loaded.
         fingerprints: set[str] = set()
         dataset = fingerprinted(evaluation.dataset, fingerprints)
         comparison = compare(pair, dataset, measure, emit=context.emit)
@@ -147,6 +148,7 @@ def gate(context: Context, comparison: Comparison, gates: str, name: str = "gate
 
         return judged(comparison, gates)
 
+    # Gates are judged again only if the measured drift or the thresholds have changed.
     measured = hashlib.sha256(json.dumps(encode(comparison)).encode()).hexdigest()
     key = {"comparison": measured, "gates": gates, **versions("scipy")}
     return context.store.stage(name, key, Comparison, make, judged_line)

@@ -37,7 +37,7 @@ _SHAPELESS = ("factory", "torchscript")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """How to export a source.
+    """The options of an export.
 
     Attributes:
         plan: the export options.
@@ -50,7 +50,7 @@ class Wanted:
     data: DataPlan | None
 
 
-def ready(given: Source, plan: ExportPlan) -> OnnxModel | None:
+def ready(source: Source, plan: ExportPlan) -> OnnxModel | None:
     """Return the model if the source is ONNX, or None if it must be exported.
 
     Raises:
@@ -64,14 +64,14 @@ def ready(given: Source, plan: ExportPlan) -> OnnxModel | None:
         ("--dtype", plan.dtypes, _SHAPELESS, "factory and TorchScript"),
         ("--signature", plan.signature, ("saved_model",), "SavedModel"),
     ):
-        if value and given.kind not in kinds:
+        if value and source.kind not in kinds:
             raise UsageError(
-                f"{flag} applies only to {described} sources", why=f"the source is {given.text}", fix=f"Remove {flag}"
+                f"{flag} applies only to {described} sources", why=f"the source is {source.text}", fix=f"Remove {flag}"
             )
-    return None if given.framework else describe(Path(given.text))
+    return None if source.framework else describe(Path(source.text))
 
 
-def bring(context: Context, given: Source, wanted: Wanted) -> tuple[OnnxModel, Comparison]:
+def bring(context: Context, source: Source, wanted: Wanted) -> tuple[OnnxModel, Comparison]:
     """Export a source to ONNX (`source.onnx`), and compare its outputs with those of the framework.
 
     Raises:
@@ -79,16 +79,17 @@ def bring(context: Context, given: Source, wanted: Wanted) -> tuple[OnnxModel, C
         UsageError: the description of the inputs is invalid.
     """
     plan = wanted.plan
-    examples = _examples(wanted) if given.kind in _SHAPELESS else ()
-    request = Request(source=given, examples=examples, weights=plan.weights, signature=plan.signature)
+    examples = _examples(wanted) if source.kind in _SHAPELESS else ()
+    request = Request(source=source, examples=examples, weights=plan.weights, signature=plan.signature)
     model = _export(context, request, plan.timeout)
+    # The first note is the summary line of the stage.
     for note in model.notes[1:]:
         context.emit(Warned(note))
     comparison = _parity(context, request, model, wanted)
     drift = "; ".join(f"{gate.output}: {gate.reason}" for gate in comparison.gates if not gate.passed)
     if drift and not plan.allow_drift:
         raise ModelError(
-            f"the export of {given.text} drifted from {comparison.baseline_ran}'s outputs",
+            f"the export of {source.text} drifted from {comparison.baseline_ran}'s outputs",
             why=drift,
             fix="Export it in another way, or accept the drift with --allow-export-drift",
         )
@@ -119,6 +120,7 @@ def _export(context: Context, request: Request, timeout: float) -> OnnxModel:
 def _parity(context: Context, request: Request, model: OnnxModel, wanted: Wanted) -> Comparison:
     from trtopt.compare import parity
 
+    # The user's samples if there are any, otherwise random inputs.
     feeds: Feeds
     if wanted.data is not None:
         feeds = parity.from_data(open_data(wanted.data, model))

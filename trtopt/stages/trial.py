@@ -133,7 +133,7 @@ def _energies(name: str, reference: Array, output: Array) -> tuple[float, float]
 
 
 def rough(context: Context, model: OnnxModel, dataset: Dataset, table: CalibrationTable | None = None) -> Request:
-    """Return a request with means per channel, and scales if there is no table, from a few samples.
+    """Return a request with means per channel, and scales if `table` is None, from a few samples.
 
     It is good enough to compare networks, but not to convert them.
 
