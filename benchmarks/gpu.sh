@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Everything that needs an NVIDIA GPU, in one go: tests, then measurements of ResNet-50 as tables.
+# Run everything that needs an NVIDIA GPU: the tests, then measurements of ResNet-50, printed as tables.
 #
 #   PYTHON=python3 benchmarks/gpu.sh [FOLDER]
 #
-# It needs what `pip install '.[gpu,dev]'` brings, and the CUDA and cuDNN libraries that onnxruntime-gpu asks for.
+# It needs the packages of `pip install '.[gpu,dev]'`, and the CUDA and cuDNN libraries that onnxruntime-gpu requires.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 python=${PYTHON:-python3}

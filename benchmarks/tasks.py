@@ -1,9 +1,9 @@
-"""What the models of `zoo.py` are for: their samples, and the score of their outputs on the task itself.
+"""The tasks of the models of `zoo.py`: their samples, and the task score of their outputs.
 
-A task keeps of each sample's first output only what its score needs (a class, a mask, an embedding), so that a whole
-evaluation set fits in memory. Scores are in percent.
+A task keeps only the part of each sample's first output that its score needs (a class, a mask, an embedding), so that a
+whole evaluation set fits in memory. Scores are in percent.
 
-Touches: reads the zoo's files.
+Touches: reads the files of the zoo.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 UNBATCHED = frozenset({"silero"})
-"""Models without a batch axis: a sample is fed as it is, and is a whole sequence."""
+"""Models without a batch axis. A sample is a whole sequence and is fed as it is."""
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What was kept of every sample: of the candidate's outputs, of FP32's; and the labels, None without any.
+    """The results of an evaluation.
 
-    `model` is the FP32 ONNX file, for what stands in its metadata.
+    Attributes:
+        kept: the kept part of the candidate's output for each sample.
+        reference: the same of FP32's output.
+        labels: the labels; None if there are none.
+        model: the FP32 ONNX file, for its metadata.
     """
 
     kept: Sequence[Array]
@@ -36,7 +40,13 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Task:
-    """`metric` names the score; `keep` is applied to each sample's first output; `score` is in percent."""
+    """A task.
+
+    Attributes:
+        metric: the name of the score.
+        keep: returns the part of a sample's first output that the score needs.
+        score: returns the score in percent.
+    """
 
     metric: str
     keep: Callable[[Array], Array]
@@ -44,7 +54,7 @@ class Task:
 
 
 def feeds(zoo: Path, name: str, part: str, count: int = 0) -> Iterator[dict[str, Array]]:
-    """Feeds of one sample each, of `part` `calib` or `eval`: those at `chosen(...)`."""
+    """Yield the feeds of the samples that `chosen` selects, one sample each. `part` is `calib` or `eval`."""
     with np.load(zoo / f"{name}.{part}.npz") as archive:
         arrays = {key: archive[key] for key in archive.files}
     for i in chosen(zoo, name, part, count):
@@ -52,14 +62,14 @@ def feeds(zoo: Path, name: str, part: str, count: int = 0) -> Iterator[dict[str,
 
 
 def chosen(zoo: Path, name: str, part: str, count: int = 0) -> Array:
-    """Indices of `count` samples, evenly spread; of all when `count` is 0 or more than there are."""
+    """Return the indices of `count` samples, evenly spread; of all samples if `count` is 0 or larger than the set."""
     with np.load(zoo / f"{name}.{part}.npz") as archive:
         size = len(archive[archive.files[0]])
     return np.arange(size) if not 0 < count < size else np.linspace(0, size - 1, count).astype(int)
 
 
 def labels(zoo: Path, name: str, count: int = 0) -> Array | None:
-    """Labels of the evaluation samples that `feeds` gives, or None."""
+    """Return the labels of the evaluation samples that `feeds` yields, or None if there are none."""
     path = zoo / f"{name}.labels.npy"
     if not path.exists():
         return None
@@ -67,55 +77,60 @@ def labels(zoo: Path, name: str, count: int = 0) -> Array | None:
 
 
 def sqnr(signal: float, noise: float) -> float:
-    """Signal-to-quantization-noise ratio in dB, from the sums of squares of the signal and of the difference."""
+    """Return the SQNR in dB, from the sums of squares of the signal and of the quantization error."""
     return float(10 * np.log10(signal / max(noise, 1e-30)))
 
 
 def cosine(a: Array, b: Array) -> float:
-    """Cosine of the angle between two arrays, flattened."""
+    """Return the cosine of the angle between two arrays, flattened."""
     x, y = a.ravel().astype(np.float64), b.ravel().astype(np.float64)
     return float(x @ y / max(float(np.linalg.norm(x) * np.linalg.norm(y)), 1e-30))
 
 
-def _right(found: Evaluated) -> float:
-    return 100 * float(np.mean([int(kept) == label for kept, label in zip(found.kept, _labels(found), strict=True)]))
+def _correct(evaluated: Evaluated) -> float:
+    """Return the share of samples whose class is correct."""
+    pairs = zip(evaluated.kept, _labels(evaluated), strict=True)
+    return 100 * float(np.mean([int(kept) == label for kept, label in pairs]))
 
 
-def _neighbours(found: Evaluated) -> float:
-    """Share of sentences whose five nearest others vote for their class."""
-    embeddings = np.stack(found.kept)
+def _neighbours(evaluated: Evaluated) -> float:
+    """Return the share of sentences whose five nearest neighbours vote for their class."""
+    embeddings = np.stack(evaluated.kept)
     embeddings = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     similarity = embeddings @ embeddings.T
-    np.fill_diagonal(similarity, -np.inf)
-    truth = _labels(found)
+    np.fill_diagonal(similarity, -np.inf)  # a sentence does not vote for itself
+    truth = _labels(evaluated)
     votes = [np.bincount(truth[near]).argmax() for near in np.argsort(-similarity, axis=1)[:, :5]]
     return 100 * float(np.mean(votes == truth))
 
 
-def _lines(found: Evaluated) -> float:
-    """Share of lines read without an error, spaces aside (CTC: repetitions are one, class 0 is none)."""
+def _lines(evaluated: Evaluated) -> float:
+    """Return the share of lines that are read without an error, ignoring spaces.
+
+    The output is CTC: repetitions count once, and class 0 is the blank.
+    """
     import onnx
 
-    properties = {entry.key: entry.value for entry in onnx.load(found.model).metadata_props}
+    properties = {entry.key: entry.value for entry in onnx.load(evaluated.model).metadata_props}
     alphabet = ["", *properties["character"].splitlines(), " "]
-    right = 0
-    for kept, label in zip(found.kept, _labels(found), strict=True):
+    correct = 0
+    for kept, label in zip(evaluated.kept, _labels(evaluated), strict=True):
         changes = kept[np.insert(kept[1:] != kept[:-1], 0, True)]
         text = "".join(alphabet[index] for index in changes)
-        right += text.replace(" ", "") == str(label).replace(" ", "")
-    return 100 * right / len(found.kept)
+        correct += text.replace(" ", "") == str(label).replace(" ", "")
+    return 100 * correct / len(evaluated.kept)
 
 
-def _overlap(found: Evaluated) -> float:
-    """Intersection over union with FP32's mask, over the pixels of all samples."""
-    pairs = list(zip(found.kept, found.reference, strict=True))
+def _overlap(evaluated: Evaluated) -> float:
+    """Return the intersection over union with FP32's mask, over the pixels of all samples."""
+    pairs = list(zip(evaluated.kept, evaluated.reference, strict=True))
     union = sum(int((a | b).sum()) for a, b in pairs)
     return 100 * sum(int((a & b).sum()) for a, b in pairs) / max(union, 1)
 
 
-def _labels(found: Evaluated) -> Array:
-    assert found.labels is not None, "this task has labels"
-    return found.labels
+def _labels(evaluated: Evaluated) -> Array:
+    assert evaluated.labels is not None, "this task has labels"
+    return evaluated.labels
 
 
 def _top(output: Array) -> Array:
@@ -123,10 +138,10 @@ def _top(output: Array) -> Array:
 
 
 TASKS = {
-    "mnist": Task("top-1 %", _top, _right),
-    "efflite0": Task("top-1 %", _top, _right),
+    "mnist": Task("top-1 %", _top, _correct),
+    "efflite0": Task("top-1 %", _top, _correct),
     "minilm": Task("kNN %", lambda output: output.ravel().astype(np.float64), _neighbours),
     "ocrdet": Task("IoU with FP32 %", lambda output: output > 0.3, _overlap),
-    "ocrrec": Task("lines exact %", lambda output: output[0].argmax(-1), _lines),
-    "silero": Task("clips right %", lambda output: np.asarray(output.mean() > 0.5), _right),
+    "ocrrec": Task("exact lines %", lambda output: output[0].argmax(-1), _lines),
+    "silero": Task("correct clips %", lambda output: np.asarray(output.mean() > 0.5), _correct),
 }
