@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 DIGITS = Path(__file__).resolve().parent.parent / "samples/digits"
-ROWS = {"bare": "plain inference of both", "compare": "compare"}
+ROWS = {"bare": "plain, both models", "compare": "compare"}
 
 
 def main() -> None:
