@@ -64,8 +64,8 @@ lint: $(DEVELOPER)
 	$(BIN)/mypy
 
 bench: $(DEVELOPER)
-	$(BIN)/python bench/calibration.py
-	$(BIN)/python bench/digits.py
+	$(BIN)/python benchmarks/calibration.py
+	$(BIN)/python benchmarks/digits.py
 
 clean:
 	rm -rf $(VENV) trtopt-out

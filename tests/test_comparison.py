@@ -118,7 +118,7 @@ def test_too_few_samples_exit_1_unless_that_is_allowed(runs: Path, cli: Cli) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("compare", "--from", "nowhere"), "no report at nowhere/report.json: there is none"),
+        (("compare", "--from", "nowhere"), "no report at nowhere/report.json: it does not exist"),
         (
             ("compare", "--from", "nowhere", "--data", "x"),
             "--from runs nothing: it judges what was measured. Leave out",
@@ -238,7 +238,7 @@ def test_layers_that_memory_does_not_hold_are_a_remark_beside_the_verdict(tmp_pa
     with open_store(tmp_path, silent) as store:
         context = Context(store=store, emit=said.append, device="cpu")
         assert explained(context, describe(DIGITS), describe(DIGITS), None, dataset) is None
-    assert Warned("where the drift comes from is not known: memory is exhausted") in said
+    assert Warned("the source of the drift is not known: memory is exhausted") in said
 
 
 def test_layers_are_shown_of_one_candidate_only(runs: Path, tmp_path: Path) -> None:

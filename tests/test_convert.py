@@ -207,7 +207,7 @@ def test_evaluating_on_calibration_samples_is_warned_about(tmp_path: Path, cli: 
     command = ("convert", DIGITS, *INT8, "-o", tmp_path / "run", "--backend", "onnxruntime", "--gate", "sqnr=20")
     done = cli(*command, "--data", CALIB)
     assert done.code == 0
-    assert "200 of 200 evaluation samples were calibrated on" in done.out
+    assert "200 of 200 evaluation samples were used for calibration" in done.out
 
 
 def test_evaluating_on_the_samples_that_a_table_was_made_from_is_warned_about(
@@ -217,7 +217,7 @@ def test_evaluating_on_the_samples_that_a_table_was_made_from_is_warned_about(
     done = cli(
         "convert", DIGITS, "-p", "int8", *table, "--data", CALIB, "-o", tmp_path / "b", "--backend", "onnxruntime"
     )
-    assert "200 of 200 evaluation samples were calibrated on" in done.out
+    assert "200 of 200 evaluation samples were used for calibration" in done.out
 
 
 def test_comparing_without_evaluation_data_is_warned_about(tmp_path: Path, cli: Cli) -> None:
@@ -299,7 +299,7 @@ def test_an_engine_of_an_earlier_graph_is_never_taken_for_the_new_one(run_dir: P
 
 def test_compare_warns_of_samples_that_the_run_was_calibrated_on(run_dir: Path, tmp_path: Path, cli: Cli) -> None:
     done = cli("compare", DIGITS, run_dir, "--data", CALIB, "-o", tmp_path / "c")
-    assert "200 of 200 evaluation samples were calibrated on" in done.out
+    assert "200 of 200 evaluation samples were used for calibration" in done.out
 
 
 @pytest.mark.parametrize(
