@@ -64,13 +64,14 @@ def rounding_error(x: npt.NDArray[np.generic], scale: float, format: Format = IN
 
 
 def round_scale(scale: FloatArray | np.float32, dtype: ir.DataType) -> FloatArray:
-    """The smallest positive values of `dtype` that are not below `scale`, as float32."""
+    """The smallest positive values of `dtype` that are not below `scale`, as float32; its largest where none is."""
     import ml_dtypes
     import onnx_ir as ir
 
     narrow = {ir.DataType.FLOAT16: np.float16, ir.DataType.BFLOAT16: ml_dtypes.bfloat16}.get(dtype)
     if narrow is None:
         return np.asarray(np.maximum(scale, np.finfo(np.float32).tiny), np.float32)
+    scale = np.minimum(scale, np.float32(ml_dtypes.finfo(narrow).max))
     rounded = np.asarray(scale).astype(narrow)
     bits = rounded.view(np.uint16) + ((rounded.astype(np.float32) < scale) | (rounded == 0)).astype(np.uint16)
     return np.asarray(bits.view(narrow), np.float32)
