@@ -25,8 +25,8 @@ RANGE_MARGIN = 2.0
 observed are not all the samples that will come."""
 
 STEPS = 127
-"""A tensor stays in FP32 when its largest magnitude is less than `STEPS` times the type's smallest positive value: 8 bits
-would resolve it better than the 16-bit type does, and could not have their scale in that type."""
+"""A tensor stays in FP32 when its largest magnitude is less than `STEPS` times the type's smallest positive value: 8
+bits would resolve it better than the 16-bit type does, and their scale would be 0 in that type."""
 
 _TYPE_IS_ATTRIBUTE = frozenset(
     "CastLike EyeLike RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial "
