@@ -106,10 +106,11 @@ def within(dataset: Dataset, inputs: tuple[TensorSpec, ...], ranges: Iterable[Sh
 
 def few(dataset: Dataset) -> str:
     """A remark on a dataset that is small to calibrate on; nothing for one whose samples are batches."""
-    single = all(shape[:1] == (1,) for fed in dataset.shapes for shape in fed)
-    if not single or len(dataset) >= FEW:
+    count = len(dataset.groups.ids) if dataset.groups else len(dataset)
+    single = dataset.groups or all(shape[:1] == (1,) for fed in dataset.shapes for shape in fed)
+    if not single or count >= FEW:
         return ""
-    return f"{len(dataset)} calibration samples: 100 to 500 like those of production are better"
+    return f"{count} calibration samples: 100 to 500 like those of production are better"
 
 
 def calibrates(plan: ConvertPlan) -> None:

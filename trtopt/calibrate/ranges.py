@@ -98,7 +98,7 @@ def few(dataset: Dataset) -> Dataset:
     """The samples that this module looks at, as a dataset of their own."""
     indices = _indices(dataset)
     ids = tuple(dataset.ids[index] for index in indices)
-    return replace(dataset, ids=ids, load=lambda i: dataset.load(indices[i]), labels=None)
+    return replace(dataset, ids=ids, load=lambda i: dataset.load(indices[i]), labels=None, groups=None)
 
 
 def _indices(dataset: Dataset) -> list[int]:

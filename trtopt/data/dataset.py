@@ -18,6 +18,23 @@ Feed = dict[str, Array]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Groups:
+    """Samples that are fed `size` at a time, because the model's batch is fixed: their own `ids` and `labels`.
+
+    Row i of each array of a feed is that of the i-th of its `members`. The rows that the last feed lacks are filled
+    with samples from the start.
+    """
+
+    size: int
+    ids: tuple[str, ...]
+    labels: tuple[int, ...] | None = None
+
+    def members(self, feed: int) -> tuple[int, ...]:
+        """Return the places of the samples that a feed holds, without those that only fill it."""
+        return tuple(range(feed * self.size, min((feed + 1) * self.size, len(self.ids))))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
     """Samples for calibration or evaluation.
 
@@ -26,7 +43,8 @@ class Dataset:
     sample is fed on its own (a model whose first axis is time, say). `labels[i]` is the class index of sample i, where
     the source has labels. `ids[i]` names the sample (a file name, or `calib.npz[3]`). `digest` is the SHA-256 of the
     content and of the recipe. `shapes` are the different shapes that samples have, each as the model's inputs are fed,
-    in their order. `notes` are assumptions that the reader made and that the user must be told.
+    in their order. Where the model's batch is fixed above 1, a feed is several samples: `groups` says which, `labels`
+    is None, and the rest is said of feeds. `notes` are assumptions that the reader made and that the user must be told.
     """
 
     source: str
@@ -36,6 +54,7 @@ class Dataset:
     batched: bool
     labels: tuple[int, ...] | None = None
     shapes: tuple[tuple[tuple[int, ...], ...], ...] = ()
+    groups: Groups | None = None
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trtopt.data.dataset import Array, Dataset, Feed
+from trtopt.data.dataset import Array, Dataset, Feed, Groups
 from trtopt.errors import DataError
 from trtopt.types import Dim, TensorSpec
 
@@ -244,23 +244,24 @@ def _fixed_batch(inputs: tuple[TensorSpec, ...]) -> int:
 
 
 def _grouped(dataset: Dataset, size: int) -> Dataset:
-    count = len(dataset)
-    groups = [range(start, start + size) for start in range(0, count, size)]
-    repeated = len(groups) * size - count
+    groups, count = Groups(size=size, ids=dataset.ids, labels=dataset.labels), len(dataset)
+    members = [groups.members(feed) for feed in range(-(-count // size))]
+    missing = len(members) * size - count
 
-    def load(place: int) -> Feed:
-        feeds = [dataset.load(min(i, count - 1)) for i in groups[place]]
-        return {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
+    def load(feed: int) -> Feed:
+        # Others than the last sample, so that no sample weighs much more than another in what is measured on feeds.
+        samples = [dataset.load(i % count) for i in range(feed * size, (feed + 1) * size)]
+        return {name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]}
 
-    note = f"the model's batch is fixed at {size}: {count} samples are fed as {len(groups)} groups"
-    note += f", the last sample {repeated} times more to fill the last group" if repeated else ""
-    note += "; labels are not used" if dataset.labels is not None else ""
+    note = f"the model's batch is fixed at {size}: {count} samples are fed in groups of {size}"
+    note += f", the last one filled with {missing} samples from the start" if missing else ""
     return Dataset(
         source=dataset.source,
         digest=dataset.digest,
-        ids=tuple(f"{dataset.ids[g[0]]} to {dataset.ids[min(g[-1], count - 1)]}" for g in groups),
+        ids=tuple(f"{dataset.ids[places[0]]} to {dataset.ids[places[-1]]}" for places in members),
         load=load,
         batched=False,
         shapes=tuple(tuple((size, *shape[1:]) for shape in fed) for fed in dataset.shapes),
+        groups=groups,
         notes=(*dataset.notes, note),
     )

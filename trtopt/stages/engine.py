@@ -90,10 +90,10 @@ def compare(
             names=(baseline.path.name, candidate.path.name),
         )
         measure = Measure(kinds=output_kinds(evaluation.measure.kinds), metrics=evaluation.measure.metrics)
-        seen: set[str] = set()
-        dataset = fingerprinted(evaluation.dataset, seen)
-        made = compare(pair, dataset, measure, emit=context.emit)
-        shared = len(seen & set(evaluation.calibrated_on))
+        seen: dict[int, str] = {}
+        made = compare(pair, fingerprinted(evaluation.dataset, seen), measure, emit=context.emit)
+        known = frozenset(evaluation.calibrated_on)
+        shared = sum(fingerprint in known for fingerprint in seen.values())
         which = "those are " if shared < made.samples else ""
         note = (
             f"{shared} of {made.samples} evaluation samples were calibrated on: {which}no evidence for unseen data",
