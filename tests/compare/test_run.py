@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trtopt.compare.gate import judged
 from trtopt.compare.run import Measure, Pair, compare
-from trtopt.data.dataset import Array, Dataset
+from trtopt.data.dataset import Array, ClassList, Dataset
 from trtopt.data.sample import Header, Samples, to_dataset
 from trtopt.engine.onnxruntime import OrtRunner, open_runner
 from trtopt.errors import DataError, ModelError, OutOfMemoryError, UsageError
@@ -263,6 +263,39 @@ def test_a_metric_of_the_users_own_gets_the_samples_of_a_group(tmp_path: Path, m
     data = grouped(SAMPLES, 4, (*LABELS[:8], LABELS[8] + 1))
     found = compare(pair, data, Measure(metrics=("of_groups:right",)), emit=silent)
     assert found.outputs[-1].values == {"right": pytest.approx(8 / 9), "n": pytest.approx((4 * 4 + 4 * 4 + 1) / 9)}
+
+
+FOLDERS = ClassList(count=3, what="class folders (a, b, c)")
+
+
+@pytest.mark.parametrize("size", [None, 4])
+def test_labels_that_are_places_in_another_list_than_the_scores_are_refused_at_once(size: int | None) -> None:
+    data = dataset(labels=LABELS) if size is None else grouped(SAMPLES, size, LABELS)
+    baseline = model(logits=same)
+    with pytest.raises(DataError, match=r"places among 3 class folders \(a, b, c\), and output logits has 12 scores"):
+        drift(baseline, model(logits=same), replace(data, class_list=FOLDERS))
+    assert len(baseline.sizes) <= 3  # what finds out how samples are fed, and the first run
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        {"logits": same, "few": lambda x: x[:, :3]},  # as many as there are classes
+        {"map": lambda x: np.stack([x, x], axis=1)},  # no class scores
+        {"ids": lambda x: x.argmax(axis=1).astype(np.int64)},
+    ],
+)
+def test_places_in_a_list_are_taken_where_no_score_contradicts_them(
+    outputs: dict[str, Callable[[Array], Array]],
+) -> None:
+    found = drift(model(**outputs), model(**outputs), dataset(labels=LABELS, class_list=FOLDERS))
+    assert found.samples == 9
+
+
+def test_an_output_that_is_not_class_scores_contradicts_no_list() -> None:
+    pair = Pair(baseline=model(y=same), candidate=model(y=same), names=("a", "b"))
+    data = dataset(labels=LABELS, class_list=FOLDERS)
+    assert not compare(pair, data, Measure(kinds={"y": "values"}), emit=silent).labelled
 
 
 def net(folder: Path, name: str, *outputs: tuple[str, float]) -> OrtRunner:

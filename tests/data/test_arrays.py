@@ -124,7 +124,7 @@ def test_a_zip_named_npy_is_refused(tmp_path: Path) -> None:
 def test_an_npz_member_that_is_no_array_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
         archive.writestr("readme.txt", "hello")
-    assert "readme.txt in it is no array" in refusal(tmp_path / "d.npz")
+    assert "readme.txt in it is not an array" in refusal(tmp_path / "d.npz")
 
 
 @pytest.mark.parametrize("how", ["npy", "savez", "savez_compressed"])

@@ -72,7 +72,7 @@ def test_a_missing_input_is_named_beside_what_was_found(tmp_path: Path) -> None:
 def test_an_unknown_array_is_refused_with_the_models_inputs(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=np.zeros((2, 3), np.float32), y=np.zeros((2, 3), np.float32))
     message = error(tmp_path / "d.npz")
-    assert "y is no input" in message
+    assert "y is not an input" in message
     assert "x (float32 [n, 3])" in message
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from trtopt.compare.kinds import check_name
-from trtopt.compare.kinds.outputs import Array, Outputs
+from trtopt.compare.kinds.outputs import Array, Outputs, is_float
 from trtopt.compare.metrics import Metrics
 from trtopt.compare.own import OwnMetric, opened
+from trtopt.data.classes import check_count, score_count
 from trtopt.data.dataset import Batch, Dataset, Groups, batches
 from trtopt.errors import DataError, OutOfMemoryError, UsageError
 from trtopt.events import Emit, Progress, Warned
@@ -64,7 +65,7 @@ def compare(pair: Pair, dataset: Dataset, measure: Measure, *, emit: Emit, batch
 
     Raises:
         ModelError: the candidate lacks an output, or gives it another shape or type.
-        DataError: a sample cannot be loaded or run.
+        DataError: a sample cannot be loaded or run, or the labels are of other classes than the model's.
         OutOfMemoryError: memory does not hold the run of a single sample.
         UsageError: `measure` names a kind or an output that there is not, or a function that is no metric.
     """
@@ -78,6 +79,8 @@ def compare(pair: Pair, dataset: Dataset, measure: Measure, *, emit: Emit, batch
     done = 0
     for outputs in _outputs(pair, dataset, size, emit):
         each = _ungrouped(outputs, groups) if groups else outputs
+        if not done and samples.labels is not None:
+            _check_classes(dataset, each, measure)
         metrics.add(each)
         for metric in own:
             metric.add(each)
@@ -162,6 +165,18 @@ def _apart(pair: Pair, feed: Mapping[str, Array], size: int) -> bool:
         if any(array.shape[:1] != (size,) for array in outputs.values()):
             return False
     return True
+
+
+def _check_classes(dataset: Dataset, outputs: Outputs, measure: Measure) -> None:
+    """Refuse labels that are of other classes than the model's."""
+    rows = {
+        name: array.shape[1:]
+        for name, array in outputs.reference.items()
+        if measure.kinds.get(name, "scores") == "scores"
+        and is_float(array)
+        and array.shape[:1] == (len(outputs.indices),)
+    }
+    check_count(dataset, {name: score_count(row) for name, row in rows.items()})
 
 
 def _check_clashes(own: Sequence[OwnMetric], outputs: Sequence[OutputDrift]) -> None:

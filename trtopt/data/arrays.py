@@ -1,4 +1,4 @@
-"""Arrays in NumPy's formats: one .npy or .npz whose first axis counts samples, or a folder with one sample a file.
+"""Arrays in NumPy's formats: one .npy or .npz whose first axis counts samples, or a folder with one sample per file.
 
 Nothing is unpickled. Of an array that is stored as it is (.npy, and .npz made by `numpy.savez`) one sample at a time is
 read, so memory does not grow with the file. A compressed array cannot be read in part: it is unpacked once and kept.
@@ -35,7 +35,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """Where an array lies: in a file from `offset` on, or compressed in the zip member `member` (`offset` -1)."""
+    """Where an array is: in a file from `offset` on, or compressed in the zip member `member` (`offset` -1)."""
 
     path: Path
     member: str
@@ -241,7 +241,7 @@ def _open_npz(path: Path) -> dict[str, Stored]:
         for info in archive.infolist():
             name = info.filename.removesuffix(".npy")
             if name == info.filename:
-                raise DataError(f"{path}: {name} in it is no array")
+                raise DataError(f"{path}: {name} in it is not an array")
             with archive.open(info) as file:
                 dtype, shape, fortran = _header(file, f"{path.name}: {name}")
                 _fits(path, info.file_size - file.tell(), dtype, shape)

@@ -1,4 +1,4 @@
-"""Find evaluation samples that were calibrated on: drift measured on them is no evidence.
+"""Find evaluation samples that were calibrated on: drift measured on them is not evidence.
 
 Touches: nothing; it looks at samples as they are loaded for other work.
 """

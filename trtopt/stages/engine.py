@@ -106,11 +106,13 @@ def compare(
 
     from trtopt.compare.own import digest
 
+    samples = evaluation.dataset.groups or evaluation.dataset
     key = {
         "baseline": baseline.digest,
         "candidate": candidate.digest,
         "metrics": [digest(metric) for metric in evaluation.measure.metrics],
         "data": evaluation.dataset.digest,
+        "labels": hashlib.sha256(repr(samples.labels).encode()).hexdigest(),
         "measure": encode(evaluation.measure),
         "calibrated_on": hashlib.sha256("".join(evaluation.calibrated_on).encode()).hexdigest(),
         "ran": evaluation.ran,

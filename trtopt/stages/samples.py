@@ -31,10 +31,11 @@ WORTH = 0.9
 
 def open_data(plan: DataPlan, model: OnnxModel) -> Dataset:
     """Open the samples of a plan for a model."""
-    from trtopt.data import load_recipe, open_dataset
+    from trtopt.data import Labelling, load_recipe, open_dataset, read_classes
 
     recipe = load_recipe(plan.recipe) if plan.recipe else None
-    return open_dataset(plan.source, model.inputs, recipe=recipe, skip_bad=plan.skip_bad)
+    labelling = Labelling(classes=read_classes(plan.classes) if plan.classes else None, file=plan.labels)
+    return open_dataset(plan.source, model.inputs, recipe=recipe, labelling=labelling, skip_bad=plan.skip_bad)
 
 
 def sizes(plans: Iterable[DataPlan | None], model: OnnxModel) -> dict[str, list[tuple[int, ...]]]:
