@@ -256,7 +256,7 @@ def _grouped(dataset: Dataset, size: int) -> Dataset:
         return {name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]}
 
     note = f"the model's batch is fixed at {size}: {count} samples are fed in groups of {size}"
-    note += f", the last one filled with {missing} samples from the start" if missing else ""
+    note += f", the last one filled with {missing} sample{'s' * (missing != 1)} from the start" if missing else ""
     return Dataset(
         source=dataset.source,
         digest=dataset.digest,
