@@ -32,6 +32,20 @@ def test_magnitudes_sizes_and_channel_means_are_computed_over_the_samples() -> N
     assert seen.samples == 5
 
 
+def test_a_sample_in_which_a_tensor_is_empty_does_not_count_in_its_means() -> None:
+    values = [np.full((1, 2), value, np.float32) for value in (1.0, 3.0)]
+    seen = look(
+        lambda feed: {"boxes": feed["x"][feed["x"][:, 0] > 2]},
+        dataset(values),
+        {"boxes": 1},
+        {"boxes": np.ones_like},
+        stage="s",
+        emit=silent,
+    )
+    assert seen.means["boxes"].tolist() == [3.0, 3.0]
+    assert seen.errors["boxes"].tolist() == [1.0, 1.0]
+
+
 def test_the_samples_are_a_small_subset_spread_over_the_dataset() -> None:
     ran: list[float] = []
     values = [np.full((1, 2), i, np.float32) for i in range(1000)]

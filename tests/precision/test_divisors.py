@@ -88,3 +88,12 @@ def test_channels_never_alive_or_not_finite_are_left_alone(broken: np.ndarray) -
 
 def test_readers_without_a_weight_that_counts_are_left_alone() -> None:
     assert choose(activation(0, 30.0), [np.zeros((1, 32, 24, 1))], WAYS[-1]) is None
+
+
+def test_magnitudes_whose_squares_leave_fp32_are_chosen_for_as_any() -> None:
+    seen, weight = activation(0, 300.0), np.random.default_rng(1).normal(size=(32, 24)).astype(np.float32)
+    scaled = Channels(seen.peaks * 1e30, seen.values * np.float32(1e30))
+    plain, found = (choose(each, [weight[None, :, :, None]], (0.5,)) for each in (seen, scaled))
+    assert plain is not None
+    assert found is not None
+    assert found.error == pytest.approx(plain.error, rel=1e-3)

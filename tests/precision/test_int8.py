@@ -14,7 +14,9 @@ import pytest
 from trtopt.engine.onnxruntime import open_runner
 from trtopt.errors import ModelError, TableError, UsageError
 from trtopt.precision import Request, precision, precisions
+from trtopt.precision.eight_bits import rounding_errors
 from trtopt.precision.placement import place
+from trtopt.precision.qdq import FORMATS
 from trtopt.types import CalibrationTable, Decision
 
 Parse = Callable[..., ir.Model]
@@ -234,6 +236,62 @@ def test_a_scale_that_fp16_cannot_hold_is_fp32(parse: Parse, write: Write) -> No
     y = open_runner(write(model)).run({"x": np.full((1, 16), 1e7, np.float32)})["y"]
     assert np.isfinite(y).all()
     assert y.any()
+
+
+@pytest.mark.parametrize("rest", ["fp16", "bf16", "fp32"])
+@pytest.mark.parametrize("format", ["int8", "fp8"])
+@pytest.mark.parametrize("gain", [1e8, 1e-6, 1e-8])
+@pytest.mark.parametrize("where", ["activations", "weights"])
+def test_what_leaves_the_range_of_fp16_is_as_exact_as_anything_else(
+    parse: Parse, write: Write, tmp_path: Path, where: str, gain: float, format: str, rest: str
+) -> None:
+    # Relu is no island among kept nodes: what reads it is quantized, too.
+    model = parse(
+        "(float[n, 16] x) => (float[n, 32] y) { h = Relu(x)\n m = MatMul(h, w)\n r = Relu(m)\n y = MatMul(r, v) }",
+        {"w": (16, 32), "v": (32, 32)}, 22 if rest == "bf16" else 19)  # fmt: skip
+    feed = {"x": np.random.default_rng(0).normal(size=(64, 16)).astype(np.float32)}
+    if where == "weights":
+        weight = model.graph.initializers["w"].const_value
+        assert weight is not None
+        model.graph.initializers["w"].const_value = ir.tensor(weight.numpy() * np.float32(gain), name="w")
+    else:
+        feed["x"] *= np.float32(gain)
+    ir.save(model, tmp_path / "fp32.onnx")
+    want = open_runner(tmp_path / "fp32.onnx").run(feed)["y"]
+    request = Request(rest=rest, table=minmax(model, tmp_path, feed))
+    errors = rounding_errors(model, request, FORMATS[format])
+    assert all(np.isfinite(error(feed["x"])).all() for error in errors.values())
+    decisions = precision(format).apply(model, request)
+    assert {d.precision for d in decisions if d.op == "MatMul"} == {format}
+    got = open_runner(write(model)).run(feed)["y"]
+    assert float(((got - want) ** 2).sum() / (want**2).sum()) < 10**-2.2
+
+
+def test_a_tensor_is_in_fp32_also_where_only_its_scale_shows_that_it_leaves_fp16(parse: Parse, write: Write) -> None:
+    model = parse("(float[n, 16] x) => (float[n, 32] y) { h = Relu(x)\n y = MatMul(h, w) }", {"w": (16, 32)})
+    # The few samples that were observed are not those that the scale is from.
+    request = Request(rest="fp16", table=table("h", scale=1e5), ranges={"x": 1.0, "h": 1.0, "y": 1.0})
+    precision("int8").apply(model, request)
+    y = open_runner(write(model)).run({"x": np.full((1, 16), 1e7, np.float32)})["y"]
+    assert np.isfinite(y).all()
+    assert y.any()
+
+
+def test_a_shared_scale_that_fp16_cannot_hold_is_its_largest_value_for_those_in_fp16(
+    parse: Parse, write: Write
+) -> None:
+    model = parse(
+        "(float[n, 16] x) => (float[n, 32] y, float[n, 32] z) "
+        "{ h = Relu(x)\n n = Neg(x)\n j = Concat<axis = 1>(h, n)\n y = MatMul(j, v)\n z = MatMul(h, w) }",
+        {"w": (16, 32), "v": (32, 32)},
+    )
+    scales = {"h": 0.01, "n": 1e5, "j": 1e5}
+    precision("int8").apply(model, Request(rest="fp16", table=CalibrationTable(method="minmax", scales=scales)))
+    found = initializers(write(model))
+    assert sorted(float(found[name]) for name in found if name.endswith("/scale") and found[name].ndim == 0) == [
+        65504.0,
+        1e5,
+    ]
 
 
 def test_new_names_do_not_clash_with_those_of_the_model(parse: Parse, write: Write) -> None:

@@ -103,6 +103,22 @@ def test_an_observed_magnitude_near_the_limit_keeps_writer_and_readers(parse: Pa
     assert kept(model, BF16, b=1e6) == {}
 
 
+def test_an_activation_that_8_bits_resolve_better_keeps_writer_and_readers(parse: Parse) -> None:
+    model = parse(
+        "(float[4] x) => (float[4] z) { o = Erf(x)\n a = Erf(o)\n b = Exp(a)\n c = Erf(b)\n d = Erf(c)\n z = Erf(d) }"
+    )
+    found = kept(model, b=1e-6)
+    assert set(found) == {"b", "c"}
+    assert found["b"] == found["c"] == "b reaches only 1e-06, FP16 has steps of 5.96e-08"
+    assert kept(model, b=127 * FP16.tiny) == kept(model, b=0.0) == kept(model, BF16, b=1e-6) == {}
+
+
+def test_a_weight_that_8_bits_resolve_better_keeps_its_node(parse: Parse) -> None:
+    model = parse("(float[n, 2] x) => (float[n, 2] y) <float[2, 2] w = {1e-6, 0, 0, 0}> { y = MatMul(x, w) }")
+    assert kept(model) == {"y": "its weight reaches only 1e-06, FP16 has steps of 5.96e-08"}
+    assert kept(model, BF16) == {}
+
+
 def test_a_mean_whose_sum_overflows_is_kept(parse: Parse) -> None:
     model = parse("(float[n, 8, 64, 64] x) => (float[n, 8, 1, 1] y) { r = Tanh(x)\n y = GlobalAveragePool(r) }")
     assert kept(model, r=30.0, y=15.9) == {}  # 15.9 * 4096 = 65126

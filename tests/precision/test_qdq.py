@@ -99,6 +99,13 @@ def test_a_scale_of_zero_becomes_positive(dtype: ir.DataType) -> None:
     assert (round_scale(np.zeros(3, F32), dtype) > 0).all()
 
 
+@pytest.mark.parametrize("dtype", [ir.DataType.FLOAT16, ir.DataType.BFLOAT16])
+@pytest.mark.parametrize("times", [1.0001, 1.001, 1.003])
+def test_a_scale_beyond_the_type_becomes_its_largest_value(dtype: ir.DataType, times: float) -> None:
+    largest = float(ml_dtypes.finfo(NARROW[dtype]).max)
+    assert round_scale(np.array([largest * times, largest, 1.0], F32), dtype).tolist() == [largest, largest, 1.0]
+
+
 @given(amax=st.floats(2.0**-16, 1e4, width=32), fraction=st.integers(0, 1000))
 def test_a_scale_rounded_to_fp16_clips_nothing(amax: float, fraction: int) -> None:
     scale = round_scale(np.array([amax / INT8.max], F32), ir.DataType.FLOAT16)[0]

@@ -9,6 +9,7 @@ Touches: nothing; it calls the function that runs the model.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -91,11 +92,28 @@ def channel_means(array: Array, axis: int) -> npt.NDArray[np.float64]:
     return np.asarray(array.mean(axis=others, dtype=np.float64), np.float64)
 
 
+class Averages:
+    """Averages arrays of one shape by name, each over the samples that have it: a tensor may be empty in some."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, npt.NDArray[np.float64]] = {}
+        self._counts: Counter[str] = Counter()
+
+    def add(self, name: str, values: npt.NDArray[np.float64]) -> None:
+        """Add the values of one sample."""
+        self._sums[name] = self._sums.get(name, 0.0) + values
+        self._counts[name] += 1
+
+    def result(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Return the average of each name that was added."""
+        return {name: total / self._counts[name] for name, total in self._sums.items()}
+
+
 def few(dataset: Dataset) -> Dataset:
     """Return the subset of samples that this module uses, as a dataset."""
     indices = _indices(dataset)
     ids = tuple(dataset.ids[index] for index in indices)
-    return replace(dataset, ids=ids, load=lambda i: dataset.load(indices[i]), labels=None)
+    return replace(dataset, ids=ids, load=lambda i: dataset.load(indices[i]), labels=None, groups=None)
 
 
 def _indices(dataset: Dataset) -> list[int]:
@@ -130,6 +148,7 @@ def look(
     """
     indices = _indices(dataset)
     seen = Seen(samples=len(indices))
+    means, errors = Averages(), Averages()
     for done, index in enumerate(indices, start=1):
         feed = dataset.load(index)
         for name, array in {**feed, **run(feed)}.items():
@@ -148,12 +167,9 @@ def look(
             seen.ranges[name] = max(seen.ranges.get(name, 0.0), absmax)
             seen.sizes[name] = array.size
             if name in channels:
-                _average(seen.means, name, channel_means(array, channels[name]), len(indices))
+                means.add(name, channel_means(array, channels[name]))
             if name in channels and name in roundings:
-                _average(seen.errors, name, channel_means(roundings[name](array), channels[name]), len(indices))
+                errors.add(name, channel_means(roundings[name](array), channels[name]))
         emit(Progress(stage, done, len(indices)))
+    seen.means, seen.errors = means.result(), errors.result()
     return seen
-
-
-def _average(means: dict[str, npt.NDArray[np.float64]], name: str, mean: npt.NDArray[np.float64], samples: int) -> None:
-    means[name] = means.get(name, 0.0) + mean / samples

@@ -78,11 +78,11 @@ def squared_error(seen: Channels, weights: Sequence[Floats], divisors: Array) ->
     """The predicted squared error at the outputs of all readers, for one position of the activation."""
     values = np.asarray(seen.values / divisors[:, None], np.float32)
     widest = float((seen.peaks / divisors).max()) / LEVELS
-    tried = [np.square(_rounded(values, widest * share) - values).mean(axis=1, dtype=np.float64) for share in CLIPPED]
+    tried = [np.square(_rounded(values, widest * share) - values, dtype=np.float64).mean(axis=1) for share in CLIPPED]
     # As the calibrator does, which sees the divided activation and no weights.
     lost = min(tried, key=lambda errors: float(errors.sum())) * divisors**2
     # The largest value is rarely among those kept: it counts once.
-    power = np.square(seen.values).mean(axis=1, dtype=np.float64) + np.square(seen.peaks) / seen.values.shape[1]
+    power = np.square(seen.values, dtype=np.float64).mean(axis=1) + np.square(seen.peaks) / seen.values.shape[1]
     total = 0.0
     for weight in weights:
         shape = (weight.shape[0], weight.shape[2])

@@ -38,15 +38,16 @@ def apply(model: ir.Model, request: Request, format: qdq.Format) -> tuple[Decisi
             f"{format.name.upper()} needs a calibration table", fix="Give --calib DATA or --calib-table FILE"
         )
     placement = place(model)
+    kept = _kept(model, placement, request)
     # Before the casts: weights are quantized from their FP32 values, and biases corrected in FP32.
     weights = {site: _weight(site) for site in placement.sites if site.axis is not None}
-    rest = _type_of(request.rest)
     taken = names(model.graph)
     notes: dict[str, str] = {}
     for site, weight in weights.items():
-        rounded = bias.Rounded(weight, qdq.code_weight(weight, site.axis or 0, rest, format).values())
+        dtype = _type_of(site.node, request.rest, kept)
+        rounded = bias.Rounded(weight, qdq.code_weight(weight, site.axis or 0, dtype, format).values())
         notes[site.node.name or ""] = bias.correct(site.node, rounded, request.means, request.errors, taken)
-    decisions = _rest(model, request)
+    decisions = _rest(model, request, kept)
     quantized: dict[object, ir.Value] = {}
     taken = names(model.graph)
     for site in placement.sites:
@@ -66,13 +67,24 @@ def apply(model: ir.Model, request: Request, format: qdq.Format) -> tuple[Decisi
     return tuple(_decide(decision, placed.get(decision.node, decision), notes) for decision in decisions)
 
 
-def _rest(model: ir.Model, request: Request) -> tuple[Decision, ...]:
+def _kept(model: ir.Model, placement: Placement, request: Request) -> dict[ir.Node, str]:
+    """Return the nodes that stay in FP32 beside a 16-bit rest, each with the reason."""
+    if request.rest not in half.HALVES:
+        return {}
+    # A tensor reached at least what its scale represents, also where the samples that were observed are fewer, or none.
+    scales = request.table.scales if request.table else {}
+    ranges = {name: scale * qdq.INT8.max for name, scale in scales.items()}
+    for site in placement.sites:
+        value = site.node.inputs[site.index]
+        if site.axis is None and value is not None and site.scale_from in ranges:
+            ranges[value.name or ""] = ranges[site.scale_from]
+    ranges |= {name: max(seen, ranges.get(name, 0.0)) for name, seen in request.ranges.items()}
+    return keep(model, half.HALVES[request.rest], ranges, request.sizes)
+
+
+def _rest(model: ir.Model, request: Request, kept: Mapping[ir.Node, str]) -> tuple[Decision, ...]:
     if request.rest in half.HALVES:
-        kind = half.HALVES[request.rest]
-        # A tensor reached at least what its scale represents: a table read from a cache tells no more than that.
-        scales = request.table.scales if request.table else {}
-        ranges = {name: scale * qdq.INT8.max for name, scale in scales.items()} | dict(request.ranges)
-        return half.convert(model, kind, keep(model, kind, ranges, request.sizes))
+        return half.convert(model, half.HALVES[request.rest], kept)
     if request.rest == "fp32":
         from trtopt.precision import fp32
 
@@ -84,10 +96,11 @@ def _weight(site: Site) -> qdq.FloatArray:
     return np.asarray(constant(site.node.inputs[site.index]), np.float32)
 
 
-def _type_of(rest: str) -> ir.DataType:
+def _type_of(node: ir.Node, rest: str, kept: Mapping[ir.Node, str]) -> ir.DataType:
+    """Return the type of the node's tensors after the casts, which is that of their scales."""
     import onnx_ir as ir
 
-    return half.HALVES[rest].dtype if rest in half.HALVES else ir.DataType.FLOAT
+    return ir.DataType.FLOAT if rest not in half.HALVES or node in kept else half.HALVES[rest].dtype
 
 
 def rounding_errors(model: ir.Model, request: Request, format: qdq.Format) -> dict[str, Callable[[Array], Array]]:
@@ -100,12 +113,13 @@ def rounding_errors(model: ir.Model, request: Request, format: qdq.Format) -> di
     """
     assert request.table is not None
     placement = place(model)
+    kept = _kept(model, placement, request)
     scales: dict[str, float] = {}
     for site in placement.sites:
         value = site.node.inputs[site.index]
         if site.axis is None and value is not None:
             scale = np.float32(_scale(placement, site, request.table, format))
-            scales[value.name or ""] = float(qdq.round_scale(scale, _type_of(request.rest)))
+            scales[value.name or ""] = float(qdq.round_scale(scale, _type_of(site.node, request.rest, kept)))
     return {name: partial(qdq.rounding_error, scale=scale, format=format) for name, scale in scales.items()}
 
 

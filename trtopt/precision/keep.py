@@ -24,6 +24,10 @@ RANGE_MARGIN = 2.0
 """A tensor stays in FP32 when `RANGE_MARGIN` times its largest observed magnitude leaves the type's range: the samples
 observed are not all the samples that will come."""
 
+STEPS = 127
+"""A tensor stays in FP32 when its largest magnitude is less than `STEPS` times the type's smallest positive value: 8
+bits would resolve it better than the 16-bit type does, and their scale would be 0 in that type."""
+
 _TYPE_IS_ATTRIBUTE = frozenset(
     "CastLike EyeLike RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial "
     "HannWindow HammingWindow BlackmanWindow MelWeightMatrix".split()
@@ -57,6 +61,7 @@ def keep(
             or _constant_out_of_range(node, half)
             or ("divides by what a tiny constant keeps from 0" if node in guarded else "")
             or _activation_out_of_range(node, half, ranges)
+            or _weight_out_of_range(node, half)
             or _sum_out_of_range(node, half, ranges, sizes)
         )
         if reason:
@@ -166,8 +171,23 @@ def _guarded_divisions(graph: ir.Graph, half: Half) -> set[ir.Node]:
 def _activation_out_of_range(node: ir.Node, half: Half, ranges: Mapping[str, float]) -> str:
     for value in [*node.outputs, *node.inputs]:
         seen = ranges.get(value.name or "", 0.0) if value is not None else 0.0
-        if value is not None and seen * RANGE_MARGIN > half.max and is_float(value):
+        if value is None or not is_float(value):
+            continue
+        if seen * RANGE_MARGIN > half.max:
             return f"{value.name} reaches {seen:.3g}, {half.name.upper()} ends at {half.max:.5g}"
+        if 0 < seen < STEPS * half.tiny:
+            return f"{value.name} reaches only {seen:.3g}, {half.name.upper()} has steps of {half.tiny:.3g}"
+    return ""
+
+
+def _weight_out_of_range(node: ir.Node, half: Half) -> str:
+    for value in node.inputs if node.op_type in _WEIGHTED else ():
+        array = constant(value)
+        if array is None or array.ndim < 2 or not is_float(value):
+            continue
+        largest = float(np.abs(array).max(initial=0.0))
+        if 0 < largest < STEPS * half.tiny:
+            return f"its weight reaches only {largest:.3g}, {half.name.upper()} has steps of {half.tiny:.3g}"
     return ""
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trtopt.precision.graph import add_initializer, unique
+from trtopt.precision.half import HALVES
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -64,13 +65,14 @@ def rounding_error(x: npt.NDArray[np.generic], scale: float, format: Format = IN
 
 
 def round_scale(scale: FloatArray | np.float32, dtype: ir.DataType) -> FloatArray:
-    """The smallest positive values of `dtype` that are not below `scale`, as float32."""
+    """The smallest positive values of `dtype` that are not below `scale`, as float32; its largest where none is."""
     import ml_dtypes
     import onnx_ir as ir
 
     narrow = {ir.DataType.FLOAT16: np.float16, ir.DataType.BFLOAT16: ml_dtypes.bfloat16}.get(dtype)
     if narrow is None:
         return np.asarray(np.maximum(scale, np.finfo(np.float32).tiny), np.float32)
+    scale = np.minimum(scale, np.float32(next(half.max for half in HALVES.values() if half.dtype == dtype)))
     rounded = np.asarray(scale).astype(narrow)
     bits = rounded.view(np.uint16) + ((rounded.astype(np.float32) < scale) | (rounded == 0)).astype(np.uint16)
     return np.asarray(bits.view(narrow), np.float32)

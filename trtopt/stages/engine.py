@@ -107,11 +107,11 @@ def compare(
         check_repeats(pair.baseline, evaluation.dataset, baseline.path)
         measure = Measure(kinds=output_kinds(evaluation.measure.kinds), metrics=evaluation.measure.metrics)
         # The fingerprints are recorded while the samples are loaded.
-        fingerprints: set[str] = set()
-        dataset = fingerprinted(evaluation.dataset, fingerprints)
-        comparison = compare(pair, dataset, measure, emit=context.emit)
+        fingerprints: dict[int, str] = {}
+        comparison = compare(pair, fingerprinted(evaluation.dataset, fingerprints), measure, emit=context.emit)
+        known = frozenset(evaluation.calibrated_on)
+        overlap = sum(fingerprint in known for fingerprint in fingerprints.values())
         warnings = comparison.warnings
-        overlap = len(fingerprints & set(evaluation.calibrated_on))
         if overlap:
             warnings += (
                 f"{overlap} of {comparison.samples} evaluation samples were used for calibration: "
@@ -121,11 +121,13 @@ def compare(
 
     from trtopt.compare.own import digest
 
+    samples = evaluation.dataset.groups or evaluation.dataset
     key = {
         "baseline": baseline.digest,
         "candidate": candidate.digest,
         "metrics": [digest(metric) for metric in evaluation.measure.metrics],
         "data": evaluation.dataset.digest,
+        "labels": hashlib.sha256(repr(samples.labels).encode()).hexdigest(),
         "measure": encode(evaluation.measure),
         "calibrated_on": hashlib.sha256("".join(evaluation.calibrated_on).encode()).hexdigest(),
         "ran": evaluation.ran,

@@ -201,7 +201,7 @@ def _headers(plan: DataPlan) -> list[tuple[str, str, tuple[int, ...]]]:
     elif path.is_dir() and (files := find(path)):
         samples = read_folder(path, files, unnamed, skip_bad=plan.skip_bad)
     elif path.is_dir() and (plan.recipe or (path / FILE_NAME).is_file()):
-        samples = images.read_pictures(images.find(path), load_recipe(plan.recipe or path / FILE_NAME), unnamed)
+        samples = images.read_images(path, images.find(path), load_recipe(plan.recipe or path / FILE_NAME), unnamed)
     else:
         return []
     if not samples.ids:

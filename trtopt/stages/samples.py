@@ -35,10 +35,11 @@ _CORRECTED = {"weights": "weights", "weights and inputs": "weights and activatio
 
 def open_data(plan: DataPlan, model: OnnxModel) -> Dataset:
     """Open the samples of a plan for the inputs of a model."""
-    from trtopt.data import load_recipe, open_dataset
+    from trtopt.data import Labelling, load_recipe, open_dataset, read_classes
 
     recipe = load_recipe(plan.recipe) if plan.recipe else None
-    return open_dataset(plan.source, model.inputs, recipe=recipe, skip_bad=plan.skip_bad)
+    labelling = Labelling(classes=read_classes(plan.classes) if plan.classes else None, file=plan.labels)
+    return open_dataset(plan.source, model.inputs, recipe=recipe, labelling=labelling, skip_bad=plan.skip_bad)
 
 
 def sizes(plans: Iterable[DataPlan | None], model: OnnxModel) -> dict[str, list[tuple[int, ...]]]:
@@ -154,7 +155,7 @@ def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str,
         from trtopt.calibrate import AUTO, auto, methods, noisiest, table
         from trtopt.data.overlap import fingerprinted
 
-        fingerprints: set[str] = set()
+        fingerprints: dict[int, str] = {}
         # TF32 is off for entropy only: its divergence is flat around the minimum, so small errors move its choice.
         tf32 = method not in ("entropy", AUTO)
         histograms = _histograms(context, model, fingerprinted(dataset, fingerprints), CudaOptions(tf32=tf32))
@@ -166,7 +167,7 @@ def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str,
             chosen = auto.choose(tables, lambda table: error(model, replace(request, table=table)))
         else:
             chosen = tables[method]
-        chosen = replace(chosen, precision=precision, fingerprints=tuple(sorted(fingerprints)))
+        chosen = replace(chosen, precision=precision, fingerprints=tuple(sorted(set(fingerprints.values()))))
         table.write_json(chosen, folder / "calibration.json", histograms)
         if precision == table.CACHED:
             table.write_cache(chosen, folder / "calibration.cache")

@@ -111,9 +111,9 @@ def _fingerprints(dataset: Dataset) -> set[str]:
     """Return the fingerprints of all samples of a dataset."""
     from trtopt.data.overlap import fingerprinted
 
-    fingerprints: set[str] = set()
-    # Loading a sample of this dataset adds its fingerprint to the set.
+    fingerprints: dict[int, str] = {}
+    # Loading a sample of this dataset records its fingerprint.
     recorded = fingerprinted(dataset, fingerprints)
     for index in range(len(dataset)):
         recorded.load(index)
-    return fingerprints
+    return set(fingerprints.values())

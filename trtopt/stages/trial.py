@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from trtopt.calibrate.auto import FALLBACK
 from trtopt.data.dataset import Array, Dataset, Feed
@@ -141,7 +140,7 @@ def rough(context: Context, model: OnnxModel, dataset: Dataset, table: Calibrati
         CalibrationError: a tensor to quantize is NaN or infinite; the message names the tensor and the sample.
     """
     from trtopt.calibrate.observe import observe
-    from trtopt.calibrate.ranges import channel_means, few
+    from trtopt.calibrate.ranges import Averages, channel_means, few
     from trtopt.calibrate.table import make_table
     from trtopt.engine.onnxruntime import open_runner
     from trtopt.events import silent
@@ -152,7 +151,7 @@ def rough(context: Context, model: OnnxModel, dataset: Dataset, table: Calibrati
     graph, samples = load_ir(model.path), few(dataset)
     axes = channel_axes(list(float_nodes(graph.graph)))
     tensors = () if table else place(graph).tensors()
-    means: dict[str, npt.NDArray[np.float64]] = {}
+    means = Averages()
     with tapped(context, model, [*tensors, *axes]) as path:
         run = open_runner(path, device=context.device).run
 
@@ -161,9 +160,9 @@ def rough(context: Context, model: OnnxModel, dataset: Dataset, table: Calibrati
             for name, axis in axes.items():
                 array = outputs[name] if name in outputs else feed[name]
                 if array.dtype == np.float32 and array.size:
-                    means[name] = means.get(name, 0.0) + channel_means(array, axis) / len(samples)
+                    means.add(name, channel_means(array, axis))
             return outputs
 
         histograms = observe(run_and_average, tensors, samples, stage="equalize", emit=silent)
     table = table or make_table(FALLBACK, histograms, model=model, dataset=samples)
-    return Request(rest="fp32", table=table, means=means)
+    return Request(rest="fp32", table=table, means=means.result())
