@@ -51,6 +51,18 @@ class Fixed(nn.Module):
         return x.reshape(4, 6) * 2
 
 
+class CamelCase(nn.Module):
+    """A network whose input has an uppercase letter in its name."""
+
+    def forward(self, pixelValues: Tensor) -> Tensor:  # noqa: N803 - the point of this network
+        """Return the doubled input."""
+        return pixelValues * 2
+
+
+def camel_case() -> nn.Module:
+    return CamelCase()
+
+
 def small() -> nn.Module:
     return Small()
 

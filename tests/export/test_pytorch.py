@@ -212,6 +212,11 @@ def test_an_unknown_input_is_rejected_with_the_names_of_the_inputs(tmp_path: Pat
         export("small", tmp_path, example("photo", (1, 3, 8, 8)))
 
 
+def test_the_names_of_the_inputs_keep_their_case(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"Its inputs are pixelValues"):
+        export("camel_case", tmp_path, example("photo", (1, 3, 8, 8)))
+
+
 def test_without_a_shape_the_inputs_are_listed(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"its inputs are image. Add --shape image="):
         export("small", tmp_path)

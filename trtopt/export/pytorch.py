@@ -173,7 +173,9 @@ def _named_examples(source: _Opened, request: Request) -> tuple[Example, ...]:
     if names is None:
         return tuple(_renamed(name, example) for name, example in described.items())
     if unknown := [name for name in described if name not in names]:
-        raise UsageError(f"{request.source.text} has no input {', '.join(unknown)}", fix=accepted.capitalize())
+        raise UsageError(
+            f"{request.source.text} has no input {', '.join(unknown)}", fix=f"Its inputs are {', '.join(names)}"
+        )
     return tuple(_renamed(name, described[name]) for name in names if name in described)
 
 
