@@ -44,7 +44,7 @@ class Request:
         rest: the fallback precision, of the nodes that are not quantized: `fp16`, `bf16` or `fp32`.
         table: the calibration table, for INT8 and FP8.
         ranges: absmax over the observed samples.
-        sizes: number of elements in a sample.
+        sizes: observed number of elements.
         means: mean of each channel, float64 [channels], of the inputs of weighted operators (see `bias`).
         errors: mean quantization error of each channel of those inputs, float64 [channels].
     """

@@ -2,8 +2,8 @@
 
     Q x K^T -> scale -> + mask -> Softmax -> x V
 
-TensorRT fuses the whole pattern into one kernel. With a mask that is not constant there is no INT8 kernel for it, and
-Q/DQ pairs at the two products would only prevent the fusion in 16 bits.
+TensorRT fuses the whole pattern into one kernel. It does not support that in INT8 if the mask is not constant, and Q/DQ
+pairs at the two products would only prevent the fusion in 16 bits.
 
 Touches: nothing; it reads an onnx-ir graph.
 """

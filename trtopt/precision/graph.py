@@ -82,8 +82,8 @@ def add_initializer(graph: ir.Graph, name: str, array: npt.NDArray[np.generic], 
 def cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, name: str, taken: set[str]) -> ir.Value:
     """Insert a Cast of `value` to `dtype` and return its output, named `name`.
 
-    The node is placed directly after the producer of `value`, or first in the graph if it has none. The caller has
-    made sure that `name` is unique; the name of the new node is added to `taken`.
+    The node is placed directly after the producer of `value`, or first in the graph if it has none. `name` must be
+    unique; the name of the new node is added to `taken`.
     """
     import onnx_ir as ir
 
