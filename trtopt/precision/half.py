@@ -86,7 +86,7 @@ def convert(model: ir.Model, half: Half, kept: Mapping[ir.Node, str]) -> tuple[D
     notes = {node: _clamp_note(node, half) for node in halved}
     values = [value for node in nodes for value in node.inputs if value is not None and is_float(value)]
     values += [value for node in nodes for value in node.outputs if is_float(value)]
-    # Subgraphs stay in FP32: what they read from the main graph must be cast back.
+    # Subgraphs stay in FP32: the tensors that they read from the main graph must be cast back.
     for subgraph in graph.subgraphs():
         values += [value for node in subgraph for value in node.inputs if value is not None and is_float(value)]
     for value in dict.fromkeys(values):
