@@ -150,7 +150,7 @@ def test_where_most_values_are_equal_biases_correct_the_rounding_of_inputs(conte
     assert seen.correction == "weights and inputs"
     assert seen.gain > 3
     typed = set_precision(context, model, TARGET, table, seen)
-    assert any(decision.reason.endswith("of the rounded weight and input") for decision in typed.decisions)
+    assert any(decision.reason.endswith("quantization error of the weight and input") for decision in typed.decisions)
     feed = data.load(3)
     wanted, right = (open_runner(path).run(feed)["y"] for path in (model.path, typed.onnx.path))
     plain = set_precision(context, model, TARGET, table, replace(seen, correction=""))
