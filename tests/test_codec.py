@@ -1,4 +1,4 @@
-"""What the pipeline keeps comes back as it was, through strict JSON; anything else is a ValueError, never a guess."""
+"""Round trips of stored values through strict JSON; anything malformed is a ValueError, never a guess."""
 
 import dataclasses
 import inspect
@@ -77,7 +77,7 @@ def through_json(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What the refusals are tried on."""
+    """Target type of the tests on malformed data."""
 
     ranges: Mapping[str, float]
     samples: int
@@ -110,7 +110,7 @@ def test_what_json_cannot_write_becomes_a_word(value: float, text: str) -> None:
     assert encode({"a": value}) == {"a": text}
 
 
-def test_a_whole_number_is_read_as_the_float_it_stands_for() -> None:
+def test_an_integer_is_decoded_as_a_float_where_a_float_is_expected() -> None:
     ranges = decode(Measured, {"ranges": {"a": 3}, "samples": 1}).ranges
     assert ranges == {"a": 3.0}
     assert isinstance(ranges["a"], float)
@@ -140,7 +140,7 @@ def test_what_has_no_json_form_is_refused(value: object) -> None:
         (Measured, {"ranges": {"a": "much"}, "samples": 1}, r"ranges\.a is 'much', not a number"),
         (Measured, {"ranges": {"a": True}, "samples": 1}, r"ranges\.a is True, not float"),
         (Measured, {"ranges": {"a": None}, "samples": 1}, r"ranges\.a is None, not float"),
-        (Measured, {"ranges": {"a": 10**400}, "samples": 1}, r"ranges\.a is a whole number too large"),
+        (Measured, {"ranges": {"a": 10**400}, "samples": 1}, r"ranges\.a is an integer too large"),
         (Measured, {"ranges": [], "samples": 1}, r"Measured\.ranges is \[\], not"),
         (Measured, {"ranges": {}, "samples": True}, r"samples is True, not int"),
         (Measured, {"ranges": {}, "samples": 1.0}, r"samples is 1\.0, not int"),
@@ -186,7 +186,7 @@ def test_any_json_is_read_or_refused(kind: type, data: Any) -> None:
         decode(kind, data)
     except ValueError:
         return
-    raise AssertionError(f"{data!r} is no {kind.__name__}")
+    raise AssertionError(f"{data!r} is not a {kind.__name__}")
 
 
 @QUICK
