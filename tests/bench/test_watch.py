@@ -213,7 +213,10 @@ def test_a_run_that_was_never_measured_is_told_before_anything_is_watched(
     ("said", "words"),
     [
         ({"init": "raise NVMLError_LibraryNotFound('NVML Shared Library Not Found')"}, "NVML Shared Library Not Found"),
-        ({"init": "raise NVMLError('RM has detected an NVML/RM version mismatch.')"}, "version mismatch. Check the driver with nvidia-smi"),
+        (
+            {"init": "raise NVMLError('RM has detected an NVML/RM version mismatch.')"},
+            "version mismatch. Check the driver with nvidia-smi",
+        ),
         ({"count": "0"}, "the NVIDIA driver lists none"),
         ({"count": "fails()", "extra": "def fails(): raise NVMLError('GPU is lost')"}, "GPU is lost"),
     ],
