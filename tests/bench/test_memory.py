@@ -114,39 +114,39 @@ def test_latency_that_decreases_above_the_limit_is_reported() -> None:
 def test_the_largest_batch_is_that_of_an_exhaustive_search(hungry: Path) -> None:
     asked = question(hungry)
     cap = probe.ask(asked, 60).memory + 100 * 2**20
-    found, where, doubts = memory.largest(asked, Limits(memory=cap), None, silent)
-    assert found.limited_by == "memory"
-    assert found.total <= cap
+    limit, where, doubts = memory.largest(asked, Limits(memory=cap), None, silent)
+    assert limit.limited_by == "memory"
+    assert limit.total <= cap
     assert "CPU" in where
     assert doubts == ()
-    batch, true = found.batch, found.batch
+    batch, true = limit.batch, limit.batch
     while not probe.ask(replace(asked, batch=batch + 1, limit=cap), 60).failed:
         batch = true = batch + 1
-    assert found.batch >= 0.9 * true
+    assert limit.batch >= 0.9 * true
     assert true > 4
 
 
 def test_memory_is_split_into_weights_and_inputs_and_outputs(hungry: Path) -> None:
     asked = question(hungry)
     cap = probe.ask(asked, 60).memory + 40 * 2**20
-    found, _, _ = memory.largest(asked, Limits(memory=cap), None, silent)
-    assert found.weights == 16 * 9 * 4
-    assert found.inputs_outputs == found.batch * 256 * 256 * 4 + 4
-    assert found.base < found.total <= cap
+    limit, _, _ = memory.largest(asked, Limits(memory=cap), None, silent)
+    assert limit.weights == 16 * 9 * 4
+    assert limit.inputs_outputs == limit.batch * 256 * 256 * 4 + 4
+    assert limit.base < limit.total <= cap
     # A 16-channel tensor takes 4 MiB per sample, and onnxruntime keeps two or more of them at a time.
-    assert 4 * 2**20 < found.bytes_per_sample < 32 * 2**20
-    assert found.bytes_fixed + found.batch * found.bytes_per_sample == pytest.approx(found.total, rel=0.2)
+    assert 4 * 2**20 < limit.bytes_per_sample < 32 * 2**20
+    assert limit.bytes_fixed + limit.batch * limit.bytes_per_sample == pytest.approx(limit.total, rel=0.2)
 
 
 def test_a_batch_above_the_latency_limit_does_not_fit(hungry: Path) -> None:
-    found, _, _ = memory.largest(question(hungry), Limits(latency=1e-6), None, silent)
-    assert (found.batch, found.limited_by) == (0, "latency")
-    assert "batch 1: takes" in found.why
+    limit, _, _ = memory.largest(question(hungry), Limits(latency=1e-6), None, silent)
+    assert (limit.batch, limit.limited_by) == (0, "latency")
+    assert "batch 1: takes" in limit.why
 
 
 def test_a_batch_that_the_model_rejects_ends_the_search(tmp_path: Path) -> None:
     shape = numpy_helper.from_array(np.array([1, -1, 8], np.int64), "shape")
-    limit = numpy_helper.from_array(np.array([0] * 5, np.float32), "five")
+    five = numpy_helper.from_array(np.array([0] * 5, np.float32), "five")
     nodes = [
         helper.make_node("ReduceMean", ["x"], ["a"], "mean", axes=[1, 2, 3], keepdims=0),
         helper.make_node("Shape", ["a"], ["n"], "count"),
@@ -157,10 +157,10 @@ def test_a_batch_that_the_model_rejects_ends_the_search(tmp_path: Path) -> None:
     ]
     nodes = [nodes[i] for i in (0, 1, 3, 2, 4, 5)]
     one = numpy_helper.from_array(np.array([1], np.int64), "one")
-    path = save(tmp_path / "net.onnx", nodes, [shape, limit, one], ("n", 1, 1, 8), (1, "m", 8))
-    found, _, _ = memory.largest(question(path), Limits(memory=2 * 2**30), None, silent)
-    assert (found.batch, found.limited_by) == (5, "refused")
-    assert "batch 6: cannot be run: " in found.why
+    path = save(tmp_path / "net.onnx", nodes, [shape, five, one], ("n", 1, 1, 8), (1, "m", 8))
+    limit, _, _ = memory.largest(question(path), Limits(memory=2 * 2**30), None, silent)
+    assert (limit.batch, limit.limited_by) == (5, "refused")
+    assert "batch 6: cannot be run: " in limit.why
 
 
 def test_a_process_that_exceeds_the_memory_limit_is_killed(hungry: Path) -> None:
