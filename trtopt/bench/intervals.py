@@ -5,7 +5,7 @@ assumes independent values, is too small. Here a series is divided into blocks:
 
 - Mean: confidence interval of the block means (nonoverlapping batch means; Schmeiser 1982, Operations Research 30:556,
   recommends 10 to 30 blocks). It is computed over the blocks and over pairs of blocks, and the wider interval is used:
-  the pairs reveal correlation between neighbouring blocks. The method assumes that blocks last longer than whatever
+  the pairs reveal correlation between neighboring blocks. The method assumes that blocks last longer than whatever
   correlates the runs, which cannot be tested here.
 - Percentiles: order statistics whose ranks follow from the binomial distribution (Woodruff 1952, JASA 47:635) for the
   effective number of independent runs. That is the number of runs divided by the design effect: how much more the
@@ -120,6 +120,6 @@ def _design_effect(blocks: Floats, percent: int) -> float:
 
 
 def _pairs(values: Floats) -> Floats:
-    """Return the mean of each two neighbouring values; the last of an odd number is dropped."""
+    """Return the mean of each two neighboring values; the last of an odd number is dropped."""
     means: Floats = values[: len(values) // 2 * 2].reshape(-1, 2).mean(axis=1)
     return means

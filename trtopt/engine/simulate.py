@@ -1,7 +1,7 @@
 """A typed graph as onnxruntime must run it on a CPU so that its numbers are those of the 16-bit types.
 
 onnxruntime has few 16-bit kernels on the CPU. It wraps the other nodes in casts of its own
-(`InsertedPrecisionFreeCast_*`) and then drops the casts between neighbours, so that a chain of FP16 nodes really runs
+(`InsertedPrecisionFreeCast_*`) and then drops the casts between neighbors, so that a chain of FP16 nodes really runs
 in FP32 and shows too little drift; BF16 it mostly cannot run at all. Here every 16-bit node computes in FP32 and its
 result is rounded by a pair of casts, FP32 -> 16-bit -> FP32, which onnxruntime keeps at every optimization level (a
 test holds it to that). This is what tensor cores do: products summed in FP32, the result rounded once.
