@@ -138,7 +138,7 @@ class HostBackend:
     def wait(self, stream: Any, event: Any) -> None: ...
 
     def compile(self, source: str, architecture: tuple[int, int], options: tuple[str, ...]) -> bytes:
-        raise CudaError("a CUDA kernel does not compile", why="there is no compiler on the host")
+        raise CudaError("a CUDA kernel does not compile", why="the fake backend has no compiler")
 
     def load(self, image: bytes, name: str) -> Any:
         return self._create("kernel")

@@ -68,7 +68,7 @@ def test_a_missing_file_is_an_error(trt: TensorRT, tmp_path: Path) -> None:
 
 
 def test_every_called_method_exists_in_tensorrt(trt: TensorRT) -> None:
-    # Without a GPU there is no engine to call them on, so look them up in the classes.
+    # No engine can be loaded without a GPU, so look the methods up in the classes.
     classes = {
         "_engine": trt.module.ICudaEngine,
         "engine": trt.module.ICudaEngine,

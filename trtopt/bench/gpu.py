@@ -63,7 +63,7 @@ def open_gpu(index: int = 0) -> Gpu:
 
     Raises:
         MissingDependencyError: nvidia-ml-py is not installed.
-        EnvironmentUnableError: there is no driver or no such GPU, or NVML and CUDA may number the GPUs differently.
+        EnvironmentUnableError: the driver or the GPU is missing, or NVML and CUDA may number the GPUs differently.
     """
     module = nvml.start("NVML does not work here")
     try:

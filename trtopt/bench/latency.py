@@ -35,7 +35,7 @@ _STABLE = 0.02
 """Relative change between the medians of two windows below which the warm-up ends."""
 _WINDOW_MS = 20.0
 _PILOT_RUNS = 100
-_Z = 1.96
+_Z = 1.96  # 97.5th percentile of the normal distribution
 _DESIGN_EFFECT = 4.0
 """Assumed number of successive runs that carry the information of one independent run, as they are correlated."""
 
@@ -80,12 +80,13 @@ def measure(targets: Sequence[Run], seconds: float, tick: Callable[[int, int], N
             run, block = targets[i], latencies[i][turn]
             if needs_untimed_run[i]:
                 run()
+            # CPU time of all threads. Divided by the wall time it is the number of busy cores.
             cpu, start = time.process_time(), time.perf_counter()
             for k in range(block_sizes[i]):
                 block[k] = run()
             cpu_seconds[i] += time.process_time() - cpu
             wall_seconds[i] += time.perf_counter() - start
-        order.reverse()
+        order.reverse()  # so that linear drift of the clocks cancels over two rounds
         tick(turn + 1, rounds)
     return [
         Series(blocks=blocks, cores=cpu / max(wall, 1e-9))
@@ -128,6 +129,7 @@ def runs(pilot: Sequence[float], budget: float, rounds: int) -> int:
     """
     mean = statistics.fmean(pilot)
     variation = statistics.stdev(pilot) / max(mean, 1e-9)
+    # The half width of the interval is _Z * variation / sqrt(runs) for independent runs.
     for_precision = _DESIGN_EFFECT * (_Z * variation / AIM) ** 2
     for_block_length = _BLOCK_MS * rounds / max(mean, 1e-6)
     wanted = max(_MIN_RUNS, for_precision, for_block_length) / rounds

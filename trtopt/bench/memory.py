@@ -77,7 +77,7 @@ def largest(
     probes = search(try_batch, takes or range(1, MOST + 1))
     fitting = [probe for probe in probes if not probe.failed]
     smallest_failed = min((probe.batch for probe in probes if probe.failed), default=math.inf)
-    # A batch that fits above one that does not is no result; `_doubts` reports it.
+    # A batch that fits although a smaller one does not is not reliable. `_doubts` reports it.
     below = [probe for probe in fitting if probe.batch < smallest_failed]
     best = max(below, key=lambda probe: probe.batch, default=None)
     # On a GPU without a limit given, only the processes know the limit: the memory that was free at their start.
@@ -247,5 +247,5 @@ def _in_group(limit: str, usage: str) -> float:
     """Return what is left of a limit of the control group (version 2) in bytes; infinity without a limit."""
     try:
         return int((_CGROUP / limit).read_text()) - int((_CGROUP / usage).read_text())
-    except (OSError, ValueError):  # there is no control group, or the file contains "max" for no limit
+    except (OSError, ValueError):  # the control group is missing, or the file contains "max" for no limit
         return math.inf

@@ -26,7 +26,7 @@ def start(what: str) -> Any:
 
     Raises:
         MissingDependencyError: nvidia-ml-py is not installed.
-        EnvironmentUnableError: there is no driver, or it is incompatible with nvidia-ml-py.
+        EnvironmentUnableError: the driver is missing, or incompatible with nvidia-ml-py.
     """
     module = require("pynvml")
     try:

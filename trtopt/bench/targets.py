@@ -140,6 +140,7 @@ class EngineSession:
         input_bytes = sum(feed[name].nbytes for name in runner.inputs)
         output_bytes = sum(array.nbytes for array in outputs.values())
 
+        # The time between two GPU events around the computation. The copies run, but do not count.
         def compute() -> float:
             runner.submit(feed)
             return runner.collect().compute

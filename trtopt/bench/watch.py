@@ -82,7 +82,7 @@ def opened() -> Iterator[Any]:
 
     Raises:
         MissingDependencyError: nvidia-ml-py is not installed.
-        EnvironmentUnableError: there is no driver, it is incompatible with nvidia-ml-py, or it lists no GPU.
+        EnvironmentUnableError: the driver is missing or incompatible with nvidia-ml-py, or lists no GPU.
     """
     module = nvml.start(_NO_GPU)
     try:

@@ -143,7 +143,7 @@ class BoundRun:
             if bound is None or (bound.shape, bound.dtype) != (tensor.shape, tensor.dtype):
                 raise DataError(
                     f"input {name} cannot be read from {tensor.dtype} {list(tensor.shape)}",
-                    why=f"it is bound as {bound.dtype} {list(bound.shape)}" if bound else "there is no such input",
+                    why=f"it is bound as {bound.dtype} {list(bound.shape)}" if bound else "the model has no such input",
                 )
             self._read(name, tensor)
 

@@ -73,6 +73,7 @@ class Device:
         self.backend = backend
         self.resources: dict[int, Resource] = {}  # by id(), in order of creation
         self._context: Any = backend.retain(index)
+        # From here on the context must be released if anything fails.
         try:
             name, capability = backend.describe(index)
             driver = backend.driver()
@@ -159,6 +160,7 @@ class Device:
         context, self._context = self._context, None
         if context is None:
             return
+        # Newest first: a graph, for example, must go before the stream and the buffers that it uses.
         for resource in reversed(list(self.resources.values())):
             resource.close()
         self.backend.release(context)
@@ -199,6 +201,7 @@ def _backend(package: str) -> Backend:
     """Return the module for a package, or for the preferred installed one if `package` is empty."""
     if package not in ("", *PACKAGES):
         raise UsageError(f"unknown CUDA package {package!r}", fix=f"Choose {' or '.join(PACKAGES)}")
+    # `find_spec` looks for a package without importing it.
     has_pycuda = importlib.util.find_spec("pycuda") is not None
     if package == "pycuda" or (not package and has_pycuda and not _has_cuda_python()):
         require("pycuda")

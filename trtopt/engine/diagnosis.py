@@ -88,11 +88,11 @@ def clean(message: str) -> str:
     return "; ".join(lines)
 
 
-def rejected(found: Sequence[Rejection]) -> BuildError:
+def rejected(rejections: Sequence[Rejection]) -> BuildError:
     """Return the error for a model with nodes that the parser rejects."""
-    shown = "; ".join(map(_sentence, found[:_SHOWN]))
-    more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return BuildError("TensorRT cannot parse the model", why=shown + more, fix=_fix(shown, found[0].node))
+    shown = "; ".join(map(_sentence, rejections[:_SHOWN]))
+    more = f"; and {len(rejections) - _SHOWN} more" if len(rejections) > _SHOWN else ""
+    return BuildError("TensorRT cannot parse the model", why=shown + more, fix=_fix(shown, rejections[0].node))
 
 
 def _sentence(rejection: Rejection) -> str:

@@ -48,14 +48,14 @@ def build_serialized(trt: TensorRT, builder: Any, network: Any, config: Any, emi
         except Exception as error:  # noqa: BLE001 - raised again by `result.result()` in the calling thread
             result.set_exception(error)
         finally:
-            steps.put(None)
+            steps.put(None)  # also after an error: it ends the loop below
 
     thread = threading.Thread(target=work, name="trtopt-build", daemon=True)
     thread.start()
     try:
         for step in _until_none(steps):
             emit(step)
-    except BaseException:
+    except BaseException:  # Ctrl-C, or an error of `emit`: ask the builder to stop
         cancelled.set()
         raise
     finally:

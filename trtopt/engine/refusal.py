@@ -49,7 +49,7 @@ class Refusal:
         return f"{self.op} node {self.node} ({domain}opset {self.opset}; {place}): {self.reason}"
 
 
-def explain(path: Path, found: Sequence[Rejection]) -> tuple[Refusal, ...]:
+def explain(path: Path, rejections: Sequence[Rejection]) -> tuple[Refusal, ...]:
     """Find each rejected node in the model, and return its neighbors and possible fixes.
 
     Raises:
@@ -57,24 +57,24 @@ def explain(path: Path, found: Sequence[Rejection]) -> tuple[Refusal, ...]:
     """
     from trtopt.export.onnx import load_ir
 
-    if not found:
+    if not rejections:
         return ()
     model = load_ir(path)
     nodes = list(model.graph.all_nodes())
     # A rejection names the node, or has its index in the main graph as `#3` if it has no name.
     by_name = {node.name: node for node in nodes} | {f"#{i}": node for i, node in enumerate(model.graph)}
-    return tuple(_explain(rejection, by_name.get(rejection.node), model) for rejection in found)
+    return tuple(_explain(rejection, by_name.get(rejection.node), model) for rejection in rejections)
 
 
-def error(path: Path, found: Sequence[Rejection]) -> BuildError:
+def error(path: Path, rejections: Sequence[Rejection]) -> BuildError:
     """Return the error for a model with nodes that the parser rejects.
 
     Raises:
         ModelError: the model cannot be read.
     """
-    if not any(rejection.node for rejection in found):  # the parser rejects the file as a whole
-        return rejected(found)
-    refusals = explain(path, found)
+    if not any(rejection.node for rejection in rejections):  # the parser rejects the file as a whole
+        return rejected(rejections)
+    refusals = explain(path, rejections)
     more = f"; and {len(refusals) - _SHOWN} more" if len(refusals) > _SHOWN else ""
     helps = list(dict.fromkeys(help for refusal in refusals[:_SHOWN] for help in refusal.helps))
     return BuildError(

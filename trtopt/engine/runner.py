@@ -86,6 +86,7 @@ class EngineRunner:
         """
         slot = self._next()
         inputs = {port.name: _fitting(port, feed) for port in self._inputs}
+        # An engine that cannot be captured once is not tried again.
         if reason := slot.begin(inputs, graphs=not self.no_graphs):
             self.no_graphs = reason
         self._busy.append(self._idle.popleft())

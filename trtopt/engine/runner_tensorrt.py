@@ -118,6 +118,7 @@ class TensorRTProgram:
     def prepare(self, shapes: Mapping[str, Shape], addresses: Mapping[str, int], workspace: int) -> Execution:
         """Create an execution context for input shapes; see `Program`."""
         context, self._spare = self._spare or _context(self._trt, self._engine), None
+        # The context was created without memory. It must have some before it runs.
         context.set_device_memory(workspace, self.workspace_size)
         return _TensorRTExecution(self._trt, context, self.ports, shapes, addresses)
 

@@ -91,6 +91,7 @@ def build(
         KeyboardInterrupt: Ctrl-C cancelled the build, and nothing was written.
         OSError: `out` cannot be written.
     """
+    # All checks come before the build, which may take many minutes.
     _check_profile(typed.onnx.inputs, profile)
     _check_options(trt, options)
     builder = _builder(trt)
@@ -101,7 +102,7 @@ def build(
     counts = audit_network(trt, network, typed)
     _warn_of_changed_types(network, typed.onnx, emit)
     config = _configure(trt, builder, options)
-    if profile:
+    if profile:  # one profile, number 0: the runner reads its shapes from there
         shapes = builder.create_optimization_profile()
         for entry in profile:
             shapes.set_shape(entry.name, entry.min, entry.opt, entry.max)
@@ -109,6 +110,7 @@ def build(
     plan = build_serialized(trt, builder, network, config, emit)
     if plan is None:
         raise _failure(trt, network, typed.onnx.path)
+    # Additional evidence, where the engine can be loaded. The audit of the parsed network is the one that decides.
     inspected = audit_engine(trt, plan)
     data = memoryview(plan)  # no copy: engines can have several GB
     _write(out, data)
@@ -141,6 +143,7 @@ def _builder(trt: TensorRT) -> Any:
 
 
 def _parse(trt: TensorRT, builder: Any, path: Path) -> _Parsed:
+    """Parse an ONNX file into a strongly typed network."""
     collector = logger(trt.module.__name__)
     # Required by TensorRT 10. In 11 every network is strongly typed, and the flag is accepted.
     network = builder.create_network(1 << int(trt.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -223,7 +226,7 @@ def _configure(trt: TensorRT, builder: Any, options: BuildOptions) -> Any:
         config.builder_optimization_level = options.optimization_level
     if options.version_compatible:
         config.set_flag(module.BuilderFlag.VERSION_COMPATIBLE)
-    if options.hardware_compatible:
+    if options.hardware_compatible:  # Ampere and later: the only level that covers several generations
         config.hardware_compatibility_level = module.HardwareCompatibilityLevel.AMPERE_PLUS
     if options.timing_cache is not None:
         cache = config.create_timing_cache(_read_timing_cache(options.timing_cache))
@@ -254,6 +257,7 @@ def _failure(trt: TensorRT, network: Any, path: Path) -> BuildError:
     """Return the error for a network that TensorRT cannot build."""
     from trtopt.export.onnx import load_proto
 
+    # TensorRT's messages name layers. The network tells the ONNX node of each layer.
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     names = {layer.name: node for layer in layers if (node := onnx_node(layer))}
     ops = {node.name: node.op_type for node in load_proto(path).graph.node}
@@ -280,6 +284,7 @@ def _device(trt: TensorRT, counts: Mapping[str, int]) -> str:
 
 
 def _gpu() -> str:
+    """Return the GPU models of this machine; TensorRT does not tell which of several it has used."""
     from trtopt.engine.probe import read_driver
 
     names = dict.fromkeys(f"{gpu.name}, compute capability {gpu.compute_capability}" for gpu in read_driver().gpus)
@@ -298,4 +303,5 @@ def _write(path: Path, data: memoryview) -> None:
 
 
 def _count_line(counts: Mapping[str, int]) -> str:
+    """Return counts as in "12 layers int8, 3 layers fp16"."""
     return ", ".join(f"{count} layers {name}" for name, count in counts.items())
