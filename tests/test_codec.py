@@ -121,7 +121,7 @@ def test_fields_with_a_default_may_be_absent() -> None:
 
 
 @pytest.mark.parametrize("value", [object(), {1, 2}, b"bytes", Decision, 1j])
-def test_what_has_no_json_form_is_refused(value: object) -> None:
+def test_a_value_without_a_json_form_is_rejected(value: object) -> None:
     with pytest.raises(TypeError, match="cannot encode"):
         encode([value])
 
@@ -146,12 +146,12 @@ def test_what_has_no_json_form_is_refused(value: object) -> None:
         (Measured, {"ranges": {}, "samples": 1.0}, r"samples is 1\.0, not int"),
     ],
 )
-def test_malformed_data_is_refused_where_it_is_wrong(kind: type, data: Any, message: str) -> None:
+def test_malformed_data_is_rejected_where_it_is_wrong(kind: type, data: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         decode(kind, data)
 
 
-def test_an_unknown_verdict_is_refused() -> None:
+def test_an_unknown_verdict_is_rejected() -> None:
     gate = GateResult(output="y", metric="top1", value=1.0, limit=1.0, verdict="pass", reason="r")
     comparison = Comparison(
         baseline="a", candidate="b", baseline_ran="", candidate_ran="", data="", samples=1, labelled=False,
@@ -161,7 +161,7 @@ def test_an_unknown_verdict_is_refused() -> None:
         decode(Comparison, {**encode(comparison), "verdict": "maybe"})
 
 
-def test_an_error_inside_an_optional_value_is_said() -> None:
+def test_an_error_inside_an_optional_value_is_reported() -> None:
     report = Report(
         schema_version=1, command="convert", verdict="unchecked", model="m", precision="int8", run_dir=Path("o"),
         stages=(), typed=TYPED, engine=None, comparison=None, warnings=(), environment={},
@@ -181,7 +181,7 @@ ANY_JSON = st.recursive(
 
 @QUICK
 @given(st.sampled_from(KEPT), ANY_JSON)
-def test_any_json_is_read_or_refused(kind: type, data: Any) -> None:
+def test_any_json_is_read_or_rejected(kind: type, data: Any) -> None:
     try:
         decode(kind, data)
     except ValueError:
@@ -191,7 +191,7 @@ def test_any_json_is_read_or_refused(kind: type, data: Any) -> None:
 
 @QUICK
 @given(st.data())
-def test_one_damaged_field_is_read_or_refused(data: st.DataObject) -> None:
+def test_one_damaged_field_is_read_or_rejected(data: st.DataObject) -> None:
     damaged = through_json(TYPED)
     place: Any = damaged
     while isinstance(place, dict | list) and place:

@@ -35,7 +35,7 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
     assert drawn() == defined()
 
 
-def test_every_class_says_what_it_is_for() -> None:
+def test_every_class_has_a_description() -> None:
     assert errors.__doc__ is not None
     lines = [line for line in errors.__doc__.splitlines() if NODE.match(line) and "TrtoptError" not in line]
     assert all(len(NODE.sub("", line).strip()) > 20 for line in lines)

@@ -66,12 +66,12 @@ def test_an_input_may_have_any_name(name: str) -> None:
     assert ranges[0].name == name
 
 
-def test_an_unknown_input_is_refused_with_the_names() -> None:
+def test_an_unknown_input_is_rejected_with_the_names() -> None:
     message = refusal([IMAGE, spec("mask", "batch", 1)], "pixel=1x3x28x28")
     assert message == "--shape pixel=1x3x28x28: the model has no such input. Its inputs are: pixels, mask"
 
 
-def test_a_shape_without_a_name_is_refused() -> None:
+def test_a_shape_without_a_name_is_rejected() -> None:
     assert "the model has no such input" in refusal([IMAGE], "1x3x28x28")
 
 
@@ -80,7 +80,7 @@ def test_a_shape_without_a_name_is_refused() -> None:
     ["", "1", "axb", "1x3x28x", "1,3,28,28", "1X3X28X28", "-1x3x28x28", "1x3x28x28:2x3x28x28", ":::", "1x3x28x28:",
      "1x3x28x" + "9" * 5000, "1.5x3x28x28", "\u0661x3x28x28"],
 )  # fmt: skip
-def test_a_flag_that_does_not_parse_is_refused_with_one_that_does(text: str) -> None:
+def test_a_flag_that_does_not_parse_is_rejected_with_one_that_does(text: str) -> None:
     message = refusal([IMAGE], f"pixels={text}")
     assert "does not parse" in message or "has rank 1" in message
     assert profile([IMAGE], flags_in(message))[0]
@@ -97,13 +97,13 @@ def test_a_flag_that_does_not_parse_is_refused_with_one_that_does(text: str) -> 
         ("pixels=1x3x28x28:16x3x28x28:8x3x28x28", "is not ordered: it must be smallest:usual:largest"),
     ],
 )
-def test_a_flag_that_does_not_fit_is_refused_with_one_that_does(flag: str, reason: str) -> None:
+def test_a_flag_that_does_not_fit_is_rejected_with_one_that_does(flag: str, reason: str) -> None:
     message = refusal([IMAGE], flag)
     assert f"--shape {flag} {reason}" in message
     assert profile([IMAGE], flags_in(message))[0]
 
 
-def test_an_input_named_twice_is_refused() -> None:
+def test_an_input_named_twice_is_rejected() -> None:
     assert "given twice for input pixels" in refusal([IMAGE], "pixels=1x3x28x28", "pixels=2x3x28x28")
 
 

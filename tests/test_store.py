@@ -130,13 +130,13 @@ def test_a_second_run_waits_for_the_first(tmp_path: Path) -> None:
     assert "waiting" in events[0].message
 
 
-def test_a_path_below_a_file_is_refused(tmp_path: Path) -> None:
+def test_a_path_below_a_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"cannot write to .*a part of the path is a file"):
         run(tmp_path / "file" / "run", {})
 
 
-def test_a_file_in_place_of_the_directory_is_refused(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_directory_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="it is a file"):
         run(tmp_path / "file", {})

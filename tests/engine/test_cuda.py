@@ -122,13 +122,13 @@ def test_the_error_about_exhausted_memory_names_the_requested_and_the_free_size(
 def test_copies_go_both_ways_and_device_to_device() -> None:
     with Device(HostBackend(), 0) as device:
         stream, first, second = device.stream(), device.allocate(12), device.allocate(12)
-        given, back = np.arange(3, dtype=np.float32), np.zeros(3, np.float32)
-        stream.to_device(first, given)
+        sent, received = np.arange(3, dtype=np.float32), np.zeros(3, np.float32)
+        stream.to_device(first, sent)
         stream.on_device(second, first, 12)
-        stream.to_host(back, second)
-        np.testing.assert_array_equal(back, given)
+        stream.to_host(received, second)
+        np.testing.assert_array_equal(received, sent)
         stream.fill(second, 4, 255)
-        assert at(second.pointer, 12, np.uint8)[:6].tolist() == [255] * 4 + [given.view(np.uint8)[4], 0]
+        assert at(second.pointer, 12, np.uint8)[:6].tolist() == [255] * 4 + [sent.view(np.uint8)[4], 0]
 
 
 def test_a_copy_beyond_a_buffer_or_of_a_strided_array_is_rejected() -> None:

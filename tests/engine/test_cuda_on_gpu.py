@@ -28,9 +28,9 @@ def test_the_gpu_is_named_with_its_memory_and_its_driver(device: Device, package
 
 
 def test_a_gpu_that_does_not_exist_is_an_error(package: str) -> None:
-    with pytest.raises(EnvironmentUnableError, match="there is no GPU 99: the NVIDIA driver lists") as found:
+    with pytest.raises(EnvironmentUnableError, match="there is no GPU 99: the NVIDIA driver lists") as error:
         open_device(99, package)
-    assert found.value.exit_code == EXIT_UNABLE
+    assert error.value.exit_code == EXIT_UNABLE
 
 
 def test_copies_to_the_device_and_back_preserve_data(device: Device) -> None:
@@ -200,9 +200,9 @@ def test_work_that_waits_for_the_gpu_cannot_be_captured_and_the_stream_stays_usa
 
 
 def test_exhausted_memory_is_its_own_error_and_the_device_stays_usable(device: Device) -> None:
-    with pytest.raises(OutOfMemoryError, match="GPU 0 cannot allocate") as found:
+    with pytest.raises(OutOfMemoryError, match="GPU 0 cannot allocate") as error:
         device.allocate(2 * device.info.total_bytes)
-    print(found.value)
+    print(error.value)
     device.allocate(device.free_bytes() - (1 << 30))
     with pytest.raises(OutOfMemoryError):
         device.allocate(2 << 30)
@@ -231,7 +231,7 @@ def test_a_crashed_kernel_is_an_error_at_synchronization_and_closing_raises_noth
 
 
 def test_another_thread_can_use_a_device_after_making_it_current(device: Device) -> None:
-    found: list[object] = []
+    results: list[object] = []
 
     def work() -> None:
         try:
@@ -240,14 +240,14 @@ def test_another_thread_can_use_a_device_after_making_it_current(device: Device)
                 stream.fill(there, 4, 3)
                 stream.to_host(back, there)
                 stream.synchronize()
-                found.append(back.tolist())
+                results.append(back.tolist())
         except CudaError as error:
-            found.append(error)
+            results.append(error)
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found == [[3, 3, 3, 3]]
+    assert results == [[3, 3, 3, 3]]
 
 
 def test_memory_is_shared_with_torch_in_the_same_process(device: Device) -> None:

@@ -26,10 +26,10 @@ def package(tmp_path, monkeypatch):
 
 
 def test_the_real_rtx_package_is_found():
-    found = tensorrt.find(RTX)
-    assert found.name == RTX
-    assert found.version == found.module.__version__
-    assert (found.origin / "__init__.py").exists()
+    trt = tensorrt.find(RTX)
+    assert trt.name == RTX
+    assert trt.version == trt.module.__version__
+    assert (trt.origin / "__init__.py").exists()
 
 
 def test_a_stub_is_skipped_for_the_next_package(package):
@@ -39,8 +39,8 @@ def test_a_stub_is_skipped_for_the_next_package(package):
 
 def test_the_first_usable_package_is_preferred(package):
     folder = package("__version__ = '10.12.0.36'\nBuilder = OnnxParser = object\n")
-    found = tensorrt.find()
-    assert (found.name, found.version, found.origin) == ("tensorrt", "10.12.0.36", folder)
+    trt = tensorrt.find()
+    assert (trt.name, trt.version, trt.origin) == ("tensorrt", "10.12.0.36", folder)
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,8 @@ def _fitting(port: Port, feed: Mapping[str, Array]) -> Array:
 def _shape(port: Port, shapes: Mapping[str, Shape]) -> Shape:
     """Return the shape of an input after checking that the engine's profile contains it."""
     if port.name not in shapes:
-        raise DataError(f"no shape for input {port.name}", why=f"shapes were given for {', '.join(shapes) or 'none'}")
+        names = f"shapes were given for {', '.join(shapes)}" if shapes else "no shapes were given"
+        raise DataError(f"no shape for input {port.name}", why=names)
     shape = shapes[port.name]
     within = len(shape) == len(port.max) and all(
         low <= size <= high for low, size, high in zip(port.min, shape, port.max, strict=True)
