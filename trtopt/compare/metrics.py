@@ -1,8 +1,8 @@
 """Drift of a candidate's outputs from the baseline's, accumulated batch by batch.
 
-Every output is read as each kind that it may be (`trtopt.compare.kinds`) until all samples have been run: only then is it
-known whether a vector is a softmax, or a map one of classes. Memory does not grow with the size of the outputs; a few
-bytes per sample are kept, for statistics over samples.
+Every output is read as each kind that it may be (`trtopt.compare.kinds`) until all samples have been run: only then is
+it known whether a vector is a softmax, or a map one of classes. Memory does not grow with the size of the outputs; a
+few bytes per sample are kept, for statistics over samples.
 
 Touches: nothing.
 """
@@ -29,8 +29,8 @@ _Shapes = list[tuple[str, object, tuple[int, ...]]]
 class Metrics:
     """The metrics of all outputs of two models; feed it with `add`, read it with `drifts`.
 
-    `asked` are the kinds that the user named, by output. `apart` says that every output has one row per sample, whatever
-    the batch. With `plain`, outputs are read as `values` or `exact` only.
+    `asked` are the kinds that the user named, by output. `apart` says that every output has one row per sample,
+    whatever the batch. With `plain`, outputs are read as `values` or `exact` only.
     """
 
     def __init__(self, asked: Mapping[str, str], *, apart: bool = False, plain: bool = False) -> None:

@@ -98,7 +98,7 @@ def mcnemar(only_before: int, only_after: int) -> float:
 
 
 def settles(bounds: Bounds, limit: float, *, floor: bool = False) -> Verdict:
-    """Return `pass` when the value is shown to be at most `limit` (`floor`: at least), `fail` when it is shown not to be.
+    """Return `pass` when the value is shown to be at most `limit` (`floor`: at least), `fail` when the contrary is.
 
     Between the two it is `inconclusive`. A limit of exactly 0 (`floor`: 1) allows no exception in these samples, and is
     compared with the value itself: no number of samples would show that there is none.
@@ -114,7 +114,7 @@ def settles(bounds: Bounds, limit: float, *, floor: bool = False) -> Verdict:
 
 
 def needed(estimate: Callable[[int], Bounds], limit: float, *, floor: bool = False) -> int:
-    """Return about how many samples would settle the limit if the shares stay as they are; 0 when no number would.
+    """Return about how many samples would settle the limit with shares as they are; 0 when no number would.
 
     `estimate(n)` returns the bounds with `n` samples.
     """

@@ -199,8 +199,8 @@ class Detection:
 def reader(opening: Opening) -> Detection | None:
     """Return a reader of boxes.
 
-    An output is taken for boxes where its name has `box` in it and an output of scores fits it, or where the values of a
-    `[n, k, 6]` can be nothing else.
+    An output is taken for boxes where its name has `box` in it and an output of scores fits it, or where the values of
+    a `[n, k, 6]` can be nothing else.
     """
     boxes, count = opening.first.reference[opening.name], len(opening.first.indices)
     alone = boxes.ndim == 2 and count == 1
