@@ -90,7 +90,10 @@ def drop(only_before: float, only_after: float, samples: int) -> Bounds:
 
 
 def mcnemar(only_before: int, only_after: int) -> float:
-    """Return the p-value of McNemar's exact test that neither model is right more often (McNemar 1947, Psychometrika 12:153)."""
+    """Return the p-value of McNemar's exact test that neither model is right more often.
+
+    McNemar 1947, Psychometrika 12:153.
+    """
     from scipy.stats import binomtest
 
     discordant = only_before + only_after
