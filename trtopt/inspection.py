@@ -1,4 +1,4 @@
-"""Look into an ONNX file, a run directory or an engine, without running anything.
+"""Inspection of an ONNX file, a run directory or an engine, without running it.
 
 Touches: reads the files.
 """
@@ -16,11 +16,19 @@ from trtopt.types import Decision, Engine, OnnxModel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """What is in a model.
+    """Contents of a model.
 
-    `parameters` counts the elements of all constants, `weights` their bytes by type. `decisions` are those that were
-    made (`decided` is `typed`), or those that INT8 would make (`int8 would`); empty when there is nothing to decide.
-    `asked` names the TensorRT that was asked for nodes that it refuses, `refused`; empty: it was not.
+    Attributes:
+        path: the inspected file or directory.
+        onnx: its ONNX model.
+        operators: the number of nodes by operator.
+        parameters: the number of elements in all constants.
+        weights: the size of the constants by dtype, in bytes.
+        decided: `typed` if the decisions were made by a conversion, `int8 would` if they are those of one to INT8.
+        decisions: the precision of each node. Empty for a model that is already quantized.
+        engine: the engine of a run directory.
+        asked: the TensorRT whose parser was asked about unsupported nodes. Empty if it was not asked.
+        refused: the nodes that it does not support.
     """
 
     path: Path
@@ -36,12 +44,12 @@ class Inspection:
 
 
 def look(path: Path, *, tensorrt: bool = False) -> Inspection:
-    """Describe what `path` stands for; with `tensorrt`, ask TensorRT's parser whether it takes every node.
+    """Return the contents of the model at `path`; with `tensorrt`, also the nodes that TensorRT does not support.
 
     Raises:
-        EnvironmentUnableError: TensorRT is to be asked, and there is none.
-        UsageError: it does not exist.
-        ModelError: it cannot be read, or no manifest vouches for it.
+        EnvironmentUnableError: `tensorrt` is set, but TensorRT is not available.
+        UsageError: `path` does not exist.
+        ModelError: the model cannot be read, or no manifest records it.
     """
     from trtopt.candidate import resolve
     from trtopt.export.onnx import load_ir
@@ -71,6 +79,7 @@ def look(path: Path, *, tensorrt: bool = False) -> Inspection:
 
 
 def _ask(path: Path) -> tuple[str, tuple[Refusal, ...]]:
+    """Return the name of the TensorRT in use, and the nodes that its parser does not support."""
     from trtopt.engine import tensorrt
     from trtopt.engine.refusal import explain
 
@@ -79,6 +88,7 @@ def _ask(path: Path) -> tuple[str, tuple[Refusal, ...]]:
 
 
 def _would_decide(path: Path) -> tuple[Decision, ...]:
+    """Return the decisions that a conversion to INT8 would make."""
     from trtopt.errors import ModelError
     from trtopt.export.onnx import load_ir
     from trtopt.export.prepare import infer_shapes
@@ -88,6 +98,6 @@ def _would_decide(path: Path) -> tuple[Decision, ...]:
     infer_shapes(model)
     try:
         placement = place(model)
-    except ModelError:  # quantized already: there is nothing left to decide
+    except ModelError:  # the model is already quantized
         return ()
     return placement.decisions()

@@ -1,4 +1,4 @@
-"""The user's own metric: what it is given, how its numbers are averaged, and what is wrong with it in one line."""
+"""Custom metrics: their arguments, the average of their numbers, and their errors in one line."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ constant = 3
 
 @pytest.fixture(autouse=True)
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A module that stands in the current folder and nowhere on the path."""
+    """Write a module into the current folder, which is not on the import path."""
     (tmp_path / "my_metrics.py").write_text(CODE)
     (tmp_path / "other_metrics.py").write_text("def distance(reference, candidate, labels): return {'l2': 1}")
     (tmp_path / "broken_metrics.py").write_text("import no_such_module")
@@ -103,7 +103,7 @@ def test_labels_are_those_of_the_batch() -> None:
     assert metric.drift().values == {"label": 6.0}
 
 
-def test_a_gate_holds_its_numbers_and_nan_fails() -> None:
+def test_a_gate_on_a_custom_metric_fails_on_nan() -> None:
     metric = own.OwnMetric("my_metrics:distance")
     metric.add(outputs(3, 1.0))
     verdicts = [gate.verdict for gate in judge([metric.drift()], parse_gates("l1<=1,l1>=1.5,distance:l1<=2"), 3)]
@@ -124,8 +124,8 @@ def test_the_current_folder_is_on_the_path_only_while_the_code_runs() -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("my_metrics", "--metric 'my_metrics' names no function. Write package.module:function"),
-        ("my_metrics:", "--metric 'my_metrics:' names no function"),
+        ("my_metrics", "--metric 'my_metrics' is not the name of a function. Write package.module:function"),
+        ("my_metrics:", "--metric 'my_metrics:' is not the name of a function"),
         (
             "no_metrics:f",
             "--metric no_metrics:f cannot be imported: ModuleNotFoundError: No module named 'no_metrics'",
@@ -142,10 +142,10 @@ def test_the_current_folder_is_on_the_path_only_while_the_code_runs() -> None:
             "my_metrics:f",
             "--metric my_metrics:f cannot be imported: AttributeError: module 'my_metrics' has no",
         ),
-        ("my_metrics:constant", "--metric my_metrics:constant is no function: it is int"),
+        ("my_metrics:constant", "--metric my_metrics:constant is not a function: it is int"),
     ],
 )
-def test_what_is_no_function_is_refused_in_one_line(source: str, message: str) -> None:
+def test_a_wrong_function_name_is_refused_in_one_line(source: str, message: str) -> None:
     with pytest.raises(UsageError) as error:
         own.OwnMetric(source)
     assert str(error.value).startswith(message)
@@ -162,22 +162,22 @@ def test_what_is_no_function_is_refused_in_one_line(source: str, message: str) -
         ("first_label", "failed: TypeError: 'NoneType' object is not subscriptable"),
         ("number", "returned float: it must return a dict of numbers by name"),
         ("nothing", "returned an empty dict: it must return a dict of numbers by name"),
-        ("text", "returned mine, which is no number: it is str"),
-        ("arrays", "returned mine, which is no number: it is ndarray"),
-        ("colon", "returned the name 'my:metric': a name is text without : = < > and commas"),
-        ("known", "returned the name 'top1': trtopt has a metric top1. Return it under another name"),
+        ("text", "returned mine, which is not a number: it is str"),
+        ("arrays", "returned mine, which is not a number: it is ndarray"),
+        ("colon", "returned the name 'my:metric': --gate needs a name, as text without : = < > and commas"),
+        ("known", "returned the name 'top1': top1 is a metric of trtopt. Return it under another name"),
     ],
 )
-def test_a_function_that_does_not_do_its_part_is_refused_in_one_line(function: str, message: str) -> None:
+def test_a_function_with_a_wrong_result_is_refused_in_one_line(function: str, message: str) -> None:
     with pytest.raises(UsageError) as error:
         own.OwnMetric(f"my_metrics:{function}").add(outputs(2, 0.0))
     assert str(error.value).startswith(f"--metric my_metrics:{function} {message}")
 
 
-def test_names_must_not_change_from_batch_to_batch() -> None:
+def test_names_must_be_the_same_for_every_batch() -> None:
     metric = own.OwnMetric("my_metrics:unsteady")
     metric.add(outputs(2, 0.0))
-    with pytest.raises(UsageError, match="does not return the same names each time: m1 after m2"):
+    with pytest.raises(UsageError, match="does not return the same names every time: m1 after m2"):
         metric.add(outputs(1, 0.0, 2))
 
 
@@ -185,7 +185,7 @@ def test_a_function_without_a_file_has_a_digest_too() -> None:
     assert len(own.digest("math:fsum")) == 64
 
 
-def test_two_functions_of_one_name_are_refused() -> None:
+def test_two_functions_of_the_same_name_are_refused() -> None:
     with pytest.raises(UsageError, match="my_metrics:distance and --metric other_metrics:distance have the same name"):
         own.opened(["my_metrics:distance", "other_metrics:distance"])
 

@@ -57,7 +57,7 @@ def test_dropout_draws_in_training_mode_only(tmp_path: Path, training: bool) -> 
     assert random_nodes(path) == (["drop (Dropout)"] if training else [])
 
 
-def test_noise_that_is_multiplied_by_nothing_is_no_matter(tmp_path: Path) -> None:
+def test_noise_that_is_multiplied_by_zero_does_not_matter(tmp_path: Path) -> None:
     path = noisy(tmp_path, 0.0)
     check_repeats(open_runner(path), dataset(), path)
 

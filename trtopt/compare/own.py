@@ -1,8 +1,8 @@
-"""The user's own metric, `package.module:function(reference, candidate, labels) -> dict`.
+"""Custom metrics: a function `package.module:function(reference, candidate, labels) -> dict` of the user.
 
-It is called once for each run of the models, with the outputs of both by name and the labels of the samples (None where
-there are none); the numbers that it returns are averaged over the samples, and are the metrics of an output that has
-the function's name.
+The function is called once per batch, with the outputs of both models by name and the labels of the samples (int64
+array, or None without labels). It returns numbers by name. They are averaged over all samples and reported as the
+metrics of an output with the function's name.
 
 Touches: imports and runs the user's code, with the current folder importable.
 """
@@ -27,11 +27,11 @@ from trtopt.errors import UsageError
 from trtopt.types import OutputDrift
 
 _UNWRITABLE = frozenset(":=<>,")
-"""What a name must not hold for `--gate` to be able to name it."""
+"""Characters that a metric's name must not contain, because they are part of the syntax of `--gate`."""
 
 
 class OwnMetric:
-    """Averages what one function says of every batch."""
+    """Average of one function's numbers over all samples."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -44,19 +44,19 @@ class OwnMetric:
         """Call the function for one batch.
 
         Raises:
-            UsageError: it fails, or does not return a dict of numbers, with the same names each time.
+            UsageError: the function fails, or does not return a dict of numbers with the same names every time.
         """
         count = len(batch.indices)
         labels = None if batch.labels is None else np.array(batch.labels, np.int64)
         try:
             with current_folder_importable():
-                made = self._function(_locked(batch.reference), _locked(batch.candidate), labels)
+                returned = self._function(_locked(batch.reference), _locked(batch.candidate), labels)
         except (Exception, SystemExit) as error:  # the user's code may raise anything, and must not end the run
             raise UsageError(f"--metric {self.source} failed", why=_said(error)) from error
-        numbers = self._numbers(made)
+        numbers = self._numbers(returned)
         if self._samples and numbers.keys() != self._sums.keys():
             raise UsageError(
-                f"--metric {self.source} does not return the same names each time",
+                f"--metric {self.source} does not return the same names every time",
                 why=f"{', '.join(numbers)} after {', '.join(self._sums)}",
                 fix="Return every number for every batch",
             )
@@ -65,32 +65,36 @@ class OwnMetric:
         self._samples += count
 
     def drift(self) -> OutputDrift:
-        """Return the means over all samples."""
+        """Return the means over all samples as the metrics of an output."""
         values = {name: total / self._samples for name, total in self._sums.items()}
         return OutputDrift(output=self.name, kind="own", values=values)
 
-    def _numbers(self, made: Any) -> dict[str, float]:
-        if not isinstance(made, Mapping) or not made:
+    def _numbers(self, returned: Any) -> dict[str, float]:
+        """Return the function's result as a dict of floats."""
+        if not isinstance(returned, Mapping) or not returned:
             raise UsageError(
-                f"--metric {self.source} returned {'an empty dict' if made == {} else type(made).__name__}",
+                f"--metric {self.source} returned {'an empty dict' if returned == {} else type(returned).__name__}",
                 why="it must return a dict of numbers by name",
             )
-        found = {}
-        for name, value in made.items():
+        numbers = {}
+        for name, value in returned.items():
             self._check_name(name)
-            found[name] = _number(value)
-            if found[name] is None:
+            number = _number(value)
+            if number is None:
                 raise UsageError(
-                    f"--metric {self.source} returned {name}, which is no number", why=f"it is {type(value).__name__}"
+                    f"--metric {self.source} returned {name}, which is not a number",
+                    why=f"it is {type(value).__name__}",
                 )
-        return {name: number for name, number in found.items() if number is not None}
+            numbers[name] = number
+        return numbers
 
     def _check_name(self, name: Any) -> None:
+        """Raise UsageError for a name that `--gate` cannot refer to, or that is a metric of trtopt."""
         why = ""
         if not isinstance(name, str) or not name.strip() or not name.isprintable() or _UNWRITABLE & set(name):
-            why = "a name is text without : = < > and commas, so that --gate can name it"
+            why = "--gate needs a name, as text without : = < > and commas"
         elif name in METRICS:
-            why = f"trtopt has a metric {name}"
+            why = f"{name} is a metric of trtopt"
         if why:
             raise UsageError(
                 f"--metric {self.source} returned the name {name!r}", why=why, fix="Return it under another name"
@@ -98,57 +102,59 @@ class OwnMetric:
 
 
 def opened(sources: Sequence[str]) -> list[OwnMetric]:
-    """Import every function.
+    """Return a metric per function.
 
     Raises:
-        UsageError: one cannot be imported or is no function, or two have the same name.
+        UsageError: a function cannot be imported or called, or two have the same name.
     """
-    found = [OwnMetric(source) for source in sources]
-    for i, metric in enumerate(found):
-        for other in found[:i]:
+    metrics = [OwnMetric(source) for source in sources]
+    for i, metric in enumerate(metrics):
+        for other in metrics[:i]:
             if other.name == metric.name:
                 raise UsageError(
                     f"--metric {other.source} and --metric {metric.source} have the same name",
                     why=f"the report would show both as {metric.name}",
                     fix="Rename one of the functions",
                 )
-    return found
+    return metrics
 
 
 def load(source: str) -> Callable[..., Any]:
-    """Import the function.
+    """Import and return the function.
 
     Raises:
-        UsageError: it is not written `package.module:function`, cannot be imported, or is no function.
+        UsageError: `source` is not written as `package.module:function`, cannot be imported, or cannot be called.
     """
     if not is_function(source):
-        raise UsageError(f"--metric {source!r} names no function", fix="Write package.module:function")
+        raise UsageError(f"--metric {source!r} is not the name of a function", fix="Write package.module:function")
     module, _, name = source.partition(":")
     try:
         with current_folder_importable():
-            found = getattr(importlib.import_module(module), name)
+            imported = getattr(importlib.import_module(module), name)
     except (Exception, SystemExit) as error:  # the user's code may raise anything, and must not end the run
         raise UsageError(
             f"--metric {source} cannot be imported",
             why=_said(error),
-            fix="Run in the folder that holds the module, or install it",
+            fix="Run in the folder that contains the module, or install it",
         ) from error
-    if not callable(found):
-        raise UsageError(f"--metric {source} is no function", why=f"it is {type(found).__name__}")
-    function: Callable[..., Any] = found
+    if not callable(imported):
+        raise UsageError(f"--metric {source} is not a function", why=f"it is {type(imported).__name__}")
+    function: Callable[..., Any] = imported
     return function
 
 
 def digest(source: str) -> str:
-    """The SHA-256 of the code that a stored comparison depends on: the file that holds the function, and the modules
-    below the current folder that it imports at its top. What it reads or imports while it runs is not in it.
+    """Return the SHA-256 of the code that a stored comparison depends on.
+
+    That is the function's file, and all modules below the current folder that are imported with it. Files and modules
+    that the function reads only when it is called are not included.
 
     Raises:
-        UsageError: see `load`.
+        UsageError: as `load`.
     """
     try:
         file = inspect.getsourcefile(inspect.unwrap(load(source)))
-    except TypeError:  # it is built in, or an object that is called
+    except TypeError:  # a built-in function, or a callable object
         file = None
     sha = hashlib.sha256(source.encode())
     for path in sorted({*_modules_here(), *([file] if file else [])}):
@@ -157,19 +163,21 @@ def digest(source: str) -> str:
 
 
 def _modules_here() -> list[str]:
-    """The files of all modules of the user's own, as far as one can tell: below the current folder, not installed."""
+    """Return the files of the imported modules that are the user's: below the current folder and not installed."""
     here = f"{Path.cwd()}{os.sep}"
-    files = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
-    return [
-        file
-        for name, file in files.items()
-        if isinstance(file, str) and file.startswith(here) and Path(file).is_file()
-        if "site-packages" not in file and name.partition(".")[0] != "trtopt"
-    ]
+    own = []
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if not isinstance(file, str) or not file.startswith(here) or not Path(file).is_file():
+            continue
+        installed = "site-packages" in file
+        if not installed and name.partition(".")[0] != "trtopt":
+            own.append(file)
+    return own
 
 
 def _locked(outputs: Mapping[str, Array]) -> dict[str, Array]:
-    """The arrays as a function may read, and not change them: they are measured after it."""
+    """Return read-only views of the arrays: other metrics use them after the function."""
     locked = {}
     for name, array in outputs.items():
         locked[name] = array.view()
@@ -178,7 +186,10 @@ def _locked(outputs: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def _number(value: Any) -> float | None:
-    """A Python or numpy number, or an array of one, as a float; NaN and Inf are numbers, and fail their gates."""
+    """Return a Python or numpy number, or an array of one element, as a float; None for anything else.
+
+    NaN and Inf are numbers here; they fail every gate.
+    """
     array = np.asarray(value)
     return float(array.item()) if array.size == 1 and array.dtype.kind in "biuf" else None
 

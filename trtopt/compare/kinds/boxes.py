@@ -1,4 +1,4 @@
-"""Which of two sets of boxes are the same.
+"""Matching of two sets of boxes.
 
 Touches: nothing.
 """
@@ -13,24 +13,25 @@ import numpy.typing as npt
 from trtopt.compare.kinds.outputs import Floats
 
 IOU = 0.5
+"""Least intersection over union of two boxes that match."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Boxes:
-    """Detections of one sample: corners [k, 4] (x1, y1, x2, y2, or y first), scores [k], and classes [k]."""
+    """Detections of one sample: corners [k, 4] as x1, y1, x2, y2 (or y first), scores [k] and classes [k]."""
 
     corners: Floats
     scores: Floats
     classes: Floats
 
     def chosen(self, keep: npt.NDArray[np.bool_]) -> Boxes:
-        """Those where `keep` is true."""
+        """Return the boxes where `keep` [k] is true."""
         return Boxes(corners=self.corners[keep], scores=self.scores[keep], classes=self.classes[keep])
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Two boxes that are the same: their places in either set, and their intersection over union."""
+    """Two boxes that match: their indices in either set, and their intersection over union."""
 
     reference: int
     candidate: int
@@ -38,36 +39,38 @@ class Match:
 
 
 def matches(reference: Boxes, candidate: Boxes) -> list[Match]:
-    """Every pair of boxes that are the same: of one class, with an IoU of at least 0.5.
+    """Return all matches: pairs of boxes of the same class, with an IoU of at least 0.5.
 
-    As COCO matches detections with the truth (`evaluateImg` of pycocotools' cocoeval.py): class by class, the
-    candidate's boxes in the order of their scores, the highest first, each take the box of FP32 that they overlap most,
-    of those that are not taken yet.
+    The rule is COCO's for detections and ground truth (`evaluateImg` of pycocotools' cocoeval.py). Within a class, the
+    candidate's boxes are taken in descending order of score, and each one is matched with the box of FP32 that it
+    overlaps most among those without a match.
     """
     found = []
-    for each in np.unique(reference.classes):
-        truth, own = (np.flatnonzero(boxes.classes == each) for boxes in (reference, candidate))
-        own = own[np.argsort(-candidate.scores[own], kind="stable")]
+    for label in np.unique(reference.classes):
+        truth, detected = (np.flatnonzero(boxes.classes == label) for boxes in (reference, candidate))
+        detected = detected[np.argsort(-candidate.scores[detected], kind="stable")]
+        overlaps = _overlaps(candidate.corners[detected], reference.corners[truth])
         free = np.ones(len(truth), np.bool_)
-        for place, overlaps in zip(own, _overlaps(candidate.corners[own], reference.corners[truth]), strict=True):
-            left = np.where(free, overlaps, -1.0)
-            best = int(left.argmax())
-            if left[best] >= IOU:
+        for index, row in zip(detected, overlaps, strict=True):
+            available = np.where(free, row, -1.0)
+            best = int(available.argmax())
+            if available[best] >= IOU:
                 free[best] = False
-                found.append(Match(int(truth[best]), int(place), float(left[best])))
+                found.append(Match(int(truth[best]), int(index), float(available[best])))
     return found
 
 
 def _overlaps(one: Floats, other: Floats) -> Floats:
-    """Intersection over union of every box of `one` [k, 4] with every box of `other` [m, 4]: [k, m]; 0 for a box
-    without an area.
+    """Return the intersection over union [k, m] of every box of `one` [k, 4] with every box of `other` [m, 4].
+
+    It is 0 for two boxes without an area.
     """
     low = np.maximum(one[:, None, :2], other[None, :, :2])
     high = np.minimum(one[:, None, 2:], other[None, :, 2:])
     shared = np.prod(np.maximum(high - low, 0.0), axis=2)
     union = _areas(one)[:, None] + _areas(other)[None] - shared
-    found: Floats = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-    return found
+    ratio: Floats = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return ratio
 
 
 def _areas(boxes: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""Errors of a floating-point output, value by value, over all samples.
+"""Quantization error of a floating-point output, value by value, over all samples.
 
 Touches: nothing.
 """
@@ -18,20 +18,23 @@ from trtopt.types import Spread, WorstSample
 
 _SPREAD_DB = (-20.0, 160.0)
 _SPREAD_BINS = 90
-"""Bins of 2 dB; values outside are counted in the outermost bins."""
+"""Number of bins, of 2 dB each. Values outside the range are counted in the outermost bins."""
 
 _QUIET = 0.25
 _SILENT = 1e-3
-"""The error of a quiet sample is divided by at least this share of the median, and of the mean, signal energy."""
+"""The error of a quiet sample is divided by at least these fractions of the median and of the mean signal energy."""
 
 
 @dataclass(slots=True)
 class Noise:
-    """Accumulates errors.
+    """Accumulator of errors.
 
-    A sample that cannot be compared (`Rows.comparable`) is in `bad`, also counted in `bad_fp32` when FP32 is at fault,
-    and in no mean. For all other samples, in order, `good` holds their indices, and two arrays the signal energy and
-    the error energy. `least_cosine` is the lowest cosine of a single sample.
+    Attributes:
+        bad: indices of the samples that cannot be compared (see `Rows.comparable`). They are not part of any metric.
+        bad_fp32: the number of those in which FP32 is at fault.
+        good: indices of all other samples, in order.
+        least_cosine: the lowest cosine of a single sample.
+        largest: the largest absolute error.
     """
 
     bad: array[int] = field(default_factory=lambda: array("q"))
@@ -66,9 +69,9 @@ class Noise:
         self.least_cosine = float(np.minimum(self.least_cosine, least))  # np.minimum keeps a NaN
 
     def add_lost(self, index: int, signal: float, energy: float) -> None:
-        """Add a sample whose values have no counterpart in the other model: all of them are error.
+        """Add a sample whose values have no counterpart in the other model, so all of them are error.
 
-        `signal` is FP32's energy, `energy` the candidate's.
+        `signal` is the energy of FP32's output, `energy` that of the candidate's.
         """
         error = signal + energy
         self.good.append(index)
@@ -79,10 +82,9 @@ class Noise:
         self.least_cosine = float(np.minimum(self.least_cosine, 0.0))
 
     def values(self) -> dict[str, float]:
-        """Return the errors over all samples by their names in the catalog.
+        """Return the metrics over all samples, by their names in the catalog.
 
-        Where no sample could be compared that is only the number of bad ones. An output without elements in both models
-        is equal.
+        If no sample can be compared, that is only the number of bad ones. An output without elements is equal.
         """
         values: dict[str, float] = {}
         if self.good:
@@ -98,10 +100,10 @@ class Noise:
         return values | {"nonfinite": float(len(self.bad))}
 
     def noise(self) -> Floats:
-        """Return error energy over signal energy, per sample that could be compared.
+        """Return the ratio of error energy to signal energy of each comparable sample.
 
-        Near zero the ratio says nothing: a silent clip with a harmless error has an SQNR below 0 dB. A sample with
-        less signal than a quarter of the median (or than a thousandth of the mean) is therefore measured against that.
+        For a signal close to zero the ratio is meaningless: a silent audio clip with a harmless error has an SQNR below
+        0 dB. The signal energy therefore counts as at least a quarter of the median and a thousandth of the mean.
         """
         signal, error = np.frombuffer(self._signal, np.float64), np.frombuffer(self._error, np.float64)
         if not signal.size:
@@ -114,16 +116,16 @@ class Noise:
 
     @property
     def relative(self) -> float:
-        """RMS of the error over RMS of FP32's values."""
+        """RMS of the error relative to the RMS of FP32's values."""
         signal, error = self._sums.tolist()[:2]
         return math.sqrt(error / signal) if signal else math.inf if error else 0.0
 
     def first_bad(self, ids: Sequence[str]) -> str:
-        """Return the name of the first sample that cannot be compared."""
+        """Return the name of the first sample that cannot be compared, or an empty string."""
         return first_bad(self.bad, self.bad_fp32, ids)
 
     def spread(self) -> Spread | None:
-        """Return the histogram of the samples' SQNR in dB, without identical ones."""
+        """Return the histogram of the SQNR per sample in dB, without identical samples."""
         noise = self.noise()
         decibels = np.clip(-10.0 * np.log10(noise[noise > 0]), *_SPREAD_DB)
         if not decibels.size:
@@ -135,29 +137,27 @@ class Noise:
         return Spread(edges=tuple(edges[first : last + 1].tolist()), counts=tuple(counts[first:last].tolist()))
 
     def worst(self, ids: Sequence[str], note: Callable[[int], str]) -> tuple[WorstSample, ...]:
-        """Return the samples with the lowest SQNR, the worst first, without identical ones.
+        """Return the samples with the lowest SQNR, the worst first, without identical samples.
 
-        `note(i)` is a remark on the i-th sample that could be compared.
+        `note(i)` returns a note on the i-th comparable sample.
         """
         return noisiest(self.noise().tolist(), self.good, ids, note)
 
 
 def summed(total: Floats, parts: Floats) -> Floats:
-    """Return `total` plus every row of `parts`, added one after the other.
-
-    So the last bit does not depend on how rows are batched.
-    """
+    """Return `total` plus every row of `parts`, added one by one so that the last bit does not depend on the batch."""
     with np.errstate(over="ignore", invalid="ignore"):
         result: Floats = np.cumsum(np.concatenate([total[None], parts]), axis=0)[-1]
     return result
 
 
 def similarity(signal: float, error: float, product: float, energy: float) -> float:
-    """Return the cosine of two vectors from their sums: x^2, (x - y)^2, x y and y^2.
+    """Return the cosine of two vectors from the sums of x^2, (x - y)^2, x y and y^2.
 
-    It is NaN where the sums overflowed, and NaN fails every gate. Two zero vectors have a cosine of 1.
+    It is NaN if a sum overflowed, and NaN fails every gate. The cosine of two zero vectors is 1, and that of one zero
+    vector is 0.
     """
-    if not signal or not energy:  # a zero vector and another do not point the same way
+    if not signal or not energy:
         return float(not error)
     cosine = product / math.sqrt(signal) / math.sqrt(energy)
     return cosine if math.isnan(cosine) else min(1.0, max(-1.0, cosine))

@@ -1,4 +1,4 @@
-"""Outputs of both models for a batch of samples, and the sums that all value-by-value comparisons share.
+"""Outputs of both models for a batch of samples, and the sums that all numeric metrics share.
 
 Touches: nothing.
 """
@@ -18,28 +18,37 @@ Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 TOLERANCE = 1e-3
-"""How far a probability may lie outside [0, 1], and a sum of probabilities from 1, by rounding.
+"""Allowance for rounding: probabilities may exceed [0, 1], and their sum may differ from 1, by this much.
 
-A sigmoid in float32 gives 1.0000001 now and then, and a baseline in 16 bits is off by more.
+A sigmoid in float32 sometimes returns 1.0000001, and rounding in 16 bits is coarser.
 """
 
 _CHUNK = 1 << 15
-"""Values of a row that are converted to float64 at once: they fit a processor's cache."""
+"""Number of values of a row that are converted to float64 at once, so that they fit in the CPU's cache."""
 
 _BUFFER = 1 << 13
-"""Values that numpy sums without starting anew (`numpy.getbufsize`)."""
+"""Number of values that numpy adds up in one go (`numpy.getbufsize`)."""
 
-_FIX = "Compare a model with what was made from it"
+_FIX = "Compare a model with a candidate that was made from it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """One output of both models, one row per sample: `x` is FP32's, `y` the candidate's, as the models returned them.
+    """One output of both models as [n, values], with sums per sample.
 
-    The float64 arrays hold one number per sample: `signal` is the sum of x^2, `error` of (x - y)^2, `absolute` of
-    |x - y|, `product` of x y, `energy` of y^2, and `largest` is the largest |x - y|. An infinity that both models have
-    in the same place counts as equal: it adds nothing to any sum. `comparable` is false for a sample with a NaN, or
-    with an infinity that only one model has; `comparable_fp32` is false where FP32 is the model that has it.
+    An infinity that both models have in the same place counts as equal and adds nothing to any sum.
+
+    Attributes:
+        x, y: FP32's and the candidate's values, in the dtype that the models returned.
+        indices: the samples' indices in the dataset.
+        signal: sum of x^2 per sample, float64 [n].
+        error: sum of (x - y)^2 per sample, float64 [n].
+        absolute: sum of |x - y| per sample, float64 [n].
+        product: sum of x y per sample, float64 [n].
+        energy: sum of y^2 per sample, float64 [n].
+        largest: largest |x - y| per sample, float64 [n].
+        comparable: false for a sample with a NaN, or with an infinity that only one model has, bool [n].
+        comparable_fp32: false for a sample in which FP32 has that NaN or infinity, bool [n].
     """
 
     x: Array
@@ -59,8 +68,8 @@ class Rows:
 class Outputs:
     """Outputs of both models by name, for the samples at `indices` of the dataset, with their class `labels`.
 
-    With more than one sample, the first axis of every output is the sample axis. `inputs` is what the models were fed,
-    by input name; it is empty where nobody needs it.
+    With more than one sample, the first axis of every output is the sample axis. `inputs` are the models' inputs by
+    name, without those that no metric needs.
     """
 
     reference: Mapping[str, Array]
@@ -71,10 +80,10 @@ class Outputs:
     _rows: dict[str, Rows] = field(default_factory=dict, repr=False)
 
     def both(self, name: str) -> tuple[Array, Array]:
-        """Return FP32's output and the candidate's, of the same shape and both floating-point or both not.
+        """Return FP32's and the candidate's output, which have the same shape and are both floating-point or both not.
 
         Raises:
-            ModelError: the shapes differ, only one is of a floating-point type, or the first axis is not the batch.
+            ModelError: the shapes differ, only one output is floating-point, or the first axis is not the batch.
         """
         reference, candidate = self.reference[name], self.candidate[name]
         if reference.shape != candidate.shape:
@@ -86,21 +95,21 @@ class Outputs:
         self._check_type(name)
         if len(self.indices) != 1 and reference.shape[:1] != (len(self.indices),):
             raise ModelError(
-                f"output {name} has no row for each sample",
+                f"output {name} does not have one row per sample",
                 why=f"its shape is {list(reference.shape)} for {len(self.indices)} samples",
                 fix="Run the samples one by one",
             )
         return reference, candidate
 
     def differs_in_rows(self, name: str) -> bool:
-        """Return whether both models gave the same kind of rows, but not the same number of them.
+        """Return whether the two outputs differ in the number of rows, and only in that.
 
-        That is what an output does whose length depends on the data, such as the boxes that are left after
-        non-maximum suppression. The rows are the first axis of a sample that is fed alone, `[k, ...]`, or the second
-        axis of `[n, k, width]`. Any other difference in shape is an error of the candidate.
+        The length of such an output depends on the data, as after non-maximum suppression. Rows are the first axis of a
+        sample that is fed alone, `[k, ...]`, or the second axis of `[n, k, width]`. Any other difference in shape is an
+        error of the candidate.
 
         Raises:
-            ModelError: only one of the two is of a floating-point type.
+            ModelError: only one of the two outputs is floating-point.
         """
         reference, candidate = self.reference[name].shape, self.candidate[name].shape
         if len(reference) != len(candidate) or reference == candidate:
@@ -111,10 +120,10 @@ class Outputs:
         return (differing == [0] and alone) or (differing == [1] and len(reference) == 3)
 
     def rows(self, name: str) -> Rows:
-        """Return the output as rows; computed once, however many readers ask.
+        """Return the output as rows. They are computed once and shared by all readers.
 
         Raises:
-            ModelError: see `both`.
+            ModelError: as `both`.
         """
         if name not in self._rows:
             reference, candidate = self.both(name)
@@ -135,43 +144,51 @@ class Outputs:
 
 
 def is_float(array: Array) -> bool:
-    """Return whether the array is of a floating-point type; numpy does not count ml_dtypes' bfloat16 as one."""
+    """Return whether the dtype is floating-point, including ml_dtypes' bfloat16, which numpy does not count as one."""
     return np.issubdtype(array.dtype, np.floating) or array.dtype.name == "bfloat16"
 
 
 def are_probabilities(values: Array) -> bool:
-    """Return whether all values lie in [0, 1], up to what the rounding of a sigmoid or a softmax adds."""
+    """Return whether all values are in [0, 1], up to the rounding of a sigmoid or a softmax."""
     return not values.size or (float(values.min()) >= -TOLERANCE and float(values.max()) <= 1 + TOLERANCE)
 
 
 def joined(batches: Sequence[Outputs]) -> Outputs:
-    """Return as one batch several whose outputs have the samples on the first axis and equal shapes after it."""
+    """Return several batches as one. The first axis of every output must be the sample axis, and other axes equal."""
     if len(batches) == 1:
         return batches[0]
+    labels = None
+    if batches[0].labels is not None:
+        labels = tuple(label for batch in batches for label in batch.labels or ())
     return Outputs(
-        reference={name: np.concatenate([each.reference[name] for each in batches]) for name in batches[0].reference},
-        candidate={name: np.concatenate([each.candidate[name] for each in batches]) for name in batches[0].candidate},
-        inputs={name: np.concatenate([each.inputs[name] for each in batches]) for name in batches[0].inputs},
-        indices=tuple(index for each in batches for index in each.indices),
-        labels=None if batches[0].labels is None else tuple(label for each in batches for label in each.labels or ()),
+        reference=_concatenated([batch.reference for batch in batches]),
+        candidate=_concatenated([batch.candidate for batch in batches]),
+        inputs=_concatenated([batch.inputs for batch in batches]),
+        indices=tuple(index for batch in batches for index in batch.indices),
+        labels=labels,
     )
 
 
-def _measured(x: Array, y: Array, indices: tuple[int, ...]) -> Rows:
-    """Measure in float64, in chunks.
+def _concatenated(arrays: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    return {name: np.concatenate([named[name] for named in arrays]) for name in arrays[0]}
 
-    A row is always cut at the same places, whatever the batch, so that its numbers do not depend on the batch to the
-    last bit. Rows are taken together only where all of them fit numpy's buffer: at its end numpy starts a new sum.
+
+def _measured(x: Array, y: Array, indices: tuple[int, ...]) -> Rows:
+    """Return the rows with their sums, computed in float64 and in chunks.
+
+    The sums must not depend on the batch, not even in the last bit. A row is therefore always split at the same places,
+    and rows are added up together only if all of them fit in numpy's buffer, because numpy starts a new partial sum at
+    its end.
     """
     count, width = x.shape
     sums = np.zeros((6, count))
     step = max(1, _BUFFER // max(width, 1))
     with np.errstate(over="ignore", invalid="ignore"):  # an overflow becomes NaN, and NaN fails every gate
         for top in range(0, count, step):
-            at = slice(top, top + step)
+            rows = slice(top, top + step)
             for left in range(0, width, _CHUNK):
                 part = slice(left, left + _CHUNK)
-                _add(sums[:, at], x[at, part].astype(np.float64), y[at, part].astype(np.float64))
+                _add(sums[:, rows], x[rows, part].astype(np.float64), y[rows, part].astype(np.float64))
     signal, error, absolute, product, energy, largest = sums
     comparable, comparable_fp32 = np.ones(count, np.bool_), np.ones(count, np.bool_)
     for i in np.flatnonzero(~(np.isfinite(signal) & np.isfinite(energy))):
@@ -192,7 +209,7 @@ def _measured(x: Array, y: Array, indices: tuple[int, ...]) -> Rows:
 
 
 def _add(sums: Floats, a: Floats, b: Floats) -> None:
-    """Add the values of some rows [rows, n] to their sums [6, rows], in the order of `Rows`; `a` is overwritten."""
+    """Add values of some rows, [rows, n], to their sums, [6, rows], in the order of `Rows`. `a` is overwritten."""
     signal, error, absolute, product, energy, largest = sums
     signal += _dot(a, a)
     product += _dot(a, b)
@@ -204,9 +221,9 @@ def _add(sums: Floats, a: Floats, b: Floats) -> None:
 
 
 def _remeasured(sums: Floats, x: Array, y: Array) -> tuple[bool, bool]:
-    """Measure one row again without the infinities that both models share, or after its squares overflowed.
+    """Return the `comparable` and `comparable_fp32` of a row whose sums are not finite.
 
-    Return whether the models can be compared on it, and whether FP32 alone would let them.
+    If both models share its infinities, its sums are computed again without them.
     """
     a, b = x.astype(np.float64), y.astype(np.float64)
     shared = np.isinf(a) & (a == b)

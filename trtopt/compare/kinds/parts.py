@@ -1,8 +1,8 @@
-"""Parts of an output that differ in scale, each compared by itself.
+"""Parts of an output that differ in scale, each with its own cosine.
 
 In the raw head of a detector, `[n, 4 + classes, anchors]`, boxes in pixels are a thousand times larger than class
-scores: pooled over the whole output, every error of the scores is lost. The channels along an axis are therefore
-grouped by scale: where the RMS of one is ten times that of the next smaller, a part ends. Each part has its own cosine.
+scores, so a metric over the whole output hides every error of the scores. The channels along an axis are therefore
+sorted by RMS and split into parts wherever the RMS drops by a factor of ten or more.
 
 Touches: nothing.
 """
@@ -18,32 +18,33 @@ from trtopt.compare.kinds.noise import similarity
 from trtopt.compare.kinds.outputs import Floats, are_probabilities
 
 GAP = 10.0
-"""Ratio of RMS between neighbours, ordered by size, at which a part ends: pooled, 20 dB hide anything."""
+"""Ratio of RMS between neighbours, sorted by RMS, at which a part ends: a difference of 20 dB hides all errors."""
 
 MAX_CHANNELS = 1024
-"""Longer axes are positions (anchors, pixels, words of a vocabulary), and their sums would take memory."""
+"""Limit on the length of an axis. Longer ones are positions (anchors, pixels, tokens), and would take memory."""
 
 LEAST_SHARE = 0.1
-"""A smaller share of the channels is a few dead ones, not a part; probabilities are one whatever their share."""
+"""Least fraction of the channels in a part: fewer are a few dead channels. Probabilities are a part regardless."""
 
 SURE = 0.5
-"""Probabilities that never get this far decide nothing."""
+"""Probabilities that never reach this value do not affect any decision."""
 
 HARMLESS = 0.05
-"""An error of a probability that nobody acts on."""
+"""Largest error of a probability that has no consequence."""
 
 _Array = npt.NDArray[np.generic]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """Some channels along `axis` of the output (its batch axis is axis 0), and the cosine over them."""
+    """Channels along `axis` of the output (axis 0 is the batch), and the cosine over them."""
 
     axis: int
     channels: tuple[int, ...]
     cosine: float
 
     def __str__(self) -> str:
+        """Return the channels as ranges, such as `0-3, 7`."""
         first = last = self.channels[0]
         runs = []
         for channel in (*self.channels[1:], -1):
@@ -58,7 +59,11 @@ class Part:
 
 @dataclass(slots=True)
 class _Channels:
-    """Sums per channel [4, channels] (x^2, (x - y)^2, x y, y^2), the range of FP32's values, and the largest error."""
+    """Statistics per channel.
+
+    `sums` [4, channels] are those of x^2, (x - y)^2, x y and y^2. `low` and `high` [channels] are the range of FP32's
+    values, and `largest` [channels] the largest absolute error.
+    """
 
     sums: Floats
     low: Floats
@@ -67,22 +72,25 @@ class _Channels:
 
 
 class Parts:
-    """Accumulates sums per channel along the second and the last axis of an output."""
+    """Accumulator of sums per channel along the second and the last axis of an output."""
 
     def __init__(self) -> None:
         self._shape: tuple[int, ...] | None = None
         self._axes: dict[int, _Channels] = {}
 
     def add(self, reference: _Array, candidate: _Array) -> None:
-        """Add one sample, without a batch axis and free of NaN and Inf."""
+        """Add one sample, without a batch axis and without NaN or Inf."""
         if self._shape is None:
             self._open(reference.shape)
-        for axis in [axis for axis in self._axes if reference.ndim != len(self._shape or ())]:
-            del self._axes[axis]
-        # An axis whose length changes from sample to sample counts positions.
-        for axis in [axis for axis in self._axes if reference.shape[axis] != self._axes[axis].sums.shape[1]]:
-            del self._axes[axis]
-        for axis, channels in self._axes.items() if reference.size else ():
+        if reference.ndim != len(self._shape or ()):
+            self._axes.clear()
+        for axis in list(self._axes):
+            # An axis whose length differs between samples is one of positions, not of channels.
+            if reference.shape[axis] != self._axes[axis].sums.shape[1]:
+                del self._axes[axis]
+        if not reference.size:
+            return
+        for axis, channels in self._axes.items():
             x = np.moveaxis(reference, axis, 0).reshape(reference.shape[axis], -1).astype(np.float64)
             y = np.moveaxis(candidate, axis, 0).reshape(reference.shape[axis], -1).astype(np.float64)
             error = x - y
@@ -94,8 +102,11 @@ class Parts:
             np.maximum(channels.largest, np.abs(error).max(axis=1), out=channels.largest)
 
     def _open(self, shape: tuple[int, ...]) -> None:
+        """Start the sums for the axes of an output whose samples have this shape."""
         self._shape = shape
-        for axis in sorted({0, len(shape) - 1}) if shape else ():
+        if not shape:
+            return
+        for axis in sorted({0, len(shape) - 1}):
             count = shape[axis]
             if 2 <= count <= MAX_CHANNELS:
                 self._axes[axis] = _Channels(
@@ -106,22 +117,24 @@ class Parts:
                 )
 
     def found(self) -> list[Part]:
-        """Return the parts that must be compared by themselves: none where all channels are of a similar scale."""
+        """Return the parts that must be compared separately; none if all channels are of similar scale."""
         return [part for axis, channels in self._axes.items() for part in _parts(axis, channels)]
 
 
 def _parts(axis: int, channels: _Channels) -> list[Part]:
     signal = channels.sums[0]
     order = np.argsort(-signal, kind="stable")
-    order = order[signal[order] > 0]  # what is always 0 in FP32 has no scale
+    order = order[signal[order] > 0]  # a channel that is always 0 in FP32 does not have a scale
     if len(order) < 2 or not np.isfinite(signal).all():
         return []
     ends = np.flatnonzero(signal[order[:-1]] >= GAP**2 * signal[order[1:]]) + 1
     largest, *smaller = np.split(order, ends)
-    smaller = [group for group in smaller if _counts(channels, group)]
+    smaller = [group for group in smaller if _matters(channels, group)]
+    if not smaller:
+        return []
     return [
         Part(axis=axis + 1, channels=tuple(sorted(group.tolist())), cosine=_cosine(channels, group))
-        for group in ([largest, *smaller] if smaller else ())
+        for group in (largest, *smaller)
     ]
 
 
@@ -130,8 +143,8 @@ def _cosine(channels: _Channels, group: npt.NDArray[np.intp]) -> float:
     return similarity(signal, error, product, energy)
 
 
-def _counts(channels: _Channels, group: npt.NDArray[np.intp]) -> bool:
-    """Return whether a ruined part would matter."""
+def _matters(channels: _Channels, group: npt.NDArray[np.intp]) -> bool:
+    """Return whether errors in this group of channels would have consequences."""
     if are_probabilities(np.stack([channels.low[group], channels.high[group]])):
         if channels.largest[group].max() < HARMLESS:
             return False
