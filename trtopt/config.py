@@ -166,6 +166,7 @@ class MaxBatchPlan:
     run_dir: Path
     memory_limit: int = 0
     latency_limit: float = math.inf
+    allow_inconclusive: bool = False
     speed: SpeedPlan = SpeedPlan()
 
 

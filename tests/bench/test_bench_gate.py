@@ -34,14 +34,16 @@ def timing(target: str, batch: int = 1, *, copies: bool = False, mean: float = 4
     )
 
 
-def benchmark(*timings: Timing, complete: bool = True) -> Benchmark:
+def benchmark(*timings: Timing, complete: bool = True, on_cpu: tuple[str, ...] = ()) -> Benchmark:
     names = dict.fromkeys(each.target for each in timings)
-    targets = tuple(BenchTarget(name=name, path=Path(name), ran="CPU") for name in names)
+    targets = tuple(
+        BenchTarget(name=name, path=Path(name), ran="", device="cpu" if name in on_cpu else "cuda") for name in names
+    )
     return Benchmark(targets=targets, timings=timings, complete=complete)
 
 
 def verdicts(gates: str, found: Benchmark) -> list[tuple[str, str]]:
-    return [(each.output, each.verdict) for each in judged(found, parse_gates(gates)).gates]
+    return [(each.output, each.verdict) for each in judged(found, parse_gates(gates), cpu_counts=False).gates]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,7 @@ def test_gates_that_could_not_be_judged_are_refused_before_anything_is_measured(
     ],
 )
 def test_a_limit_within_the_noise_is_not_settled(gate: str, verdict: str) -> None:
-    found = judged(benchmark(timing("fp32"), timing("int8", speedup=1.5)), parse_gates(gate))
+    found = judged(benchmark(timing("fp32"), timing("int8", speedup=1.5)), parse_gates(gate), cpu_counts=False)
     assert found.verdict == verdict
     (result,) = found.gates
     assert result.low < result.value < result.high
@@ -136,13 +138,34 @@ def test_with_a_gpu_the_copies_count() -> None:
 
 
 def test_without_gates_nothing_was_judged() -> None:
-    assert judged(benchmark(timing("a")), ()).verdict == "unchecked"
+    assert judged(benchmark(timing("a")), (), cpu_counts=False).verdict == "unchecked"
 
 
 def test_a_sweep_that_did_not_come_to_its_end_does_not_pass() -> None:
-    found = judged(benchmark(timing("a"), complete=False), parse_gates("latency_mean=9ms"))
+    found = judged(benchmark(timing("a"), complete=False), parse_gates("latency_mean=9ms"), cpu_counts=False)
     assert found.verdict == "inconclusive"
     assert [(each.metric, each.verdict) for each in found.gates] == [
         ("latency_mean", "pass"),
         ("complete", "inconclusive"),
     ]
+
+
+@pytest.mark.parametrize("gate", ["latency_mean=9ms", "latency_mean=1ms", "throughput=1", "speedup=1.3", "speedup=9"])
+def test_the_cpu_is_no_evidence_about_a_gpu_unless_the_user_asked_for_it(gate: str) -> None:
+    timed = benchmark(timing("fp32"), timing("int8", speedup=1.5), on_cpu=("fp32", "int8"))
+    (assumed,) = judged(timed, parse_gates(gate), cpu_counts=False).gates
+    assert assumed.verdict == "inconclusive"
+    assert " on the CPU, must be at " in assumed.reason
+    assert "--device cpu, or run this on the GPU" in assumed.reason
+    (asked,) = judged(timed, parse_gates(gate), cpu_counts=True).gates
+    assert asked.verdict in ("pass", "fail")
+    assert " on the CPU, 95 % bounds" in asked.reason
+    assert "--device" not in asked.reason
+
+
+def test_a_speedup_over_a_target_on_the_cpu_is_no_evidence_but_a_latency_on_the_gpu_is() -> None:
+    timed = benchmark(timing("fp32"), timing("int8", speedup=9.0), on_cpu=("fp32",))
+    speedup, latency = judged(timed, parse_gates("speedup=2,latency_mean=9ms"), cpu_counts=False).gates
+    assert (speedup.verdict, latency.verdict) == ("inconclusive", "pass")
+    assert "partly on the CPU" in speedup.reason
+    assert "CPU" not in latency.reason

@@ -1,7 +1,10 @@
 """Thresholds on speed: `latency_p99=5ms,throughput@8=1000,speedup=1.5x`, and whether the measurement settles them.
 
-A gate holds at every batch size that was measured, or with `@8` at that one. It judges the last target (the others are
-there to compare with), with the copies between host and device where there are any: that is what a caller waits for.
+A gate is judged at every batch size that was measured, or with `@8` at that one. It judges the last target (the others
+are there to compare with), with the copies between host and device where there are any: a caller waits for them, too.
+
+A time on the CPU is no evidence about a GPU: unless the user asked for the CPU, a gate that was measured there is
+inconclusive.
 
 Touches: nothing.
 """
@@ -22,6 +25,9 @@ _UNITS = {"latency": MILLISECONDS, "throughput": {"": 1.0, "/s": 1.0}, "speedup"
 _EXAMPLES = {"latency": "5ms", "throughput": "1000", "speedup": "1.5x"}
 METRICS = ("latency_mean", "latency_p50", "latency_p90", "latency_p95", "latency_p99", "throughput", "speedup")
 """What a gate can be put on: latencies are at most, the others at least their limit."""
+
+NO_EVIDENCE = "no evidence about a GPU. Judge the CPU with --device cpu, or run this on the GPU"
+"""What is said of a measurement on a CPU that the user did not ask for."""
 
 _WRITTEN = re.compile(r"(?P<metric>[^@=<>]*)(?:@(?P<batch>[^=<>]*))?(?P<sign><=|>=|=)(?P<limit>.*)")
 
@@ -105,12 +111,18 @@ def check(gates: Sequence[Gate], batches: Sequence[int], targets: int) -> None:
             )
 
 
-def judged(benchmark: Benchmark, gates: Sequence[Gate]) -> Benchmark:
-    """The benchmark with its gates and their verdict; `unchecked` where there are none.
+def judged(benchmark: Benchmark, gates: Sequence[Gate], *, cpu_counts: bool) -> Benchmark:
+    """Return the benchmark with its gates and their verdict; `unchecked` where there are none.
 
-    In a sweep that did not come to its end, nothing passes: a gate `complete` says so.
+    `cpu_counts` says that the user asked for the CPU. In a sweep that did not come to its end, nothing passes: a gate
+    `complete` says so.
     """
-    results = [_hold(gate, timing) for gate in gates for timing in _rows(benchmark) if gate.batch in (0, timing.batch)]
+    results = [
+        _hold(gate, timing, _on_cpu(gate, benchmark), cpu_counts=cpu_counts)
+        for gate in gates
+        for timing in _rows(benchmark)
+        if gate.batch in (0, timing.batch)
+    ]
     if gates and not benchmark.complete:
         measured = ", ".join(str(timing.batch) for timing in _rows(benchmark)) or "none"
         reason = f"the sweep did not come to its end: batch sizes measured: {measured}"
@@ -129,7 +141,16 @@ def _rows(benchmark: Benchmark) -> list[Timing]:
     return [timing for timing in last if timing.copies == copies]
 
 
-def _hold(gate: Gate, timing: Timing) -> GateResult:
+def _on_cpu(gate: Gate, benchmark: Benchmark) -> str:
+    """Return ` on the CPU` if the targets that a gate rests on ran there (a speedup rests on the first, too)."""
+    targets = (benchmark.targets[0], benchmark.targets[-1]) if gate.kind == "speedup" else benchmark.targets[-1:]
+    devices = {target.device for target in targets}
+    if "cpu" not in devices:
+        return ""
+    return " on the CPU" if len(devices) == 1 else " partly on the CPU"
+
+
+def _hold(gate: Gate, timing: Timing, on_cpu: str, *, cpu_counts: bool) -> GateResult:
     value, bounds, unit = _measured(gate, timing)
     holds, fails = bounds.high <= gate.limit, bounds.low > gate.limit
     if gate.is_floor:
@@ -137,9 +158,12 @@ def _hold(gate: Gate, timing: Timing) -> GateResult:
     verdict: Verdict = "pass" if holds else "fail" if fails else "inconclusive"
     high = f"to {bounds.high:.4g}" if math.isfinite(bounds.high) else "and no upper one"
     side = "at least" if gate.is_floor else "at most"
-    reason = f"{value:.4g}{unit}, 95 % bounds {bounds.low:.4g} {high}, must be {side} {gate.limit:g}{unit}"
-    if verdict == "inconclusive":
-        reason += f": {timing.iterations} runs do not settle it; --seconds makes it more"
+    shown, wanted = f"{value:.4g}{unit}{on_cpu}", f"must be {side} {gate.limit:g}{unit}"
+    reason = f"{shown}, 95 % bounds {bounds.low:.4g} {high}, {wanted}"
+    if on_cpu and not cpu_counts:
+        verdict, reason = "inconclusive", f"{shown}, {wanted}: {NO_EVIDENCE}"
+    elif verdict == "inconclusive":
+        reason += f": {timing.iterations} runs do not settle it; a larger --seconds gives more"
     return GateResult(
         output=f"{timing.target}, batch {timing.batch}",
         metric=gate.metric,

@@ -63,7 +63,7 @@ GateFlag = Annotated[
     str, typer.Option(help="Thresholds that decide: top1=1%,cosine=0.99,OUTPUT:sqnr=20. Default: by kind of output.")
 ]
 AllowInconclusiveFlag = Annotated[
-    bool, typer.Option("--allow-inconclusive", help="Exit 0 when there are too few samples to settle a gate.")
+    bool, typer.Option("--allow-inconclusive", help="Exit 0, not 4, when a gate that you asked for is inconclusive.")
 ]
 KindFlag = Annotated[
     list[str] | None,

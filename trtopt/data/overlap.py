@@ -13,15 +13,15 @@ import numpy as np
 from trtopt.data.dataset import Dataset, Feed
 
 
-def fingerprinted(dataset: Dataset, seen: set[str]) -> Dataset:
-    """The same dataset, whose `load` also adds the sample's fingerprint (64 bits, hex) to `seen`."""
+def fingerprinted(dataset: Dataset, seen: dict[int, str]) -> Dataset:
+    """Return the same dataset, whose `load` also keeps the sample's fingerprint (64 bits, hex) in `seen`, by index."""
 
     def load(index: int) -> Feed:
         feed = dataset.load(index)
         sha = hashlib.blake2b(digest_size=8)
         for name in sorted(feed):
             sha.update(np.ascontiguousarray(feed[name]).data)
-        seen.add(sha.hexdigest())
+        seen[index] = sha.hexdigest()
         return feed
 
     return dataclasses.replace(dataset, load=load)

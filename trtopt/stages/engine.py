@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -90,18 +91,13 @@ def compare(
             names=(baseline.path.name, candidate.path.name),
         )
         measure = Measure(kinds=output_kinds(evaluation.measure.kinds), metrics=evaluation.measure.metrics)
-        seen: set[str] = set()
-        dataset = fingerprinted(evaluation.dataset, seen)
-        made = compare(pair, dataset, measure, emit=context.emit)
-        shared = len(seen & set(evaluation.calibrated_on))
-        which = "those are " if shared < made.samples else ""
-        note = (
-            f"{shared} of {made.samples} evaluation samples were calibrated on: {which}no evidence for unseen data",
-        )
+        seen: dict[int, str] = {}
+        made = compare(pair, fingerprinted(evaluation.dataset, seen), measure, emit=context.emit)
+        known = frozenset(evaluation.calibrated_on)
         return replace(
             made,
             candidate_ran=made.candidate_ran + evaluation.ran,
-            warnings=made.warnings + (note if shared else ()),
+            calibrated_on=sum(fingerprint in known for fingerprint in seen.values()),
         )
 
     from trtopt.compare.own import digest
@@ -142,8 +138,10 @@ def compared_line(comparison: Comparison) -> str:
 
 def judged_line(comparison: Comparison) -> str:
     """One line about the gates."""
-    passed = sum(gate.passed for gate in comparison.gates)
-    return f"{passed} of {len(comparison.gates)} hold: {comparison.verdict}"
+    counts = Counter(gate.verdict for gate in comparison.gates)
+    line = f"{counts['pass']}/{len(comparison.gates)} gates passed"
+    line += f", {counts['fail']} failed" if counts["fail"] else ""
+    return line + (f", {counts['inconclusive']} inconclusive" if counts["inconclusive"] else "")
 
 
 def engine_line(engine: Engine) -> str:

@@ -125,7 +125,7 @@ def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str,
         from trtopt.calibrate import AUTO, auto, methods, noisiest, table
         from trtopt.data.overlap import fingerprinted
 
-        seen: set[str] = set()
+        seen: dict[int, str] = {}
         # Of the methods only entropy moves with the arithmetic: its divergence is flat around the least.
         tf32 = method not in ("entropy", AUTO)
         histograms = _histograms(context, model, fingerprinted(dataset, seen), CudaOptions(tf32=tf32))
@@ -137,7 +137,7 @@ def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str,
             made = auto.choose(tables, lambda table: error(model, replace(request, table=table)))
         else:
             made = tables[method]
-        made = replace(made, precision=kind, fingerprints=tuple(sorted(seen)))
+        made = replace(made, precision=kind, fingerprints=tuple(sorted(set(seen.values()))))
         table.write_json(made, folder / "calibration.json", histograms)
         if kind == table.CACHED:
             table.write_cache(made, folder / "calibration.cache")

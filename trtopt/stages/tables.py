@@ -95,8 +95,8 @@ def _check_equalized(table: CalibrationTable, plan: ConvertPlan, calib: Dataset 
 def _fingerprints(dataset: Dataset) -> set[str]:
     from trtopt.data.overlap import fingerprinted
 
-    seen: set[str] = set()
+    seen: dict[int, str] = {}
     watched = fingerprinted(dataset, seen)
     for index in range(len(dataset)):
         watched.load(index)
-    return seen
+    return set(seen.values())
