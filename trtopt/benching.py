@@ -178,11 +178,11 @@ def max_batch(plan: MaxBatchPlan, emit: Emit = silent) -> Report:
         target = BenchTarget(name=given.name, path=question.path, ran=ran, device=question.device)
         benchmark = Benchmark(targets=(target,), timings=(), limit=limit)
         no_evidence = question.device == "cpu" != plan.speed.device
-        if no_evidence:
-            emit(Warned(f"searched on the CPU: {NO_EVIDENCE}"))
-        if not limit.batch:
+        if limit.batch and no_evidence:
+            emit(Warned(f"searched on the CPU, {NO_EVIDENCE}"))
+        elif not limit.batch:
             verdict: Verdict = "inconclusive" if no_evidence else "fail"
-            reason = f"{limit.why} on the CPU: {NO_EVIDENCE}" if no_evidence else limit.why
+            reason = f"{limit.why} on the CPU, {NO_EVIDENCE}" if no_evidence else limit.why
             gate = GateResult(output="", metric="max_batch", value=0.0, limit=1.0, verdict=verdict, reason=reason)
             benchmark = replace(benchmark, gates=(gate,), verdict=verdict)
         if given.run_dir is not None:

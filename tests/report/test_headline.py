@@ -79,12 +79,12 @@ def test_an_inconclusive_gate_of_the_users_says_whether_it_is_accepted(report: R
     assert verdict(report).endswith(f"are needed to show at most 1 % ({said})")
 
 
-def test_the_users_gate_that_takes_the_most_samples_is_explained_and_the_others_are_named() -> None:
+def test_the_users_gate_that_takes_the_most_samples_is_explained_and_the_others_are_counted() -> None:
     larger = replace(OPEN, output="b", value=0.25, needed=4000)
     default = replace(OPEN, output="c", needed=9000, default=True)
     assert verdict(inconclusive(default, OPEN, larger)) == (
         "INCONCLUSIVE: b: top1: 200 samples show a drop of 0.25 %, but about 4000 are needed to show at most 1 %; "
-        "also logits: top1, c: top1 (exit 4 unless --allow-inconclusive)"
+        "and 2 more gates (exit 4 unless --allow-inconclusive)"
     )
 
 

@@ -26,7 +26,7 @@ _EXAMPLES = {"latency": "5ms", "throughput": "1000", "speedup": "1.5x"}
 METRICS = ("latency_mean", "latency_p50", "latency_p90", "latency_p95", "latency_p99", "throughput", "speedup")
 """What a gate can be put on: latencies are at most, the others at least their limit."""
 
-NO_EVIDENCE = "no evidence about a GPU. Judge the CPU with --device cpu, or run this on the GPU"
+NO_EVIDENCE = "no evidence about a GPU: judge the CPU with --device cpu, or run this on the GPU"
 """What is said of a measurement on a CPU that the user did not ask for."""
 
 _WRITTEN = re.compile(r"(?P<metric>[^@=<>]*)(?:@(?P<batch>[^=<>]*))?(?P<sign><=|>=|=)(?P<limit>.*)")
@@ -161,7 +161,7 @@ def _hold(gate: Gate, timing: Timing, on_cpu: str, *, cpu_counts: bool) -> GateR
     shown, wanted = f"{value:.4g}{unit}{on_cpu}", f"must be {side} {gate.limit:g}{unit}"
     reason = f"{shown}, 95 % bounds {bounds.low:.4g} {high}, {wanted}"
     if on_cpu and not cpu_counts:
-        verdict, reason = "inconclusive", f"{shown}, {wanted}: {NO_EVIDENCE}"
+        verdict, reason = "inconclusive", f"{shown}, {wanted}, {NO_EVIDENCE}"
     elif verdict == "inconclusive":
         reason += f": {timing.iterations} runs do not settle it; a larger --seconds gives more"
     return GateResult(

@@ -9,7 +9,6 @@ Touches: nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from trtopt.compare.catalog import METRICS
 from trtopt.report import words
@@ -33,16 +32,20 @@ def qualifiers(report: Report) -> list[str]:
     found = ["no engine was built"] if unbuilt else []
     if report.verdict == "inconclusive":
         found.append(_consequence(report, unbuilt=unbuilt))
+    return found + _calibrated(report)
+
+
+def _calibrated(report: Report) -> list[str]:
+    """Say which candidates were calibrated on the samples that they are judged on, without names where it is all."""
     compared = comparisons(report)
-    named: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     for name, comparison in compared:
         if comparison.calibrated_on:
-            named.setdefault(_calibrated(comparison), []).append(name)
-    found += [text if len(names) == len(compared) else f"{', '.join(names)}: {text}" for text, names in named.items()]
-    return found
+            names.setdefault(_share(comparison), []).append(name)
+    return [share if len(of) == len(compared) else f"{', '.join(of)}: {share}" for share, of in names.items()]
 
 
-def _calibrated(comparison: Comparison) -> str:
+def _share(comparison: Comparison) -> str:
     if comparison.calibrated_on >= comparison.samples:
         return "on the calibration samples themselves: no evidence for unseen data"
     share = f"{comparison.calibrated_on} of {comparison.samples}"
@@ -57,16 +60,17 @@ def _passed(report: Report) -> str:
 
 def _failed(report: Report) -> str:
     titles = [each.title for each in words.judged(report) if each.gate.verdict == "fail"]
+    more = f"; and {len(titles) - _MAX_NAMED} more" if len(titles) > _MAX_NAMED else ""
     jump = f"; drift first jumps at {report.layers.jump}" if report.layers and report.layers.jump else ""
-    return f"{_few(titles, '; ') or 'nothing was judged'}{jump}"
+    return f"{'; '.join(titles[:_MAX_NAMED]) or 'nothing was judged'}{more}{jump}"
 
 
 def _inconclusive(report: Report) -> str:
-    """Explain the gate that takes the most samples, of those that the user asked for if any, and name the others."""
+    """Explain the gate that takes the most samples, of those that the user asked for if any, and count the others."""
     found = [each for each in words.judged(report) if each.gate.verdict == "inconclusive"]
     first, *others = sorted(found, key=lambda each: (each.gate.default, -each.gate.needed))
-    also = f"; also {_few([each.title for each in others], ', ')}" if others else ""
-    return f"{first.title}: {_unsettled(first)}{also}"
+    more = f"; and {len(others)} more gate{'s' * (len(others) > 1)}" if others else ""
+    return f"{first.title}: {_unsettled(first)}{more}"
 
 
 def _unsettled(judged: words.Judged) -> str:
@@ -100,12 +104,6 @@ def _consequence(report: Report, *, unbuilt: bool) -> str:
     )
     flag = f"--gate {','.join(limits.values())}".rstrip()
     return f"default gate{'' if unbuilt else ', exit 0'}: {flag} makes it decide"
-
-
-def _few(titles: Sequence[str], separator: str) -> str:
-    """Join the first titles, and count the others."""
-    more = f"{separator}and {len(titles) - _MAX_NAMED} more" if len(titles) > _MAX_NAMED else ""
-    return separator.join(titles[:_MAX_NAMED]) + more
 
 
 def _why_unchecked(report: Report) -> str:
