@@ -69,6 +69,8 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         judged_on = data or calib
         if judged_on is not None:
             checks.within(judged_on, source.inputs, [entry for entry in ranges if entry.name in named(plan.shapes)])
+        if judged_on is not None and plan.compare:
+            stages.check_randomness(context, source, judged_on)
         model, table = _calibrated(context, plan, source, ranges, calib)
         # Not by the samples of --data: the result is judged on them.
         corrects = plan.bias_correction and calib is not None

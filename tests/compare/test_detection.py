@@ -90,7 +90,8 @@ def test_samples_without_boxes_are_no_evidence() -> None:
     values = one((TWO, TWO), (none, none)).values
     assert values["matched"] == 100.0
     found = drifts((none, none), asked={"boxes": "detection"})[0]
-    assert found.values == {"nonfinite": 0.0}
+    assert found.values == {"extra": 0.0, "nonfinite": 0.0}
+    assert found.counts == {"samples": 1, "boxes": 0}
 
 
 def test_a_candidate_without_boxes_has_no_extra_ones() -> None:
@@ -263,9 +264,9 @@ def test_what_may_be_something_else_is_not_taken_for_boxes(outputs: Made) -> Non
     assert {drift.kind for drift in drifts((outputs, outputs))} <= {"values", "exact", "scores"}
 
 
-def test_outputs_that_turn_out_to_be_no_boxes_must_have_the_same_shapes() -> None:
-    with pytest.raises(ModelError, match="output boxes has another shape in the candidate"):
-        drifts((CENTRES, ONE))
+def test_rows_that_turn_out_not_to_be_boxes_are_lost_where_their_number_differs() -> None:
+    boxes = drifts((CENTRES, ONE))[0]
+    assert (boxes.kind, boxes.values["sqnr_min"] <= 0) == ("values", True)
 
 
 def test_boxes_without_scores_are_taken_for_sure_where_the_user_says_that_they_are_boxes() -> None:

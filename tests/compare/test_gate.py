@@ -292,20 +292,64 @@ def test_a_default_gate_without_its_metric_fails() -> None:
     ],
 )
 def test_a_gate_that_cannot_be_evaluated_fails_and_says_why(gate: str, why: str) -> None:
-    result = one(agreeing(100, 100), gate)
-    assert not result.passed
+    result = judge([agreeing(100, 100)], parse_gates(gate), 100)[-1]
+    assert (result.verdict, result.default) == ("fail", False)
     assert result.reason == why
 
 
-def test_a_gate_holds_for_every_output_that_has_the_metric() -> None:
-    outputs = [drift(output="a", cosine=1.0), drift(output="b", cosine=0.5), drift("exact", "c", equal=100.0)]
-    results = judge(outputs, parse_gates("cosine=0.9"), 9)
-    assert [(r.output, r.passed) for r in results] == [("a", True), ("b", False)]
-
-
-def test_a_gate_of_one_output_leaves_the_others_alone() -> None:
+def test_a_gate_is_on_every_output_that_has_the_metric() -> None:
     outputs = [drift(output="a", cosine=1.0), drift(output="b", cosine=0.5)]
-    assert [r.output for r in judge(outputs, parse_gates("a:cosine=0.9"), 9)] == ["a"]
+    results = judge(outputs, parse_gates("cosine=0.9"), 9)
+    assert [(r.output, r.passed, r.default) for r in results] == [("a", True, False), ("b", False, False)]
+
+
+def test_an_output_without_a_gate_of_the_users_is_judged_by_its_default() -> None:
+    outputs = [drift(output="a", cosine=1.0), drift("values", "b", cosine=0.5), drift("exact", "c", equal=90.0)]
+    results = judge(outputs, parse_gates("a:cosine=0.9"), 9)
+    assert [(r.output, r.metric, r.passed, r.default) for r in results] == [
+        ("b", "cosine", False, True),
+        ("c", "equal", False, True),
+        ("a", "cosine", True, False),
+    ]
+
+
+def test_metrics_that_an_output_need_not_have_are_gated_where_they_are_measured() -> None:
+    plain = judge([drift("values", cosine=1.0)], (), 9)
+    assert [each.metric for each in plain] == ["cosine"]
+    parts = judge([drift("values", cosine=1.0, cosine_part=0.5, r2=0.5, sqnr_min=7.9)], (), 9)
+    assert [(each.metric, each.verdict) for each in parts] == [
+        ("cosine", "pass"),
+        ("cosine_part", "fail"),
+        ("r2", "fail"),
+        ("sqnr_min", "fail"),
+    ]
+
+
+@pytest.mark.parametrize("gates", ["", "top1=1%", "accuracy=90%"])
+@pytest.mark.parametrize("chosen", [1, 2])
+def test_agreement_on_one_class_shows_nothing(gates: str, chosen: int) -> None:
+    output = labelled(1000, 0, 0)
+    output = replace(output, counts={**output.counts, "chosen": chosen}, values={**output.values, "cosine": 1.0})
+    verdicts = {each.metric: each.verdict for each in judge([output], parse_gates(gates), 1000)}
+    assert verdicts[gates.partition("=")[0] or "top1"] == ("inconclusive" if chosen == 1 else "pass")
+
+
+def test_disagreement_on_one_class_fails() -> None:
+    output = agreeing(900, 1000)
+    assert one(replace(output, counts={**output.counts, "chosen": 1}), "top1=1%").verdict == "fail"
+
+
+@pytest.mark.parametrize(("pixels", "verdict"), [(99.9, "inconclusive"), (97.0, "fail")])
+def test_a_map_of_one_class_is_judged_by_its_pixels(pixels: float, verdict: Verdict) -> None:
+    output = drift("segmentation", miou=50.0, pixels=pixels)
+    assert one(replace(output, counts={"samples": 9, "chosen": 1}), "miou=98%").verdict == verdict
+
+
+@pytest.mark.parametrize("gates", ["", "matched=99%"])
+def test_no_boxes_at_all_show_nothing(gates: str) -> None:
+    output = replace(drift("detection", "boxes", extra=0.0), counts={"samples": 9, "boxes": 0})
+    verdicts = {each.metric: each.verdict for each in judge([output], parse_gates(gates), 9)}
+    assert verdicts["matched"] == "inconclusive"
 
 
 @pytest.mark.parametrize("gates", ["", "max_abs=1e9"])
@@ -327,9 +371,9 @@ def test_nothing_to_judge_fails(gates: str) -> None:
 
 def test_labels_that_contradict_fp32_fail_the_gate_that_they_were_given_for() -> None:
     counts = {"samples": 1000, "agree": 1000, "unfit": 98}
-    output = OutputDrift(output="logits", kind="scores", values={"top1": 100.0}, counts=counts)
+    output = OutputDrift(output="logits", kind="scores", values={"top1": 100.0, "cosine": 1.0}, counts=counts)
     for gates in ("", "top1=1%"):
-        result = one(output, gates)
+        result = judge([output], parse_gates(gates), 1000)[0]
         assert result.verdict == "fail"
         assert "the labels do not fit: FP32 itself is right on 9.80 % of samples" in result.reason
 
@@ -337,4 +381,5 @@ def test_labels_that_contradict_fp32_fail_the_gate_that_they_were_given_for() ->
 def test_labels_of_another_output_leave_this_one_to_agreement() -> None:
     counts = {"samples": 1000, "agree": 1000, "unfit": 98}
     other = OutputDrift(output="aux", kind="scores", values={"top1": 100.0}, counts=counts)
-    assert [result.verdict for result in judge([other, labelled(900, 0, 0, 100)], (), 1000)] == ["pass", "pass"]
+    results = judge([other, labelled(900, 0, 0, 100)], parse_gates("top1=1%"), 1000)
+    assert [result.verdict for result in results] == ["pass", "pass"]

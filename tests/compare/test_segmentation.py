@@ -51,7 +51,8 @@ def maps(draw: st.DrawFn) -> tuple[Array, Array, list[int]]:
 def by_hand(x: Array, y: Array) -> dict[str, float]:
     unions = {c: ((x == c) | (y == c)).sum() for c in range(10)}
     overlaps = [((x == c) & (y == c)).sum() / union for c, union in unions.items() if union]
-    return {"pixels": 100 * float((x == y).mean()), "miou": 100 * float(np.mean(overlaps))}
+    worst = min(float((one == other).mean()) for one, other in zip(x, y, strict=True))
+    return {"pixels": 100 * float((x == y).mean()), "pixels_min": 100 * worst, "miou": 100 * float(np.mean(overlaps))}
 
 
 @QUICK
@@ -68,7 +69,7 @@ def test_scores_and_classes_of_the_same_pixels_agree_alike(drawn: tuple[Array, A
     one_hot = [np.moveaxis(np.eye(6, dtype=np.float32)[classes], 3, 1) for classes in (x, y)]
     found = measure(*one_hot, cuts=cuts)
     assert found.kind == "segmentation"
-    assert {name: found.values[name] for name in ("pixels", "miou")} == pytest.approx(by_hand(x, y))
+    assert {name: found.values[name] for name in by_hand(x, y)} == pytest.approx(by_hand(x, y))
 
 
 def test_the_batches_do_not_change_the_result() -> None:
@@ -82,9 +83,27 @@ def test_a_class_that_the_candidate_lost_counts_as_much_as_the_background() -> N
     x = np.zeros((1, 10, 10), np.uint8)
     x[0, 0, 0] = 1
     found = measure(x, np.zeros_like(x))
-    assert found.values == {"pixels": 99.0, "miou": pytest.approx((99.0 + 0.0) / 2)}
-    (gate,) = judge([found], (), 1)
+    assert found.values == {"pixels": 99.0, "pixels_min": 99.0, "miou": pytest.approx((99.0 + 0.0) / 2)}
+    gate = judge([found], (), 1)[0]
     assert (gate.metric, gate.verdict) == ("miou", "fail")
+
+
+@pytest.mark.parametrize("kind", ["", "segmentation"])
+@pytest.mark.parametrize("excess", [1.0000001, 1.0005, -1e-7])
+def test_the_rounding_of_a_sigmoid_does_not_make_probabilities_logits(excess: float, kind: str) -> None:
+    x = np.abs(random(2, 1, 8, 8)) % np.float32(0.4)
+    x[1, 0, 0, 0] = excess
+    y = x + np.float32(0.3)  # half of the pixels get above 0.5
+    found = measure(x, y, name="sigmoid_0", kind=kind)
+    assert found.kind == "segmentation"
+    assert found.values["pixels"] == pytest.approx(100 * float(((x >= 0.5) == (y >= 0.5)).mean()))
+
+
+def test_a_map_of_one_class_is_never_a_pass() -> None:
+    x = np.full((3, 1, 8, 8), 0.1, np.float32)
+    found = measure(x, x, name="mask")
+    assert found.kind == "segmentation"
+    assert judge([found], (), 3)[0].verdict == "inconclusive"
 
 
 def test_a_class_that_only_the_candidate_sees_counts() -> None:
@@ -196,4 +215,4 @@ def test_maps_may_have_another_size_in_each_sample() -> None:
         made = {"seg": np.eye(side, dtype=np.int32)[None]}
         metrics.add(Outputs(reference=made, candidate=made, indices=(i,)))
     (found,) = metrics.drifts(["a", "b"])
-    assert found.values == {"pixels": 100.0, "miou": 100.0}
+    assert found.values == {"pixels": 100.0, "pixels_min": 100.0, "miou": 100.0}

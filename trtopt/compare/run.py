@@ -117,7 +117,19 @@ def _outputs(pair: Pair, dataset: Dataset, size: int, emit: Emit) -> Iterator[Ou
                 waiting.appendleft(part)
                 continue
             labels = None if dataset.labels is None else tuple(dataset.labels[i] for i in part.indices)
-            yield Outputs(reference=reference, candidate=candidate, indices=part.indices, labels=labels)
+            yield Outputs(
+                reference=reference,
+                candidate=candidate,
+                indices=part.indices,
+                labels=labels,
+                inputs=_resembling(part.feed, reference),
+            )
+
+
+def _resembling(feed: Mapping[str, Array], outputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the inputs that an output could be a copy of."""
+    shapes = {array.shape for array in outputs.values()}
+    return {name: array for name, array in feed.items() if array.shape in shapes}
 
 
 def _part(batch: Batch, rows: slice) -> Batch:

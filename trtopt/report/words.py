@@ -19,7 +19,7 @@ _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU",
 
 def number(metric: str, value: float) -> str:
     """A metric's value with its unit."""
-    if math.isinf(value) and metric == "sqnr":
+    if math.isinf(value) and metric.startswith("sqnr"):
         return "identical" if value > 0 else "no signal"
     known = METRICS.get(metric)
     return f"{value:{known.format}}{known.unit and ' '}{known.unit}" if known else f"{value:.5g}"

@@ -5,7 +5,7 @@ libraries that do the work.
 """
 
 from trtopt.stages.context import Context, Target, environment, versions
-from trtopt.stages.engine import ENGINE_NOT_RUN, Evaluation, build, compare, gate
+from trtopt.stages.engine import ENGINE_NOT_RUN, Evaluation, build, check_randomness, compare, gate
 from trtopt.stages.graph import check_operators, prepare, set_precision
 from trtopt.stages.samples import calibrate, equalize, observe, open_data, sizes
 
@@ -17,6 +17,7 @@ __all__ = [
     "build",
     "calibrate",
     "check_operators",
+    "check_randomness",
     "compare",
     "environment",
     "equalize",

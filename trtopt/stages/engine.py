@@ -81,6 +81,7 @@ def compare(
     """Baseline, candidate and samples -> drift, not judged yet; `name` is the stage's, where there are several."""
 
     def make(_: Path) -> Comparison:
+        from trtopt.compare.repeats import check_repeats
         from trtopt.compare.run import Measure, Pair, compare
         from trtopt.data.overlap import fingerprinted
         from trtopt.engine.onnxruntime import open_runner
@@ -90,6 +91,7 @@ def compare(
             candidate=open_runner(candidate.path, device=context.device),
             names=(baseline.path.name, candidate.path.name),
         )
+        check_repeats(pair.baseline, evaluation.dataset, baseline.path)
         measure = Measure(kinds=output_kinds(evaluation.measure.kinds), metrics=evaluation.measure.metrics)
         seen: dict[int, str] = {}
         made = compare(pair, fingerprinted(evaluation.dataset, seen), measure, emit=context.emit)
@@ -114,6 +116,19 @@ def compare(
         **versions("onnxruntime", "onnxruntime-gpu"),
     }
     return context.store.stage(name, key, Comparison, make, compared_line)
+
+
+def check_randomness(context: Context, model: OnnxModel, dataset: Dataset) -> None:
+    """Refuse a model with operators that draw random numbers before hours of work, if its outputs show it.
+
+    Raises:
+        ModelError: they do.
+    """
+    from trtopt.compare.repeats import check_repeats, random_nodes
+    from trtopt.engine.onnxruntime import open_runner
+
+    if random_nodes(model.path):
+        check_repeats(open_runner(model.path, device=context.device), dataset, model.path)
 
 
 def gate(context: Context, comparison: Comparison, gates: str, name: str = "gate") -> Comparison:

@@ -19,7 +19,7 @@ from trtopt.compare.kinds.outputs import Outputs
 from trtopt.errors import UsageError
 from trtopt.types import OutputDrift
 
-_SHARED = frozenset({"boxes", "noise", "outputs", "worst"})
+_SHARED = frozenset({"boxes", "explained", "noise", "outputs", "parts", "worst"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ import numpy as np
 
 from trtopt.compare.kinds import Opening
 from trtopt.compare.kinds.boxes import Boxes, matches
-from trtopt.compare.kinds.outputs import Array, Outputs, is_float
+from trtopt.compare.kinds.outputs import TOLERANCE, Array, Mask, Outputs, is_float
 from trtopt.compare.kinds.worst import first_bad, worst
 from trtopt.errors import ModelError
 from trtopt.types import OutputDrift
@@ -95,11 +95,14 @@ class Detection:
         """
         both = [self._samples(outputs, batch) for outputs in (batch.reference, batch.candidate)]
         for index, reference, candidate in zip(batch.indices, *both, strict=True):
-            bad_fp32, bad = (not _finite(boxes) for boxes in (reference, candidate))
-            if bad_fp32 or bad:
+            # Padding may be infinite. Boxes have no place in common, so infinities are compared by their number.
+            bad_fp32 = _has_nan(reference)
+            infinite_fp32, infinite = (~_finite(boxes) for boxes in (reference, candidate))
+            if bad_fp32 or _has_nan(candidate) or infinite.sum() > infinite_fp32.sum():
                 self._bad.append(index)
                 self._bad_fp32 += bad_fp32
                 continue
+            reference, candidate = reference.chosen(~infinite_fp32), candidate.chosen(~infinite)
             self._check(reference)
             self._add(index, *(boxes.chosen(boxes.scores >= FAINT) for boxes in (reference, candidate)))
 
@@ -158,7 +161,7 @@ class Detection:
                 fix="Let the model give corners (x1, y1, x2, y2), not centres and sizes",
             )
         whole = bool((real.classes == np.floor(real.classes)).all() and (real.classes >= 0).all())
-        likely = bool((boxes.scores >= -1).all() and (boxes.scores <= 1).all())  # -1 stands for no box
+        likely = bool((boxes.scores >= -1).all() and (boxes.scores <= 1 + TOLERANCE).all())  # -1 says: not a box
         self._possible &= corners and whole and likely
 
     def fits(self) -> bool:
@@ -171,7 +174,7 @@ class Detection:
         values = {}
         if reference:
             values["matched"] = 100.0 * matched / reference
-        if reference or candidate:
+        if self._indices:
             values["extra"] = 100.0 * sum(self._extra) / candidate if candidate else 0.0
         if matched:
             values["iou"] = self._overlap / matched
@@ -181,6 +184,7 @@ class Detection:
             output=self.layout.boxes,
             kind="detection",
             values=values,
+            counts={"samples": len(self._indices), "boxes": reference},
             first_bad=first_bad(self._bad, self._bad_fp32, ids),
             worst=worst(alone, self._indices, ids, self._story),
         )
@@ -241,5 +245,11 @@ def _fits(part: Array, role: str, lead: tuple[int, ...], count: int) -> bool:
     return part.shape in (lead, (*lead, 1)) and (role == "classes" or is_float(part))
 
 
-def _finite(boxes: Boxes) -> bool:
-    return all(bool(np.isfinite(part).all()) for part in (boxes.corners, boxes.scores, boxes.classes))
+def _finite(boxes: Boxes) -> Mask:
+    """Return which boxes are finite in all their numbers."""
+    finite: Mask = np.isfinite(boxes.corners).all(axis=1) & np.isfinite(boxes.scores) & np.isfinite(boxes.classes)
+    return finite
+
+
+def _has_nan(boxes: Boxes) -> bool:
+    return any(bool(np.isnan(part).any()) for part in (boxes.corners, boxes.scores, boxes.classes))

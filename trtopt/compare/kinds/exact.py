@@ -1,4 +1,4 @@
-"""Integers, booleans and text, compared exactly.
+"""Integers, booleans and text, compared for equality.
 
 Touches: nothing.
 """
@@ -6,12 +6,13 @@ Touches: nothing.
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
 from trtopt.compare.kinds import Opening
-from trtopt.compare.kinds.outputs import Outputs, is_float
+from trtopt.compare.kinds.outputs import Array, Outputs, is_float
 from trtopt.compare.kinds.worst import first_bad, worst
 from trtopt.types import OutputDrift
 
@@ -20,7 +21,11 @@ PLAIN = True
 
 
 class Exact:
-    """Counts, for each sample, how many of its elements differ."""
+    """Counts, per sample, how many elements differ.
+
+    Where the number of rows differs (what is left after non-maximum suppression), rows are matched whatever their
+    order, and those without a match differ.
+    """
 
     reads: tuple[str, ...] = ()
     note = ""
@@ -35,26 +40,42 @@ class Exact:
         self._bad_fp32 = 0
 
     def add(self, batch: Outputs) -> None:
-        """Take one batch."""
-        reference, candidate = batch.both(self.name)
+        """Add one batch."""
         count = len(batch.indices)
+        if batch.differs_in_rows(self.name):
+            pairs = [(batch.reference[self.name], batch.candidate[self.name])]
+            if count > 1 or pairs[0][0].shape[:1] == pairs[0][1].shape[:1] == (1,):
+                pairs = list(zip(*pairs[0], strict=True))
+            for index, (x, y) in zip(batch.indices, pairs, strict=True):
+                self._add_rows(index, x, y)
+            return
+        reference, candidate = batch.both(self.name)
         differs = np.asarray(reference != candidate, np.bool_).reshape(count, reference.size // count)
         self._indices.extend(batch.indices)
         self._differing.extend(np.count_nonzero(differs, axis=1).tolist())
         self._sizes.extend([differs.shape[1]] * count)
         if self._floats:
             rows = batch.rows(self.name)
-            self._bad.extend(batch.indices[i] for i in np.flatnonzero(~rows.finite))
-            self._bad_fp32 += int(np.count_nonzero(~rows.finite_fp32))
+            self._bad.extend(batch.indices[i] for i in np.flatnonzero(~rows.comparable))
+            self._bad_fp32 += int(np.count_nonzero(~rows.comparable_fp32))
+
+    def _add_rows(self, index: int, reference: Array, candidate: Array) -> None:
+        """Add one sample whose rows are matched."""
+        x, y = (Counter(map(repr, rows.tolist())) for rows in (reference, candidate))
+        rows = max(x.total(), y.total())
+        width = max(reference.size, candidate.size) // rows
+        self._indices.append(index)
+        self._differing.append((rows - (x & y).total()) * width)
+        self._sizes.append(rows * width)
 
     def fits(self) -> bool:
-        """Whatever the elements are."""
+        """Return True: any elements do."""
         return True
 
     def drift(self, ids: Sequence[str]) -> OutputDrift:
-        """Return the share of equal elements, and the samples that have others."""
+        """Return the share of equal elements, and the samples with differences. No elements at all are equal."""
         elements = sum(self._sizes)
-        values = {"equal": 100.0 * (elements - sum(self._differing)) / elements} if elements else {}
+        values = {"equal": 100.0 - 100.0 * sum(self._differing) / max(elements, 1)} if self._indices else {}
         if self._floats:
             values["nonfinite"] = float(len(self._bad))
         return OutputDrift(
@@ -69,6 +90,6 @@ class Exact:
 
 
 def reader(opening: Opening) -> Exact | None:
-    """Read what is not of a floating-point type, and that where the user asks for it."""
+    """Return a reader of what is not of a floating-point type, and of that where the user asks for it."""
     floats = is_float(opening.first.reference[opening.name])
     return Exact(opening.name, floats=floats) if opening.asked or not floats else None

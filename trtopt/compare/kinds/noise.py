@@ -1,4 +1,4 @@
-"""The errors of an output of floating-point numbers, value by value, over all samples.
+"""Errors of a floating-point output, value by value, over all samples.
 
 Touches: nothing.
 """
@@ -18,59 +18,99 @@ from trtopt.types import Spread, WorstSample
 
 _SPREAD_DB = (-20.0, 160.0)
 _SPREAD_BINS = 90
-"""Bins of 2 dB; what lies outside is counted in the outermost."""
+"""Bins of 2 dB; values outside are counted in the outermost bins."""
+
+_QUIET = 0.25
+_SILENT = 1e-3
+"""The error of a quiet sample is divided by at least this share of the median, and of the mean, signal energy."""
 
 
 @dataclass(slots=True)
 class Noise:
-    """Accumulates the errors. A sample with a NaN or Inf is in `bad`, in `bad_fp32` too when FP32 is the one that gave
-    it, and in no mean. For all other samples, in order, `good` are their indices and `noise` the error energy relative
-    to the signal energy. `least_cosine` is that of the sample that is turned the farthest.
+    """Accumulates errors.
+
+    A sample that cannot be compared (`Rows.comparable`) is in `bad`, also counted in `bad_fp32` when FP32 is at fault,
+    and in no mean. For all other samples, in order, `good` holds their indices, and two arrays the signal energy and
+    the error energy. `least_cosine` is the lowest cosine of a single sample.
     """
 
     bad: array[int] = field(default_factory=lambda: array("q"))
     bad_fp32: int = 0
     good: array[int] = field(default_factory=lambda: array("q"))
-    noise: array[float] = field(default_factory=lambda: array("d"))
     least_cosine: float = 1.0
+    largest: float = 0.0
+    _signal: array[float] = field(default_factory=lambda: array("d"))
+    _error: array[float] = field(default_factory=lambda: array("d"))
     _elements: int = 0
-    _largest: float = 0.0
     _sums: Floats = field(default_factory=lambda: np.zeros(5))
 
     def add(self, rows: Rows) -> None:
-        """Take the rows of one batch."""
-        self.bad_fp32 += int(np.count_nonzero(~rows.finite_fp32))
-        self.bad.extend(rows.indices[i] for i in np.flatnonzero(~rows.finite))
-        good = rows.finite
-        if not rows.x.shape[1] or not good.any():
+        """Add the rows of one batch."""
+        self.bad_fp32 += int(np.count_nonzero(~rows.comparable_fp32))
+        self.bad.extend(rows.indices[i] for i in np.flatnonzero(~rows.comparable))
+        good = rows.comparable
+        if not good.any():
             return
         self.good.extend(rows.indices[i] for i in np.flatnonzero(good))
         signal, error, energy = rows.signal[good], rows.error[good], rows.energy[good]
-        with np.errstate(all="ignore"):  # what overflowed is NaN or Inf from here on, and fails every gate
+        with np.errstate(all="ignore"):  # an overflow is NaN or Inf from here on, and fails every gate
             parts = np.stack([signal, error, rows.absolute[good], rows.product[good], energy], axis=1)
             self._sums = summed(self._sums, parts)
-            noise = np.where(signal != 0, error / signal, np.where(error > 0, np.inf, 0.0))
             cosine = rows.product[good] / np.sqrt(signal) / np.sqrt(energy)
         self._elements += int(good.sum()) * rows.x.shape[1]
-        self._largest = max(self._largest, float(rows.largest[good].max()))
-        self.noise.extend(np.where(np.isnan(noise), np.inf, noise).tolist())
+        self.largest = max(self.largest, float(rows.largest[good].max()))
+        self._signal.extend(signal.tolist())
+        self._error.extend(error.tolist())
         empty = (signal == 0) | (energy == 0)
         least = np.clip(np.where(empty, error == 0, cosine), -1.0, 1.0).min()
-        self.least_cosine = float(np.minimum(self.least_cosine, least))  # np.minimum: a NaN stays
+        self.least_cosine = float(np.minimum(self.least_cosine, least))  # np.minimum keeps a NaN
+
+    def add_lost(self, index: int, signal: float, energy: float) -> None:
+        """Add a sample whose values have no counterpart in the other model: all of them are error.
+
+        `signal` is FP32's energy, `energy` the candidate's.
+        """
+        error = signal + energy
+        self.good.append(index)
+        self._sums = summed(self._sums, np.array([[signal, error, 0.0, 0.0, energy]]))
+        self._signal.append(signal)
+        self._error.append(error)
+        self._elements += 1
+        self.least_cosine = float(np.minimum(self.least_cosine, 0.0))
 
     def values(self) -> dict[str, float]:
-        """The errors over all samples, by the names of the catalog; only the number of bad samples where no sample is
-        good.
+        """Return the errors over all samples by their names in the catalog.
+
+        Where no sample could be compared that is only the number of bad ones. An output without elements in both models
+        is equal.
         """
-        found: dict[str, float] = {}
-        if self._elements:
+        values: dict[str, float] = {}
+        if self.good:
             signal, error, absolute, product, energy = self._sums.tolist()
-            found["cosine"] = _similarity(signal, error, product, energy)
-            found["sqnr"] = _decibel(signal, error)
-            found["rmse"] = math.sqrt(error / self._elements)
-            found["max_abs"] = self._largest
-            found["mean_abs"] = absolute / self._elements
-        return found | {"nonfinite": float(len(self.bad))}
+            elements = max(self._elements, 1)
+            values["cosine"] = similarity(signal, error, product, energy)
+            values["sqnr"] = _decibel(signal, error)
+            worst = float(self.noise().max())
+            values["sqnr_min"] = -10.0 * math.log10(worst) if worst else math.inf
+            values["rmse"] = math.sqrt(error / elements)
+            values["max_abs"] = self.largest
+            values["mean_abs"] = absolute / elements
+        return values | {"nonfinite": float(len(self.bad))}
+
+    def noise(self) -> Floats:
+        """Return error energy over signal energy, per sample that could be compared.
+
+        Near zero the ratio says nothing: a silent clip with a harmless error has an SQNR below 0 dB. A sample with
+        less signal than a quarter of the median (or than a thousandth of the mean) is therefore measured against that.
+        """
+        signal, error = np.frombuffer(self._signal, np.float64), np.frombuffer(self._error, np.float64)
+        if not signal.size:
+            return np.zeros(0)
+        with np.errstate(all="ignore"):
+            least = max(_QUIET * float(np.median(signal)), _SILENT * float(signal.mean()))
+            level = np.maximum(signal, least)
+            ratio: Floats = np.where(level > 0, error / level, np.where(error > 0, np.inf, 0.0))
+        return np.where(np.isnan(ratio), np.inf, ratio)
 
     @property
     def relative(self) -> float:
@@ -79,13 +119,13 @@ class Noise:
         return math.sqrt(error / signal) if signal else math.inf if error else 0.0
 
     def first_bad(self, ids: Sequence[str]) -> str:
-        """Name the first sample with a NaN or Inf."""
+        """Return the name of the first sample that cannot be compared."""
         return first_bad(self.bad, self.bad_fp32, ids)
 
     def spread(self) -> Spread | None:
-        """The histogram of the SQNR of single samples in dB, identical ones left out."""
-        noise = np.frombuffer(self.noise, np.float64)
-        decibels = np.clip(-10.0 * np.log10(noise[noise > 0]), *_SPREAD_DB) if noise.size else noise
+        """Return the histogram of the samples' SQNR in dB, without identical ones."""
+        noise = self.noise()
+        decibels = np.clip(-10.0 * np.log10(noise[noise > 0]), *_SPREAD_DB)
         if not decibels.size:
             return None
         edges = np.linspace(*_SPREAD_DB, _SPREAD_BINS + 1)
@@ -95,23 +135,30 @@ class Noise:
         return Spread(edges=tuple(edges[first : last + 1].tolist()), counts=tuple(counts[first:last].tolist()))
 
     def worst(self, ids: Sequence[str], note: Callable[[int], str]) -> tuple[WorstSample, ...]:
-        """The samples with the most noise, the worst first, those without any left out; `note(i)` is said of the i-th
-        good sample.
+        """Return the samples with the lowest SQNR, the worst first, without identical ones.
+
+        `note(i)` is a remark on the i-th sample that could be compared.
         """
-        return noisiest(self.noise, self.good, ids, note)
+        return noisiest(self.noise().tolist(), self.good, ids, note)
 
 
 def summed(total: Floats, parts: Floats) -> Floats:
-    """`total` plus every row of `parts`, one after the other: the last bit does not depend on how rows are batched."""
+    """Return `total` plus every row of `parts`, added one after the other.
+
+    So the last bit does not depend on how rows are batched.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         result: Floats = np.cumsum(np.concatenate([total[None], parts]), axis=0)[-1]
     return result
 
 
-def _similarity(signal: float, error: float, product: float, energy: float) -> float:
-    if not signal or not energy:  # two zero vectors point the same way, a zero and another do not
+def similarity(signal: float, error: float, product: float, energy: float) -> float:
+    """Return the cosine of two vectors from their sums: x^2, (x - y)^2, x y and y^2.
+
+    It is NaN where the sums overflowed, and NaN fails every gate. Two zero vectors have a cosine of 1.
+    """
+    if not signal or not energy:  # a zero vector and another do not point the same way
         return float(not error)
-    # NaN where the sums overflowed: it fails every gate. Written so that min and max keep it.
     cosine = product / math.sqrt(signal) / math.sqrt(energy)
     return cosine if math.isnan(cosine) else min(1.0, max(-1.0, cosine))
 

@@ -16,34 +16,34 @@ import numpy.typing as npt
 
 from trtopt.compare.kinds import Opening
 from trtopt.compare.kinds.noise import Noise
-from trtopt.compare.kinds.outputs import Array, Outputs, is_float
+from trtopt.compare.kinds.outputs import TOLERANCE, Array, Outputs, are_probabilities, is_float
 from trtopt.compare.kinds.worst import worst
 from trtopt.errors import ModelError
 from trtopt.types import OutputDrift
 
 TAKES = (
-    "a map a sample: scores [n, classes, height, width], one score [n, height, width] or [n, 1, height, width], "
-    "or whole numbers of that shape that are classes"
+    "a map per sample: scores [n, classes, height, width], one score [n, height, width] or [n, 1, height, width], "
+    "or integers of that shape that are classes"
 )
 PLAIN = False
 
 MAX_CLASSES = 1 << 16
-"""Whole numbers from here on are no classes."""
+"""Integers from here on are not classes."""
 
 _SCORES = re.compile(r"seg|parsing|panoptic|^logits?$")
 _MAPS = re.compile(r"seg|parsing|panoptic|saliency|mask")
 _PROBABILITIES = re.compile(r"sigmoid|prob")
 _OTHERS = re.compile(r"feat|embed|hidden|attention")
-"""What a name says of classes of pixels, or against them: maps of features, of depth, and images have the same shapes.
-"""
+"""Names that speak for classes of pixels, and against: maps of features, of depth, and images have the same shapes."""
 
 _Counts = npt.NDArray[np.int64]
 
 
 @dataclass(slots=True)
 class Tally:
-    """Pixels by class. `reference[c]` have class c in FP32, `candidate[c]` in the candidate, `both[c]` in both; `agree`
-    is the share of pixels that have the same class in both, a number a sample.
+    """Pixels by class: `reference[c]` have class c in FP32, `candidate[c]` in the candidate, `both[c]` in both.
+
+    `agree` is the share of pixels that have the same class in both, one number per sample.
     """
 
     reference: _Counts = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -52,7 +52,7 @@ class Tally:
     agree: array[float] = field(default_factory=lambda: array("d"))
 
     def add(self, reference: Array, candidate: Array) -> None:
-        """Take the classes of the pixels of one sample, whole numbers from 0."""
+        """Add the classes of the pixels of one sample, integers from 0."""
         x, y = reference.reshape(-1).astype(np.intp), candidate.reshape(-1).astype(np.intp)
         if not x.size:
             return
@@ -63,7 +63,7 @@ class Tally:
         self.agree.append(np.count_nonzero(same) / x.size)
 
     def values(self) -> dict[str, float]:
-        """The share of pixels of the same class, and the mean over classes of intersection over union, both in percent.
+        """Return in percent the pixels of the same class (over all samples, of the worst), and the mean IoU of classes.
 
         A class that neither model gives to any pixel of the dataset is in no mean.
         """
@@ -75,14 +75,23 @@ class Tally:
         union = _added(self.reference, self.candidate) - both
         found = union > 0
         overlap = both[found] / union[found]
-        return {"pixels": 100.0 * int(both.sum()) / pixels, "miou": 100.0 * float(overlap.mean())}
+        return {
+            "pixels": 100.0 * int(both.sum()) / pixels,
+            "pixels_min": 100.0 * min(self.agree),
+            "miou": 100.0 * float(overlap.mean()),
+        }
+
+    def counts(self) -> dict[str, int]:
+        """Return how many classes FP32 gave to any pixel: where it is one, agreement shows nothing."""
+        return {"samples": len(self.agree), "chosen": int(np.count_nonzero(self.reference))} if self.agree else {}
 
 
 class Segmentation:
-    """Agreement of classes by pixel, and for scores their errors value by value.
+    """Agreement of classes per pixel, and for scores their errors value by value.
 
-    One score a pixel is a probability, in where it is at least 0.5, when all of FP32's lie in [0, 1], and else the
-    argument of a sigmoid, in where it is at least 0. Which it is, only all samples tell: both are counted.
+    One score per pixel is a probability, inside where it is at least 0.5, when all of FP32's lie in [0, 1] (up to
+    rounding), and else the argument of a sigmoid, inside where it is at least 0. Which of the two, only all samples
+    tell: both are counted.
     """
 
     reads: tuple[str, ...] = ()
@@ -100,7 +109,7 @@ class Segmentation:
         self._seen = array("q")
 
     def add(self, batch: Outputs) -> None:
-        """Take one batch.
+        """Add one batch.
 
         Raises:
             ModelError: the user says that it holds classes, and they are negative or too large.
@@ -115,7 +124,7 @@ class Segmentation:
             return
         rows = batch.rows(self.name)
         self.noise.add(rows)
-        for i in np.flatnonzero(rows.finite) if reference.size else ():
+        for i in np.flatnonzero(rows.comparable) if reference.size else ():
             if self._possible:
                 self._add_scores(reference[i], candidate[i])
 
@@ -124,7 +133,7 @@ class Segmentation:
             if self._asked:
                 raise ModelError(
                     f"output {self.name} cannot be read as segmentation",
-                    why=f"it holds numbers outside 0 to {MAX_CLASSES - 1}, which are no classes",
+                    why=f"it holds numbers outside 0 to {MAX_CLASSES - 1}, which are not classes",
                     fix=f"Leave --kind {self.name}=segmentation out",
                 )
             self._possible = False
@@ -134,19 +143,19 @@ class Segmentation:
             self._tally.add(x, y)
 
     def _add_scores(self, reference: Any, candidate: Any) -> None:
-        """Take one sample, without NaN and Inf."""
+        """Add one sample that can be compared."""
         if self._form == "scores":
             self._possible &= self._sure or _is_softmax(reference)
             self._tally.add(reference.argmax(axis=0), candidate.argmax(axis=0))
             return
-        self._in_range &= bool(reference.min() >= 0 and reference.max() <= 1)
+        self._in_range &= are_probabilities(reference)
         self._possible &= self._in_range or self._asked
         self._tally.add(reference >= 0.5, candidate >= 0.5)
         if self._asked:
             self._signs.add(reference >= 0, candidate >= 0)
 
     def fits(self) -> bool:
-        """Whether the name says so and the values allow it, or every pixel of FP32 holds a softmax over the classes."""
+        """Return whether the name says so and the values allow it, or every pixel of FP32 holds a softmax."""
         return self._possible and (self._sure or bool(self._tally.agree))
 
     def drift(self, ids: Sequence[str]) -> OutputDrift:
@@ -156,11 +165,14 @@ class Segmentation:
         if self._form == "classes":
             lost = [1.0 - share for share in tally.agree]
             samples = worst(lost, self._seen, ids, lambda i: _story(tally, i))
-            return OutputDrift(output=self.name, kind="segmentation", values=values, worst=samples)
+            return OutputDrift(
+                output=self.name, kind="segmentation", values=values, counts=tally.counts(), worst=samples
+            )
         return OutputDrift(
             output=self.name,
             kind="segmentation",
             values=values | self.noise.values(),
+            counts=tally.counts(),
             first_bad=self.noise.first_bad(ids),
             spread=self.noise.spread(),
             worst=self.noise.worst(ids, lambda i: _story(tally, i)),
@@ -168,7 +180,10 @@ class Segmentation:
 
 
 def reader(opening: Opening) -> Segmentation | None:
-    """Read a map a sample. One score a pixel, or whole numbers, are taken for classes only where the name says so."""
+    """Return a reader of a map per sample.
+
+    One score per pixel, or integers, are taken for classes only where the name says so.
+    """
     form = _form(opening.first, opening.name)
     named = _is_named(opening.name.lower(), form, opening.first.reference[opening.name].ndim)
     if not form or not (named or opening.asked or form == "scores"):
@@ -177,12 +192,12 @@ def reader(opening: Opening) -> Segmentation | None:
 
 
 def named_classes(name: str, axes: int) -> bool:
-    """Whether a name says that whole numbers of so many axes are classes of pixels, as `reader` takes them."""
+    """Return whether a name says that integers of so many axes are classes of pixels, as `reader` takes them."""
     return axes in (3, 4) and _is_named(name.lower(), "classes", axes)
 
 
 def _is_named(name: str, form: str, axes: int) -> bool:
-    """Whether a name says that an output of this form holds classes of pixels."""
+    """Return whether a name says that an output of this form holds classes of pixels."""
     if _OTHERS.search(name):
         return False
     if form == "score" and axes == 4 and _PROBABILITIES.search(name):  # of three axes one may be time
@@ -191,7 +206,7 @@ def _is_named(name: str, form: str, axes: int) -> bool:
 
 
 def _form(batch: Outputs, name: str) -> str:
-    """What the pixels of a map hold: `scores` of classes, one `score`, or `classes`; empty when it is no map."""
+    """Return what the pixels of a map hold: `scores` of classes, one `score`, or `classes`; empty for other shapes."""
     array = batch.reference[name]
     shape = array.shape
     if shape[:1] != (len(batch.indices),) or len(shape) not in (3, 4) or min(shape[-2:]) < 2:
@@ -206,8 +221,8 @@ def _are_classes(array: Array) -> bool:
 
 
 def _is_softmax(scores: Any) -> bool:
-    """Whether the numbers at each pixel, over the first axis, are non-negative and have the sum 1."""
-    return bool((scores >= 0).all() and np.allclose(scores.sum(axis=0, dtype=np.float64), 1.0, atol=1e-3))
+    """Return whether the numbers at each pixel, over the first axis, are non-negative and have the sum 1."""
+    return are_probabilities(scores) and bool(np.allclose(scores.sum(axis=0, dtype=np.float64), 1.0, atol=TOLERANCE))
 
 
 def _story(tally: Tally, place: int) -> str:
@@ -215,7 +230,7 @@ def _story(tally: Tally, place: int) -> str:
 
 
 def _added(one: _Counts, other: _Counts) -> _Counts:
-    """Their sum, the shorter one filled up with zeros."""
+    """Return their sum, the shorter one padded with zeros."""
     if len(one) < len(other):
         one, other = other, one
     total: _Counts = one.copy()

@@ -1,0 +1,185 @@
+"""Attempts to fool the default gates: a ruined candidate never passes, and FP32 against itself never fails.
+
+Each candidate is judged through `compare` as a user's is, on 320 samples and on 40: with many samples a ruined one must
+fail, with few it must not pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from scipy.special import expit, softmax
+
+from trtopt.compare.gate import judged
+from trtopt.compare.run import Measure, Pair, compare
+from trtopt.data.dataset import Dataset
+from trtopt.events import silent
+from trtopt.types import Comparison
+
+Array = npt.NDArray[np.generic]
+MANY, FEW = 320, 40
+RANDOM = np.random.default_rng(7)
+X = RANDOM.normal(size=(MANY, 24)).astype(np.float32)
+WEIGHTS = RANDOM.normal(size=(24, 12)).astype(np.float32)
+LOGITS = X @ WEIGHTS
+LABELS = tuple(int(label) for label in LOGITS.argmax(axis=1))
+
+FP32: dict[str, Callable[[Array], Array]] = {
+    "logits": lambda x: x @ WEIGHTS,
+    "probs": lambda x: softmax(x @ WEIGHTS, axis=1),
+    "saturated_probs": lambda x: softmax(30 * (x @ WEIGHTS), axis=1),
+    "yes_prob": lambda x: expit(x @ WEIGHTS)[:, :1],
+    "embedding": lambda x: np.tanh(x @ WEIGHTS),
+    "temperature": lambda x: 300 + 2 * (x @ WEIGHTS)[:, :1],
+    "denoised": lambda x: x + np.float32(0.03) * np.tanh(x @ WEIGHTS) @ WEIGHTS.T,
+    "head": lambda x: np.stack([300 + 50 * (x @ WEIGHTS), expit(x @ WEIGHTS - 2)], axis=1),
+    "mask": lambda x: expit((x @ WEIGHTS).reshape(len(x), 3, 4)),
+    "ids": lambda x: (x @ WEIGHTS).argsort(axis=1),
+}
+
+
+def one_in_a_thousand(x: Array, y: Array) -> Array:
+    """Turn one sample of all upside down; it is among the first 40."""
+    whole, one = FP32_ALL[y.shape[1:]], (x == X[11]).all(axis=1).reshape(-1, *[1] * (y.ndim - 1))
+    return np.where(one, whole.max() + whole.min() - y, y)
+
+
+RUINED: dict[str, Callable[[Array, Array], Array]] = {
+    "constant": lambda x, y: np.broadcast_to(FP32_ALL[y.shape[1:]].mean(axis=0), y.shape).astype(y.dtype),
+    "zeros": lambda x, y: np.zeros_like(y),
+    "negated": lambda x, y: -y,
+    "reversed": lambda x, y: np.ascontiguousarray(y[..., ::-1]),
+    "of another sample": lambda x, y: np.stack([FP32_ALL[y.shape[1:]][3]] * len(y)).astype(y.dtype),
+    "one sample inverted": one_in_a_thousand,
+    "one element NaN": lambda x, y: np.where((x == X[11]).all(axis=1).reshape(-1, *[1] * (y.ndim - 1)), np.nan, y),
+    "half as large": lambda x, y: y * np.asarray(0.5, y.dtype),
+}
+FP32_ALL: dict[tuple[int, ...], Array] = {}
+"""FP32's outputs on all samples, by their shape."""
+
+# These leave the answers as they were, or, of a temperature, off by less than a tenth in one sample.
+HARMLESS = {
+    ("one sample inverted", "temperature"),
+    ("half as large", "ids"),
+    ("negated", "ids"),
+    ("one element NaN", "ids"),
+    ("reversed", "yes_prob"),
+    ("reversed", "temperature"),
+    ("one sample inverted", "ids"),
+}
+
+
+class Model:
+    """A model of numpy functions, one per output."""
+
+    where = "numpy"
+
+    def __init__(self, outputs: Mapping[str, Callable[[Array], Array]]) -> None:
+        self.outputs = outputs
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: function(feed["x"]) for name, function in self.outputs.items()}
+
+
+def verdict(
+    reference: Mapping[str, Callable[[Array], Array]],
+    candidate: Mapping[str, Callable[[Array], Array]],
+    count: int,
+    labels: tuple[int, ...] | None = None,
+    gates: str = "",
+) -> Comparison:
+    dataset = Dataset(
+        source="eval.npz",
+        digest="d",
+        ids=tuple(f"eval.npz[{i}]" for i in range(count)),
+        load=lambda i: {"x": X[i : i + 1]},
+        batched=True,
+        labels=labels and labels[:count],
+    )
+    pair = Pair(baseline=Model(reference), candidate=Model(candidate), names=("a", "b"))
+    return judged(compare(pair, dataset, Measure(), emit=silent, batch=64), gates)
+
+
+@pytest.mark.parametrize("count", [MANY, FEW])
+@pytest.mark.parametrize("output", FP32)
+def test_fp32_against_itself_never_fails(output: str, count: int) -> None:
+    found = verdict({output: FP32[output]}, {output: FP32[output]}, count).verdict
+    assert found == "pass" if count == MANY else found in ("pass", "inconclusive")
+
+
+@pytest.mark.parametrize("count", [MANY, FEW])
+@pytest.mark.parametrize("damage", RUINED)
+@pytest.mark.parametrize("output", FP32)
+def test_a_ruined_output_never_passes(output: str, damage: str, count: int) -> None:
+    if (damage, output) in HARMLESS:
+        return
+    whole = FP32[output](X)
+    FP32_ALL[whole.shape[1:]] = whole
+    spoil = RUINED[damage]
+    found = verdict({output: FP32[output]}, {output: lambda x: spoil(x, FP32[output](x))}, count)
+    assert found.verdict == "fail" if count == MANY else found.verdict != "pass", found.gates
+
+
+@pytest.mark.parametrize("count", [MANY, FEW])
+def test_a_candidate_that_copies_its_input_never_passes(count: int) -> None:
+    found = verdict({"denoised": FP32["denoised"]}, {"denoised": lambda x: x}, count)
+    assert found.verdict == "fail"
+    assert found.outputs[0].values["cosine"] > 0.99
+
+
+@pytest.mark.parametrize("count", [MANY, FEW])
+def test_a_ruined_output_beside_a_good_one_never_passes(count: int) -> None:
+    reference = {name: FP32[name] for name in ("logits", "embedding")}
+    for ruined in reference:
+        candidate = {**reference, ruined: lambda x: np.zeros((len(x), 12), np.float32)}
+        for gates in ("", "logits:top1=20%"):
+            assert verdict(reference, candidate, count, gates=gates).verdict == "fail"
+
+
+def test_swapped_classes_fail() -> None:
+    order = [*range(12)]
+    order[3], order[5] = 5, 3
+    found = verdict({"logits": FP32["logits"]}, {"logits": lambda x: (x @ WEIGHTS)[:, order]}, MANY, LABELS)
+    assert found.verdict == "fail"
+
+
+def test_labels_shifted_by_one_fail() -> None:
+    shifted = tuple((label + 1) % 12 for label in LABELS)
+    found = verdict({"logits": FP32["logits"]}, {"logits": FP32["logits"]}, MANY, shifted)
+    assert found.verdict == "fail"
+    assert "labels do not fit" in found.gates[0].reason
+
+
+def test_five_points_of_a_yes_or_no_question_fail() -> None:
+    labels = tuple(int(score > 0) for score in (X @ WEIGHTS)[:, 0])
+    near = lambda x: expit(np.sort((x @ WEIGHTS)[:, :1] - np.float32(0.9), axis=1))  # noqa: E731
+    found = verdict({"yes_prob": FP32["yes_prob"]}, {"yes_prob": near}, MANY, labels)
+    assert found.outputs[0].kind == "scores"
+    assert found.verdict == "fail"
+
+
+def test_ties_do_not_pass() -> None:
+    found = verdict({"logits": FP32["logits"]}, {"logits": lambda x: np.ones((len(x), 12), np.float32)}, MANY, LABELS)
+    assert found.verdict == "fail"
+
+
+def test_no_samples_fail() -> None:
+    assert verdict({"logits": FP32["logits"]}, {"logits": FP32["logits"]}, 0).verdict == "fail"
+
+
+def test_a_reference_that_always_chooses_one_class_is_never_a_pass() -> None:
+    one = {"logits": lambda x: x @ WEIGHTS * np.float32(0.1) + np.eye(12, dtype=np.float32)[4] * 50}
+    assert verdict(one, one, MANY).verdict == "inconclusive"
+    assert verdict(one, {"logits": FP32["logits"]}, MANY).verdict == "fail"
+
+
+def test_rows_whose_number_depends_on_the_data_are_a_difference() -> None:
+    boxes = {"selected": lambda x: np.argwhere(x > 1.0).astype(np.int64)}
+    fewer = {"selected": lambda x: np.argwhere(x > 1.1).astype(np.int64)}
+    assert verdict(boxes, boxes, MANY).verdict == "pass"
+    found = verdict(boxes, fewer, MANY)
+    assert found.verdict == "fail"
+    assert 50 < found.outputs[0].values["equal"] < 99
