@@ -212,9 +212,9 @@ def test_the_first_command_makes_an_engine_and_exits_0_with_an_honest_verdict(tm
     assert (tmp_path / "model.engine").is_file()
     line = done.out.splitlines()[-1]
     assert line.startswith("INCONCLUSIVE: logits: top1: 200 samples show no drop, but about ")
-    assert " are needed to show at most 1 % (default gate, exit 0: --gate top1=1% makes it decide; " in line
+    assert " are needed to show at most 1 % (default gate, exit 0: --gate top1=1%" in line
     assert line.endswith("; on the calibration samples themselves: no evidence for unseen data)")
-    assert "0/1 gates passed, 1 inconclusive" in done.out
+    assert " gates passed, 1 inconclusive" in done.out
 
 
 @pytest.mark.parametrize("data", [(), ("--data", CALIB)], ids=["none", "the same"])

@@ -93,7 +93,6 @@ def test_the_users_gate_that_takes_the_most_samples_is_explained_and_the_others_
     [
         ("top1", 0.9, 0.5, 2500, "a drop of 0.90 %, but about 2500 are needed to show more than 0.5 %"),
         ("top1", -0.5, 0.1, 900, "no drop, but about 900 are needed to show at most 0.1 %"),
-        ("top1", 1.0, 1.0, 0, "a drop of 1.00 %, too near the limit of 1 % to tell"),
         ("accuracy", 97.5, 97.0, 3000, "97.50 %, but about 3000 are needed to show at least 97 %"),
         ("accuracy", 96.5, 97.0, 3000, "96.50 %, but about 3000 are needed to show less than 97 %"),
     ],
@@ -103,6 +102,17 @@ def test_what_more_samples_would_show_is_on_the_side_of_what_was_measured(
 ) -> None:
     gate = replace(OPEN, metric=metric, value=value, limit=limit, needed=needed)
     assert f": 200 samples show {said} (" in verdict(inconclusive(gate))
+
+
+def test_what_no_number_of_samples_settles_is_told_by_its_reason() -> None:
+    gate = replace(OPEN, value=100.0, needed=0, reason="FP32 chooses one and the same class: agreement shows nothing")
+    assert verdict(inconclusive(gate)).startswith(f"INCONCLUSIVE: logits: top1: {gate.reason} (exit 4")
+
+
+def test_the_flag_names_all_defaults_of_the_output_for_it_takes_their_place() -> None:
+    other = replace(OPEN, metric="sqnr", value=30.0, limit=8.0, verdict="pass", default=True)
+    line = verdict(inconclusive(replace(OPEN, default=True), other))
+    assert line.endswith("(default gate, exit 0: --gate top1=1%,sqnr=8dB makes it decide)")
 
 
 @pytest.mark.parametrize("report", [PASSED, FAILED, INCONCLUSIVE])

@@ -8,8 +8,6 @@ Touches: nothing.
 
 from __future__ import annotations
 
-import math
-
 from trtopt.compare.catalog import METRICS
 from trtopt.report import words
 from trtopt.types import Comparison, Report
@@ -76,14 +74,12 @@ def _inconclusive(report: Report) -> str:
 def _unsettled(judged: words.Judged) -> str:
     """Say what was measured, what it does not show, and how many samples would."""
     gate, metric = judged.gate, METRICS.get(judged.gate.metric)
-    if metric is None or not judged.samples or math.isnan(gate.value):
+    if metric is None or not judged.samples or not gate.needed:
         return gate.reason
     limit = f"{gate.limit:g}{metric.unit and ' '}{metric.unit}"
     shown = words.number(gate.metric, gate.value)
     if metric.sense == "drop":
         shown = f"a drop of {shown}" if gate.value > 0 else "no drop"
-    if not gate.needed:
-        return f"{judged.samples} samples show {shown}, too near the limit of {limit} to tell"
     # More samples of this kind would show that the gate passes, or that it fails: which, the measured value says.
     if metric.sense == "at least":
         claim = "at least" if gate.value >= gate.limit else "less than"
@@ -98,11 +94,10 @@ def _consequence(report: Report, *, unbuilt: bool) -> str:
     if any(not gate.default for gate in gates if gate.verdict == "inconclusive"):
         return "accepted by --allow-inconclusive" if report.allow_inconclusive else "exit 4 unless --allow-inconclusive"
     # Gates that are asked for take the place of all defaults: with several outputs there is no short way to write that.
-    short = len({gate.output for gate in gates}) == 1 and all(gate.metric in METRICS for gate in gates)
-    limits = (
-        {gate.metric: f"{gate.metric}={gate.limit:g}{METRICS[gate.metric].unit}" for gate in gates} if short else {}
-    )
-    flag = f"--gate {','.join(limits.values())}".rstrip()
+    flag = "--gate"
+    if len({gate.output for gate in gates}) == 1 and all(gate.metric in METRICS for gate in gates):
+        limits = dict.fromkeys(f"{gate.metric}={gate.limit:g}{METRICS[gate.metric].unit}" for gate in gates)
+        flag += f" {','.join(limits)}"
     return f"default gate{'' if unbuilt else ', exit 0'}: {flag} makes it decide"
 
 
