@@ -35,8 +35,8 @@ demo: $(USER)
 	    --calib calibration/digits --data samples/digits/eval.npz || exit 1; \
 	done
 
-IMAGES := --calib samples.data:pictures --data samples.data:other_pictures
-IMAGES_NHWC := --calib samples.data:pictures_nhwc --data samples.data:other_pictures_nhwc
+IMAGES := --calib samples.data:images --data samples.data:other_images
+IMAGES_NHWC := --calib samples.data:images_nhwc --data samples.data:other_images_nhwc
 SENTENCES := --calib samples.data:sentences --data samples.data:other_sentences
 BERT_SHAPES := $(foreach input,input_ids attention_mask,--shape $(input)=1x8:8x32:32x128 --dtype $(input)=int64)
 
@@ -64,8 +64,8 @@ lint: $(DEVELOPER)
 	$(BIN)/mypy
 
 bench: $(DEVELOPER)
-	$(BIN)/python bench/calibration.py
-	$(BIN)/python bench/digits.py
+	$(BIN)/python benchmarks/calibration.py
+	$(BIN)/python benchmarks/digits.py
 
 clean:
 	rm -rf $(VENV) trtopt-out

@@ -186,7 +186,7 @@ def test_the_action_passes_a_model_that_holds_its_gates(tmp_path: Path) -> None:
         "junit": "trtopt-out/ci/report.xml",
     }
     assert "PASS" in ran.summary
-    assert "minmax over 200 samples" in ran.log
+    assert "scales from 200 samples by minmax" in ran.log
     assert (tmp_path / ran.outputs["html"]).read_text().startswith("<!DOCTYPE html>")
     suite = ElementTree.parse(tmp_path / ran.outputs["junit"]).getroot()
     assert (suite.get("tests"), suite.get("failures")) == ("1", "0")

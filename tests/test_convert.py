@@ -226,7 +226,7 @@ def test_the_verdict_says_that_it_rests_on_the_calibration_samples(
     assert done.code == code, done.err
     assert done.out.splitlines()[-1].endswith(f"{ON_CALIBRATION[1:]}")
     assert done.out.count("calibration samples themselves") == 1
-    assert "calibrated on" not in done.out
+    assert "used for calibration" not in done.out
     assert report(tmp_path)["comparison"]["calibrated_on"] == 200  # type: ignore[index]
 
 
@@ -240,9 +240,8 @@ def test_evaluation_samples_that_were_calibrated_on_are_counted_also_those_given
     np.save(tmp_path / "twice.npy", np.concatenate([images[:30], images[:5]]))
     command = ("convert", DIGITS, "-p", "int8", "--calib", tmp_path / "calib.npy", "--backend", "onnxruntime")
     some = cli(*command, "--gate", "sqnr=1", "--data", tmp_path / "some.npy", "-o", tmp_path / "run")
-    assert some.out.splitlines()[-1] == (
-        "PASS: 1/1 gates passed (15 of 25 evaluation samples were calibrated on: those are no evidence for unseen data)"
-    )
+    share = "15 of 25 evaluation samples were used for calibration: those are no evidence for unseen data"
+    assert some.out.splitlines()[-1] == f"PASS: 1/1 gates passed ({share})"
     twice = cli(*command, "--gate", "sqnr=1", "--data", tmp_path / "twice.npy", "-o", tmp_path / "run")
     assert twice.out.splitlines()[-1] == f"PASS: 1/1 gates passed {ON_CALIBRATION}"
 
@@ -370,6 +369,8 @@ def test_a_batch_that_shape_fixes_is_filled_with_the_samples_of_data(tmp_path: P
     command = ("convert", DIGITS, *INT8, "--data", EVAL, "--shape", "input=4x1x28x28", "--gate", "sqnr=20")
     done = cli(*command, "-o", tmp_path / "run", "--backend", "onnxruntime")
     assert done.code == 0, done.err
-    assert "1000 samples are fed as 250 groups" in " ".join(done.out.split())
-    done = cli("compare", DIGITS, tmp_path / "run", "--data", EVAL, "-o", tmp_path / "c", "--gate", "sqnr=20")
+    assert "1000 samples are fed in groups of 4" in " ".join(done.out.split())
+    assert "accuracy, FP32 99.20 %" in done.out
+    done = cli("compare", DIGITS, tmp_path / "run", "--data", EVAL, "-o", tmp_path / "c", "--gate", "top1=1%")
     assert done.code == 0, done.err
+    assert "accuracy, FP32 99.20 %" in done.out

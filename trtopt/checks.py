@@ -81,8 +81,13 @@ def pair(baseline: OnnxModel, candidate: OnnxModel) -> None:
 
 
 def exists(plan: DataPlan | None) -> None:
-    """Refuse data that is not there."""
-    if plan is not None and ":" not in plan.source and not Path(plan.source).exists():
+    """Refuse data that is not there, and files of class names or labels that are not."""
+    if plan is None:
+        return
+    for flag, path in (("--classes", plan.classes), ("--labels", plan.labels)):
+        if path is not None and not path.is_file():
+            raise UsageError(f"{flag} {path}: no such file")
+    if ":" not in plan.source and not Path(plan.source).exists():
         raise DataError(f"{plan.source}: no such file or folder", fix="Name a folder of pictures, .npy, .npz or .jsonl")
 
 
@@ -104,12 +109,28 @@ def within(dataset: Dataset, inputs: tuple[TensorSpec, ...], ranges: Iterable[Sh
                 )
 
 
+def classes(dataset: Dataset, plan: MeasurePlan, model: OnnxModel) -> None:
+    """Refuse labels that are of other classes than the model's, where the shapes of its outputs tell."""
+    from trtopt.data.classes import check_count, score_count
+
+    kinds = output_kinds(plan.kinds)
+    scores: dict[str, int] = {}
+    for spec in model.outputs:
+        row = [side for side in spec.shape[1:] if isinstance(side, int)]
+        if len(row) + 1 != len(spec.shape):
+            return  # only its values will tell
+        if kinds.get(spec.name, "scores") == "scores" and spec.dtype.startswith(("float", "bfloat")):
+            scores[spec.name] = score_count(row)
+    check_count(dataset, scores)
+
+
 def few(dataset: Dataset) -> str:
     """A remark on a dataset that is small to calibrate on; nothing for one whose samples are batches."""
-    single = all(shape[:1] == (1,) for fed in dataset.shapes for shape in fed)
-    if not single or len(dataset) >= FEW:
+    count = len(dataset.groups.ids) if dataset.groups else len(dataset)
+    single = dataset.groups or all(shape[:1] == (1,) for fed in dataset.shapes for shape in fed)
+    if not single or count >= FEW:
         return ""
-    return f"{len(dataset)} calibration samples: 100 to 500 like those of production are better"
+    return f"{count} calibration samples: 100 to 500 like those of production are better"
 
 
 def calibrates(plan: ConvertPlan) -> None:

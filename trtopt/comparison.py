@@ -48,6 +48,7 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
         dataset = stages.open_data(plan.data, replace(baseline, inputs=fixed(baseline.inputs, taken)))
         for note in dataset.notes:
             context.emit(Warned(f"{plan.data.source}: {note}"))
+        checks.classes(dataset, plan.measure, baseline)
         comparisons: dict[str, Comparison] = {}
         for name, candidate in candidates.items():
             suffix = f" {name}" if len(candidates) > 1 else ""

@@ -18,10 +18,15 @@ RESTS = ("fp16", "bf16", "fp32")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataPlan:
-    """Where samples come from. `recipe` is a name or a path; without one the data's own or the assumed one is used."""
+    """Where samples come from. `recipe` is a name or a path; without one the data's own or the assumed one is used.
+
+    `classes` is a file of class names and `labels` a CSV file of images and their classes, both for images.
+    """
 
     source: str
     recipe: str | None = None
+    classes: Path | None = None
+    labels: Path | None = None
     skip_bad: bool = False
 
 

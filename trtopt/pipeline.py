@@ -68,6 +68,8 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         data, calib = (_open(context, each, source, ranges) for each in (plan.data, plan.calib))
         judged_on = data or calib
         if judged_on is not None:
+            if plan.compare:
+                checks.classes(judged_on, plan.measure, source)
             checks.within(judged_on, source.inputs, [entry for entry in ranges if entry.name in named(plan.shapes)])
         if judged_on is not None and plan.compare:
             stages.check_randomness(context, source, judged_on)

@@ -210,7 +210,7 @@ def test_an_engine_is_not_run_by_a_cpu_nor_anywhere_without_a_gpu(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     on_cpu = cli("bench", int8 / "model.engine", "--device", "cpu", "-o", tmp_path)
     assert on_cpu.code == 2
-    assert f"name {int8}: its typed graph runs in onnxruntime" in on_cpu.err
+    assert f"give {int8}: its typed graph runs in onnxruntime" in on_cpu.err
     assert cli("bench", int8 / "model.engine", "-o", tmp_path).code == 3
     assert cli("bench", int8 / "model.engine", "--max-batch", "-o", tmp_path).code == 3
     assert cli("bench", DIGITS, "--device", "cuda", "-o", tmp_path).code == 3

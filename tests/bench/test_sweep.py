@@ -193,7 +193,7 @@ def test_a_speedup_between_machines_is_remarked_upon(conv_net: Path) -> None:
     host = preparing.Opened(target=target(conv_net), path=conv_net, run_dir=None, takes=None)
     on_gpu = replace(host, target=engine(MadeRunner()))
     (line,) = preparing.remarks([host, on_gpu])
-    assert line.startswith("net on the CPU beside engine on the GPU: ")
+    assert line.startswith("net on the CPU, engine on the GPU: ")
     assert preparing.remarks([host, host]) == preparing.remarks([on_gpu]) == []
 
 
@@ -312,11 +312,11 @@ def test_the_default_sweep_is_cut_to_what_an_engine_takes_and_says_so() -> None:
     int8 = opened(DIGITS, takes=range(1, 33), name="int8")
     assert preparing.batches([opened(DIGITS), int8], ()) == (
         (1, 8, 16, 32),
-        ["batch 64 left out: int8 takes batches of 1 to 32"],
+        ["batch 64 skipped: int8 supports batch 1 to 32"],
     )
-    with pytest.raises(UsageError, match="batch 64 cannot be had: int8 takes batches of 1 to 32"):
+    with pytest.raises(UsageError, match="batch 64 is not supported: int8 supports batch 1 to 32"):
         preparing.batches([int8], (8, 64))
-    with pytest.raises(UsageError, match="cannot be had"):
+    with pytest.raises(UsageError, match="is not supported"):
         preparing.batches([opened(DIGITS, takes=range(100, 200))], ())
 
 
@@ -324,7 +324,7 @@ def test_a_fixed_batch_is_the_only_one_for_all() -> None:
     fixed = opened(DIGITS, shapes=("input=4x1x28x28",), name="fixed")
     assert preparing.batches([opened(DIGITS), fixed], ()) == ((4,), [])
     assert preparing.batches([fixed], (4,)) == ((4,), [])
-    with pytest.raises(UsageError, match="--batch cannot be had of fixed: its batch size is fixed at 4"):
+    with pytest.raises(UsageError, match="fixed does not support --batch 1,4: its batch size is fixed at 4"):
         preparing.batches([fixed], (1, 4))
     with pytest.raises(UsageError, match="no batch size in common"):
         preparing.batches([fixed, opened(DIGITS, shapes=("input=2x1x28x28",), name="other")], ())

@@ -126,7 +126,7 @@ def test_every_verdict_on_the_calibration_samples_says_so(report: Report) -> Non
 
 def test_a_verdict_on_some_of_the_calibration_samples_counts_them() -> None:
     report = replace(PASSED, comparison=replace(COMPARISON, calibrated_on=3))
-    said = "3 of 1000 evaluation samples were calibrated on: those are no evidence for unseen data"
+    said = "3 of 1000 evaluation samples were used for calibration: those are no evidence for unseen data"
     assert verdict(report) == f"PASS: 1/1 gates passed ({said})"
 
 

@@ -12,18 +12,20 @@ import typer
 
 from trtopt.cli.options import (
     AllowInconclusiveFlag,
+    ClassesFlag,
     Device,
     DeviceFlag,
     Format,
     FormatFlag,
     GateFlag,
     KindFlag,
+    LabelsFlag,
     MetricFlag,
     RecipeFlag,
     SkipBadFlag,
 )
 
-_OF_A_RUN = ("data", "recipe", "skip_bad", "kind", "metric", "layers", "out", "device")
+_OF_A_RUN = ("data", "recipe", "classes", "labels", "skip_bad", "kind", "metric", "layers", "out", "device")
 """Flags that say how something is run, or where to."""
 
 
@@ -38,6 +40,8 @@ def compare(
         str | None, typer.Option(help="Samples to compare on, with labels where there are any.", show_default=False)
     ] = None,
     recipe: RecipeFlag = None,
+    classes: ClassesFlag = None,
+    labels: LabelsFlag = None,
     skip_bad: SkipBadFlag = False,
     gate: GateFlag = "",
     allow_inconclusive: AllowInconclusiveFlag = False,
@@ -87,7 +91,7 @@ def compare(
         baseline=baseline,
         candidates=tuple(candidates),
         run_dir=out or Path("trtopt-out") / "compare" / baseline.stem / names,
-        data=DataPlan(source=data, recipe=recipe, skip_bad=skip_bad),
+        data=DataPlan(source=data, recipe=recipe, classes=classes, labels=labels, skip_bad=skip_bad),
         measure=MeasurePlan(kinds=tuple(kind or ()), metrics=tuple(metric or ())),
         gates=gate,
         allow_inconclusive=allow_inconclusive,

@@ -13,6 +13,7 @@ import typer
 from trtopt.cli.options import (
     AllowDriftFlag,
     AllowInconclusiveFlag,
+    ClassesFlag,
     Device,
     DeviceFlag,
     DtypeFlag,
@@ -21,6 +22,7 @@ from trtopt.cli.options import (
     FormatFlag,
     GateFlag,
     KindFlag,
+    LabelsFlag,
     MetricFlag,
     OutFlag,
     RecipeFlag,
@@ -51,6 +53,8 @@ def convert(
         str | None, typer.Option(help="Samples to compare on, with labels where there are any. Not those of --calib.")
     ] = None,
     recipe: RecipeFlag = None,
+    classes: ClassesFlag = None,
+    labels: LabelsFlag = None,
     skip_bad: SkipBadFlag = False,
     method: Annotated[
         str, typer.Option(help="How scales are chosen. auto tries mse, entropy, percentile and minmax.")
@@ -103,18 +107,29 @@ def convert(
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import finish
     from trtopt.config import BuildPlan, ConvertPlan, DataPlan, ExportPlan, MeasurePlan
+    from trtopt.errors import UsageError
     from trtopt.export.source import identify
     from trtopt.pipeline import convert as run
 
+    source = data or calib
+    if (classes or labels) and not source:
+        raise UsageError(
+            f"{'--classes' if classes else '--labels'} is for samples to compare on", fix="Add --data DATA"
+        )
+    judged_on = (
+        DataPlan(source=source, recipe=recipe, classes=classes, labels=labels, skip_bad=skip_bad) if source else None
+    )
+    # Calibration takes no labels.
+    plain = DataPlan(source=calib, recipe=recipe, skip_bad=skip_bad) if calib else None
     plan = ConvertPlan(
         source=model,
         precision=precision,
         run_dir=out or Path("trtopt-out") / identify(str(model)).name / precision,
         rest=rest,
-        calib=DataPlan(source=calib, recipe=recipe, skip_bad=skip_bad) if calib else None,
+        calib=plain if data else judged_on,
         method=method,
         table=calib_table,
-        data=DataPlan(source=data, recipe=recipe, skip_bad=skip_bad) if data else None,
+        data=judged_on if data else None,
         equalization=not no_equalization,
         bias_correction=not no_bias_correction,
         compare=not no_compare,

@@ -56,6 +56,19 @@ RecipeFlag = Annotated[
         help="How pictures or texts become inputs: a recipe's name (imagenet, grayscale, bert) or a TOML file."
     ),
 ]
+ClassesFlag = Annotated[
+    Path | None,
+    typer.Option(
+        help="Names of the model's classes, for images in class folders: one per line, in the order of the scores, or "
+        ".json."
+    ),
+]
+LabelsFlag = Annotated[
+    Path | None,
+    typer.Option(
+        help="A CSV file of lines FILE,LABEL for a folder of images. Default: labels.csv in it, where there is one."
+    ),
+]
 SkipBadFlag = Annotated[
     bool, typer.Option("--skip-bad", help="Leave unreadable samples out, listed, instead of failing.")
 ]

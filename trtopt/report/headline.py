@@ -47,7 +47,7 @@ def _share(comparison: Comparison) -> str:
     if comparison.calibrated_on >= comparison.samples:
         return "on the calibration samples themselves: no evidence for unseen data"
     share = f"{comparison.calibrated_on} of {comparison.samples}"
-    return f"{share} evaluation samples were calibrated on: those are no evidence for unseen data"
+    return f"{share} evaluation samples were used for calibration: those are no evidence for unseen data"
 
 
 def _passed(report: Report) -> str:

@@ -1,7 +1,7 @@
-"""The stages: what goes into each one's key, which files it writes, and the line that sums it up.
+"""The stages of a run: the cache key, the files and the summary line of each.
 
-A stage's key holds everything that can change its result: digests of its inputs, its options, and the versions of the
-libraries that do the work.
+The key of a stage holds everything that can change its result: digests of its inputs, its options, and the versions of
+the libraries that it uses.
 """
 
 from trtopt.stages.context import Context, Target, environment, versions
