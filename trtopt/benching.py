@@ -49,6 +49,8 @@ def bench(plan: BenchPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | N
     from trtopt.stages import bench as preparing
 
     gates = gate.parse_gates(plan.gates)
+    if plan.allow_inconclusive and not gates:
+        raise UsageError("--allow-inconclusive is about gates", why="there is none", fix="Add --gate, or leave it out")
     checks.exists(plan.data)
     _check_out(plan.run_dir)
     wanted = [preparing.wanted(path, name) for path, name in _named(plan.targets)]

@@ -30,6 +30,22 @@ def names(plan: ConvertPlan) -> None:
             raise UsageError(f"{flag} {name} is unknown", fix=f"Choose one of {', '.join(known)}")
 
 
+def compared(plan: ConvertPlan) -> None:
+    """Refuse what only a comparison looks at, where there is to be none: a gate that is not evaluated never passes."""
+    if plan.compare:
+        return
+    for flag, given in (
+        ("--gate", plan.gates.strip()),
+        ("--kind", plan.measure.kinds),
+        ("--metric", plan.measure.metrics),
+        ("--allow-inconclusive", plan.allow_inconclusive),
+    ):
+        if given:
+            raise UsageError(
+                f"{flag} needs a comparison", why="--no-compare leaves it out", fix="Leave out one of the two"
+            )
+
+
 def outputs(gates: str, plan: MeasurePlan, model: OnnxModel) -> None:
     """Refuse a gate that does not parse, and a gate or a kind that names no output or no metric, now.
 

@@ -47,6 +47,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
     from trtopt.export.source import identify
     from trtopt.precision import precision
 
+    checks.compared(plan)
     checks.names(plan)
     kind = precision(plan.precision)
     given = identify(str(plan.source))

@@ -46,12 +46,14 @@ class Gate:
 
 
 def parse_gates(text: str) -> tuple[Gate, ...]:
-    """Parse `latency_p99=5ms,throughput@8=1000,speedup=1.5x`; a blank text gives no gates.
+    """Parse `latency_p99=5ms,throughput@8=1000,speedup=1.5x`. A blank text gives no gates.
+
+    A gate that is written twice is one gate.
 
     Raises:
         UsageError: a part does not parse, names no metric, or has a limit that cannot be meant.
     """
-    return tuple(_parse(part.strip()) for part in text.split(",")) if text.strip() else ()
+    return tuple(dict.fromkeys(_parse(part.strip()) for part in text.split(","))) if text.strip() else ()
 
 
 def _parse(part: str) -> Gate:

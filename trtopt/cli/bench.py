@@ -18,6 +18,7 @@ from trtopt.cli.options import (
     RecipeFlag,
     ShapeFlag,
     SkipBadFlag,
+    joined,
 )
 
 if TYPE_CHECKING:
@@ -46,12 +47,12 @@ def bench(
     skip_bad: SkipBadFlag = False,
     shape: ShapeFlag = None,
     gate: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             help="Thresholds for the last target, at every batch or one: latency_p99=5ms,throughput@8=1000. "
-            "speedup=1.5x is against the first target."
+            "speedup=1.5x is against the first target. May be repeated."
         ),
-    ] = "",
+    ] = None,
     allow_inconclusive: AllowInconclusiveFlag = False,
     max_batch: Annotated[
         bool, typer.Option("--max-batch", help="Search the largest batch of one target that fits, instead of a sweep.")
@@ -92,7 +93,12 @@ def bench(
     speed = SpeedPlan(device=device.value, shapes=tuple(shape or ()), tf32=tf32, graphs=cuda_graphs)
     run_dir = out or Path("trtopt-out") / "bench" / _name(targets)
     if max_batch:
-        for flag, value in (("--batch", batch), ("--gate", gate), ("--data", data)):
+        for flag, value in (
+            ("--batch", batch),
+            ("--gate", gate),
+            ("--allow-inconclusive", allow_inconclusive),
+            ("--data", data),
+        ):
             if value:
                 raise UsageError(f"{flag} is for a sweep", why="--max-batch searches", fix="Leave one of them out")
         search = _max_batch(targets, run_dir, speed, (memory_limit, latency_limit))
@@ -107,7 +113,7 @@ def bench(
         batches=_batches(batch),
         seconds=_positive(seconds),
         data=DataPlan(source=data, recipe=recipe, skip_bad=skip_bad) if data else None,
-        gates=gate,
+        gates=joined(gate),
         allow_inconclusive=allow_inconclusive,
         speed=speed,
     )

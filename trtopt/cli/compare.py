@@ -21,7 +21,9 @@ from trtopt.cli.options import (
     MetricFlag,
     RecipeFlag,
     SkipBadFlag,
+    joined,
 )
+from trtopt.cli.settings import is_typed
 
 _OF_A_RUN = ("data", "recipe", "skip_bad", "kind", "metric", "layers", "out", "device")
 """Flags that say how something is run, or where to."""
@@ -39,7 +41,7 @@ def compare(
     ] = None,
     recipe: RecipeFlag = None,
     skip_bad: SkipBadFlag = False,
-    gate: GateFlag = "",
+    gate: GateFlag = None,
     allow_inconclusive: AllowInconclusiveFlag = False,
     kind: KindFlag = None,
     metric: MetricFlag = None,
@@ -68,11 +70,13 @@ def compare(
 
     if from_ is not None:
         # What the settings say of them is for the runs that need it.
-        typed = [name for name in _OF_A_RUN if _is_typed(context, name)]
+        typed = [name for name in _OF_A_RUN if is_typed(context, name)]
         if baseline or typed:
             flags = ", ".join(["models"] * bool(baseline) + [f"--{name.replace('_', '-')}" for name in typed])
             raise UsageError("--from runs nothing", why="it judges what was measured", fix=f"Leave out {flags}")
-        report = judge_again(JudgePlan(run=from_, gates=gate, allow_inconclusive=allow_inconclusive, worst=worst))
+        report = judge_again(
+            JudgePlan(run=from_, gates=joined(gate), allow_inconclusive=allow_inconclusive, worst=worst)
+        )
         finish(report, format.value)
     if baseline is None or not candidates:
         raise UsageError("nothing to compare", fix="Name the FP32 ONNX file, then a candidate or more")
@@ -85,7 +89,7 @@ def compare(
         run_dir=out or Path("trtopt-out") / "compare" / baseline.stem / names,
         data=DataPlan(source=data, recipe=recipe, skip_bad=skip_bad),
         measure=MeasurePlan(kinds=tuple(kind or ()), metrics=tuple(metric or ())),
-        gates=gate,
+        gates=joined(gate),
         allow_inconclusive=allow_inconclusive,
         layers=layers,
         worst=worst,
@@ -94,8 +98,3 @@ def compare(
     with Narrator() as emit:
         report = run(plan, emit)
     finish(report, format.value)
-
-
-def _is_typed(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"

@@ -28,6 +28,7 @@ from trtopt.cli.options import (
     SignatureFlag,
     SkipBadFlag,
     WeightsFlag,
+    joined,
 )
 
 
@@ -71,7 +72,7 @@ def convert(
     no_bias_correction: Annotated[
         bool, typer.Option("--no-bias-correction", help="Do not correct biases for what rounding loses on average.")
     ] = False,
-    gate: GateFlag = "",
+    gate: GateFlag = None,
     allow_inconclusive: AllowInconclusiveFlag = False,
     kind: KindFlag = None,
     metric: MetricFlag = None,
@@ -118,7 +119,7 @@ def convert(
         bias_correction=not no_bias_correction,
         compare=not no_compare,
         measure=MeasurePlan(kinds=tuple(kind or ()), metrics=tuple(metric or ())),
-        gates=gate,
+        gates=joined(gate),
         allow_inconclusive=allow_inconclusive,
         shapes=tuple(shape or ()),
         device=device.value,

@@ -8,6 +8,8 @@ Touches: the run directory, through the store; a child process runs the framewor
 from __future__ import annotations
 
 import uuid
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -143,8 +145,11 @@ def _key(request: Request) -> dict[str, object]:
 
 def _examples(wanted: Wanted) -> tuple[Example, ...]:
     """What the user says of the inputs: flags, or else the headers of the first sample with a batch that may change."""
-    types = dict(_dtype(flag) for flag in wanted.plan.dtypes)
+    named = [_dtype(flag) for flag in wanted.plan.dtypes]
     shapes = [free_shape(flag) for flag in wanted.shapes]
+    _check_once("--dtype", [name for name, _ in named])
+    _check_once("--shape", [shape.name for shape in shapes])
+    types = dict(named)
     if wanted.data is not None and not shapes:
         low, best, high = DEFAULT_BATCH
         return tuple(
@@ -159,6 +164,13 @@ def _examples(wanted: Wanted) -> tuple[Example, ...]:
         name = min(unknown)
         raise UsageError(f"--dtype {name} has no shape", fix=f"Add --shape {name}=...")
     return tuple(Example(name=shape.name, dtype=types.get(shape.name, "float32"), shape=shape) for shape in shapes)
+
+
+def _check_once(flag: str, names: Sequence[str]) -> None:
+    """Refuse a flag that says two things of one input."""
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UsageError(f"{flag} is given twice for input {name}", fix="Keep one of the two")
 
 
 def _dtype(flag: str) -> tuple[str, str]:
