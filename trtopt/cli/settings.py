@@ -106,9 +106,15 @@ def apply(context: typer.Context, environment: Mapping[str, str]) -> None:
         stderr_console().print(f"[yellow]warning:[/] {FILE} is read, and \\[tool.trtopt] in {settings.ignored} is not")
     context.meta[_SETTINGS] = settings
     context.default_map = {
-        command: {options[flag].name: setting.value for flag, setting in settings.found[command].items()}
+        command: {option.name: _default(option, found[flag]) for flag, option in options.items() if flag in found}
         for command, options in flags(group).items()
+        for found in [settings.found[command]]
     }
+
+
+def _default(option: TyperOption, setting: Setting) -> Value | None:
+    """The setting's value as the default of a flag."""
+    return [setting.value] if option.multiple and isinstance(setting.value, str) else setting.value
 
 
 def origins(context: typer.Context) -> dict[str, str]:
@@ -226,7 +232,7 @@ def _check(where: str, value: object, option: TyperOption, group: TyperGroup) ->
             wanted = "a single text or number"
         if kind != wanted and (kind, wanted) != ("a whole number", "a number"):
             raise UsageError(f"{where} is {kind}", why=f"it must be {wanted}")
-    return cast(Value, items if option.multiple else value)
+    return cast(Value, value)
 
 
 def _parsed(option: TyperOption, text: str, group: TyperGroup, where: str) -> object:
@@ -270,9 +276,8 @@ def _environment(environment: Mapping[str, str], group: TyperGroup) -> Iterable[
         text = environment[name]
         if not text.strip():
             continue
-        if option.multiple:
-            values = [text] if flag in _COMMA_SEPARATED else _words(name, text, option, group)
-            yield command, flag, Setting(value=values, origin="environment", name=name)
+        if option.multiple and flag not in _COMMA_SEPARATED:
+            yield command, flag, Setting(value=_words(name, text, option, group), origin="environment", name=name)
             continue
         parsed = _parsed(option, text, group, f"environment variable {name}")
         value = parsed if isinstance(parsed, bool) else text
