@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trtopt.errors import UsageError
+from trtopt.rundir import DefaultDir
 
 BACKENDS = ("tensorrt", "onnxruntime")
 RESTS = ("fp16", "bf16", "fp32")
@@ -69,7 +70,7 @@ class ConvertPlan:
 
     source: Path
     precision: str
-    run_dir: Path
+    run_dir: Path | DefaultDir
     rest: str = "fp16"
     calib: DataPlan | None = None
     method: str = "auto"
@@ -93,7 +94,7 @@ class ExportOnlyPlan:
 
     source: Path
     out: Path
-    run_dir: Path
+    run_dir: Path | DefaultDir
     shapes: tuple[str, ...] = ()
     data: DataPlan | None = None
     device: str = "cpu"
@@ -110,7 +111,7 @@ class ComparePlan:
 
     baseline: Path
     candidates: tuple[Path, ...]
-    run_dir: Path
+    run_dir: Path | DefaultDir
     data: DataPlan
     measure: MeasurePlan = MeasurePlan()
     gates: str = ""
@@ -149,7 +150,7 @@ class BenchPlan:
     """
 
     targets: tuple[Path, ...]
-    run_dir: Path
+    run_dir: Path | DefaultDir
     batches: tuple[int, ...] = ()
     seconds: float = 2.0
     data: DataPlan | None = None
@@ -163,7 +164,7 @@ class MaxBatchPlan:
     """A search for the largest batch of a target: memory in bytes (0: what is free), latency in ms (infinite: any)."""
 
     target: Path
-    run_dir: Path
+    run_dir: Path | DefaultDir
     memory_limit: int = 0
     latency_limit: float = math.inf
     speed: SpeedPlan = SpeedPlan()

@@ -23,6 +23,7 @@ from trtopt.cli.options import (
 
 if TYPE_CHECKING:
     from trtopt.config import MaxBatchPlan, SpeedPlan
+    from trtopt.rundir import DefaultDir
 
 
 def bench(
@@ -83,7 +84,7 @@ def bench(
     Exits 0 when every gate holds (or there is none), 1 when one fails, 3 when memory is exhausted, 130 on Ctrl-C; what
     was measured by then is kept and shown.
     """
-    from trtopt import benching
+    from trtopt import benching, rundir
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import finish
     from trtopt.config import BenchPlan, DataPlan, SpeedPlan
@@ -91,7 +92,7 @@ def bench(
     from trtopt.report import show
 
     speed = SpeedPlan(device=device.value, shapes=tuple(shape or ()), tf32=tf32, graphs=cuda_graphs)
-    run_dir = out or Path("trtopt-out") / "bench" / _name(targets)
+    run_dir = out or rundir.of_bench(targets)
     if max_batch:
         for flag, value in (
             ("--batch", batch),
@@ -125,12 +126,6 @@ def bench(
     finish(report, format.value)
 
 
-def _name(targets: list[Path]) -> str:
-    """`model`, `model-and-int8`, or how many there are."""
-    names = [target.name if target.is_dir() else target.stem for target in targets]
-    return "-and-".join(names) if len(names) <= 2 else f"{len(names)}-targets"
-
-
 def _batches(text: str | None) -> tuple[int, ...]:
     """Batch sizes as written, in ascending order: memory then grows from one to the next."""
     import re
@@ -156,7 +151,7 @@ def _positive(seconds: float) -> float:
 
 
 def _max_batch(
-    targets: list[Path], run_dir: Path, speed: SpeedPlan, limits: tuple[str | None, str | None]
+    targets: list[Path], run_dir: Path | DefaultDir, speed: SpeedPlan, limits: tuple[str | None, str | None]
 ) -> MaxBatchPlan:
     import math
 

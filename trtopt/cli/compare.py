@@ -61,6 +61,7 @@ def compare(
     format: FormatFlag = Format.text,
 ) -> None:
     """Compare candidates with FP32 on your data: exits 0 when every gate is shown to hold, 1 otherwise."""
+    from trtopt import rundir
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import finish
     from trtopt.comparison import compare as run
@@ -82,11 +83,10 @@ def compare(
         raise UsageError("nothing to compare", fix="Name the FP32 ONNX file, then a candidate or more")
     if data is None:
         raise UsageError("nothing to compare on", fix="Add --data DATA (samples that were not calibrated on)")
-    names = candidates[0].name if len(candidates) == 1 else f"{len(candidates)}-candidates"
     plan = ComparePlan(
         baseline=baseline,
         candidates=tuple(candidates),
-        run_dir=out or Path("trtopt-out") / "compare" / baseline.stem / names,
+        run_dir=out or rundir.of_comparison(baseline, candidates),
         data=DataPlan(source=data, recipe=recipe, skip_bad=skip_bad),
         measure=MeasurePlan(kinds=tuple(kind or ()), metrics=tuple(metric or ())),
         gates=joined(gate),

@@ -100,6 +100,7 @@ def convert(
 
     Exits 0 when every gate holds, 1 when one fails, 2 on an error, 3 when this machine has no TensorRT.
     """
+    from trtopt import rundir
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import finish
     from trtopt.config import BuildPlan, ConvertPlan, DataPlan, ExportPlan, MeasurePlan
@@ -109,7 +110,7 @@ def convert(
     plan = ConvertPlan(
         source=model,
         precision=precision,
-        run_dir=out or Path("trtopt-out") / identify(str(model)).name / precision,
+        run_dir=out or rundir.of_source(identify(str(model)), precision),
         rest=rest,
         calib=DataPlan(source=calib, recipe=recipe, skip_bad=skip_bad) if calib else None,
         method=method,

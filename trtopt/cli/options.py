@@ -83,7 +83,13 @@ MetricFlag = Annotated[
 DeviceFlag = Annotated[Device, typer.Option(help="Where onnxruntime runs the baseline and the typed graph.")]
 FormatFlag = Annotated[Format, typer.Option(help="How the result is printed on stdout.")]
 OutFlag = Annotated[
-    Path | None, typer.Option("--out", "-o", help="Run directory. Default: trtopt-out/<model>/<precision>.")
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        help="Run directory. Default: trtopt-out/<model>/<precision>; <model> gets a digest where another one has its "
+        "name.",
+    ),
 ]
 
 
