@@ -259,3 +259,25 @@ def test_a_file_that_init_wrote_is_in_order(cli: Cli, run_dir: Path) -> None:
     assert cli("init", DIGITS).code == 0
     done = cli("compare", "--from", run_dir, "--format", "json")
     assert [gate["metric"] for gate in json.loads(done.out)["comparison"]["gates"]] == ["top1"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ('kind = ["logits=values"]', "--kind logits=values is not how"),
+        ('kind = ["boxes=values"]', "--kind boxes=values is not how"),
+        ('metric = ["m:mine"]', "--metric m:mine is not how"),
+    ],
+)
+def test_settings_that_an_earlier_run_does_not_follow_are_refused_when_it_is_judged_again(
+    setting: str, said: str, cli: Cli, run_dir: Path
+) -> None:
+    Path("trtopt.toml").write_text(f"[compare]\n{setting}\n")
+    line = refusal(cli("compare", "--from", run_dir, "--gate", "cosine=0.9"))
+    assert line.startswith(said)
+    assert "is set by trtopt.toml" in line
+
+
+def test_settings_that_an_earlier_run_follows_are_let_be(cli: Cli, run_dir: Path) -> None:
+    Path("trtopt.toml").write_text('[compare]\nkind = ["logits=scores"]\n')
+    assert cli("compare", "--from", run_dir, "--gate", "cosine=0.9").code == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 from trtopt.config import BACKENDS, RESTS, ConvertPlan, DataPlan, MeasurePlan, output_kinds
 from trtopt.data.dataset import Dataset
 from trtopt.errors import DataError, ModelError, UsageError
-from trtopt.types import OnnxModel, ShapeRange, TensorSpec
+from trtopt.types import Comparison, OnnxModel, ShapeRange, TensorSpec
 
 FEW = 32
 """Calibration samples below which a user is told: ranges and means of so few say little of others."""
@@ -83,6 +83,20 @@ def measure(plan: MeasurePlan) -> None:
             check_name(kind)
         for source in plan.metrics:
             load(source)
+
+
+def measured(run: Path, plan: MeasurePlan, comparison: Comparison) -> None:
+    """Refuse to judge what an earlier run measured in another way than is asked for."""
+    kinds = {output.output: output.kind for output in comparison.outputs}
+    asked = [("--kind", f"{output}={kind}", (output, kind)) for output, kind in output_kinds(plan.kinds).items()]
+    asked += [("--metric", metric, (metric.rpartition(":")[2], "own")) for metric in plan.metrics]
+    for flag, value, entry in asked:
+        if entry not in kinds.items():
+            raise UsageError(
+                f"{flag} {value} is not how {run} was measured",
+                why=f"its outputs are {', '.join(f'{output}={kind}' for output, kind in kinds.items())}",
+                fix="Run trtopt compare without --from",
+            )
 
 
 def pair(baseline: OnnxModel, candidate: OnnxModel) -> None:

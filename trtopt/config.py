@@ -123,9 +123,12 @@ class ComparePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgePlan:
-    """New thresholds for what an earlier run measured, in the run directory `run`."""
+    """New thresholds for what an earlier run measured, in the run directory `run`; `measure` is how it must have been
+    measured (empty: in any way).
+    """
 
     run: Path
+    measure: MeasurePlan = MeasurePlan()
     gates: str = ""
     allow_inconclusive: bool = False
     worst: int = 0

@@ -69,16 +69,17 @@ def compare(
     from trtopt.config import ComparePlan, DataPlan, JudgePlan, MeasurePlan
     from trtopt.errors import UsageError
 
+    measure = MeasurePlan(kinds=tuple(kind or ()), metrics=tuple(metric or ()))
     if from_ is not None:
-        # What the settings say of them is for the runs that need it.
+        # Settings are there for other runs, too: only what was typed is refused.
         typed = [name for name in _OF_A_RUN if is_typed(context, name)]
         if baseline or typed:
             flags = ", ".join(["models"] * bool(baseline) + [f"--{name.replace('_', '-')}" for name in typed])
             raise UsageError("--from runs nothing", why="it judges what was measured", fix=f"Leave out {flags}")
-        report = judge_again(
-            JudgePlan(run=from_, gates=joined(gate), allow_inconclusive=allow_inconclusive, worst=worst)
+        judged = JudgePlan(
+            run=from_, measure=measure, gates=joined(gate), allow_inconclusive=allow_inconclusive, worst=worst
         )
-        finish(report, format.value)
+        finish(judge_again(judged), format.value)
     if baseline is None or not candidates:
         raise UsageError("nothing to compare", fix="Name the FP32 ONNX file, then a candidate or more")
     if data is None:
@@ -88,7 +89,7 @@ def compare(
         candidates=tuple(candidates),
         run_dir=out or rundir.of_comparison(baseline, candidates),
         data=DataPlan(source=data, recipe=recipe, skip_bad=skip_bad),
-        measure=MeasurePlan(kinds=tuple(kind or ()), metrics=tuple(metric or ())),
+        measure=measure,
         gates=joined(gate),
         allow_inconclusive=allow_inconclusive,
         layers=layers,
