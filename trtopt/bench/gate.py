@@ -52,10 +52,12 @@ class Gate:
 def parse_gates(text: str) -> tuple[Gate, ...]:
     """Parse gates such as `latency_p99=5ms,throughput@8=1000,speedup=1.5x`; return () for a blank text.
 
+    A gate that is written twice counts once.
+
     Raises:
         UsageError: a part does not parse, its metric is unknown, or its limit is invalid.
     """
-    return tuple(_parse(part.strip()) for part in text.split(",")) if text.strip() else ()
+    return tuple(dict.fromkeys(_parse(part.strip()) for part in text.split(","))) if text.strip() else ()
 
 
 def _parse(part: str) -> Gate:

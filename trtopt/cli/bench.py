@@ -18,10 +18,12 @@ from trtopt.cli.options import (
     RecipeFlag,
     ShapeFlag,
     SkipBadFlag,
+    joined,
 )
 
 if TYPE_CHECKING:
     from trtopt.config import MaxBatchPlan, SpeedPlan
+    from trtopt.rundir import DefaultDir
 
 
 def bench(
@@ -46,12 +48,12 @@ def bench(
     skip_bad: SkipBadFlag = False,
     shape: ShapeFlag = None,
     gate: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             help="Thresholds for the last target, at every batch or one: latency_p99=5ms,throughput@8=1000. "
-            "speedup=1.5x is against the first target."
+            "speedup=1.5x is against the first target. May be repeated."
         ),
-    ] = "",
+    ] = None,
     allow_inconclusive: AllowInconclusiveFlag = False,
     max_batch: Annotated[
         bool, typer.Option("--max-batch", help="Search the largest batch of one target that fits, instead of a sweep.")
@@ -82,7 +84,7 @@ def bench(
     Exits 0 when every gate holds (or there is none), 1 when one fails, 3 when memory is exhausted, 130 on Ctrl-C; what
     was measured by then is kept and shown.
     """
-    from trtopt import benching
+    from trtopt import benching, rundir
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import finish
     from trtopt.config import BenchPlan, DataPlan, SpeedPlan
@@ -90,9 +92,14 @@ def bench(
     from trtopt.report import show
 
     speed = SpeedPlan(device=device.value, shapes=tuple(shape or ()), tf32=tf32, graphs=cuda_graphs)
-    run_dir = out or Path("trtopt-out") / "bench" / _name(targets)
+    run_dir = out or rundir.of_bench(targets)
     if max_batch:
-        for flag, value in (("--batch", batch), ("--gate", gate), ("--data", data)):
+        for flag, value in (
+            ("--batch", batch),
+            ("--gate", gate),
+            ("--allow-inconclusive", allow_inconclusive),
+            ("--data", data),
+        ):
             if value:
                 raise UsageError(f"{flag} is for a sweep", why="--max-batch searches", fix="Leave one of them out")
         search = _max_batch(targets, run_dir, speed, (memory_limit, latency_limit))
@@ -107,7 +114,7 @@ def bench(
         batches=_batches(batch),
         seconds=_positive(seconds),
         data=DataPlan(source=data, recipe=recipe, skip_bad=skip_bad) if data else None,
-        gates=gate,
+        gates=joined(gate),
         allow_inconclusive=allow_inconclusive,
         speed=speed,
     )
@@ -117,12 +124,6 @@ def bench(
         show(format.value, report)
         raise stopped
     finish(report, format.value)
-
-
-def _name(targets: list[Path]) -> str:
-    """`model`, `model-and-int8`, or how many there are."""
-    names = [target.name if target.is_dir() else target.stem for target in targets]
-    return "-and-".join(names) if len(names) <= 2 else f"{len(names)}-targets"
 
 
 def _batches(text: str | None) -> tuple[int, ...]:
@@ -150,7 +151,7 @@ def _positive(seconds: float) -> float:
 
 
 def _max_batch(
-    targets: list[Path], run_dir: Path, speed: SpeedPlan, limits: tuple[str | None, str | None]
+    targets: list[Path], run_dir: Path | DefaultDir, speed: SpeedPlan, limits: tuple[str | None, str | None]
 ) -> MaxBatchPlan:
     import math
 
