@@ -216,10 +216,6 @@ def test_a_refusal_says_which_settings_it_is_about(cli: Cli, monkeypatch: pytest
     assert "set by" not in refusal(cli("convert", DIGITS, "--no-compare", "--gate", "top1=1%"))
 
 
-def test_a_search_for_a_batch_takes_no_permission_for_gates(cli: Cli) -> None:
-    assert "--allow-inconclusive is for a sweep" in refusal(cli("bench", DIGITS, "--max-batch", "--allow-inconclusive"))
-
-
 def test_a_sweep_without_gates_takes_no_permission_for_them(cli: Cli) -> None:
     line = refusal(cli("bench", DIGITS, "--allow-inconclusive"))
     assert line == "--allow-inconclusive is about gates: there is none. Add --gate, or leave it out"

@@ -175,6 +175,7 @@ class MaxBatchPlan:
     run_dir: Path | DefaultDir
     memory_limit: int = 0
     latency_limit: float = math.inf
+    allow_inconclusive: bool = False
     speed: SpeedPlan = SpeedPlan()
 
 

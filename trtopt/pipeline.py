@@ -239,15 +239,16 @@ def _compare(
             StageOutcome(name="compare", status="skipped", seconds=0.0, summary="--no-compare")
         )
         return None
-    if plan.data is None:
-        context.emit(Warned("compared on the calibration samples themselves: give --data for evidence on unseen ones"))
     evaluation = stages.Evaluation(
         dataset=dataset,
         measure=plan.measure,
         ran="" if plan.build.backend == "onnxruntime" else stages.ENGINE_NOT_RUN,
-        calibrated_on=table.fingerprints if table and plan.data is not None else (),
+        calibrated_on=table.fingerprints if table else (),
     )
-    return stages.gate(context, stages.compare(context, source, typed.onnx, evaluation), plan.gates)
+    measured = stages.compare(context, source, typed.onnx, evaluation)
+    if plan.data is None:  # also where nothing knows their fingerprints: a TensorRT cache, a precision without scales
+        measured = replace(measured, calibrated_on=measured.samples)
+    return stages.gate(context, measured, plan.gates)
 
 
 def _report(

@@ -64,7 +64,12 @@ def bench(
     latency_limit: Annotated[
         str | None, typer.Option(help="For --max-batch: median time a batch may take, 20ms.", show_default=False)
     ] = None,
-    device: Annotated[Device, typer.Option(help="Where to run. auto: on a GPU where it works.")] = Device.auto,
+    device: Annotated[
+        Device,
+        typer.Option(
+            help="Where to run. auto: on a GPU where it works; gates judge the CPU only where cpu is asked for."
+        ),
+    ] = Device.auto,
     tf32: Annotated[
         bool, typer.Option("--tf32", help="On a GPU, let onnxruntime round FP32 products to TF32.")
     ] = False,
@@ -81,30 +86,26 @@ def bench(
 ) -> None:
     """Time targets side by side over batch sizes, with the noise beside each number.
 
-    Exits 0 when every gate holds (or there is none), 1 when one fails, 3 when memory is exhausted, 130 on Ctrl-C; what
-    was measured by then is kept and shown.
+    Exits 0 when every gate passes (or there is none), 1 when one fails, 4 when one is inconclusive (as on a CPU without
+    --device cpu), 3 when memory is exhausted, 130 on Ctrl-C; what was measured by then is kept and shown.
     """
+    from dataclasses import replace
+
     from trtopt import benching, rundir
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import finish
     from trtopt.config import BenchPlan, DataPlan, SpeedPlan
     from trtopt.errors import UsageError
-    from trtopt.report import show
 
     speed = SpeedPlan(device=device.value, shapes=tuple(shape or ()), tf32=tf32, graphs=cuda_graphs)
     run_dir = out or rundir.of_bench(targets)
     if max_batch:
-        for flag, value in (
-            ("--batch", batch),
-            ("--gate", gate),
-            ("--allow-inconclusive", allow_inconclusive),
-            ("--data", data),
-        ):
+        for flag, value in (("--batch", batch), ("--gate", gate), ("--data", data)):
             if value:
                 raise UsageError(f"{flag} is for a sweep", why="--max-batch searches", fix="Leave one of them out")
         search = _max_batch(targets, run_dir, speed, (memory_limit, latency_limit))
         with Narrator() as emit:
-            report = benching.max_batch(search, emit)
+            report = benching.max_batch(replace(search, allow_inconclusive=allow_inconclusive), emit)
         finish(report, format.value)
     if memory_limit or latency_limit:
         raise UsageError("--memory-limit and --latency-limit are for --max-batch", fix="Add it, or use --gate")
@@ -120,10 +121,7 @@ def bench(
     )
     with Narrator() as emit:
         report, stopped = benching.bench(plan, emit)
-    if stopped is not None:
-        show(format.value, report)
-        raise stopped
-    finish(report, format.value)
+    finish(report, format.value, stopped)
 
 
 def _batches(text: str | None) -> tuple[int, ...]:

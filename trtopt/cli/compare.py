@@ -64,7 +64,11 @@ def compare(
     device: DeviceFlag = Device.cpu,
     format: FormatFlag = Format.text,
 ) -> None:
-    """Compare candidates with FP32 on your data: exits 0 when every gate is shown to hold, 1 otherwise."""
+    """Compare candidates with FP32 on your data, and judge them.
+
+    Exits 0 when every gate passes (too few samples for a default one are reported only), 1 when one fails, 2 on an
+    error, 4 when a gate of --gate is inconclusive.
+    """
     from trtopt import rundir
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import finish

@@ -102,7 +102,8 @@ def convert(
 ) -> None:
     """Convert a network to a TensorRT engine, and judge it against FP32 on your data.
 
-    Exits 0 when every gate holds, 1 when one fails, 2 on an error, 3 when this machine has no TensorRT.
+    Exits 0 when every gate passes (too few samples for a default one are reported only), 1 when one fails, 2 on an
+    error, 3 when this machine has no TensorRT, 4 when a gate of --gate is inconclusive.
     """
     from trtopt import rundir
     from trtopt.cli.console import Narrator

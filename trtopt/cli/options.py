@@ -81,7 +81,7 @@ GateFlag = Annotated[
     ),
 ]
 AllowInconclusiveFlag = Annotated[
-    bool, typer.Option("--allow-inconclusive", help="Exit 0 when there are too few samples to settle a gate.")
+    bool, typer.Option("--allow-inconclusive", help="Exit 0, not 4, when a gate that you asked for is inconclusive.")
 ]
 KindFlag = Annotated[
     list[str] | None,
