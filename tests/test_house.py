@@ -17,6 +17,7 @@ ORDER = ("export", "data", "calibrate", "precision", "engine", "compare", "bench
 TOP = (
     "codec",
     "config",
+    "rundir",
     "shapes",
     "store",
     "candidate",

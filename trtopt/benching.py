@@ -49,13 +49,15 @@ def bench(plan: BenchPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | N
     from trtopt.stages import bench as preparing
 
     gates = gate.parse_gates(plan.gates)
+    if plan.allow_inconclusive and not gates:
+        raise UsageError("--allow-inconclusive is about gates", why="there is none", fix="Add --gate, or leave it out")
     checks.exists(plan.data)
-    _check_out(plan.run_dir)
     wanted = [preparing.wanted(path, name) for path, name in _named(plan.targets)]
     warnings: list[str] = []
     emit = reporting.recording(emit, warnings)
     with contextlib.ExitStack() as held:
         store = held.enter_context(open_store(plan.run_dir, emit))
+        _check_out(store.root)
         samples = preparing.datasets(wanted, plan)
         opened = []
         for given in wanted:
@@ -151,7 +153,6 @@ def max_batch(plan: MaxBatchPlan, emit: Emit = silent) -> Report:
     from trtopt.bench.inputs import Sizes
     from trtopt.stages import bench as preparing
 
-    _check_out(plan.run_dir)
     given = preparing.wanted(plan.target, plan.target.name or str(plan.target))
     sizes = Sizes(inputs=given.onnx.inputs, ranges=preparing.ranges(given, plan.speed.shapes, None))
     if sizes.batch:
@@ -164,6 +165,7 @@ def max_batch(plan: MaxBatchPlan, emit: Emit = silent) -> Report:
     warnings: list[str] = []
     emit = reporting.recording(emit, warnings)
     with open_store(plan.run_dir, emit) as store:
+        _check_out(store.root)
         emit(StageStarted("bench"))
         question = _answerable(preparing.questions(given, sizes, plan.speed), emit)
         takes = preparing.engine_batches(given, sizes) if question.builder else None
@@ -225,9 +227,9 @@ def _check_out(run_dir: Path) -> None:
     """Refuse to replace the report of a conversion."""
     if (run_dir / "manifest.json").is_file() and read_result(run_dir, "precision", TypedModel) is not None:
         raise UsageError(
-            f"-o {run_dir} is a run directory of trtopt convert",
+            f"{run_dir} is a run directory of trtopt convert",
             why="its report would be replaced",
-            fix="Name another; what is measured of a run directory is left in it all the same",
+            fix="Name another with -o; what is measured of a run directory is left in it all the same",
         )
 
 

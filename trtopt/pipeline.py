@@ -47,6 +47,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
     from trtopt.export.source import identify
     from trtopt.precision import precision
 
+    checks.compared(plan)
     checks.names(plan)
     kind = precision(plan.precision)
     given = identify(str(plan.source))
@@ -146,7 +147,7 @@ def export(plan: ExportOnlyPlan, emit: Emit = silent) -> Report:
             verdict=parity.verdict if parity.verdict == "pass" else "unchecked",  # a drift that was not allowed raises
             model=str(plan.source),
             precision="",
-            run_dir=plan.run_dir,
+            run_dir=store.root,
             stages=tuple(store.outcomes),
             typed=None,
             engine=None,
@@ -261,19 +262,21 @@ def _report(
     from trtopt.calibrate import noisiest
     from trtopt.precision import precision
 
+    run_dir = context.store.root
+    calibrated = precision(plan.precision).NEEDS_TABLE and not plan.table
     return Report(
         schema_version=reporting.REPORT_SCHEMA,
         command="convert",
         verdict=comparison.verdict if comparison else "unchecked",
         model=str(plan.source),
         precision=plan.precision,
-        run_dir=plan.run_dir,
+        run_dir=run_dir,
         stages=tuple(context.store.outcomes),
         typed=typed,
         engine=engine,
         comparison=comparison,
         warnings=reporting.remarks(warnings, comparison),
         environment=stages.environment(),
-        calibration=noisiest.read(plan.run_dir) if precision(plan.precision).NEEDS_TABLE and not plan.table else (),
+        calibration=noisiest.read(run_dir) if calibrated else (),
         allow_inconclusive=plan.allow_inconclusive,
     )

@@ -392,8 +392,8 @@ def test_the_batch_is_halved_where_memory_is_exhausted_and_no_sample_is_lost() -
     pair = Pair(baseline=baseline, candidate=candidate, names=("a", "b"))
     found = compare(pair, dataset(labels=LABELS), Measure(), emit=events.append, batch=7)
     assert [event.message for event in events if isinstance(event, Warned)] == [
-        "memory does not hold 7 samples a run: 4 from now on",
-        "memory does not hold 4 samples a run: 2 from now on",
+        "out of memory at batch 7; continuing with batch 4",
+        "out of memory at batch 4; continuing with batch 2",
     ]
     assert [event.done for event in events if isinstance(event, Progress)] == [2, 4, 6, 7, 9]
     whole = compare(replace(pair, candidate=exhausted_beyond(9)), dataset(labels=LABELS), Measure(), emit=silent)

@@ -18,10 +18,12 @@ from trtopt.cli.options import (
     RecipeFlag,
     ShapeFlag,
     SkipBadFlag,
+    joined,
 )
 
 if TYPE_CHECKING:
     from trtopt.config import MaxBatchPlan, SpeedPlan
+    from trtopt.rundir import DefaultDir
 
 
 def bench(
@@ -46,12 +48,12 @@ def bench(
     skip_bad: SkipBadFlag = False,
     shape: ShapeFlag = None,
     gate: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             help="Thresholds for the last target, at every batch or one: latency_p99=5ms,throughput@8=1000. "
-            "speedup=1.5x is against the first target."
+            "speedup=1.5x is against the first target. May be repeated."
         ),
-    ] = "",
+    ] = None,
     allow_inconclusive: AllowInconclusiveFlag = False,
     max_batch: Annotated[
         bool, typer.Option("--max-batch", help="Search the largest batch of one target that fits, instead of a sweep.")
@@ -89,14 +91,14 @@ def bench(
     """
     from dataclasses import replace
 
-    from trtopt import benching
+    from trtopt import benching, rundir
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import finish
     from trtopt.config import BenchPlan, DataPlan, SpeedPlan
     from trtopt.errors import UsageError
 
     speed = SpeedPlan(device=device.value, shapes=tuple(shape or ()), tf32=tf32, graphs=cuda_graphs)
-    run_dir = out or Path("trtopt-out") / "bench" / _name(targets)
+    run_dir = out or rundir.of_bench(targets)
     if max_batch:
         for flag, value in (("--batch", batch), ("--gate", gate), ("--data", data)):
             if value:
@@ -113,19 +115,13 @@ def bench(
         batches=_batches(batch),
         seconds=_positive(seconds),
         data=DataPlan(source=data, recipe=recipe, skip_bad=skip_bad) if data else None,
-        gates=gate,
+        gates=joined(gate),
         allow_inconclusive=allow_inconclusive,
         speed=speed,
     )
     with Narrator() as emit:
         report, stopped = benching.bench(plan, emit)
     finish(report, format.value, stopped)
-
-
-def _name(targets: list[Path]) -> str:
-    """`model`, `model-and-int8`, or how many there are."""
-    names = [target.name if target.is_dir() else target.stem for target in targets]
-    return "-and-".join(names) if len(names) <= 2 else f"{len(names)}-targets"
 
 
 def _batches(text: str | None) -> tuple[int, ...]:
@@ -153,7 +149,7 @@ def _positive(seconds: float) -> float:
 
 
 def _max_batch(
-    targets: list[Path], run_dir: Path, speed: SpeedPlan, limits: tuple[str | None, str | None]
+    targets: list[Path], run_dir: Path | DefaultDir, speed: SpeedPlan, limits: tuple[str | None, str | None]
 ) -> MaxBatchPlan:
     import math
 

@@ -1,4 +1,4 @@
-"""Run baseline and candidate on the same samples, and measure the difference.
+"""Run baseline and candidate on the same samples, and measure the drift.
 
 Touches: nothing itself; the runners run models.
 """
@@ -22,11 +22,11 @@ from trtopt.types import Comparison, OutputDrift
 
 
 class Runner(Protocol):
-    """Anything that runs a model: `where` says where, in words for a table."""
+    """Anything that runs a model; `where` describes what runs, and where, for tables."""
 
     @property
     def where(self) -> str:
-        """What runs, and where."""
+        """Description of what runs, and where."""
         ...
 
     def run(self, feed: Mapping[str, Array]) -> Mapping[str, Array]:
@@ -66,7 +66,7 @@ def compare(pair: Pair, dataset: Dataset, measure: Measure, *, emit: Emit, batch
     Raises:
         ModelError: the candidate lacks an output, or gives it another shape or type.
         DataError: a sample cannot be loaded or run, or the labels are of other classes than the model's.
-        OutOfMemoryError: memory does not hold the run of a single sample.
+        OutOfMemoryError: a single sample does not fit in memory.
         UsageError: `measure` names a kind or an output that there is not, or a function that is no metric.
     """
     for kind in measure.kinds.values():
@@ -122,7 +122,7 @@ def _outputs(pair: Pair, dataset: Dataset, size: int, emit: Emit) -> Iterator[Ou
                 if count == 1:
                     raise
                 size = (count + 1) // 2
-                emit(Warned(f"memory does not hold {count} samples a run: {size} from now on"))
+                emit(Warned(f"out of memory at batch {count}; continuing with batch {size}"))
                 waiting.appendleft(part)
                 continue
             labels = None if dataset.labels is None else tuple(dataset.labels[i] for i in part.indices)
