@@ -56,6 +56,7 @@ def test_an_error_prints_as_one_line(error: TrtoptError, line: str) -> None:
 
 
 def test_exit_codes_are_those_that_are_promised() -> None:
-    assert (errors.EXIT_PASS, errors.EXIT_GATE_FAILED, errors.EXIT_INTERRUPTED) == (0, 1, 130)
+    assert (errors.EXIT_PASS, errors.EXIT_GATE_FAILED, errors.EXIT_INCONCLUSIVE) == (0, 1, 4)
+    assert errors.EXIT_INTERRUPTED == 130
     assert {kind.exit_code for kind in (errors.UsageError, errors.AuditError, errors.StoreError)} == {2}
     assert {kind.exit_code for kind in (errors.MissingDependencyError, errors.EnvironmentUnableError)} == {3}

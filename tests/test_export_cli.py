@@ -31,7 +31,7 @@ def test_export_writes_a_model_and_says_how_near_it_is(cli: Callable[..., Done])
     done = cli("export", "nets:small", "-o", "out/small.onnx", "--shape", SHAPE)
     assert done.code == 0, done.err
     assert "export against the framework on 4 random inputs (seed 0)" in done.out
-    assert "PASS: 2 of 2 gates hold" in done.out
+    assert "PASS: 2/2 gates passed" in done.out
     assert "training mode" in done.out
     session = onnxruntime.InferenceSession("out/small.onnx", providers=["CPUExecutionProvider"])
     assert session.run(None, {"image": np.ones((7, 3, 8, 8), np.float32)})[0].shape == (7, 5)

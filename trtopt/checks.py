@@ -11,7 +11,7 @@ from pathlib import Path
 from trtopt.config import BACKENDS, RESTS, ConvertPlan, DataPlan, MeasurePlan, output_kinds
 from trtopt.data.dataset import Dataset
 from trtopt.errors import DataError, ModelError, UsageError
-from trtopt.types import OnnxModel, ShapeRange, TensorSpec
+from trtopt.types import Comparison, OnnxModel, ShapeRange, TensorSpec
 
 FEW = 32
 """Calibration samples below which a user is told: ranges and means of so few say little of others."""
@@ -28,6 +28,22 @@ def names(plan: ConvertPlan) -> None:
     for flag, name, known in (("--backend", plan.build.backend, BACKENDS), ("--rest", plan.rest, RESTS)):
         if name not in known:
             raise UsageError(f"{flag} {name} is unknown", fix=f"Choose one of {', '.join(known)}")
+
+
+def compared(plan: ConvertPlan) -> None:
+    """Refuse what only a comparison looks at, where there is to be none: a gate that is not evaluated never passes."""
+    if plan.compare:
+        return
+    for flag, given in (
+        ("--gate", plan.gates.strip()),
+        ("--kind", plan.measure.kinds),
+        ("--metric", plan.measure.metrics),
+        ("--allow-inconclusive", plan.allow_inconclusive),
+    ):
+        if given:
+            raise UsageError(
+                f"{flag} needs a comparison", why="--no-compare leaves it out", fix="Leave out one of the two"
+            )
 
 
 def outputs(gates: str, plan: MeasurePlan, model: OnnxModel) -> None:
@@ -67,6 +83,20 @@ def measure(plan: MeasurePlan) -> None:
             check_name(kind)
         for source in plan.metrics:
             load(source)
+
+
+def measured(run: Path, plan: MeasurePlan, comparison: Comparison) -> None:
+    """Refuse to judge what an earlier run measured in another way than is asked for."""
+    kinds = {output.output: output.kind for output in comparison.outputs}
+    asked = [("--kind", f"{output}={kind}", (output, kind)) for output, kind in output_kinds(plan.kinds).items()]
+    asked += [("--metric", metric, (metric.rpartition(":")[2], "own")) for metric in plan.metrics]
+    for flag, value, entry in asked:
+        if entry not in kinds.items():
+            raise UsageError(
+                f"{flag} {value} is not how {run} was measured",
+                why=f"its outputs are {', '.join(f'{output}={kind}' for output, kind in kinds.items())}",
+                fix="Run trtopt compare without --from",
+            )
 
 
 def pair(baseline: OnnxModel, candidate: OnnxModel) -> None:

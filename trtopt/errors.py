@@ -14,7 +14,8 @@
     └── EnvironmentUnableError       3   this machine cannot do it (no GPU, no TensorRT)
         └── OutOfMemoryError         3   the memory of the GPU, or of the machine, is exhausted
 
-A failed gate is a result, not an error, and exits with 1. Ctrl-C exits with 130.
+Verdicts are results, not errors: a failed gate exits 1, and an inconclusive one that the user asked for exits 4
+(`trtopt.verdict` decides). Ctrl-C exits 130.
 
 Touches: nothing.
 """
@@ -27,6 +28,7 @@ EXIT_PASS = 0
 EXIT_GATE_FAILED = 1
 EXIT_ERROR = 2
 EXIT_UNABLE = 3
+EXIT_INCONCLUSIVE = 4
 EXIT_INTERRUPTED = 130
 
 

@@ -30,6 +30,7 @@ from trtopt import __version__
 from trtopt.codec import decode, encode
 from trtopt.errors import StoreError
 from trtopt.events import Emit, StageCached, StageFinished, StageStarted, Warned, silent
+from trtopt.rundir import ROOT, DefaultDir, claimed
 from trtopt.types import StageOutcome
 
 T = TypeVar("T")
@@ -175,7 +176,7 @@ class RunStore:
 
 
 @contextlib.contextmanager
-def open_store(root: Path, emit: Emit) -> Iterator[RunStore]:
+def open_store(directory: Path | DefaultDir, emit: Emit) -> Iterator[RunStore]:
     """Create or open a run directory and hold its lock until the block ends.
 
     Waits while another run holds the lock, after a warning.
@@ -185,7 +186,9 @@ def open_store(root: Path, emit: Emit) -> Iterator[RunStore]:
     """
     from filelock import FileLock, Timeout
 
+    root = directory if isinstance(directory, Path) else ROOT
     try:
+        root = claimed(directory)
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _cannot_write(root, error) from error

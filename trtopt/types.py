@@ -18,8 +18,8 @@ from typing import Literal
 Verdict = Literal["pass", "fail", "inconclusive", "unchecked"]
 """Outcome of a gate or of a run.
 
-`inconclusive` means too few samples to decide; it fails unless the user allows it. `unchecked` occurs only if the user
-turned the comparison off. Neither counts as a pass.
+`inconclusive` means that the measurements do not settle it. `unchecked` means that the user turned off the comparison
+or set no gate. Neither counts as a pass; `trtopt.verdict` defines the consequences of each.
 """
 
 Dim = int | str
@@ -301,7 +301,8 @@ class Comparison:
 
     `baseline` and `candidate` are the models' names; `baseline_ran` and `candidate_ran` describe what actually ran, and
     where. The stage `compare` returns no `gates` and the verdict `unchecked`; `trtopt.compare.gate.judged` adds both,
-    and `remarks` about outputs without a gate and the samples to look at first.
+    and `remarks` about outputs without a gate and the samples to look at first. `calibrated_on` is the number of
+    samples on which the candidate was calibrated: they are not evidence for unseen data.
     """
 
     baseline: str
@@ -316,6 +317,7 @@ class Comparison:
     verdict: Verdict = "unchecked"
     warnings: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    calibrated_on: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -385,11 +387,15 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchTarget:
-    """A timed target: its name in tables, its file, and a description of what actually ran, and where."""
+    """A timed target: its name in tables, its file, and a description of what actually ran, and where.
+
+    `device` is the kind of device. It is empty in a report of an earlier version, which did not record it.
+    """
 
     name: str
     path: Path
     ran: str
+    device: Literal["cpu", "cuda", ""] = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

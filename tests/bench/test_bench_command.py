@@ -73,16 +73,66 @@ def test_gates_decide_the_exit_code(cli: Cli, int8: Path, tmp_path: Path) -> Non
     arguments = ("bench", DIGITS, int8, "--batch", "1", *QUICK, "-o", tmp_path)
     passed = cli(*arguments, "--gate", "latency_mean=100s,latency_mean@1=200s")
     assert passed.code == 0
-    assert "PASS: 2 of 2 gates hold" in passed.out
+    assert "PASS: 2/2 gates passed" in passed.out
     failed = cli(*arguments, "--gate", "throughput@1=1e12")
     assert failed.code == 1
     assert "FAIL: " in failed.out
     assert "throughput" in failed.out.splitlines()[-1]
     # So few runs have no upper bound of the 99th percentile.
-    assert cli(*arguments, "--gate", "latency_p99=100s", "--seconds", "0.001").code == 1
-    allowed = cli(*arguments, "--gate", "latency_p99=100s", "--seconds", "0.001", "--allow-inconclusive")
+    short = ("bench", DIGITS, int8, "--batch", "1", "--device", "cpu", "--seconds", "0.001", "-o", tmp_path)
+    assert cli(*short, "--gate", "latency_p99=100s").code == 4
+    allowed = cli(*short, "--gate", "latency_p99=100s", "--allow-inconclusive")
     assert allowed.code == 0
     assert "INCONCLUSIVE: " in allowed.out
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_cpu_that_nobody_asked_for_settles_no_gate(cli: Cli, tmp_path: Path) -> None:
+    command = ("bench", DIGITS, "--batch", "1,8", "--seconds", "0.02", "-o", tmp_path, "--gate")
+    for gate in ("latency_mean=100s", "latency_mean=1us"):
+        done = cli(*command, gate)
+        assert done.code == 4
+        line = done.out.splitlines()[-1]
+        assert "on the CPU, must be at most" in line
+        assert (
+            "no evidence about a GPU: judge the CPU with --device cpu, or run this on the GPU; and 1 more gate" in line
+        )
+    assert cli(*command, "latency_mean=100s", "--allow-inconclusive").code == 0
+    assert cli(*command, "latency_mean=100s", "--device", "cpu").code == 0
+    assert cli(*command, "latency_mean=1us", "--device", "cpu").code == 1
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("where", ["file", "environment"])
+def test_a_cpu_is_asked_for_in_a_file_or_the_environment_too(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if where == "file":
+        (tmp_path / "trtopt.toml").write_text('[bench]\ndevice = "cpu"\n')
+    else:
+        monkeypatch.setenv("TRTOPT_BENCH_DEVICE", "cpu")
+    done = cli("bench", DIGITS, "--batch", "1", "--seconds", "0.02", "--gate", "latency_mean=100s")
+    assert done.code == 0, done.out
+    assert " ms on the CPU, 95 % bounds" in " ".join(done.out.split())
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_largest_batch_on_a_cpu_that_nobody_asked_for_is_no_verdict(cli: Cli, tmp_path: Path) -> None:
+    none = ("bench", DIGITS, "--max-batch", "--latency-limit", "0.001us", "-o", tmp_path)
+    done = cli(*none)
+    assert done.code == 4
+    assert "INCONCLUSIVE: max_batch: " in done.out.splitlines()[-1]
+    assert cli(*none, "--allow-inconclusive").code == 0
+    assert cli(*none, "--device", "cpu").code == 1
+    some = cli("bench", DIGITS, "--max-batch", "--memory-limit", "100MB", "-o", tmp_path)
+    assert some.code == 0
+    assert "searched on the CPU, no evidence about a GPU" in some.out
 
 
 @pytest.mark.parametrize("format", ["json", "markdown", "junit", "github", "text"])
@@ -236,6 +286,10 @@ def test_exhausted_memory_keeps_the_timings_so_far(tmp_path: Path, side: int) ->
     path = save(tmp_path / "net.onnx", nodes, weights, ("n", 1, side, side), (1, 1, 1, 1))
     large = 600 * 2**20 // (side * side * 4 * (64 if side == 8 else 1)) * 2
     command = [sys.executable, "-c", LIMITED, "bench", path, "--batch", f"1,{large}", *QUICK, "-o", tmp_path / "out"]
+    gated = [*command, "--gate", "throughput=1e12"]
+    failed = subprocess.run(list(map(str, gated)), capture_output=True, text=True, check=False)
+    assert failed.returncode == 1, failed.stderr  # shown at batch 1, whatever becomes of the other
+    assert f"warning: memory is exhausted at batch {large}: " in failed.stdout
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 3, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]

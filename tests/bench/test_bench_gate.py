@@ -34,14 +34,17 @@ def timing(target: str, batch: int = 1, *, copies: bool = False, mean: float = 4
     )
 
 
-def benchmark(*timings: Timing, complete: bool = True) -> Benchmark:
+def benchmark(*timings: Timing, complete: bool = True, on_cpu: tuple[str, ...] = ()) -> Benchmark:
     names = dict.fromkeys(timing.target for timing in timings)
-    targets = tuple(BenchTarget(name=name, path=Path(name), ran="CPU") for name in names)
+    targets = tuple(
+        BenchTarget(name=name, path=Path(name), ran="", device="cpu" if name in on_cpu else "cuda") for name in names
+    )
     return Benchmark(targets=targets, timings=timings, complete=complete)
 
 
 def verdicts(gates: str, benchmark: Benchmark) -> list[tuple[str, str]]:
-    return [(result.output, result.verdict) for result in judged(benchmark, parse_gates(gates)).gates]
+    results = judged(benchmark, parse_gates(gates), cpu_counts=False).gates
+    return [(result.output, result.verdict) for result in results]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +120,7 @@ def test_gates_that_cannot_be_judged_are_rejected_before_anything_is_measured() 
     ],
 )
 def test_a_limit_within_the_confidence_interval_is_inconclusive(gate: str, verdict: str) -> None:
-    judgement = judged(benchmark(timing("fp32"), timing("int8", speedup=1.5)), parse_gates(gate))
+    judgement = judged(benchmark(timing("fp32"), timing("int8", speedup=1.5)), parse_gates(gate), cpu_counts=False)
     assert judgement.verdict == verdict
     (result,) = judgement.gates
     assert result.low < result.value < result.high
@@ -138,13 +141,34 @@ def test_on_a_gpu_the_time_includes_the_copies() -> None:
 
 
 def test_without_gates_the_verdict_is_unchecked() -> None:
-    assert judged(benchmark(timing("a")), ()).verdict == "unchecked"
+    assert judged(benchmark(timing("a")), (), cpu_counts=False).verdict == "unchecked"
 
 
 def test_a_sweep_that_ended_early_does_not_pass() -> None:
-    judgement = judged(benchmark(timing("a"), complete=False), parse_gates("latency_mean=9ms"))
+    judgement = judged(benchmark(timing("a"), complete=False), parse_gates("latency_mean=9ms"), cpu_counts=False)
     assert judgement.verdict == "inconclusive"
     assert [(result.metric, result.verdict) for result in judgement.gates] == [
         ("latency_mean", "pass"),
         ("complete", "inconclusive"),
     ]
+
+
+@pytest.mark.parametrize("gate", ["latency_mean=9ms", "latency_mean=1ms", "throughput=1", "speedup=1.3", "speedup=9"])
+def test_the_cpu_is_no_evidence_about_a_gpu_unless_the_user_asked_for_it(gate: str) -> None:
+    timed = benchmark(timing("fp32"), timing("int8", speedup=1.5), on_cpu=("fp32", "int8"))
+    (assumed,) = judged(timed, parse_gates(gate), cpu_counts=False).gates
+    assert assumed.verdict == "inconclusive"
+    assert " on the CPU, must be at " in assumed.reason
+    assert "--device cpu, or run this on the GPU" in assumed.reason
+    (asked,) = judged(timed, parse_gates(gate), cpu_counts=True).gates
+    assert asked.verdict in ("pass", "fail")
+    assert " on the CPU, 95 % bounds" in asked.reason
+    assert "--device" not in asked.reason
+
+
+def test_a_speedup_over_a_target_on_the_cpu_is_no_evidence_but_a_latency_on_the_gpu_is() -> None:
+    timed = benchmark(timing("fp32"), timing("int8", speedup=9.0), on_cpu=("fp32",))
+    speedup, latency = judged(timed, parse_gates("speedup=2,latency_mean=9ms"), cpu_counts=False).gates
+    assert (speedup.verdict, latency.verdict) == ("inconclusive", "pass")
+    assert "partly on the CPU" in speedup.reason
+    assert "CPU" not in latency.reason

@@ -4,6 +4,9 @@ A gate applies at every measured batch size, or with `@8` at batch size 8 only. 
 are there for comparison. Where inputs and outputs are copied between host and device, the time includes the copies,
 because callers wait for them.
 
+A time on the CPU is no evidence about a GPU: unless the user asked for the CPU, a gate that was measured there is
+inconclusive.
+
 Touches: nothing.
 """
 
@@ -23,6 +26,9 @@ _UNITS = {"latency": MILLISECONDS, "throughput": {"": 1.0, "/s": 1.0}, "speedup"
 _EXAMPLES = {"latency": "5ms", "throughput": "1000", "speedup": "1.5x"}
 METRICS = ("latency_mean", "latency_p50", "latency_p90", "latency_p95", "latency_p99", "throughput", "speedup")
 """Metrics that a gate can limit: latencies from above, the others from below."""
+
+NO_EVIDENCE = "no evidence about a GPU: judge the CPU with --device cpu, or run this on the GPU"
+"""The remark on a measurement on a CPU that the user did not ask for."""
 
 _GATE = re.compile(r"(?P<metric>[^@=<>]*)(?:@(?P<batch>[^=<>]*))?(?P<sign><=|>=|=)(?P<limit>.*)")
 
@@ -52,10 +58,12 @@ class Gate:
 def parse_gates(text: str) -> tuple[Gate, ...]:
     """Parse gates such as `latency_p99=5ms,throughput@8=1000,speedup=1.5x`; return () for a blank text.
 
+    A gate that is written twice counts once.
+
     Raises:
         UsageError: a part does not parse, its metric is unknown, or its limit is invalid.
     """
-    return tuple(_parse(part.strip()) for part in text.split(",")) if text.strip() else ()
+    return tuple(dict.fromkeys(_parse(part.strip()) for part in text.split(","))) if text.strip() else ()
 
 
 def _parse(part: str) -> Gate:
@@ -117,12 +125,18 @@ def check(gates: Sequence[Gate], batches: Sequence[int], targets: int) -> None:
             )
 
 
-def judged(benchmark: Benchmark, gates: Sequence[Gate]) -> Benchmark:
+def judged(benchmark: Benchmark, gates: Sequence[Gate], *, cpu_counts: bool) -> Benchmark:
     """Return the benchmark with the results of its gates and their verdict, which is `unchecked` without gates.
 
-    A sweep that ended early cannot pass: it gets an additional, inconclusive gate named `complete`.
+    `cpu_counts` says that the user asked for the CPU. A sweep that ended early cannot pass: it gets an additional,
+    inconclusive gate named `complete`.
     """
-    results = [_judge(gate, timing) for gate in gates for timing in _rows(benchmark) if gate.batch in (0, timing.batch)]
+    results = [
+        _judge(gate, timing, _on_cpu(gate, benchmark), cpu_counts=cpu_counts)
+        for gate in gates
+        for timing in _rows(benchmark)
+        if gate.batch in (0, timing.batch)
+    ]
     if gates and not benchmark.complete:
         measured = ", ".join(str(timing.batch) for timing in _rows(benchmark)) or "none"
         reason = f"the sweep ended early; batch sizes measured: {measured}"
@@ -147,7 +161,16 @@ def _rows(benchmark: Benchmark) -> list[Timing]:
     return [timing for timing in last if timing.copies == copies]
 
 
-def _judge(gate: Gate, timing: Timing) -> GateResult:
+def _on_cpu(gate: Gate, benchmark: Benchmark) -> str:
+    """Return ` on the CPU` if the targets that a gate rests on ran there (a speedup rests on the first, too)."""
+    targets = (benchmark.targets[0], benchmark.targets[-1]) if gate.kind == "speedup" else benchmark.targets[-1:]
+    devices = {target.device for target in targets}
+    if "cpu" not in devices:
+        return ""
+    return " on the CPU" if len(devices) == 1 else " partly on the CPU"
+
+
+def _judge(gate: Gate, timing: Timing, on_cpu: str, *, cpu_counts: bool) -> GateResult:
     value, bounds, unit = _measured(gate, timing)
     # A gate passes or fails only if the whole confidence interval lies on one side of the limit.
     if gate.is_floor:
@@ -160,8 +183,11 @@ def _judge(gate: Gate, timing: Timing) -> GateResult:
     else:
         interval = f"95 % lower bound {bounds.low:.4g} and no upper bound"
     side = "at least" if gate.is_floor else "at most"
-    reason = f"{value:.4g}{unit}, {interval}, must be {side} {gate.limit:g}{unit}"
-    if verdict == "inconclusive":
+    measured, wanted = f"{value:.4g}{unit}{on_cpu}", f"must be {side} {gate.limit:g}{unit}"
+    reason = f"{measured}, {interval}, {wanted}"
+    if on_cpu and not cpu_counts:
+        verdict, reason = "inconclusive", f"{measured}, {wanted}, {NO_EVIDENCE}"
+    elif verdict == "inconclusive":
         reason += f": {timing.iterations} runs are too few to decide; raise --seconds"
     return GateResult(
         output=f"{timing.target}, batch {timing.batch}",

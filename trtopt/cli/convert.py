@@ -30,6 +30,7 @@ from trtopt.cli.options import (
     SignatureFlag,
     SkipBadFlag,
     WeightsFlag,
+    joined,
 )
 
 
@@ -75,7 +76,7 @@ def convert(
     no_bias_correction: Annotated[
         bool, typer.Option("--no-bias-correction", help="Do not correct biases for what rounding loses on average.")
     ] = False,
-    gate: GateFlag = "",
+    gate: GateFlag = None,
     allow_inconclusive: AllowInconclusiveFlag = False,
     kind: KindFlag = None,
     metric: MetricFlag = None,
@@ -101,8 +102,10 @@ def convert(
 ) -> None:
     """Convert a network to a TensorRT engine, and judge it against FP32 on your data.
 
-    Exits 0 when every gate holds, 1 when one fails, 2 on an error, 3 when this machine has no TensorRT.
+    Exits 0 when every gate passes (too few samples for a default one are reported only), 1 when one fails, 2 on an
+    error, 3 when this machine has no TensorRT, 4 when a gate of --gate is inconclusive.
     """
+    from trtopt import rundir
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import finish
     from trtopt.config import BuildPlan, ConvertPlan, DataPlan, ExportPlan, MeasurePlan
@@ -123,7 +126,7 @@ def convert(
     plan = ConvertPlan(
         source=model,
         precision=precision,
-        run_dir=out or Path("trtopt-out") / identify(str(model)).name / precision,
+        run_dir=out or rundir.of_source(identify(str(model)), precision),
         rest=rest,
         calib=plain if data else judged_on,
         method=method,
@@ -133,7 +136,7 @@ def convert(
         bias_correction=not no_bias_correction,
         compare=not no_compare,
         measure=MeasurePlan(kinds=tuple(kind or ()), metrics=tuple(metric or ())),
-        gates=gate,
+        gates=joined(gate),
         allow_inconclusive=allow_inconclusive,
         shapes=tuple(shape or ()),
         device=device.value,

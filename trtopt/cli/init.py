@@ -45,7 +45,8 @@ data = "data/eval"
 {recipe}
 {shape}
 
-# What decides between exit codes 0 and 1. Without this line there are defaults by kind of output.
+# What decides between exit codes 0, 1 (a gate failed) and 4 (too few samples to tell). Without this line there are
+# defaults by kind of output, and too few samples for one of them exit 0.
 {reasons}
 {gate}
 

@@ -33,12 +33,14 @@ def gate(metric: str, limit: float, output: str = "") -> Gate:
 
 
 def parse_gates(text: str) -> tuple[Gate, ...]:
-    """Parse `top1=1%,cosine=0.99,logits:sqnr=20,mine>=0.5`; a blank text gives no gates.
+    """Parse `top1=1%,cosine=0.99,logits:sqnr=20,mine>=0.5`. A blank text gives no gates.
+
+    A gate that is written twice is one gate.
 
     Raises:
         UsageError: a part does not parse, names no metric, or has a limit that makes no sense.
     """
-    return tuple(_parse(part.strip()) for part in text.split(",")) if text.strip() else ()
+    return tuple(dict.fromkeys(_parse(part.strip()) for part in text.split(","))) if text.strip() else ()
 
 
 def _parse(part: str) -> Gate:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -110,14 +111,11 @@ def compare(
         fingerprints: dict[int, str] = {}
         comparison = compare(pair, fingerprinted(evaluation.dataset, fingerprints), measure, emit=context.emit)
         known = frozenset(evaluation.calibrated_on)
-        overlap = sum(fingerprint in known for fingerprint in fingerprints.values())
-        warnings = comparison.warnings
-        if overlap:
-            warnings += (
-                f"{overlap} of {comparison.samples} evaluation samples were used for calibration: "
-                "their drift does not predict the drift on unseen data",
-            )
-        return replace(comparison, candidate_ran=comparison.candidate_ran + evaluation.ran, warnings=warnings)
+        return replace(
+            comparison,
+            candidate_ran=comparison.candidate_ran + evaluation.ran,
+            calibrated_on=sum(fingerprint in known for fingerprint in fingerprints.values()),
+        )
 
     from trtopt.compare.own import digest
 
@@ -181,10 +179,11 @@ def compared_line(comparison: Comparison) -> str:
 
 
 def judged_line(comparison: Comparison) -> str:
-    """Return the summary line of the gates: how many passed, and the verdict unless it is `pass`."""
-    passed = sum(gate.passed for gate in comparison.gates)
-    line = f"{passed}/{len(comparison.gates)} gates passed"
-    return line if comparison.verdict == "pass" else f"{line}: {comparison.verdict}"
+    """Return the summary line of the gates: how many passed, and how many did not."""
+    counts = Counter(gate.verdict for gate in comparison.gates)
+    line = f"{counts['pass']}/{len(comparison.gates)} gates passed"
+    line += f", {counts['fail']} failed" if counts["fail"] else ""
+    return line + (f", {counts['inconclusive']} inconclusive" if counts["inconclusive"] else "")
 
 
 def engine_line(engine: Engine) -> str:

@@ -8,6 +8,8 @@ Touches: the run directory, through the store; a child process runs the framewor
 from __future__ import annotations
 
 import uuid
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -159,8 +161,11 @@ def _examples(wanted: Wanted) -> tuple[Example, ...]:
     They are described by the `--shape` and `--dtype` flags. Without `--shape`, they are described by the first sample,
     with a dynamic batch.
     """
-    dtypes = dict(_dtype(flag) for flag in wanted.plan.dtypes)
+    named = [_dtype(flag) for flag in wanted.plan.dtypes]
     shapes = [free_shape(flag) for flag in wanted.shapes]
+    _check_once("--dtype", [name for name, _ in named])
+    _check_once("--shape", [shape.name for shape in shapes])
+    dtypes = dict(named)
     if wanted.data is not None and not shapes:
         low, best, high = DEFAULT_BATCH
         examples = []
@@ -172,6 +177,13 @@ def _examples(wanted: Wanted) -> tuple[Example, ...]:
         name = min(unknown)
         raise UsageError(f"--dtype {name} has no shape", fix=f"Add --shape {name}=...")
     return tuple(Example(name=shape.name, dtype=dtypes.get(shape.name, "float32"), shape=shape) for shape in shapes)
+
+
+def _check_once(flag: str, names: Sequence[str]) -> None:
+    """Refuse a flag that is given twice for one input."""
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UsageError(f"{flag} is given twice for input {name}", fix="Keep one of the two")
 
 
 def _dtype(flag: str) -> tuple[str, str]:
