@@ -1,4 +1,4 @@
-"""The calibration table does not depend on how the samples are batched or ordered: on a real network, bit for bit."""
+"""The calibration table of a real network is the same, bit for bit, for any batching and order of the samples."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def data(model: OnnxModel) -> Dataset:
 
 
 def part(data: Dataset, indices: list[int]) -> Dataset:
-    """The samples at these places, in this order."""
+    """Return the samples with these indices, in this order."""
     ids = tuple(data.ids[i] for i in indices)
     return dataclasses.replace(data, ids=ids, labels=None, load=lambda i: data.load(indices[i]))
 
 
 def histograms(model: OnnxModel, batches: list[Dataset]) -> dict[str, Histogram]:
-    """Observe each batch on its own, and add the histograms up."""
+    """Return the sum of the histograms of batches that are observed separately."""
     tensors = place(load_ir(model.path)).tensors()
     path = Path(model.path).with_name("tapped.onnx")
     tap(model, tensors, path)

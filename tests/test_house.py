@@ -1,4 +1,4 @@
-"""The rules of the house: who may import whom, and what `trtopt --help` may not cost."""
+"""Rules of the code base: allowed imports between packages, and no heavy imports for `trtopt --help`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HEAVY = ("torch", "tensorflow", "tensorrt", "tensorrt_rtx", "onnx", "onnx_ir", "
 
 
 def imported(path: Path) -> set[str]:
-    """Names of trtopt's own modules that a file imports, anywhere in it."""
+    """Return the names of trtopt's modules that a file imports, at any level."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "trtopt":
@@ -52,7 +52,7 @@ def test_imports_point_down_the_pipeline_only(folder: str) -> None:
         assert imported(path) - {"__version__"} <= allowed, path
 
 
-def test_the_foundation_imports_nothing_of_ours_but_itself() -> None:
+def test_the_foundation_imports_only_itself_from_trtopt() -> None:
     for name in ("types", "errors", "events", "requires", "verdict"):
         assert imported(PACKAGE / f"{name}.py") <= set(FOUNDATION)
 

@@ -1,6 +1,6 @@
-"""`trtopt bench` from top to bottom: targets timed side by side over batch sizes, or the largest batch of one.
+"""The command `trtopt bench`: timings of several targets over batch sizes, or the largest batch of one target.
 
-Touches: the run directory, through the store; `benchmark.json` of the run directories that are targets.
+Touches: the run directory, through the store; `benchmark.json` in the run directories that are targets.
 """
 
 from __future__ import annotations
@@ -39,11 +39,13 @@ FILE = "benchmark.json"
 def bench(plan: BenchPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | None]:
     """Time the targets over batch sizes.
 
-    Returns the report, and what ended the sweep before its end: Ctrl-C, exhausted memory, a batch that a target refuses
-    (None: nothing). What had been measured by then is in the report, and was written.
+    Returns:
+        The report, and the error that ended the sweep early: Ctrl-C, exhausted memory, or a batch that a target does
+        not support. It is None for a complete sweep. The measurements until then are in the report and in the run
+        directory.
 
     Raises:
-        TrtoptError: something given cannot be used, or nothing could be measured.
+        TrtoptError: an argument cannot be used, or nothing could be measured.
     """
     from trtopt.bench import gate, sweep
     from trtopt.stages import bench as preparing
@@ -100,7 +102,7 @@ def bench(plan: BenchPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | N
 def _collect(
     store: RunStore, benchmark: Benchmark, points: Iterator[tuple[Timing, ...]], batches: Sequence[int], emit: Emit
 ) -> tuple[Benchmark, TrtoptError | None]:
-    """Measure one batch size after the other, and keep what was measured each time."""
+    """Measure the batch sizes one after the other, and write the timings after each of them."""
     start = time.perf_counter()
     emit(StageStarted("bench"))
     stopped: TrtoptError | None = None
@@ -123,12 +125,12 @@ def _collect(
 
 
 def _batches(benchmark: Benchmark) -> list[int]:
-    """The batch sizes that were measured."""
+    """Return the batch sizes that were measured."""
     return list(dict.fromkeys(timing.batch for timing in benchmark.timings))
 
 
 def _stopped(error: BaseException, batches: Sequence[int], done: Sequence[int], root: Path) -> TrtoptError:
-    """What ended the sweep, as an error that says what was kept."""
+    """Return the cause of an early end as an error that also states which timings were kept."""
     at = batches[min(len(done), len(batches) - 1)]
     kept = f"Batch {', '.join(map(str, done))} was measured, and is kept in {root / FILE}" if done else ""
     if isinstance(error, OutOfMemoryError | MemoryError):
@@ -140,13 +142,12 @@ def _stopped(error: BaseException, batches: Sequence[int], done: Sequence[int], 
 
 
 def max_batch(plan: MaxBatchPlan, emit: Emit = silent) -> Report:
-    """Search the largest batch of a target that fits memory and latency.
+    """Find the largest batch of a target that is within the limits on memory and latency.
 
-    A target of which not even one sample fits fails a gate `max_batch`; found on a CPU that the user did not ask for,
-    that is inconclusive.
+    If not even one sample fits, the gate `max_batch` fails; on a CPU that the user did not ask for, it is inconclusive.
 
     Raises:
-        TrtoptError: something given cannot be used, or the target cannot be run.
+        TrtoptError: an argument cannot be used, or the target cannot be run.
     """
     from trtopt.bench import memory
     from trtopt.bench.gate import NO_EVIDENCE
@@ -193,7 +194,7 @@ def max_batch(plan: MaxBatchPlan, emit: Emit = silent) -> Report:
 
 
 def _answerable(questions: Sequence[Question], emit: Emit) -> Question:
-    """The first of the questions that this machine can answer at all."""
+    """Return the first of the questions that this machine is able to answer."""
     from trtopt.bench import memory, probe
 
     *others, last = questions
@@ -209,8 +210,10 @@ def _answerable(questions: Sequence[Question], emit: Emit) -> Question:
 
 
 def _named(paths: Sequence[Path]) -> list[tuple[Path, str]]:
-    """Each target with its name in tables: that of its file, or the whole path where two have the same name; numbered
-    where a target is given again (to see the noise, say).
+    """Return each target with its name in tables.
+
+    The name is that of the file, or the whole path if two files have the same name. A target that is given again (for
+    example to see the noise) is numbered.
     """
     names = [path.name for path in dict.fromkeys(paths)]
     short = len(set(names)) == len(names) and all(names)
@@ -224,7 +227,7 @@ def _named(paths: Sequence[Path]) -> list[tuple[Path, str]]:
 
 
 def _check_out(run_dir: Path) -> None:
-    """Refuse to replace the report of a conversion."""
+    """Raise UsageError if the run directory contains a conversion, whose report would be replaced."""
     if (run_dir / "manifest.json").is_file() and read_result(run_dir, "precision", TypedModel) is not None:
         raise UsageError(
             f"{run_dir} is a run directory of trtopt convert",
@@ -234,7 +237,7 @@ def _check_out(run_dir: Path) -> None:
 
 
 def _noisy(timings: Sequence[Timing]) -> list[str]:
-    """Say where the noise is more than was aimed at."""
+    """Return a warning if timings are noisier than the target of the measurement."""
     from trtopt.bench.latency import AIM
 
     worst = max(timings, key=lambda timing: timing.noise, default=None)
@@ -248,7 +251,7 @@ def _noisy(timings: Sequence[Timing]) -> list[str]:
 
 
 def _keep_timings(run_dir: Path, name: str, benchmark: Benchmark, emit: Emit) -> None:
-    """Leave a target's own timings in its run directory, beside the largest batch that was found earlier."""
+    """Write a target's timings to its own run directory, and keep an earlier result for the largest batch."""
     earlier = _kept(run_dir)
     own = Benchmark(
         targets=tuple(target for target in benchmark.targets if target.name == name),
@@ -260,9 +263,10 @@ def _keep_timings(run_dir: Path, name: str, benchmark: Benchmark, emit: Emit) ->
 
 
 def _kept(run_dir: Path) -> Benchmark | None:
+    """Return the earlier benchmark in a run directory, if there is one that can be read."""
     try:
         return decode(Benchmark, json.loads((run_dir / FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError):  # there is none, or one of another version: this one replaces it
+    except (OSError, ValueError):  # there is none, or it is of another version and will be replaced
         return None
 
 
@@ -270,7 +274,7 @@ def _keep(run_dir: Path, benchmark: Benchmark, emit: Emit) -> None:
     try:
         with open_store(run_dir, emit) as store:
             _write(store, benchmark)
-    except (StoreError, OSError) as error:  # the result itself is written elsewhere
+    except (StoreError, OSError) as error:  # a warning is enough: the result is also in the report
         emit(Warned(f"not left in {run_dir}: {error}"))
 
 

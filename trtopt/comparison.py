@@ -1,4 +1,4 @@
-"""`trtopt compare` from top to bottom: candidates beside one baseline, and new thresholds for what was measured before.
+"""The command `trtopt compare`: candidates compared with one baseline, and new gates for an earlier measurement.
 
 Touches: the run directory, through the store; an earlier run's report.
 """
@@ -21,18 +21,18 @@ from trtopt.types import CandidateReport, Comparison, Report
 
 
 def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
-    """Compare candidates with the FP32 baseline, and judge them.
+    """Compare candidates with the FP32 baseline, and return the report with the verdict.
 
     Raises:
-        TrtoptError: something given cannot be used.
+        TrtoptError: an argument cannot be used, or a stage failed.
     """
     from trtopt.compare.gate import verdict
     from trtopt.export.onnx import describe
 
     if not plan.candidates:
-        raise UsageError("nothing to compare", fix="Name a candidate or more")
+        raise UsageError("nothing to compare", fix="Name at least one candidate")
     if plan.layers and len(plan.candidates) > 1:
-        raise UsageError("--layers looks at one candidate", fix="Name the one that you want to understand")
+        raise UsageError("--layers takes a single candidate", fix="Name only the candidate to look into")
     baseline = describe(plan.baseline)
     candidates = {str(path): resolve(path) for path in plan.candidates}
     checks.measure(plan.measure)
@@ -44,8 +44,9 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
     with open_store(plan.run_dir, emit) as store:
         reporting.forget(store)
         context = stages.Context(store=store, emit=reporting.recording(emit, warnings), device=plan.device)
-        taken = {spec.name: spec.shape for candidate in candidates.values() for spec in candidate.onnx.inputs}
-        dataset = stages.open_data(plan.data, replace(baseline, inputs=fixed(baseline.inputs, taken)))
+        # A candidate may have fixed a dimension that is dynamic in the baseline: samples must fit both.
+        shapes = {spec.name: spec.shape for candidate in candidates.values() for spec in candidate.onnx.inputs}
+        dataset = stages.open_data(plan.data, replace(baseline, inputs=fixed(baseline.inputs, shapes)))
         for note in dataset.notes:
             context.emit(Warned(f"{plan.data.source}: {note}"))
         checks.classes(dataset, plan.measure, baseline)
@@ -87,21 +88,22 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
 
 
 def judge_again(plan: JudgePlan) -> Report:
-    """Hold new thresholds against what an earlier run measured; nothing is run, and nothing is written.
+    """Judge the measurements of an earlier run by new gates; nothing is run, and nothing is written.
 
     Raises:
-        UsageError: the directory holds no report of this version, or what was measured is not what is asked for.
+        UsageError: the directory has no report of this version, or its measurements are not those asked for.
     """
     from trtopt.compare.gate import judged, verdict
 
     earlier = reporting.load(plan.run)
-    before = [earlier.comparison] if earlier.comparison else [each.comparison for each in earlier.candidates]
+    before = [earlier.comparison] if earlier.comparison else [row.comparison for row in earlier.candidates]
     if not before:
-        why = f"it is of trtopt {earlier.command}"
-        raise UsageError(f"{plan.run} holds no comparison", why=why, fix="Run trtopt compare")
+        why = f"its report is one of trtopt {earlier.command}"
+        raise UsageError(f"{plan.run} does not contain a comparison", why=why, fix="Run trtopt compare")
     for comparison in before:
         checks.measured(plan.run, plan.measure, comparison)
     after = [judged(comparison, plan.gates) for comparison in before]
+    # Remarks about the old gates must not stay among the warnings.
     stale = {line for comparison in before for line in comparison.remarks}
     rows = () if earlier.comparison else zip(earlier.candidates, after, strict=True)
     return replace(
@@ -118,8 +120,8 @@ def judge_again(plan: JudgePlan) -> Report:
 
 
 def _table(candidates: dict[str, Candidate], comparisons: dict[str, Comparison]) -> tuple[CandidateReport, ...]:
-    """A row for each candidate, the Pareto-best marked."""
-    # An engine's size and a graph's are not of one kind: engines are weighed where all candidates have one.
+    """Return one row per candidate, with the Pareto-optimal ones marked."""
+    # The size of an engine is not comparable with that of a graph, so engines count only if all candidates have one.
     built = all(candidate.engine is not None for candidate in candidates.values())
     rows = [_row(name, candidate, comparisons[name], built) for name, candidate in candidates.items()]
     return tuple(replace(row, pareto=not any(_beats(other, row) for other in rows)) for row in rows)
@@ -140,22 +142,30 @@ def _row(name: str, candidate: Candidate, comparison: Comparison, built: bool) -
 
 
 def _beats(other: CandidateReport, row: CandidateReport) -> bool:
-    """Whether `other` is better in size, drift or latency, and worse in none; a latency counts where both have it."""
-    ours, theirs = _costs(row), _costs(other)
-    both = [(mine, his) for mine, his in zip(ours, theirs, strict=True) if not math.isnan(mine + his)]
-    return any(his < mine for mine, his in both) and all(his <= mine for mine, his in both)
+    """Return whether `other` is better than `row` in size, drift or latency, and worse in none of them.
+
+    A latency counts only if both have one.
+    """
+    pairs = zip(_costs(row), _costs(other), strict=True)
+    known = [(row_cost, other_cost) for row_cost, other_cost in pairs if not math.isnan(row_cost + other_cost)]
+    better = any(other_cost < row_cost for row_cost, other_cost in known)
+    worse = any(other_cost > row_cost for row_cost, other_cost in known)
+    return better and not worse
 
 
 def _costs(row: CandidateReport) -> tuple[float, float, float]:
+    """Return size, drift and latency; less is better, and NaN means unknown."""
     return float(row.size_bytes), -quality(row.comparison), row.latency
 
 
 def quality(comparison: Comparison) -> float:
-    """How near to FP32 a candidate is, for an order of candidates: the SQNR in dB of its worst floating-point output,
-    or where there is none the share of boxes, pixels or elements that are FP32's.
+    """Return the number by which candidates are ranked for drift; higher is better.
+
+    It is the SQNR in dB of the worst floating-point output. If there is no such output, it is the percentage of FP32's
+    boxes, pixels or elements that the candidate reproduces. It is NaN without any of these metrics.
     """
     for metric in ("sqnr", "matched", "pixels", "equal"):
-        found = [output.values[metric] for output in comparison.outputs if metric in output.values]
-        if found:
-            return min(found)
+        measured = [output.values[metric] for output in comparison.outputs if metric in output.values]
+        if measured:
+            return min(measured)
     return math.nan

@@ -1,4 +1,4 @@
-"""What a run was asked to do: immutable plans, and the parsing of flags that need more than a type.
+"""Plans: the immutable request of each command, and the parsing of flags that need more than a type.
 
 Touches: nothing.
 """
@@ -19,9 +19,10 @@ RESTS = ("fp16", "bf16", "fp32")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataPlan:
-    """Where samples come from. `recipe` is a name or a path; without one the data's own or the assumed one is used.
+    """Source of samples.
 
-    `classes` is a file of class names and `labels` a CSV file of images and their classes, both for images.
+    `recipe` is a name or a path; by default it is the recipe in the folder of images, or an assumed one. `classes` is a
+    file of class names and `labels` a CSV file with the classes of images.
     """
 
     source: str
@@ -33,8 +34,10 @@ class DataPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasurePlan:
-    """How outputs are compared where their kind is not to be guessed: `kinds` are flags `OUTPUT=KIND`; `metrics` are
-    functions of the user's own, `package.module:function`.
+    """Metrics of a comparison.
+
+    `kinds` are flags `OUTPUT=KIND` for outputs whose kind is not to be recognized. `metrics` are custom metrics, as
+    `package.module:function`.
     """
 
     kinds: tuple[str, ...] = ()
@@ -43,7 +46,7 @@ class MeasurePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildPlan:
-    """How the engine is built. `tensorrt` forces `tensorrt` or `tensorrt_rtx`; sizes are in bytes."""
+    """Options of the engine build. `tensorrt` forces one of `tensorrt` and `tensorrt_rtx`; sizes are in bytes."""
 
     backend: str = "tensorrt"
     tensorrt: str | None = None
@@ -56,10 +59,10 @@ class BuildPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportPlan:
-    """How a framework's model becomes ONNX. `dtypes` are flags `NAME=DTYPE`; `timeout` is in seconds.
+    """Options of an export to ONNX.
 
-    `weights` goes with a factory, `signature` with a SavedModel. `allow_drift` lets an export pass whose outputs are
-    not the framework's.
+    `dtypes` are flags `NAME=DTYPE`. `weights` is for a factory, `signature` for a SavedModel. `timeout` is in seconds.
+    `allow_drift` accepts an export whose outputs differ from the framework's.
     """
 
     dtypes: tuple[str, ...] = ()
@@ -71,7 +74,7 @@ class ExportPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertPlan:
-    """One conversion, from a source (an ONNX file, or what `trtopt.export.source` knows) to a judged engine."""
+    """One conversion, from an ONNX file or another source of `trtopt.export.source` to a judged engine."""
 
     source: Path
     precision: str
@@ -95,7 +98,7 @@ class ConvertPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOnlyPlan:
-    """One export, of a source that is no ONNX file, to the ONNX file `out`; `data` is what it is checked on."""
+    """One export of a framework's model to the ONNX file `out`, checked on the samples of `data`."""
 
     source: Path
     out: Path
@@ -110,8 +113,7 @@ class ExportOnlyPlan:
 class ComparePlan:
     """A comparison of candidates (engines, ONNX files or run directories) with an FP32 ONNX file.
 
-    `layers` looks for where the drift comes from, also when the gates hold; `worst` is how many of the worst
-    samples are listed.
+    `layers` looks for the source of the drift even if the gates pass. `worst` is the number of worst samples to list.
     """
 
     baseline: Path
@@ -128,8 +130,9 @@ class ComparePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgePlan:
-    """New thresholds for what an earlier run measured, in the run directory `run`; `measure` is how it must have been
-    measured (empty: in any way).
+    """New gates for the measurements in an earlier run directory, `run`.
+
+    If `measure` is not empty, the measurements must have been made with it.
     """
 
     run: Path
@@ -141,8 +144,10 @@ class JudgePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeedPlan:
-    """How targets are run for speed: where (`auto`: CUDA where it works), the shapes of their inputs, and what
-    onnxruntime may do on a GPU (round FP32 products to TF32, capture CUDA graphs).
+    """Execution of timed targets.
+
+    `device` is `auto` (CUDA if it works), `cpu` or `cuda`. `shapes` are flags for dynamic inputs. On a GPU, onnxruntime
+    may use TF32 for FP32 products (`tf32`) and capture CUDA graphs (`graphs`).
     """
 
     device: str = "auto"
@@ -153,8 +158,10 @@ class SpeedPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchPlan:
-    """A sweep of targets (engines, ONNX files or run directories) over batch sizes (empty: the default ones), side by
-    side, about `seconds` for each target at each batch size. Inputs are random without `data`.
+    """A benchmark of targets (engines, ONNX files or run directories) over batch sizes.
+
+    An empty `batches` means the default sizes. Each target takes about `seconds` per batch size. Inputs are random
+    without `data`.
     """
 
     targets: tuple[Path, ...]
@@ -169,7 +176,10 @@ class BenchPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaxBatchPlan:
-    """A search for the largest batch of a target: memory in bytes (0: what is free), latency in ms (infinite: any)."""
+    """A search for the largest batch of a target.
+
+    `memory_limit` is in bytes; 0 means the free memory. `latency_limit` is in milliseconds; infinity means no limit.
+    """
 
     target: Path
     run_dir: Path | DefaultDir
@@ -180,7 +190,7 @@ class MaxBatchPlan:
 
 
 def output_kinds(flags: Sequence[str]) -> dict[str, str]:
-    """The kind of each output that `--kind OUTPUT=KIND` flags name.
+    """Return the kind of each output that a flag `--kind OUTPUT=KIND` names.
 
     Raises:
         UsageError: a flag does not parse, or an output is named twice.
