@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ import time
 import numpy as np
 import pytest
 from engine.kernels import ONE_THREAD, kernel, resident, spin_for
+from support import ROOT
 
 from trtopt.engine.cuda import CudaError, Device, Launch, open_device
 from trtopt.errors import EXIT_UNABLE, EnvironmentUnableError, OutOfMemoryError
@@ -223,7 +225,14 @@ def test_a_crashed_kernel_is_an_error_at_synchronization_and_closing_raises_noth
         "    try: stream.synchronize()\n"
         "    except CudaError as error: print('SAID', error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="tests")
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT / "tests",
+        env=os.environ | {"PYTHONPATH": path},
+    )
     print(done.stdout)
     assert done.returncode == 0, done.stderr
     assert "SAID" in done.stdout
