@@ -161,7 +161,7 @@ def _costs(row: CandidateReport) -> tuple[float, float, float]:
 def quality(comparison: Comparison) -> float:
     """Return the number by which candidates are ranked for drift; higher is better.
 
-    It is the SQNR in dB of the worst floating-point output. If there is no such output, it is the percentage of FP32's
+    It is the SQNR in dB of the worst floating-point output. Without such an output, it is the percentage of FP32's
     boxes, pixels or elements that the candidate reproduces. It is NaN without any of these metrics.
     """
     for metric in ("sqnr", "matched", "pixels", "equal"):
