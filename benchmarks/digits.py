@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from trtopt.calibrate import AUTO, methods
-from trtopt.config import BuildPlan, ConvertPlan, DataPlan
-from trtopt.pipeline import convert
+from trtopt.commands.convert import convert
+from trtopt.plan import BuildPlan, ConvertPlan, DataPlan
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -304,9 +304,9 @@ def typed(path: Path) -> dict[str, int]:
     """
     import onnx_ir as ir
 
-    from trtopt.export.onnx import load_ir
-    from trtopt.export.prepare import infer_shapes
-    from trtopt.precision.graph import FLOAT_COMPUTE_FREE
+    from trtopt.graph.file import load_ir
+    from trtopt.graph.prepare import infer_shapes
+    from trtopt.graph.query import FLOAT_COMPUTE_FREE
 
     model, counts = load_ir(path), {"fp16": 0, "fp32": 0}
     infer_shapes(model)
@@ -326,7 +326,7 @@ def accepted(zoo: Path, name: str, folder: Path) -> str:
     from trtopt.engine import tensorrt
     from trtopt.errors import TrtoptError
     from trtopt.events import silent
-    from trtopt.export.onnx import describe
+    from trtopt.graph.file import describe
     from trtopt.shapes import profile
     from trtopt.types import TypedModel
 

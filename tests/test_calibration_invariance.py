@@ -17,9 +17,9 @@ from trtopt.data import open_dataset
 from trtopt.data.dataset import Dataset
 from trtopt.engine.onnxruntime import open_runner
 from trtopt.events import silent
-from trtopt.export.onnx import load_ir
-from trtopt.export.prepare import prepare
-from trtopt.precision.placement import place
+from trtopt.graph.file import load_ir
+from trtopt.graph.prepare import prepare
+from trtopt.precision.passes.placement import place
 from trtopt.types import OnnxModel
 
 SAMPLES = 96

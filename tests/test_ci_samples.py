@@ -74,7 +74,7 @@ def test_a_command_line_with_an_unknown_flag_is_found() -> None:
 
 def test_gates_of_the_samples_are_gates() -> None:
     from trtopt.bench.gate import parse_gates as parse_speed
-    from trtopt.compare.limits import parse_gates as parse_drift
+    from trtopt.compare.gates import parse_gates as parse_drift
 
     for line in command_lines():
         words = shlex.split(line)

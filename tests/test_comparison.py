@@ -13,13 +13,14 @@ import onnx
 import pytest
 from support import CALIB, DIGITS, EVAL, Done
 
-from trtopt.comparison import compare, judge_again
-from trtopt.config import BuildPlan, ComparePlan, ConvertPlan, DataPlan, JudgePlan
+from trtopt.commands.compare import compare
+from trtopt.commands.convert import convert
+from trtopt.commands.judge import judge_again
 from trtopt.data.dataset import Dataset, Feed
 from trtopt.errors import OutOfMemoryError, UsageError
 from trtopt.events import Event, Warned, silent
-from trtopt.export.onnx import describe
-from trtopt.pipeline import convert
+from trtopt.graph.file import describe
+from trtopt.plan import BuildPlan, ComparePlan, ConvertPlan, DataPlan, JudgePlan
 from trtopt.stages.context import Context
 from trtopt.stages.layers import explained
 from trtopt.store import open_store

@@ -11,7 +11,7 @@ import pytest
 from support import CALIB, DIGITS, EVAL, Done
 
 from trtopt import ConvertPlan, DataPlan
-from trtopt.pipeline import calibrate
+from trtopt.commands.calibrate import calibrate
 
 Cli = Callable[..., Done]
 HERE = ("--backend", "onnxruntime")

@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper
 from support import CALIB, DIGITS, EVAL, ROOT, Done
 
-from trtopt.compare.limits import parse_gates
-from trtopt.export.onnx import describe
+from trtopt.compare.gates import parse_gates
+from trtopt.graph.file import describe
 from trtopt.shapes import profile
 
 Cli = Callable[..., Done]

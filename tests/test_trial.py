@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -16,12 +17,11 @@ from trtopt.data.dataset import Dataset
 from trtopt.engine.onnxruntime import open_runner
 from trtopt.errors import ModelError, OutOfMemoryError
 from trtopt.events import Warned, silent
-from trtopt.export.onnx import describe, load_ir
-from trtopt.export.prepare import save
+from trtopt.graph.file import describe, load_ir
+from trtopt.graph.prepare import save
 from trtopt.precision import Request, precision
+from trtopt.stages import calibrate, equalize, observe, set_precision
 from trtopt.stages.context import Context, Target
-from trtopt.stages.graph import set_precision
-from trtopt.stages.samples import calibrate, equalize, observe
 from trtopt.stages.trial import output_error, rough, scratch
 from trtopt.store import open_store
 from trtopt.types import CalibrationTable, OnnxModel
@@ -102,7 +102,7 @@ def test_an_equalization_without_gain_is_not_kept(
 ) -> None:
     # No network is certain to become worse, so the result of the trial is replaced.
     verdict = lambda candidate, *_: float(bool(candidate.notes))  # noqa: E731
-    monkeypatch.setattr("trtopt.stages.samples.output_error", lambda *_: verdict)
+    monkeypatch.setattr(sys.modules["trtopt.stages.equalize"], "output_error", lambda *_: verdict)
     equalized = equalize(context, network(tmp_path), dataset(SPREAD), "int8")
     assert equalized.notes == ("not equalized: no significant gain in output SQNR",)
     assert [node.op_type for node in onnx.load(equalized.path).graph.node] == ["HardSwish", "MatMul"]
@@ -164,7 +164,9 @@ def test_biases_are_unchanged_if_correcting_them_has_no_gain(
     context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As above, the result of the trial is replaced.
-    monkeypatch.setattr("trtopt.stages.samples.output_error", lambda *_: lambda _, request: float(bool(request.means)))
+    monkeypatch.setattr(
+        sys.modules["trtopt.stages.observe"], "output_error", lambda *_: lambda _, request: float(bool(request.means))
+    )
     model, data = with_bias(tmp_path), backgrounds()
     table = rough(context, model, data).table
     seen = observe(context, model, data, TARGET, table)
@@ -181,7 +183,7 @@ def test_a_correction_that_cannot_be_tried_is_not_chosen(
     context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, errors: tuple[float, ...], best: str, gain: float
 ) -> None:
     found = iter(errors)
-    monkeypatch.setattr("trtopt.stages.samples.output_error", lambda *_: lambda *_: next(found))
+    monkeypatch.setattr(sys.modules["trtopt.stages.observe"], "output_error", lambda *_: lambda *_: next(found))
     model, data = with_bias(tmp_path), backgrounds()
     seen = observe(context, model, data, TARGET, rough(context, model, data).table)
     assert (seen.correction, seen.gain) == (best, pytest.approx(gain))

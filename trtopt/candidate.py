@@ -13,9 +13,11 @@ from pathlib import Path
 
 from trtopt.codec import decode
 from trtopt.errors import ModelError, UsageError
-from trtopt.stages import ENGINE_NOT_RUN
 from trtopt.store import read_result
 from trtopt.types import Benchmark, CalibratedTensor, CalibrationTable, Engine, OnnxModel, Timing, TypedModel
+
+ENGINE_NOT_RUN = " (the typed graph of the engine; TensorRT itself was not run)"
+"""Remark on where a candidate ran whose engine was not run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +59,7 @@ def resolve(path: Path) -> Candidate:
     if path.is_dir():
         return _from_run(path)
     if path.suffix == ".onnx":
-        from trtopt.export.onnx import describe
+        from trtopt.graph.file import describe
 
         return Candidate(onnx=describe(path))
     engine = read_result(path.parent, "build", Engine)

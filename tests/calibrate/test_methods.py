@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from trtopt.calibrate import method, methods, mse, percentile
+from trtopt.calibrate import method, methods
 from trtopt.calibrate.histogram import ALL_ZERO_AMAX, Histogram
+from trtopt.calibrate.methods import mse, percentile
 from trtopt.calibrate.table import to_scale
 from trtopt.errors import UsageError
 

@@ -19,7 +19,7 @@ from trtopt.calibrate.table import make_table
 from trtopt.data.dataset import Array, Dataset, Feed
 from trtopt.errors import CalibrationError, DataError, ModelError
 from trtopt.events import Event, Progress, silent
-from trtopt.export.onnx import describe
+from trtopt.graph.file import describe
 from trtopt.types import OnnxModel
 
 RNG = np.random.default_rng(0)

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtopt.compare.kinds.boxes import Boxes, Match, matches
-from trtopt.compare.kinds.outputs import Outputs
+from trtopt.compare.measures.boxes import Boxes, Match, matches
+from trtopt.compare.measures.outputs import Outputs
 from trtopt.compare.metrics import Metrics
 from trtopt.errors import ModelError
 from trtopt.types import OutputDrift

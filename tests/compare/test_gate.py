@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from trtopt.compare.catalog import METRICS
 from trtopt.compare.gate import DEFAULTS, judge, verdict
-from trtopt.compare.limits import Gate, gate, parse_gates
+from trtopt.compare.gates import Gate, gate, parse_gates
 from trtopt.errors import UsageError
 from trtopt.types import GateResult, OutputDrift, Verdict
 

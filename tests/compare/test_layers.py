@@ -15,15 +15,15 @@ import pytest
 from onnx import numpy_helper
 from support import CALIB, DIGITS, EVAL
 
+from trtopt.commands.convert import convert
 from trtopt.compare.layers import Subject, look, worst
-from trtopt.config import BuildPlan, ConvertPlan, DataPlan
 from trtopt.data import open_dataset
 from trtopt.data.dataset import Array, Dataset
 from trtopt.errors import DataError, ModelError
 from trtopt.events import Event, Progress, StageCached, silent
-from trtopt.export.onnx import describe, load_ir
-from trtopt.export.prepare import infer_shapes, save
-from trtopt.pipeline import convert
+from trtopt.graph.file import describe, load_ir
+from trtopt.graph.prepare import infer_shapes, save
+from trtopt.plan import BuildPlan, ConvertPlan, DataPlan
 from trtopt.precision import Request, precision
 from trtopt.stages import Context
 from trtopt.stages.layers import _source, layers

@@ -18,7 +18,7 @@ from scipy.special import rel_entr, softmax
 
 from trtopt.compare import kinds
 from trtopt.compare.gate import judge
-from trtopt.compare.kinds.outputs import Outputs
+from trtopt.compare.measures.outputs import Outputs
 from trtopt.compare.metrics import Metrics
 from trtopt.errors import ModelError, UsageError
 from trtopt.types import OutputDrift

@@ -12,8 +12,8 @@ import pytest
 
 from trtopt.compare import own
 from trtopt.compare.gate import judge
-from trtopt.compare.kinds.outputs import Outputs
-from trtopt.compare.limits import parse_gates
+from trtopt.compare.gates import parse_gates
+from trtopt.compare.measures.outputs import Outputs
 from trtopt.compare.run import Measure, Pair, compare
 from trtopt.data.dataset import Dataset
 from trtopt.errors import UsageError

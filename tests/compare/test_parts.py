@@ -7,8 +7,8 @@ import numpy.typing as npt
 import pytest
 
 from trtopt.compare.gate import judge
-from trtopt.compare.kinds.outputs import Outputs
-from trtopt.compare.kinds.parts import Parts
+from trtopt.compare.measures.outputs import Outputs
+from trtopt.compare.measures.parts import Parts
 from trtopt.compare.metrics import Metrics
 from trtopt.types import OutputDrift
 

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.special import softmax
 
 from trtopt.compare.gate import judge
-from trtopt.compare.kinds.outputs import Outputs
+from trtopt.compare.measures.outputs import Outputs
 from trtopt.compare.metrics import Metrics
 from trtopt.errors import ModelError
 from trtopt.types import OutputDrift

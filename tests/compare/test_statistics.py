@@ -13,7 +13,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import binom, binomtest, norm
 
 from trtopt.compare.gate import judge
-from trtopt.compare.limits import parse_gates
+from trtopt.compare.gates import parse_gates
 from trtopt.compare.statistics import Bounds, drop, mcnemar, needed, settles, share
 from trtopt.types import OutputDrift
 

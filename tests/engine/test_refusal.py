@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 from support import Done
 
-from trtopt.engine import refusal
+from trtopt.engine.trt import refusal
 from trtopt.types import Rejection
 
 

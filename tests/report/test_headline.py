@@ -20,7 +20,7 @@ from report.reports import (
     UNCHECKED,
 )
 
-from trtopt.report.headline import verdict
+from trtopt.report.page.headline import verdict
 from trtopt.types import GateResult, Report
 
 CALIBRATED = "on the calibration samples themselves: no evidence for unseen data"

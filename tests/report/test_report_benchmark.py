@@ -9,7 +9,8 @@ from xml.etree import ElementTree
 import pytest
 from report.reports import COMPARED, NASTY
 
-from trtopt.report import benchmark, render
+from trtopt.report import render
+from trtopt.report.page import benchmark
 from trtopt.types import BatchLimit, BatchProbe, Benchmark, BenchTarget, GateResult, Interval, Timing
 
 FP32 = Timing(

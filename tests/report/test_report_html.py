@@ -28,7 +28,8 @@ from report.rich import (
 )
 
 from trtopt.codec import decode, encode
-from trtopt.report import headline, picked, render
+from trtopt.report import render
+from trtopt.report.page import headline, picked
 from trtopt.types import Report
 
 REPORTS = {**ALL, **PARTS}

@@ -10,7 +10,8 @@ import pytest
 from report.reports import ALL, COMPARED, FAILED, HUGE, INCONCLUSIVE, JUMPED, NO_ENGINE, PASSED, SEVERAL
 from rich.console import Console
 
-from trtopt.report import headline, render, show, words
+from trtopt.report import render, show
+from trtopt.report.page import headline, words
 from trtopt.report.text import renderable
 from trtopt.types import Decision, Report
 

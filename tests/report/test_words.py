@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from report.reports import FAILED, INCONCLUSIVE, JUMPED, LAYERS, PASSED, SEVERAL, UNCHECKED
 
-from trtopt.report import words
+from trtopt.report.page import words
 from trtopt.types import Decision
 
 

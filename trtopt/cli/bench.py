@@ -22,7 +22,7 @@ from trtopt.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from trtopt.config import MaxBatchPlan, SpeedPlan
+    from trtopt.plan import MaxBatchPlan, SpeedPlan
     from trtopt.rundir import DefaultDir
 
 
@@ -91,11 +91,12 @@ def bench(
     """
     from dataclasses import replace
 
-    from trtopt import benching, rundir
+    from trtopt import rundir
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import finish
-    from trtopt.config import BenchPlan, DataPlan, SpeedPlan
+    from trtopt.commands import bench as benching
     from trtopt.errors import UsageError
+    from trtopt.plan import BenchPlan, DataPlan, SpeedPlan
 
     speed = SpeedPlan(device=device.value, shapes=tuple(shape or ()), tf32=tf32, graphs=cuda_graphs)
     run_dir = out or rundir.of_bench(targets)
@@ -154,8 +155,8 @@ def _max_batch(
     import math
 
     from trtopt.bench.units import BYTES, MILLISECONDS, quantity
-    from trtopt.config import MaxBatchPlan
     from trtopt.errors import UsageError
+    from trtopt.plan import MaxBatchPlan
 
     if len(targets) != 1:
         raise UsageError(

@@ -36,9 +36,9 @@ def calibrate(
     """
     from trtopt import rundir
     from trtopt.cli.console import Narrator
-    from trtopt.config import BuildPlan, ConvertPlan, DataPlan
+    from trtopt.commands.calibrate import calibrate as run
     from trtopt.export.source import identify
-    from trtopt.pipeline import calibrate as run
+    from trtopt.plan import BuildPlan, ConvertPlan, DataPlan
     from trtopt.stages.tables import of_equalized
 
     plan = ConvertPlan(

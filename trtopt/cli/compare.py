@@ -72,10 +72,10 @@ def compare(
     from trtopt import rundir
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import finish
-    from trtopt.comparison import compare as run
-    from trtopt.comparison import judge_again
-    from trtopt.config import ComparePlan, DataPlan, JudgePlan, MeasurePlan
+    from trtopt.commands.compare import compare as run
+    from trtopt.commands.judge import judge_again
     from trtopt.errors import UsageError
+    from trtopt.plan import ComparePlan, DataPlan, JudgePlan, MeasurePlan
 
     measure = MeasurePlan(kinds=tuple(kind or ()), metrics=tuple(metric or ()))
     if from_ is not None:

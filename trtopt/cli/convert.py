@@ -108,10 +108,10 @@ def convert(
     from trtopt import rundir
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import finish
-    from trtopt.config import BuildPlan, ConvertPlan, DataPlan, ExportPlan, MeasurePlan
+    from trtopt.commands.convert import convert as run
     from trtopt.errors import UsageError
     from trtopt.export.source import identify
-    from trtopt.pipeline import convert as run
+    from trtopt.plan import BuildPlan, ConvertPlan, DataPlan, ExportPlan, MeasurePlan
 
     source = data or calib
     if (classes or labels) and not source:

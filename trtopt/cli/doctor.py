@@ -14,7 +14,7 @@ from trtopt.cli.options import Format
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from trtopt.engine.probe import Environment
+    from trtopt.commands.doctor import Environment
 
 
 def doctor(
@@ -27,7 +27,7 @@ def doctor(
     import json
 
     from trtopt.codec import encode
-    from trtopt.engine.probe import probe
+    from trtopt.commands.doctor import probe
     from trtopt.errors import EXIT_UNABLE, UsageError
 
     if format not in (Format.text, Format.json):

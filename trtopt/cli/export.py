@@ -54,8 +54,8 @@ def export(
     from trtopt import rundir
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import finish
-    from trtopt.config import DataPlan, ExportOnlyPlan, ExportPlan
-    from trtopt.pipeline import export as run
+    from trtopt.commands.export import export as run
+    from trtopt.plan import DataPlan, ExportOnlyPlan, ExportPlan
 
     plan = ExportOnlyPlan(
         source=source,

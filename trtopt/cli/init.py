@@ -94,8 +94,8 @@ def settings(source: Source) -> str:
     Raises:
         ModelError: it is an ONNX file that cannot be read.
     """
-    from trtopt.export.onnx import describe
-    from trtopt.report.words import plain
+    from trtopt.graph.file import describe
+    from trtopt.report.page.words import plain
 
     model = plain(source.text)
     if source.kind != "onnx":
@@ -131,7 +131,7 @@ _FREE_SHAPE = """
 
 
 def _line(role: str, spec: TensorSpec) -> str:
-    from trtopt.report.words import plain
+    from trtopt.report.page.words import plain
 
     return plain(f"#   {role:<8}{spec.name}  {spec.dtype} [{', '.join(map(str, spec.shape))}]")
 
@@ -162,7 +162,7 @@ def _recipe(inputs: Sequence[TensorSpec]) -> str:
 
 
 def _shape(inputs: Sequence[TensorSpec]) -> str:
-    from trtopt.report.words import plain
+    from trtopt.report.page.words import plain
     from trtopt.shapes import DEFAULT_BATCH
 
     tokens = {dim for spec in inputs if spec.dtype.startswith("int") for dim in spec.shape[1:]}
@@ -190,9 +190,9 @@ def _gate(outputs: Sequence[TensorSpec]) -> tuple[str, str]:
     """Gates for all outputs, and a comment with the reason of each; no gates where several outputs are read as one."""
     from trtopt.compare.catalog import METRICS
     from trtopt.compare.gate import DEFAULTS
-    from trtopt.compare.limits import parse_gates
+    from trtopt.compare.gates import parse_gates
     from trtopt.errors import UsageError
-    from trtopt.report.words import plain
+    from trtopt.report.page.words import plain
 
     if any(re.search("box|detect", spec.name.lower()) or _may_be_boxes(spec) for spec in outputs):
         return (

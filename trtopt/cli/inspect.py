@@ -27,8 +27,8 @@ def inspect(
     import json
 
     from trtopt.codec import encode
+    from trtopt.commands.inspect import look
     from trtopt.errors import UsageError
-    from trtopt.inspection import look
 
     found = look(file, tensorrt=tensorrt)
     if format is Format.json:
@@ -36,7 +36,7 @@ def inspect(
     elif format is Format.text:
         from rich.console import Console
 
-        from trtopt.report.inspection import renderable
+        from trtopt.report.page.inspection import renderable
 
         Console(highlight=False).print(renderable(found, nodes=nodes))
     else:

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from trtopt.compare.catalog import METRICS
-from trtopt.compare.limits import Gate, parse_gates
-from trtopt.compare.limits import gate as default_gate
+from trtopt.compare.gates import Gate, parse_gates
+from trtopt.compare.gates import gate as default_gate
 from trtopt.compare.statistics import Bounds, drop, mcnemar, needed, settles, share
 from trtopt.types import Comparison, GateResult, OutputDrift, Verdict
 

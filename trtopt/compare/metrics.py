@@ -13,7 +13,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 
 from trtopt.compare.kinds import Opening, Reader, kind, kinds
-from trtopt.compare.kinds.outputs import Outputs, joined
+from trtopt.compare.measures.outputs import Outputs, joined
 from trtopt.errors import ModelError, UsageError
 from trtopt.types import OutputDrift
 

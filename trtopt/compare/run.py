@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from trtopt.compare.custom import OwnMetric, opened
 from trtopt.compare.kinds import check_name
-from trtopt.compare.kinds.outputs import Array, Outputs, is_float
+from trtopt.compare.measures.outputs import Array, Outputs, is_float
 from trtopt.compare.metrics import Metrics
-from trtopt.compare.own import OwnMetric, opened
 from trtopt.data.classes import check_count, score_count
 from trtopt.data.dataset import Batch, Dataset, Groups, batches
 from trtopt.errors import DataError, OutOfMemoryError, UsageError

@@ -5,19 +5,15 @@ Touches: `show` prints on stdout; nothing else.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import sys
 
-from trtopt.errors import UsageError
+from trtopt import plugins
 from trtopt.types import Report
-
-_SHARED = {"benchmark", "charts", "graph_charts", "headline", "inspection", "picked", "svg", "words"}
 
 
 def formats() -> tuple[str, ...]:
-    """Names that `--format` takes: the modules of this folder that are no shared helpers."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _SHARED))
+    """Return the names that `--format` accepts."""
+    return plugins.names(__name__)
 
 
 def render(format: str, report: Report) -> str:
@@ -26,9 +22,7 @@ def render(format: str, report: Report) -> str:
     Raises:
         UsageError: there is no such format.
     """
-    if format not in formats():
-        raise UsageError(f"unknown format {format!r}", fix=f"Choose one of {', '.join(formats())}")
-    text: str = importlib.import_module(f"{__name__}.{format}").render(report)
+    text: str = plugins.load(__name__, format, "format").render(report)
     return text
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from trtopt.report import headline, words
+from trtopt.report.page import headline, words
 from trtopt.types import GateResult, Report
 
 MAX_ANNOTATIONS = 10  # GitHub shows ten of each kind a step

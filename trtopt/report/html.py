@@ -1,6 +1,6 @@
 """The report as one HTML page that needs nothing else: no network, no script, no font, no picture beside it.
 
-What the page says is in `templates/`, what it picks from the report in `picked`, how that is drawn in `charts` and
+What the page says is in `page/templates/`, what it picks from the report in `picked`, how that is drawn in `charts` and
 `graph_charts`. Names come from untrusted files: every value is cut to length and loses its control characters, then
 Jinja2 escapes it, and the page's own Content-Security-Policy forbids scripts and requests whatever it holds.
 
@@ -16,8 +16,8 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from trtopt.report import benchmark, charts, graph_charts, headline, picked, words
-from trtopt.report.svg import clipped
+from trtopt.report.page import benchmark, charts, graph_charts, headline, picked, words
+from trtopt.report.page.svg import clipped
 from trtopt.types import Report
 
 LIMIT = 1 << 20
@@ -95,7 +95,7 @@ def render(report: Report) -> str:
 @cache
 def _environment(room: Room) -> Environment:
     found = Environment(
-        loader=PackageLoader("trtopt.report"),
+        loader=PackageLoader("trtopt.report.page"),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=room.clean,

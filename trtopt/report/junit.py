@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from trtopt.report import benchmark, headline, words
+from trtopt.report.page import benchmark, headline, words
 from trtopt.types import GateResult, Report
 from trtopt.verdict import blocks, comparisons
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trtopt.report import benchmark, headline, words
+from trtopt.report.page import benchmark, headline, words
 from trtopt.types import Comparison, Layers, Report
 
 _ICONS = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "unchecked": "⚠️"}

@@ -17,7 +17,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from trtopt.report import benchmark, headline, words
+from trtopt.report.page import benchmark, headline, words
 from trtopt.types import Benchmark, Comparison, Layers, Report
 
 WIDTH = 100

@@ -5,25 +5,18 @@ A module has
     `TAKES`, a description of the outputs that it reads;
     `PLAIN`, true for a kind that reads any output, as the fallback.
 
-The kinds share these modules: `outputs` (a batch of both models' outputs), `noise` (errors value by value), `parts`
-(groups of channels of one scale), `explained` (comparison with trivial predictions), `boxes` (matching) and `worst`
-(samples with the largest errors).
+What they share is in `trtopt.compare.measures`.
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
-from trtopt.compare.kinds.outputs import Outputs
-from trtopt.errors import UsageError
+from trtopt import plugins
+from trtopt.compare.measures.outputs import Outputs
 from trtopt.types import OutputDrift
-
-_SHARED = frozenset({"boxes", "explained", "noise", "outputs", "parts", "worst"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +81,8 @@ class Kind(Protocol):
 
 
 def kinds() -> tuple[str, ...]:
-    """Return the names that `--kind OUTPUT=NAME` accepts: the modules of this folder without the shared ones."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _SHARED))
+    """Return the names that `--kind OUTPUT=NAME` accepts."""
+    return plugins.names(__name__)
 
 
 def check_name(name: str) -> None:
@@ -98,13 +91,7 @@ def check_name(name: str) -> None:
     Raises:
         UsageError: it does not; the message suggests the nearest name.
     """
-    known = kinds()
-    if name not in known:
-        near = difflib.get_close_matches(name.lower(), known, 1)
-        raise UsageError(
-            f"--kind names an unknown kind of output {name!r}",
-            fix=f"Did you mean {near[0]}?" if near else f"Choose one of {', '.join(known)}",
-        )
+    plugins.check(__name__, name, "kind of output")
 
 
 def kind(name: str) -> Kind:
@@ -113,5 +100,4 @@ def kind(name: str) -> Kind:
     Raises:
         UsageError: the kind is unknown; the message suggests the nearest name.
     """
-    check_name(name)
-    return cast(Kind, importlib.import_module(f"{__name__}.{name}"))
+    return cast(Kind, plugins.load(__name__, name, "kind of output"))

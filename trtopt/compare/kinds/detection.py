@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from trtopt.compare.kinds import Opening
-from trtopt.compare.kinds.boxes import Boxes, matches
-from trtopt.compare.kinds.outputs import TOLERANCE, Array, Mask, Outputs, is_float
-from trtopt.compare.kinds.worst import first_bad, worst
+from trtopt.compare.measures.boxes import Boxes, matches
+from trtopt.compare.measures.outputs import TOLERANCE, Array, Mask, Outputs, is_float
+from trtopt.compare.measures.worst import first_bad, worst
 from trtopt.errors import ModelError
 from trtopt.types import OutputDrift
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from trtopt.compare.kinds import Opening
-from trtopt.compare.kinds.outputs import Array, Outputs, is_float
-from trtopt.compare.kinds.worst import first_bad, worst
+from trtopt.compare.measures.outputs import Array, Outputs, is_float
+from trtopt.compare.measures.worst import first_bad, worst
 from trtopt.types import OutputDrift
 
 TAKES = "anything of any shape"

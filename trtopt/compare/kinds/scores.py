@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trtopt.compare.kinds import Opening
-from trtopt.compare.kinds.noise import Noise, summed
-from trtopt.compare.kinds.outputs import TOLERANCE, Array, Floats, Mask, Outputs, are_probabilities, is_float
+from trtopt.compare.measures.noise import Noise, summed
+from trtopt.compare.measures.outputs import TOLERANCE, Array, Floats, Mask, Outputs, are_probabilities, is_float
 from trtopt.types import OutputDrift
 
 TAKES = "one vector of numbers per sample, [n, classes] or [n, classes, 1, 1], or one number, [n] or [n, 1]"

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from trtopt.compare.kinds import Opening
-from trtopt.compare.kinds.noise import Noise
-from trtopt.compare.kinds.outputs import TOLERANCE, Array, Outputs, are_probabilities, is_float
-from trtopt.compare.kinds.worst import worst
+from trtopt.compare.measures.noise import Noise
+from trtopt.compare.measures.outputs import TOLERANCE, Array, Outputs, are_probabilities, is_float
+from trtopt.compare.measures.worst import worst
 from trtopt.errors import ModelError
 from trtopt.types import OutputDrift
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from trtopt.compare.kinds import Opening
-from trtopt.compare.kinds.explained import Explained
-from trtopt.compare.kinds.noise import Noise
-from trtopt.compare.kinds.outputs import Array, Outputs, is_float
-from trtopt.compare.kinds.parts import Part, Parts
+from trtopt.compare.measures.explained import Explained
+from trtopt.compare.measures.noise import Noise
+from trtopt.compare.measures.outputs import Array, Outputs, is_float
+from trtopt.compare.measures.parts import Part, Parts
 from trtopt.types import OutputDrift
 
 TAKES = "numbers of any shape"
