@@ -223,7 +223,7 @@ def dataset(samples: int) -> Any:
 
 def agreement(args: argparse.Namespace) -> None:
     from calibration import tensors
-    from trtopt.calibrate import methods
+    from trtopt.calibrate import method_names
     from trtopt.calibrate.source import observe_where_it_runs
     from trtopt.calibrate.table import make_table
     from trtopt.engine.onnxruntime import CudaOptions, open_runner
@@ -241,7 +241,7 @@ def agreement(args: argparse.Namespace) -> None:
     rows = []
     for tf32 in (False, True):
         gpu = observed("cuda", CudaOptions(tf32=tf32))
-        for method in methods():
+        for method in method_names():
             on_cpu = make_table(method, cpu, model=model, dataset=data).scales
             on_gpu = make_table(method, gpu, model=model, dataset=data).scales
             difference = {name: abs(on_gpu[name] / on_cpu[name] - 1) for name in names}

@@ -61,11 +61,11 @@ def default() -> str:
 def variants() -> dict[str, str]:
     """Return the titles of all variants, in the order of the table."""
     from trtopt import ConvertPlan
-    from trtopt.calibrate import AUTO, methods
+    from trtopt.calibrate import AUTO, method_names
 
     plan = ConvertPlan(source=Path(), precision="int8", run_dir=Path())
     titles = {"fp32": "FP32", default(): f"**trtopt {plan.method}** (default)"}
-    for name in (*methods(), AUTO):
+    for name in (*method_names(), AUTO):
         if name != plan.method:
             titles[f"trtopt:int8:{name}"] = f"trtopt {name}"
     for step in ABLATIONS:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support import CALIB, DIGITS
 
-from trtopt.calibrate import methods
+from trtopt.calibrate import method_names
 from trtopt.calibrate.histogram import Histogram
 from trtopt.calibrate.observe import observe, tap
 from trtopt.calibrate.table import make_table
@@ -62,7 +62,7 @@ def test_batches_of_any_size_in_any_order_give_the_same_table(model: OnnxModel, 
     whole = histograms(model, [data])
     order = np.random.default_rng(size).permutation(SAMPLES).tolist()
     parts = histograms(model, [part(data, order[start : start + size]) for start in range(0, SAMPLES, size)])
-    for method in methods():
+    for method in method_names():
         expected = make_table(method, whole, model=model, dataset=data)
         found = make_table(method, parts, model=model, dataset=data)
         assert len(expected.scales) == 6

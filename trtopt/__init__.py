@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Where each public name lives. `compare_models` is `commands.compare.compare`: `trtopt.compare` is the folder of that name.
+# Where each public name is defined. `compare_models` has that name because `trtopt.compare` is a package.
 _HOMES = {
     "BuildPlan": "plan",
     "ComparePlan": "plan",

@@ -11,8 +11,8 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from trtopt.cli.doctor import doctor
-from trtopt.commands import doctor as probing
 from trtopt.commands.doctor import probe, versions
+from trtopt.engine import driver as probing
 from trtopt.engine.driver import Gpu, read_driver
 
 app = Typer()

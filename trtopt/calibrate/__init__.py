@@ -23,7 +23,7 @@ AUTO = "auto"
 _METHODS = "trtopt.calibrate.methods"
 
 
-def methods() -> tuple[str, ...]:
+def method_names() -> tuple[str, ...]:
     """Return the names that `--method` accepts besides `AUTO`."""
     return plugins.names(_METHODS)
 

@@ -27,14 +27,14 @@ def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str,
     """
 
     def make(folder: Path) -> CalibrationTable:
-        from trtopt.calibrate import AUTO, auto, methods, noisiest, table
+        from trtopt.calibrate import AUTO, auto, method_names, noisiest, table
         from trtopt.data.overlap import fingerprinted
 
         fingerprints: dict[int, str] = {}
         # TF32 is off for entropy only: its divergence is flat around the minimum, so small errors move its choice.
         tf32 = method not in ("entropy", AUTO)
         histograms = _histograms(context, model, fingerprinted(dataset, fingerprints), CudaOptions(tf32=tf32))
-        names = methods() if method == AUTO else [method]
+        names = method_names() if method == AUTO else [method]
         tables = {name: table.make_table(name, histograms, model=model, dataset=dataset) for name in names}
         if method == AUTO:
             error = output_error(context, model, dataset, precision)
