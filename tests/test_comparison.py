@@ -200,7 +200,7 @@ def test_a_damaged_layer_is_named_in_every_report(runs: Path, tmp_path: Path, cl
     assert f"::error title=trtopt layer {node}::" in done.out
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["layers"]["jump"] == node
-    assert f"drift first jumps at {node}" in cli(*arguments).out
+    assert f"first divergent layer: {node}" in cli(*arguments).out
     assert node in (tmp_path / "report.html").read_text()
 
 

@@ -1,4 +1,4 @@
-"""Every format renders whatever report there is, and none invents a pass."""
+"""Tests that every format renders every report, and never shows a pass that is not one."""
 
 from __future__ import annotations
 
@@ -52,5 +52,5 @@ def test_show_prints_the_report_once(format: str, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize("format", ["github", "markdown", "text"])
 def test_a_report_that_failed_with_nothing_judged_says_no_pass(format: str) -> None:
     text = render(format, EMPTY)
-    assert "FAIL: nothing was judged" in text
+    assert "FAIL: no gate was evaluated" in text
     assert "PASS" not in text

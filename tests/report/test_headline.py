@@ -1,4 +1,4 @@
-"""The verdict in one line: what failed or is not shown, what would show it, and what it is no evidence for."""
+"""Tests of the one-line verdict: what failed or is inconclusive, what would settle it, and the limits of the evidence."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def inconclusive(*gates: GateResult, samples: int = 200) -> Report:
     [
         (PASSED, "PASS: 1/1 gates passed"),
         (FAILED, "FAIL: boxes:0: sqnr; equal"),
-        (JUMPED, "FAIL: boxes:0: sqnr; equal; drift first jumps at body"),
+        (JUMPED, "FAIL: boxes:0: sqnr; equal; first divergent layer: body"),
         (SEVERAL, "FAIL: out/int8: boxes:0: sqnr"),
-        (EMPTY, "FAIL: nothing was judged"),
-        (UNCHECKED, "UNCHECKED: no comparison was asked for"),
+        (EMPTY, "FAIL: no gate was evaluated"),
+        (UNCHECKED, "UNCHECKED: no comparison was requested"),
         (NO_ENGINE, "PASS: 1/1 gates passed (no engine was built)"),
         (replace(NO_ENGINE, command="compare"), "PASS: 1/1 gates passed"),
     ],

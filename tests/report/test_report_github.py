@@ -1,4 +1,4 @@
-"""The report as workflow commands: few, the worst first, and escaped as GitHub reads them."""
+"""Tests of the report as workflow commands: few, the worst first, and escaped as GitHub expects."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_github_prints_one_notice_when_all_is_well() -> None:
 
 def test_github_warns_of_an_unchecked_run() -> None:
     assert render("github", replace(UNCHECKED, warnings=())) == (
-        "::warning title=trtopt convert::UNCHECKED: no comparison was asked for\n"
+        "::warning title=trtopt convert::UNCHECKED: no comparison was requested\n"
     )
 
 

@@ -89,13 +89,13 @@ def test_the_verdict_comes_first_and_says_which_output_metric_layer_and_sample()
     assert head.index("FAIL") < head.index("1 failed and 1 inconclusive of 4 gates") < head.index("top1")
     assert "✕ fail logits top1 top-1 accuracy drops by 2.30 points" in head
     assert f"Worst sample {WORST[0].sample}, 4.2 dB, another class than FP32, only FP32 right" in head
-    assert f"drift first jumps at layer {RICH.layers.jump} (Conv, int8), from 51.1 dB at its inputs" in head  # type: ignore[union-attr]
+    assert f"First divergent layer: {RICH.layers.jump} (Conv, int8), from 51.1 dB at its inputs" in head  # type: ignore[union-attr]
 
 
 def test_an_inconclusive_verdict_says_how_many_samples_would_settle_it() -> None:
     head = page(PARTLY_OPEN).sections["header"]
     assert "INCONCLUSIVE 1 inconclusive of 3 gates" in head
-    assert "To settle it about 12,400 samples" in head
+    assert "Samples needed about 12,400" in head
     assert "(exit 4 unless --allow-inconclusive)" in head
     allowed = page(replace(PARTLY_OPEN, allow_inconclusive=True)).sections["header"]
     assert "INCONCLUSIVE 1 inconclusive of 3 gates (accepted by --allow-inconclusive)" in allowed
@@ -107,8 +107,8 @@ def test_the_header_says_what_must_not_be_overlooked(report: Report) -> None:
         assert all(note in page(report).sections["header"] for note in headline.qualifiers(report))
 
 
-@pytest.mark.parametrize(("report", "said"), [(PASSED, "PASS 1/1 gates passed"), (EMPTY, "FAIL nothing was judged"),
-                                              (UNCHECKED, "UNCHECKED no comparison was asked for")])  # fmt: skip
+@pytest.mark.parametrize(("report", "said"), [(PASSED, "PASS 1/1 gates passed"), (EMPTY, "FAIL no gate was evaluated"),
+                                              (UNCHECKED, "UNCHECKED no comparison was requested")])  # fmt: skip
 def test_a_verdict_without_open_gates_is_a_sentence(report: Report, said: str) -> None:
     assert said in page(report).sections["header"]
 
@@ -125,7 +125,8 @@ def test_a_report_without_a_pass_never_says_pass() -> None:
         ("gates", ["2.30 % 1.12 % to 3.48 % 1.00 %", "embedding cosine 0.9971 0.99", "speedup 3.45 3.41 to 3.49 2"]),
         ("drift", ["logits scores 76.10 % 73.80 % 93.40 %", "14.21 dB", "293 val/n01440764/ILSVRC2012_val_",
                    "1,000 samples, with labels", "16-bit rounding simulated"]),
-        ("layers", ["First jump: /layer3/block.4/conv/Conv adds noise", "41 /layer3/block.4/conv/Conv first jump"]),
+        ("layers", ["First divergent layer: /layer3/block.4/conv/Conv; ",
+                    "41 /layer3/block.4/conv/Conv first divergent layer"]),
         ("benchmark", ["fp32 TensorRT 11.0, NVIDIA H200", "int8 32 with 7.44 0.4 % 7.37 7.74 8.03 8.84 4,342 3.45x",
                        "int8 32 with 1.0 cores 2.40 GB 412 W", "largest batch 192; batch 256 takes 81.3 GB"]),
         ("precision", ["60 int8 quantized", "20 fp32 its range leaves fp16", "/layer0/block.6/add/Add (Add)"]),
@@ -198,8 +199,8 @@ def test_the_page_can_be_read_by_everyone(report: Report) -> None:
     assert all(cell.get("scope") in ("row", "col") for cell in found.all("th"))
     tables = [tag for tag, _ in found.elements if tag in ("table", "caption")]
     assert tables == ["table", "caption"] * (len(tables) // 2)
-    for picture in found.all("svg"):
-        assert picture.get("aria-hidden") == "true" or (picture["role"] == "img" and picture["aria-label"])
+    for chart in found.all("svg"):
+        assert chart.get("aria-hidden") == "true" or (chart["role"] == "img" and chart["aria-label"])
     ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert {str(anchor["href"])[1:] for anchor in found.all("a")} <= set(ids)
@@ -296,18 +297,18 @@ def test_every_layer_has_its_mark_until_they_are_too_many_to_tell_apart() -> Non
 
     assert [drawn(count)[1] for count in (3, 300, 301)] == [3, 300, 0]
     for count in (3, 300, 301, 1500):
-        picture, _ = drawn(count)
-        assert picture.count('class="ring"') == 1
-        assert len(picture) < 60_000
-        assert f"first jump: {layers(count, damaged=count // 2).jump}, " in picture
+        chart, _ = drawn(count)
+        assert chart.count('class="ring"') == 1
+        assert len(chart) < 60_000
+        assert f"first divergent layer: {layers(count, damaged=count // 2).jump}, " in chart
 
 
 def test_layers_without_a_jump_are_drawn_without_one() -> None:
     calm = replace(RICH, layers=replace(layers(12, damaged=4), jump="", reason="no layer stands out"))
     text = render("html", calm)
-    assert "No jump: no layer stands out." in text
+    assert "No divergent layer; no layer stands out." in text
     assert 'class="ring"' not in text
-    assert "drift first jumps" not in text
+    assert "First divergent layer" not in text
 
 
 def test_values_that_are_no_numbers_are_said_not_drawn() -> None:

@@ -69,7 +69,7 @@ def test_junit_says_where_it_ran() -> None:
 
 def test_junit_has_the_layer_where_drift_jumps_in_the_failure() -> None:
     failure = next(_suite(JUMPED).iter("failure"))
-    assert "drift first jumps at body: the noise that it adds is 89 % of its output" in (failure.text or "")
+    assert "first divergent layer: body; the noise that it adds is 89 % of its output" in (failure.text or "")
 
 
 def test_junit_keeps_candidates_apart() -> None:

@@ -50,7 +50,7 @@ def test_markdown_cells_stay_cells() -> None:
 
 def test_markdown_shows_the_worst_layers_and_samples() -> None:
     text = render("markdown", JUMPED)
-    assert "**Drift first jumps at `body`:** the noise that it adds is 89 % of its output" in text
+    assert "**First divergent layer: `body`.** the noise that it adds is 89 % of its output" in text
     assert "| body | Conv | int8 | 0.5 dB | 41.5 dB | 89 % |" in text
     assert "| boxes:0 | cat.png | 3.2 dB | another class than FP32 |" in text
 

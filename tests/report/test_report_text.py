@@ -27,7 +27,7 @@ engine
 
   file      out/model.engine  (2.50 MB)
   built by  tensorrt_rtx 1.7.1
-  for       compute capability 8.9
+  target    compute capability 8.9
   audit     10 fp16, 7 int8 layers, read back from the parsed network
 
 kept in higher precision
@@ -57,7 +57,7 @@ gates
 
 warning: eval.npz: recipe imagenet assumed
 
-where it comes from: trtopt compare MODEL CANDIDATE --data DATA --layers
+to find the first divergent layer: trtopt compare MODEL CANDIDATE --data DATA --layers
 report: out/report.json
 FAIL: boxes:0: sqnr; equal
 """
@@ -132,7 +132,7 @@ def test_an_engine_that_was_not_audited_says_so() -> None:
 
 def test_text_groups_many_reasons() -> None:
     text = render("text", replace(HUGE, comparison=None, stages=(), warnings=()))
-    assert "2992 more nodes for 2992 other reasons: trtopt inspect out --nodes" in text
+    assert "2992 more nodes with 2992 other reasons: trtopt inspect out --nodes" in text
 
 
 def test_show_colours_the_verdict_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +160,7 @@ def test_the_verdict_is_the_last_line_however_long_it_is(report: Report) -> None
 
 def test_text_lists_the_worst_layers_and_samples() -> None:
     lines = [" ".join(line.split()) for line in render("text", JUMPED).splitlines()]
-    assert "drift by layer, the worst of 3, on 8 samples of eval.npz" in lines
+    assert "drift by layer, the worst of 3 layers, on 8 samples of eval.npz" in lines
     assert lines.index("body Conv int8 0.5 dB 41.5 dB 89 %") < lines.index("stem Conv int8 41.5 dB identical 0.007 %")
     assert "boxes:0 cat.png 3.2 dB another class than FP32" in lines
 
