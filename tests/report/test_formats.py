@@ -39,7 +39,7 @@ def test_a_report_from_elsewhere_may_hold_what_no_run_writes(format: str) -> Non
     spread = Spread(edges=(1.0,), counts=(3, 4))
     outputs = (replace(comparison.outputs[0], spread=spread),)
     odd = replace(PASSED, comparison=replace(comparison, gates=gates, outputs=outputs), precision="<b>*")
-    assert ("<b>" in render(format, odd)) <= (format in ("json", "text", "github"))  # there it is no markup
+    assert ("<b>" in render(format, odd)) <= (format in ("json", "text", "github"))  # not markup in these formats
 
 
 @pytest.mark.parametrize("format", ["github", "html", "json", "junit", "markdown", "text"])

@@ -1,4 +1,4 @@
-"""Tests of the one-line verdict: what failed or is inconclusive, what would settle it, and the limits of the evidence."""
+"""Tests of the one-line verdict: what failed or is inconclusive, what would settle it, and limits of the evidence."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
 
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or driver is None:
-        missing = "there is no browser to open report.html in: apt-get install chromium chromium-driver"
+        missing = "no browser to open report.html: apt-get install chromium chromium-driver"
         pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
     options = ChromeOptions()
     options.binary_location = chromium

@@ -1,4 +1,4 @@
-"""Validation of JUnit XML with the schema of the Jenkins xUnit plugin (`schemas/junit-10.xsd`, which has its licence)."""
+"""Validation of JUnit XML with the schema of the Jenkins xUnit plugin (`schemas/junit-10.xsd`, with its licence)."""
 
 from __future__ import annotations
 

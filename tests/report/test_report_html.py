@@ -1,4 +1,4 @@
-"""The report as one HTML page: what it says, that names stay names, that nothing is missing or left over."""
+"""Tests of the report as one HTML page: its content, escaped names, and nothing missing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MIB = 1 << 20
 
 
 class Page(HTMLParser):
-    """A page as a list of elements, and its text by the section that it stands in."""
+    """Page as a list of elements, and its text by section."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -207,7 +207,7 @@ def test_the_page_can_be_read_by_everyone(report: Report) -> None:
 
 
 def _named(report: Report, name: str) -> Report:
-    """The report with that name in the place of every text, keys of maps included."""
+    """Return the report with every text replaced by that name, including the keys of maps."""
     fixed = {"verdict", "status", "limited_by", "metric"}
     known = ("inf", "-inf", "nan", "", "cpu", "cuda")
 
@@ -334,7 +334,7 @@ def _palette(css: str) -> dict[str, str]:
 
 
 def _luminance(colour: str) -> float:
-    """Relative luminance, as WCAG 2.2 defines it."""
+    """Return the relative luminance, as WCAG 2.2 defines it."""
     channels = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue

@@ -1,4 +1,4 @@
-"""The report as JUnit XML: a case a gate, true counts, and the shape that CI servers read."""
+"""Tests of the report as JUnit XML: one case per gate, correct counts, and the structure that CI servers read."""
 
 from __future__ import annotations
 

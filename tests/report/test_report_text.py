@@ -1,4 +1,4 @@
-"""The report for a terminal: evidence, where it ran, and nothing that a name could break."""
+"""Tests of the report for a terminal: results, where they were measured, and untrusted names without effect."""
 
 from __future__ import annotations
 

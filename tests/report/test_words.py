@@ -1,4 +1,4 @@
-"""Numbers and lists in words."""
+"""Tests of numbers and lists as text."""
 
 from __future__ import annotations
 
@@ -115,4 +115,4 @@ def test_ten_thousand_kept_nodes_are_listed_at_once() -> None:
     report = replace(PASSED, typed=replace(PASSED.typed, decisions=decisions))
     start = time.process_time()
     assert len(words.unquantized(report)) == 10_000
-    assert time.process_time() - start < 1.0  # a search for each node among all kept ones takes five
+    assert time.process_time() - start < 1.0  # searching all kept nodes for each node would take 5 s

@@ -1,4 +1,4 @@
-"""The way into the program, and the exit code of whatever can end it.
+"""Entry point of the program, and its exit codes.
 
     0 pass    1 a gate failed    2 usage, input or stage error    3 this machine cannot do it
     4 a gate that the user asked for is inconclusive    130 interrupted
@@ -20,7 +20,7 @@ INTERRUPTED = "interrupted; finished stages are kept, and the next run goes on f
 
 
 def main() -> None:
-    """Run the command line; every way out has its exit code, and 1 means nothing but a failed gate."""
+    """Run the command line and exit with the code of its outcome; 1 always means a failed gate."""
     try:
         _own_stdout()
         from trtopt.cli.commands import app

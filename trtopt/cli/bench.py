@@ -1,4 +1,4 @@
-"""`trtopt bench`: how fast targets are, side by side over batch sizes; or with `--max-batch`, which batch fits.
+"""`trtopt bench`: compare the speed of targets over batch sizes; with `--max-batch`, find the largest batch that fits.
 
 Touches: the run directory; prints the report on stdout.
 """
@@ -84,7 +84,7 @@ def bench(
     ] = None,
     format: FormatFlag = Format.text,
 ) -> None:
-    """Time targets side by side over batch sizes, with the noise beside each number.
+    """Time targets side by side over batch sizes, with the noise of each measurement.
 
     Exits 0 when every gate passes (or there is none), 1 when one fails, 4 when one is inconclusive (as on a CPU without
     --device cpu), 3 when memory is exhausted, 130 on Ctrl-C; what was measured by then is kept and shown.
@@ -125,7 +125,7 @@ def bench(
 
 
 def _batches(text: str | None) -> tuple[int, ...]:
-    """Batch sizes as written, in ascending order: memory then grows from one to the next."""
+    """Parse batch sizes and sort them, so that memory grows from one to the next."""
     import re
 
     from trtopt.errors import UsageError

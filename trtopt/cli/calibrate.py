@@ -1,4 +1,4 @@
-"""`trtopt calibrate`: from an ONNX file and samples to a calibration table, and no further.
+"""`trtopt calibrate`: write a calibration table for an ONNX file, and nothing else.
 
 Touches: the run directory; prints the table's summary on stdout.
 """
@@ -30,7 +30,7 @@ def calibrate(
     out: OutFlag = None,
     device: DeviceFlag = Device.cpu,
 ) -> None:
-    """Measure one scale for each tensor, and leave them as JSON and, for INT8, as a TensorRT calibration cache.
+    """Measure one scale per tensor, and write them as JSON and, for INT8, as a TensorRT calibration cache.
 
     A later `trtopt convert` into the same directory finds the table there; `--calib-table` takes it anywhere else.
     """

@@ -1,4 +1,4 @@
-"""`trtopt compare`: the drift of candidates against the FP32 baseline, as a deployment gate.
+"""`trtopt compare`: measure the drift of candidates from the FP32 baseline, and gate their deployment.
 
 Touches: the run directory; prints the report on stdout.
 """
@@ -28,7 +28,7 @@ from trtopt.cli.options import (
 from trtopt.cli.settings import is_typed
 
 _OF_A_RUN = ("data", "recipe", "classes", "labels", "skip_bad", "kind", "metric", "layers", "out", "device")
-"""Flags that say how something is run, or where to."""
+"""Flags that control a run or its output, and do not apply to stored results."""
 
 
 def compare(
@@ -64,7 +64,7 @@ def compare(
     device: DeviceFlag = Device.cpu,
     format: FormatFlag = Format.text,
 ) -> None:
-    """Compare candidates with FP32 on your data, and judge them.
+    """Compare candidates with FP32 on your data, and gate them.
 
     Exits 0 when every gate passes (too few samples for a default one are reported only), 1 when one fails, 2 on an
     error, 4 when a gate of --gate is inconclusive.

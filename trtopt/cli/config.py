@@ -1,4 +1,4 @@
-"""`trtopt config`: every setting, and where its value is from.
+"""`trtopt config`: show every setting and the origin of its value.
 
 Touches: prints on stdout.
 """
@@ -26,7 +26,7 @@ def config(
     ] = None,
     format: Annotated[Format, typer.Option(help="text or json.")] = Format.text,
 ) -> None:
-    """Show the value of every flag when nobody types it: from the environment, from a file, or its default.
+    """Show the value of every flag that is not typed: from the environment, a file, or the default.
 
     A flag typed on the command line goes before TRTOPT_<COMMAND>_<FLAG>, that before trtopt.toml (or [tool.trtopt] in
     pyproject.toml), and that before the default.
@@ -67,7 +67,7 @@ def _values(options: Mapping[str, TyperOption], found: Mapping[str, Setting]) ->
 
 
 def _plain(default: object) -> Value | None:
-    """A flag's default as it would stand in a file."""
+    """Return a flag's default as it would be written in a file."""
     if isinstance(default, Enum):
         return str(default.value)
     return default if default is None or isinstance(default, bool | int | float) else str(default)

@@ -1,4 +1,4 @@
-"""What a person sees while stages work: progress bars on a terminal, one plain line a stage everywhere else.
+"""Progress of stages: bars on a terminal, otherwise one plain line per stage.
 
 stdout is for results, stderr for progress and messages. `NO_COLOR`, `FORCE_COLOR` and `CI` are honoured.
 
@@ -21,12 +21,12 @@ from trtopt.errors import TrtoptError
 
 
 def stderr_console() -> Console:
-    """The console for everything that is not a result."""
+    """Return the console for everything except results."""
     return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 class Narrator:
-    """A context manager that is also the `emit` of a pipeline: it renders events on stderr as they come."""
+    """Context manager that is also the `emit` of a pipeline: it renders events on stderr as they arrive."""
 
     def __init__(self) -> None:
         self._console = stderr_console()

@@ -1,4 +1,4 @@
-"""`trtopt convert`: from a trained network to a judged engine.
+"""`trtopt convert`: turn a trained network into an engine with a verdict.
 
 Touches: the run directory; prints the report on stdout.
 """
@@ -100,7 +100,7 @@ def convert(
     device: DeviceFlag = Device.cpu,
     format: FormatFlag = Format.text,
 ) -> None:
-    """Convert a network to a TensorRT engine, and judge it against FP32 on your data.
+    """Convert a network to a TensorRT engine, and compare it with FP32 on your data.
 
     Exits 0 when every gate passes (too few samples for a default one are reported only), 1 when one fails, 2 on an
     error, 3 when this machine has no TensorRT, 4 when a gate of --gate is inconclusive.

@@ -1,4 +1,4 @@
-"""`trtopt doctor`: what this machine has, what can be built and run here, and what to install for the rest.
+"""`trtopt doctor`: show the environment, what can be built and run in it, and how to install the rest.
 
 Touches: prints on stdout.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def doctor(
     format: Annotated[Format, typer.Option(help="text or json.")] = Format.text,
 ) -> None:
-    """Show what this machine has, what can be built and run on it, and what to install for the rest.
+    """Show the environment of this machine, what can be built and run on it, and how to install the rest.
 
     Exits 0 when an engine can be built here, else 3.
     """

@@ -1,4 +1,4 @@
-"""`trtopt export`: from a framework's model to FP32 ONNX that is known to compute the same.
+"""`trtopt export`: write a framework's model as FP32 ONNX and verify its outputs.
 
 Touches: the run directory and the ONNX file; prints the report on stdout.
 """

@@ -1,4 +1,4 @@
-"""`trtopt init`: a trtopt.toml to start from, made for one model and explained line by line.
+"""`trtopt init`: write a commented trtopt.toml for one model.
 
 Touches: reads the model; writes trtopt.toml in the working directory.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _TOKENS = (8, 32, 128)
 _SIDE = (224, 224, 224)
-"""Smallest, usual and largest of a dynamic dimension that is no batch: of token ids, and of anything else."""
+"""Smallest, usual and largest size of a dynamic dimension other than the batch: of token ids, and of anything else."""
 
 _SETTINGS = """\
 # Settings of trtopt for {model}
@@ -61,7 +61,7 @@ def init(
     context: typer.Context,
     model: Annotated[Path, typer.Argument(help="The trained network, as for trtopt convert.", show_default=False)],
 ) -> None:
-    """Write a trtopt.toml for a model into the working directory: shapes and gates that fit it, each explained.
+    """Write a trtopt.toml for a model into the working directory, with suitable shapes and gates, each explained.
 
     What is there already is never overwritten.
     """
@@ -89,7 +89,7 @@ def init(
 
 
 def settings(source: Source) -> str:
-    """The text of a trtopt.toml for a source; for one that only its framework can read, with less of its own.
+    """Return the text of a trtopt.toml for a source; it is less specific for one that only its framework can read.
 
     Raises:
         ModelError: it is an ONNX file that cannot be read.
@@ -137,12 +137,12 @@ def _line(role: str, spec: TensorSpec) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A TOML string: JSON's, but for one control character that JSON leaves as it is."""
+    """Quote as a TOML string: JSON's, except for one control character that JSON does not escape."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _recipe(inputs: Sequence[TensorSpec]) -> str:
-    """How images or texts become inputs, and what classes are called, where the model looks like taking them."""
+    """Return settings for recipe and class names if the inputs look like images or texts; else an empty text."""
     if any(spec.dtype in ("int64", "int32") for spec in inputs):
         return (
             "\n# How texts become token ids: a recipe's name, or a TOML file. Not needed for data that holds ids.\n"
@@ -187,7 +187,7 @@ shape = [{lines}
 
 
 def _gate(outputs: Sequence[TensorSpec]) -> tuple[str, str]:
-    """Gates for all outputs, and a comment with the reason of each; no gates where several outputs are read as one."""
+    """Return gates for all outputs and a comment with the reason of each; no gates for detection outputs."""
     from trtopt.compare.catalog import METRICS
     from trtopt.compare.gate import DEFAULTS
     from trtopt.compare.limits import parse_gates
@@ -215,12 +215,14 @@ def _gate(outputs: Sequence[TensorSpec]) -> tuple[str, str]:
 
 
 def _may_be_boxes(spec: TensorSpec) -> bool:
-    """Whether only its values can tell if it holds corners, score and class of boxes (`kinds/detection.py`)."""
+    """Return whether the output may contain boxes (`kinds/detection.py`), which only its values can tell."""
     return spec.dtype.startswith(("float", "bfloat")) and len(spec.shape) == 3 and spec.shape[-1] == 6
 
 
 def _kind(spec: TensorSpec) -> tuple[str, str]:
-    """How the output is most likely read, a key of `trtopt.compare.gate.DEFAULTS`, and what a gate on it says."""
+    """Return the most likely kind of an output, a key of `trtopt.compare.gate.DEFAULTS`, and an explanation of its
+    gate.
+    """
     from trtopt.compare.kinds.segmentation import named_classes
 
     if not spec.dtype.startswith(("float", "bfloat")):

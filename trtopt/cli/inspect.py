@@ -1,4 +1,4 @@
-"""`trtopt inspect`: what is in an ONNX file or a run directory, and what INT8 would do with each node, and why.
+"""`trtopt inspect`: show the contents of an ONNX file or run directory, and each node's precision with its reason.
 
 Touches: reads the file; prints on stdout.
 """
@@ -23,7 +23,8 @@ def inspect(
     ] = False,
     format: Annotated[Format, typer.Option(help="text or json.")] = Format.text,
 ) -> None:
-    """Show inputs, outputs, operators, parameters and precision of a model, and why each node has the one it has."""
+    """Show inputs, outputs, operators, parameters and precision of a model, with the reason for each node's precision.
+    """
     import json
 
     from trtopt.codec import encode

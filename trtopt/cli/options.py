@@ -1,4 +1,4 @@
-"""Flags that several commands share, declared once.
+"""Flags shared by several commands.
 
 Touches: nothing.
 """
@@ -15,7 +15,7 @@ from trtopt.errors import UsageError
 
 
 class Format(str, Enum):
-    """How the result is printed on stdout."""
+    """Output format on stdout."""
 
     text = "text"
     json = "json"
@@ -26,7 +26,7 @@ class Format(str, Enum):
 
 
 class Device(str, Enum):
-    """Where onnxruntime runs."""
+    """Device of onnxruntime."""
 
     auto = "auto"
     cpu = "cpu"
@@ -107,7 +107,7 @@ OutFlag = Annotated[
 
 
 def joined(gates: list[str] | None) -> str:
-    """Return the texts of all `--gate` flags as one text; an empty one when there are none.
+    """Join the texts of all `--gate` flags; empty if there are none.
 
     Raises:
         UsageError: one is blank, as a variable is that was never set: it must not loosen the gates.

@@ -33,17 +33,17 @@ _NO_FLAG = frozenset({"TRTOPT_DEBUG"})
 """Variables that are read elsewhere."""
 
 _COMMA_SEPARATED = frozenset({"gate"})
-"""Flags that hold several values in one text: a file may give them as a text where others need a list."""
+"""Flags that take several values in one text. A file may give them as a text; other repeatable flags need a list."""
 
 _SETTINGS = "trtopt.settings"
-"""Where the settings are kept for the command that comes next."""
+"""Key of the settings in the context of the command."""
 
 Value = str | bool | int | float | list[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """The value of a flag and where it is from; `name` is that of the file or the variable, empty for a default."""
+    """Value of a flag and its origin; `name` is the file or variable, empty for a default."""
 
     value: Value | None
     origin: Literal["default", "file", "environment"]
@@ -52,7 +52,10 @@ class Setting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What was found, by command and flag (`precision`, `calib-table`).
+    """Settings by command and flag (`precision`, `calib-table`).
+
+    `file` is the file that was read (empty: none). `ignored` is a file with settings that `file` overrides (empty:
+    none).
 
     `file` is the one that was read, `ignored` one that holds settings too and gives way to it; empty: there is none.
     """
@@ -64,7 +67,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _File:
-    """A file's tables by command. `prefix` is what stands before a command's name in a table's heading."""
+    """Tables of a file by command. `prefix` precedes a command's name in the heading of a table."""
 
     name: str
     tables: Mapping[str, object]
@@ -75,7 +78,7 @@ class _File:
 
 
 def gather(group: TyperGroup, environment: Mapping[str, str]) -> Settings:
-    """Read what the working directory and the environment set. `group` is that of all commands.
+    """Read the settings of the working directory and the environment. `group` contains all commands.
 
     Raises:
         UsageError: a file cannot be read, or something in it or in the environment is no setting, or cannot be one.
@@ -92,7 +95,7 @@ def gather(group: TyperGroup, environment: Mapping[str, str]) -> Settings:
 
 
 def apply(context: typer.Context, environment: Mapping[str, str]) -> None:
-    """Make what was found the defaults of the command that comes next; say on stderr which file does not count.
+    """Make the settings the defaults of the command; warn on stderr if a file is ignored.
 
     Raises:
         UsageError: as in `gather`.
@@ -113,12 +116,12 @@ def apply(context: typer.Context, environment: Mapping[str, str]) -> None:
 
 
 def _default(option: TyperOption, setting: Setting) -> Value | None:
-    """The setting's value as the default of a flag."""
+    """Return the setting's value as the default of a flag."""
     return [setting.value] if option.multiple and isinstance(setting.value, str) else setting.value
 
 
 def origins(context: typer.Context) -> dict[str, str]:
-    """The file or the variable that set each flag (`--gate`) of a command; flags that were typed are left out."""
+    """Return the file or variable that set each flag (`--gate`) of a command, without flags that were typed."""
     settings: Settings | None = context.meta.get(_SETTINGS)
     if settings is None:
         return {}
@@ -129,13 +132,13 @@ def origins(context: typer.Context) -> dict[str, str]:
 
 
 def is_typed(context: typer.Context, name: str) -> bool:
-    """Whether the parameter `name` was given on the command line."""
+    """Return whether the parameter `name` was given on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
 
 def flags(group: TyperGroup) -> dict[str, dict[str, TyperOption]]:
-    """The flags of every command that has any, by their names without the dashes in front."""
+    """Return the flags of every command that has any, by name without the leading dashes."""
     found = {}
     for name, command in group.commands.items():
         options = [param for param in command.params if isinstance(param, TyperOption)]
@@ -145,12 +148,12 @@ def flags(group: TyperGroup) -> dict[str, dict[str, TyperOption]]:
 
 
 def variable(command: str, flag: str) -> str:
-    """The environment variable that sets a flag."""
+    """Return the environment variable that sets a flag."""
     return f"{PREFIX}{command}_{flag}".replace("-", "_").upper()
 
 
 def near(word: str, known: Iterable[str], otherwise: str, shown: str = "{}") -> str:
-    """`Did you mean X?`, or `otherwise` where nothing is near."""
+    """Return `Did you mean X?`, or `otherwise` if no known word is similar."""
     found = difflib.get_close_matches(word, list(known), 1)
     return f"Did you mean {shown.format(found[0])}?" if found else otherwise
 
@@ -160,7 +163,7 @@ def _long(option: TyperOption) -> str:
 
 
 def _file() -> tuple[_File | None, str]:
-    """The file that counts, and the name of one that does not."""
+    """Return the file to use, and the name of a file that is ignored."""
     own, shared = _read(FILE), _read(PYPROJECT, only_with=b"trtopt")
     tool = shared.get("tool", {}) if shared is not None else {}
     inner = tool.get("trtopt") if isinstance(tool, dict) else None
@@ -172,7 +175,7 @@ def _file() -> tuple[_File | None, str]:
 
 
 def _read(name: str, only_with: bytes = b"") -> dict[str, object] | None:
-    """The parsed file; None when there is none, or when it does not hold the bytes `only_with`."""
+    """Return the parsed file; None if it does not exist or does not contain the bytes `only_with`."""
     path = Path(name)
     try:
         if not path.exists():
@@ -191,7 +194,7 @@ def _read(name: str, only_with: bytes = b"") -> dict[str, object] | None:
 
 
 def _table(file: _File, name: str, keys: object, group: TyperGroup) -> Iterable[tuple[str, Setting]]:
-    """The settings in one table, each checked."""
+    """Yield the settings in one table, each checked."""
     commands = flags(group)
     shown = repr(name)[1:-1]  # a key may hold anything, such as what moves a terminal's cursor
     heading = f"[{file.prefix}{shown}]"
@@ -218,7 +221,7 @@ def _table(file: _File, name: str, keys: object, group: TyperGroup) -> Iterable[
 
 
 def _check(where: str, value: object, option: TyperOption, group: TyperGroup) -> Value:
-    """The value, if it is of the flag's type and one that the flag takes; `where` names both file and key."""
+    """Return the value if the flag accepts it; `where` names both file and key."""
     items = value if option.multiple and isinstance(value, list) else [value]
     if option.multiple and items is not value and option.name not in _COMMA_SEPARATED:
         raise UsageError(f"{where} is {_kind(value)}", why="it must be a list", fix="Write [ ] around it")
@@ -236,7 +239,7 @@ def _check(where: str, value: object, option: TyperOption, group: TyperGroup) ->
 
 
 def _parsed(option: TyperOption, text: str, group: TyperGroup, where: str) -> object:
-    """What the flag makes of the text, as if it had been typed.
+    """Parse the text as if it had been typed as the flag's value.
 
     Raises:
         UsageError: it does not take it.
@@ -258,7 +261,7 @@ def _kind(value: object) -> str:
 
 
 def _environment(environment: Mapping[str, str], group: TyperGroup) -> Iterable[tuple[str, str, Setting]]:
-    """The command, the flag and the setting of each variable; an empty one sets nothing."""
+    """Yield command, flag and setting of each variable; an empty variable sets nothing."""
     known = {
         variable(command, flag): (command, flag, option)
         for command, options in flags(group).items()

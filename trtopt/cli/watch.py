@@ -1,4 +1,4 @@
-"""`trtopt watch`: what the GPUs do now, live, and as Prometheus text.
+"""`trtopt watch`: show the state of all GPUs, live and as Prometheus text.
 
 Touches: prints on stdout; a TCP port with `--listen`.
 """
@@ -72,7 +72,7 @@ def watch(
 
 
 def _shower(held: ExitStack, format: Format, *, quiet: bool) -> Callable[[Seen], None]:
-    """How a reading is printed: as a line of JSON, or as a table, which on a terminal takes the place of the last."""
+    """Return a function that prints a reading: as a line of JSON, or as a table, which a terminal updates in place."""
     from rich.console import Console
     from rich.live import Live
 
@@ -118,7 +118,7 @@ def _table(seen: Seen) -> Table:
 
 
 def _of(values: tuple[float | None, ...], unit: float, name: str, digits: int = 0) -> str:
-    """`312 / 700 W`; a dash for what the GPU does not say."""
+    """Format as `312 / 700 W`, with a dash for what the GPU does not report."""
     if all(value is None for value in values):
         return "–"
     return " / ".join("–" if value is None else f"{value / unit:,.{digits}f}" for value in values) + f" {name}"
