@@ -121,7 +121,7 @@ def test_too_few_samples_exit_4_unless_that_is_allowed(runs: Path, cli: Cli) -> 
         (("compare", "--from", "nowhere"), "no report at nowhere/report.json: it does not exist"),
         (
             ("compare", "--from", "nowhere", "--data", "x"),
-            "--from runs nothing: it judges what was measured. Leave out",
+            "--from runs no model: it applies gates to stored results. Leave out",
         ),
         (("compare", "--from", "nowhere", "--kind", "y=values", "--layers"), "Leave out --kind, --layers"),
         (("compare", DIGITS, "--from", "nowhere", "--metric", "m:f"), "Leave out models, --metric"),

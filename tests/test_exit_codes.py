@@ -195,8 +195,8 @@ def test_0_1_or_4_when_a_run_is_judged_again(here: Path) -> None:
         (("report", "nowhere"), "no report at nowhere/report.json"),
         (("report", "run", "--format", "xml"), "'xml'"),
         (("inspect", "nowhere"), "nowhere does not exist"),
-        (("inspect", DIGITS, "--format", "junit"), "inspect prints no junit"),
-        (("doctor", "--format", "junit"), "doctor prints no junit"),
+        (("inspect", DIGITS, "--format", "junit"), "inspect does not support --format junit"),
+        (("doctor", "--format", "junit"), "doctor does not support --format junit"),
         (("config", "nonsense"), "'nonsense'"),
         (("init", "nowhere.onnx"), "nowhere.onnx does not exist"),
     ],
@@ -279,6 +279,6 @@ def interrupted(folder: Path, program: list[str], when: str) -> None:
         rest = [line for line in child.stderr if not line.startswith("import time:")]
         out = child.stdout.read()
     assert child.returncode == 130, rest
-    assert rest[-1] == "error: interrupted; finished stages are kept, and the next run goes on from there\n"
+    assert rest[-1] == "error: interrupted; completed stages are cached: run again to resume\n"
     assert "Traceback" not in "".join(rest)
     assert out == ""

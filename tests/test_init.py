@@ -159,7 +159,7 @@ def test_settings_that_are_there_are_not_overwritten(name: str, text: str, cli: 
     Path(name).write_text(text)
     done = cli("init", DIGITS)
     assert done.code == 2
-    assert f"{name} holds settings already" in done.err
+    assert f"{name} already contains settings" in done.err
     assert Path(name).read_text() == text
 
 

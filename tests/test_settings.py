@@ -177,31 +177,31 @@ def test_a_run_takes_everything_it_needs_from_the_file(cli: Cli, here: Path) -> 
     [
         ("[convrt]", "unknown table [convrt]. Did you mean [convert]?"),
         ('["\\u001b[31m"]', "unknown table [\\x1b[31m]"),
-        ("[serve]", "unknown table [serve]. There are [convert], "),
+        ("[serve]", "unknown table [serve]. Known tables: [convert], "),
         ("[convert]\nprecison = 'int8'", "unknown key 'precison' in [convert]. Did you mean precision?"),
         ("[convert]\nmodel = 'm.onnx'", "unknown key 'model' in [convert]"),
         ("[compare]\nhelp = true", "unknown key 'help' in [compare]"),
-        ("precision = 'int8'", "precision stands in no table: each command has one. Write flags below [convert]"),
-        ("convert = 'int8'", "convert stands in no table: each command has one. Write flags below [convert]"),
+        ("precision = 'int8'", "precision is not inside a table: each command has its own. Write it below [convert]"),
+        ("convert = 'int8'", "convert is not inside a table: each command has its own. Write it below [convert]"),
         ("[convert]\nskip-bad = true\nskip_bad = true", "skip-bad and skip_bad in [convert] are the same flag"),
-        ("[compare]\nworst = '3'", "worst in [compare] is a text: it must be a whole number"),
+        ("[compare]\nworst = '3'", "worst in [compare] is a string: it must be an integer"),
         ("[compare]\nworst = 3.5", "worst in [compare]"),
-        ("[compare]\nworst = true", "worst in [compare] is true or false: it must be a single text or number"),
+        ("[compare]\nworst = true", "worst in [compare] is true or false: it must be a single string or number"),
         ("[compare]\nworst = 99", "worst in [compare] cannot be '99'"),
-        ("[compare]\nlayers = 1", "layers in [compare] is a whole number: it must be true or false"),
-        ("[compare]\nlayers = 'yes'", "layers in [compare] is a text: it must be true or false"),
-        ("[compare]\nkind = 'a=scores'", "kind in [compare] is a text: it must be a list"),
-        ("[compare]\nkind = [1]", "kind in [compare] is a whole number: it must be a text"),
-        ("[compare]\ngate = 5", "gate in [compare] is a whole number: it must be a text"),
-        ("[compare]\ngate = [1]", "gate in [compare] is a whole number: it must be a text"),
+        ("[compare]\nlayers = 1", "layers in [compare] is an integer: it must be true or false"),
+        ("[compare]\nlayers = 'yes'", "layers in [compare] is a string: it must be true or false"),
+        ("[compare]\nkind = 'a=scores'", "kind in [compare] is a string: it must be a list"),
+        ("[compare]\nkind = [1]", "kind in [compare] is an integer: it must be a string"),
+        ("[compare]\ngate = 5", "gate in [compare] is an integer: it must be a string"),
+        ("[compare]\ngate = [1]", "gate in [compare] is an integer: it must be a string"),
         ("[compare]\ndata = ['a']", "data in [compare] is a list"),
         ("[compare.gate]", "gate in [compare] is a table"),
         ("[compare]\ngate = 2020-01-01", "gate in [compare] is a date or time"),
         ("[compare]\nformat = 'xml'", "format in [compare] cannot be 'xml'"),
-        ("[compare]\nout = 1", "out in [compare] is a whole number: it must be a text"),
-        ("[convert]\nexport-timeout = '60'", "export-timeout in [convert] is a text: it must be a number"),
-        ("[compare", "is no TOML"),
-        ("a = " + "[" * 100_000, "is no TOML"),
+        ("[compare]\nout = 1", "out in [compare] is an integer: it must be a string"),
+        ("[convert]\nexport-timeout = '60'", "export-timeout in [convert] is a string: it must be a number"),
+        ("[compare", "is not valid TOML"),
+        ("a = " + "[" * 100_000, "is not valid TOML"),
     ],
 )
 def test_what_is_no_setting_is_refused_and_the_file_named(text: str, said: str, cli: Cli) -> None:
@@ -218,7 +218,7 @@ def test_a_number_may_be_written_without_a_point(cli: Cli) -> None:
 
 def test_a_file_that_cannot_be_read_is_refused(cli: Cli) -> None:
     Path("trtopt.toml").write_bytes(b"\xff\xfe")
-    assert "is no TOML" in refusal(cli("config"))
+    assert "is not valid TOML" in refusal(cli("config"))
     Path("trtopt.toml").unlink()
     Path("trtopt.toml").mkdir()
     assert "trtopt.toml cannot be read" in refusal(cli("config"))
@@ -228,8 +228,8 @@ def test_a_file_that_cannot_be_read_is_refused(cli: Cli) -> None:
     ("text", "said"),
     [
         ("[tool.trtopt.compar]", "unknown table [tool.trtopt.compar]. Did you mean [tool.trtopt.compare]?"),
-        ("[tool]\ntrtopt = 5", "tool.trtopt is no table"),
-        ("trtopt is here", "is no TOML"),
+        ("[tool]\ntrtopt = 5", "tool.trtopt is not a table"),
+        ("trtopt is here", "is not valid TOML"),
     ],
 )
 def test_what_is_wrong_in_pyproject_is_refused_and_the_file_named(text: str, said: str, cli: Cli) -> None:
@@ -245,9 +245,9 @@ def test_what_is_wrong_in_pyproject_is_refused_and_the_file_named(text: str, sai
         (
             "TRTOPT_CONVERT_PRECISON",
             "int8",
-            "sets nothing: there is no such flag. Did you mean TRTOPT_CONVERT_PRECISION?",
+            "is unknown: it matches no flag. Did you mean TRTOPT_CONVERT_PRECISION?",
         ),
-        ("TRTOPT_VERBOSE", "1", "sets nothing: there is no such flag. It must be TRTOPT_<COMMAND>_<FLAG>"),
+        ("TRTOPT_VERBOSE", "1", "is unknown: it matches no flag. Write TRTOPT_<COMMAND>_<FLAG>"),
         ("TRTOPT_COMPARE_WORST", "many", "cannot be 'many'"),
         ("TRTOPT_COMPARE_LAYERS", "maybe", "cannot be 'maybe'"),
         ("TRTOPT_COMPARE_FORMAT", "xml", "cannot be 'xml'"),

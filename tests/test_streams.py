@@ -247,4 +247,4 @@ def test_an_interrupt_while_modules_are_imported_is_no_traceback(module: str, da
                 break
         seen = [line for line in child.stderr if not line.startswith("import time:")]
     assert child.returncode == 130, seen
-    assert seen == ["error: interrupted; finished stages are kept, and the next run goes on from there\n"]
+    assert seen == ["error: interrupted; completed stages are cached: run again to resume\n"]

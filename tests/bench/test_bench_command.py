@@ -174,8 +174,8 @@ def test_a_target_named_twice_is_numbered(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--batch", "0"), "--batch 0 does not parse"),
-        (("--batch", "1,x"), "--batch 1,x does not parse"),
+        (("--batch", "0"), "invalid --batch 0"),
+        (("--batch", "1,x"), "invalid --batch 1,x"),
         (("--seconds", "0"), "--seconds 0 is no time"),
         (("--seconds", "nan"), "--seconds nan is no time"),
         (("--gate", "latency_p99=5"), "missing unit in --gate"),
@@ -183,11 +183,11 @@ def test_a_target_named_twice_is_numbered(cli: Cli, tmp_path: Path) -> None:
         (("--gate", "latency_p99@3=5ms"), "batch size 3 is not measured"),
         (("--shape", "input=1x1x28x28", "--batch", "2"), "its batch size is fixed at 1"),
         (("--memory-limit", "1GiB"), "are for --max-batch"),
-        (("--max-batch", "--batch", "1"), "--batch is for a sweep"),
+        (("--max-batch", "--batch", "1"), "--batch cannot be combined with --max-batch"),
         (("--max-batch", "--memory-limit", "1"), "it must be one of B, kB"),
         (("--max-batch", "--latency-limit", "5"), "it must be one of ms"),
         (("--max-batch", "--shape", "input=2x1x28x28"), "takes batches of 2 only"),
-        (("--max-batch", DIGITS), "--max-batch is of one target, and 2 are named"),
+        (("--max-batch", DIGITS), "--max-batch takes one target, but 2 are given"),
     ],
 )
 def test_wrong_flags_are_rejected(cli: Cli, tmp_path: Path, arguments: tuple[object, ...], message: str) -> None:

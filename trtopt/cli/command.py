@@ -37,7 +37,7 @@ class Command(TyperCommand):
         """Run the command.
 
         Raises:
-            UsageError: as the command raises it, with the origin of the flags in it that were not typed.
+            UsageError: from the command, extended by the origin of flags that were not typed.
         """
         try:
             return super().invoke(ctx)
@@ -50,7 +50,7 @@ class Command(TyperCommand):
             raise UsageError(error.what, why=error.why, fix=f"{error.fix} ({note})".strip()) from error
 
     def _refuse_repeated(self, ctx: Context, args: list[str]) -> None:
-        # The parser keeps the last value of a flag and forgets the others, unless the flag takes several.
+        # The parser keeps only the last value of a flag, unless the flag takes several.
         keeping_all = copy.copy(self)
         keeping_all.params = [_taking_several(param) for param in self.params]
         typed, _, _ = keeping_all.make_parser(ctx).parse_args(list(args))

@@ -30,7 +30,7 @@ class Narrator:
 
     def __init__(self) -> None:
         self._console = stderr_console()
-        # FORCE_COLOR makes rich believe in a terminal: a bar may be drawn only on a real one, and never in CI logs.
+        # FORCE_COLOR makes rich assume a terminal. Bars are only for real terminals, never for CI logs.
         self._animated = sys.stderr.isatty() and not os.environ.get("CI")
         self._progress = Progress(
             TextColumn("  [bold]{task.fields[stage]:<10}"),
@@ -54,8 +54,8 @@ class Narrator:
         with contextlib.suppress(SystemExit, BrokenPipeError):
             self._progress.stop()
         if isinstance(error, SystemExit):
-            why = "nobody reads its messages any more, or code that it ran ended the program"
-            raise TrtoptError("the run was ended before it was done", why=why) from error
+            why = "stderr was closed, or code of the user exited"
+            raise TrtoptError("the run ended early", why=why) from error
 
     def __call__(self, event: events.Event) -> None:
         """Render one event."""

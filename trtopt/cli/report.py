@@ -19,8 +19,7 @@ def report(
 ) -> None:
     """Print the report of a run in any format, so that one run can yield an annotation, a summary and a JUnit file.
 
-    Exits 0 whatever the verdict is: the run itself had its exit code. To judge what was measured by other gates, use
-    trtopt compare --from.
+    Exits 0 for any verdict. To apply other gates to the results, use trtopt compare --from.
     """
     from trtopt.report import show
     from trtopt.stages.report import load

@@ -1,10 +1,10 @@
-"""What a flag is when nobody types it:
+"""Values of flags that are not typed. Precedence:
 
     flag  >  TRTOPT_<COMMAND>_<FLAG>  >  trtopt.toml, or [tool.trtopt] in pyproject.toml  >  default
 
-A file holds a table for each command, and in it a key for each flag; the commands themselves say which flags there are.
-Whatever names nothing, or has the wrong type, is refused: a threshold that nobody reads is worse than none. Relative
-paths mean the working directory, where the file is.
+A file has a table for each command, with a key for each flag; the flags are those that the commands declare. Unknown
+names and wrong types are errors: a threshold that is silently ignored is worse than none. Paths are relative to the
+working directory, where the file is.
 
 Touches: reads the two files in the working directory.
 """
@@ -81,7 +81,7 @@ def gather(group: TyperGroup, environment: Mapping[str, str]) -> Settings:
     """Read the settings of the working directory and the environment. `group` contains all commands.
 
     Raises:
-        UsageError: a file cannot be read, or something in it or in the environment is no setting, or cannot be one.
+        UsageError: a file cannot be read, or a setting in it or in the environment is unknown or invalid.
     """
     commands = flags(group)
     file, ignored = _file()
@@ -106,7 +106,9 @@ def apply(context: typer.Context, environment: Mapping[str, str]) -> None:
     if settings.ignored:
         from trtopt.cli.console import stderr_console
 
-        stderr_console().print(f"[yellow]warning:[/] {FILE} is read, and \\[tool.trtopt] in {settings.ignored} is not")
+        stderr_console().print(
+            f"[yellow]warning:[/] \\[tool.trtopt] in {settings.ignored} is ignored because {FILE} exists"
+        )
     context.meta[_SETTINGS] = settings
     context.default_map = {
         command: {option.name: _default(option, found[flag]) for flag, option in options.items() if flag in found}
@@ -168,7 +170,9 @@ def _file() -> tuple[_File | None, str]:
     tool = shared.get("tool", {}) if shared is not None else {}
     inner = tool.get("trtopt") if isinstance(tool, dict) else None
     if inner is not None and not isinstance(inner, dict):
-        raise UsageError(f"{PYPROJECT}: tool.trtopt is no table", fix="Write [tool.trtopt.convert], and flags below it")
+        raise UsageError(
+            f"{PYPROJECT}: tool.trtopt is not a table", fix="Write [tool.trtopt.convert], with flags below it"
+        )
     if own is None:
         return (None if inner is None else _File(name=PYPROJECT, tables=inner, prefix="tool.trtopt.")), ""
     return _File(name=FILE, tables=own), "" if inner is None else PYPROJECT
@@ -183,35 +187,37 @@ def _read(name: str, only_with: bytes = b"") -> dict[str, object] | None:
         content = path.read_bytes()
         if only_with not in content:
             return None
-        # Parsing TOML costs more to import than all of this: only where there is a file.
+        # Importing the TOML parser is slow, so it is imported only if there is a file.
         toml = require("tomllib" if sys.version_info >= (3, 11) else "tomli")
         parsed: dict[str, object] = toml.loads(content.decode())
     except OSError as error:
         raise UsageError(f"{name} cannot be read", why=error.strerror or str(error)) from error
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{name} is no TOML", why=str(error), fix="Correct it there") from error
+        raise UsageError(f"{name} is not valid TOML", why=str(error), fix="Correct the file") from error
     return parsed
 
 
 def _table(file: _File, name: str, keys: object, group: TyperGroup) -> Iterable[tuple[str, Setting]]:
     """Yield the settings in one table, each checked."""
     commands = flags(group)
-    shown = repr(name)[1:-1]  # a key may hold anything, such as what moves a terminal's cursor
+    shown = repr(name)[1:-1]  # a key may contain characters that move a terminal's cursor
     heading = f"[{file.prefix}{shown}]"
     if not isinstance(keys, dict):
         below = [name] if name in commands else [each for each in commands if name.replace("_", "-") in commands[each]]
         tables = " or ".join(f"[{file.prefix}{each}]" for each in below or ("convert",))
-        raise file.refuse(f"{shown} stands in no table", why="each command has one", fix=f"Write flags below {tables}")
+        raise file.refuse(
+            f"{shown} is not inside a table", why="each command has its own", fix=f"Write it below {tables}"
+        )
     if name not in commands:
         known = ", ".join(f"[{file.prefix}{command}]" for command in commands)
-        fix = near(name, commands, f"There are {known}", f"[{file.prefix}{{}}]")
+        fix = near(name, commands, f"Known tables: {known}", f"[{file.prefix}{{}}]")
         raise file.refuse(f"unknown table {heading}", fix=fix)
     given: dict[str, str] = {}
     for key, value in keys.items():
         flag = key.replace("_", "-")
         option = commands[name].get(flag)
         if option is None:
-            otherwise = f"trtopt {name} --help lists its flags; arguments stand on the command line"
+            otherwise = f"trtopt {name} --help lists its flags; arguments go on the command line"
             raise file.refuse(f"unknown key {key!r} in {heading}", fix=near(flag, commands[name], otherwise))
         if flag in given:
             raise file.refuse(f"{given[flag]} and {key} in {heading} are the same flag", fix="Keep one of them")
@@ -229,11 +235,11 @@ def _check(where: str, value: object, option: TyperOption, group: TyperGroup) ->
         kind = _kind(item)
         if option.is_flag:
             wanted = "true or false"
-        elif kind in ("a text", "a number", "a whole number"):
+        elif kind in ("a string", "a number", "an integer"):
             wanted = _kind(_parsed(option, str(item), group, where))
         else:
-            wanted = "a single text or number"
-        if kind != wanted and (kind, wanted) != ("a whole number", "a number"):
+            wanted = "a single string or number"
+        if kind != wanted and (kind, wanted) != ("an integer", "a number"):
             raise UsageError(f"{where} is {kind}", why=f"it must be {wanted}")
     return cast(Value, value)
 
@@ -242,7 +248,7 @@ def _parsed(option: TyperOption, text: str, group: TyperGroup, where: str) -> ob
     """Parse the text as if it had been typed as the flag's value.
 
     Raises:
-        UsageError: it does not take it.
+        UsageError: the flag does not accept it.
     """
     try:
         value = option.process_value(typer.Context(group), [text] if option.multiple else text)
@@ -256,8 +262,8 @@ def _kind(value: object) -> str:
         return "true or false"
     if type(value).__module__ == "datetime":
         return "a date or time"
-    kinds = {int: "a whole number", float: "a number", list: "a list", dict: "a table"}
-    return kinds.get(type(value), "a text")  # paths and choices are written as texts
+    kinds = {int: "an integer", float: "a number", list: "a list", dict: "a table"}
+    return kinds.get(type(value), "a string")  # paths and choices are written as strings
 
 
 def _environment(environment: Mapping[str, str], group: TyperGroup) -> Iterable[tuple[str, str, Setting]]:
@@ -272,9 +278,9 @@ def _environment(environment: Mapping[str, str], group: TyperGroup) -> Iterable[
             continue
         if name not in known:
             names = [each.removeprefix(PREFIX) for each in known]
-            otherwise = f"It must be {PREFIX}<COMMAND>_<FLAG>; trtopt config lists both"
+            otherwise = f"Write {PREFIX}<COMMAND>_<FLAG>; trtopt config lists both"
             fix = near(name.removeprefix(PREFIX), names, otherwise, f"{PREFIX}{{}}")
-            raise UsageError(f"environment variable {name} sets nothing", why="there is no such flag", fix=fix)
+            raise UsageError(f"environment variable {name} is unknown", why="it matches no flag", fix=fix)
         command, flag, option = known[name]
         text = environment[name]
         if not text.strip():
