@@ -127,13 +127,13 @@ def test_too_few_samples_exit_4_unless_that_is_allowed(runs: Path, cli: Cli) -> 
         (("compare", DIGITS, "--from", "nowhere", "--metric", "m:f"), "Leave out models, --metric"),
         (("compare",), "nothing to compare. Name the FP32 ONNX file"),
         (("compare", DIGITS), "nothing to compare. Name the FP32 ONNX file"),
-        (("compare", DIGITS, DIGITS), "nothing to compare on. Add --data"),
+        (("compare", DIGITS, DIGITS), "no data to compare on. Add --data"),
         ((*ITSELF, "--kind", "values"), "--kind 'values' does not parse. Write OUTPUT=KIND"),
         ((*ITSELF, "--kind", "logits=valeus"), "unknown kind of output 'valeus'. Did you mean values?"),
         ((*ITSELF, "--kind", "logits=values", "--kind", "logits=exact"), "--kind is given twice for output logits"),
-        ((*ITSELF, "--kind", "lgits=values"), "--kind names lgits, which is no output of model.onnx"),
-        ((*ITSELF, "--gate", "mine>=0.9"), "--gate names mine, which nothing measures"),
-        ((*ITSELF, "--gate", "dist:p>=1"), "--gate names dist, which is no output of model.onnx. Its outputs are"),
+        ((*ITSELF, "--kind", "lgits=values"), "--kind: model.onnx has no output lgits"),
+        ((*ITSELF, "--gate", "mine>=0.9"), "--gate: unknown metric mine"),
+        ((*ITSELF, "--gate", "dist:p>=1"), "--gate: model.onnx has no output dist. Choose one of"),
     ],
 )
 def test_what_cannot_be_compared_is_one_clear_line(arguments: tuple[object, ...], message: str, cli: Cli) -> None:

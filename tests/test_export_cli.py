@@ -89,7 +89,7 @@ def test_a_drift_stops_unless_it_is_allowed(cli: Callable[..., Done]) -> None:
         (("nets:small", "--shape", SHAPE, "--dtype", "image=float"), "invalid --dtype image=float"),
         (("nets:small", "--shape", SHAPE, "--dtype", "mask=int64"), "--dtype mask has no shape"),
         (("nets:small", "--shape", SHAPE, "--signature", "a"), "--signature applies only to SavedModel sources"),
-        ((str(DIGITS),), "is ONNX already"),
+        ((str(DIGITS),), "is already ONNX"),
         ((str(DIGITS), "--weights", "w.pt"), "--weights applies only to package.module:factory sources"),
         (("absent.pt2",), "does not exist"),
     ],

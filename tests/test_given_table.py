@@ -114,7 +114,7 @@ def entropy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("-p", "int8"), "6 scales read from "),
         (("-p", "int8", "--method", "minmax"), "--method minmax is ignored"),
         (("-p", "fp8"), "was calibrated for int8: it was not evaluated for fp8"),
-        (("-p", "fp16"), "do nothing here: fp16 has no scales"),
+        (("-p", "fp16"), "are ignored: fp16 has no scales"),
     ],
 )
 def test_what_a_table_is_and_is_not_used_for_is_said(

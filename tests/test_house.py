@@ -1,4 +1,4 @@
-"""The rules of the house: who may import whom, and what `trtopt --help` may not cost."""
+"""Tests of the architecture: which modules may import which, and which packages `trtopt --help` may not import."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HEAVY = ("torch", "tensorflow", "tensorrt", "tensorrt_rtx", "onnx", "onnx_ir", "
 
 
 def imported(path: Path) -> set[str]:
-    """Names of trtopt's own modules that a file imports, anywhere in it."""
+    """Return the names of trtopt's own modules that a file imports anywhere."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "trtopt":
@@ -44,7 +44,7 @@ def imported(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("folder", ORDER)
 def test_imports_point_down_the_pipeline_only(folder: str) -> None:
-    # report renders what `codec` encodes and what `inspection` found; the others know nothing above them.
+    # report uses `codec` and `inspection`; all other packages import only from below.
     allowed = {*FOUNDATION, *ORDER[: ORDER.index(folder) + 1], "codec"} | (
         {"inspection"} if folder == "report" else set()
     )

@@ -91,7 +91,7 @@ def test_dynamic_dimensions_are_guessed_and_said_to_be(cli: Cli) -> None:
     settings = written(cli)
     assert settings["shape"] == ["ids=1x8:8x32:32x128", "image=1x3x224x224:1x3x224x224:1x3x224x224"]
     profile(describe(Path(model)).inputs, settings["shape"])  # type: ignore[arg-type]
-    assert "# GUESSED, put your own sizes: t of ids, h of image, w of image." in Path("trtopt.toml").read_text()
+    assert "# GUESSED, use your own sizes: t of ids, h of image, w of image." in Path("trtopt.toml").read_text()
 
 
 def test_fixed_shapes_need_none(cli: Cli) -> None:

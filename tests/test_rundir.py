@@ -1,4 +1,4 @@
-"""The default run directory: one for each source, whatever commands and spellings lead to it."""
+"""Tests of the default run directory: one per source, for all commands and spellings of a path."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FP16 = ("-p", "fp16", "--data", "data.npy", "--backend", "onnxruntime", "--forma
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with `a/model.onnx`, `b/model.onnx`, which are not alike, and samples for both."""
+    """Enter a working directory with `a/model.onnx` and `b/model.onnx`, which differ, and samples for both."""
     for name in list(os.environ):
         if name.startswith("TRTOPT_"):
             monkeypatch.delenv(name)
@@ -47,7 +47,7 @@ def net(folder: str, seed: int) -> Path:
 
 
 def ran_in(done: Done) -> Path:
-    """The run directory that a report names."""
+    """Return the run directory that a report names."""
     assert done.code == 0, done.err
     return Path(json.loads(done.out)["run_dir"])
 
@@ -172,7 +172,7 @@ def test_many_first_runs_at_once_get_a_directory_each(here: Path) -> None:
         )
         for index in range(count)
     ]
-    for run in runs:  # all wait for this line, and go at once
+    for run in runs:  # all processes wait for this line, and start at once
         assert run.stdin is not None
         run.stdin.write("\n")
         run.stdin.flush()

@@ -1,4 +1,4 @@
-"""Values of flags from the environment and from files: what goes before what, what is refused, and what it may cost."""
+"""Tests of flag values from the environment and from files: precedence, errors and cost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Cli = Callable[..., Done]
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory, and an environment without settings."""
+    """Enter an empty working directory, with an environment without settings."""
     for name in list(os.environ):
         if name.startswith("TRTOPT_"):
             monkeypatch.delenv(name)
@@ -30,7 +30,7 @@ def write(text: str, name: str = "trtopt.toml") -> None:
 
 
 def shown(cli: Cli, command: str, flag: str) -> tuple[object, str, str]:
-    """Value, origin and its name, as `trtopt config` shows them."""
+    """Return value, origin and its name, as `trtopt config` shows them."""
     done = cli("config", command, "--format", "json")
     assert done.code == 0, done.err
     setting = json.loads(done.out)["commands"][command][flag]
@@ -38,7 +38,7 @@ def shown(cli: Cli, command: str, flag: str) -> tuple[object, str, str]:
 
 
 def refusal(done: Done) -> str:
-    """The one line of a refusal."""
+    """Return the only line of an error."""
     assert done.code == 2, (done.code, done.out, done.err)
     assert done.out == ""
     lines = done.err.splitlines()
@@ -58,7 +58,7 @@ def test_without_a_file_every_value_is_the_default(cli: Cli) -> None:
 
 
 def test_a_flag_goes_before_the_environment_and_that_before_the_file(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The precision is said to be unknown, by the name that counted.
+    # The error names the precision that took effect.
     refused = "unknown precision"
     write('[convert]\nprecision = "file8"\n')
     assert f"{refused} 'file8'" in cli("convert", DIGITS, "--no-compare").err
@@ -122,7 +122,7 @@ def test_trtopt_toml_wins_over_pyproject_and_says_so(cli: Cli) -> None:
     write("[compare]\nworst = 1\n")
     write("[tool.trtopt.compare]\nworst = 5\nlayers = true\n", "pyproject.toml")
     done = cli("config", "compare", "--format", "json")
-    assert done.err == "warning: trtopt.toml is read, and [tool.trtopt] in pyproject.toml is not\n"
+    assert done.err == "warning: [tool.trtopt] in pyproject.toml is ignored because trtopt.toml exists\n"
     flags = json.loads(done.out)["commands"]["compare"]
     assert flags["worst"]["value"] == 1
     assert flags["layers"]["origin"] == "default"
@@ -159,7 +159,7 @@ def test_a_run_takes_everything_it_needs_from_the_file(cli: Cli, here: Path) -> 
     )
     calibrated = cli("calibrate", DIGITS)
     assert calibrated.code == 0, calibrated.err
-    assert "run/calibration.json" in calibrated.out  # a relative path means the working directory
+    assert "run/calibration.json" in calibrated.out  # paths are relative to the working directory
     converted = cli("convert", DIGITS)
     assert converted.code == 0, converted.err
     assert "sqnr" in converted.out

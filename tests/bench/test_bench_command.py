@@ -182,7 +182,7 @@ def test_a_target_named_twice_is_numbered(cli: Cli, tmp_path: Path) -> None:
         (("--gate", "speedup=2"), "speedup needs two targets"),
         (("--gate", "latency_p99@3=5ms"), "batch size 3 is not measured"),
         (("--shape", "input=1x1x28x28", "--batch", "2"), "its batch size is fixed at 1"),
-        (("--memory-limit", "1GiB"), "are for --max-batch"),
+        (("--memory-limit", "1GiB"), "need --max-batch"),
         (("--max-batch", "--batch", "1"), "--batch cannot be combined with --max-batch"),
         (("--max-batch", "--memory-limit", "1"), "it must be one of B, kB"),
         (("--max-batch", "--latency-limit", "5"), "it must be one of ms"),

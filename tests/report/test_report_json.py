@@ -82,8 +82,7 @@ def test_the_schema_has_the_version_that_is_written() -> None:
 
 
 def _objects(node: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
-    """Return the places in a report that are objects with fixed fields (not maps, which the codec writes the same way).
-    """
+    """Return the places in a report that are objects with fixed fields (not maps, which the codec writes alike)."""
     if isinstance(node, list):
         return [found for index, each in enumerate(node[:1]) for found in _objects(each, (*path, index))]
     if not isinstance(node, dict):

@@ -178,7 +178,7 @@ def _shape(inputs: Sequence[TensorSpec]) -> str:
     hint = f"\n# GUESSED, use your own sizes: {plain(', '.join(guessed))}." if guessed else ""
     lines = "".join(f"\n  {_quoted(flag)}," for flag in flags)
     return f"""
-# Shapes of each dynamic input, smallest:usual:largest. The engine accepts all sizes between, and is fastest at the usual
+# Shapes of each dynamic input, smallest:usual:largest. The engine accepts all sizes between, fastest at the usual
 # one. Without this line, a batch of 1 to {DEFAULT_BATCH[2]} is assumed.{hint}
 shape = [{lines}
 ]"""
