@@ -135,9 +135,7 @@ def test_0_when_init_has_written_its_file(tmp_path: Path) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
-def test_1_when_a_gate_does_not_hold_and_the_reason_is_told(
-    arguments: tuple[object, ...], said: str, here: Path
-) -> None:
+def test_1_when_a_gate_fails_with_its_reason(arguments: tuple[object, ...], said: str, here: Path) -> None:
     done = trtopt(here, *arguments)
     assert done.code == 1, done.err
     assert said in " ".join(done.out.split())
@@ -223,7 +221,7 @@ def test_2_when_usage_or_input_is_wrong(arguments: tuple[object, ...], said: str
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
-def test_3_when_this_machine_cannot(
+def test_3_when_not_possible_on_this_machine(
     arguments: tuple[object, ...], without: tuple[str, ...], said: str, here: Path
 ) -> None:
     done = trtopt(here, *arguments, without=without)
@@ -231,13 +229,13 @@ def test_3_when_this_machine_cannot(
     assert said in done.err
 
 
-def test_a_failed_gate_goes_before_a_machine_that_cannot(here: Path) -> None:
+def test_a_failed_gate_takes_precedence_over_an_unable_machine(here: Path) -> None:
     done = trtopt(here, "convert", DIGITS, *FEW, "--gate", "sqnr=200", "-o", "both", without=TENSORRT)
     assert done.code == 1, done.err
     assert json.loads((here / "both/report.json").read_text())["verdict"] == "fail"
 
 
-def test_an_inconclusive_gate_goes_before_a_machine_that_cannot_unless_it_is_a_default_one(here: Path) -> None:
+def test_an_inconclusive_gate_takes_precedence_over_an_unable_machine_unless_it_is_a_default(here: Path) -> None:
     asked = trtopt(here, "convert", DIGITS, *FEW, "--gate", "top1=1%", "-o", "both", without=TENSORRT)
     assert asked.code == 4, asked.err
     assert "no engine was built" in asked.out.splitlines()[-1]

@@ -155,7 +155,7 @@ def test_switches_and_lists_may_be_repeated(cli: Cli) -> None:
     assert refused.startswith("--shape is given twice for input input")  # checked by the stage that reads it
 
 
-def test_what_follows_two_dashes_is_no_flag(cli: Cli) -> None:
+def test_arguments_after_two_dashes_are_not_flags(cli: Cli) -> None:
     assert "does not exist" in refusal(cli("inspect", "--format", "json", "--", "--format"))
 
 
@@ -188,7 +188,7 @@ UNLOOKED = [
 
 
 @pytest.mark.parametrize("flags", UNLOOKED, ids=lambda flags: flags[0])
-def test_without_a_comparison_what_it_would_look_at_is_refused(flags: tuple[str, ...], cli: Cli) -> None:
+def test_flags_of_the_comparison_need_one(flags: tuple[str, ...], cli: Cli) -> None:
     line = refusal(cli("convert", DIGITS, "--no-compare", *flags))
     assert (
         line == f"{flags[0]} cannot be combined with --no-compare: it applies to the comparison. Leave out one of them"
@@ -220,21 +220,19 @@ def test_a_refusal_says_which_settings_it_is_about(cli: Cli, monkeypatch: pytest
     assert "set by" not in refusal(cli("convert", DIGITS, "--no-compare", "--gate", "top1=1%"))
 
 
-def test_a_sweep_without_gates_takes_no_permission_for_them(cli: Cli) -> None:
+def test_a_sweep_without_gates_rejects_allow_inconclusive(cli: Cli) -> None:
     line = refusal(cli("bench", DIGITS, "--allow-inconclusive"))
     assert line == "--allow-inconclusive is about gates: there is none. Add --gate, or leave it out"
 
 
-def test_a_list_of_gates_in_a_file_is_held_like_a_text(cli: Cli, run_dir: Path) -> None:
+def test_a_list_of_gates_in_a_file_equals_a_string(cli: Cli, run_dir: Path) -> None:
     for text in ('"sqnr=20,rmse=1"', '["sqnr=20", "rmse=1"]', '["sqnr=20,rmse=1"]'):
         Path("trtopt.toml").write_text(f"[compare]\ngate = {text}\n")
         done = cli("compare", "--from", run_dir, "--format", "json")
         assert [gate["metric"] for gate in json.loads(done.out)["comparison"]["gates"]] == ["sqnr", "rmse"], text
 
 
-def test_a_typed_gate_takes_the_place_of_those_of_the_settings(
-    cli: Cli, run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_typed_gate_replaces_those_of_the_settings(cli: Cli, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def held(*flags: str) -> list[str]:
         done = cli("compare", "--from", run_dir, "--format", "json", *flags)
         return [gate["metric"] for gate in json.loads(done.out)["comparison"]["gates"]]
@@ -255,7 +253,7 @@ def test_config_shows_gates_as_they_count(cli: Cli, monkeypatch: pytest.MonkeyPa
     assert found["bench"]["gate"]["value"] == "latency_p99=5ms, speedup=2x"
 
 
-def test_a_file_that_init_wrote_is_in_order(cli: Cli, run_dir: Path) -> None:
+def test_a_file_that_init_wrote_is_valid(cli: Cli, run_dir: Path) -> None:
     assert cli("init", DIGITS).code == 0
     done = cli("compare", "--from", run_dir, "--format", "json")
     assert [gate["metric"] for gate in json.loads(done.out)["comparison"]["gates"]] == ["top1"]
@@ -269,15 +267,13 @@ def test_a_file_that_init_wrote_is_in_order(cli: Cli, run_dir: Path) -> None:
         ('metric = ["m:mine"]', "--metric m:mine differs from how"),
     ],
 )
-def test_settings_that_an_earlier_run_does_not_follow_are_refused_when_it_is_judged_again(
-    setting: str, said: str, cli: Cli, run_dir: Path
-) -> None:
+def test_from_rejects_settings_that_differ_from_the_run(setting: str, said: str, cli: Cli, run_dir: Path) -> None:
     Path("trtopt.toml").write_text(f"[compare]\n{setting}\n")
     line = refusal(cli("compare", "--from", run_dir, "--gate", "cosine=0.9"))
     assert line.startswith(said)
     assert "is set by trtopt.toml" in line
 
 
-def test_settings_that_an_earlier_run_follows_are_let_be(cli: Cli, run_dir: Path) -> None:
+def test_from_accepts_settings_that_match_the_run(cli: Cli, run_dir: Path) -> None:
     Path("trtopt.toml").write_text('[compare]\nkind = ["logits=scores"]\n')
     assert cli("compare", "--from", run_dir, "--gate", "cosine=0.9").code == 0

@@ -97,7 +97,7 @@ def test_a_model_keeps_its_directory_when_another_ones_is_deleted() -> None:
     assert rundir.claimed(source("b/model.onnx")) == second
 
 
-def test_a_run_of_an_earlier_version_goes_to_the_first_that_comes() -> None:
+def test_a_run_of_an_earlier_version_goes_to_the_first_source() -> None:
     Path("trtopt-out/model/fp16").mkdir(parents=True)
     assert rundir.claimed(source("a/model.onnx")) == Path("trtopt-out/model/fp16")
     assert rundir.claimed(source("b/model.onnx")) != Path("trtopt-out/model/fp16")
@@ -121,7 +121,7 @@ def test_a_directory_that_is_named_is_used_as_it_is(cli: Cli) -> None:
     assert not Path("run/source.txt").exists()
 
 
-def test_what_is_refused_claims_nothing(cli: Cli) -> None:
+def test_a_rejected_run_claims_no_directory(cli: Cli) -> None:
     assert cli("convert", "a/model.onnx", "-p", "int8").code == 2
     assert cli("compare", "a/model.onnx", "nowhere", "--data", "data.npy").code == 2
     assert cli("bench", "nowhere").code == 2

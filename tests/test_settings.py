@@ -57,7 +57,7 @@ def test_without_a_file_every_value_is_the_default(cli: Cli) -> None:
     assert commands["compare"]["data"]["value"] is None
 
 
-def test_a_flag_goes_before_the_environment_and_that_before_the_file(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precedence_is_flag_environment_file(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     # The error names the precision that took effect.
     refused = "unknown precision"
     write('[convert]\nprecision = "file8"\n')
@@ -67,7 +67,7 @@ def test_a_flag_goes_before_the_environment_and_that_before_the_file(cli: Cli, m
     assert f"{refused} 'flag8'" in cli("convert", DIGITS, "--no-compare", "-p", "flag8").err
 
 
-def test_config_says_where_each_value_is_from(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_config_shows_the_origin_of_each_value(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     write('[convert]\nprecision = "int8"\nmethod = "entropy"\n')
     monkeypatch.setenv("TRTOPT_CONVERT_METHOD", "minmax")
     assert shown(cli, "convert", "precision") == ("int8", "file", "trtopt.toml")
@@ -129,14 +129,14 @@ def test_trtopt_toml_wins_over_pyproject_and_says_so(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("text", ["[project]\ndependencies = ['trtopt']", "[tool.other]\nx = 1", "not = toml = at all"])
-def test_a_pyproject_of_others_is_let_be(text: str, cli: Cli) -> None:
+def test_a_pyproject_without_trtopt_is_ignored(text: str, cli: Cli) -> None:
     write(text, "pyproject.toml")
     done = cli("config", "compare", "--format", "json")
     assert (done.code, done.err) == (0, "")
     assert json.loads(done.out)["file"] is None
 
 
-def test_a_run_takes_everything_it_needs_from_the_file(cli: Cli, here: Path) -> None:
+def test_a_run_can_take_all_its_flags_from_the_file(cli: Cli, here: Path) -> None:
     write(
         f"""
         [calibrate]
@@ -204,7 +204,7 @@ def test_a_run_takes_everything_it_needs_from_the_file(cli: Cli, here: Path) -> 
         ("a = " + "[" * 100_000, "is not valid TOML"),
     ],
 )
-def test_what_is_no_setting_is_refused_and_the_file_named(text: str, said: str, cli: Cli) -> None:
+def test_an_invalid_setting_is_an_error_that_names_the_file(text: str, said: str, cli: Cli) -> None:
     write(text)
     line = refusal(cli("doctor"))
     assert line.startswith("trtopt.toml")
@@ -232,7 +232,7 @@ def test_a_file_that_cannot_be_read_is_refused(cli: Cli) -> None:
         ("trtopt is here", "is not valid TOML"),
     ],
 )
-def test_what_is_wrong_in_pyproject_is_refused_and_the_file_named(text: str, said: str, cli: Cli) -> None:
+def test_an_invalid_setting_in_pyproject_is_an_error_that_names_the_file(text: str, said: str, cli: Cli) -> None:
     write(text, "pyproject.toml")
     line = refusal(cli("config"))
     assert line.startswith("pyproject.toml")
@@ -254,7 +254,7 @@ def test_what_is_wrong_in_pyproject_is_refused_and_the_file_named(text: str, sai
         ("TRTOPT_CONVERT_SHAPE", "'a=1", "No closing quotation"),
     ],
 )
-def test_a_variable_that_is_no_setting_is_refused(
+def test_an_invalid_variable_is_an_error(
     name: str, value: str, said: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)
@@ -263,7 +263,7 @@ def test_a_variable_that_is_no_setting_is_refused(
     assert said in line
 
 
-def test_the_switch_for_tracebacks_is_no_setting(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variable_for_tracebacks_is_accepted(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRTOPT_DEBUG", "1")
     assert cli("config").code == 0
 
@@ -273,7 +273,7 @@ def test_config_of_an_unknown_command_is_answered_with_the_nearest(word: str, sa
     assert said in refusal(cli("config", word))
 
 
-def test_help_and_completion_need_no_file_that_is_in_order(here: Path) -> None:
+def test_help_and_completion_work_with_an_invalid_file(here: Path) -> None:
     write("[[[")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TRTOPT_")}
     helped = subprocess.run(

@@ -32,7 +32,7 @@ def test_every_format_renders_every_report_and_ends_in_one_newline(format: str, 
 
 
 @pytest.mark.parametrize("format", ["github", "html", "json", "junit", "markdown", "text"])
-def test_a_report_from_elsewhere_may_hold_what_no_run_writes(format: str) -> None:
+def test_a_report_with_values_that_no_run_writes_is_rendered(format: str) -> None:
     comparison = PASSED.comparison
     assert comparison is not None
     gates = (replace(comparison.gates[0], verdict="unchecked"),)

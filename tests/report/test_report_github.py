@@ -66,7 +66,7 @@ def test_github_escapes_as_the_runner_unescapes() -> None:
     assert render("github", report).splitlines()[1] == "::error title=trtopt a%3Ab%2Cc%3A equal::50 %25%0D%0Aof it"
 
 
-def test_github_annotates_the_layer_where_drift_jumps_behind_the_verdict() -> None:
+def test_github_annotates_the_first_divergent_layer_after_the_verdict() -> None:
     verdict, layer = render("github", JUMPED).splitlines()[:2]
     assert verdict.startswith("::error title=trtopt convert::FAIL: ")
     assert layer == (

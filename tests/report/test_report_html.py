@@ -140,7 +140,7 @@ def test_each_part_says_what_was_found(section: str, texts: list[str]) -> None:
         assert text in said
 
 
-def test_several_candidates_stand_in_one_table_the_best_marked() -> None:
+def test_several_candidates_share_one_table_with_the_best_marked() -> None:
     found = page(SEVERAL)
     said = found.sections["candidates"]
     assert "★ Pareto-best fp16/ fp16 51.2 MB" in said
@@ -303,7 +303,7 @@ def test_every_layer_has_its_mark_until_they_are_too_many_to_tell_apart() -> Non
         assert f"first divergent layer: {layers(count, damaged=count // 2).jump}, " in chart
 
 
-def test_layers_without_a_jump_are_drawn_without_one() -> None:
+def test_layers_without_a_divergent_one_are_drawn_without_a_mark() -> None:
     calm = replace(RICH, layers=replace(layers(12, damaged=4), jump="", reason="no layer stands out"))
     text = render("html", calm)
     assert "No divergent layer; no layer stands out." in text
@@ -311,7 +311,7 @@ def test_layers_without_a_jump_are_drawn_without_one() -> None:
     assert "First divergent layer" not in text
 
 
-def test_values_that_are_no_numbers_are_said_not_drawn() -> None:
+def test_non_finite_values_are_listed_but_not_drawn() -> None:
     broken = layers(4, damaged=2).layers
     values = (math.nan, -math.inf, math.inf, 1e308)
     drift = tuple(

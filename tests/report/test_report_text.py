@@ -102,7 +102,7 @@ def test_many_nodes_of_one_reason_are_counted_and_the_first_are_named() -> None:
     assert "  7  fp16  small\n           n0 (Conv), n1 (Conv), n2 (Conv), n3 (Conv), and 3 more\n" in text
 
 
-def test_text_leaves_out_what_there_is_none_of() -> None:
+def test_text_leaves_out_empty_sections() -> None:
     text = render("text", COMPARED)
     for part in ("audit", "engine", "built by", "kept in higher precision", "warning"):
         assert part not in text
@@ -149,7 +149,7 @@ def test_show_colours_the_verdict_on_a_terminal_only(monkeypatch: pytest.MonkeyP
     assert "\x1b[1;32mPASS: 1/1 gates passed\x1b[0m\n" in shown[1]
 
 
-def test_what_the_samples_cannot_tell_is_inconclusive() -> None:
+def test_too_few_samples_are_inconclusive() -> None:
     assert "  inconclusive  logits: top1  top-1 differs from FP32" in render("text", INCONCLUSIVE)
 
 

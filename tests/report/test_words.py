@@ -13,7 +13,7 @@ from trtopt.report import words
 from trtopt.types import Decision
 
 
-def test_a_metric_of_the_users_own_keeps_its_name() -> None:
+def test_a_custom_metric_keeps_its_name() -> None:
     assert words.label("sqnr") == "SQNR"
     assert words.label("word_errors") == "word_errors"
     assert words.number("word_errors", 0.123456789) == "0.12346"
@@ -97,7 +97,7 @@ def test_decisions_are_grouped_by_precision_and_reason_the_largest_first() -> No
         ("fp32", "fp32", []),
     ],
 )
-def test_what_stays_in_higher_precision_is_what_could_have_been_lower(
+def test_only_nodes_that_could_be_lower_are_listed_as_kept_in_higher_precision(
     precision: str, rest: str, kept: list[str]
 ) -> None:
     decisions = (

@@ -129,7 +129,7 @@ def sections(report: Report) -> tuple[tuple[str, str], ...]:
     return tuple((name, title) for name, title, there in known if there)
 
 
-def jump(report: Report) -> LayerDrift | None:
+def first_divergent(report: Report) -> LayerDrift | None:
     """Return the first divergent layer, or None."""
     if report.layers is None:
         return None
