@@ -94,7 +94,7 @@ def test_a_table_of_an_equalized_network_contradicts_no_equalization(calibrated:
 
 def test_calibrate_says_of_which_network_its_tables_are(calibrated: Path, cli: Cli) -> None:
     again = cli("calibrate", calibrated / "model.onnx", "--calib", calibrated / "calib.npy", "-o", calibrated / "run")
-    assert f"The scales are of {calibrated / 'run/equalized.onnx'}" in again.out
+    assert f"The scales belong to {calibrated / 'run/equalized.onnx'}" in again.out
 
 
 @pytest.fixture(scope="module")
@@ -181,5 +181,5 @@ def test_calibrating_for_a_precision_without_scales_is_refused(tmp_path: Path, c
 def test_few_calibration_samples_are_warned_about(calibrated: Path, cli: Cli) -> None:
     np.save(calibrated / "few.npy", np.load(calibrated / "calib.npy")[:3])
     done = cli("calibrate", calibrated / "model.onnx", "--calib", calibrated / "few.npy", "-o", calibrated / "f")
-    assert "3 calibration samples: 100 to 500" in done.err
+    assert "3 calibration samples are few: use 100 to 500" in done.err
     assert "dB SQNR on 3 samples" in done.err
