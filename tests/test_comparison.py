@@ -121,19 +121,19 @@ def test_too_few_samples_exit_4_unless_that_is_allowed(runs: Path, cli: Cli) -> 
         (("compare", "--from", "nowhere"), "no report at nowhere/report.json: it does not exist"),
         (
             ("compare", "--from", "nowhere", "--data", "x"),
-            "--from runs nothing: it judges what was measured. Leave out",
+            "--from runs no model: it applies gates to stored results. Leave out",
         ),
         (("compare", "--from", "nowhere", "--kind", "y=values", "--layers"), "Leave out --kind, --layers"),
         (("compare", DIGITS, "--from", "nowhere", "--metric", "m:f"), "Leave out models, --metric"),
-        (("compare",), "nothing to compare. Name the FP32 ONNX file"),
-        (("compare", DIGITS), "nothing to compare. Name the FP32 ONNX file"),
-        (("compare", DIGITS, DIGITS), "nothing to compare on. Add --data"),
+        (("compare",), "nothing to compare. Give the FP32 ONNX file"),
+        (("compare", DIGITS), "nothing to compare. Give the FP32 ONNX file"),
+        (("compare", DIGITS, DIGITS), "no data to compare on. Add --data"),
         ((*ITSELF, "--kind", "values"), "--kind 'values' does not parse. Write OUTPUT=KIND"),
         ((*ITSELF, "--kind", "logits=valeus"), "unknown kind of output 'valeus'. Did you mean values?"),
         ((*ITSELF, "--kind", "logits=values", "--kind", "logits=exact"), "--kind is given twice for output logits"),
-        ((*ITSELF, "--kind", "lgits=values"), "--kind names lgits, which is no output of model.onnx"),
-        ((*ITSELF, "--gate", "mine>=0.9"), "--gate names mine, which nothing measures"),
-        ((*ITSELF, "--gate", "dist:p>=1"), "--gate names dist, which is no output of model.onnx. Its outputs are"),
+        ((*ITSELF, "--kind", "lgits=values"), "--kind: model.onnx has no output lgits"),
+        ((*ITSELF, "--gate", "mine>=0.9"), "--gate: unknown metric mine"),
+        ((*ITSELF, "--gate", "dist:p>=1"), "--gate: model.onnx has no output dist. Choose one of"),
     ],
 )
 def test_a_wrong_command_line_is_one_clear_line(arguments: tuple[object, ...], message: str, cli: Cli) -> None:
@@ -200,7 +200,7 @@ def test_a_damaged_layer_is_named_in_every_report(runs: Path, tmp_path: Path, cl
     assert f"::error title=trtopt layer {node}::" in done.out
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["layers"]["jump"] == node
-    assert f"drift first jumps at {node}" in cli(*arguments).out
+    assert f"first divergent layer: {node}" in cli(*arguments).out
     assert node in (tmp_path / "report.html").read_text()
 
 

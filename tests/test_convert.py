@@ -168,7 +168,7 @@ def test_biases_are_never_corrected_by_the_samples_that_judge_the_result(
     for folder, *flags in (("judged",), ("without", "--no-bias-correction")):
         done = cli(*command, "-o", tmp_path / folder, "--backend", "onnxruntime", *flags)
         assert done.code == 0, done.err
-        assert ("biases are not corrected: that takes the samples of --calib" in done.out) == (not flags)
+        assert ("biases are not corrected: bias correction needs --calib" in done.out) == (not flags)
     assert (tmp_path / "judged/typed.onnx").read_bytes() == (tmp_path / "without/typed.onnx").read_bytes()
 
 
@@ -361,7 +361,7 @@ def test_an_interrupt_is_reported_and_exits_130(tmp_path: Path) -> None:
         child.send_signal(signal.SIGINT)
         err = first + child.stderr.read()
     assert child.returncode == 130
-    assert "interrupted; finished stages are kept" in err
+    assert "interrupted; completed stages are cached" in err
     assert "Traceback" not in err
 
 

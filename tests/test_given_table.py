@@ -92,7 +92,7 @@ def test_a_table_of_an_equalized_network_is_refused_without_equalization(calibra
 
 def test_calibrate_names_the_network_of_its_tables(calibrated: Path, cli: Cli) -> None:
     again = cli("calibrate", calibrated / "model.onnx", "--calib", calibrated / "calib.npy", "-o", calibrated / "run")
-    assert f"The scales are of {calibrated / 'run/equalized.onnx'}" in again.out
+    assert f"The scales belong to {calibrated / 'run/equalized.onnx'}" in again.out
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def entropy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("-p", "int8"), "6 scales read from "),
         (("-p", "int8", "--method", "minmax"), "--method minmax is ignored"),
         (("-p", "fp8"), "was calibrated for int8: it was not evaluated for fp8"),
-        (("-p", "fp16"), "do nothing here: fp16 has no scales"),
+        (("-p", "fp16"), "are ignored: fp16 has no scales"),
     ],
 )
 def test_flags_that_a_table_overrides_are_warned_about(
@@ -179,5 +179,5 @@ def test_calibrating_for_a_precision_without_scales_is_refused(tmp_path: Path, c
 def test_few_calibration_samples_are_warned_about(calibrated: Path, cli: Cli) -> None:
     np.save(calibrated / "few.npy", np.load(calibrated / "calib.npy")[:3])
     done = cli("calibrate", calibrated / "model.onnx", "--calib", calibrated / "few.npy", "-o", calibrated / "f")
-    assert "3 calibration samples: 100 to 500" in done.err
+    assert "3 calibration samples are few: use 100 to 500" in done.err
     assert "dB SQNR on 3 samples" in done.err

@@ -1,4 +1,4 @@
-"""Rules of the code base: allowed imports between packages, and no heavy imports for `trtopt --help`."""
+"""Tests of the architecture: which modules may import which, and which packages `trtopt --help` may not import."""
 
 from __future__ import annotations
 

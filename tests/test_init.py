@@ -91,7 +91,7 @@ def test_dynamic_dimensions_are_guessed_with_a_comment(cli: Cli) -> None:
     settings = written(cli)
     assert settings["shape"] == ["ids=1x8:8x32:32x128", "image=1x3x224x224:1x3x224x224:1x3x224x224"]
     profile(describe(Path(model)).inputs, settings["shape"])  # type: ignore[arg-type]
-    assert "# GUESSED, put your own sizes: t of ids, h of image, w of image." in Path("trtopt.toml").read_text()
+    assert "# GUESSED, use your own sizes: t of ids, h of image, w of image." in Path("trtopt.toml").read_text()
 
 
 def test_fixed_shapes_need_no_flag(cli: Cli) -> None:
@@ -159,7 +159,7 @@ def test_existing_settings_are_not_overwritten(name: str, text: str, cli: Cli) -
     Path(name).write_text(text)
     done = cli("init", DIGITS)
     assert done.code == 2
-    assert f"{name} holds settings already" in done.err
+    assert f"{name} already contains settings" in done.err
     assert Path(name).read_text() == text
 
 

@@ -168,5 +168,5 @@ def test_labelling_without_images_is_refused(cli: Cli, tmp_path: Path, names: Pa
     for flag in ("--classes", "--labels"):
         refused(convert(cli, model, EVAL, tmp_path / "out", flag, names), f"{flag} is for a folder of images")
         done = cli("convert", model, "--no-compare", "--backend", "onnxruntime", flag, names, "-o", tmp_path / "out")
-        refused(done, f"{flag} is for samples to compare on. Add --data DATA")
+        refused(done, f"{flag} needs samples to compare on. Add --data DATA")
         refused(cli("compare", "--from", tmp_path / "out", flag, names), f"Leave out {flag}")

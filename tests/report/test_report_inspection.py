@@ -1,4 +1,4 @@
-"""What `inspect` found, for a terminal."""
+"""Tests of the result of `inspect` for a terminal."""
 
 from __future__ import annotations
 

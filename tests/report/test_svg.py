@@ -1,4 +1,4 @@
-"""Scales and ticks: round, in order, and around what they are for, whatever the numbers are."""
+"""Tests of scales and ticks: round, in order, and enclosing the data, for any numbers."""
 
 from __future__ import annotations
 

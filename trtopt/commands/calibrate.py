@@ -23,10 +23,10 @@ from trtopt.types import (
 
 
 def calibrate(plan: ConvertPlan, emit: Emit = silent) -> CalibrationTable:
-    """Only the first half of `convert`: leave a calibration table in `plan.run_dir`, and return it.
+    """Run `convert` up to calibration: write a calibration table to `plan.run_dir`, and return it.
 
     Raises:
-        TrtoptError: as `convert`.
+        TrtoptError: as in `convert`.
     """
     from trtopt.export.source import identify
 
@@ -56,7 +56,7 @@ def calibrated(
     ranges: tuple[ShapeRange, ...],
     calib: Dataset | None,
 ) -> tuple[OnnxModel, CalibrationTable | None]:
-    """Prepare, and for a precision that needs a table equalize and calibrate."""
+    """Prepare the graph; if the precision needs a table, also equalize and calibrate."""
     from trtopt.precision import precision
 
     kind = precision(plan.precision)

@@ -1,7 +1,7 @@
-"""The pipeline, from top to bottom: export, parity, prepare, calibrate, observe, precision, build, compare,
+"""Pipeline of stages, in order: export, parity, prepare, calibrate, observe, precision, build, compare,
 gate, layers (when the gate failed), report.
 
-What each stage does stands in `trtopt.stages`; how, in the folder of its name. Here is only what follows what.
+This module only orders the stages. `trtopt.stages` implements them, with the packages of the same names.
 
 Touches: the run directory, through the store.
 """
@@ -37,13 +37,13 @@ from trtopt.types import (
 
 
 def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | None]:
-    """Convert a model, and judge what came out.
+    """Convert a model, and compare the result with FP32.
 
-    Returns the report, and the reason why this machine could not build the engine (None when it could): everything that
-    does not need TensorRT has been done all the same.
+    Returns the report, and the reason why no engine could be built on this machine (None if one was built). All steps
+    that do not need TensorRT have completed in either case.
 
     Raises:
-        TrtoptError: a stage failed; what earlier stages made stays in the store.
+        TrtoptError: a stage failed; the results of earlier stages stay in the store.
     """
     from trtopt.calibrate import AUTO
     from trtopt.export.source import identify
@@ -56,7 +56,9 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
     checks.data_flags(plan, needs_table=kind.NEEDS_TABLE)
     ready = exporting.ready(given, plan.export)
     if ready is not None:
-        profile(ready.inputs, plan.shapes, lambda: stages.sizes((plan.data, plan.calib), ready))  # before all else
+        profile(
+            ready.inputs, plan.shapes, lambda: stages.sizes((plan.data, plan.calib), ready)
+        )  # fail fast on a bad --shape
     warnings: list[str] = []
     with open_store(plan.run_dir, emit) as store:
         reporting.forget(store)
@@ -67,7 +69,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         ranges, assumed = profile(source.inputs, plan.shapes)
         if assumed and plan.build.backend == "tensorrt":
             context.emit(Warned(assumed))
-        # Before an hour of calibration, if they cannot be read.
+        # Unreadable samples must fail here, not after an hour of calibration.
         data, calib = (stages.open_samples(context, each, source, ranges) for each in (plan.data, plan.calib))
         judged_on = data or calib
         if judged_on is not None:
@@ -77,16 +79,16 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         if judged_on is not None and plan.compare:
             stages.check_randomness(context, source, judged_on)
         model, table = calibrated(context, plan, source, ranges, calib)
-        # Not by the samples of --data: the result is judged on them.
+        # The samples of --data are for evaluation, so they must not correct biases.
         corrects = plan.bias_correction and calib is not None
         if plan.bias_correction and table is not None and not corrects:
-            context.emit(Warned("biases are not corrected: that takes the samples of --calib, beside the table"))
+            context.emit(Warned("biases are not corrected: bias correction needs --calib in addition to the table"))
         if not kind.NEEDS_TABLE and (plan.table is not None or plan.method != AUTO):
-            context.emit(Warned(f"--calib-table and --method do nothing here: {plan.precision} has no scales"))
+            context.emit(Warned(f"--calib-table and --method are ignored: {plan.precision} has no scales"))
         target = stages.Target(precision=plan.precision, rest=plan.rest, bias_correction=corrects)
         seen = _magnitudes(context, target, model, calib or data, table)
         typed = stages.set_precision(context, model, target, table, seen)
-        store.discard("build", typed=typed.onnx.digest)  # the engine of an earlier graph is not this one's
+        store.discard("build", typed=typed.onnx.digest)  # an engine of another graph is stale
         engine, unable = _build(context, plan, typed, ranges)
         comparison = _compare(context, plan, source, typed, judged_on, table)
         layers = None
@@ -107,7 +109,7 @@ def _magnitudes(
     if target.precision == "fp32":
         return None
     if dataset is None:
-        context.emit(Warned("without samples, activations are not checked against the 16-bit range"))
+        context.emit(Warned("no samples: activations are not checked for overflow of the 16-bit range"))
         return None
     return stages.observe(context, model, dataset, target, table)
 
@@ -143,7 +145,7 @@ def _compare(
         calibrated_on=table.fingerprints if table else (),
     )
     measured = stages.compare(context, source, typed.onnx, evaluation)
-    if plan.data is None:  # also where nothing knows their fingerprints: a TensorRT cache, a precision without scales
+    if plan.data is None:  # also without fingerprints, as with a TensorRT cache or no table
         measured = replace(measured, calibrated_on=measured.samples)
     return stages.gate(context, measured, plan.gates)
 

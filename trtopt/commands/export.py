@@ -21,14 +21,14 @@ def export(plan: ExportOnlyPlan, emit: Emit = silent) -> Report:
     """Export a framework's model to ONNX, and compare the two.
 
     Raises:
-        TrtoptError: it cannot be exported, or the export drifted.
+        TrtoptError: the model cannot be exported, or the export drifted.
     """
     from trtopt.export.source import identify
     from trtopt.graph.file import copy
 
     given = identify(str(plan.source))
     if exporting.ready(given, plan.export) is not None:
-        raise UsageError(f"{plan.source} is ONNX already", fix="Give it to trtopt convert as it is")
+        raise UsageError(f"{plan.source} is already ONNX", fix="Pass it to trtopt convert")
     warnings: list[str] = []
     with open_store(plan.run_dir, emit) as store:
         reporting.forget(store)
@@ -39,7 +39,7 @@ def export(plan: ExportOnlyPlan, emit: Emit = silent) -> Report:
         report = Report(
             schema_version=reporting.REPORT_SCHEMA,
             command="export",
-            verdict=parity.verdict if parity.verdict == "pass" else "unchecked",  # a drift that was not allowed raises
+            verdict=parity.verdict if parity.verdict == "pass" else "unchecked",  # drift that is not allowed has raised
             model=str(plan.source),
             precision="",
             run_dir=store.root,

@@ -1,4 +1,4 @@
-"""A report in the form asked for: `--format NAME` is the module of that name, with `render(report) -> str`.
+"""Report formats: `--format NAME` selects the module of that name, which has `render(report) -> str`.
 
 Touches: `show` prints on stdout; nothing else.
 """
@@ -20,7 +20,7 @@ def render(format: str, report: Report) -> str:
     """Return the report in that format, without colours, ending in a newline.
 
     Raises:
-        UsageError: there is no such format.
+        UsageError: the format is unknown.
     """
     text: str = plugins.load(__name__, format, "format").render(report)
     return text
@@ -35,7 +35,7 @@ def show(format: str, report: Report) -> None:
 
         console = Console(highlight=False)
         if console.is_terminal:
-            # On a terminal the stages have been seen as they came, unless stderr went elsewhere.
+            # Progress on stderr has already shown the stages, if stderr is a terminal too.
             seen = sys.stdout.isatty() and sys.stderr.isatty()
             console.print(renderable(report, stages=not seen))
             return

@@ -48,7 +48,7 @@ def sizes(plans: Iterable[DataPlan | None], model: OnnxModel) -> dict[str, list[
 def open_samples(
     context: Context, data: DataPlan | None, source: OnnxModel, ranges: tuple[ShapeRange, ...]
 ) -> Dataset | None:
-    """Open samples for the network as it will be: with the dimensions fixed that the profile fixes."""
+    """Open samples for the network with the dimensions that the profile fixes; warn of the reader's assumptions."""
     if data is None:
         return None
     dataset = open_data(data, replace(source, inputs=fixed(source.inputs, of_profile(ranges))))

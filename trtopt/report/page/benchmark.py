@@ -1,4 +1,4 @@
-"""A benchmark in words: the tables of `trtopt bench`, the same in every format.
+"""Tables and facts of a benchmark, the same in every format.
 
 Touches: nothing.
 """
@@ -16,7 +16,7 @@ from trtopt.types import BatchLimit, Benchmark, Timing
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table under a title; the first column is free text, the others are short."""
+    """Table with a title; the first column is free text, the others are short."""
 
     title: str
     head: tuple[str, ...]
@@ -24,28 +24,29 @@ class Table:
 
 
 def tables(benchmark: Benchmark) -> list[Table]:
-    """Latencies, then the machine's readings, and the largest batch where it was searched. A column that would be empty
-    in every row is left out: without a GPU there are none of the GPU.
+    """Return the tables of latencies, of the machine's readings, and of the batch sizes tried if there was a search.
+
+    Columns that would be empty in every row are left out, such as those of the GPU on a machine without one.
     """
     found = []
     if benchmark.timings:
         found.append(_filled("latency in ms", [_timing(timing) for timing in benchmark.timings]))
-        found.append(_filled("meanwhile", [_readings(timing) for timing in benchmark.timings]))
+        found.append(_filled("machine readings", [_readings(timing) for timing in benchmark.timings]))
     if benchmark.limit is not None:
-        found.append(_filled("batches that were tried", _probes(benchmark.limit)))
+        found.append(_filled("batch sizes tried", _probes(benchmark.limit)))
     return found
 
 
 def facts(benchmark: Benchmark) -> list[tuple[str, str]]:
-    """Where each target ran, how to read the numbers, and what the largest batch takes."""
+    """Return where each target ran, how to read the numbers, and the memory that the largest batch needs."""
     rows = [(target.name, target.ran) for target in benchmark.targets]
     if benchmark.timings:
-        rows.append(("±", "half the 95 % confidence interval of the mean, from the means of blocks of runs"))
+        rows.append(("±", "half the 95 % confidence interval of the mean, computed from the means of blocks of runs"))
     return rows + (_limit(benchmark.limit) if benchmark.limit is not None else [])
 
 
 def number(value: float) -> str:
-    """Three digits, or all before the point: `0.123`, `4.57`, `1,234`."""
+    """Format with three significant digits, or all digits before the point: `0.123`, `4.57`, `1,234`."""
     if not math.isfinite(value):
         return ""
     digits = 2 if value < 10 else 1 if value < 100 else 0
@@ -99,18 +100,18 @@ def _limit(limit: BatchLimit) -> list[tuple[str, str]]:
     limits = [f"{words.size(limit.memory_limit)} of memory"] if limit.memory_limit else []
     limits += [f"{limit.latency_limit:g} ms"] if math.isfinite(limit.latency_limit) else []
     if limits:
-        found.append(("may take", " and ".join(limits)))
+        found.append(("limits", " and ".join(limits)))
     if limit.total:
         rest = max(limit.total - limit.base - limit.weights - limit.inputs_outputs, 0)
         parts = [
             f"{words.size(limit.weights)} weights",
             f"{words.size(limit.inputs_outputs)} inputs and outputs",
-            f"{words.size(rest)} activations and work space",
+            f"{words.size(rest)} activations and workspace",
         ]
-        base = [f"{words.size(limit.base)} the process before the model"] if limit.base else []
-        found.append(("takes", f"{words.size(limit.total)}: {', '.join([*parts, *base])}"))
+        base = [f"{words.size(limit.base)} used by the process before the model"] if limit.base else []
+        found.append(("memory needed", f"{words.size(limit.total)}: {', '.join([*parts, *base])}"))
     if limit.bytes_per_sample:
-        line = f"{words.size(limit.bytes_fixed)}, and {words.size(round(limit.bytes_per_sample))} a sample"
+        line = f"{words.size(limit.bytes_fixed)} plus {words.size(round(limit.bytes_per_sample))} per sample"
         found.append(("other batches", f"about {line}"))
     return found
 

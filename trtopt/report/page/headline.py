@@ -1,7 +1,6 @@
-"""The verdict of a report in one line, the same in every format.
+"""One-line verdict of a report, the same in every format.
 
-A reader must see at once what failed or is not shown, what it would take to show it, and what the numbers are not
-evidence for.
+It says what failed or is inconclusive, what would settle it, and which numbers are no evidence for unseen data.
 
 Touches: nothing.
 """
@@ -24,8 +23,8 @@ def verdict(report: Report) -> str:
 
 
 def qualifiers(report: Report) -> list[str]:
-    """Return what must not be overlooked beside the verdict, in short phrases."""
-    # The typed graph is judged even where this machine cannot build: that must not read as an engine that passed.
+    """Return short phrases for what a reader must not overlook beside the verdict."""
+    # The typed graph is judged even if no engine can be built here. That must not read as an engine that passed.
     unbuilt = report.command == "convert" and report.engine is None
     found = ["no engine was built"] if unbuilt else []
     if report.verdict == "inconclusive":
@@ -34,7 +33,7 @@ def qualifiers(report: Report) -> list[str]:
 
 
 def _calibrated(report: Report) -> list[str]:
-    """Say which candidates were calibrated on the samples that they are judged on, without names where it is all."""
+    """Say which candidates were calibrated on their evaluation samples, without names if all of them were."""
     compared = comparisons(report)
     names: dict[str, list[str]] = {}
     for name, comparison in compared:
@@ -59,12 +58,12 @@ def _passed(report: Report) -> str:
 def _failed(report: Report) -> str:
     titles = [each.title for each in words.judged(report) if each.gate.verdict == "fail"]
     more = f"; and {len(titles) - _MAX_NAMED} more" if len(titles) > _MAX_NAMED else ""
-    jump = f"; drift first jumps at {report.layers.jump}" if report.layers and report.layers.jump else ""
-    return f"{'; '.join(titles[:_MAX_NAMED]) or 'nothing was judged'}{more}{jump}"
+    jump = f"; first divergent layer: {report.layers.jump}" if report.layers and report.layers.jump else ""
+    return f"{'; '.join(titles[:_MAX_NAMED]) or 'no gate was evaluated'}{more}{jump}"
 
 
 def _inconclusive(report: Report) -> str:
-    """Explain the gate that takes the most samples, of those that the user asked for if any, and count the others."""
+    """Explain the gate that needs the most samples (one that the user asked for, if any), and count the others."""
     found = [each for each in words.judged(report) if each.gate.verdict == "inconclusive"]
     first, *others = sorted(found, key=lambda each: (each.gate.default, -each.gate.needed))
     more = f"; and {len(others)} more gate{'s' * (len(others) > 1)}" if others else ""
@@ -72,7 +71,7 @@ def _inconclusive(report: Report) -> str:
 
 
 def _unsettled(judged: words.Judged) -> str:
-    """Say what was measured, what it does not show, and how many samples would."""
+    """Say what was measured, what it does not show, and how many samples would be enough."""
     gate, metric = judged.gate, METRICS.get(judged.gate.metric)
     if metric is None or not judged.samples or not gate.needed:
         return gate.reason
@@ -80,7 +79,7 @@ def _unsettled(judged: words.Judged) -> str:
     shown = words.number(gate.metric, gate.value)
     if metric.sense == "drop":
         shown = f"a drop of {shown}" if gate.value > 0 else "no drop"
-    # More samples of this kind would show that the gate passes, or that it fails: which, the measured value says.
+    # More samples of this kind would settle the gate; the measured value tells whether it would pass or fail.
     if metric.sense == "at least":
         claim = "at least" if gate.value >= gate.limit else "less than"
     else:
@@ -89,11 +88,11 @@ def _unsettled(judged: words.Judged) -> str:
 
 
 def _consequence(report: Report, *, unbuilt: bool) -> str:
-    """Say whether an inconclusive verdict fails the run, and how to make it do the other."""
+    """Say whether an inconclusive verdict fails the run, and how to change that."""
     gates = [each.gate for each in words.judged(report)]
     if any(not gate.default for gate in gates if gate.verdict == "inconclusive"):
         return "accepted by --allow-inconclusive" if report.allow_inconclusive else "exit 4 unless --allow-inconclusive"
-    # Gates that are asked for take the place of all defaults: with several outputs there is no short way to write that.
+    # --gate replaces all default gates. With several outputs, the whole flag would be too long for this line.
     flag = "--gate"
     if len({gate.output for gate in gates}) == 1 and all(gate.metric in METRICS for gate in gates):
         limits = dict.fromkeys(f"{gate.metric}={gate.limit:g}{METRICS[gate.metric].unit}" for gate in gates)
@@ -105,5 +104,5 @@ def _why_unchecked(report: Report) -> str:
     if report.command == "bench":
         return "no gate was given"
     if report.parity is not None and report.parity.verdict == "fail" and report.command == "export":
-        return "the export drifted, and was let pass"
-    return "no comparison was asked for"
+        return "export drift accepted because of --allow-export-drift"
+    return "no comparison was requested"

@@ -1,4 +1,4 @@
-"""What `trtopt inspect` found, for a terminal.
+"""Result of `trtopt inspect` for a terminal.
 
 Touches: nothing.
 """
@@ -15,7 +15,7 @@ from trtopt.types import TensorSpec
 
 
 def renderable(found: Inspection, *, nodes: bool) -> RenderableType:
-    """Facts, then decisions: grouped by reason, or with `nodes` one row each."""
+    """Render facts, then decisions: grouped by reason, or with `nodes` one row per node."""
     operators = ", ".join(f"{count} {name}" for name, count in found.operators.items())
     weights = ", ".join(f"{words.size(size)} {name}" for name, size in found.weights.items())
     rows = [("opset", str(found.onnx.opset))]
@@ -33,22 +33,35 @@ def renderable(found: Inspection, *, nodes: bool) -> RenderableType:
         parts += _refused(found)
     if found.decisions:
         typed = found.decided == "typed"
-        parts += [text("precision, and why" if typed else "what --precision int8 would do, and why", "bold")]
+        parts += [
+            text(
+                "precision of each node, with the reason"
+                if typed
+                else "precision of each node with --precision int8, with the reason",
+                "bold",
+            )
+        ]
         parts += block(_nodes(found) if nodes else reasons(words.grouped(found.decisions)))
-        parts += [] if nodes else [text("every node: --nodes", "dim")]
+        parts += [] if nodes else [text("--nodes lists every node", "dim")]
     return Group(*parts)
 
 
 def _refused(found: Inspection) -> list[RenderableType]:
     count = len(found.refused)
     if not count:
-        return [text(f"{found.asked} takes every operator", "bold"), ""]
-    parts: list[RenderableType] = [text(f"{found.asked} refuses {count} node{'s' if count > 1 else ''}", "bold")]
+        return [text(f"all operators are supported by {found.asked}", "bold"), ""]
+    parts: list[RenderableType] = [
+        text(f"{found.asked} does not support {count} node{'s' if count > 1 else ''}", "bold")
+    ]
     for each in found.refused:
         rows = [("node", f"{each.node} ({each.op})"), ("reason", each.reason)]
         rows += [("opset", f"{each.opset}" + (f" of {each.domain}" if each.domain else ""))]
-        rows += [(word, ", ".join(names)) for word, names in (("reads", each.before), ("read by", each.after)) if names]
-        rows += [("" if i else "helps", line) for i, line in enumerate(each.helps)]
+        rows += [
+            (word, ", ".join(names))
+            for word, names in (("inputs from", each.before), ("outputs to", each.after))
+            if names
+        ]
+        rows += [("" if i else "fix", line) for i, line in enumerate(each.helps)]
         parts += block(facts(rows))
     return parts
 

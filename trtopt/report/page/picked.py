@@ -1,4 +1,4 @@
-"""What `report.html` picks from a report: its parts, the numbers that come first, rows and lines of charts.
+"""Selection of what `report.html` shows: its sections, key figures, rows and chart series.
 
 Touches: nothing.
 """
@@ -26,7 +26,7 @@ from trtopt.types import (
 )
 from trtopt.verdict import comparisons
 
-_MAX_PICTURES = 12
+_MAX_HISTOGRAMS = 12
 _MAX_POINTS = 40
 _WORST_LAYERS = 10
 _OPEN: dict[Verdict, str] = {"fail": "failed", "inconclusive": "inconclusive"}
@@ -34,7 +34,7 @@ _OPEN: dict[Verdict, str] = {"fail": "failed", "inconclusive": "inconclusive"}
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """A number that the reader wants first: what it is, the number, and a remark."""
+    """Key figure: its name, its value and a remark."""
 
     name: str
     value: str
@@ -42,7 +42,7 @@ class Fact:
 
 
 def judged(report: Report) -> tuple[words.Judged, ...]:
-    """Every threshold of the run, what failed first, then what is inconclusive, else in the report's order."""
+    """Return every gate of the run: failed ones first, then inconclusive ones, otherwise in the report's order."""
     found = words.judged(report)
     if report.parity is not None and report.comparison is None:
         found += [words.Judged("", gate) for gate in report.parity.gates]
@@ -51,14 +51,14 @@ def judged(report: Report) -> tuple[words.Judged, ...]:
 
 
 def tally(rows: Sequence[words.Judged]) -> str:
-    """How many gates failed, and how many are inconclusive."""
+    """Say how many gates failed, and how many are inconclusive."""
     count = Counter(each.gate.verdict for each in rows)
     said = [f"{count[verdict]} {word}" for verdict, word in _OPEN.items() if count[verdict]]
     return f"{' and '.join(said)} of {len(rows)} {'gate' if len(rows) == 1 else 'gates'}"
 
 
 def worst_sample(report: Report, judged: words.Judged) -> WorstSample | None:
-    """The sample that is farthest from FP32 at the output that a gate looks at."""
+    """Return the sample with the lowest SQNR at the output of a gate, or None if it is unknown."""
     for candidate, comparison in comparisons(report):
         for output in comparison.outputs:
             if (candidate, output.output) == (judged.candidate, judged.gate.output) and output.worst:
@@ -67,7 +67,7 @@ def worst_sample(report: Report, judged: words.Judged) -> WorstSample | None:
 
 
 def facts(report: Report) -> tuple[Fact, ...]:
-    """Accuracy, drift, precision, size and speed, as far as they were measured."""
+    """Return accuracy, drift, precision, size and speed, as far as they were measured."""
     found = []
     if report.comparison is not None:
         found += _drift_facts(report.comparison)
@@ -81,7 +81,7 @@ def facts(report: Report) -> tuple[Fact, ...]:
 
 
 def _drift_facts(comparison: Comparison) -> list[Fact]:
-    """The output that lost most accuracy (without labels, that agrees least), and the one with the lowest SQNR."""
+    """Return the largest loss of accuracy (without labels, the lowest agreement) and the lowest SQNR of the outputs."""
     found, outputs = [], comparison.outputs
     labelled = [output.values for output in outputs if {"accuracy", "accuracy_fp32"} <= output.values.keys()]
     agreed = [output.values["top1"] for output in outputs if "top1" in output.values]
@@ -99,7 +99,7 @@ def _drift_facts(comparison: Comparison) -> list[Fact]:
 
 
 def _speed(report: Report) -> list[Fact]:
-    """How much faster the last target is than the first, at the largest batch size."""
+    """Return the speedup of the last target over the first, at the largest batch size."""
     if report.benchmark is None or not report.benchmark.targets:
         return []
     first, last = (report.benchmark.targets[place].name for place in (0, -1))
@@ -111,7 +111,7 @@ def _speed(report: Report) -> list[Fact]:
 
 
 def sections(report: Report) -> tuple[tuple[str, str], ...]:
-    """Identifier and title of each part that the report has, in order."""
+    """Return identifier and title of each section that the report has, in order."""
     comparison, typed = report.comparison, report.typed
     known = (
         ("candidates", "Candidates", report.candidates),
@@ -129,36 +129,36 @@ def sections(report: Report) -> tuple[tuple[str, str], ...]:
     return tuple((name, title) for name, title, there in known if there)
 
 
-def jump(report: Report) -> LayerDrift | None:
-    """The layer where drift first jumps."""
+def first_divergent(report: Report) -> LayerDrift | None:
+    """Return the first divergent layer, or None."""
     if report.layers is None:
         return None
     return next((layer for layer in report.layers.layers if layer.node == report.layers.jump), None)
 
 
 def worst_layers(layers: Sequence[LayerDrift]) -> list[tuple[int, LayerDrift]]:
-    """Place in the graph and drift of the layers that add the most noise, the worst first."""
+    """Return place in the graph and drift of the layers that add the most error, the worst first."""
     ranked = [(place, layer) for place, layer in numbered(layers) if layer.added > 0 or not _number(layer.sqnr)]
     return sorted(ranked, key=lambda each: -each[1].added if _number(each[1].added) else -math.inf)[:_WORST_LAYERS]
 
 
 def _number(value: float) -> bool:
-    """Whether it is one: +inf dB is, of an identical tensor."""
+    """Return whether the value is defined: +inf dB is, for an identical tensor."""
     return not math.isnan(value) and value != -math.inf
 
 
 def bounded(rows: Sequence[words.Judged]) -> bool:
-    """Whether any of the gates has bounds to draw."""
+    """Return whether any of the gates has bounds to draw."""
     return any(charts.interval(each.gate) for each in rows)
 
 
 def numbered(layers: Sequence[LayerDrift]) -> list[tuple[int, LayerDrift]]:
-    """The layers with their places in the graph, from 1."""
+    """Return the layers with their places in the graph, from 1."""
     return list(enumerate(layers, 1))
 
 
 def points(candidates: Sequence[CandidateReport]) -> list[charts.Point]:
-    """Size and worst SQNR of the candidates that have both."""
+    """Return size and worst SQNR of the candidates that have both."""
     found = []
     for each in candidates:
         sqnr = [output.values["sqnr"] for output in each.comparison.outputs if "sqnr" in output.values]
@@ -168,17 +168,17 @@ def points(candidates: Sequence[CandidateReport]) -> list[charts.Point]:
 
 
 def latencies(timings: Sequence[Timing]) -> list[charts.Series]:
-    """Median latency over batch size."""
+    """Return the median latency over batch size."""
     return _series(timings, lambda timing: timing.p50)
 
 
 def throughputs(timings: Sequence[Timing]) -> list[charts.Series]:
-    """Samples a second over batch size."""
+    """Return the throughput in samples per second over batch size."""
     return _series(timings, lambda timing: timing.throughput)
 
 
 def _series(timings: Sequence[Timing], what: Callable[[Timing], float]) -> list[charts.Series]:
-    """A line for each target, with and without copies where both were measured, over at least two batch sizes."""
+    """Return one series per target, with and without copies if both were measured, for at least two batch sizes."""
     both = len({timing.copies for timing in timings}) > 1
     lines: dict[str, list[tuple[float, float]]] = {}
     for timing in sorted(timings, key=lambda each: each.batch):
@@ -189,29 +189,29 @@ def _series(timings: Sequence[Timing], what: Callable[[Timing], float]) -> list[
 
 
 def sampled(comparison: Comparison) -> list[OutputDrift]:
-    """The outputs of which something is known sample by sample."""
+    """Return the outputs that have results per sample."""
     return [output for output in comparison.outputs if output.worst or countable(output.spread)]
 
 
 def countable(spread: Spread | None) -> bool:
-    """Whether a histogram has something to draw."""
+    """Return whether a histogram has any counts to draw."""
     if spread is None or len(spread.edges) != len(spread.counts) + 1:
         return False
     return any(spread.counts) and all(map(drawable, (*spread.edges, *spread.counts)))
 
 
-def pictured(tensors: Sequence[CalibratedTensor]) -> list[CalibratedTensor]:
-    """The tensors that get a histogram."""
-    return [each for each in tensors if countable(each.spread) and drawable(each.amax)][:_MAX_PICTURES]
+def histograms(tensors: Sequence[CalibratedTensor]) -> list[CalibratedTensor]:
+    """Return the tensors that get a histogram."""
+    return [each for each in tensors if countable(each.spread) and drawable(each.amax)][:_MAX_HISTOGRAMS]
 
 
 def sqnr(noise: float) -> str:
-    """Noise over signal as an SQNR in decibels."""
+    """Convert an error-to-signal ratio to an SQNR in decibels."""
     return words.decibels(-10 * math.log10(noise) if noise > 0 else math.inf if noise == 0 else math.nan)
 
 
 def seconds(value: float) -> str:
-    """A duration as people say it: `0.42 s`, `3 min 20 s`, `2 h 05 min`."""
+    """Format a duration: `0.42 s`, `3 min 20 s`, `2 h 05 min`."""
     if not math.isfinite(value) or value < 60:
         return f"{value:.2f} s"
     minutes, rest = divmod(round(value), 60)

@@ -1,4 +1,4 @@
-"""Numbers and lists in words, the same in every format.
+"""Numbers and lists as text, the same in every format.
 
 Touches: nothing.
 """
@@ -18,7 +18,7 @@ _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU",
 
 
 def number(metric: str, value: float) -> str:
-    """A metric's value with its unit."""
+    """Format a metric's value with its unit."""
     if math.isinf(value) and metric.startswith("sqnr"):
         return "identical" if value > 0 else "no signal"
     known = METRICS.get(metric)
@@ -26,25 +26,25 @@ def number(metric: str, value: float) -> str:
 
 
 def label(metric: str) -> str:
-    """What a metric is called in a table; a user's own has the name that he gave it."""
+    """Return the label of a metric in tables; a custom metric is labelled with its own name."""
     return METRICS[metric].label if metric in METRICS else metric
 
 
 def metrics(output: OutputDrift) -> list[tuple[str, str]]:
-    """(label, value) of each metric of an output, in reading order, uneventful ones left out."""
+    """Return (label, value) of each metric of an output in reading order; a count of 0 non-finite is left out."""
     shown = {name: value for name, value in output.values.items() if name != "nonfinite" or value}
     return [(label(name), number(name, shown[name])) for name in dict.fromkeys((*METRICS, *shown)) if name in shown]
 
 
 def labels(outputs: Sequence[OutputDrift]) -> list[str]:
-    """The labels of all metrics that any of the outputs shows, in reading order."""
+    """Return the labels of all metrics that any of the outputs shows, in reading order."""
     shown = {label for output in outputs for label, _ in metrics(output)}
     known = [metric.label for metric in METRICS.values()]
     return [name for name in known if name in shown] + sorted(shown - set(known))
 
 
 def size(count: int) -> str:
-    """Bytes, in the unit that gives a number above 1: `940 B`, `78.5 kB`, `1.20 MB`."""
+    """Format bytes in the largest unit that gives at least 1: `940 B`, `78.5 kB`, `1.20 MB`."""
     if count < 1000:
         return f"{count} B"
     value, unit = count / 1000, "kB"
@@ -55,13 +55,13 @@ def size(count: int) -> str:
 
 
 def gate_title(gate: GateResult) -> str:
-    """`logits: top1`, or just the metric when the gate is of no output."""
+    """Return `logits: top1`, or just the metric if the gate has no output."""
     return f"{gate.output}: {gate.metric}" if gate.output else gate.metric
 
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Nodes, as `name (Operator)`, that are in one precision for one reason."""
+    """Nodes, as `name (Operator)`, that share a precision and the reason for it."""
 
     precision: str
     reason: str
@@ -69,7 +69,7 @@ class Reason:
 
 
 def grouped(decisions: tuple[Decision, ...]) -> list[Reason]:
-    """Decisions by precision and reason: the precision of most nodes first, and in it the reason of most."""
+    """Group decisions by precision and reason; the precision with the most nodes, and its most common reason, first."""
     groups: dict[tuple[str, str], list[str]] = {}
     for decision in decisions:
         groups.setdefault((decision.precision, decision.reason), []).append(f"{decision.node} ({decision.op})")
@@ -79,23 +79,27 @@ def grouped(decisions: tuple[Decision, ...]) -> list[Reason]:
 
 
 def unquantized(report: Report) -> tuple[Decision, ...]:
-    """For an INT8 or FP8 run, the weighted nodes that stay in a higher precision; else those that stay in FP32."""
+    """Return the nodes kept in higher precision.
+
+    For INT8 and FP8 these are the weighted nodes that were not quantized, and FP32 nodes if the fallback precision is
+    lower. Otherwise they are the nodes that stay in FP32.
+    """
     if report.typed is None:
         return ()
     if report.precision not in ("int8", "fp8"):
         return report.typed.kept()
-    rest_is_low = report.typed.rest != "fp32"
+    fallback_is_lower = report.typed.rest != "fp32"
     return tuple(
         decision
         for decision in report.typed.decisions
         if (decision.op in _WEIGHTED and decision.precision != report.precision)
-        or (decision.precision == "fp32" and rest_is_low)
+        or (decision.precision == "fp32" and fallback_is_lower)
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A gate's result, of which candidate it is where there are several, and on how many samples (0: a benchmark's)."""
+    """Result of a gate, its candidate if there are several, and the number of samples (0 for a benchmark)."""
 
     candidate: str
     gate: GateResult
@@ -108,7 +112,7 @@ class Judged:
 
 
 def judged(report: Report) -> list[Judged]:
-    """Every gate of the report: of its comparisons, then of its benchmark."""
+    """Return every gate of the report: of its comparisons, then of its benchmark."""
     found = [
         Judged(name, gate, comparison.samples) for name, comparison in comparisons(report) for gate in comparison.gates
     ]
@@ -122,22 +126,22 @@ def blocking(report: Report) -> list[Judged]:
 
 
 def next_step(report: Report) -> str:
-    """What to do about drift whose origin is not known yet, in a line; empty when there is nothing to say."""
+    """Return the command that locates the source of drift; empty if nothing failed or it is known already."""
     drifted = any(gate.verdict == "fail" for _, comparison in comparisons(report) for gate in comparison.gates)
     if not drifted or report.layers is not None:
         return ""
-    return "where it comes from: trtopt compare MODEL CANDIDATE --data DATA --layers"
+    return "to find the first divergent layer: trtopt compare MODEL CANDIDATE --data DATA --layers"
 
 
 def decibels(value: float) -> str:
-    """An SQNR, short: `35.5 dB`; nothing for what has none."""
+    """Format an SQNR as `35.5 dB`; empty for NaN."""
     if math.isnan(value):
         return ""
     return f"{value:.1f} dB" if math.isfinite(value) else number("sqnr", value)
 
 
 def candidates(report: Report) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """The head and the rows of a table of candidates; a column that would be empty in every row is left out."""
+    """Return head and rows of a table of candidates, without columns that would be empty in every row."""
     rows = [
         {
             "candidate": each.name,
@@ -163,11 +167,11 @@ def _worst_sqnr(comparison: Comparison) -> float:
     return min((out.values["sqnr"] for out in comparison.outputs if "sqnr" in out.values), default=math.nan)
 
 
-LAYER_HEAD = ("layer", "operator", "precision", "SQNR", "of its inputs", "noise added")
+LAYER_HEAD = ("layer", "operator", "precision", "SQNR", "input SQNR", "error added")
 
 
 def layers(found: Layers, count: int) -> list[tuple[str, ...]]:
-    """The worst `count` layers, as rows under `LAYER_HEAD`."""
+    """Return the `count` layers with the lowest SQNR, as rows under `LAYER_HEAD`."""
     worst = sorted(found.layers, key=lambda layer: -math.inf if math.isnan(layer.sqnr) else layer.sqnr)[:count]
     return [
         (each.node, each.op, each.precision, decibels(each.sqnr), decibels(each.sqnr_in), f"{100 * each.added:.2g} %")
@@ -176,7 +180,7 @@ def layers(found: Layers, count: int) -> list[tuple[str, ...]]:
 
 
 def worst_samples(report: Report) -> list[tuple[str, ...]]:
-    """Rows (output, sample, SQNR, remark) of the worst samples that the user wants listed."""
+    """Return rows (output, sample, SQNR, remark) of the worst samples that the user asked to list."""
     return [
         (f"{name}: {output.output}" if name else output.output, each.sample, decibels(each.sqnr), each.note)
         for name, comparison in comparisons(report)
@@ -186,7 +190,7 @@ def worst_samples(report: Report) -> list[tuple[str, ...]]:
 
 
 def audit(engine: Engine) -> str:
-    """What was read back from the engine, or that nothing was."""
+    """Return the layer precisions read back from the engine, or that it was not audited."""
     if not engine.audit:
         return "not audited"
     layers = ", ".join(f"{count} {precision}" for precision, count in sorted(engine.audit.items()))
@@ -194,7 +198,7 @@ def audit(engine: Engine) -> str:
 
 
 def plain(text: str) -> str:
-    """The text without what would move a terminal's cursor or break a line: names come from untrusted files."""
+    """Return the text without characters that move a terminal's cursor or break a line: names are untrusted."""
     return "".join(
         character if character.isprintable() else " " if character.isspace() else "\N{REPLACEMENT CHARACTER}"
         for character in text
