@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 USER := $(VENV)/.trtopt-user
 DEVELOPER := $(VENV)/.trtopt-developer
 
-.PHONY: help demo samples test browser lint bench clean
+.PHONY: help demo samples test browser lint bench damage clean
 
 help:
 	@echo "make demo   convert the digits network to FP16 and INT8 engines and judge them"
@@ -15,6 +15,7 @@ help:
 	@echo "make browser  install what the tests of report.html open it with (Debian, as root)"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  calibration and quality, side by side with onnxruntime"
+	@echo "make damage ZOO=FOLDER  damage INT8 graphs and count what compare catches (benchmarks/zoo.py fills FOLDER)"
 
 # What a user needs who has ONNX files; the demo shows no more.
 $(USER): pyproject.toml constraints.txt
@@ -35,8 +36,8 @@ demo: $(USER)
 	    --calib calibration/digits --data samples/digits/eval.npz || exit 1; \
 	done
 
-IMAGES := --calib samples.data:pictures --data samples.data:other_pictures
-IMAGES_NHWC := --calib samples.data:pictures_nhwc --data samples.data:other_pictures_nhwc
+IMAGES := --calib samples.data:images --data samples.data:other_images
+IMAGES_NHWC := --calib samples.data:images_nhwc --data samples.data:other_images_nhwc
 SENTENCES := --calib samples.data:sentences --data samples.data:other_sentences
 BERT_SHAPES := $(foreach input,input_ids attention_mask,--shape $(input)=1x8:8x32:32x128 --dtype $(input)=int64)
 
@@ -64,8 +65,11 @@ lint: $(DEVELOPER)
 	$(BIN)/mypy
 
 bench: $(DEVELOPER)
-	$(BIN)/python bench/calibration.py
-	$(BIN)/python bench/digits.py
+	$(BIN)/python benchmarks/calibration.py
+	$(BIN)/python benchmarks/digits.py
+
+damage: $(DEVELOPER)
+	$(BIN)/python benchmarks/damage.py $(ZOO)
 
 clean:
 	rm -rf $(VENV) trtopt-out

@@ -1,13 +1,14 @@
-"""Whether the default gates of `trtopt compare` catch damaged INT8 graphs, by a judge that shares no code with them.
+"""Count which damaged INT8 graphs the default gates of `trtopt compare` catch.
 
-    python benchmarks/damage.py [ZOO] [--models digits mnist ...]
+    python benchmarks/damage.py ZOO [--models digits mnist ...]
 
-Run it from the root of the repository. The damages (`damages.py`) are seeded. `compare` sees half of the evaluation
-samples; on the other half the judge measures the task, and each sample's cosine with FP32. Without the ZOO that
-`zoo.py` filled, only networks of `samples/` are damaged. What is measured is kept in `RUNS/damage.json`, and the page
-is written from all that is there: networks may be measured in turn.
+Run it from the root of the repository, with the folder ZOO that `zoo.py` filled. The damages (`damages.py`) are seeded.
+`compare` sees half of the evaluation samples. On the other half a judge that shares no code with `compare` measures the
+task score and the cosine of each sample with FP32. The results are kept in `RUNS/damage.json`, and the page is written
+from all results in it: networks may be measured one at a time.
 
-Touches: RUNS (run directories, which are made where they are missing, and `damage.json`), the page, a temporary folder.
+Touches: RUNS (`damage.json`, and a run directory for each network, made where it is missing), the page, a temporary
+folder.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from damage_models import DRAWN, ROOT, ZOO, Case, drawn, opened, ready
+from damage_models import DRAWN, ROOT, Case, converted, drawn, opened
 from damage_page import page
 from damages import KINDS, damaged
 from quality import machine
@@ -48,109 +49,116 @@ Record = dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("zoo", type=Path, nargs="?", help="folder that zoo.py filled")
-    parser.add_argument("--models", nargs="+", choices=list(DRAWN), help="default: all, without ZOO those of samples/")
+    parser.add_argument("zoo", type=Path, help="folder that zoo.py filled")
+    parser.add_argument("--models", nargs="+", choices=list(DRAWN), default=list(DRAWN))
     parser.add_argument("--runs", type=Path, default=ROOT / "trtopt-out/damage", help="folder of run directories")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/damage.md")
     args = parser.parse_args()
-    args.runs.mkdir(parents=True, exist_ok=True)
     results = args.runs / "damage.json"
-    for name in args.models or [name for name in DRAWN if args.zoo or name not in ZOO]:
-        found = measure(Bench(ready(opened(name, args.runs / name, args.zoo))))
+    for name in args.models:
+        found = measure(Trial(converted(opened(name, args.runs / name, args.zoo))))
         kept = json.loads(results.read_text()) if results.exists() else {}
         kept[name] = found
         results.write_text(json.dumps({key: kept[key] for key in DRAWN if key in kept}, indent=1))
         args.out.write_text(page(json.loads(results.read_text())))
 
 
-def measure(bench: Bench) -> Record:
-    """Return what the gates and the judge say of the INT8 network as it is, and of every damage drawn for it."""
+def measure(trial: Trial) -> Record:
+    """Return the results for one network: the record of its undamaged INT8 graph, and those of the damaged ones."""
     start = time.perf_counter()
-    name, damages = bench.case.name, []
+    name, task, damages = trial.case.name, trial.case.task, []
     for kind in KINDS:
-        for record in bench.damages(kind, drawn(name, kind)):
+        for record in trial.damages(kind, drawn(name, kind)):
             damages.append(record)
             print(f"{name}: {record['what']}: {record['verdict']}, {record['task']}, {record['cosine']}", flush=True)
     return {
-        "metric": bench.case.task.metric if bench.case.task else "",
-        "samples": [len(next(iter(feed.values()))) for feed in (bench.seen, bench.unseen)],
-        "fp32": bench.task(bench.reference),
-        "ran": bench.ran,
+        "metric": task.metric if task else "",
+        "samples": [len(next(iter(feed.values()))) for feed in (trial.seen, trial.unseen)],
+        "fp32": trial.score(trial.reference),
+        "ran": trial.ran,
         "machine": machine(),
         "seconds": time.perf_counter() - start,
-        "undamaged": bench.undamaged,
+        "undamaged": trial.undamaged,
         "damages": damages,
     }
 
 
-class Bench:
-    """A network on the bench: `undamaged` is the record of its INT8 graph, and `damages` yields those of damaged ones.
+class Trial:
+    """A network with its FP32 outputs, ready for damaged graphs to be judged.
 
-    A record holds the `verdict` of the default gates on the samples that `compare` sees, the `gates`, and all metrics
-    in `values`; of the other samples the `task` in percent, and by output the `cosine` of the worst one.
+    A record of a graph holds the `verdict` and the `gates` of `compare` on the seen samples with default gates, and all
+    of its metrics as `values`; on the unseen samples, the `task` score in percent, and for each output the `cosine` of
+    the worst sample.
+
+    Attributes:
+        case: the network.
+        seen: the samples that `compare` sees, by input name.
+        unseen: the samples that only the judge sees, by input name.
+        reference: the outputs of FP32 for the unseen samples, by output name.
+        ran: where the graphs run.
+        undamaged: the record of the INT8 graph as trtopt made it.
     """
 
     def __init__(self, case: Case) -> None:
         self.case = case
         self.seen, self.unseen = ({key: array[half] for key, array in case.feed.items()} for half in (SEEN, UNSEEN))
-        fp32 = open_runner(case.fp32)
+        fp32, int8 = open_runner(case.fp32), open_runner(case.typed)
+        self.reference, self.ran = run(fp32, self.unseen), int8.where
         self._baseline = Recalled(fp32, self.seen)
         self._dataset = _dataset(case, self.seen)
-        self.reference = run(fp32, self.unseen)
-        self.ran = open_runner(case.typed).where
         self._model = onnx.load(case.typed)
-        self._outputs: Feed = {}
-        self.undamaged = self.record(self._model)
-        assert self.undamaged is not None
+        self._outputs = run(int8, self.unseen)
+        self.undamaged = self._record(int8, self._outputs)
 
     def damages(self, kind: str, count: int) -> Iterator[Record]:
-        """Yield `count` records of different damages of a kind, from the first layers to the last.
+        """Yield the records of `count` different damages of one kind, spread over the layers.
 
-        Those after which all numbers are the same are drawn again.
+        A damage that changes no output is drawn again.
+
+        Raises:
+            RuntimeError: the network does not have that many.
         """
         random = np.random.default_rng([SEED, zlib.crc32(f"{self.case.name} {kind}".encode())])
         done: set[str] = set()
         for i in range(count):
-            yield self._drawn(kind, (i, count), random, done)
-
-    def _drawn(self, kind: str, turn: tuple[int, int], random: np.random.Generator, done: set[str]) -> Record:
-        i, count = turn
-        for attempt in range(ATTEMPTS):
-            # A small network may have nothing left in this part of it.
-            place = (i + random.random()) / count if attempt < ATTEMPTS // 2 else random.random()
-            model, what = damaged(self._model, kind, place, random)
-            if what in done:
-                continue
-            done.add(what)
-            if record := self.record(model):
-                return {"kind": kind, "what": what, **record}
-        raise RuntimeError(f"{self.case.name} has no {count} different damages of the kind {kind!r}")
+            for attempt in range(ATTEMPTS):
+                # In a small network, this part of the layers may be used up.
+                place = (i + random.random()) / count if attempt < ATTEMPTS // 2 else random.random()
+                model, what = damaged(self._model, kind, place, random)
+                record = None if what in done else self.record(model)
+                done.add(what)
+                if record:
+                    yield {"kind": kind, "what": what, **record}
+                    break
+            else:
+                raise RuntimeError(f"{self.case.name} has fewer than {count} different damages of the kind {kind!r}")
 
     def record(self, model: onnx.ModelProto) -> Record | None:
-        """Return what gates and judge say of a graph; None where its numbers are those of the undamaged one."""
+        """Return the record of a graph, or None if its outputs are those of the undamaged graph."""
         with tempfile.TemporaryDirectory(prefix="trtopt-damage-") as folder:
             path = Path(folder) / "damaged.onnx"
             onnx.save(model, path)
             runner = open_runner(path)
         outputs = run(runner, self.unseen)
-        if self._outputs and all(np.array_equal(outputs[name], array) for name, array in self._outputs.items()):
-            return None
-        self._outputs = self._outputs or outputs
-        pair = Pair(baseline=self._baseline, candidate=runner, names=("fp32.onnx", "damaged.onnx"))
+        same = all(np.array_equal(outputs[name], array) for name, array in self._outputs.items())
+        return None if same else self._record(runner, outputs)
+
+    def _record(self, runner: Runner, outputs: Feed) -> Record:
+        pair = Pair(baseline=self._baseline, candidate=runner, names=("fp32.onnx", "typed.onnx"))
         found = judged(compare(pair, self._dataset, Measure(), emit=silent), gates="")
         return {
             "verdict": found.verdict,
             "gates": [[gate.output, gate.metric, gate.value, gate.limit, gate.verdict] for gate in found.gates],
             "values": {output.output: dict(output.values) for output in found.outputs},
-            "task": self.task(outputs),
+            "task": self.score(outputs),
             "cosine": {
                 name: float(np.min([*map(cosine, rows, outputs[name])]))  # np.min keeps a NaN
                 for name, rows in self.reference.items()
             },
         }
 
-    def task(self, outputs: Feed) -> float | None:
-        """Return the score of the first output on the samples that `compare` does not see."""
+    def score(self, outputs: Feed) -> float | None:
+        """Return the task score of the first output for the unseen samples, or None if there is no task."""
         task, truth = self.case.task, self.case.truth
         if task is None:
             return None
@@ -160,7 +168,7 @@ class Bench:
 
 
 class Recalled:
-    """A network that was run on all samples, and gives again what it gave for each."""
+    """A runner that returns the outputs of an earlier run of the same samples."""
 
     def __init__(self, runner: Runner, feed: Feed) -> None:
         self.where = runner.where

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import typer
 import yaml
@@ -185,7 +186,7 @@ def test_the_action_passes_a_model_that_holds_its_gates(tmp_path: Path) -> None:
         "junit": "trtopt-out/ci/report.xml",
     }
     assert "PASS" in ran.summary
-    assert "minmax over 200 samples" in ran.log
+    assert "scales from 200 samples by minmax" in ran.log
     assert (tmp_path / ran.outputs["html"]).read_text().startswith("<!DOCTYPE html>")
     suite = ElementTree.parse(tmp_path / ran.outputs["junit"]).getroot()
     assert (suite.get("tests"), suite.get("failures")) == ("1", "0")
@@ -198,6 +199,19 @@ def test_the_action_fails_a_model_that_does_not_and_says_why(tmp_path: Path) -> 
     assert ran.outputs["verdict"] == "fail"
     assert ran.outputs["report"] == "elsewhere/report.json"
     assert "FAIL" in ran.summary
+
+
+@pytest.mark.parametrize(("gate", "code", "kind"), [("top1=1%", 4, "error"), ("", 0, "warning")])
+def test_the_action_fails_an_inconclusive_gate_that_was_asked_for_only(
+    tmp_path: Path, gate: str, code: int, kind: str
+) -> None:
+    with np.load(EVAL) as archive:
+        np.savez(tmp_path / "few.npz", **{name: archive[name][::25] for name in archive.files})
+    ran = judge(tmp_path, model=str(DIGITS), data="few.npz", gate=gate, arguments=ONNX_ONLY)
+    assert (ran.code, ran.outputs["verdict"]) == (code, "inconclusive"), ran.log
+    assert f"::{kind} title=trtopt convert::INCONCLUSIVE: " in ran.log
+    failures = ElementTree.parse(tmp_path / ran.outputs["junit"]).getroot().get("failures")
+    assert (failures == "1") == (code == 4)
 
 
 def test_the_action_takes_settings_from_the_file_where_inputs_are_left_out(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the pipeline keeps comes back as it was, through strict JSON; anything else is a ValueError, never a guess."""
+"""Round trips of stored values through strict JSON; anything malformed is a ValueError, never a guess."""
 
 import dataclasses
 import inspect
@@ -77,7 +77,7 @@ def through_json(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What the refusals are tried on."""
+    """Target type of the tests on malformed data."""
 
     ranges: Mapping[str, float]
     samples: int
@@ -110,7 +110,7 @@ def test_what_json_cannot_write_becomes_a_word(value: float, text: str) -> None:
     assert encode({"a": value}) == {"a": text}
 
 
-def test_a_whole_number_is_read_as_the_float_it_stands_for() -> None:
+def test_an_integer_is_decoded_as_a_float_where_a_float_is_expected() -> None:
     ranges = decode(Measured, {"ranges": {"a": 3}, "samples": 1}).ranges
     assert ranges == {"a": 3.0}
     assert isinstance(ranges["a"], float)
@@ -121,7 +121,7 @@ def test_fields_with_a_default_may_be_absent() -> None:
 
 
 @pytest.mark.parametrize("value", [object(), {1, 2}, b"bytes", Decision, 1j])
-def test_what_has_no_json_form_is_refused(value: object) -> None:
+def test_a_value_without_a_json_form_is_rejected(value: object) -> None:
     with pytest.raises(TypeError, match="cannot encode"):
         encode([value])
 
@@ -140,18 +140,18 @@ def test_what_has_no_json_form_is_refused(value: object) -> None:
         (Measured, {"ranges": {"a": "much"}, "samples": 1}, r"ranges\.a is 'much', not a number"),
         (Measured, {"ranges": {"a": True}, "samples": 1}, r"ranges\.a is True, not float"),
         (Measured, {"ranges": {"a": None}, "samples": 1}, r"ranges\.a is None, not float"),
-        (Measured, {"ranges": {"a": 10**400}, "samples": 1}, r"ranges\.a is a whole number too large"),
+        (Measured, {"ranges": {"a": 10**400}, "samples": 1}, r"ranges\.a is an integer too large"),
         (Measured, {"ranges": [], "samples": 1}, r"Measured\.ranges is \[\], not"),
         (Measured, {"ranges": {}, "samples": True}, r"samples is True, not int"),
         (Measured, {"ranges": {}, "samples": 1.0}, r"samples is 1\.0, not int"),
     ],
 )
-def test_malformed_data_is_refused_where_it_is_wrong(kind: type, data: Any, message: str) -> None:
+def test_malformed_data_is_rejected_where_it_is_wrong(kind: type, data: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         decode(kind, data)
 
 
-def test_an_unknown_verdict_is_refused() -> None:
+def test_an_unknown_verdict_is_rejected() -> None:
     gate = GateResult(output="y", metric="top1", value=1.0, limit=1.0, verdict="pass", reason="r")
     comparison = Comparison(
         baseline="a", candidate="b", baseline_ran="", candidate_ran="", data="", samples=1, labelled=False,
@@ -161,7 +161,7 @@ def test_an_unknown_verdict_is_refused() -> None:
         decode(Comparison, {**encode(comparison), "verdict": "maybe"})
 
 
-def test_an_error_inside_an_optional_value_is_said() -> None:
+def test_an_error_inside_an_optional_value_is_reported() -> None:
     report = Report(
         schema_version=1, command="convert", verdict="unchecked", model="m", precision="int8", run_dir=Path("o"),
         stages=(), typed=TYPED, engine=None, comparison=None, warnings=(), environment={},
@@ -181,17 +181,17 @@ ANY_JSON = st.recursive(
 
 @QUICK
 @given(st.sampled_from(KEPT), ANY_JSON)
-def test_any_json_is_read_or_refused(kind: type, data: Any) -> None:
+def test_any_json_is_read_or_rejected(kind: type, data: Any) -> None:
     try:
         decode(kind, data)
     except ValueError:
         return
-    raise AssertionError(f"{data!r} is no {kind.__name__}")
+    raise AssertionError(f"{data!r} is not a {kind.__name__}")
 
 
 @QUICK
 @given(st.data())
-def test_one_damaged_field_is_read_or_refused(data: st.DataObject) -> None:
+def test_one_damaged_field_is_read_or_rejected(data: st.DataObject) -> None:
     damaged = through_json(TYPED)
     place: Any = damaged
     while isinstance(place, dict | list) and place:

@@ -1,4 +1,4 @@
-"""The error tree that the docstring draws is the one that exists, and an error reads as one line."""
+"""The error tree drawn in the docstring is the real one, and every error prints as one line."""
 
 import inspect
 import re
@@ -12,7 +12,7 @@ NODE = re.compile(r"^ {4}([│├└─ ]*)(\w+) +(\d+)", re.MULTILINE)
 
 
 def drawn() -> dict[str, tuple[str | None, int]]:
-    """Class name -> (parent's name, exit code), as the docstring draws them."""
+    """Return class name -> (name of the parent, exit code), as drawn in the docstring."""
     assert errors.__doc__ is not None
     tree: dict[str, tuple[str | None, int]] = {}
     path: list[str] = []
@@ -24,7 +24,7 @@ def drawn() -> dict[str, tuple[str | None, int]]:
 
 
 def defined() -> dict[str, tuple[str | None, int]]:
-    """The same, as Python sees them."""
+    """Return the same mapping from the classes themselves."""
     classes = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, TrtoptError)]
     return {
         kind.__name__: (None if kind is TrtoptError else kind.__bases__[0].__name__, kind.exit_code) for kind in classes
@@ -35,7 +35,7 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
     assert drawn() == defined()
 
 
-def test_every_class_says_what_it_is_for() -> None:
+def test_every_class_has_a_description() -> None:
     assert errors.__doc__ is not None
     lines = [line for line in errors.__doc__.splitlines() if NODE.match(line) and "TrtoptError" not in line]
     assert all(len(NODE.sub("", line).strip()) > 20 for line in lines)
@@ -51,11 +51,12 @@ def test_every_class_says_what_it_is_for() -> None:
         (TrtoptError("it\nbroke", why="of\r\n  rust", fix="Oil it"), "it broke: of rust. Oil it"),
     ],
 )
-def test_an_error_reads_as_one_line(error: TrtoptError, line: str) -> None:
+def test_an_error_prints_as_one_line(error: TrtoptError, line: str) -> None:
     assert str(error) == line
 
 
 def test_exit_codes_are_those_that_are_promised() -> None:
-    assert (errors.EXIT_PASS, errors.EXIT_GATE_FAILED, errors.EXIT_INTERRUPTED) == (0, 1, 130)
+    assert (errors.EXIT_PASS, errors.EXIT_GATE_FAILED, errors.EXIT_INCONCLUSIVE) == (0, 1, 4)
+    assert errors.EXIT_INTERRUPTED == 130
     assert {kind.exit_code for kind in (errors.UsageError, errors.AuditError, errors.StoreError)} == {2}
     assert {kind.exit_code for kind in (errors.MissingDependencyError, errors.EnvironmentUnableError)} == {3}

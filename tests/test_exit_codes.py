@@ -1,6 +1,7 @@
 """Every way a command can end, through real processes:
 
-    0 pass    1 a gate failed    2 usage, input or stage error    3 this machine cannot do it    130 interrupted
+    0 pass    1 a gate failed    2 usage, input or stage error    3 this machine cannot do it
+    4 a gate that the user asked for is inconclusive    130 interrupted
 
 What says which inputs are wrong is in test_wrong_input.py; here one of each kind stands for all.
 """
@@ -25,6 +26,7 @@ FEW = ("--data", "few.npz")
 ALL = ("--data", EVAL)
 ONNX_ONLY = ("--backend", "onnxruntime")
 QUICK = ("--batch", "1", "--seconds", "0.05")
+ON_CPU = ("--device", "cpu")
 TENSORRT = ("tensorrt", "tensorrt_rtx")
 
 BLOCKING = """
@@ -41,7 +43,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the commands below speak of: data, a run, models that go wrong."""
     folder = tmp_path_factory.mktemp("here")
     with np.load(EVAL) as archive:
-        np.savez(folder / "few.npz", **{name: archive[name][:40] for name in archive.files})
+        np.savez(folder / "few.npz", **{name: archive[name][::25] for name in archive.files})
         np.savez(folder / "none.npz", **{name: archive[name][:0] for name in archive.files})
     np.save(folder / "ones.npy", np.ones((4, 16, 8, 8), np.float32))
     negative = helper.make_node("Neg", ["x"], ["n"], "negative")
@@ -59,17 +61,20 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trtopt(folder: Path, *arguments: object, without: tuple[str, ...] = ()) -> Done:
-    """Run the program in a folder, on a machine that does not have the packages `without`."""
+    """Run the program in a folder, on a machine that has no GPU and not the packages `without`."""
     # Hidden from the import system of a real process: that is what a machine without them looks like.
     hidden = "".join(f"sys.modules[{name!r}] = None;" for name in without)
     program = f"import sys; {hidden}\nfrom trtopt.cli.app import main; main()"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TRTOPT_")}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
     if without:  # and from the processes that it starts
         shadows = folder / ("without-" + "-".join(without))
         shadows.mkdir(exist_ok=True)
         for name in without:
             (shadows / f"{name}.py").write_text(f"raise ImportError('no {name} here')\n")
-        environment["PYTHONPATH"] = str(shadows)
+        environment["PYTHONPATH"] = os.pathsep.join([str(shadows), environment.get("PYTHONPATH", "")]).rstrip(
+            os.pathsep
+        )
     done = subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments)],
         cwd=folder,
@@ -90,9 +95,12 @@ def trtopt(folder: Path, *arguments: object, without: tuple[str, ...] = ()) -> D
         ("compare", "--help"),
         ("convert", DIGITS, *ALL, *ONNX_ONLY, "-o", "run"),
         ("convert", DIGITS, "--no-compare", *ONNX_ONLY, "-o", "unchecked"),
-        ("convert", DIGITS, *FEW, *ONNX_ONLY, "--allow-inconclusive", "-o", "allowed"),
+        ("convert", DIGITS, *FEW, *ONNX_ONLY, "-o", "by-default"),
+        ("convert", DIGITS, *FEW, *ONNX_ONLY, "--gate", "top1=1%", "--allow-inconclusive", "-o", "allowed"),
         ("calibrate", DIGITS, "--calib", CALIB, "-o", "calibrated"),
         ("compare", DIGITS, "run", *ALL, "-o", "compared"),
+        ("compare", DIGITS, "run", *FEW, "-o", "by-default"),
+        ("compare", DIGITS, "run", "run/typed.onnx", *FEW, "-o", "by-default"),
         ("compare", DIGITS, "run", *FEW, "--gate", "top1=1%", "--allow-inconclusive", "-o", "allowed"),
         ("bench", DIGITS, *QUICK, "-o", "timed"),
         ("report", "run"),
@@ -120,11 +128,9 @@ def test_0_when_init_has_written_its_file(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (("convert", DIGITS, *FEW, *ONNX_ONLY, "--gate", "sqnr=200", "-o", "failed"), "must be at least 200"),
-        (("convert", DIGITS, *FEW, *ONNX_ONLY, "-o", "open"), "too few to tell"),
         (("compare", DIGITS, "run", *FEW, "--gate", "sqnr=200", "-o", "failed"), "must be at least 200"),
-        (("compare", DIGITS, "run", *FEW, "--gate", "top1=1%", "-o", "open"), "too few to tell"),
         (("compare", DIGITS, "run", *FEW, "--gate", "equal=99%", "-o", "unevaluated"), "could not be evaluated"),
-        (("bench", DIGITS, *QUICK, "--gate", "latency_p99=1us", "-o", "slow"), "latency_p99"),
+        (("bench", DIGITS, *QUICK, *ON_CPU, "--gate", "latency_p99=1us", "-o", "slow"), "latency_p99"),
         (("compare", "healthy.onnx", "nan.onnx", "--data", "ones.npy", "-o", "nan"), "NaN or Inf in 4 of 4 samples"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
@@ -137,9 +143,29 @@ def test_1_when_a_gate_does_not_hold_and_the_reason_is_told(
     assert said in " ".join(done.out.split())
 
 
-def test_0_or_1_when_a_run_is_judged_again(here: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("convert", DIGITS, *FEW, *ONNX_ONLY, "--gate", "top1=1%", "-o", "open"), "40 samples show no drop"),
+        (("compare", DIGITS, "run", *FEW, "--gate", "top1=1%", "-o", "open"), "40 samples show no drop"),
+        (("compare", DIGITS, "run", "run/typed.onnx", *FEW, "--gate", "top1=1%", "-o", "open"), "40 samples show no"),
+        (("bench", DIGITS, *QUICK, "--gate", "latency_p99=5ms", "-o", "timed"), "no evidence about a GPU"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_4_when_a_gate_that_was_asked_for_is_inconclusive(arguments: tuple[object, ...], said: str, here: Path) -> None:
+    done = trtopt(here, *arguments)
+    assert done.code == 4, done.err
+    verdict = done.out.splitlines()[-1]
+    assert verdict.startswith("INCONCLUSIVE: ")
+    assert said in verdict
+
+
+def test_0_1_or_4_when_a_run_is_judged_again(here: Path) -> None:
     assert trtopt(here, "compare", DIGITS, "run", *FEW, "--gate", "sqnr=1", "-o", "judged").code == 0
     assert trtopt(here, "compare", "--from", "judged", "--gate", "sqnr=200").code == 1
+    assert trtopt(here, "compare", "--from", "judged").code == 0
+    assert trtopt(here, "compare", "--from", "judged", "--gate", "top1=1%").code == 4
     assert trtopt(here, "compare", "--from", "judged", "--gate", "top1=1%", "--allow-inconclusive").code == 0
     assert trtopt(here, "compare", "--from", "nowhere").code == 2
 
@@ -209,6 +235,13 @@ def test_a_failed_gate_goes_before_a_machine_that_cannot(here: Path) -> None:
     done = trtopt(here, "convert", DIGITS, *FEW, "--gate", "sqnr=200", "-o", "both", without=TENSORRT)
     assert done.code == 1, done.err
     assert json.loads((here / "both/report.json").read_text())["verdict"] == "fail"
+
+
+def test_an_inconclusive_gate_goes_before_a_machine_that_cannot_unless_it_is_a_default_one(here: Path) -> None:
+    asked = trtopt(here, "convert", DIGITS, *FEW, "--gate", "top1=1%", "-o", "both", without=TENSORRT)
+    assert asked.code == 4, asked.err
+    assert "no engine was built" in asked.out.splitlines()[-1]
+    assert trtopt(here, "convert", DIGITS, *FEW, "-o", "both", without=TENSORRT).code == 3
 
 
 @pytest.mark.parametrize(

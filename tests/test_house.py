@@ -12,11 +12,12 @@ import pytest
 import trtopt
 
 PACKAGE = Path(trtopt.__file__).parent
-FOUNDATION = ("types", "errors", "events", "requires", "__init__")
+FOUNDATION = ("types", "errors", "events", "requires", "verdict", "__init__")
 ORDER = ("export", "data", "calibrate", "precision", "engine", "compare", "bench", "report")
 TOP = (
     "codec",
     "config",
+    "rundir",
     "shapes",
     "store",
     "candidate",
@@ -52,7 +53,7 @@ def test_imports_point_down_the_pipeline_only(folder: str) -> None:
 
 
 def test_the_foundation_imports_nothing_of_ours_but_itself() -> None:
-    for name in ("types", "errors", "events", "requires"):
+    for name in ("types", "errors", "events", "requires", "verdict"):
         assert imported(PACKAGE / f"{name}.py") <= set(FOUNDATION)
 
 

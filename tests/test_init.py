@@ -73,6 +73,7 @@ def test_shapes_gates_and_comments_fit_the_model(cli: Cli) -> None:
     assert "input  float32 [batch, 1, 28, 28]" in text
     assert "logits  float32 [batch, 10]" in text
     assert '# recipe = "grayscale"' in text
+    assert '# classes = "classes.txt"' in text
 
 
 def test_every_key_is_explained(cli: Cli) -> None:

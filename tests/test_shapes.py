@@ -1,4 +1,4 @@
-"""What `--shape` accepts, what is assumed without it, and that a refusal shows a flag that works as typed."""
+"""`--shape` flags: accepted forms, defaults, and errors that propose a flag which works as typed."""
 
 import re
 import shlex
@@ -16,7 +16,7 @@ def spec(name: str, *shape: Dim) -> TensorSpec:
     return TensorSpec(name=name, dtype="float32", shape=shape)
 
 
-PICTURE = spec("pixels", "batch", 3, 28, 28)
+IMAGE = spec("pixels", "batch", 3, 28, 28)
 FULLY_DYNAMIC = spec("pixels", "batch", 3, "height", "width")
 
 
@@ -27,34 +27,34 @@ def refusal(inputs: list[TensorSpec], *flags: str) -> str:
 
 
 def flags_in(message: str) -> list[str]:
-    """The values of the `--shape` flags of a message, read as a shell would."""
+    """Return the values of the `--shape` flags in a message, split as a shell would."""
     words = shlex.split(re.sub(r"\(.*", "", message[message.index("--shape", message.index(". ")) :]))
     return words[1::2]
 
 
 def test_a_dynamic_batch_gets_the_default_and_says_so() -> None:
     low, best, high = DEFAULT_BATCH
-    ranges, assumed = profile([PICTURE], [])
+    ranges, assumed = profile([IMAGE], [])
     assert ranges == (ShapeRange(name="pixels", min=(low, 3, 28, 28), opt=(best, 3, 28, 28), max=(high, 3, 28, 28)),)
-    assert assumed == "batch 1 to 32, tuned for 8: --shape was not given"
+    assert assumed == "--shape not given: assuming batch 1 to 32, optimized for 8"
 
 
 def test_a_fixed_input_needs_nothing() -> None:
     assert profile([spec("x", 1, 3, 8, 8), spec("scalar")], []) == ((), "")
 
 
-def test_a_range_of_shapes_is_taken_as_written() -> None:
+def test_a_range_of_shapes_is_used_as_written() -> None:
     ranges, assumed = profile([FULLY_DYNAMIC], ["pixels=1x3x32x32:4x3x64x48:8x3x512x512"])
     assert ranges == (ShapeRange(name="pixels", min=(1, 3, 32, 32), opt=(4, 3, 64, 48), max=(8, 3, 512, 512)),)
     assert assumed == ""
 
 
 def test_one_shape_is_smallest_usual_and_largest() -> None:
-    ranges, _ = profile([PICTURE], ["pixels=4x3x28x28"])
+    ranges, _ = profile([IMAGE], ["pixels=4x3x28x28"])
     assert ranges == (ShapeRange(name="pixels", min=(4, 3, 28, 28), opt=(4, 3, 28, 28), max=(4, 3, 28, 28)),)
 
 
-def test_ranges_stand_in_the_order_of_the_inputs() -> None:
+def test_ranges_are_in_the_order_of_the_inputs() -> None:
     ranges, assumed = profile([spec("a", "n", 2), spec("b", "n", 3), spec("c", 1)], ["b=5x3"])
     assert [entry.name for entry in ranges] == ["a", "b"]
     assert assumed != ""
@@ -66,13 +66,13 @@ def test_an_input_may_have_any_name(name: str) -> None:
     assert ranges[0].name == name
 
 
-def test_an_unknown_input_is_refused_with_the_names() -> None:
-    message = refusal([PICTURE, spec("mask", "batch", 1)], "pixel=1x3x28x28")
-    assert message == "--shape pixel=1x3x28x28 names no input of the model. Its inputs are: pixels, mask"
+def test_an_unknown_input_is_rejected_with_the_names() -> None:
+    message = refusal([IMAGE, spec("mask", "batch", 1)], "pixel=1x3x28x28")
+    assert message == "--shape pixel=1x3x28x28: the model has no such input. Its inputs are: pixels, mask"
 
 
-def test_a_shape_without_a_name_is_refused() -> None:
-    assert "names no input" in refusal([PICTURE], "1x3x28x28")
+def test_a_shape_without_a_name_is_rejected() -> None:
+    assert "the model has no such input" in refusal([IMAGE], "1x3x28x28")
 
 
 @pytest.mark.parametrize(
@@ -80,10 +80,10 @@ def test_a_shape_without_a_name_is_refused() -> None:
     ["", "1", "axb", "1x3x28x", "1,3,28,28", "1X3X28X28", "-1x3x28x28", "1x3x28x28:2x3x28x28", ":::", "1x3x28x28:",
      "1x3x28x" + "9" * 5000, "1.5x3x28x28", "\u0661x3x28x28"],
 )  # fmt: skip
-def test_a_flag_that_does_not_parse_is_refused_with_one_that_does(text: str) -> None:
-    message = refusal([PICTURE], f"pixels={text}")
+def test_a_flag_that_does_not_parse_is_rejected_with_one_that_does(text: str) -> None:
+    message = refusal([IMAGE], f"pixels={text}")
     assert "does not parse" in message or "has rank 1" in message
-    assert profile([PICTURE], flags_in(message))[0]
+    assert profile([IMAGE], flags_in(message))[0]
 
 
 @pytest.mark.parametrize(
@@ -92,30 +92,30 @@ def test_a_flag_that_does_not_parse_is_refused_with_one_that_does(text: str) -> 
         ("pixels=1x28x28", "has rank 3: pixels has rank 4"),
         ("pixels=1x3x28x28:1x3x28:8x3x28x28", "has rank 3: pixels has rank 4"),
         ("pixels=0x3x28x28", "has a size of 0: TensorRT needs at least 1"),
-        ("pixels=1x1x28x28", "does not fit pixels: the model wants [batch, 3, 28, 28]"),
+        ("pixels=1x1x28x28", "does not fit pixels: the model expects [batch, 3, 28, 28]"),
         ("pixels=8x3x28x28:4x3x28x28:16x3x28x28", "is not ordered: it must be smallest:usual:largest"),
         ("pixels=1x3x28x28:16x3x28x28:8x3x28x28", "is not ordered: it must be smallest:usual:largest"),
     ],
 )
-def test_a_flag_that_does_not_fit_is_refused_with_one_that_does(flag: str, reason: str) -> None:
-    message = refusal([PICTURE], flag)
+def test_a_flag_that_does_not_fit_is_rejected_with_one_that_does(flag: str, reason: str) -> None:
+    message = refusal([IMAGE], flag)
     assert f"--shape {flag} {reason}" in message
-    assert profile([PICTURE], flags_in(message))[0]
+    assert profile([IMAGE], flags_in(message))[0]
 
 
-def test_an_input_named_twice_is_refused() -> None:
-    assert "given twice for input pixels" in refusal([PICTURE], "pixels=1x3x28x28", "pixels=2x3x28x28")
+def test_an_input_named_twice_is_rejected() -> None:
+    assert "given twice for input pixels" in refusal([IMAGE], "pixels=1x3x28x28", "pixels=2x3x28x28")
 
 
-def test_dynamic_sizes_besides_the_batch_are_asked_for_all_at_once() -> None:
-    inputs = [spec("ids", "batch", "sequence"), spec("my mask", 1, "?"), PICTURE]
+def test_all_missing_dynamic_sizes_are_reported_at_once() -> None:
+    inputs = [spec("ids", "batch", "sequence"), spec("my mask", 1, "?"), IMAGE]
     message = refusal(inputs)
     assert "dynamic dimensions without sizes: ids [batch, sequence], my mask [1, ?]" in message
     ranges, _ = profile(inputs, flags_in(message))
     assert [entry.name for entry in ranges] == ["ids", "my mask", "pixels"]
 
 
-def test_a_flag_for_one_input_does_not_answer_for_another() -> None:
+def test_a_flag_for_one_input_does_not_apply_to_another() -> None:
     inputs = [spec("ids", "batch", "sequence"), spec("mask", "batch", "sequence")]
     assert "without sizes: mask" in refusal(inputs, "ids=1x8:4x16:8x64")
 
@@ -139,15 +139,15 @@ def test_a_refusal_proposes_the_sizes_of_the_samples() -> None:
     profile([FULLY_DYNAMIC], [flag])
 
 
-def test_a_first_dimension_that_samples_fill_is_proposed_as_they_fill_it() -> None:
+def test_a_first_dimension_larger_than_1_in_the_samples_is_proposed_with_their_sizes() -> None:
     with pytest.raises(UsageError) as caught:
         profile([spec("ids", "length", "width")], [], lambda: {"ids": [(20, 4), (40, 4)]})
     assert flags_in(str(caught.value)) == ["ids=20x4:40x4:40x4"]
 
 
-def test_a_dimension_that_the_profile_fixes_is_fixed_wherever_its_name_stands() -> None:
+def test_a_dimension_fixed_by_the_profile_is_fixed_in_every_input_that_has_its_name() -> None:
     inputs = (spec("a", "n", "?", 3), spec("b", "n", "?"), spec("c", 5))
     ranges, _ = profile(inputs, ["a=4x7x3", "b=1x2:1x4:1x8"])
-    assert [each.shape for each in fixed(inputs[:1], of_profile(ranges))] == [(4, 7, 3)]
-    assert [each.shape for each in fixed(inputs, {"a": (4, 7, 3)})] == [(4, 7, 3), (4, "?"), (5,)]
+    assert [spec.shape for spec in fixed(inputs[:1], of_profile(ranges))] == [(4, 7, 3)]
+    assert [spec.shape for spec in fixed(inputs, {"a": (4, 7, 3)})] == [(4, 7, 3), (4, "?"), (5,)]
     assert fixed(inputs, {"a": ("m", "?", 3), "b": ()}) == inputs

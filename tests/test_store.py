@@ -42,7 +42,7 @@ def test_a_changed_key_runs_the_stage_again(tmp_path: Path) -> None:
     assert changed.path.read_bytes() == b"new"
 
 
-def test_files_that_a_stage_no_longer_writes_go(tmp_path: Path) -> None:
+def test_files_that_a_stage_no_longer_writes_are_deleted(tmp_path: Path) -> None:
     def large(folder: Path) -> Engine:
         (folder / "model.data").write_bytes(b"weights")
         return engine(folder)
@@ -56,7 +56,7 @@ def test_files_that_a_stage_no_longer_writes_go(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["change", "remove"])
-def test_a_file_that_was_touched_runs_the_stage_again(tmp_path: Path, damage: str) -> None:
+def test_a_changed_or_missing_file_runs_the_stage_again(tmp_path: Path, damage: str) -> None:
     run(tmp_path, {})
     file = tmp_path / "model.engine"
     file.unlink() if damage == "remove" else file.write_bytes(b"other")
@@ -65,7 +65,7 @@ def test_a_file_that_was_touched_runs_the_stage_again(tmp_path: Path, damage: st
     assert again.path.read_bytes() == b"plan"
 
 
-def test_a_failed_stage_leaves_nothing_and_earlier_results_stay(tmp_path: Path) -> None:
+def test_a_failed_stage_leaves_no_files_and_earlier_results_stay(tmp_path: Path) -> None:
     run(tmp_path, {"a": 1})
     before = sorted(path.name for path in tmp_path.iterdir())
 
@@ -80,7 +80,7 @@ def test_a_failed_stage_leaves_nothing_and_earlier_results_stay(tmp_path: Path) 
     assert events == [StageCached("build", "built")]
 
 
-def test_what_a_killed_run_left_behind_is_swept_away(tmp_path: Path) -> None:
+def test_temporary_files_of_a_killed_run_are_deleted(tmp_path: Path) -> None:
     (tmp_path / ".tmp-build-x").mkdir()
     (tmp_path / ".tmp-build-x" / "half").write_bytes(b"half")
     (tmp_path / ".tmp-manifest.json").write_text("{")
@@ -89,7 +89,7 @@ def test_what_a_killed_run_left_behind_is_swept_away(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema_version": 1}', '{"schema_version": 1, "stages": 3}'])
-def test_a_damaged_manifest_is_said_and_every_stage_runs_again(tmp_path: Path, text: str) -> None:
+def test_a_damaged_manifest_is_reported_and_every_stage_runs_again(tmp_path: Path, text: str) -> None:
     run(tmp_path, {})
     (tmp_path / "manifest.json").write_text(text)
     _, events = run(tmp_path, {})
@@ -130,13 +130,13 @@ def test_a_second_run_waits_for_the_first(tmp_path: Path) -> None:
     assert "waiting" in events[0].message
 
 
-def test_a_path_below_a_file_is_refused(tmp_path: Path) -> None:
+def test_a_path_below_a_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"cannot write to .*a part of the path is a file"):
         run(tmp_path / "file" / "run", {})
 
 
-def test_a_file_in_place_of_the_directory_is_refused(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_directory_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="it is a file"):
         run(tmp_path / "file", {})
@@ -151,7 +151,7 @@ def test_a_result_is_read_back_only_while_its_files_are_unchanged(tmp_path: Path
 
 
 @pytest.mark.parametrize("file", ["../victim", "/etc/victim", "..", "a/b", ""])
-def test_a_manifest_that_names_files_elsewhere_is_not_believed(file: str, tmp_path: Path) -> None:
+def test_a_manifest_that_lists_files_elsewhere_is_not_trusted(file: str, tmp_path: Path) -> None:
     victim, root = tmp_path / "victim", tmp_path / "run"
     root.mkdir()
     victim.write_text("precious")

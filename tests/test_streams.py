@@ -163,7 +163,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     [
         (("--gate", "sqnr=1"), "pass", 0),
         (("--gate", "equal=99%"), "fail", 1),
-        (("--gate", "top1=1%"), "inconclusive", 1),
+        (("--gate", "top1=1%"), "inconclusive", 4),
         (("--gate", "top1=1%", "--allow-inconclusive"), "inconclusive", 0),
     ],
 )

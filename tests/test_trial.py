@@ -78,11 +78,17 @@ def test_the_error_is_that_of_the_quantized_outputs(context: Context, tmp_path: 
     assert error(model, coarser(request, 20)) > 20 * fine
 
 
+def test_a_sample_in_which_a_tensor_is_empty_does_not_count_in_its_means(context: Context, tmp_path: Path) -> None:
+    model, values = network(tmp_path), (np.full((4, 16), 3.0, np.float32), np.zeros((0, 16), np.float32))
+    data = replace(dataset(1.0, count=2), load=lambda i: {"x": values[i]})
+    assert rough(context, model, data).means["h"].tolist() == [3.0] * 16
+
+
 def test_channels_that_differ_are_equalized_and_the_function_stays(context: Context, tmp_path: Path) -> None:
     model, data = network(tmp_path), dataset(SPREAD)
     made = equalize(context, model, data, "int8")
-    assert made.notes[0] == "channels of 1 activation brought to similar ranges, 1 by a multiplication more"
-    assert made.notes[1].endswith("dB less error on 16 samples")
+    assert made.notes[0] == "1 activation equalized, 1 with an inserted Mul"
+    assert made.notes[1].endswith("dB SQNR on 16 samples")
     feed = data.load(0)
     np.testing.assert_allclose(
         open_runner(made.path).run(feed)["y"], open_runner(model.path).run(feed)["y"], rtol=1e-4, atol=1e-4
@@ -96,7 +102,7 @@ def test_what_is_not_better_is_not_kept(context: Context, tmp_path: Path, monkey
     verdict = lambda candidate, *_: float(bool(candidate.notes))  # noqa: E731
     monkeypatch.setattr("trtopt.stages.samples.output_error", lambda *_: verdict)
     made = equalize(context, network(tmp_path), dataset(SPREAD), "int8")
-    assert made.notes == ("channels left as they are: equalized, the outputs are hardly nearer to FP32",)
+    assert made.notes == ("not equalized: no significant gain in output SQNR",)
     assert [node.op_type for node in onnx.load(made.path).graph.node] == ["HardSwish", "MatMul"]
 
 
@@ -144,7 +150,7 @@ def test_where_most_values_are_equal_biases_correct_the_rounding_of_inputs(conte
     assert seen.correction == "weights and inputs"
     assert seen.gain > 3
     typed = set_precision(context, model, TARGET, table, seen)
-    assert any(decision.reason.endswith("of the rounded weight and input") for decision in typed.decisions)
+    assert any(decision.reason.endswith("quantization error of the weight and input") for decision in typed.decisions)
     feed = data.load(3)
     wanted, right = (open_runner(path).run(feed)["y"] for path in (model.path, typed.onnx.path))
     plain = set_precision(context, model, TARGET, table, replace(seen, correction=""))
@@ -161,7 +167,7 @@ def test_biases_are_left_alone_where_correcting_them_is_no_better(
     table = rough(context, model, data).table
     seen = observe(context, model, data, TARGET, table)
     assert (seen.correction, seen.gain) == ("", 0.0)
-    assert context.store.outcomes[-1].summary.endswith("biases are not corrected: no gain was seen")
+    assert context.store.outcomes[-1].summary.endswith("no bias correction: no gain in output SQNR")
     typed = set_precision(context, model, TARGET, table, seen)
     assert not any("its bias" in decision.reason for decision in typed.decisions)
 
@@ -193,7 +199,7 @@ def test_a_trial_that_cannot_run_is_told_and_ends_nothing(tmp_path: Path, monkey
         equalized = equalize(context, model, data, "int8")
         table = calibrate(context, equalized, data, AUTO, "int8")
         seen = observe(context, equalized, data, TARGET, table)
-    assert equalized.notes == ("channels left as they are: it could not be tried",)
+    assert equalized.notes == ("not equalized: the quantized network could not be evaluated",)
     assert (table.method, table.tried, seen.correction) == ("mse", {}, "")
     told = [event.message for event in events if isinstance(event, Warned)]
     assert len(told) == 3  # each stage once, however much it tried
@@ -291,7 +297,7 @@ def test_without_bias_correction_or_a_table_nothing_is_tried(context: Context, t
     for target, given in ((replace(TARGET, bias_correction=False), table), (replace(TARGET, precision="fp16"), None)):
         seen = observe(context, model, data, target, given)
         assert seen.correction == ""
-        assert "biases" not in context.store.outcomes[-1].summary
+        assert "bias correction" not in context.store.outcomes[-1].summary
 
 
 def test_nothing_temporary_is_left(context: Context, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from trtopt.errors import (
 from trtopt.events import Emit, StageFinished, StageStarted, Warned, silent
 from trtopt.stages import report as reporting
 from trtopt.store import RunStore, open_store, read_result
-from trtopt.types import Benchmark, BenchTarget, GateResult, Report, StageOutcome, Timing, TypedModel
+from trtopt.types import Benchmark, BenchTarget, GateResult, Report, StageOutcome, Timing, TypedModel, Verdict
 
 if TYPE_CHECKING:
     from trtopt.bench.probe import Question
@@ -49,13 +49,15 @@ def bench(plan: BenchPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | N
     from trtopt.stages import bench as preparing
 
     gates = gate.parse_gates(plan.gates)
+    if plan.allow_inconclusive and not gates:
+        raise UsageError("--allow-inconclusive is about gates", why="there is none", fix="Add --gate, or leave it out")
     checks.exists(plan.data)
-    _check_out(plan.run_dir)
     wanted = [preparing.wanted(path, name) for path, name in _named(plan.targets)]
     warnings: list[str] = []
     emit = reporting.recording(emit, warnings)
     with contextlib.ExitStack() as held:
         store = held.enter_context(open_store(plan.run_dir, emit))
+        _check_out(store.root)
         samples = preparing.datasets(wanted, plan)
         opened = []
         for given in wanted:
@@ -67,7 +69,12 @@ def bench(plan: BenchPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | N
             emit(Warned(line))
         device = held.enter_context(preparing.gpu_readings(opened, emit))
         ran = tuple(
-            BenchTarget(name=each.target.name, path=each.path, ran=preparing.where(each.target.session, device))
+            BenchTarget(
+                name=each.target.name,
+                path=each.path,
+                ran=preparing.where(each.target.session, device),
+                device=each.target.session.device,
+            )
             for each in opened
         )
         empty = Benchmark(targets=ran, timings=(), complete=False)
@@ -80,7 +87,9 @@ def bench(plan: BenchPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | N
         measured, stopped = _collect(store, empty, points, batches, emit)
         for line in _noisy(measured.timings):
             emit(Warned(line))
-        benchmark = gate.judged(measured, gates)
+        if stopped is not None:
+            warnings.append(str(stopped))
+        benchmark = gate.judged(measured, gates, cpu_counts=plan.speed.device == "cpu")
         for each in opened:
             if each.run_dir is not None:
                 _keep_timings(each.run_dir, each.target.name, benchmark, emit)
@@ -133,16 +142,17 @@ def _stopped(error: BaseException, batches: Sequence[int], done: Sequence[int], 
 def max_batch(plan: MaxBatchPlan, emit: Emit = silent) -> Report:
     """Search the largest batch of a target that fits memory and latency.
 
-    A target of which not even one sample fits fails a gate `max_batch`.
+    A target of which not even one sample fits fails a gate `max_batch`; found on a CPU that the user did not ask for,
+    that is inconclusive.
 
     Raises:
         TrtoptError: something given cannot be used, or the target cannot be run.
     """
     from trtopt.bench import memory
+    from trtopt.bench.gate import NO_EVIDENCE
     from trtopt.bench.inputs import Sizes
     from trtopt.stages import bench as preparing
 
-    _check_out(plan.run_dir)
     given = preparing.wanted(plan.target, plan.target.name or str(plan.target))
     sizes = Sizes(inputs=given.onnx.inputs, ranges=preparing.ranges(given, plan.speed.shapes, None))
     if sizes.batch:
@@ -155,6 +165,7 @@ def max_batch(plan: MaxBatchPlan, emit: Emit = silent) -> Report:
     warnings: list[str] = []
     emit = reporting.recording(emit, warnings)
     with open_store(plan.run_dir, emit) as store:
+        _check_out(store.root)
         emit(StageStarted("bench"))
         question = _answerable(preparing.questions(given, sizes, plan.speed), emit)
         takes = preparing.engine_batches(given, sizes) if question.builder else None
@@ -166,16 +177,19 @@ def max_batch(plan: MaxBatchPlan, emit: Emit = silent) -> Report:
         summary = f"largest batch {limit.batch} of {len(limit.probes)} tried; {limit.why}"
         emit(StageFinished("bench", seconds, summary))
         store.outcomes.append(StageOutcome(name="bench", status="ran", seconds=round(seconds, 3), summary=summary))
-        target = BenchTarget(name=given.name, path=question.path, ran=ran)
+        target = BenchTarget(name=given.name, path=question.path, ran=ran, device=question.device)
         benchmark = Benchmark(targets=(target,), timings=(), limit=limit)
-        if not limit.batch:
-            failed = GateResult(
-                output="", metric="max_batch", value=0.0, limit=1.0, verdict="fail", reason=limit.why, default=True
-            )
-            benchmark = replace(benchmark, gates=(failed,), verdict="fail")
+        no_evidence = question.device == "cpu" != plan.speed.device
+        if limit.batch and no_evidence:
+            emit(Warned(f"searched on the CPU, {NO_EVIDENCE}"))
+        elif not limit.batch:
+            verdict: Verdict = "inconclusive" if no_evidence else "fail"
+            reason = f"{limit.why} on the CPU, {NO_EVIDENCE}" if no_evidence else limit.why
+            gate = GateResult(output="", metric="max_batch", value=0.0, limit=1.0, verdict=verdict, reason=reason)
+            benchmark = replace(benchmark, gates=(gate,), verdict=verdict)
         if given.run_dir is not None:
             _keep(given.run_dir, replace(_kept(given.run_dir) or benchmark, limit=limit), emit)
-        return _report(store, benchmark, warnings, allow_inconclusive=False)
+        return _report(store, benchmark, warnings, allow_inconclusive=plan.allow_inconclusive)
 
 
 def _answerable(questions: Sequence[Question], emit: Emit) -> Question:
@@ -213,9 +227,9 @@ def _check_out(run_dir: Path) -> None:
     """Refuse to replace the report of a conversion."""
     if (run_dir / "manifest.json").is_file() and read_result(run_dir, "precision", TypedModel) is not None:
         raise UsageError(
-            f"-o {run_dir} is a run directory of trtopt convert",
+            f"{run_dir} is a run directory of trtopt convert",
             why="its report would be replaced",
-            fix="Name another; what is measured of a run directory is left in it all the same",
+            fix="Name another with -o; what is measured of a run directory is left in it all the same",
         )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from trtopt.config import BACKENDS, RESTS, ConvertPlan, DataPlan, MeasurePlan, output_kinds
 from trtopt.data.dataset import Dataset
 from trtopt.errors import DataError, ModelError, UsageError
-from trtopt.types import OnnxModel, ShapeRange, TensorSpec
+from trtopt.types import Comparison, OnnxModel, ShapeRange, TensorSpec
 
 FEW = 32
 """Calibration samples below which a user is told: ranges and means of so few say little of others."""
@@ -28,6 +28,22 @@ def names(plan: ConvertPlan) -> None:
     for flag, name, known in (("--backend", plan.build.backend, BACKENDS), ("--rest", plan.rest, RESTS)):
         if name not in known:
             raise UsageError(f"{flag} {name} is unknown", fix=f"Choose one of {', '.join(known)}")
+
+
+def compared(plan: ConvertPlan) -> None:
+    """Refuse what only a comparison looks at, where there is to be none: a gate that is not evaluated never passes."""
+    if plan.compare:
+        return
+    for flag, given in (
+        ("--gate", plan.gates.strip()),
+        ("--kind", plan.measure.kinds),
+        ("--metric", plan.measure.metrics),
+        ("--allow-inconclusive", plan.allow_inconclusive),
+    ):
+        if given:
+            raise UsageError(
+                f"{flag} needs a comparison", why="--no-compare leaves it out", fix="Leave out one of the two"
+            )
 
 
 def outputs(gates: str, plan: MeasurePlan, model: OnnxModel) -> None:
@@ -69,6 +85,20 @@ def measure(plan: MeasurePlan) -> None:
             load(source)
 
 
+def measured(run: Path, plan: MeasurePlan, comparison: Comparison) -> None:
+    """Refuse to judge what an earlier run measured in another way than is asked for."""
+    kinds = {output.output: output.kind for output in comparison.outputs}
+    asked = [("--kind", f"{output}={kind}", (output, kind)) for output, kind in output_kinds(plan.kinds).items()]
+    asked += [("--metric", metric, (metric.rpartition(":")[2], "own")) for metric in plan.metrics]
+    for flag, value, entry in asked:
+        if entry not in kinds.items():
+            raise UsageError(
+                f"{flag} {value} is not how {run} was measured",
+                why=f"its outputs are {', '.join(f'{output}={kind}' for output, kind in kinds.items())}",
+                fix="Run trtopt compare without --from",
+            )
+
+
 def pair(baseline: OnnxModel, candidate: OnnxModel) -> None:
     """Refuse a candidate that takes other inputs than the baseline."""
     ours, theirs = ({spec.name for spec in model.inputs} for model in (baseline, candidate))
@@ -81,8 +111,13 @@ def pair(baseline: OnnxModel, candidate: OnnxModel) -> None:
 
 
 def exists(plan: DataPlan | None) -> None:
-    """Refuse data that is not there."""
-    if plan is not None and ":" not in plan.source and not Path(plan.source).exists():
+    """Refuse data that is not there, and files of class names or labels that are not."""
+    if plan is None:
+        return
+    for flag, path in (("--classes", plan.classes), ("--labels", plan.labels)):
+        if path is not None and not path.is_file():
+            raise UsageError(f"{flag} {path}: no such file")
+    if ":" not in plan.source and not Path(plan.source).exists():
         raise DataError(f"{plan.source}: no such file or folder", fix="Name a folder of pictures, .npy, .npz or .jsonl")
 
 
@@ -104,12 +139,28 @@ def within(dataset: Dataset, inputs: tuple[TensorSpec, ...], ranges: Iterable[Sh
                 )
 
 
+def classes(dataset: Dataset, plan: MeasurePlan, model: OnnxModel) -> None:
+    """Refuse labels that are of other classes than the model's, where the shapes of its outputs tell."""
+    from trtopt.data.classes import check_count, score_count
+
+    kinds = output_kinds(plan.kinds)
+    scores: dict[str, int] = {}
+    for spec in model.outputs:
+        row = [side for side in spec.shape[1:] if isinstance(side, int)]
+        if len(row) + 1 != len(spec.shape):
+            return  # only its values will tell
+        if kinds.get(spec.name, "scores") == "scores" and spec.dtype.startswith(("float", "bfloat")):
+            scores[spec.name] = score_count(row)
+    check_count(dataset, scores)
+
+
 def few(dataset: Dataset) -> str:
     """A remark on a dataset that is small to calibrate on; nothing for one whose samples are batches."""
-    single = all(shape[:1] == (1,) for fed in dataset.shapes for shape in fed)
-    if not single or len(dataset) >= FEW:
+    count = len(dataset.groups.ids) if dataset.groups else len(dataset)
+    single = dataset.groups or all(shape[:1] == (1,) for fed in dataset.shapes for shape in fed)
+    if not single or count >= FEW:
         return ""
-    return f"{len(dataset)} calibration samples: 100 to 500 like those of production are better"
+    return f"{count} calibration samples: 100 to 500 like those of production are better"
 
 
 def calibrates(plan: ConvertPlan) -> None:

@@ -1,6 +1,6 @@
-"""Frozen dataclasses to JSON and back: how results are kept in the run store and written to `report.json`.
+"""Conversion of frozen dataclasses to JSON and back, for the run store and `report.json`.
 
-JSON has no infinities and no NaN: they become the strings "inf", "-inf" and "nan". A path becomes its text.
+JSON has neither infinities nor NaN: they become the strings "inf", "-inf" and "nan". A path becomes its text.
 
 Touches: nothing.
 """
@@ -22,10 +22,10 @@ _SPECIAL = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
 def encode(value: Any) -> Any:
-    """Return `value` as what `json.dumps(..., allow_nan=False)` takes.
+    """Return `value` in a form that `json.dumps(..., allow_nan=False)` accepts.
 
     Raises:
-        TypeError: it holds something that is no dataclass, mapping, tuple, list, path or plain value.
+        TypeError: `value` contains an object that is not a dataclass, mapping, tuple, list, path or plain value.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
@@ -43,35 +43,39 @@ def encode(value: Any) -> Any:
 
 
 def decode(cls: type[T], data: Any) -> T:
-    """Return the `cls` that `encode` made `data` from.
+    """Return the instance of `cls` that `encode` turned into `data`.
 
     Raises:
-        ValueError: `data` has another shape.
+        ValueError: `data` does not match the fields of `cls`; the message names the field.
     """
     return typing.cast(T, _decode(cls, data, cls.__name__))
 
 
-def _decode(kind: Any, data: Any, where: str) -> Any:
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return _decode_dataclass(kind, data, where)
+def _decode(annotation: Any, data: Any, where: str) -> Any:
+    """Decode `data` as a value of `annotation`; `where` is its path for error messages, such as `Report.stages[0]`."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
+        return _decode_dataclass(annotation, data, where)
     if origin in (Union, types.UnionType):
         return _decode_union(args, data, where)
     if origin is Literal and data in args:
         return data
     if origin is tuple and isinstance(data, list):
-        kinds = [args[0]] * len(data) if args[-1] is Ellipsis else list(args)
-        if len(kinds) == len(data):
-            return tuple(_decode(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, data, strict=True)))
+        # `tuple[int, ...]` has items of one type, in any number; `tuple[int, str]` has one type for each item.
+        item_types = [args[0]] * len(data) if args[-1] is Ellipsis else list(args)
+        if len(item_types) == len(data):
+            items = enumerate(zip(item_types, data, strict=True))
+            return tuple(_decode(item_type, item, f"{where}[{i}]") for i, (item_type, item) in items)
     if origin in (Mapping, dict) and isinstance(data, dict):
         return {key: _decode(args[1], item, f"{where}.{key}") for key, item in data.items()}
-    if kind is Path and isinstance(data, str):
+    if annotation is Path and isinstance(data, str):
         return Path(data)
-    if kind is float and isinstance(data, int | float | str) and not isinstance(data, bool):
+    # bool is a subclass of int, so it must be excluded by hand here and compared by exact type below.
+    if annotation is float and isinstance(data, int | float | str) and not isinstance(data, bool):
         return _decode_float(data, where)
-    if kind in (int, str, bool, type(None)) and type(data) is kind:
+    if annotation in (int, str, bool, type(None)) and type(data) is annotation:
         return data
-    raise ValueError(f"{where} is {reprlib.repr(data)}, not {_name(kind)}")
+    raise ValueError(f"{where} is {reprlib.repr(data)}, not {_name(annotation)}")
 
 
 def _decode_float(data: int | float | str, where: str) -> float:
@@ -82,23 +86,24 @@ def _decode_float(data: int | float | str, where: str) -> float:
     try:
         return float(data)
     except OverflowError:
-        raise ValueError(f"{where} is a whole number too large for a float") from None
+        raise ValueError(f"{where} is an integer too large for a float") from None
 
 
 def _decode_dataclass(cls: Any, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
         raise ValueError(f"{where} is {reprlib.repr(data)}, not an object")
-    kinds, required = _fields(cls)
-    if unknown := data.keys() - kinds.keys():
+    annotations, required = _fields(cls)
+    if unknown := data.keys() - annotations.keys():
         raise ValueError(f"{where} has unknown fields: {', '.join(sorted(unknown))}")
     if missing := required - data.keys():
         raise ValueError(f"{where} lacks {', '.join(sorted(missing))}")
-    return cls(**{name: _decode(kinds[name], item, f"{where}.{name}") for name, item in data.items()})
+    return cls(**{name: _decode(annotations[name], item, f"{where}.{name}") for name, item in data.items()})
 
 
-@functools.cache  # resolving the annotations costs more than all the rest, and a graph has thousands of decisions
+# Cached: a graph has thousands of decisions, and resolving the annotations costs more than the rest of decoding.
+@functools.cache
 def _fields(cls: Any) -> tuple[dict[str, Any], frozenset[str]]:
-    """The type of every field, and the fields that have no default."""
+    """Return the annotation of every field, and the names of the fields without a default."""
     hints = typing.get_type_hints(cls)
     nothing = dataclasses.MISSING
     fields = dataclasses.fields(cls)
@@ -106,20 +111,21 @@ def _fields(cls: Any) -> tuple[dict[str, Any], frozenset[str]]:
     return {field.name: hints[field.name] for field in fields}, frozenset(required)
 
 
-def _decode_union(kinds: tuple[Any, ...], data: Any, where: str) -> Any:
-    if data is None and type(None) in kinds:
+def _decode_union(annotations: tuple[Any, ...], data: Any, where: str) -> Any:
+    if data is None and type(None) in annotations:
         return None
-    kinds = tuple(kind for kind in kinds if kind is not type(None))
-    if len(kinds) == 1:  # optional: what is wrong inside it is said, not only that something is
-        return _decode(kinds[0], data, where)
-    for kind in kinds:
+    members = tuple(annotation for annotation in annotations if annotation is not type(None))
+    # `T | None` is decoded as T, so that the error names the field inside T that is wrong.
+    if len(members) == 1:
+        return _decode(members[0], data, where)
+    for annotation in members:
         try:
-            return _decode(kind, data, where)
+            return _decode(annotation, data, where)
         except ValueError:
             continue
-    raise ValueError(f"{where} is {reprlib.repr(data)}, not {' or '.join(map(_name, kinds))}")
+    raise ValueError(f"{where} is {reprlib.repr(data)}, not {' or '.join(map(_name, members))}")
 
 
-def _name(kind: Any) -> str:
-    """`int` rather than `<class 'int'>`."""
-    return kind.__name__ if isinstance(kind, type) else str(kind)
+def _name(annotation: Any) -> str:
+    """Return `int` rather than `<class 'int'>`."""
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)

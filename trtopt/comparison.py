@@ -48,6 +48,7 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
         dataset = stages.open_data(plan.data, replace(baseline, inputs=fixed(baseline.inputs, taken)))
         for note in dataset.notes:
             context.emit(Warned(f"{plan.data.source}: {note}"))
+        checks.classes(dataset, plan.measure, baseline)
         comparisons: dict[str, Comparison] = {}
         for name, candidate in candidates.items():
             suffix = f" {name}" if len(candidates) > 1 else ""
@@ -68,7 +69,7 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
             verdict=overall,
             model=str(plan.baseline),
             precision=only.typed.precision if only and only.typed else "",
-            run_dir=plan.run_dir,
+            run_dir=store.root,
             stages=tuple(store.outcomes),
             typed=only.typed if only else None,
             engine=only.engine if only else None,
@@ -89,7 +90,7 @@ def judge_again(plan: JudgePlan) -> Report:
     """Hold new thresholds against what an earlier run measured; nothing is run, and nothing is written.
 
     Raises:
-        UsageError: the directory holds no report of this version, or the gates do not fit what was measured.
+        UsageError: the directory holds no report of this version, or what was measured is not what is asked for.
     """
     from trtopt.compare.gate import judged, verdict
 
@@ -98,6 +99,8 @@ def judge_again(plan: JudgePlan) -> Report:
     if not before:
         why = f"it is of trtopt {earlier.command}"
         raise UsageError(f"{plan.run} holds no comparison", why=why, fix="Run trtopt compare")
+    for comparison in before:
+        checks.measured(plan.run, plan.measure, comparison)
     after = [judged(comparison, plan.gates) for comparison in before]
     stale = {line for comparison in before for line in comparison.remarks}
     rows = () if earlier.comparison else zip(earlier.candidates, after, strict=True)

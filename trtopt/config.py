@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trtopt.errors import UsageError
+from trtopt.rundir import DefaultDir
 
 BACKENDS = ("tensorrt", "onnxruntime")
 RESTS = ("fp16", "bf16", "fp32")
@@ -18,10 +19,15 @@ RESTS = ("fp16", "bf16", "fp32")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataPlan:
-    """Where samples come from. `recipe` is a name or a path; without one the data's own or the assumed one is used."""
+    """Where samples come from. `recipe` is a name or a path; without one the data's own or the assumed one is used.
+
+    `classes` is a file of class names and `labels` a CSV file of images and their classes, both for images.
+    """
 
     source: str
     recipe: str | None = None
+    classes: Path | None = None
+    labels: Path | None = None
     skip_bad: bool = False
 
 
@@ -69,7 +75,7 @@ class ConvertPlan:
 
     source: Path
     precision: str
-    run_dir: Path
+    run_dir: Path | DefaultDir
     rest: str = "fp16"
     calib: DataPlan | None = None
     method: str = "auto"
@@ -93,7 +99,7 @@ class ExportOnlyPlan:
 
     source: Path
     out: Path
-    run_dir: Path
+    run_dir: Path | DefaultDir
     shapes: tuple[str, ...] = ()
     data: DataPlan | None = None
     device: str = "cpu"
@@ -110,7 +116,7 @@ class ComparePlan:
 
     baseline: Path
     candidates: tuple[Path, ...]
-    run_dir: Path
+    run_dir: Path | DefaultDir
     data: DataPlan
     measure: MeasurePlan = MeasurePlan()
     gates: str = ""
@@ -122,9 +128,12 @@ class ComparePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgePlan:
-    """New thresholds for what an earlier run measured, in the run directory `run`."""
+    """New thresholds for what an earlier run measured, in the run directory `run`; `measure` is how it must have been
+    measured (empty: in any way).
+    """
 
     run: Path
+    measure: MeasurePlan = MeasurePlan()
     gates: str = ""
     allow_inconclusive: bool = False
     worst: int = 0
@@ -149,7 +158,7 @@ class BenchPlan:
     """
 
     targets: tuple[Path, ...]
-    run_dir: Path
+    run_dir: Path | DefaultDir
     batches: tuple[int, ...] = ()
     seconds: float = 2.0
     data: DataPlan | None = None
@@ -163,9 +172,10 @@ class MaxBatchPlan:
     """A search for the largest batch of a target: memory in bytes (0: what is free), latency in ms (infinite: any)."""
 
     target: Path
-    run_dir: Path
+    run_dir: Path | DefaultDir
     memory_limit: int = 0
     latency_limit: float = math.inf
+    allow_inconclusive: bool = False
     speed: SpeedPlan = SpeedPlan()
 
 

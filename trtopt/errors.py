@@ -1,4 +1,4 @@
-"""The error tree. Every error says what happened, why, and what to do next; each class owns its exit code.
+"""Tree of the errors that trtopt raises. Each says what happened, why, and what to do next, and has an exit code.
 
     TrtoptError                      2
     ├── UsageError                   2   a flag or a configuration value is wrong
@@ -14,7 +14,8 @@
     └── EnvironmentUnableError       3   this machine cannot do it (no GPU, no TensorRT)
         └── OutOfMemoryError         3   the memory of the GPU, or of the machine, is exhausted
 
-A failed gate is no error: it is a result, and exits 1. Ctrl-C exits 130.
+Verdicts are results, not errors: a failed gate exits 1, and an inconclusive one that the user asked for exits 4
+(`trtopt.verdict` decides). Ctrl-C exits 130.
 
 Touches: nothing.
 """
@@ -27,13 +28,15 @@ EXIT_PASS = 0
 EXIT_GATE_FAILED = 1
 EXIT_ERROR = 2
 EXIT_UNABLE = 3
+EXIT_INCONCLUSIVE = 4
 EXIT_INTERRUPTED = 130
 
 
 class TrtoptError(Exception):
-    """Base of all errors that trtopt raises on purpose.
+    """Base class of all errors that trtopt raises on purpose.
 
-    `what` happened, `why` it happened, and `fix`, what to do next; together they print as one line.
+    `what` states what happened, `why` gives the reason, and `fix` tells the user what to do next. `str()` joins the
+    three into one line.
     """
 
     exit_code: ClassVar[int] = EXIT_ERROR
@@ -48,54 +51,54 @@ class TrtoptError(Exception):
 
 
 class UsageError(TrtoptError):
-    """A flag or a configuration value is wrong."""
+    """Invalid flag or configuration value."""
 
 
 class ModelError(TrtoptError):
-    """The model file is missing, corrupt, or cannot be used as it is."""
+    """Model file that is missing, corrupt, or unusable as it is."""
 
 
 class DataError(TrtoptError):
-    """Samples are missing, unreadable, or do not fit the model."""
+    """Samples that are missing, unreadable, or do not fit the model."""
 
 
 class TableError(TrtoptError):
-    """A calibration table is unreadable or belongs to another model."""
+    """Calibration table that is unreadable or belongs to another model."""
 
 
 class CalibrationError(TrtoptError):
-    """No usable scale can be derived from what was observed."""
+    """Failure to derive usable scales from the observed values."""
 
 
 class BuildError(TrtoptError):
-    """TensorRT refused the network."""
+    """Network that TensorRT rejects."""
 
 
 class AuditError(BuildError):
-    """The engine is not in the precision that was asked for."""
+    """Engine whose precision differs from the one requested."""
 
 
 class StoreError(TrtoptError):
-    """The run directory cannot be read or written."""
+    """Run directory that cannot be read or written."""
 
 
 class InterruptedSweepError(TrtoptError):
-    """Ctrl-C ended a sweep; what had been measured was kept."""
+    """Sweep that Ctrl-C ended early; the timings measured so far are kept."""
 
     exit_code = EXIT_INTERRUPTED
 
 
 class MissingDependencyError(TrtoptError):
-    """A package is not installed."""
+    """Package that is not installed."""
 
     exit_code = EXIT_UNABLE
 
 
 class EnvironmentUnableError(TrtoptError):
-    """This machine cannot do it."""
+    """Step that this machine cannot run, for example without a GPU or TensorRT."""
 
     exit_code = EXIT_UNABLE
 
 
 class OutOfMemoryError(EnvironmentUnableError):
-    """The memory of the GPU, or of the machine, is exhausted: callers that can, halve the batch and say so."""
+    """Exhausted GPU or host memory. Callers may retry with half the batch, and report that they did."""

@@ -1,4 +1,4 @@
-"""What stages say while they work. Stages never print: they call `emit` with one of these; the CLI renders them.
+"""Events that stages emit while they work. Stages never print; the CLI renders these.
 
 Touches: nothing.
 """
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class StageStarted:
-    """A stage begins."""
+    """Start of a stage."""
 
     stage: str
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A stage has done `done` of `total` steps (`total` 0: unknown); `note` is a short remark for the bar."""
+    """Progress of a stage: `done` of `total` steps (`total` is 0 when unknown), with a short `note` for the bar."""
 
     stage: str
     done: int
@@ -28,7 +28,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class StageFinished:
-    """A stage ended well, after `seconds` of wall time."""
+    """Successful end of a stage, after `seconds` of wall time."""
 
     stage: str
     seconds: float
@@ -37,7 +37,7 @@ class StageFinished:
 
 @dataclass(frozen=True, slots=True)
 class StageCached:
-    """A stage was not run: the store holds its result."""
+    """Stage that did not run because the store already holds its result."""
 
     stage: str
     summary: str
@@ -45,7 +45,7 @@ class StageCached:
 
 @dataclass(frozen=True, slots=True)
 class StageUnavailable:
-    """A stage could not run on this machine; the run goes on without it."""
+    """Stage that cannot run on this machine; the run continues without it."""
 
     stage: str
     reason: str
@@ -53,7 +53,7 @@ class StageUnavailable:
 
 @dataclass(frozen=True, slots=True)
 class Warned:
-    """Something that a careful user wants to know, and that stands in the report too."""
+    """Warning for the user, repeated in the report."""
 
     message: str
 

@@ -47,6 +47,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
     from trtopt.export.source import identify
     from trtopt.precision import precision
 
+    checks.compared(plan)
     checks.names(plan)
     kind = precision(plan.precision)
     given = identify(str(plan.source))
@@ -68,7 +69,11 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         data, calib = (_open(context, each, source, ranges) for each in (plan.data, plan.calib))
         judged_on = data or calib
         if judged_on is not None:
+            if plan.compare:
+                checks.classes(judged_on, plan.measure, source)
             checks.within(judged_on, source.inputs, [entry for entry in ranges if entry.name in named(plan.shapes)])
+        if judged_on is not None and plan.compare:
+            stages.check_randomness(context, source, judged_on)
         model, table = _calibrated(context, plan, source, ranges, calib)
         # Not by the samples of --data: the result is judged on them.
         corrects = plan.bias_correction and calib is not None
@@ -142,7 +147,7 @@ def export(plan: ExportOnlyPlan, emit: Emit = silent) -> Report:
             verdict=parity.verdict if parity.verdict == "pass" else "unchecked",  # a drift that was not allowed raises
             model=str(plan.source),
             precision="",
-            run_dir=plan.run_dir,
+            run_dir=store.root,
             stages=tuple(store.outcomes),
             typed=None,
             engine=None,
@@ -234,15 +239,16 @@ def _compare(
             StageOutcome(name="compare", status="skipped", seconds=0.0, summary="--no-compare")
         )
         return None
-    if plan.data is None:
-        context.emit(Warned("compared on the calibration samples themselves: give --data for evidence on unseen ones"))
     evaluation = stages.Evaluation(
         dataset=dataset,
         measure=plan.measure,
         ran="" if plan.build.backend == "onnxruntime" else stages.ENGINE_NOT_RUN,
-        calibrated_on=table.fingerprints if table and plan.data is not None else (),
+        calibrated_on=table.fingerprints if table else (),
     )
-    return stages.gate(context, stages.compare(context, source, typed.onnx, evaluation), plan.gates)
+    measured = stages.compare(context, source, typed.onnx, evaluation)
+    if plan.data is None:  # also where nothing knows their fingerprints: a TensorRT cache, a precision without scales
+        measured = replace(measured, calibrated_on=measured.samples)
+    return stages.gate(context, measured, plan.gates)
 
 
 def _report(
@@ -256,19 +262,21 @@ def _report(
     from trtopt.calibrate import noisiest
     from trtopt.precision import precision
 
+    run_dir = context.store.root
+    calibrated = precision(plan.precision).NEEDS_TABLE and not plan.table
     return Report(
         schema_version=reporting.REPORT_SCHEMA,
         command="convert",
         verdict=comparison.verdict if comparison else "unchecked",
         model=str(plan.source),
         precision=plan.precision,
-        run_dir=plan.run_dir,
+        run_dir=run_dir,
         stages=tuple(context.store.outcomes),
         typed=typed,
         engine=engine,
         comparison=comparison,
         warnings=reporting.remarks(warnings, comparison),
         environment=stages.environment(),
-        calibration=noisiest.read(plan.run_dir) if precision(plan.precision).NEEDS_TABLE and not plan.table else (),
+        calibration=noisiest.read(run_dir) if calibrated else (),
         allow_inconclusive=plan.allow_inconclusive,
     )

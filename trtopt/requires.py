@@ -1,4 +1,4 @@
-"""Import a heavy or optional package at the moment it is needed, or say which extra brings it.
+"""Lazy import of heavy and optional packages, with an error that names the extra to install.
 
 Touches: imports modules; nothing on disk.
 """
@@ -10,6 +10,7 @@ from typing import Any
 
 from trtopt.errors import MissingDependencyError
 
+# Top-level package -> the extra of trtopt that installs it.
 _EXTRAS = {
     "onnxruntime": "cpu",
     "pynvml": "gpu",
@@ -25,10 +26,10 @@ _EXTRAS = {
 
 
 def require(module: str) -> Any:
-    """Return the imported module.
+    """Import `module` (a dotted name) and return it.
 
     Raises:
-        MissingDependencyError: it is not installed; the message holds the pip command.
+        MissingDependencyError: the module is not installed; the message contains the pip command.
     """
     try:
         return importlib.import_module(module)
@@ -37,5 +38,5 @@ def require(module: str) -> Any:
         extra = _EXTRAS.get(package)
         target = f"'trtopt[{extra}]'" if extra else package
         raise MissingDependencyError(
-            f"{package} is needed and cannot be imported", why=str(error), fix=f"Install it: pip install {target}"
+            f"{package} is required but cannot be imported", why=str(error), fix=f"Install it: pip install {target}"
         ) from error

@@ -1,12 +1,12 @@
-"""The run store: one directory a run, in which every stage's result is kept under the digest of all that went into it.
+"""Content-addressed store of stage results: one directory per run, each result keyed by the digest of its inputs.
 
     run directory
-      manifest.json      for each stage: its key, what went into the key, its files' digests, its result, its time
+      manifest.json      for each stage: its key, the inputs of the key, digests of its files, its result, its time
       .lock              held while a run writes; a second run waits
-      .tmp-*             a stage at work; renamed into place when it is done, swept away by the next run otherwise
+      .tmp-*             files of a running stage: renamed into place at its end, deleted by the next run otherwise
 
-A stage whose key and files are unchanged is not run again. A run that was killed leaves a manifest that says less than
-was done, never more: files are renamed into place first, the manifest last.
+A stage whose key and files are unchanged does not run again. Files are renamed into place first and the manifest is
+written last, so that a killed run leaves a manifest that lists less than was done, never more.
 
 Touches: the run directory only.
 """
@@ -30,10 +30,12 @@ from trtopt import __version__
 from trtopt.codec import decode, encode
 from trtopt.errors import StoreError
 from trtopt.events import Emit, StageCached, StageFinished, StageStarted, Warned, silent
+from trtopt.rundir import ROOT, DefaultDir, claimed
 from trtopt.types import StageOutcome
 
 T = TypeVar("T")
 SCHEMA_VERSION = 1
+# Errors of the operating system that concern the run directory itself, with the reason that the user reads.
 _WRITE_ERRORS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -47,7 +49,7 @@ _WRITE_ERRORS = {
 
 
 class RunStore:
-    """A run directory that is open and locked; see `open_store`."""
+    """Run directory that is open and locked. `open_store` creates it."""
 
     def __init__(self, root: Path, emit: Emit) -> None:
         self.root = root
@@ -58,13 +60,18 @@ class RunStore:
     def stage(
         self, name: str, key: Mapping[str, Any], cls: type[T], make: Callable[[Path], T], summary: Callable[[T], str]
     ) -> T:
-        """Return the stage's result: from the store when `key` and the files are those of last time, else from `make`.
+        """Return the result of a stage: from the store if `key` and the files are unchanged, else from `make`.
 
-        `make(folder)` writes files into an empty folder and returns a value of `cls` whose paths lie in that folder; on
-        return the files are moved to the run directory, and the paths with them.
+        Args:
+            name: the stage, as the manifest lists it.
+            key: all inputs that the result depends on, as JSON values.
+            cls: dataclass of the result.
+            make: called with an empty folder; writes its files there and returns a `cls` whose paths lie inside it. The
+                files are then moved to the run directory, and the paths in the result are adjusted.
+            summary: returns the line about a result for the terminal and the report.
 
         Raises:
-            StoreError: the directory cannot be written; whatever else `make` raises.
+            StoreError: the directory cannot be written. Errors of `make` are passed on.
         """
         digest = _key_digest(name, key)
         cached = self._load(name, digest, cls)
@@ -76,38 +83,44 @@ class RunStore:
         self._emit(StageStarted(name))
         start = time.perf_counter()
         with writing(self.root), _folder(self.root, name) as folder:
-            made = make(folder)
+            in_folder = make(folder)
             seconds = time.perf_counter() - start
             files = sorted(path.name for path in folder.iterdir())
             digests = {file: file_digest(folder / file) for file in files}
             for file in files:
                 (folder / file).replace(self.root / file)
-            kept = cast(T, _relocate(made, folder, Path()))
-            before = self._manifest["stages"].get(name, {"files": ()})["files"]
+            # Paths are stored relative to the run directory, which may be moved as a whole.
+            relative = cast(T, _relocate(in_folder, folder, Path()))
+            earlier_files = self._manifest["stages"].get(name, {"files": ()})["files"]
             self._manifest["stages"][name] = {
                 "key": digest,
                 "inputs": dict(key),
                 "files": digests,
-                "result": encode(kept),
+                "result": encode(relative),
                 "seconds": round(seconds, 3),
             }
             self.write("manifest.json", json.dumps(self._manifest, indent=1))
-            # Smaller weights leave no file of their own, say: an earlier one would stay for good.
+            # A stage may write fewer files than before, such as no separate weights for a smaller model. The stale
+            # ones are deleted, but only after the manifest no longer lists them and if no other stage needs them.
             needed = {file for entry in self._manifest["stages"].values() for file in entry["files"]}
-            for file in set(before) - needed:
+            for file in set(earlier_files) - needed:
                 (self.root / file).unlink(missing_ok=True)
-        result = cast(T, _relocate(kept, Path(), self.root))
+        result = cast(T, _relocate(relative, Path(), self.root))
         line = summary(result)
         self._emit(StageFinished(name, seconds, line))
         self.outcomes.append(StageOutcome(name=name, status="ran", seconds=round(seconds, 3), summary=line))
         return result
 
     def is_cached(self, name: str, key: Mapping[str, Any]) -> bool:
-        """Whether `stage` would find this result in the store."""
+        """Return whether `stage` would find this result in the store."""
         return self._entry(name, _key_digest(name, key)) is not None
 
     def write(self, name: str, text: str) -> Path:
-        """Write a text file of the run directory whole or not at all, and return its path."""
+        """Write a text file (UTF-8) into the run directory, completely or not at all, and return its path.
+
+        Raises:
+            StoreError: the directory cannot be written.
+        """
         path = self.root / name
         with writing(self.root):
             temporary = self.root / f".tmp-{name}"
@@ -116,7 +129,13 @@ class RunStore:
         return path
 
     def discard(self, name: str, **inputs: Any) -> None:
-        """Delete an earlier result of a stage, and its files; where inputs are named, unless it was made from them."""
+        """Delete the stored result of a stage and its files.
+
+        If `inputs` are given, a result that was computed from these values is kept.
+
+        Raises:
+            StoreError: the directory cannot be written.
+        """
         entry = self._manifest["stages"].get(name)
         if entry is None or (inputs and all(entry["inputs"].get(key) == value for key, value in inputs.items())):
             return
@@ -127,15 +146,16 @@ class RunStore:
         self.write("manifest.json", json.dumps(self._manifest, indent=1))
 
     def holds(self, name: str) -> bool:
-        """Whether there is a result of that stage, of whatever inputs."""
+        """Return whether the store has a result of the stage, whatever its inputs."""
         return name in self._manifest["stages"]
 
     def describe(self, environment: Mapping[str, str]) -> None:
-        """Record in the manifest which versions and device this run used."""
+        """Record the versions and the device of this run in the manifest."""
         self._manifest["environment"] = dict(environment)
         self.write("manifest.json", json.dumps(self._manifest, indent=1))
 
     def _entry(self, name: str, digest: str) -> Any:
+        """Return the manifest's entry of a stage, or None if its key differs or one of its files has changed."""
         entry = self._manifest["stages"].get(name)
         if not entry or entry.get("key") != digest:
             return None
@@ -151,20 +171,24 @@ class RunStore:
             return None
         try:
             return cast(T, _relocate(decode(cls, entry["result"]), Path(), self.root))
-        except ValueError:  # written by another version: as good as absent
+        except ValueError:  # the result was written by another version of trtopt: treat it as missing
             return None
 
 
 @contextlib.contextmanager
-def open_store(root: Path, emit: Emit) -> Iterator[RunStore]:
-    """Create or open a run directory and hold its lock; wait for another run that has it.
+def open_store(directory: Path | DefaultDir, emit: Emit) -> Iterator[RunStore]:
+    """Create or open a run directory and hold its lock until the block ends.
+
+    Waits while another run holds the lock, after a warning.
 
     Raises:
-        StoreError: the directory cannot be made or written.
+        StoreError: the directory cannot be created or written.
     """
     from filelock import FileLock, Timeout
 
+    root = directory if isinstance(directory, Path) else ROOT
     try:
+        root = claimed(directory)
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _cannot_write(root, error) from error
@@ -177,6 +201,7 @@ def open_store(root: Path, emit: Emit) -> Iterator[RunStore]:
             lock.acquire()
     try:
         with writing(root):
+            # Files of a run that was killed. No other run is active: this one holds the lock.
             for left_over in root.glob(".tmp-*"):
                 shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
         yield RunStore(root, emit)
@@ -185,10 +210,9 @@ def open_store(root: Path, emit: Emit) -> Iterator[RunStore]:
 
 
 def read_result(root: Path, stage: str, cls: type[T], **inputs: Any) -> T | None:
-    """Return what a stage of an earlier run left in a run directory, without its lock; None when there is nothing.
+    """Return the result of a stage of an earlier run, or None if there is none. The lock is not taken.
 
-    The files are checked against the manifest: a result whose files were changed since is not returned, and neither is
-    one that was made from other `inputs` than those given.
+    A result is ignored if one of its files has changed since, or if it was computed from other values of `inputs`.
     """
     store = RunStore(root, silent)
     entry = store._manifest["stages"].get(stage)
@@ -198,7 +222,7 @@ def read_result(root: Path, stage: str, cls: type[T], **inputs: Any) -> T | None
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
+    """Return the SHA-256 digest of a file's content, in hex."""
     with path.open("rb") as stream:
         sha = hashlib.sha256()
         while chunk := stream.read(1 << 22):
@@ -208,7 +232,7 @@ def file_digest(path: Path) -> str:
 
 @contextlib.contextmanager
 def writing(root: Path) -> Iterator[None]:
-    """Turn an operating-system error about the run directory into a `StoreError`."""
+    """Turn errors of the operating system about the run directory into a `StoreError`."""
     try:
         yield
     except OSError as error:
@@ -224,7 +248,9 @@ def _cannot_write(root: Path, error: OSError) -> StoreError:
 
 @contextlib.contextmanager
 def _folder(root: Path, stage: str) -> Iterator[Path]:
-    name = "".join(character if character.isalnum() else "-" for character in stage)[:40]  # it may hold a path
+    """Create an empty folder for the files of a stage, and delete it at the end of the block."""
+    # The name of a stage may contain a path, such as that of the model.
+    name = "".join(character if character.isalnum() else "-" for character in stage)[:40]
     folder = Path(tempfile.mkdtemp(prefix=f".tmp-{name}-", dir=root))
     try:
         yield folder
@@ -253,20 +279,25 @@ def _read_manifest(root: Path, emit: Emit) -> dict[str, Any]:
 
 
 def _is_entry(entry: Any) -> bool:
-    """Whether a stage's entry is whole, and names files of the directory itself: what is discarded is deleted.
+    """Return True for a complete manifest entry whose files all lie directly in the run directory.
 
     Raises:
-        ValueError: it is not.
+        ValueError: the entry is incomplete or lists a file elsewhere.
+        KeyError, TypeError: the entry lacks a field or is not an object.
     """
     if not isinstance(entry["key"], str) or not isinstance(entry["inputs"], dict) or "result" not in entry:
         raise ValueError("a stage's entry is damaged")
+    # `discard` deletes these files: a forged manifest must not reach files outside the run directory.
     if any(Path(file).name != file or file in ("", ".", "..") for file in entry["files"]):
         raise ValueError("a stage's file is outside the directory")
     return True
 
 
 def _relocate(value: Any, source: Path, target: Path) -> Any:
-    """The same dataclass, with every path below `source` moved to the same place below `target`."""
+    """Return a copy of a dataclass in which every path inside `source` points to the same place inside `target`.
+
+    `Path()` as `source` matches all relative paths.
+    """
     if isinstance(value, Path):
         inside = not value.is_absolute() if source == Path() else value.is_relative_to(source)
         return target / os.path.relpath(value, source) if inside else value

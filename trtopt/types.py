@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 Verdict = Literal["pass", "fail", "inconclusive", "unchecked"]
-"""`inconclusive`: there are too few samples to tell; it fails unless the user allows it. `unchecked` is said only when
-the user asked for no comparison. Neither is a pass."""
+"""`inconclusive`: what was measured does not settle it. `unchecked`: the user asked for no comparison, or for no gate.
+Neither is a pass; `trtopt.verdict` says what follows from each."""
 
 Dim = int | str
 """A fixed size, or the name of a dynamic dimension (an unnamed one is called `?`)."""
@@ -270,7 +270,8 @@ class Comparison:
 
     `baseline` and `candidate` name the models; `baseline_ran` and `candidate_ran` say where each one really ran. As the
     stage `compare` leaves it there are no `gates` and the verdict is `unchecked`; `trtopt.compare.gate.judged` gives it
-    both, and `remarks` on what the gates did not look at and where to look first.
+    both, and `remarks` on what the gates did not look at and where to look first. `calibrated_on` is how many of the
+    samples the candidate was calibrated on: they are no evidence for unseen data.
     """
 
     baseline: str
@@ -285,6 +286,7 @@ class Comparison:
     verdict: Verdict = "unchecked"
     warnings: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    calibrated_on: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -342,11 +344,14 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchTarget:
-    """What was timed: its name in the table, its file, and where it really ran."""
+    """One timed target: its name in the table, its file, what ran it and where, and on which kind of device (empty: an
+    earlier version did not record it).
+    """
 
     name: str
     path: Path
     ran: str
+    device: Literal["cpu", "cuda", ""] = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from transformers import BertConfig, BertModel
 
 
 class Encoder(nn.Module):
-    """`input_ids` and `attention_mask`, int64 [batch, sequence], to `hidden`, float32 [batch, sequence, 128]."""
+    """An encoder from `input_ids` and `attention_mask`, int64 [batch, sequence], to `hidden`, float32 [..., 128]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,5 +28,5 @@ class Encoder(nn.Module):
 
 
 def encoder() -> nn.Module:
-    """The factory: trtopt seeds torch, so the weights are the same each time."""
+    """Return the module. trtopt seeds torch first, so that the weights are the same each time."""
     return Encoder()

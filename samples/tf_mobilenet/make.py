@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from samples.data import pictures_nhwc
+from samples.data import images_nhwc
 
 
 def main(folder: str) -> None:
@@ -18,9 +18,10 @@ def main(folder: str) -> None:
     model = keras.applications.MobileNetV2(
         input_tensor=pixels, alpha=0.35, weights=None, classes=100, classifier_activation=None
     )
-    # Random weights need statistics of their own, or the signal dies out on its way. And most activations must lie
-    # where ReLU6 is linear, or 35 of them in a row make any rounding error grow, as in no trained network.
-    batch = np.stack([sample["pixels"] for sample in pictures_nhwc()])
+    # Set the statistics of batch normalization to those of the random weights, or the signal vanishes on the way. And
+    # move most activations into the linear range of ReLU6: otherwise 35 of them in a row amplify every rounding error,
+    # which does not happen in trained networks.
+    batch = np.stack([sample["pixels"] for sample in images_nhwc()])
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = 0.0

@@ -1,3 +1,5 @@
+"""`trtopt watch`: readings, the batch size that fits, the Prometheus server, and the live table."""
+
 from __future__ import annotations
 
 import contextlib
@@ -26,7 +28,7 @@ from trtopt.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_UNABLE, StoreError,
 from trtopt.types import BatchLimit, Benchmark
 
 NVML = '''
-"""NVML as nvidia-ml-py gives it, of two GPUs: the second has no power sensor and no utilisation."""
+"""Fake pynvml with two GPUs: the second has no power sensor and does not report utilization."""
 from types import SimpleNamespace as Of
 NVML_TEMPERATURE_GPU, NVML_CLOCK_SM, NVML_CLOCK_MEM = 0, 1, 2
 class NVMLError(Exception): pass
@@ -76,8 +78,8 @@ def write_nvml(folder: Path, *, init: str = "pass", count: str = "2", extra: str
 
 @pytest.fixture
 def use_nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    def use(**said: str) -> None:
-        monkeypatch.syspath_prepend(str(write_nvml(tmp_path, **said)))
+    def use(**parts: str) -> None:
+        monkeypatch.syspath_prepend(str(write_nvml(tmp_path, **parts)))
         monkeypatch.delitem(sys.modules, "pynvml", raising=False)
 
     yield use
@@ -95,15 +97,13 @@ def gpu(free: float | None) -> GpuState:
     return GpuState(index=0, name="GPU", uuid="u", readings={} if free is None else {"memory_free": free})
 
 
-def test_one_reading_as_json_has_what_the_gpu_says_and_nothing_in_place_of_what_it_does_not(
-    cli: Callable[..., Done], use_nvml: Callable[..., None]
-) -> None:
+def test_json_contains_the_supported_readings_only(cli: Callable[..., Done], use_nvml: Callable[..., None]) -> None:
     use_nvml()
     done = cli("watch", "--once", "--format", "json")
     assert done.code == 0
-    said = json.loads(done.out)
-    assert (said["schema_version"], said["fits"]) == (1, [])
-    first, second = said["gpus"]
+    printed = json.loads(done.out)
+    assert (printed["schema_version"], printed["fits"]) == (1, [])
+    first, second = printed["gpus"]
     assert first == {
         "index": 0,
         "name": "NVIDIA H200",
@@ -124,7 +124,7 @@ def test_one_reading_as_json_has_what_the_gpu_says_and_nothing_in_place_of_what_
     assert not {"power", "power_limit", "utilisation"} & second["readings"].keys()
 
 
-def test_one_reading_as_text_has_a_dash_for_what_a_gpu_does_not_say(
+def test_text_has_a_dash_for_unsupported_readings(
     cli: Callable[..., Done], use_nvml: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_nvml()
@@ -135,42 +135,42 @@ def test_one_reading_as_text_has_a_dash_for_what_a_gpu_does_not_say(
     assert second == '1 Odd "GPU" 4.0 / 144.0 GiB – 41 °C – 1,980 / 3,201 MHz'
 
 
-def test_the_batch_that_fits_now_stands_below_the_table(
+def test_the_batch_that_fits_now_is_printed_below_the_table(
     cli: Callable[..., Done], use_nvml: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_nvml()
     monkeypatch.setenv("COLUMNS", "140")
     folder = run_dir(tmp_path / "run", LIMIT)
     done = cli("watch", folder, "--once")
-    takes = (
-        "model.onnx takes 2,048 MiB and 24.00 MiB a sample in a process that uses the GPU already; measured up to 4096"
+    needs = (
+        "model.onnx needs 2,048 MiB plus 24.00 MiB per sample in a process that already uses the GPU; "
+        "measured up to batch 4096"
     )
-    wanted = f"GPU 0: batch 5888 fits now: 143,360 MiB are free, {takes}"
-    assert wanted in " ".join(done.out.split())
+    assert f"GPU 0: batch 5888 fits now: 143,360 MiB are free, {needs}" in " ".join(done.out.split())
 
 
 @pytest.mark.parametrize(
     ("free", "batch"),
     [(2 * 2**30 + 10 * 24 * 2**20, 10), (2 * 2**30 + 10 * 24 * 2**20 - 1, 9), (2 * 2**30, 0), (0, 0)],
 )
-def test_what_fits_is_what_is_free_beyond_the_fixed_part(free: int, batch: int) -> None:
+def test_the_free_memory_beyond_the_fixed_part_is_divided_among_samples(free: int, batch: int) -> None:
     (fit,) = fits(LIMIT, (gpu(free),))
     assert fit.batch == batch
 
 
-def test_more_fits_than_was_measured_only_where_memory_was_the_limit() -> None:
+def test_more_than_measured_fits_only_if_memory_was_the_limit() -> None:
     free = gpu(2 * 2**30 + 5000 * 24 * 2**20)
     (fit,) = fits(LIMIT, (free,))
-    assert (fit.batch, fit.why.endswith("; measured up to 4096")) == (5000, True)
+    assert (fit.batch, fit.why.endswith("; measured up to batch 4096")) == (5000, True)
     (fit,) = fits(replace(LIMIT, limited_by="latency", why="5,000 takes 30 ms"), (free,))
     assert (fit.batch, fit.why) == (4096, "there is memory for 5,000, but 5,000 takes 30 ms")
 
 
-def test_a_gpu_that_does_not_say_what_is_free_has_no_batch_that_fits() -> None:
+def test_a_gpu_that_does_not_report_free_memory_has_no_batch_that_fits() -> None:
     assert fits(LIMIT, (gpu(None),)) == ()
 
 
-def test_a_model_that_takes_no_memory_a_sample_fits_as_it_was_measured() -> None:
+def test_without_a_known_memory_per_sample_the_measured_batch_fits_or_none() -> None:
     (fit,) = fits(replace(LIMIT, bytes_per_sample=0.0), (gpu(1 << 40),))
     assert fit.batch == LIMIT.batch
     (fit,) = fits(replace(LIMIT, bytes_per_sample=0.0), (gpu(1 << 20),))
@@ -178,30 +178,28 @@ def test_a_model_that_takes_no_memory_a_sample_fits_as_it_was_measured() -> None
 
 
 @pytest.mark.parametrize(
-    ("limit", "said"),
+    ("limit", "message"),
     [
         (None, "measured without --max-batch"),
         (replace(LIMIT, device="cpu"), "measured on the CPU"),
     ],
 )
-def test_a_benchmark_without_a_gpus_memory_says_how_to_measure_it(
-    tmp_path: Path, limit: BatchLimit | None, said: str
+def test_a_benchmark_without_gpu_memory_says_how_to_measure_it(
+    tmp_path: Path, limit: BatchLimit | None, message: str
 ) -> None:
-    with pytest.raises(StoreError, match=said) as found:
+    with pytest.raises(StoreError, match=message) as error:
         measured_limit(run_dir(tmp_path, limit))
-    assert f"trtopt bench {tmp_path} --max-batch --device cuda" in found.value.fix
+    assert f"trtopt bench {tmp_path} --max-batch --device cuda" in error.value.fix
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"targets": 1}', "[" * 100_000])
-def test_a_damaged_benchmark_is_an_error_and_no_crash(tmp_path: Path, content: str) -> None:
+def test_a_damaged_benchmark_is_an_error_not_a_crash(tmp_path: Path, content: str) -> None:
     (tmp_path / "benchmark.json").write_text(content)
-    with pytest.raises(StoreError, match=r"is no benchmark of this trtopt"):
+    with pytest.raises(StoreError, match=r"is not a benchmark of this version of trtopt"):
         measured_limit(tmp_path)
 
 
-def test_a_run_that_was_never_measured_is_told_before_anything_is_watched(
-    cli: Callable[..., Done], tmp_path: Path
-) -> None:
+def test_a_run_without_a_benchmark_is_rejected_before_any_gpu_is_read(cli: Callable[..., Done], tmp_path: Path) -> None:
     done = cli("watch", tmp_path, "--once")
     assert done.code == EXIT_ERROR
     assert "has no benchmark.json: its memory was never measured. Measure it: trtopt bench" in " ".join(
@@ -210,34 +208,39 @@ def test_a_run_that_was_never_measured_is_told_before_anything_is_watched(
 
 
 @pytest.mark.parametrize(
-    ("said", "words"),
+    ("parts", "message"),
     [
         ({"init": "raise NVMLError_LibraryNotFound('NVML Shared Library Not Found')"}, "NVML Shared Library Not Found"),
-        ({"init": "raise NVMLError('RM has detected an NVML/RM version mismatch.')"}, "version mismatch. Look at"),
+        (
+            {"init": "raise NVMLError('RM has detected an NVML/RM version mismatch.')"},
+            "version mismatch. Check the driver with nvidia-smi",
+        ),
         ({"count": "0"}, "the NVIDIA driver lists none"),
         ({"count": "fails()", "extra": "def fails(): raise NVMLError('GPU is lost')"}, "GPU is lost"),
     ],
 )
-def test_without_a_gpu_one_line_says_why_and_the_code_is_3(
-    cli: Callable[..., Done], use_nvml: Callable[..., None], said: dict[str, str], words: str
+def test_without_a_gpu_one_line_gives_the_reason_and_the_exit_code_is_3(
+    cli: Callable[..., Done], use_nvml: Callable[..., None], parts: dict[str, str], message: str
 ) -> None:
-    use_nvml(**said)
+    use_nvml(**parts)
     done = cli("watch", "--once")
     assert done.code == EXIT_UNABLE
     assert done.out == ""
     assert done.err.startswith("error: no GPU can be watched: ")
     assert len(done.err.splitlines()) == 1
-    assert words in done.err
+    assert message in done.err
 
 
-def test_without_nvidia_ml_py_its_extra_is_named(cli: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_nvidia_ml_py_the_extra_to_install_is_named(
+    cli: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     done = cli("watch", "--once")
     assert done.code == EXIT_UNABLE
     assert "pip install 'trtopt[gpu]'" in done.err
 
 
-def test_a_gpu_that_no_longer_answers_leaves_the_others(
+def test_a_gpu_that_no_longer_answers_does_not_affect_the_others(
     cli: Callable[..., Done], use_nvml: Callable[..., None]
 ) -> None:
     lost = "def nvmlDeviceGetHandleByIndex(index):\n    if index: raise NVMLError('GPU is lost')\n    return index\n"
@@ -260,7 +263,7 @@ def seen() -> Seen:
     )
 
 
-def test_the_exposition_is_read_by_prometheus_own_parser_to_the_same_values() -> None:
+def test_the_parser_of_prometheus_reads_the_same_values() -> None:
     from prometheus_client import parser
 
     families = {
@@ -277,16 +280,16 @@ def test_the_exposition_is_read_by_prometheus_own_parser_to_the_same_values() ->
     assert (batch.labels, batch.value) == ({"gpu": "0", "run": "r"}, 4096)
 
 
-def test_the_exposition_names_each_metric_once_and_leaves_out_what_no_gpu_says() -> None:
+def test_the_exposition_has_each_metric_once_and_omits_unsupported_ones() -> None:
     text = prometheus.exposition(Seen(gpus=(gpu(5.0),), fits=()), "r")
     assert text == (
-        "# HELP trtopt_gpu_memory_free_bytes Memory that is free.\n"
+        "# HELP trtopt_gpu_memory_free_bytes Free memory.\n"
         "# TYPE trtopt_gpu_memory_free_bytes gauge\n"
         'trtopt_gpu_memory_free_bytes{gpu="0",name="GPU",uuid="u"} 5.0\n'
     )
 
 
-def test_metrics_are_served_with_prometheus_content_type_and_nothing_else_is() -> None:
+def test_only_metrics_are_served_with_the_content_type_of_prometheus() -> None:
     with prometheus.serving(("127.0.0.1", 0), lambda: prometheus.exposition(seen(), "r")) as url:
         with urlopen(url, timeout=10) as answer:
             assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
@@ -297,7 +300,7 @@ def test_metrics_are_served_with_prometheus_content_type_and_nothing_else_is() -
         refused.value.close()
 
 
-def test_a_scrape_that_fails_is_answered_and_the_next_one_served() -> None:
+def test_a_failed_scrape_gets_an_error_and_the_next_one_succeeds() -> None:
     answers = iter([UsageError("the driver is gone"), "fine 1\n"])
 
     def scrape() -> str:
@@ -315,7 +318,7 @@ def test_a_scrape_that_fails_is_answered_and_the_next_one_served() -> None:
             assert answer.read() == b"fine 1\n"
 
 
-def test_a_client_that_goes_away_or_says_nothing_stops_neither_the_next_nor_the_end(
+def test_a_client_that_disconnects_or_stays_silent_blocks_neither_the_next_nor_the_shutdown(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     with prometheus.serving(("127.0.0.1", 0), lambda: "x 1\n" * 500_000) as url:
@@ -333,7 +336,7 @@ def test_a_client_that_goes_away_or_says_nothing_stops_neither_the_next_nor_the_
     assert capfd.readouterr().err == ""
 
 
-def test_a_port_that_is_taken_is_said_in_one_line(cli: Callable[..., Done], use_nvml: Callable[..., None]) -> None:
+def test_a_port_in_use_is_an_error_of_one_line(cli: Callable[..., Done], use_nvml: Callable[..., None]) -> None:
     use_nvml()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -345,51 +348,51 @@ def test_a_port_that_is_taken_is_said_in_one_line(cli: Callable[..., Done], use_
 
 
 @pytest.mark.parametrize("text", ["9400", "localhost", "127.0.0.1:", "127.0.0.1:http", "h:99999", "u@h:1", "h:1/x", ""])
-def test_an_address_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="is no address"):
+def test_an_invalid_address_is_rejected(text: str) -> None:
+    with pytest.raises(UsageError, match="is not an address"):
         prometheus.parse_address(text)
 
 
-def test_addresses_are_hosts_and_ports() -> None:
+def test_an_address_is_a_host_and_a_port() -> None:
     assert prometheus.parse_address("127.0.0.1:9400") == ("127.0.0.1", 9400)
     assert prometheus.parse_address("[::1]:80") == ("::1", 80)
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [(["--format", "junit"], "watch prints no junit"), (["--once", "--listen", "127.0.0.1:0"], "exclude each other")],
 )
-def test_flags_that_cannot_be_meant_are_refused(cli: Callable[..., Done], flags: list[str], said: str) -> None:
+def test_contradicting_flags_are_rejected(cli: Callable[..., Done], flags: list[str], message: str) -> None:
     done = cli("watch", *flags)
     assert done.code == EXIT_ERROR
-    assert said in done.err
+    assert message in done.err
 
 
-def test_on_a_terminal_one_table_changes_in_its_place_and_ctrl_c_gives_the_terminal_back(tmp_path: Path) -> None:
+def test_on_a_terminal_the_table_updates_in_place_and_ctrl_c_restores_the_cursor(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(write_nvml(tmp_path)), "TERM": "xterm", "COLUMNS": "100"}
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "trtopt", "watch", "--interval", "0.1"]
     watching = subprocess.Popen(command, env=environment, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE)
     os.close(theirs)
-    seen = b""
+    shown = b""
     try:
-        while seen.count(b"NVIDIA H200") < 3:
-            seen += os.read(ours, 4096)
+        while shown.count(b"NVIDIA H200") < 3:
+            shown += os.read(ours, 4096)
         watching.send_signal(signal.SIGINT)
-        with contextlib.suppress(OSError):  # how Linux says that the other end was closed
+        with contextlib.suppress(OSError):  # Linux reports a closed terminal as an error
             while more := os.read(ours, 4096):
-                seen += more
+                shown += more
         _, err = watching.communicate(timeout=20)
     finally:
         watching.kill()
         os.close(ours)
     assert watching.returncode == EXIT_INTERRUPTED
     assert err == b""
-    assert b"\x1b[1A" in seen  # back up over the table before
-    assert seen.rindex(b"\x1b[?25h") > seen.rindex(b"\x1b[?25l")  # the cursor is shown again
+    assert b"\x1b[1A" in shown  # the cursor moves up, over the previous table
+    assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")  # the cursor is shown again
 
 
-def test_a_live_watch_serves_while_it_prints_and_ctrl_c_ends_it_with_130_and_no_word(tmp_path: Path) -> None:
+def test_a_live_watch_serves_while_it_prints_and_ctrl_c_exits_silently_with_130(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(write_nvml(tmp_path))}
     command = [sys.executable, "-m", "trtopt", "watch", "--listen", "127.0.0.1:0", "--interval", "0.1"]
     watching = subprocess.Popen(

@@ -9,7 +9,7 @@ from support import Done
 pytestmark = pytest.mark.gpu
 
 
-def test_one_reading_of_a_real_gpu_is_whole_and_plausible(cli: Callable[..., Done]) -> None:
+def test_readings_of_a_real_gpu_are_complete_and_plausible(cli: Callable[..., Done]) -> None:
     done = cli("watch", "--once", "--format", "json")
     assert done.code == 0, done.err
     (gpu, *_) = json.loads(done.out)["gpus"]

@@ -1,4 +1,4 @@
-"""A GPU for tests where there is none: its memory is the host's, and numpy does what its kernels promise."""
+"""A GPU for tests on machines without one: its memory is the host's, and numpy replaces its kernels."""
 
 from __future__ import annotations
 
@@ -40,27 +40,27 @@ class HostGpu:
 
 
 def count(blocks: int, table: int, n: int, total: int, share: int, counts: int, extents: int) -> None:
-    """What the kernel `count` does, block by block."""
-    rows = [tuple(map(int, row)) for row in seen(table, n * 5, np.uint64).reshape(n, 5)]
+    """Count as the kernel `count` does, block by block."""
+    rows = [tuple(map(int, row)) for row in view(table, n * 5, np.uint64).reshape(n, 5)]
     for block in range(blocks):
         low, high = block * share, min((block + 1) * share, total)
         assert low < high, "a block without work"
-        for address, size, first, kind, slot in rows:
+        for address, size, first, code, slot in rows:
             start, stop = max(low - first, 0), min(high - first, size)
             if start < stop:
-                dtype = TYPES[kind]
+                dtype = TYPES[code]
                 with np.errstate(over="ignore"):
-                    part = seen(address, size, dtype)[start:stop].astype(np.float32)
+                    part = view(address, size, dtype)[start:stop].astype(np.float32)
                 bits = part.view(np.uint32) & 0x7FFFFFFF
-                mine = seen(counts + slot * BINS * 8, BINS, np.uint64)
+                mine = view(counts + slot * BINS * 8, BINS, np.uint64)
                 mine += np.bincount(bits >> 14, minlength=BINS).astype(np.uint64)
                 if (bits >> 14).any():
-                    extent = seen(extents + slot * 8, 2, np.uint32)
+                    extent = view(extents + slot * 8, 2, np.uint32)
                     least = bits[bits >> 14 > 0].min()
                     extent[:] = np.maximum(extent, [bits.max(), least ^ 0xFFFFFFFF])
 
 
-def seen(address: int, size: int, dtype: Any) -> np.ndarray:
-    """An array over memory at an address."""
-    wanted = np.dtype(dtype)
-    return np.frombuffer((ctypes.c_uint8 * (size * wanted.itemsize)).from_address(address), wanted)
+def view(address: int, size: int, dtype: Any) -> np.ndarray:
+    """Return an array over the memory at an address."""
+    element = np.dtype(dtype)
+    return np.frombuffer((ctypes.c_uint8 * (size * element.itemsize)).from_address(address), element)

@@ -1,4 +1,4 @@
-"""Which method `auto` chooses, by the error that each one's network was measured to have."""
+"""The method that `auto` chooses, given the measured output error of each candidate."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from trtopt.types import CalibrationTable
 TABLES = {name: CalibrationTable(method=name, scales={}) for name in ("entropy", "minmax", FALLBACK)}
 
 
-def test_the_least_error_wins_and_every_method_s_decibels_are_kept() -> None:
-    made = choose(TABLES, lambda table: {"entropy": 0.1, "minmax": 0.001, FALLBACK: 0.01}[table.method])
-    assert made.method == "minmax"
-    assert made.tried == pytest.approx({"entropy": 10.0, "minmax": 30.0, FALLBACK: 20.0})
+def test_the_method_with_the_smallest_error_is_chosen_and_the_sqnr_of_all_is_recorded() -> None:
+    chosen = choose(TABLES, lambda table: {"entropy": 0.1, "minmax": 0.001, FALLBACK: 0.01}[table.method])
+    assert chosen.method == "minmax"
+    assert chosen.tried == pytest.approx({"entropy": 10.0, "minmax": 30.0, FALLBACK: 20.0})
 
 
-def test_a_method_that_could_not_be_tried_is_no_candidate() -> None:
-    made = choose(TABLES, lambda table: {"entropy": math.inf, "minmax": 2.0, FALLBACK: math.inf}[table.method])
-    assert (made.method, list(made.tried)) == ("minmax", ["minmax"])
+def test_a_method_that_cannot_be_evaluated_is_not_chosen() -> None:
+    chosen = choose(TABLES, lambda table: {"entropy": math.inf, "minmax": 2.0, FALLBACK: math.inf}[table.method])
+    assert (chosen.method, list(chosen.tried)) == ("minmax", ["minmax"])
 
 
-def test_where_none_could_be_tried_it_is_the_fallback() -> None:
-    made = choose(TABLES, lambda _: math.inf)
-    assert (made.method, made.tried) == (FALLBACK, {})
+def test_the_fallback_is_chosen_if_no_method_can_be_evaluated() -> None:
+    chosen = choose(TABLES, lambda _: math.inf)
+    assert (chosen.method, chosen.tried) == (FALLBACK, {})
 
 
-def test_where_all_are_equal_it_is_the_fallback_and_no_error_is_a_finite_number_of_decibels() -> None:
-    made = choose(TABLES, lambda _: 0.0)
-    assert (made.method, made.tried["entropy"]) == (FALLBACK, 300.0)
+def test_the_fallback_wins_a_tie_and_an_error_of_zero_has_a_finite_sqnr() -> None:
+    chosen = choose(TABLES, lambda _: 0.0)
+    assert (chosen.method, chosen.tried["entropy"]) == (FALLBACK, 300.0)

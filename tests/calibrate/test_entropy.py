@@ -12,7 +12,7 @@ from trtopt.calibrate.histogram import Histogram
 
 
 def reference(counts: list[float], i: int, levels: int) -> float:
-    """KL divergence of the first i bins, word for word after the slides: plain Python, no shortcut."""
+    """Return the KL divergence of the first i bins, in plain Python and literally as the slides define it."""
     outliers = sum(counts[i:])
     p = list(counts[:i])
     p[i - 1] += outliers
@@ -44,15 +44,15 @@ def test_search_finds_the_minimum_of_the_literal_definition(
 ) -> None:
     counts = [*body, *[0.0] * gap, float(last)]
     counts = [0.0] * max(levels - len(counts), 0) + counts
-    found = int(kernels.least_divergent(np.array(counts, np.float64), levels, levels, entropy.ROUNDING))
+    chosen = int(kernels.least_divergent(np.array(counts, np.float64), levels, levels, entropy.ROUNDING))
     divergences = {i: reference(counts, i, levels) for i in range(levels, len(counts) + 1)}
-    assert divergences[found] <= min(divergences.values()) + 1e-9
+    assert divergences[chosen] <= min(divergences.values()) + 1e-9
 
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(2, 8), st.integers(1, 9), st.integers(8, 40))
 def test_ties_go_to_the_range_that_clips_less(levels: int, count: int, size: int) -> None:
-    # All bins equal: merging any number of bins loses nothing, so that only clipping costs.
+    # All bins are equal, so merging bins loses nothing and only clipping has a cost.
     assert kernels.least_divergent(np.full(size, float(count)), levels, levels, entropy.ROUNDING) == size
 
 
@@ -85,7 +85,7 @@ def test_a_range_that_ends_in_a_gap_is_never_chosen() -> None:
     assert kernels.least_divergent(counts, 4, 4, entropy.ROUNDING) in (4, 8)
 
 
-def test_an_even_spread_is_not_clipped() -> None:
+def test_a_uniform_distribution_is_not_clipped() -> None:
     histogram = Histogram()
     histogram.add(np.linspace(-6, 6, 100_001, dtype=np.float32))
     assert entropy.amax(histogram) > 5.9

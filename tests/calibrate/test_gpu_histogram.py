@@ -1,4 +1,4 @@
-"""What surrounds the kernel that counts on a GPU: its table, its shares, and the way back into histograms."""
+"""The host side of the counting kernel: its table, the shares of its blocks, and the resulting histograms."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ def on_host(*arrays: np.ndarray) -> Histogram:
     return histogram
 
 
-def assert_same(found: Histogram, wanted: Histogram) -> None:
-    assert [part.tolist() for part in found.counts()] == [part.tolist() for part in wanted.counts()]
-    assert (found.amax, found.total) == (wanted.amax, wanted.total)
+def assert_same(actual: Histogram, expected: Histogram) -> None:
+    assert [part.tolist() for part in actual.counts()] == [part.tolist() for part in expected.counts()]
+    assert (actual.amax, actual.total) == (expected.amax, expected.total)
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, 3, shape).astype(np.float32)
 
 
-def test_counts_are_those_of_the_host() -> None:
+def test_counts_equal_those_of_the_host() -> None:
     arrays = {"a": normal(3, 5, 7), "b": np.maximum(normal(1001), 0), "c": np.zeros(9, np.float32)}
     counters = Counters(HostGpu(), list(arrays))
     largest = counters.add({name: Tensor(array) for name, array in arrays.items()})
@@ -67,7 +67,7 @@ def test_batches_add_up() -> None:
     assert_same(counters.histograms()["x"], on_host(*arrays))
 
 
-def test_what_was_cleared_is_not_counted() -> None:
+def test_cleared_values_are_not_counted() -> None:
     counters = Counters(HostGpu(), ["x"])
     counters.add({"x": Tensor(normal(100) * 100)})
     counters.clear()
@@ -76,7 +76,7 @@ def test_what_was_cleared_is_not_counted() -> None:
 
 
 @pytest.mark.parametrize("value", [1e-40, 2.0**-135, 1e-37, 3e38])
-def test_the_smallest_and_the_largest_magnitudes_come_back(value: float) -> None:
+def test_the_smallest_and_the_largest_magnitudes_are_copied_back(value: float) -> None:
     array = np.array([0, value, -value], np.float32)
     counters = Counters(HostGpu(), ["x"])
     largest = counters.add({"x": Tensor(array)})
@@ -93,7 +93,7 @@ def test_other_floats_are_counted_as_float32(dtype: type) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_nan_and_infinity_are_told_at_once(bad: float) -> None:
+def test_nan_and_infinity_are_reported_at_once(bad: float) -> None:
     counters = Counters(HostGpu(), ["x", "y"])
     poisoned = normal(10)
     poisoned[3] = bad
@@ -105,12 +105,12 @@ def test_nan_and_infinity_are_told_at_once(bad: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.bool_])
-def test_what_has_no_scale_is_named(dtype: type) -> None:
-    with pytest.raises(CalibrationError, match=r"tensor 'x' cannot be calibrated: it holds (int64|bool)"):
+def test_a_tensor_that_is_not_floating_point_is_named(dtype: type) -> None:
+    with pytest.raises(CalibrationError, match=r"tensor 'x' cannot be calibrated: its dtype is (int64|bool)"):
         Counters(HostGpu(), ["x"]).add({"x": Tensor(np.ones(3, dtype))})
 
 
-def test_empty_tensors_and_no_tensors_are_no_work() -> None:
+def test_nothing_is_launched_for_empty_tensors_or_no_tensors() -> None:
     gpu = HostGpu()
     counters = Counters(gpu, ["x"])
     assert counters.add({"x": Tensor(np.empty((0, 3), np.float32))}) == {"x": 0.0}
@@ -120,7 +120,7 @@ def test_empty_tensors_and_no_tensors_are_no_work() -> None:
     assert gpu.launched == []
 
 
-def test_a_share_begins_where_four_numbers_can_be_read_at_once() -> None:
+def test_a_tensor_starts_where_four_numbers_can_be_loaded_at_once() -> None:
     tensors = {"a": Tensor(normal(5)), "b": Tensor(normal(8)), "none": Tensor(normal(0)), "c": Tensor(normal(1))}
     table, total = pack(tensors, {"a": 3, "b": 0, "none": 1, "c": 2})
     assert table[:, 1:].tolist() == [[5, 0, 0, 3], [8, 8, 0, 0], [1, 16, 0, 2]]
@@ -130,7 +130,7 @@ def test_a_share_begins_where_four_numbers_can_be_read_at_once() -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=6), st.integers(1, 5), st.sampled_from([4, 16, 64]))
-def test_every_element_is_counted_once_however_it_is_shared_out(sizes: list[int], blocks: int, least: int) -> None:
+def test_every_element_is_counted_once_for_any_shares(sizes: list[int], blocks: int, least: int) -> None:
     arrays = {str(i): normal(size, seed=i) for i, size in enumerate(sizes)}
     counters = Counters(HostGpu(), list(arrays))
     with pytest.MonkeyPatch.context() as patch:
@@ -148,17 +148,17 @@ def test_large_tensors_are_spread_over_all_blocks_and_small_ones_over_few() -> N
         assert gpu.launched == [("count", blocks, THREADS)]
 
 
-def test_a_histogram_of_counts_merges_like_any_other() -> None:
+def test_a_histogram_from_the_gpu_merges_like_any_other() -> None:
     whole = on_host(normal(100), normal(50, seed=1))
     part = on_host(normal(50, seed=1))
     counters = Counters(HostGpu(), ["x"])
     counters.add({"x": Tensor(normal(100))})
-    made = counters.histograms()["x"]
-    made.merge(part)
-    assert_same(made, whole)
+    merged = counters.histograms()["x"]
+    merged.merge(part)
+    assert_same(merged, whole)
 
 
-def test_the_kernel_is_written_for_the_numbers_that_it_is_launched_with() -> None:
+def test_the_constants_of_the_kernel_and_of_its_launch_agree() -> None:
     source = files("trtopt.calibrate").joinpath("gpu_histogram.cu").read_text()
     assert f"#define THREADS {THREADS}\n" in source
     assert "#define SHIFT 14\n" in source
@@ -166,5 +166,5 @@ def test_the_kernel_is_written_for_the_numbers_that_it_is_launched_with() -> Non
     assert "tensor.slot << 17" in source
 
 
-def test_counting_on_the_gpu_is_no_method() -> None:
+def test_the_gpu_modules_are_not_methods() -> None:
     assert not [name for name in methods() if name.startswith("gpu")]

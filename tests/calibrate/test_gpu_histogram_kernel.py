@@ -1,4 +1,4 @@
-"""The kernel that counts, on a GPU: the host's histograms, to the last count."""
+"""The counting kernel on a GPU: its histograms equal the host's exactly."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ def gpu() -> Iterator[DeviceCounting]:
 
 
 def assert_counted_as_on_the_host(gpu: DeviceCounting, arrays: dict[str, np.ndarray], skip: int = 0) -> None:
-    """Count the arrays on both sides, without the first `skip` elements, which shifts their addresses."""
+    """Count the arrays on both sides, without their first `skip` elements. Skipping shifts their addresses."""
     tensors = {}
     for name, array in arrays.items():
         pointer = gpu.allocate(array.nbytes)
         gpu.upload(pointer, array)
         tensors[name] = Tensor(pointer + skip * array.itemsize, (max(array.size - skip, 0),), array.dtype.name)
     counters = Counters(gpu, list(arrays))
-    for _ in range(2):  # the second adds to the first
+    for _ in range(2):  # the second run adds to the first
         largest = counters.add(tensors)
-    for name, found in counters.histograms().items():
-        wanted = Histogram()
+    for name, actual in counters.histograms().items():
+        expected = Histogram()
         for _ in range(2):
-            wanted.add(arrays[name][skip:])
-        assert [part.tolist() for part in found.counts()] == [part.tolist() for part in wanted.counts()], name
-        assert (found.amax, found.total) == (wanted.amax, wanted.total), name
-        assert largest[name] == wanted.amax
+            expected.add(arrays[name][skip:])
+        assert [part.tolist() for part in actual.counts()] == [part.tolist() for part in expected.counts()], name
+        assert (actual.amax, actual.total) == (expected.amax, expected.total), name
+        assert largest[name] == expected.amax
 
 
 def normal(size: int) -> np.ndarray:
@@ -90,7 +90,7 @@ def test_every_bit_pattern_of_the_top_bits(gpu: DeviceCounting) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_nan_and_infinity_are_told(gpu: DeviceCounting, bad: float) -> None:
+def test_nan_and_infinity_are_reported(gpu: DeviceCounting, bad: float) -> None:
     array = normal(100_000)
     array[77_777] = bad
     pointer = gpu.allocate(array.nbytes)

@@ -1,4 +1,4 @@
-"""Observation as a GPU does it, run on the host: the same histograms as one sample at a time, whatever the batches."""
+"""Observation in batches, run on the host: the histograms equal those of single samples for any batch size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trtopt.engine.onnxruntime import OrtRunner, open_runner
 from trtopt.errors import CalibrationError, DataError, OutOfMemoryError
 from trtopt.events import Event, Progress, Warned, silent
 
-# Sums of powers of two are exact in any order: batches give the same bits as single samples.
+# Sums of powers of two are exact in any order, so batches and single samples give the same bits.
 NET = """<ir_version: 8, opset_import: ["": 17]>
 g (float[n, 4] x) => (float[n, 4] relu, float[n, 4] y)
 <float[4, 4] w = {1, 0, 0, 2, 0, 1, 0, 0, 4, 0, 1, 0, 0, 0, 0, 1}> {
@@ -27,7 +27,7 @@ g (float[n, 4] x) => (float[n, 4] relu, float[n, 4] y)
   relu = Relu(m)
   y = Sqrt(relu)
 }"""
-# A batch of 1 is written into it: what is joined ends up in one row, and the softmax mixes it.
+# The Reshape has a constant batch of 1: joined samples end up in one row, and the softmax mixes them.
 MIXING = """<ir_version: 8, opset_import: ["": 17]>
 g (float[n, 4] x) => (float[k, j] y) <int64[2] one = {1, -1}> {
   r = Reshape(x, one)
@@ -53,7 +53,7 @@ def samples(count: int, *, batched: bool = True, values: Mapping[int, float] | N
 
 
 class Model:
-    """Binds for real, keeps the sizes of what it was asked to bind, and has memory for `room` samples."""
+    """A model that binds with onnxruntime, records the batch sizes, and has memory for `room` samples."""
 
     def __init__(self, runner: OrtRunner, room: int = 1000) -> None:
         self.runner, self.room = runner, room
@@ -72,16 +72,16 @@ def on_gpu(model: Model, data: Dataset, batch: int = 8, names: list[str] = NAMES
     )
 
 
-def assert_same(found: Mapping[str, Histogram], runner: OrtRunner, data: Dataset, names: list[str] = NAMES) -> None:
-    wanted = observe(runner.run, names, data, stage="calibrate", emit=silent)
-    assert list(found) == list(wanted)
-    for name, histogram in wanted.items():
-        assert [p.tolist() for p in found[name].counts()] == [p.tolist() for p in histogram.counts()]
-        assert (found[name].amax, found[name].total) == (histogram.amax, histogram.total)
+def assert_same(actual: Mapping[str, Histogram], runner: OrtRunner, data: Dataset, names: list[str] = NAMES) -> None:
+    expected = observe(runner.run, names, data, stage="calibrate", emit=silent)
+    assert list(actual) == list(expected)
+    for name, histogram in expected.items():
+        assert [p.tolist() for p in actual[name].counts()] == [p.tolist() for p in histogram.counts()]
+        assert (actual[name].amax, actual[name].total) == (histogram.amax, histogram.total)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 64])
-def test_batches_give_the_histograms_of_single_samples(tmp_path: Path, batch: int) -> None:
+def test_batches_give_the_same_histograms_as_single_samples(tmp_path: Path, batch: int) -> None:
     model = Model(opened(tmp_path))
     assert_same(on_gpu(model, samples(20), batch), model.runner, samples(20))
     assert max(model.sizes) == max(min(batch, 20), 1)
@@ -90,25 +90,25 @@ def test_batches_give_the_histograms_of_single_samples(tmp_path: Path, batch: in
 def test_buffers_are_bound_once_for_all_batches_of_a_size(tmp_path: Path) -> None:
     model = Model(opened(tmp_path))
     on_gpu(model, samples(35), 8)
-    assert model.sizes == [1, 2, 8, 3]  # two to see whether joined samples are kept apart, and the last batch
+    assert model.sizes == [1, 2, 8, 3]  # the check of two samples, a full batch, the last batch
 
 
-def test_when_memory_is_exhausted_the_batch_is_halved_and_said(tmp_path: Path) -> None:
+def test_out_of_memory_halves_the_batch_with_a_warning(tmp_path: Path) -> None:
     model, events = Model(opened(tmp_path), room=3), list[Event]()
-    found = observe_on_gpu(
+    histograms = observe_on_gpu(
         OnGpu(bind=model.bind, gpu=HostGpu(), batch=8), NAMES, samples(11), stage="calibrate", emit=events.append
     )
-    assert_same(found, model.runner, samples(11))
+    assert_same(histograms, model.runner, samples(11))
     warned = [event.message for event in events if isinstance(event, Warned)]
     assert warned == [
-        "the GPU's memory does not hold 8 samples a run: 4 from now on",
-        "the GPU's memory does not hold 4 samples a run: 2 from now on",
+        "out of GPU memory at batch 8; continuing with batch 4",
+        "out of GPU memory at batch 4; continuing with batch 2",
     ]
     done = [event.done for event in events if isinstance(event, Progress)]
     assert done == [2, 4, 6, 8, 10, 11]
 
 
-def test_memory_for_not_even_one_sample_is_an_error(tmp_path: Path) -> None:
+def test_out_of_memory_for_one_sample_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OutOfMemoryError):
         on_gpu(Model(opened(tmp_path), room=0), samples(4, batched=False))
 
@@ -116,7 +116,7 @@ def test_memory_for_not_even_one_sample_is_an_error(tmp_path: Path) -> None:
 def test_samples_that_a_model_mixes_are_run_one_by_one(tmp_path: Path) -> None:
     model = Model(opened(tmp_path, MIXING))
     assert_same(on_gpu(model, samples(6), names=["x", "y"]), model.runner, samples(6), ["x", "y"])
-    assert set(model.sizes) == {1, 2}  # two, once, to see
+    assert set(model.sizes) == {1, 2}  # 2: the check whether joined samples stay independent
 
 
 def test_samples_that_may_not_be_joined_are_run_one_by_one(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_samples_that_may_not_be_joined_are_run_one_by_one(tmp_path: Path) -> No
     assert model.sizes == [1]
 
 
-def test_outputs_that_change_their_shape_with_the_values_are_bound_again(tmp_path: Path) -> None:
+def test_outputs_whose_shape_depends_on_the_values_are_bound_again(tmp_path: Path) -> None:
     text = """<ir_version: 8, opset_import: ["": 17]>
     g (float[1, 4] x) => (float[m] y) <int64[1] flat = {-1}> {
       r = Reshape(x, flat)
@@ -138,15 +138,15 @@ def test_outputs_that_change_their_shape_with_the_values_are_bound_again(tmp_pat
     assert_same(on_gpu(model, data, names=["y"]), model.runner, data, ["y"])
 
 
-@pytest.mark.parametrize(("bad", "kind"), [(np.nan, "NaN"), (np.inf, "infinite")])
+@pytest.mark.parametrize(("bad", "value"), [(np.nan, "NaN"), (np.inf, "infinite")])
 @pytest.mark.parametrize("index", [0, 9])
-def test_nan_and_infinity_name_the_tensor_and_the_one_sample(tmp_path: Path, bad: float, kind: str, index: int) -> None:
+def test_nan_and_infinity_name_the_tensor_and_the_sample(tmp_path: Path, bad: float, value: str, index: int) -> None:
     data = samples(12, values={index: bad})
-    with pytest.raises(CalibrationError, match=f"tensor 'x' is {kind} for sample s{index}:"):
+    with pytest.raises(CalibrationError, match=f"tensor 'x' is {value} for sample s{index}:"):
         on_gpu(Model(opened(tmp_path)), data, 4)
 
 
-def test_a_tensor_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="tensor 'ghost' was not observed"):
         on_gpu(Model(opened(tmp_path)), samples(2), names=["x", "ghost"])
 

@@ -49,7 +49,7 @@ def test_every_value_is_counted_in_the_bin_of_its_bit_pattern(array: np.ndarray)
 
 @QUICK
 @given(ARRAYS)
-def test_amax_is_exact_and_zero_only_for_what_rounds_to_zero(array: np.ndarray) -> None:
+def test_amax_is_exact_and_zero_only_for_values_that_round_to_zero(array: np.ndarray) -> None:
     largest = float(np.abs(array).max(initial=0.0))
     assert counted(array).amax == (largest if largest >= 2.0**-132 else 0.0)
 
@@ -97,8 +97,8 @@ def test_batch_size_changes_nothing(array: np.ndarray, size: int) -> None:
 )
 def test_any_memory_layout_is_counted(view: object) -> None:
     array = np.random.default_rng(0).normal(size=(7, 9)).astype(np.float32)
-    seen = np.asarray(view(array))  # type: ignore[operator]
-    np.testing.assert_array_equal(dense(counted(seen)), expected(np.array(seen, np.float32)))
+    viewed = np.asarray(view(array))  # type: ignore[operator]
+    np.testing.assert_array_equal(dense(counted(viewed)), expected(np.array(viewed, np.float32)))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
@@ -130,7 +130,7 @@ def test_float64_beyond_float32_is_infinite() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.bool_, np.complex64])
-def test_what_is_no_floating_point_number_is_refused(dtype: type) -> None:
+def test_values_that_are_not_floating_point_are_refused(dtype: type) -> None:
     with pytest.raises(CalibrationError, match="cannot be calibrated"):
         counted(np.zeros(3, dtype))
 
@@ -147,8 +147,9 @@ def test_linear_bins_hold_every_non_zero_value(array: np.ndarray, bins: int) -> 
     assert histogram.amax == 0 or counts[-1] > 0
 
 
-def test_linear_splits_a_straddling_bin_by_overlap() -> None:
-    # 4.0 is [4, 4 + 1/128); 4 + 1/128 is the next bin, cut at amax, so it has no width: it is all in the last one.
+def test_linear_splits_a_bin_in_proportion_to_the_overlap() -> None:
+    # 4.0 is in the bin [4, 4 + 1/128). 4 + 1/128 is in the next bin, which ends at amax and so has no width:
+    # it is entirely in the last linear bin.
     histogram = counted(np.array([4, 4, 4, 4 + 1 / 128], np.float32))
     counts, width = histogram.linear(2048)
     inside = min(width, 1 / 128 - width) * 128 * 3

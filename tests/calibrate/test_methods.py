@@ -26,12 +26,12 @@ def test_methods_are_the_modules_of_the_folder() -> None:
         assert callable(method(name))
 
 
-def test_a_misspelt_method_is_refused_with_the_nearest() -> None:
+def test_a_misspelt_method_is_refused_with_a_suggestion() -> None:
     with pytest.raises(UsageError, match=r"unknown calibration method 'entrpy'\. Did you mean entropy"):
         method("entrpy")
 
 
-def test_a_helper_module_is_no_method() -> None:
+def test_a_shared_module_is_not_a_method() -> None:
     with pytest.raises(UsageError, match=r"Choose one of .*minmax"):
         method("kernels")
 
@@ -57,7 +57,7 @@ def test_a_constant_is_represented_to_within_half_a_percent(name: str, value: fl
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("values", [np.zeros(9, np.float32), np.full(9, 1e-42, np.float32), np.zeros(0, np.float32)])
-def test_a_tensor_of_nothing_but_zeros_gets_the_neutral_range(name: str, values: np.ndarray) -> None:
+def test_a_tensor_of_zeros_gets_the_neutral_range(name: str, values: np.ndarray) -> None:
     assert method(name)(counted(values)) == ALL_ZERO_AMAX
 
 
@@ -67,7 +67,7 @@ def test_the_sign_does_not_matter(name: str) -> None:
     assert method(name)(counted(values)) == method(name)(counted(-values))
 
 
-def test_minmax_is_the_largest_magnitude() -> None:
+def test_minmax_is_the_absmax() -> None:
     assert method("minmax")(counted(np.array([1.25, -7.3, 0], np.float32))) == float(np.float32(7.3))
 
 
@@ -106,7 +106,7 @@ def test_mse_is_as_good_as_the_best_range_tried_on_the_values(shape: str) -> Non
 
 @settings(deadline=None, max_examples=40)
 @given(st.floats(0.01, 1.0), st.integers(0, 99))
-def test_the_squared_error_formula_is_that_of_the_values(share: float, seed: int) -> None:
+def test_the_squared_error_formula_agrees_with_the_values(share: float, seed: int) -> None:
     from trtopt.calibrate import kernels
 
     values = np.random.default_rng(seed).normal(size=20_000).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The tensors that quantization hurts most."""
+"""The tensors with the largest relative quantization error."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from trtopt.types import CalibrationTable
 
 
 def histogram(values: np.ndarray) -> Histogram:
-    found = Histogram()
-    found.add(values.astype(np.float32))
-    return found
+    histogram = Histogram()
+    histogram.add(values.astype(np.float32))
+    return histogram
 
 
 def table(scales: dict[str, float]) -> CalibrationTable:
@@ -25,12 +25,12 @@ def table(scales: dict[str, float]) -> CalibrationTable:
 NORMAL = np.random.default_rng(0).normal(size=20_000)
 
 
-def test_the_worst_scale_comes_first_with_its_measured_noise() -> None:
+def test_the_worst_scale_comes_first_with_its_measured_error() -> None:
     scales = {"good": 4 / 127, "clipping": 0.4 / 127, "coarse": 400 / 127}
-    found = noisiest(table(scales), {name: histogram(NORMAL) for name in scales})
-    assert [tensor.tensor for tensor in found] == ["coarse", "clipping", "good"]
-    assert {tensor.method for tensor in found} == {"mse"}
-    for tensor in found:
+    tensors = noisiest(table(scales), {name: histogram(NORMAL) for name in scales})
+    assert [tensor.tensor for tensor in tensors] == ["coarse", "clipping", "good"]
+    assert {tensor.method for tensor in tensors} == {"mse"}
+    for tensor in tensors:
         step = scales[tensor.tensor]
         error = NORMAL - np.clip(np.rint(NORMAL / step), -127, 127) * step
         assert tensor.noise == pytest.approx(float((error**2).sum() / (NORMAL**2).sum()), rel=0.02)
@@ -48,19 +48,19 @@ def test_the_histogram_counts_every_value_that_is_not_zero() -> None:
 def test_only_the_worst_few_are_described_and_a_tensor_of_zeros_is_not_one() -> None:
     names = [f"t{i}" for i in range(COUNT + 3)]
     histograms = {name: histogram(NORMAL) for name in names} | {"zeros": histogram(np.zeros(9))}
-    found = noisiest(table(dict.fromkeys(histograms, 0.1)), histograms)
-    assert len(found) == COUNT
-    assert "zeros" not in {tensor.tensor for tensor in found}
+    tensors = noisiest(table(dict.fromkeys(histograms, 0.1)), histograms)
+    assert len(tensors) == COUNT
+    assert "zeros" not in {tensor.tensor for tensor in tensors}
 
 
-def test_what_was_written_is_read_back(tmp_path: Path) -> None:
-    found = noisiest(table({"t": 2 / 127}), {"t": histogram(NORMAL)})
-    write(found, tmp_path)
-    assert read(tmp_path) == found
+def test_written_tensors_are_read_back(tmp_path: Path) -> None:
+    tensors = noisiest(table({"t": 2 / 127}), {"t": histogram(NORMAL)})
+    write(tensors, tmp_path)
+    assert read(tmp_path) == tensors
 
 
 @pytest.mark.parametrize("text", [None, "", "[", "[{}]", "5", '{"a": 1}'])
-def test_what_cannot_be_read_is_left_out(text: str | None, tmp_path: Path) -> None:
+def test_an_unreadable_file_gives_no_tensors(text: str | None, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "histograms.json").write_text(text)
     assert read(tmp_path) == ()

@@ -32,7 +32,7 @@ def weight(name: str, *shape: int) -> TensorProto:
 
 @pytest.fixture(scope="module")
 def proto() -> onnx.ModelProto:
-    """Conv, Relu, Conv, Add, GlobalAveragePool, Gemm; and an integer tensor, and an If that reads `relu`."""
+    """Return a small network that also has an integer tensor, and an If whose branches consume `relu`."""
     branch = helper.make_graph(
         [helper.make_node("Neg", ["relu"], ["negated"])], "branch", [], [helper.make_empty_tensor_value_info("negated")]
     )
@@ -88,38 +88,38 @@ def dataset(samples: Any = SAMPLES, order: Any = None) -> Dataset:
 def tapped(model: OnnxModel, *tensors: str) -> onnx.ModelProto:
     path = model.path.with_name("tapped.onnx")
     tap(model, tensors, path)
-    runner(path)  # onnxruntime takes it
+    runner(path)  # onnxruntime accepts it
     return onnx.load(path)
 
 
-def test_asked_tensors_become_the_outputs_in_order(model: OnnxModel) -> None:
+def test_the_tensors_become_the_outputs_in_order(model: OnnxModel) -> None:
     assert [value.name for value in tapped(model, "flat", "relu", "flat").graph.output] == ["flat", "relu"]
 
 
-def test_what_no_tensor_needs_is_dropped(model: OnnxModel) -> None:
+def test_nodes_and_weights_that_no_output_needs_are_removed(model: OnnxModel) -> None:
     graph = tapped(model, "sum").graph
     assert [node.name for node in graph.node] == ["conv1", "relu", "conv2", "add"]
     assert {tensor.name for tensor in graph.initializer} == {"w1", "w2"}
 
 
-def test_an_asked_output_of_the_model_stays(model: OnnxModel) -> None:
+def test_an_output_of_the_model_keeps_its_type(model: OnnxModel) -> None:
     output = tapped(model, "relu", "logits").graph.output[1]
     assert output.name == "logits"
     assert output.type.tensor_type.elem_type == TensorProto.FLOAT
 
 
-def test_what_a_subgraph_reads_is_kept(model: OnnxModel) -> None:
+def test_tensors_that_a_subgraph_consumes_are_kept(model: OnnxModel) -> None:
     graph = tapped(model, "chosen").graph
     assert [node.name for node in graph.node] == ["conv1", "relu", "if"]
     run = runner(model.path.with_name("tapped.onnx"))
     assert run({"x": SAMPLES[0]})["chosen"].max() <= 0
 
 
-def test_a_graph_input_is_no_output_but_one_output_stays(model: OnnxModel) -> None:
+def test_a_graph_input_does_not_become_an_output_but_one_output_is_kept(model: OnnxModel) -> None:
     assert [value.name for value in tapped(model, "x").graph.output] == ["logits"]
 
 
-def test_an_initializer_listed_as_input_is_dropped_from_both(proto: onnx.ModelProto, tmp_path: Path) -> None:
+def test_an_initializer_listed_as_input_is_removed_from_both(proto: onnx.ModelProto, tmp_path: Path) -> None:
     old = onnx.ModelProto()
     old.CopyFrom(proto)
     old.graph.input.append(helper.make_tensor_value_info("w3", TensorProto.FLOAT, [4, 10]))
@@ -128,7 +128,7 @@ def test_an_initializer_listed_as_input_is_dropped_from_both(proto: onnx.ModelPr
     assert [value.name for value in graph.input] == ["x"]
 
 
-def test_an_unknown_tensor_is_refused_with_the_nearest(model: OnnxModel) -> None:
+def test_an_unknown_tensor_is_refused_with_a_suggestion(model: OnnxModel) -> None:
     with pytest.raises(ModelError, match=r"'relu1' cannot be observed.*Did you mean 'relu'"):
         tapped(model, "relu1")
 
@@ -138,7 +138,7 @@ def test_a_tensor_inside_a_subgraph_is_refused(model: OnnxModel) -> None:
         tapped(model, "negated")
 
 
-def test_external_data_is_shared_not_copied(proto: onnx.ModelProto, tmp_path: Path) -> None:
+def test_external_data_is_referenced_not_copied(proto: onnx.ModelProto, tmp_path: Path) -> None:
     big = onnx.ModelProto()
     big.CopyFrom(proto)
     path = tmp_path / "model.onnx"
@@ -172,7 +172,7 @@ def observed(model: OnnxModel, data: Dataset, *, tensors: tuple[str, ...] = TENS
     return observe(runner(model.path.with_name("tapped.onnx")), tensors, data, stage="calibrate", emit=emit)
 
 
-def test_histograms_count_what_the_model_computes(model: OnnxModel) -> None:
+def test_histograms_count_the_values_that_the_model_computes(model: OnnxModel) -> None:
     histograms = observed(model, dataset())
     assert tuple(histograms) == TENSORS
     run = runner(model.path.with_name("tapped.onnx"))
@@ -192,15 +192,15 @@ def test_the_table_is_the_same_bit_for_bit_in_any_order_of_the_samples(model: On
 
 
 @pytest.mark.parametrize("method", methods())
-def test_the_table_is_the_same_bit_for_bit_for_any_number_of_callers(model: OnnxModel, method: str) -> None:
+def test_the_table_is_the_same_bit_for_bit_for_any_number_of_workers(model: OnnxModel, method: str) -> None:
     tap(model, TENSORS, model.path.with_name("tapped.onnx"))
     run, data = runner(model.path.with_name("tapped.onnx")), dataset()
-    seen = [observe(run, TENSORS, data, stage="calibrate", emit=silent, callers=n) for n in (1, 2, 5)]
-    tables = [make_table(method, histograms, model=model, dataset=data) for histograms in seen]
+    runs = [observe(run, TENSORS, data, stage="calibrate", emit=silent, callers=n) for n in (1, 2, 5)]
+    tables = [make_table(method, histograms, model=model, dataset=data) for histograms in runs]
     assert tables[0] == tables[1] == tables[2]
 
 
-def test_as_many_samples_run_at_once_as_there_are_callers() -> None:
+def test_each_worker_runs_a_sample_at_the_same_time() -> None:
     at_once, most, lock = 0, 0, threading.Lock()
     everyone = threading.Barrier(3, timeout=30)
 
@@ -218,7 +218,7 @@ def test_as_many_samples_run_at_once_as_there_are_callers() -> None:
     assert most == 3
 
 
-def test_of_several_bad_samples_the_first_is_named_whichever_ends_first() -> None:
+def test_the_first_of_several_bad_samples_is_named_whichever_ends_first() -> None:
     def run(feed: Feed) -> Mapping[str, Array]:
         place = int(feed["x"][0, 0, 0, 0])
         time.sleep(0.05 if place == 2 else 0)
@@ -249,7 +249,7 @@ def test_nan_and_infinity_name_the_tensor_and_the_sample(model: OnnxModel, value
 
 
 def test_an_integer_tensor_is_refused(model: OnnxModel) -> None:
-    with pytest.raises(CalibrationError, match="'class' cannot be calibrated: it holds int64"):
+    with pytest.raises(CalibrationError, match="'class' cannot be calibrated: its dtype is int64"):
         observed(model, dataset(), tensors=("relu", "class"))
 
 
@@ -263,7 +263,7 @@ def test_no_samples_are_an_error(model: OnnxModel) -> None:
         observed(model, replace(dataset(), ids=()))
 
 
-def test_progress_is_told_for_every_sample(model: OnnxModel) -> None:
+def test_progress_is_reported_for_every_sample(model: OnnxModel) -> None:
     events: list[Event] = []
     observed(model, dataset(), emit=events.append)
     assert [(e.stage, e.done, e.total) for e in events if isinstance(e, Progress)] == [

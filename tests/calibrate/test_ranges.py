@@ -1,4 +1,4 @@
-"""What a few samples tell about every tensor."""
+"""Statistics of all activations over a small subset of samples."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def dataset(values: list[np.ndarray]) -> Dataset:
     )
 
 
-def test_magnitudes_sizes_and_channel_means_are_those_of_the_samples() -> None:
+def test_magnitudes_sizes_and_channel_means_are_computed_over_the_samples() -> None:
     values = list(np.random.default_rng(0).normal(size=(5, 1, 3, 4, 4)).astype(np.float32))
     seen = look(lambda feed: {"y": feed["x"] * 2}, dataset(values), {"x": 1, "y": -1}, stage="s", emit=silent)
     joined = np.concatenate(values)
@@ -32,7 +32,21 @@ def test_magnitudes_sizes_and_channel_means_are_those_of_the_samples() -> None:
     assert seen.samples == 5
 
 
-def test_the_samples_are_few_and_spread_over_the_dataset() -> None:
+def test_a_sample_in_which_a_tensor_is_empty_does_not_count_in_its_means() -> None:
+    values = [np.full((1, 2), value, np.float32) for value in (1.0, 3.0)]
+    seen = look(
+        lambda feed: {"boxes": feed["x"][feed["x"][:, 0] > 2]},
+        dataset(values),
+        {"boxes": 1},
+        {"boxes": np.ones_like},
+        stage="s",
+        emit=silent,
+    )
+    assert seen.means["boxes"].tolist() == [3.0, 3.0]
+    assert seen.errors["boxes"].tolist() == [1.0, 1.0]
+
+
+def test_the_samples_are_a_small_subset_spread_over_the_dataset() -> None:
     ran: list[float] = []
     values = [np.full((1, 2), i, np.float32) for i in range(1000)]
     look(lambda feed: ran.append(float(feed["x"][0, 0])) or {}, dataset(values), {}, stage="s", emit=silent)
@@ -40,7 +54,7 @@ def test_the_samples_are_few_and_spread_over_the_dataset() -> None:
     assert (ran[0], ran[-1]) == (0.0, 999.0)
 
 
-def test_a_masks_stand_in_for_infinity_is_no_magnitude() -> None:
+def test_infinity_in_an_attention_mask_does_not_count_as_a_magnitude() -> None:
     values = [np.array([[-3.4e38, 5.0, -7.0]], np.float32)]
     assert look(lambda feed: {}, dataset(values), {}, stage="s", emit=silent).ranges == {"x": 7.0}
 
@@ -53,7 +67,7 @@ def test_a_tensor_that_is_not_finite_is_named_with_its_sample(bad: float) -> Non
 
 
 @pytest.mark.parametrize("axis", [1, -1])
-def test_channels_show_the_largest_magnitude_and_values_of_each(axis: int) -> None:
+def test_channels_have_the_absmax_and_values_of_each(axis: int) -> None:
     values = list(np.random.default_rng(0).normal(size=(5, 1, 3, 40, 2)).astype(np.float32))
     seen = channels(lambda feed: {"y": feed["x"]}, dataset(values), {"y": axis})["y"]
     rows = np.moveaxis(np.concatenate(values), axis, 0)
@@ -64,7 +78,7 @@ def test_channels_show_the_largest_magnitude_and_values_of_each(axis: int) -> No
         assert np.isin(kept, row).all()
 
 
-def test_few_samples_are_those_that_are_looked_at() -> None:
+def test_few_returns_the_samples_that_look_uses() -> None:
     values = [np.full((1, 2), i, np.float32) for i in range(100)]
     loaded: list[float] = []
 

@@ -43,9 +43,9 @@ def tables(draw: st.DrawFn) -> CalibrationTable:
 
 
 def histogram(*values: float) -> Histogram:
-    made = Histogram()
-    made.add(np.array(values, np.float32))
-    return made
+    histogram = Histogram()
+    histogram.add(np.array(values, np.float32))
+    return histogram
 
 
 def table(**scales: float) -> CalibrationTable:
@@ -54,18 +54,18 @@ def table(**scales: float) -> CalibrationTable:
 
 @QUICK
 @given(tables())
-def test_json_round_trips_bit_for_bit(tmp_path: Path, made: CalibrationTable) -> None:
-    write_json(made, tmp_path / "t.json")
-    assert read_table(tmp_path / "t.json") == made
+def test_json_round_trips_bit_for_bit(tmp_path: Path, original: CalibrationTable) -> None:
+    write_json(original, tmp_path / "t.json")
+    assert read_table(tmp_path / "t.json") == original
 
 
 @QUICK
 @given(tables())
-def test_a_cache_round_trips_the_scales_bit_for_bit(tmp_path: Path, made: CalibrationTable) -> None:
-    write_cache(made, tmp_path / "t.cache")
+def test_a_cache_round_trips_the_scales_bit_for_bit(tmp_path: Path, original: CalibrationTable) -> None:
+    write_cache(original, tmp_path / "t.cache")
     read = read_table(tmp_path / "t.cache")
-    assert read.scales == made.scales
-    assert list(read.scales) == list(made.scales)
+    assert read.scales == original.scales
+    assert list(read.scales) == list(original.scales)
 
 
 def test_a_cache_is_written_as_tensorrt_writes_it(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_cache_is_written_as_tensorrt_writes_it(tmp_path: Path) -> None:
 
 
 def test_a_cache_written_by_tensorrt_is_read(tmp_path: Path) -> None:
-    # Lines as TensorRT 8 writes them: numbered layers, and `0` for what it saw only zeros in.
+    # Lines as TensorRT 8 writes them: unnamed layers with a number, and `0` for a tensor of zeros.
     text = (
         "TRT-8401-EntropyCalibration2\r\ninput: 3caa54fc\r\n(Unnamed Layer* 64) [Shuffle]_output: 0\r\n371: 3CAA54FC\n"
     )
@@ -93,7 +93,7 @@ def test_a_name_with_a_line_break_cannot_go_into_a_cache(tmp_path: Path) -> None
     ("text", "why"),
     [
         (b"", "neither"),
-        (b"\x89PNG\r\n\xff", "not text"),
+        (b"\x89PNG\r\n\xff", "not a text file"),
         (b"hello", "neither"),
         (b"TRT-8401\nx: 3f800000\n", "first line"),
         (b"TRT-8401-EntropyCalibration2\nx 3f800000\n", "line 2"),
@@ -103,16 +103,16 @@ def test_a_name_with_a_line_break_cannot_go_into_a_cache(tmp_path: Path) -> None
         (b"TRT-8401-EntropyCalibration2\nx: bf800000\n", "-1.0"),
         (b"TRT-8401-EntropyCalibration2\nx: 7fc00000\n", "nan"),
         (b"TRT-8401-EntropyCalibration2\nx: 7f800000\n", "inf"),
-        (b"TRT-8401-EntropyCalibration2\nx: 3f800000\nx: 3f800001\n", "second scale"),
-        (b"{", "does not parse"),
-        (b'{"a":' * 100_000, "does not parse"),
+        (b"TRT-8401-EntropyCalibration2\nx: 3f800000\nx: 3f800001\n", "a second scale of 'x'"),
+        (b"{", "JSON is invalid"),
+        (b'{"a":' * 100_000, "JSON is invalid"),
         (b"{}", "schema is not"),
         (b'{"schema": "trtopt.calibration"}', "schema_version is None"),
         (b'{"schema": "trtopt.calibration", "schema_version": 99}', "schema_version is 99"),
         (b'{"schema": "trtopt.calibration", "schema_version": 2}', "tensors is missing"),
     ],
 )
-def test_what_is_no_table_is_refused_in_one_line(tmp_path: Path, text: bytes, why: str) -> None:
+def test_a_file_that_is_not_a_table_is_refused_in_one_line(tmp_path: Path, text: bytes, why: str) -> None:
     (tmp_path / "t").write_bytes(text)
     with pytest.raises(TableError, match=why) as caught:
         read_table(tmp_path / "t")
@@ -141,11 +141,11 @@ def test_a_json_field_of_the_wrong_type_is_named(tmp_path: Path, key: str, value
 
 
 @pytest.mark.parametrize(("value", "read"), [("20", 20.0), ("-3.5", -3.5), ('"20"', None)])
-def test_decibels_are_numbers_whoever_wrote_them(tmp_path: Path, value: str, read: float | None) -> None:
+def test_an_sqnr_must_be_a_number_but_may_be_an_integer(tmp_path: Path, value: str, read: float | None) -> None:
     write_json(replace(table(x=0.5), tried={"mse": 12.25}), tmp_path / "t")
     (tmp_path / "t").write_text((tmp_path / "t").read_text().replace("12.25", value))
     if read is None:
-        with pytest.raises(TableError, match="the decibels of mse are '20'"):
+        with pytest.raises(TableError, match="the SQNR of mse is '20'"):
             read_table(tmp_path / "t")
     else:
         assert read_table(tmp_path / "t").tried == {"mse": read}
@@ -157,10 +157,10 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_scales_are_amax_over_127_in_float32() -> None:
-    made = make_table("minmax", {"a": histogram(-3.3, 1), "z": histogram(0)}, model=MODEL, dataset=DATA)
-    assert made.scales == {"a": float(np.float32(np.float32(3.3) / 127)), "z": float(np.float32(1 / 127))}
-    assert made.ranges == {"a": float(np.float32(3.3)), "z": 0.0}
-    assert (made.samples, made.model_digest, made.data_digest) == (2, "a" * 64, "b" * 64)
+    original = make_table("minmax", {"a": histogram(-3.3, 1), "z": histogram(0)}, model=MODEL, dataset=DATA)
+    assert original.scales == {"a": float(np.float32(np.float32(3.3) / 127)), "z": float(np.float32(1 / 127))}
+    assert original.ranges == {"a": float(np.float32(3.3)), "z": 0.0}
+    assert (original.samples, original.model_digest, original.data_digest) == (2, "a" * 64, "b" * 64)
 
 
 def test_a_scale_is_never_denormal() -> None:
@@ -184,15 +184,15 @@ def test_an_unknown_method_is_a_usage_error() -> None:
 
 def test_json_holds_the_statistics_of_each_tensor(tmp_path: Path) -> None:
     histograms = {"a": histogram(0, 0, 1, 2, -4)}
-    made = replace(table(a=to_scale(3.0)), ranges={"a": 4.0})
-    write_json(made, tmp_path / "t", histograms)
+    original = replace(table(a=to_scale(3.0)), ranges={"a": 4.0})
+    write_json(original, tmp_path / "t", histograms)
     entry = json.loads((tmp_path / "t").read_text())["tensors"]["a"]
     assert entry["amax"] == 4.0
     assert entry["threshold"] == pytest.approx(3.0)
     assert entry["clipped"] == pytest.approx(0.2)
     assert entry["zeros"] == pytest.approx(0.4)
     assert entry["values"] == 5
-    assert read_table(tmp_path / "t") == made
+    assert read_table(tmp_path / "t") == original
 
 
 def test_a_table_of_another_model_is_refused() -> None:
@@ -205,6 +205,6 @@ def test_missing_tensors_are_counted_and_named() -> None:
         check_table(table(a=1.0), MODEL, ["a", *(f"t{i}" for i in range(7))])
 
 
-def test_a_table_that_has_what_is_needed_passes() -> None:
+def test_a_table_with_all_needed_tensors_passes() -> None:
     check_table(replace(table(a=1.0, b=2.0), model_digest=MODEL.digest), MODEL, ["b"])
     check_table(table(a=1.0), MODEL, ["a"])

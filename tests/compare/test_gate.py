@@ -90,21 +90,21 @@ def test_blank_text_gives_no_gates(text: str) -> None:
         ("top1>=99", "top1 takes the largest drop allowed"),
         ("a<b=1", "does not parse"),
         ("nonfinite=3", "unknown metric 'nonfinite'"),
-        ("top1=", "has no limit: '' is no number of %. Write top1=1%"),
-        ("top1=one", "has no limit: 'one' is no number of %. Write top1=1%"),
-        ("cosine=nan", "has no limit: 'nan' is no number, and takes no unit"),
+        ("top1=", "has no limit: '' is not a number in %. Write top1=1%"),
+        ("top1=one", "has no limit: 'one' is not a number in %. Write top1=1%"),
+        ("cosine=nan", "has no limit: 'nan' is not a number, and it takes no unit"),
         ("rmse=inf", "has no limit"),
-        ("rmse=1%", "has no limit: '1%' is no number, and takes no unit"),
-        ("sqnr=20%", "has no limit: '20%' is no number of dB. Write sqnr=20dB"),
+        ("rmse=1%", "has no limit: '1%' is not a number, and it takes no unit"),
+        ("sqnr=20%", "has no limit: '20%' is not a number in dB. Write sqnr=20dB"),
         ("top1=99%", "the largest drop allowed, in points from 0 to 50. Write top1=1%"),
         ("top5=-1", "the largest drop allowed"),
         ("cosine=99", "cosine lies between -1 and 1"),
         ("rmse=-0.1", "rmse is never negative"),
-        ("equal=0.99", "equal is in percent. Write equal=99%, or equal=0.99% if so meant"),
+        ("equal=0.99", "equal is in percent. Write equal=99%, or equal=0.99% if that is what you want"),
         ("accuracy=101", "accuracy is a percentage"),
     ],
 )
-def test_a_gate_that_cannot_be_meant_is_refused(text: str, message: str) -> None:
+def test_a_limit_that_makes_no_sense_is_refused(text: str, message: str) -> None:
     with pytest.raises(UsageError) as error:
         parse_gates(text)
     assert message in str(error.value)
@@ -115,7 +115,7 @@ def test_a_small_share_is_taken_when_its_unit_says_so() -> None:
 
 
 @given(st.integers(1, 2000), st.data())
-def test_a_drop_of_nothing_is_held_against_the_samples_themselves(count: int, data: st.DataObject) -> None:
+def test_a_limit_of_zero_is_judged_on_the_samples_themselves(count: int, data: st.DataObject) -> None:
     agree = data.draw(st.integers(0, count))
     assert one(agreeing(agree, count), "top1=0%").passed == (agree == count)
 
@@ -262,7 +262,7 @@ def test_a_bound_is_never_rounded_to_the_limit() -> None:
 
 
 @pytest.mark.parametrize("kind", DEFAULTS)
-def test_without_gates_every_output_is_held_to_the_default_of_its_kind(kind: str) -> None:
+def test_without_gates_every_output_is_judged_by_the_default_of_its_kind(kind: str) -> None:
     good = {"samples": 999, "agree": 999}
     values = {metric: 0.0 if METRICS[metric].sense == "at most" else 100.0 for metric, _ in DEFAULTS[kind]}
     outputs = [OutputDrift(output=name, kind=kind, values=values, counts=good) for name in ("a", "b")]

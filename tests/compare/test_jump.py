@@ -1,4 +1,4 @@
-"""What counts as a jump: far above the peers, or too much for anyone; and the first of several."""
+"""The first divergent layer: an error far above the peers, or too large for any layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trtopt.types import LayerDrift
 
 
 def layers(*levels: float, precision: str = "int8") -> list[LayerDrift]:
-    """Layers n0, n1... that add noise of so many dB."""
+    """Return layers n0, n1... whose errors are so many dB relative to their outputs."""
     return [
         LayerDrift(
             node=f"n{i}",
@@ -33,7 +33,7 @@ def layers(*levels: float, precision: str = "int8") -> list[LayerDrift]:
         ([-40.0, -38.0, -41.0], ""),
         ([-40.0, -38.0, -41.0, -17.5], "n3"),  # 22 dB above the median of -40
         ([-40.0, -38.0, -41.0, -18.5], ""),
-        ([-70.0, -70.0, -70.0, -20.5], ""),  # far above the peers, and yet nothing to speak of
+        ([-70.0, -70.0, -70.0, -20.5], ""),  # far above the peers, but negligible
         ([-70.0, -70.0, -70.0, -19.5], "n3"),
         ([-25.0, -25.0, -25.0, -10.5], ""),
         ([-25.0, -25.0, -25.0, -9.5], "n3"),
@@ -42,45 +42,48 @@ def layers(*levels: float, precision: str = "int8") -> list[LayerDrift]:
         ([-40.0, -41.0, math.inf, -40.0], "n2"),
     ],
 )
-def test_the_first_layer_beyond_the_mark_is_the_jump(levels: list[float], expected: str) -> None:
+def test_the_first_layer_above_the_threshold_is_the_divergent_one(levels: list[float], expected: str) -> None:
     assert jump.find(layers(*levels), {})[0] == expected
 
 
-def test_layers_are_held_against_those_of_their_own_precision() -> None:
+def test_layers_are_compared_with_those_of_their_own_precision() -> None:
     noisy = layers(*[-35.0] * 5)
     quiet = layers(-70, -70, -70, -19, precision="fp16")
     assert jump.find([*noisy, *quiet], {})[0] == "n3"
     assert jump.find([*noisy, *layers(-19)], {})[0] == ""
 
 
-def test_the_reason_says_how_much_and_what_is_usual() -> None:
+def test_the_reason_gives_the_error_and_the_median() -> None:
     reason = jump.find(layers(-40.0, -38.0, -41.0, -3.0), {})[1]
     assert reason == (
-        "n3 (Conv, int8) adds noise of -3.0 dB of its output's energy even to FP32's own inputs, where the median of "
-        "the 4 int8 nodes is -40.0 dB; in the whole network what it reads is 20.0 dB and its result 10.0 dB"
+        "n3 (Conv, int8) adds a quantization error of -3.0 dB relative to its output, even with exact FP32 inputs "
+        "(median of the 4 int8 nodes: -40.0 dB); in the whole network its inputs have an SQNR of 20.0 dB and its "
+        "output has 10.0 dB"
     )
 
 
-def test_the_reason_of_no_jump_names_the_noisiest() -> None:
+def test_the_reason_for_no_divergent_layer_names_the_largest_error() -> None:
     reason = jump.find(layers(-40.0, -33.0, -41.0), {})[1]
     assert reason == (
-        "no layer stands out: the noisiest, n1 (Conv, int8), adds -33.0 dB of its output's energy, and a jump is "
-        "-18.0 dB or more"
+        "no divergent layer: n1 (Conv, int8) has the largest quantization error, -33.0 dB relative to its output, and "
+        "the threshold is -18.0 dB"
     )
 
 
-def test_the_reason_names_nodes_whose_noise_counts_to_the_jump() -> None:
+def test_the_reason_names_nodes_without_a_counterpart_as_possible_causes() -> None:
     reason = jump.find(layers(-3.0), {"n0": ("a", "b", "c", "d")})[1]
-    assert reason.endswith("it may be due to nodes before it that FP32's graph has no tensor of: a, b, c, ...")
+    assert reason.endswith(
+        "the cause may also be nodes before it without a counterpart in the FP32 graph: a, b, c, ..."
+    )
 
 
-def test_a_reason_of_no_jump_says_what_could_not_be_looked_at() -> None:
+def test_the_reason_for_no_divergent_layer_counts_nodes_without_a_counterpart() -> None:
     reason = jump.find(layers(-40.0, -33.0), {"n0": ("a",), "n1": ("a", "b")})[1]
     assert reason.endswith(
-        "; 2 nodes have no counterpart in FP32's graph, and the noise counts to the next that has one"
+        "; 2 nodes have no counterpart in the FP32 graph, and their errors count toward the next node that has one"
     )
 
 
-def test_a_graph_that_adds_no_noise_has_no_jump() -> None:
+def test_a_graph_without_quantization_errors_has_no_divergent_layer() -> None:
     exact = [replace(row, added=0.0) for row in layers(-40.0, -40.0)]
-    assert jump.find(exact, {}) == ("", "no layer adds any noise")
+    assert jump.find(exact, {}) == ("", "no layer adds any quantization error")

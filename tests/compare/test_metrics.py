@@ -444,7 +444,7 @@ def test_scores_whose_number_changes_are_none() -> None:
 
 def test_a_kind_of_no_output_is_refused_with_a_suggestion() -> None:
     array = np.zeros((1, 3), np.float32)
-    with pytest.raises(UsageError, match=r"--kind names 'logit', which is no output. Did you mean logits"):
+    with pytest.raises(UsageError, match=r"--kind names an unknown output 'logit'. Did you mean logits"):
         Metrics({"logit": "scores"}).add(batch(array, array, (0,), name="logits"))
 
 

@@ -1,4 +1,4 @@
-"""The check of an export: what it is run on, and what it takes for a drift."""
+"""The check of an export: its inputs, and its limit for drift."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RANGES = (
 
 @dataclass(frozen=True)
 class Fixed:
-    """Gives the same outputs whatever it is fed."""
+    """A runner that returns the same outputs for any feed."""
 
     outputs: Mapping[str, Array]
     where: str = "here"
@@ -36,9 +36,9 @@ class Fixed:
         return self.outputs
 
 
-def check(truth: list[Array], made: Mapping[str, Array]) -> parity.Comparison:
+def check(truth: list[Array], outputs: Mapping[str, Array]) -> parity.Comparison:
     reference = parity.Reference(name="net.pt2", ran="PyTorch", outputs=[truth])
-    return parity.check(reference, Fixed(made), [{}], "1 random input")
+    return parity.check(reference, Fixed(outputs), [{}], "1 random input")
 
 
 def test_random_inputs_have_the_smallest_and_the_usual_shapes_and_are_the_same_each_time() -> None:
@@ -52,7 +52,7 @@ def test_random_inputs_have_the_smallest_and_the_usual_shapes_and_are_the_same_e
     assert feeds.source.startswith("4 random inputs")
 
 
-def test_whole_numbers_are_valid_ids_and_masks() -> None:
+def test_random_integers_are_valid_ids_and_masks() -> None:
     for feed in parity.random((IDS,), RANGES).draw():
         assert set(np.unique(feed["ids"])) <= {0, 1}
         assert (feed["ids"][:, 0] == 1).all()
@@ -65,7 +65,7 @@ def test_the_digest_follows_the_shapes() -> None:
 
 
 @pytest.mark.parametrize(("count", "batched", "feeds"), [(1, True, 1), (3, True, 4), (3, False, 3), (100, True, 9)])
-def test_a_datasets_samples_are_taken_from_all_over_it_and_joined_once(count: int, batched: bool, feeds: int) -> None:
+def test_samples_are_spread_over_the_dataset_and_two_are_joined(count: int, batched: bool, feeds: int) -> None:
     dataset = Dataset(
         source="data",
         digest="d",
@@ -88,13 +88,13 @@ def test_the_limit_is_a_relative_error_of_one_in_ten_thousand(error: float, seed
     assert (found.verdict == "pass") == (error <= 1e-4) or abs(error - 1e-4) < 1e-9
 
 
-def test_whole_numbers_must_be_equal() -> None:
+def test_integers_must_be_equal() -> None:
     ids = np.arange(1000)
     assert check([ids], {"y": ids}).verdict == "pass"
     assert check([ids], {"y": np.where(ids == 7, 8, ids)}).verdict == "fail"
 
 
-def test_what_an_output_means_does_not_change_how_it_is_judged() -> None:
+def test_the_kind_of_an_output_does_not_change_its_gate() -> None:
     mask = np.ones((1, 4, 4), np.int64)
     boxes = np.array([[[0, 0, 9, 9, 0.9, 1], [1, 1, 5, 5, 0.8, 2]]], np.float32)
     found = check([mask, boxes], {"mask": mask, "output0": boxes})
@@ -118,7 +118,7 @@ def test_another_number_of_outputs_is_an_error() -> None:
         check([np.ones(1), np.ones(1)], {"a": np.ones(1)})
 
 
-def test_the_line_says_how_close_it_is() -> None:
+def test_the_line_gives_the_lowest_sqnr() -> None:
     ones = np.ones((1, 4), np.float64)
-    assert parity.line(check([ones], {"y": ones * (1 + 1e-6)})).endswith("pass, SQNR 120 dB or better")
-    assert parity.line(check([ones], {"y": ones})).endswith("pass, identical")
+    assert parity.line(check([ones], {"y": ones * (1 + 1e-6)})).endswith("pass, SQNR at least 120 dB")
+    assert parity.line(check([ones], {"y": ones})).endswith("pass, outputs are identical")

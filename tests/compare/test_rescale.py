@@ -1,4 +1,4 @@
-"""Factors of equalized tensors, measured: exact when nothing is wrong, and no hiding place for damage."""
+"""Estimated factors of equalized tensors: exact for a sound network, and never an explanation for damage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from trtopt.compare.rescale import Rescaling
 from trtopt.compare.taps import Link, Point
 
-CONV = Link("reader", 1)
+CONV = Link("consumer", 1)
 factor_lists = st.lists(st.floats(1, 1000), min_size=2, max_size=6).map(lambda rest: np.array([1.0, *rest]))
 
 
@@ -36,28 +36,28 @@ def scaled(x: np.ndarray, factors: np.ndarray) -> np.ndarray:
 
 
 @given(factor_lists)
-def test_factors_are_found(factors: np.ndarray) -> None:
+def test_factors_are_estimated_exactly(factors: np.ndarray) -> None:
     rescaling, x = Rescaling(), activation(len(factors))
     rescaling.add(point("a"), x, scaled(x, factors))
     np.testing.assert_allclose(rescaling.apply(point("a"), x), scaled(x, factors), rtol=1e-5)
 
 
 @given(factor_lists, st.floats(0.01, 0.4))
-def test_a_tensor_that_is_too_small_as_a_whole_stays_so(factors: np.ndarray, damage: float) -> None:
+def test_a_tensor_that_is_too_small_as_a_whole_is_not_explained_by_factors(factors: np.ndarray, damage: float) -> None:
     rescaling, x = Rescaling(), activation(len(factors))
     rescaling.add(point("a"), x, scaled(x, factors * damage))
     np.testing.assert_allclose(rescaling.apply(point("a"), x), scaled(x, factors), rtol=1e-4)
 
 
-def test_later_tensors_of_a_link_take_the_factors_of_the_first() -> None:
+def test_later_tensors_of_a_link_have_the_factors_of_the_first() -> None:
     rescaling, x, factors = Rescaling(), activation(3), np.array([1.0, 4.0, 20.0])
     rescaling.add(point("conv"), x, scaled(x, factors))
     rescaling.add(point("relu"), np.maximum(x, 0), np.zeros_like(x))
-    found = rescaling.apply(point("relu"), np.maximum(x, 0))
-    np.testing.assert_allclose(found, scaled(np.maximum(x, 0), factors), rtol=1e-5)
+    rescaled = rescaling.apply(point("relu"), np.maximum(x, 0))
+    np.testing.assert_allclose(rescaled, scaled(np.maximum(x, 0), factors), rtol=1e-5)
 
 
-def test_channels_that_say_nothing_are_left_as_they_are() -> None:
+def test_channels_without_evidence_are_unchanged() -> None:
     rescaling, x = Rescaling(), activation(3)
     x[:, 1] = 0
     typed = scaled(x, np.array([1.0, 1.0, 5.0]))
@@ -69,10 +69,10 @@ def test_channels_that_say_nothing_are_left_as_they_are() -> None:
 def test_the_last_axis_holds_the_channels_of_a_product() -> None:
     rescaling, factors = Rescaling(), np.array([1.0, 3.0, 9.0])
     x = np.random.default_rng(1).normal(size=(7, 3)).astype(np.float32)
-    rescaling.add(point("a", Link("reader", -1)), x, (x * factors).astype(np.float32))
-    np.testing.assert_allclose(rescaling.apply(point("a", Link("reader", -1)), x), x * factors, rtol=1e-5)
+    rescaling.add(point("a", Link("consumer", -1)), x, (x * factors).astype(np.float32))
+    np.testing.assert_allclose(rescaling.apply(point("a", Link("consumer", -1)), x), x * factors, rtol=1e-5)
 
 
-def test_a_tensor_that_is_not_equalized_is_returned_as_it_is() -> None:
+def test_a_tensor_that_is_not_equalized_is_unchanged() -> None:
     x = activation(2)
     assert Rescaling().apply(point("a", None), x) is x

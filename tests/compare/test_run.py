@@ -14,11 +14,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trtopt.compare.gate import judged
 from trtopt.compare.run import Measure, Pair, compare
-from trtopt.data.dataset import Array, Dataset
+from trtopt.data.dataset import Array, ClassList, Dataset
+from trtopt.data.sample import Header, Samples, to_dataset
 from trtopt.engine.onnxruntime import OrtRunner, open_runner
 from trtopt.errors import DataError, ModelError, OutOfMemoryError, UsageError
 from trtopt.events import Event, Progress, Warned, silent
-from trtopt.types import Comparison
+from trtopt.types import Comparison, TensorSpec
 
 SAMPLES = np.random.default_rng(0).normal(size=(9, 12)).astype(np.float32)
 LABELS = tuple(SAMPLES.argmax(axis=1).tolist())
@@ -186,6 +187,117 @@ def test_a_graph_with_a_batch_of_one_written_inside_runs_one_by_one(tmp_path: Pa
     assert (found.verdict, found.samples) == ("pass", 9)
 
 
+def grouped(samples: Array, size: int, labels: tuple[int, ...] | None = None) -> Dataset:
+    """The samples as they are fed to a model whose batch is fixed."""
+    inputs = (TensorSpec(name="x", dtype="float32", shape=(size, 12)),)
+    return to_dataset(
+        Samples(
+            source="eval.npz",
+            digest="d",
+            ids=tuple(f"eval.npz[{i}]" for i in range(len(samples))),
+            peek=lambda i: {"x": Header("float32", samples[i].shape)},
+            read=lambda i: {"x": samples[i]},
+            labels=labels,
+        ),
+        inputs,
+    )
+
+
+@pytest.mark.parametrize("size", [2, 4, 9, 16])
+@pytest.mark.parametrize("labels", [None, LABELS])
+def test_a_fixed_batch_changes_no_metric(size: int, labels: tuple[int, ...] | None) -> None:
+    def candidate(x: Array) -> Array:
+        return np.roll(x, 1, axis=1) + x
+
+    whole = drift(model(logits=same, y=same), model(logits=candidate, y=candidate), dataset(labels=labels))
+    baseline = model(logits=same, y=same)
+    found = drift(baseline, model(logits=candidate, y=candidate), grouped(SAMPLES, size, labels))
+    assert set(baseline.sizes) == {size}
+    assert found.outputs == whole.outputs
+    assert (found.samples, found.labelled) == (9, labels is not None)
+    assert not any("labels" in warning for warning in found.warnings)
+
+
+def test_what_fills_the_last_group_is_not_counted() -> None:
+    def spoiled(x: Array) -> Array:  # all but the first three rows, whose samples are there three times
+        return np.where(np.arange(len(x))[:, None] < 3, x, np.float32(np.nan))
+
+    found = drift(model(y=same), model(y=spoiled), grouped(SAMPLES[:3], 8))
+    assert (found.verdict, found.samples) == ("pass", 3)
+
+
+def test_a_sample_of_a_group_is_named() -> None:
+    def spoiled(x: Array) -> Array:
+        return np.where((x == SAMPLES[6]).all(axis=1, keepdims=True), np.float32(np.nan), x)
+
+    found = drift(model(y=same), model(y=spoiled), grouped(SAMPLES, 4))
+    assert "NaN or Inf in 1 of 9 samples, first in eval.npz[6]" in found.gates[0].reason
+
+
+def test_progress_counts_the_samples_of_groups() -> None:
+    events: list[Event] = []
+    pair = Pair(baseline=model(y=same), candidate=model(y=same), names=("a", "b"))
+    compare(pair, grouped(SAMPLES, 4), Measure(), emit=events.append)
+    assert events == [Progress("compare", done, 9) for done in (4, 8, 9)]
+
+
+def test_a_group_whose_output_has_no_row_for_each_sample_is_one_sample_and_that_is_said() -> None:
+    def mixed(x: Array) -> Array:
+        return x.mean(axis=0)
+
+    found = drift(model(logits=same, y=mixed), model(logits=same, y=mixed), grouped(SAMPLES, 4, LABELS))
+    assert (found.samples, found.labelled) == (3, False)
+    assert found.warnings[-1] == (
+        "eval.npz: an output has no row for each sample of a group, so that a group counts as one sample; "
+        "labels are not used"
+    )
+
+
+def test_a_metric_of_the_users_own_gets_the_samples_of_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "of_groups.py").write_text(
+        "def right(reference, candidate, labels):\n"
+        "    return {'right': float((candidate['logits'].argmax(axis=1) == labels).mean()), 'n': len(labels)}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    pair = Pair(baseline=model(logits=same), candidate=model(logits=same), names=("a", "b"))
+    data = grouped(SAMPLES, 4, (*LABELS[:8], LABELS[8] + 1))
+    found = compare(pair, data, Measure(metrics=("of_groups:right",)), emit=silent)
+    assert found.outputs[-1].values == {"right": pytest.approx(8 / 9), "n": pytest.approx((4 * 4 + 4 * 4 + 1) / 9)}
+
+
+FOLDERS = ClassList(count=3, what="class folders (a, b, c)")
+
+
+@pytest.mark.parametrize("size", [None, 4])
+def test_labels_that_are_places_in_another_list_than_the_scores_are_refused_at_once(size: int | None) -> None:
+    data = dataset(labels=LABELS) if size is None else grouped(SAMPLES, size, LABELS)
+    baseline = model(logits=same)
+    with pytest.raises(DataError, match=r"places among 3 class folders \(a, b, c\), and output logits has 12 scores"):
+        drift(baseline, model(logits=same), replace(data, class_list=FOLDERS))
+    assert len(baseline.sizes) <= 3  # what finds out how samples are fed, and the first run
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        {"logits": same, "few": lambda x: x[:, :3]},  # as many as there are classes
+        {"map": lambda x: np.stack([x, x], axis=1)},  # no class scores
+        {"ids": lambda x: x.argmax(axis=1).astype(np.int64)},
+    ],
+)
+def test_places_in_a_list_are_taken_where_no_score_contradicts_them(
+    outputs: dict[str, Callable[[Array], Array]],
+) -> None:
+    found = drift(model(**outputs), model(**outputs), dataset(labels=LABELS, class_list=FOLDERS))
+    assert found.samples == 9
+
+
+def test_an_output_that_is_not_class_scores_contradicts_no_list() -> None:
+    pair = Pair(baseline=model(y=same), candidate=model(y=same), names=("a", "b"))
+    data = dataset(labels=LABELS, class_list=FOLDERS)
+    assert not compare(pair, data, Measure(kinds={"y": "values"}), emit=silent).labelled
+
+
 def net(folder: Path, name: str, *outputs: tuple[str, float]) -> OrtRunner:
     """An onnxruntime session of a net that gives its input, times a factor, under each of these names."""
     made = [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["n", 12]) for output, _ in outputs]
@@ -280,8 +392,8 @@ def test_the_batch_is_halved_where_memory_is_exhausted_and_no_sample_is_lost() -
     pair = Pair(baseline=baseline, candidate=candidate, names=("a", "b"))
     found = compare(pair, dataset(labels=LABELS), Measure(), emit=events.append, batch=7)
     assert [event.message for event in events if isinstance(event, Warned)] == [
-        "memory does not hold 7 samples a run: 4 from now on",
-        "memory does not hold 4 samples a run: 2 from now on",
+        "out of memory at batch 7; continuing with batch 4",
+        "out of memory at batch 4; continuing with batch 2",
     ]
     assert [event.done for event in events if isinstance(event, Progress)] == [2, 4, 6, 7, 9]
     whole = compare(replace(pair, candidate=exhausted_beyond(9)), dataset(labels=LABELS), Measure(), emit=silent)

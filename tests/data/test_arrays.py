@@ -2,13 +2,15 @@
 
 import io
 import os
+import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from trtopt.data import arrays, open_dataset
+from trtopt.data import arrays, batches, open_dataset
 from trtopt.errors import DataError
 from trtopt.types import TensorSpec
 
@@ -122,7 +124,7 @@ def test_a_zip_named_npy_is_refused(tmp_path: Path) -> None:
 def test_an_npz_member_that_is_no_array_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
         archive.writestr("readme.txt", "hello")
-    assert "readme.txt in it is no array" in refusal(tmp_path / "d.npz")
+    assert "readme.txt in it is not an array" in refusal(tmp_path / "d.npz")
 
 
 @pytest.mark.parametrize("how", ["npy", "savez", "savez_compressed"])
@@ -143,6 +145,71 @@ def test_corrupt_compressed_values_are_refused(tmp_path: Path) -> None:
     content[300:310] = bytes(10)
     path.write_bytes(content)
     assert "cannot be read as NumPy arrays" in refusal(path)
+
+
+def damage(path: Path, part: bytes) -> None:
+    """Change the first byte of the part of the file that holds these bytes, and no size or checksum."""
+    content = path.read_bytes()
+    place = content.index(part)
+    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+
+
+LARGE = np.random.default_rng(0).random((100, 3000), np.float32)  # more than is read at once
+WIDE = (TensorSpec(name="x", dtype="float32", shape=("n", 3000)),)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("rows", [1, 100])
+def test_a_stored_array_that_is_damaged_is_refused_by_file_and_name(tmp_path: Path, rows: int, order: str) -> None:
+    values = np.asarray(LARGE[:rows], order=order)
+    np.savez(tmp_path / "d.npz", labels=np.arange(rows), x=values)
+    damage(tmp_path / "d.npz", values.tobytes("A")[-12:])
+    assert "d.npz: x.npy is damaged: its values do not match the checksum" in refusal(tmp_path / "d.npz", WIDE)
+
+
+def test_labels_that_are_damaged_are_refused(tmp_path: Path) -> None:
+    labels = np.arange(2000)
+    np.savez(tmp_path / "d.npz", x=np.zeros((2000, 3), np.float32), labels=labels)
+    damage(tmp_path / "d.npz", labels[-1:].tobytes())
+    assert "d.npz: labels.npy is damaged" in refusal(tmp_path / "d.npz")
+
+
+def test_a_damaged_header_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=np.asarray(LARGE, order="F"))
+    content = (tmp_path / "d.npz").read_bytes()
+    (tmp_path / "d.npz").write_bytes(content.replace(b"'fortran_order': True, ", b"'fortran_order': False,"))
+    assert "d.npz: x.npy is damaged" in refusal(tmp_path / "d.npz", WIDE)
+
+
+@pytest.mark.parametrize("extra", [b"", bytes(9000)], ids=["", "more than the array"])
+def test_a_compressed_array_that_is_damaged_is_refused_by_file_and_name(tmp_path: Path, extra: bytes) -> None:
+    content = io.BytesIO()
+    np.save(content, LARGE)
+    with zipfile.ZipFile(tmp_path / "d.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=0) as archive:
+        archive.writestr("x.npy", content.getvalue() + extra)
+    damage(tmp_path / "d.npz", LARGE[-1:].tobytes())  # deflated, and yet as they are: nothing but the checksum can tell
+    assert "d.npz: x.npy: cannot be read as NumPy arrays: Bad CRC-32" in refusal(tmp_path / "d.npz", WIDE)
+
+
+@pytest.mark.parametrize("member", ["x", "label"])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_damaged_file_in_a_folder_is_refused_and_skip_bad_leaves_it_out(
+    tmp_path: Path, save: Callable[..., None], member: str
+) -> None:
+    for i in range(3):
+        save(tmp_path / f"{i}.npz", x=LARGE[i], label=np.array(i))
+    with zipfile.ZipFile(tmp_path / "1.npz") as archive:
+        info = archive.getinfo(f"{member}.npy")
+    content = (tmp_path / "1.npz").read_bytes()
+    name, extra = struct.unpack_from("<HH", content, info.header_offset + 26)
+    start = info.header_offset + 30 + name + extra
+    damage(tmp_path / "1.npz", content[start : start + info.compress_size][-8:])
+    with pytest.raises(DataError, match=rf"1\.npz: .*{member}\.npy"):
+        list(batches(open_dataset(str(tmp_path), WIDE)))
+    dataset = open_dataset(str(tmp_path), WIDE, skip_bad=True)
+    assert (dataset.ids, dataset.labels) == (("0.npz", "2.npz"), (0, 2))
+    assert [dataset.load(i)["x"][0, 0] for i in range(2)] == [LARGE[0, 0], LARGE[2, 0]]
+    assert any("left out 1 of 3" in note and "1.npz" in note for note in dataset.notes)
 
 
 def test_an_array_that_announces_more_than_it_holds_is_refused(tmp_path: Path) -> None:

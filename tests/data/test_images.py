@@ -165,18 +165,18 @@ def test_a_palette_with_transparency_is_read_without_a_warning(tmp_path: Path) -
 
 def test_sixteen_bits_a_channel_are_refused_rather_than_clipped(tmp_path: Path) -> None:
     Image.fromarray(np.full((6, 8), 4000, np.uint16)).save(tmp_path / "a.png")
-    assert "a.png: more than 8 bits a channel" in refusal(tmp_path)
+    assert "a.png: more than 8 bits per channel" in refusal(tmp_path)
 
 
 def test_a_file_that_is_no_picture_is_refused_by_name(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"not a picture")
-    assert "b.png: cannot be read as a picture" in refusal(tmp_path)
+    assert "b.png: cannot be read as an image" in refusal(tmp_path)
 
 
 def test_postscript_named_png_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 6\n%%EndComments\n")
-    assert "cannot be read as a picture" in refusal(tmp_path)
+    assert "cannot be read as an image" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "webp"])
@@ -185,7 +185,7 @@ def test_a_truncated_picture_is_refused_by_name(tmp_path: Path, suffix: str) -> 
     path = noise(tmp_path / f"b.{suffix}")
     content = path.read_bytes()
     path.write_bytes(content[: len(content) * 3 // 4])
-    assert f"b.{suffix}: cannot be read as a picture" in refusal(tmp_path)
+    assert f"b.{suffix}: cannot be read as an image" in refusal(tmp_path)
 
 
 def test_skip_bad_leaves_out_broken_pictures_and_lists_them(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_a_decompression_bomb_is_refused_without_being_decoded(tmp_path: Path, s
 def test_pictures_for_a_model_with_two_inputs_are_refused(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     second = TensorSpec(name="y", dtype="float32", shape=("n", 1))
-    with pytest.raises(DataError, match="pictures feed one input: the model has 2: x, y"):
+    with pytest.raises(DataError, match="images feed one input: the model has 2: x, y"):
         open_dataset(str(tmp_path), (*RGB, second), recipe=PLAIN)
 
 
@@ -243,7 +243,7 @@ def test_a_half_precision_input_gets_half_precision(tmp_path: Path) -> None:
 def test_an_input_of_whole_numbers_is_refused(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     spec = (TensorSpec(name="x", dtype="int64", shape=("n", 3, 6, 8)),)
-    with pytest.raises(DataError, match="pictures cannot feed input x: it is int64"):
+    with pytest.raises(DataError, match="images cannot feed input x: it is int64"):
         open_dataset(str(tmp_path), spec, recipe=PLAIN)
 
 

@@ -72,7 +72,7 @@ def test_a_missing_input_is_named_beside_what_was_found(tmp_path: Path) -> None:
 def test_an_unknown_array_is_refused_with_the_models_inputs(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=np.zeros((2, 3), np.float32), y=np.zeros((2, 3), np.float32))
     message = error(tmp_path / "d.npz")
-    assert "y is no input" in message
+    assert "y is not an input" in message
     assert "x (float32 [n, 3])" in message
 
 
@@ -181,15 +181,31 @@ def test_samples_for_a_batch_fixed_at_one_are_not_joined(tmp_path: Path) -> None
     assert [batch.feed["x"].shape for batch in batches(dataset, 8)] == [(1, 3)] * 4
 
 
-def test_samples_for_a_larger_fixed_batch_are_grouped_and_the_last_one_repeated(tmp_path: Path) -> None:
+def test_samples_for_a_larger_fixed_batch_are_grouped_and_the_last_group_is_filled(tmp_path: Path) -> None:
     fixed = (TensorSpec(name="x", dtype="float32", shape=(3, 3)),)
     np.savez(tmp_path / "d.npz", x=np.arange(12, dtype=np.float32).reshape(4, 3), labels=np.arange(4))
     dataset = open_dataset(str(tmp_path / "d.npz"), fixed)
-    assert [batch.feed["x"][:, 0].tolist() for batch in batches(dataset, 8)] == [[0, 3, 6], [9, 9, 9]]
+    assert [batch.feed["x"][:, 0].tolist() for batch in batches(dataset, 8)] == [[0, 3, 6], [9, 0, 3]]
     assert dataset.ids == ("d.npz[0] to d.npz[2]", "d.npz[3] to d.npz[3]")
     assert dataset.labels is None
     assert dataset.shapes == (((3, 3),),)
-    assert any("2 times more" in note for note in dataset.notes)
+    assert any("the last one filled with 2 samples from the start" in note for note in dataset.notes)
+
+
+def test_a_group_says_which_samples_it_holds_and_what_they_are(tmp_path: Path) -> None:
+    fixed = (TensorSpec(name="x", dtype="float32", shape=(3, 3)),)
+    np.savez(tmp_path / "d.npz", x=np.zeros((4, 3), np.float32), labels=np.array([7, 8, 9, 5]))
+    groups = open_dataset(str(tmp_path / "d.npz"), fixed).groups
+    assert groups is not None
+    assert groups.ids == ("d.npz[0]", "d.npz[1]", "d.npz[2]", "d.npz[3]")
+    assert groups.labels == (7, 8, 9, 5)
+    assert [groups.members(feed) for feed in range(2)] == [(0, 1, 2), (3,)]
+
+
+def test_a_single_sample_fills_a_group_many_times(tmp_path: Path) -> None:
+    fixed = (TensorSpec(name="x", dtype="float32", shape=(5, 3)),)
+    dataset = open_dataset(save(tmp_path / "x.npy", rows=2), fixed)
+    assert dataset.load(0)["x"][:, 0].tolist() == [0, 3, 0, 3, 0]
 
 
 def test_samples_of_different_shapes_cannot_fill_a_fixed_batch(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def inputs(*shape: Dim, dtype: str = "float32") -> tuple[TensorSpec, ...]:
 def assumed(tmp_path: Path, spec: tuple[TensorSpec, ...]) -> ImageRecipe:
     recipe, note = recipe_for(tmp_path, spec)
     assert recipe.image is not None
-    assert f"assumed for pictures: {recipe.image}" in note
+    assert f"assumed for images: {recipe.image}" in note
     return recipe.image
 
 
@@ -82,8 +82,8 @@ def test_the_shorter_side_can_be_stated(tmp_path: Path) -> None:
     [
         ("", "the recipe is empty"),
         ("[image", "cannot be read as TOML"),
-        ("image = 3", "image is no table"),
-        ("[images]", "unknown table images. Did you mean image"),
+        ("image = 3", "image is not a table"),
+        ("[images]", "unknown table or key images. Did you mean image"),
         ("[image]\nmeans = [0]", "unknown key means. Did you mean mean"),
         ("[image]\nresize = 256", "resize is 256"),
         ('[image]\nresize = "shorter:x"', "resize is 'shorter:x'"),
@@ -102,6 +102,12 @@ def test_the_shorter_side_can_be_stated(tmp_path: Path) -> None:
         ("[text]\nmax_length = 8", "tokenizer must be"),
         ('[text]\ntokenizer = "t.json"', "max_length must be"),
         ('[text]\ntokenizer = "t.json"\nmax_length = 8\npadding = "left"', "padding is 'left'"),
+        ("classes = 3\n[image]", "classes is 3. Write a list of names, or the path of a file of names"),
+        ("classes = []\n[image]", "classes of .*: holds no class names"),
+        ('classes = ["a", "a"]\n[image]', "a is there twice"),
+        ('classes = ["a", 1]\n[image]', "the name of class 1 is 1, which is not text"),
+        ('classes = "gone.txt"\n[image]', "gone.txt: cannot be read as class names"),
+        ('[image]\nclasses = ["a"]', "unknown key classes. Write it above the first table"),
     ],
 )
 def test_a_wrong_recipe_is_refused(tmp_path: Path, text: str, reason: str) -> None:
@@ -113,6 +119,16 @@ def test_a_tokenizer_is_looked_for_beside_the_recipe(tmp_path: Path) -> None:
     text = load_recipe(write(tmp_path, '[text]\ntokenizer = "t.json"\nmax_length = 8')).text
     assert text is not None
     assert text.tokenizer == tmp_path / "t.json"
+
+
+def test_class_names_are_a_list_or_a_file_beside_the_recipe(tmp_path: Path) -> None:
+    listed = load_recipe(write(tmp_path, 'classes = ["circle", "ring"]\n[image]'))
+    (tmp_path / "shapes.txt").write_text("circle\nring\n")
+    read = load_recipe(write(tmp_path, 'classes = "shapes.txt"\n[image]'))
+    assert listed.classes is not None
+    assert read.classes is not None
+    assert listed.classes.index == read.classes.index == {"circle": 0, "ring": 1}
+    assert listed.digest == load_recipe(write(tmp_path, "[image]")).digest
 
 
 def test_the_digest_is_of_the_settings(tmp_path: Path) -> None:
@@ -161,5 +177,5 @@ def test_a_dynamic_size_needs_a_recipe(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [("n", 10), ("n", 4, 8, 8)])
 def test_an_input_that_is_not_image_shaped_is_refused(tmp_path: Path, shape: tuple[Dim, ...]) -> None:
-    with pytest.raises(DataError, match="pictures do not fit the model"):
+    with pytest.raises(DataError, match="images do not fit the model"):
         recipe_for(tmp_path, inputs(*shape))

@@ -60,9 +60,9 @@ def test_a_row_without_a_label_among_labelled_ones_is_refused(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('{"input_ids": [1, ', "rows.jsonl:2: no JSON"),
-        ("[" * 100_000, "rows.jsonl:2: no JSON"),
-        ("[1, 2]", "rows.jsonl:2: no JSON object"),
+        ('{"input_ids": [1, ', "rows.jsonl:2: not JSON"),
+        ("[" * 100_000, "rows.jsonl:2: not JSON"),
+        ("[1, 2]", "rows.jsonl:2: not a JSON object"),
         ({"ids": [1, 2]}, "rows.jsonl:2: nothing for input input_ids: it has ids"),
         ({"input_ids": None}, "nothing for input input_ids"),
         ({"input_ids": []}, "input_ids is empty"),

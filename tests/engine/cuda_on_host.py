@@ -1,6 +1,6 @@
-"""The seam's `Backend` on host memory, for machines without a GPU: what is enqueued runs at once, or into a graph.
+"""Fake CUDA backend on host memory, for machines without a GPU: work runs at once, or is recorded into a graph.
 
-Device addresses are addresses of the host.
+Device addresses are host addresses.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from trtopt.errors import OutOfMemoryError
 
 
 def has_driver() -> bool:
-    """Whether this machine has an NVIDIA driver."""
+    """Return whether this machine has an NVIDIA driver."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -25,13 +25,13 @@ def has_driver() -> bool:
 
 
 def at(pointer: int, count: int, dtype: Any) -> Array:
-    """The array at a device address."""
+    """Return the array at a device address."""
     size = count * np.dtype(dtype).itemsize
     return np.frombuffer((ctypes.c_uint8 * size).from_address(pointer), dtype)
 
 
 class HostBackend:
-    """`alive` holds what was made and not released, in the order in which it was made; `released` what was, in its."""
+    """Fake backend. `alive` has the unreleased handles in order of creation, `released` the kinds of the others."""
 
     GRAPHS = True
 
@@ -43,9 +43,9 @@ class HostBackend:
         self._capturing: list[Callable[[], None]] | None = None
         self._ids = 0
 
-    def _make(self, kind: str, what: Any = None) -> int:
+    def _create(self, kind: str, content: Any = None) -> int:
         self._ids += 1
-        self.alive[self._ids] = (kind, what)
+        self.alive[self._ids] = (kind, content)
         return self._ids
 
     def _release(self, handle: int) -> None:
@@ -68,7 +68,7 @@ class HostBackend:
         return 13000
 
     def retain(self, index: int) -> Any:
-        return self._make("context")
+        return self._create("context")
 
     def activate(self, context: Any) -> Any:
         return context
@@ -82,27 +82,27 @@ class HostBackend:
         return "Host", (9, 0)
 
     def memory(self) -> tuple[int, int]:
-        used = sum(what.nbytes for kind, what in self.alive.values() if kind == "memory")
+        used = sum(content.nbytes for kind, content in self.alive.values() if kind == "memory")
         return self.room - used, self.room
 
     def allocate(self, size: int) -> tuple[Any, int]:
         if size > self.memory()[0]:
             raise OutOfMemoryError("exhausted")
         data = np.zeros(size, np.uint8)
-        return self._make("memory", data), data.ctypes.data
+        return self._create("memory", data), data.ctypes.data
 
     def free(self, handle: Any) -> None:
         self._release(handle)
 
     def allocate_host(self, size: int) -> tuple[Any, Array]:
         data = np.zeros(size, np.uint8)
-        return self._make("pinned", data), data
+        return self._create("pinned", data), data
 
     def free_host(self, handle: Any) -> None:
         self._release(handle)
 
     def create_stream(self) -> tuple[Any, int]:
-        handle = self._make("stream")
+        handle = self._create("stream")
         return handle, handle
 
     def destroy_stream(self, stream: Any) -> None:
@@ -123,7 +123,7 @@ class HostBackend:
         self._do("fill", lambda: at(pointer, size, np.uint8).fill(value))
 
     def create_event(self) -> Any:
-        return self._make("event")
+        return self._create("event")
 
     def destroy_event(self, event: Any) -> None:
         self._release(event)
@@ -138,10 +138,10 @@ class HostBackend:
     def wait(self, stream: Any, event: Any) -> None: ...
 
     def compile(self, source: str, architecture: tuple[int, int], options: tuple[str, ...]) -> bytes:
-        raise CudaError("a CUDA kernel does not compile", why="there is no compiler on the host")
+        raise CudaError("a CUDA kernel does not compile", why="the fake backend has no compiler")
 
     def load(self, image: bytes, name: str) -> Any:
-        return self._make("kernel")
+        return self._create("kernel")
 
     def unload(self, kernel: Any) -> None:
         self._release(kernel)
@@ -149,7 +149,7 @@ class HostBackend:
     def launch(self, kernel: Any, shape: Launch, stream: Any, arguments: tuple[np.generic, ...]) -> None: ...
 
     def enqueue(self, work: Callable[[], None]) -> None:
-        """What an engine does in place of a kernel's launch."""
+        """Enqueue the computation of a fake engine."""
         self._do("compute", work)
 
     def begin_capture(self, stream: Any) -> None:
@@ -157,7 +157,7 @@ class HostBackend:
 
     def end_capture(self, stream: Any) -> Any:
         captured, self._capturing = self._capturing, None
-        return self._make("graph", captured) if captured else None
+        return self._create("graph", captured) if captured else None
 
     def replay(self, graph: Any, stream: Any) -> None:
         self.launched.append("replay")

@@ -1,4 +1,4 @@
-"""Kernels for the tests on a GPU, and what they need to be launched."""
+"""Kernels for the tests on a GPU, and helpers to launch them."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ def kernel(device: Device, name: str) -> Kernel:
 
 
 def spin_for(device: Device, milliseconds: float) -> np.int64:
-    """The cycles that a spinning kernel takes this long for, by a measurement now that the clocks are up."""
+    """Return the cycles for which a spinning kernel takes `milliseconds`, measured at the current clock rate."""
     stream, spin, done = device.stream(), kernel(device, "spin"), device.allocate(4)
-    cycles, took = np.int64(100_000_000), 0.0
-    for _ in range(2):
+    cycles, elapsed = np.int64(100_000_000), 0.0
+    for _ in range(2):  # the first run brings the clocks up
         start = stream.record(device.event())
         stream.launch(spin, ONE_THREAD, cycles, done)
         end = stream.record(device.event())
         end.synchronize()
-        took = end.since(start)
-    return np.int64(cycles * milliseconds / took)
+        elapsed = end.since(start)
+    return np.int64(cycles * milliseconds / elapsed)
 
 
 def resident() -> int:
@@ -59,7 +59,7 @@ def resident() -> int:
 
 
 class Scaling:
-    """In place of an engine: `y` is three times `x` [1 to 64, n], by a kernel, after as many cycles of work."""
+    """Fake engine: a kernel computes `y` as three times `x` [1 to 64, n] after spinning for `cycles`."""
 
     where = "a kernel"
     weights_size = 0
@@ -79,8 +79,8 @@ class Scaling:
         return ScalingExecution(self, shapes["x"], addresses)
 
     def close(self) -> None:
-        for each in (self.scaled, self.spin, self.done):
-            each.close()
+        for resource in (self.scaled, self.spin, self.done):
+            resource.close()
 
 
 class ScalingExecution:
@@ -92,12 +92,12 @@ class ScalingExecution:
 
     def enqueue(self, stream: int) -> None:
         program, count = self.program, self.shape[0] * self.shape[1]
-        ours = next(
-            each for each in program.device.held.values() if isinstance(each, Stream) and each.pointer == stream
-        )
+        # The runner passes the address of its stream. The `Stream` of that address can launch kernels.
+        streams = [resource for resource in program.device.resources.values() if isinstance(resource, Stream)]
+        on_stream = next(candidate for candidate in streams if candidate.pointer == stream)
         if program.cycles:
-            ours.launch(program.spin, ONE_THREAD, program.cycles, program.done)
+            on_stream.launch(program.spin, ONE_THREAD, program.cycles, program.done)
         x, y = (np.uint64(self.addresses[name]) for name in ("x", "y"))
-        ours.launch(program.scaled, Launch(grid=(132,), block=(256,)), y, x, np.float32(3), np.int32(count))
+        on_stream.launch(program.scaled, Launch(grid=(132,), block=(256,)), y, x, np.float32(3), np.int32(count))
 
     def close(self) -> None: ...

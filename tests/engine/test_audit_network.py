@@ -1,4 +1,4 @@
-"""The audit against networks that the real parser of TensorRT for RTX made."""
+"""The audit of networks from the real parser of TensorRT for RTX."""
 
 import dataclasses
 import json
@@ -70,7 +70,7 @@ def small_net(path):
 
 
 def typed_net(folder, name, rest="fp16"):
-    """The small net as trtopt types it."""
+    """Return the small network, typed by trtopt."""
     small_net(folder / "fp32.onnx")
     model = load_ir(folder / "fp32.onnx")
     infer_shapes(model)
@@ -93,7 +93,7 @@ def one_node(path, op, *, name="node", dtype=TensorProto.FLOAT16, **attributes):
 
 
 def claim(typed, name, nodes=None):
-    """The same graph with other decisions about these nodes (all of them when None)."""
+    """Return the same graph with another decision for `nodes` (None: for all)."""
     decisions = tuple(
         dataclasses.replace(decision, precision=name) if nodes is None or decision.node in nodes else decision
         for decision in typed.decisions
@@ -102,14 +102,14 @@ def claim(typed, name, nodes=None):
 
 
 @pytest.mark.parametrize("name", ["fp32", "fp16", "bf16"])
-def test_a_typed_net_is_what_was_decided(trt, network, tmp_path, name):
+def test_a_typed_network_has_the_decided_precision(trt, network, tmp_path, name):
     typed = typed_net(tmp_path, name)
     assert audit_network(trt, network(typed), typed) == {name: 6} == typed.counts()
 
 
 @pytest.mark.parametrize("rest", ["fp16", "bf16", "fp32"])
 @pytest.mark.parametrize(("name", "quantized"), [("int8", 4), ("fp8", 3)])
-def test_a_quantized_net_is_what_was_decided(trt, network, tmp_path, name, quantized, rest):
+def test_a_quantized_network_has_the_decided_precision(trt, network, tmp_path, name, quantized, rest):
     typed = typed_net(tmp_path, name, rest)
     counts = audit_network(trt, network(typed), typed)
     assert counts == typed.counts()
@@ -117,14 +117,14 @@ def test_a_quantized_net_is_what_was_decided(trt, network, tmp_path, name, quant
 
 
 @pytest.mark.parametrize(("claimed", "real"), [("int8", "fp8"), ("fp8", "int8")])
-def test_codes_of_another_type_are_caught(trt, network, tmp_path, claimed, real):
+def test_another_quantized_type_than_decided_is_an_error(trt, network, tmp_path, claimed, real):
     typed = claim(typed_net(tmp_path, real), claimed)
     with pytest.raises(AuditError, match=f"node conv1 is .*, not {claimed}"):
         audit_network(trt, network(typed), typed)
 
 
 @pytest.mark.parametrize(("name", "ampere"), [("fp16", True), ("int8", True), ("fp8", False)])
-def test_an_engine_says_which_gpus_have_its_precision(trt, tmp_path, name, ampere):
+def test_an_engine_names_the_gpus_that_support_its_precision(trt, tmp_path, name, ampere):
     typed = typed_net(tmp_path, name)
     engine = tensorrt.build(trt, typed, (), tensorrt.BuildOptions(), tmp_path / "e", emit=silent)
     assert engine.audit == typed.counts()
@@ -133,14 +133,14 @@ def test_an_engine_says_which_gpus_have_its_precision(trt, tmp_path, name, amper
 
 
 @pytest.mark.parametrize("name", ["fp16", "bf16", "int8"])
-def test_a_graph_that_stayed_in_fp32_is_caught(trt, network, tmp_path, name):
+def test_a_graph_left_in_fp32_is_an_error(trt, network, tmp_path, name):
     typed = claim(typed_net(tmp_path, "fp32"), name)
     with pytest.raises(AuditError, match=f"6 of 6 nodes .* Conv node conv1 is fp32, not {name}"):
         audit_network(trt, network(typed), typed)
 
 
 @pytest.mark.parametrize("node", ["conv1", "gemm", "residual", "pool"])
-def test_a_node_that_is_not_quantized_is_named(trt, network, tmp_path, node):
+def test_the_error_names_a_node_that_is_not_quantized(trt, network, tmp_path, node):
     typed = claim(typed_net(tmp_path, "fp16"), "int8", {node})
     with pytest.raises(AuditError, match=f"1 of 6 nodes .* node {node} is fp16, not int8"):
         audit_network(trt, network(typed), typed)
@@ -169,20 +169,20 @@ def test_a_quantized_activation_with_a_float_weight_is_not_int8(trt, network, tm
         audit_network(trt, network(typed), typed)
 
 
-def test_a_node_decided_in_fp32_that_is_in_fp16_is_caught(trt, network, tmp_path):
+def test_a_node_in_fp16_that_was_decided_in_fp32_is_an_error(trt, network, tmp_path):
     typed = claim(typed_net(tmp_path, "fp16"), "fp32", {"relu"})
     with pytest.raises(AuditError, match="Relu node relu is fp16, not fp32"):
         audit_network(trt, network(typed), typed)
 
 
-def test_a_node_that_the_parser_itself_computes_in_fp32_is_counted_as_such(trt, network, tmp_path):
+def test_a_node_that_the_parser_computes_in_fp32_counts_as_fp32(trt, network, tmp_path):
     model = one_node(tmp_path / "m.onnx", "ReduceL2", axes=[1], keepdims=1)
     decision = Decision(node="node", op="ReduceL2", precision="fp16", reason="asked for")
     typed = TypedModel(onnx=model, precision="fp16", rest="fp16", decisions=(decision,))
     assert audit_network(trt, network(typed), typed) == {"fp32": 1}
 
 
-def test_the_same_node_in_an_fp32_graph_is_a_fault(trt, network, tmp_path):
+def test_the_same_node_in_an_fp32_graph_is_an_error(trt, network, tmp_path):
     model = one_node(tmp_path / "m.onnx", "ReduceL2", dtype=TensorProto.FLOAT, axes=[1], keepdims=1)
     decision = Decision(node="node", op="ReduceL2", precision="fp16", reason="claimed")
     typed = TypedModel(onnx=model, precision="fp16", rest="fp16", decisions=(decision,))
@@ -198,25 +198,25 @@ def test_an_audit_that_finds_no_node_fails(trt, network, tmp_path):
         audit_network(trt, network(typed), typed)
 
 
-def test_a_convolution_that_is_not_found_is_a_fault_and_another_node_may_be_folded(trt, network, tmp_path):
+def test_a_missing_convolution_is_an_error_but_other_nodes_may_be_folded(trt, network, tmp_path):
     typed = typed_net(tmp_path, "fp16")
     gone = {"flatten", "relu"}
     lost = tuple(dataclasses.replace(d, node="gone") if d.node in gone else d for d in typed.decisions)
     assert audit_network(trt, network(typed), dataclasses.replace(typed, decisions=lost))["folded"] == 1
     lost = tuple(dataclasses.replace(d, node="gone") if d.node == "conv2" else d for d in typed.decisions)
-    with pytest.raises(AuditError, match=r"1 of 6 nodes .* Conv node gone is not in the network, to be fp16"):
+    with pytest.raises(AuditError, match=r"1 of 6 nodes .* Conv node gone, decided as fp16, is missing"):
         audit_network(trt, network(typed), dataclasses.replace(typed, decisions=lost))
 
 
 @pytest.mark.parametrize("name", ["block[0]/conv", "a | b", "a]b", "x\ny"])
-def test_a_node_is_found_whatever_its_name_holds(trt, network, tmp_path, name):
+def test_a_node_is_found_whatever_characters_its_name_contains(trt, network, tmp_path, name):
     model = one_node(tmp_path / "m.onnx", "Relu", name=name)
     decision = Decision(node=name, op="Relu", precision="fp16", reason="asked for")
     typed = TypedModel(onnx=model, precision="fp16", rest="fp16", decisions=(decision,))
     assert audit_network(trt, network(typed), typed) == {"fp16": 1}
 
 
-def test_a_node_within_an_if_is_known_by_its_own_name(trt, network, tmp_path):
+def test_a_node_inside_an_if_is_found_by_its_own_name(trt, network, tmp_path):
     def branch(op, name):
         node = helper.make_node(op, ["x"], [f"{name}_y"], name)
         return helper.make_graph([node], f"{name}_graph", [], [helper.make_tensor_value_info(f"{name}_y", 10, [2, 4])])
@@ -231,14 +231,14 @@ def test_a_node_within_an_if_is_known_by_its_own_name(trt, network, tmp_path):
     assert audit_network(trt, network(typed), typed) == {"fp16": 1}
 
 
-def test_the_worst_is_shown_and_the_rest_counted(trt, network, tmp_path):
+def test_the_error_lists_the_first_nodes_and_counts_the_others(trt, network, tmp_path):
     typed = claim(typed_net(tmp_path, "fp32"), "fp16")
     with pytest.raises(AuditError, match="and 2 more"):
         audit_network(trt, network(typed), typed)
 
 
 def test_an_engine_that_cannot_be_loaded_here_is_not_inspected(trt):
-    assert audit_engine(trt, b"no engine") is None
+    assert audit_engine(trt, b"not an engine") is None
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_an_engine_that_cannot_be_loaded_here_is_not_inspected(trt):
     ids=["TensorRT 10", "TensorRT 11"],
 )
 @pytest.mark.parametrize("io", [{"Bindings": ["x"]}, {"I/O Tensors": [{"Name": "x", "DataType": "Float"}]}])
-def test_layers_of_the_engine_inspector_are_counted_by_what_they_read(int8, fp16, fp32, io):
+def test_layers_in_the_engine_inspector_are_counted_by_their_input_type(int8, fp16, fp32, io):
     layers = [
         {"Name": "quantize", "Inputs": [fp32], "Outputs": [int8]},
         {"Name": "conv", "Inputs": [int8], "Outputs": [int8]},
@@ -269,7 +269,7 @@ def test_layers_of_the_engine_inspector_are_counted_by_what_they_read(int8, fp16
     assert count_inspected(json.dumps({"Layers": layers, **io})) == {"int8": 1, "fp16": 2, "fp32": 1}
 
 
-def test_bfloat16_is_not_taken_for_float16_or_float():
+def test_bfloat16_is_not_mistaken_for_float16_or_float():
     tensors = [{"Format/Datatype": text} for text in ("BFloat16", "Row major linear BF16 format")]
     layers = [{"Inputs": [tensor], "Outputs": []} for tensor in tensors]
     assert count_inspected(json.dumps({"Layers": layers})) == {"bf16": 2}

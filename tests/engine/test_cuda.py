@@ -1,3 +1,5 @@
+"""The CUDA interface without a GPU: error messages, and the life of resources on a fake backend."""
+
 from __future__ import annotations
 
 import importlib
@@ -18,39 +20,39 @@ def has(module: str) -> bool:
         return False
 
 
-without_driver = pytest.mark.skipif(has_driver(), reason="there is an NVIDIA driver")
+without_driver = pytest.mark.skipif(has_driver(), reason="this machine has an NVIDIA driver")
 with_cuda_python = pytest.mark.skipif(not has("cuda.bindings"), reason="cuda-python is not installed")
 
 
 @without_driver
-def test_a_machine_without_a_gpu_is_told_so_in_one_line() -> None:
-    with pytest.raises((EnvironmentUnableError, MissingDependencyError)) as found:
+def test_a_missing_gpu_is_an_error_of_one_line() -> None:
+    with pytest.raises((EnvironmentUnableError, MissingDependencyError)) as error:
         open_device()
-    assert found.value.exit_code == EXIT_UNABLE
-    assert "\n" not in str(found.value)
+    assert error.value.exit_code == EXIT_UNABLE
+    assert "\n" not in str(error.value)
 
 
 @without_driver
 @with_cuda_python
-def test_cuda_python_without_a_driver_says_what_is_missing() -> None:
-    with pytest.raises(EnvironmentUnableError, match="there is no NVIDIA driver: libcuda cannot be loaded"):
+def test_the_error_without_a_driver_names_libcuda() -> None:
+    with pytest.raises(EnvironmentUnableError, match="no NVIDIA driver found: libcuda cannot be loaded"):
         open_device(package="cuda-python")
 
 
 @with_cuda_python
-def test_a_driver_too_old_for_cuda_python_is_named_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_about_an_old_driver_names_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("trtopt.engine.cuda_python")
     bindings = importlib.import_module("cuda.bindings").__version__
     monkeypatch.setattr(module, "driver", lambda: 11040)
-    with pytest.raises(EnvironmentUnableError) as found:
+    with pytest.raises(EnvironmentUnableError) as error:
         open_device(package="cuda-python")
-    wanted = bindings.split(".")[0]
-    assert f"it supports CUDA 11.4, and cuda-python {bindings} needs CUDA {wanted}" in str(found.value)
-    assert f"'cuda-python<{wanted}'" in found.value.fix
+    needed = bindings.split(".")[0]
+    assert f"it supports CUDA 11.4, and cuda-python {bindings} needs CUDA {needed}" in str(error.value)
+    assert f"'cuda-python<{needed}'" in error.value.fix
 
 
 @with_cuda_python
-def test_without_nvrtc_a_kernel_cannot_be_compiled_and_its_package_is_named() -> None:
+def test_the_error_without_nvrtc_names_its_package() -> None:
     module = importlib.import_module("trtopt.engine.cuda_python")
     try:
         importlib.import_module("cuda.bindings.nvrtc").nvrtcVersion()
@@ -58,30 +60,30 @@ def test_without_nvrtc_a_kernel_cannot_be_compiled_and_its_package_is_named() ->
         with pytest.raises(MissingDependencyError, match=r"NVRTC cannot be loaded.*cuda-python\[all\]"):
             module.compile("", (9, 0), ())
     else:
-        pytest.skip("there is NVRTC")
+        pytest.skip("NVRTC is installed")
 
 
 @with_cuda_python
-def test_a_gpu_older_than_what_nvrtc_compiles_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_too_old_for_nvrtc_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("trtopt.engine.cuda_python")
     nvrtc = importlib.import_module("cuda.bindings.nvrtc")
     monkeypatch.setattr(nvrtc, "nvrtcGetSupportedArchs", lambda: (0, [75, 80, 90]))
-    with pytest.raises(EnvironmentUnableError, match=r"is 7\.0, and NVRTC compiles for 7\.5 and later\. Install"):
+    with pytest.raises(EnvironmentUnableError, match=r"is 7\.0, and NVRTC supports 7\.5 and later\. Install"):
         module.compile("", (7, 0), ())
 
 
 @pytest.mark.parametrize("package", [name for name in PACKAGES if not has(name.replace("-python", ".bindings"))])
-def test_a_package_that_is_not_installed_is_named_with_the_command_that_installs_it(package: str) -> None:
+def test_the_error_about_a_missing_package_contains_the_command_that_installs_it(package: str) -> None:
     with pytest.raises(MissingDependencyError, match="pip install 'trtopt"):
         open_device(package=package)
 
 
-def test_an_unknown_package_is_refused() -> None:
+def test_an_unknown_package_is_rejected() -> None:
     with pytest.raises(UsageError, match="cuda-python or pycuda"):
         open_device(package="cupy")
 
 
-def test_what_a_device_made_is_released_with_it_the_newest_first() -> None:
+def test_closing_a_device_releases_its_resources_newest_first() -> None:
     backend = HostBackend()
     with Device(backend, 0) as device:
         device.stream()
@@ -101,7 +103,7 @@ def test_closing_twice_is_harmless() -> None:
     assert backend.released == ["memory", "context"]
 
 
-def test_what_was_closed_early_is_not_closed_again_with_the_device() -> None:
+def test_a_resource_closed_early_is_not_released_twice() -> None:
     backend = HostBackend()
     with Device(backend, 0) as device:
         device.allocate(8).close()
@@ -109,10 +111,10 @@ def test_what_was_closed_early_is_not_closed_again_with_the_device() -> None:
     assert backend.released == ["memory", "context"]
 
 
-def test_an_exhausted_memory_says_how_much_was_wanted_and_how_much_is_free() -> None:
+def test_the_error_about_exhausted_memory_names_the_requested_and_the_free_size() -> None:
     with Device(HostBackend(room=4 << 20), 0) as device:
         kept = device.allocate(1 << 20)
-        with pytest.raises(OutOfMemoryError, match=r"no memory for 8 MiB: 3 MiB of 4 MiB are free\. Take a smaller"):
+        with pytest.raises(OutOfMemoryError, match=r"cannot allocate 8 MiB: 3 MiB of 4 MiB are free\. Use a smaller"):
             device.allocate(8 << 20)
         assert not kept.closed
 
@@ -120,25 +122,25 @@ def test_an_exhausted_memory_says_how_much_was_wanted_and_how_much_is_free() -> 
 def test_copies_go_both_ways_and_device_to_device() -> None:
     with Device(HostBackend(), 0) as device:
         stream, first, second = device.stream(), device.allocate(12), device.allocate(12)
-        given, back = np.arange(3, dtype=np.float32), np.zeros(3, np.float32)
-        stream.to_device(first, given)
+        sent, received = np.arange(3, dtype=np.float32), np.zeros(3, np.float32)
+        stream.to_device(first, sent)
         stream.on_device(second, first, 12)
-        stream.to_host(back, second)
-        np.testing.assert_array_equal(back, given)
+        stream.to_host(received, second)
+        np.testing.assert_array_equal(received, sent)
         stream.fill(second, 4, 255)
-        assert at(second.pointer, 12, np.uint8)[:6].tolist() == [255] * 4 + [given.view(np.uint8)[4], 0]
+        assert at(second.pointer, 12, np.uint8)[:6].tolist() == [255] * 4 + [sent.view(np.uint8)[4], 0]
 
 
-def test_a_copy_beyond_a_buffer_or_of_a_strided_array_never_reaches_cuda() -> None:
+def test_a_copy_beyond_a_buffer_or_of_a_strided_array_is_rejected() -> None:
     backend = HostBackend()
     with Device(backend, 0) as device:
         stream, buffer = device.stream(), device.allocate(8)
-        with pytest.raises(ValueError, match="12 bytes wanted of 8"):
+        with pytest.raises(ValueError, match="12 bytes do not fit into a buffer of 8 bytes"):
             stream.to_device(buffer, np.zeros(3, np.float32))
         with pytest.raises(ValueError, match="not contiguous"):
             stream.to_device(buffer, np.zeros(4, np.float32)[::2])
         buffer.close()
-        with pytest.raises(ValueError, match="closed buffer"):
+        with pytest.raises(ValueError, match="the buffer is closed"):
             stream.fill(buffer, 1)
     assert backend.launched == []
 
@@ -149,7 +151,7 @@ def test_pinned_memory_is_an_array_of_any_shape_that_fits() -> None:
         pinned.array((2, 3), np.float32)[:] = 7
         assert pinned.array((6,), np.float32).tolist() == [7] * 6
         assert pinned.array((), np.float32).item() == 7
-        with pytest.raises(ValueError, match="28 bytes wanted of 24"):
+        with pytest.raises(ValueError, match="28 bytes do not fit into a buffer of 24 bytes"):
             pinned.array((7,), np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Running a graph in onnxruntime: outputs by name, and errors that say what is wrong."""
+"""Running a graph in onnxruntime: outputs by name, and errors with their cause."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "m.onnx"
 
 
-def test_outputs_are_given_by_name(path: Path) -> None:
+def test_outputs_are_returned_by_name(path: Path) -> None:
     runner = open_runner(path)
     assert runner.inputs == ("x", "z")
     assert runner.outputs == ("sum", "best")
@@ -37,17 +37,17 @@ def test_outputs_are_given_by_name(path: Path) -> None:
     assert got["best"].tolist() == [2, 0]
 
 
-def test_it_says_where_it_runs(path: Path) -> None:
+def test_where_names_the_version_and_the_device(path: Path) -> None:
     assert open_runner(path).where == f"onnxruntime {ort.__version__}, CPU"
 
 
-def test_a_feed_of_the_wrong_shape_is_named(path: Path) -> None:
+def test_the_error_about_a_wrong_shape_lists_the_feed(path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot run the model on x \[2, 3\], z \[2, 4\]") as caught:
         open_runner(path).run({"x": X, "z": np.ones((2, 4), np.float32)})
     assert "\n" not in str(caught.value)
 
 
-def test_a_feed_of_the_wrong_type_is_refused(path: Path) -> None:
+def test_a_feed_of_the_wrong_type_is_rejected(path: Path) -> None:
     with pytest.raises(DataError, match="cannot run the model"):
         open_runner(path).run({"x": X, "z": X.astype(np.float64)})
 
@@ -58,7 +58,7 @@ def test_a_missing_input_is_named(path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"no model at all", None], ids=["empty", "garbage", "missing"])
-def test_what_is_no_model_is_a_model_error(path: Path, data: bytes | None) -> None:
+def test_a_file_that_is_not_a_model_is_a_model_error(path: Path, data: bytes | None) -> None:
     path.unlink()
     if data is not None:
         path.write_bytes(data)
@@ -77,18 +77,18 @@ def test_a_model_that_onnxruntime_cannot_load_is_a_model_error(path: Path) -> No
 
 
 @pytest.mark.skipif(not NO_CUDA, reason="onnxruntime has CUDA here")
-def test_cuda_where_there_is_none_is_an_environment_error(path: Path) -> None:
+def test_cuda_without_a_gpu_is_an_environment_error(path: Path) -> None:
     with pytest.raises(EnvironmentUnableError, match="no working CUDA provider") as caught:
         open_runner(path, device="cuda")
     assert caught.value.exit_code == EXIT_UNABLE == 3
 
 
 @pytest.mark.skipif(not NO_CUDA, reason="onnxruntime has CUDA here")
-def test_auto_falls_back_to_the_cpu_and_says_so(path: Path) -> None:
+def test_auto_falls_back_to_the_cpu(path: Path) -> None:
     assert open_runner(path, device="auto").where.endswith("CPU")
 
 
-def test_quantized_pairs_are_not_fused_into_integer_kernels(tmp_path: Path) -> None:
+def test_qdq_pairs_are_not_fused_into_integer_kernels(tmp_path: Path) -> None:
     pair = "q = QuantizeLinear(x, s, z)\n d = DequantizeLinear(q, s, z)\n m = Softmax(d)\n"
     head = '<ir_version: 10, opset_import: ["": 19]> g (float[n, 64] x) => (float[n, 64]'
     given = "<float s = {0.037}, float t = {0.0133}, int8 z = {0}>"
@@ -106,7 +106,7 @@ def test_quantized_pairs_are_not_fused_into_integer_kernels(tmp_path: Path) -> N
     assert np.array_equal(open_runner(tmp_path / "q.onnx").run(feed)["y"], want)
 
 
-def test_a_simulated_graph_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_simulated_graph_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.setattr("tempfile.tempdir", None)
     (tmp_path / "tmp").mkdir()

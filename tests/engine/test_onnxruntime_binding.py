@@ -1,4 +1,4 @@
-"""A bound run: the same results as a plain one, from buffers that stay where they are."""
+"""Bound runs: the same results as unbound runs, from buffers at fixed addresses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def bound(tmp_path: Path) -> BoundRun:
     return opened(tmp_path).bind({"x": X, "z": Z, "not read": X})
 
 
-def test_a_bound_run_gives_what_a_plain_one_gives(tmp_path: Path) -> None:
+def test_a_bound_run_returns_the_results_of_an_unbound_run(tmp_path: Path) -> None:
     runner = opened(tmp_path)
     feed = {"x": X, "z": np.full_like(X, 0.5)}
     bound, plain = runner.bind(feed), runner.run(feed)
@@ -41,7 +41,7 @@ def test_a_bound_run_gives_what_a_plain_one_gives(tmp_path: Path) -> None:
     assert all(np.array_equal(outputs[name], plain[name]) for name in plain)
 
 
-def test_its_tensors_say_shape_type_and_size(bound: BoundRun) -> None:
+def test_tensors_have_shape_dtype_and_size(bound: BoundRun) -> None:
     described = {name: (tensor.shape, tensor.dtype, tensor.nbytes) for name, tensor in bound.tensors.items()}
     assert described == {
         "x": ((2, 3), "float32", 24),
@@ -52,7 +52,7 @@ def test_its_tensors_say_shape_type_and_size(bound: BoundRun) -> None:
     assert (bound.input_bytes, bound.output_bytes) == (48, 40)
 
 
-def test_new_data_goes_through_the_same_buffers(bound: BoundRun) -> None:
+def test_new_data_uses_the_same_buffers(bound: BoundRun) -> None:
     before = dict(bound.tensors)
     bound.copy_in({"x": X + 1, "z": Z})
     bound.run()
@@ -60,7 +60,7 @@ def test_new_data_goes_through_the_same_buffers(bound: BoundRun) -> None:
     assert bound.tensors == before
 
 
-def test_outputs_copied_out_outlive_the_next_run(bound: BoundRun) -> None:
+def test_copied_outputs_survive_the_next_run(bound: BoundRun) -> None:
     first = bound.copy_out()["sum"]
     bound.copy_in({"x": X * 7, "z": Z})
     bound.run()
@@ -68,31 +68,31 @@ def test_outputs_copied_out_outlive_the_next_run(bound: BoundRun) -> None:
 
 
 def test_the_buffers_are_not_the_callers_arrays(tmp_path: Path) -> None:
-    mine = X.copy()
-    bound = opened(tmp_path).bind({"x": mine, "z": Z})
-    mine[:] = 0
+    array = X.copy()
+    bound = opened(tmp_path).bind({"x": array, "z": Z})
+    array[:] = 0
     bound.run()
     assert np.array_equal(bound.copy_out()["sum"], X)
 
 
-def test_arrays_of_any_layout_are_copied_right(bound: BoundRun) -> None:
+def test_arrays_of_any_memory_layout_are_copied_correctly(bound: BoundRun) -> None:
     bound.copy_in({"x": np.asfortranarray(X), "z": Z})
     bound.run()
     assert np.array_equal(bound.copy_out()["sum"], X)
 
 
 @pytest.mark.parametrize("wrong", [X[:1], X.astype(np.float64), X.reshape(3, 2)], ids=["batch", "type", "shape"])
-def test_what_does_not_fit_a_buffer_is_refused(bound: BoundRun, wrong: np.ndarray) -> None:
-    with pytest.raises(DataError, match=r"input x is .*: its buffer holds float32 \[2, 3\]"):
+def test_an_array_that_does_not_fit_its_buffer_is_rejected(bound: BoundRun, wrong: np.ndarray) -> None:
+    with pytest.raises(DataError, match=r"input x is .*: its buffer is float32 \[2, 3\]"):
         bound.copy_in({"x": wrong, "z": Z})
 
 
-def test_an_input_can_be_read_where_it_is(bound: BoundRun) -> None:
+def test_an_input_can_be_read_from_memory_of_the_caller(bound: BoundRun) -> None:
     elsewhere = np.full((2, 3), 9, np.float32)
     bound.read_from({"x": DeviceTensor(elsewhere.ctypes.data, (2, 3), "float32")})
     bound.run()
     assert (bound.copy_out()["sum"] == 9).all()
-    with pytest.raises(DataError, match="input x cannot be copied into"):
+    with pytest.raises(DataError, match="input x has no buffer"):
         bound.copy_in({"x": X, "z": Z})
 
 
@@ -109,7 +109,7 @@ def test_a_device_tensor_can_be_bound_from_the_start(tmp_path: Path) -> None:
     [("sum", DeviceTensor(0, (2, 3), "float32")), ("x", DeviceTensor(0, (4, 3), "float32"))],
     ids=["an output", "another shape"],
 )
-def test_what_cannot_be_read_from_is_refused(bound: BoundRun, name: str, tensor: DeviceTensor) -> None:
+def test_a_tensor_that_does_not_match_an_input_is_rejected(bound: BoundRun, name: str, tensor: DeviceTensor) -> None:
     with pytest.raises(DataError, match=f"input {name} cannot be read"):
         bound.read_from({name: tensor})
 
@@ -119,7 +119,7 @@ def test_a_missing_input_is_named(tmp_path: Path) -> None:
         opened(tmp_path).bind({"x": X})
 
 
-def test_data_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> None:
+def test_data_that_does_not_fit_the_model_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot run the model on x \[2, 3\], z \[2, 4\]"):
         opened(tmp_path).bind({"x": X, "z": np.ones((2, 4), np.float32)})
 
@@ -132,7 +132,7 @@ def test_an_output_without_a_numpy_type_is_named(tmp_path: Path) -> None:
         runner.bind({"x": X[0, :2]})
 
 
-def test_an_output_that_changes_its_shape_is_an_error_and_not_wrong_data(tmp_path: Path) -> None:
+def test_an_output_that_changes_its_shape_is_an_error(tmp_path: Path) -> None:
     runner = opened(
         tmp_path, '<ir_version: 8, opset_import: ["": 17]> g (float[3] x) => (int64[1, n] y) { y = NonZero(x) }'
     )
@@ -142,7 +142,7 @@ def test_an_output_that_changes_its_shape_is_an_error_and_not_wrong_data(tmp_pat
         bound.run()
 
 
-def test_exhausted_memory_is_an_error_of_its_own(tmp_path: Path) -> None:
+def test_exhausted_memory_is_its_own_error(tmp_path: Path) -> None:
     text = """<ir_version: 8, opset_import: ["": 17]>
     g (int64[1] n) => (float[m] y) { y = ConstantOfShape(n) }"""
     runner = opened(tmp_path, text)
@@ -155,9 +155,9 @@ def test_exhausted_memory_is_an_error_of_its_own(tmp_path: Path) -> None:
     assert runner.run({"n": np.array([2], np.int64)})["y"].tolist() == [0, 0]
 
 
-# As onnxruntime 1.31 words them on the GPU.
+# Messages of onnxruntime 1.31 on the GPU.
 @pytest.mark.parametrize(
-    "said",
+    "message",
     [
         "Failed to allocate memory for requested buffer of size 1073741824",
         "Available memory of 0 is smaller than requested bytes of 822083584",
@@ -167,26 +167,29 @@ def test_exhausted_memory_is_an_error_of_its_own(tmp_path: Path) -> None:
         "std::bad_alloc",
     ],
 )
-def test_words_for_exhausted_memory_are_known(said: str) -> None:
-    assert exhausted(RuntimeError(said))
-    assert isinstance(failure(RuntimeError(said), {"x": (1, 3)}), OutOfMemoryError)
+def test_messages_about_exhausted_memory_are_recognized(message: str) -> None:
+    assert exhausted(RuntimeError(message))
+    assert isinstance(failure(RuntimeError(message), {"x": (1, 3)}), OutOfMemoryError)
 
 
-def test_other_failures_are_not_taken_for_exhausted_memory() -> None:
-    for said in ("Got invalid dimensions for input: x", "CUDA failure 700: an illegal memory access was encountered"):
-        assert isinstance(failure(RuntimeError(said), {"x": (1, 3)}), DataError)
+def test_other_failures_are_not_mistaken_for_exhausted_memory() -> None:
+    for message in (
+        "Got invalid dimensions for input: x",
+        "CUDA failure 700: an illegal memory access was encountered",
+    ):
+        assert isinstance(failure(RuntimeError(message), {"x": (1, 3)}), DataError)
 
 
-def test_of_a_failure_of_cuda_only_the_failure_is_told() -> None:
-    said = (
+def test_the_main_line_is_the_failure_of_cuda() -> None:
+    message = (
         "/src/cuda_info.cc:63 static Info::From(const Options&) [ONNXRuntimeError] : 1 : FAIL : Failed to parse: CUDA "
         "failure 100: no CUDA-capable device is detected ; GPU=-1 ; hostname=a ; file=/src/cuda_info.cc ; line=70"
     )
-    assert first_line(RuntimeError(said)) == "CUDA failure 100: no CUDA-capable device is detected"
+    assert first_line(RuntimeError(message)) == "CUDA failure 100: no CUDA-capable device is detected"
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cpu:1", "CUDA"])
-def test_an_unknown_device_is_refused(tmp_path: Path, device: str) -> None:
+def test_an_unknown_device_is_rejected(tmp_path: Path, device: str) -> None:
     opened(tmp_path)
     with pytest.raises(UsageError, match="unknown device"):
         open_runner(tmp_path / "m.onnx", device=device)

@@ -1,4 +1,4 @@
-"""onnxruntime's CUDA provider: the CPU's results, memory that is told when it is exhausted and that does not leak."""
+"""onnxruntime's CUDA provider: the results of the CPU, errors about exhausted memory, and no leaks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def device() -> Iterator[Device]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Two convolutions with ReLU, whose weights are no multiples of what TF32 can hold."""
+    """Return a network of two convolutions with Relu, whose weights TF32 cannot represent exactly."""
     weights = [RANDOM.standard_normal((16, 16, 3, 3), np.float32) / 12 for _ in range(2)]
     nodes, x = [], "x"
     for i in range(2):
@@ -54,19 +54,19 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "m.onnx"
 
 
-def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
-    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
 @pytest.mark.parametrize("nhwc", [None, False, True])
-def test_fp32_is_fp32_and_not_tf32(path: Path, nhwc: bool | None) -> None:
+def test_fp32_is_not_computed_in_tf32(path: Path, nhwc: bool | None) -> None:
     runner = open_runner(path, device="cuda", cuda=CudaOptions(nhwc=nhwc))
     assert runner.where.endswith("CUDA, TF32 off")
     assert relative_error(runner.run({"x": X})["r1"], open_runner(path).run({"x": X})["r1"]) < 1e-5
 
 
 @pytest.mark.parametrize("tf32", [False, True])
-def test_tf32_is_used_when_it_is_asked_for_and_said(tmp_path: Path, tf32: bool) -> None:
+def test_tf32_is_used_only_on_request_and_reported(tmp_path: Path, tf32: bool) -> None:
     text = """<ir_version: 8, opset_import: ["": 17]>
     g (float[n, k] a, float[k, m] b) => (float[n, m] y) { y = MatMul(a, b) }"""
     onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
@@ -78,34 +78,34 @@ def test_tf32_is_used_when_it_is_asked_for_and_said(tmp_path: Path, tf32: bool) 
 
 
 @pytest.mark.parametrize("graphs", [False, True])
-def test_a_bound_run_gives_what_a_plain_one_gives(path: Path, graphs: bool) -> None:
+def test_a_bound_run_returns_the_results_of_an_unbound_run(path: Path, graphs: bool) -> None:
     runner = open_runner(path, device="cuda", cuda=CudaOptions(graphs=graphs))
-    wanted = open_runner(path).run({"x": X})["r1"], open_runner(path).run({"x": X[:2] * 3})["r1"]
+    expected = open_runner(path).run({"x": X})["r1"], open_runner(path).run({"x": X[:2] * 3})["r1"]
     first, second = runner.bind({"x": np.zeros_like(X)}), runner.bind({"x": X[:2]})
     for _ in range(3):
         first.copy_in({"x": X})
         first.run()
         second.copy_in({"x": X[:2] * 3})
         second.run()
-        assert relative_error(first.copy_out()["r1"], wanted[0]) < 1e-5
-        assert relative_error(second.copy_out()["r1"], wanted[1]) < 1e-5
+        assert relative_error(first.copy_out()["r1"], expected[0]) < 1e-5
+        assert relative_error(second.copy_out()["r1"], expected[1]) < 1e-5
 
 
 def test_inputs_and_outputs_stay_on_the_device(path: Path, device: Device) -> None:
     buffer, stream = device.allocate(2 * X.nbytes), device.stream()
     stream.to_device(buffer, np.stack([X, X * 2]))
     stream.synchronize()
-    here = DeviceTensor(buffer.pointer, X.shape, "float32")
-    bound = open_runner(path, device="cuda").bind({"x": here})
-    bound.read_from({"x": replace(here, pointer=buffer.pointer + X.nbytes)})
+    first = DeviceTensor(buffer.pointer, X.shape, "float32")
+    bound = open_runner(path, device="cuda").bind({"x": first})
+    bound.read_from({"x": replace(first, pointer=buffer.pointer + X.nbytes)})
     bound.run()
-    found = np.empty(bound.tensors["r1"].shape, np.float32)
-    stream.to_host(found, bound.tensors["r1"].pointer)
+    output = np.empty(bound.tensors["r1"].shape, np.float32)
+    stream.to_host(output, bound.tensors["r1"].pointer)
     stream.synchronize()
-    assert relative_error(found, open_runner(path).run({"x": X * 2})["r1"]) < 1e-5
+    assert relative_error(output, open_runner(path).run({"x": X * 2})["r1"]) < 1e-5
 
 
-def test_exhausted_memory_is_told_and_a_smaller_batch_still_runs(path: Path) -> None:
+def test_exhausted_memory_is_an_error_and_a_smaller_batch_still_runs(path: Path) -> None:
     runner = open_runner(path, device="cuda", cuda=CudaOptions(memory_limit=256 << 20))
     huge = np.zeros((1024, 16, 64, 64), np.float32)
     for run in (runner.run, runner.bind):
@@ -114,30 +114,30 @@ def test_exhausted_memory_is_told_and_a_smaller_batch_still_runs(path: Path) -> 
     assert np.isfinite(runner.run({"x": X})["r1"]).all()
 
 
-def test_a_model_that_the_memory_does_not_hold_is_told(path: Path) -> None:
-    with pytest.raises(OutOfMemoryError, match=r"memory does not hold m\.onnx"):
+def test_a_model_too_large_for_the_memory_is_an_error(path: Path) -> None:
+    with pytest.raises(OutOfMemoryError, match=r"out of memory while loading m\.onnx"):
         open_runner(path, device="cuda", cuda=CudaOptions(memory_limit=4096))
 
 
-def test_what_cannot_be_a_cuda_graph_is_named(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_captured_as_a_cuda_graph_is_an_error(tmp_path: Path) -> None:
     text = '<ir_version: 8, opset_import: ["": 17]> g (float[4] x) => (float[n] y) { y = Unique(x) }'
     onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
     with pytest.raises(ModelError, match=r"m\.onnx cannot run as a CUDA graph"):
         open_runner(tmp_path / "m.onnx", device="cuda", cuda=CudaOptions(graphs=True))
 
 
-def test_a_gpu_that_is_not_there_is_named(path: Path) -> None:
+def test_a_gpu_that_does_not_exist_is_an_error(path: Path) -> None:
     with pytest.raises(EnvironmentUnableError, match="no working CUDA provider"):
         open_runner(path, device="cuda:99")
 
 
-def test_what_is_no_model_is_a_model_error_on_the_gpu_too(tmp_path: Path) -> None:
-    (tmp_path / "m.onnx").write_bytes(b"no model")
+def test_a_file_that_is_not_a_model_is_a_model_error_on_the_gpu_too(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"not a model")
     with pytest.raises(ModelError, match=r"m\.onnx"):
         open_runner(tmp_path / "m.onnx", device="cuda")
 
 
-def test_calibration_on_the_gpu_sees_what_the_cpu_sees(path: Path, tmp_path: Path) -> None:
+def test_calibration_on_the_gpu_observes_the_same_as_on_the_cpu(path: Path, tmp_path: Path) -> None:
     tap(describe(path), ["r0", "r1"], tmp_path / "tapped.onnx")
     data = Dataset(
         source="random", digest="", ids=tuple(map(str, range(8))), load=lambda i: {"x": X[i : i + 1]}, batched=True
@@ -145,18 +145,18 @@ def test_calibration_on_the_gpu_sees_what_the_cpu_sees(path: Path, tmp_path: Pat
     events: list[Event] = []
     names = ["x", "r0", "r1"]
     runner = open_runner(tmp_path / "tapped.onnx", device="cuda")
-    found = observe_where_it_runs(runner, names, data, stage="calibrate", emit=events.append)
-    wanted = observe(open_runner(tmp_path / "tapped.onnx").run, names, data, stage="calibrate", emit=silent)
+    on_gpu = observe_where_it_runs(runner, names, data, stage="calibrate", emit=events.append)
+    on_cpu = observe(open_runner(tmp_path / "tapped.onnx").run, names, data, stage="calibrate", emit=silent)
     assert not [event for event in events if isinstance(event, Warned)]
-    assert found["x"].counts()[1].tolist() == wanted["x"].counts()[1].tolist()
+    assert on_gpu["x"].counts()[1].tolist() == on_cpu["x"].counts()[1].tolist()
     for name in names:
-        assert found[name].total == wanted[name].total
-        assert found[name].amax == pytest.approx(wanted[name].amax, rel=1e-4)
-        assert found[name].quantile(0.99) == pytest.approx(wanted[name].quantile(0.99), rel=1e-3)
+        assert on_gpu[name].total == on_cpu[name].total
+        assert on_gpu[name].amax == pytest.approx(on_cpu[name].amax, rel=1e-4)
+        assert on_gpu[name].quantile(0.99) == pytest.approx(on_cpu[name].quantile(0.99), rel=1e-3)
 
 
-def test_a_thousand_sessions_leave_no_more_memory_behind_than_those_of_onnxruntime(path: Path, device: Device) -> None:
-    """A bare session on CUDA leaves some: with 1.31 and cuDNN 9.19 some 10 KB of the GPU's and 150 KB of the host's."""
+def test_a_thousand_sessions_leak_no_more_memory_than_those_of_onnxruntime(path: Path, device: Device) -> None:
+    """A bare CUDA session leaks: 10 KB of GPU and 150 KB of host memory with onnxruntime 1.31 and cuDNN 9.19."""
 
     def ours() -> None:
         bound = open_runner(path, device="cuda").bind({"x": X})
@@ -169,7 +169,7 @@ def test_a_thousand_sessions_leave_no_more_memory_behind_than_those_of_onnxrunti
         session.run(None, {"x": X})
 
     def growth(cycle: Callable[[], None]) -> tuple[int, int]:
-        """How many bytes of GPU and host a thousand cycles leave behind."""
+        """Return the bytes of GPU and of host memory that a thousand cycles leak."""
         for _ in range(100):  # libraries load, pools fill
             cycle()
         before = device.free_bytes(), resident()
@@ -177,9 +177,9 @@ def test_a_thousand_sessions_leave_no_more_memory_behind_than_those_of_onnxrunti
             cycle()
         return before[0] - device.free_bytes(), resident() - before[1]
 
-    by_it, by_us = growth(bare), growth(ours)
-    assert by_us[0] <= min(by_it[0] + (4 << 20), 32 << 20)
-    assert by_us[1] <= min(by_it[1] + (16 << 20), 256 << 20)
+    leaked_bare, leaked_ours = growth(bare), growth(ours)
+    assert leaked_ours[0] <= min(leaked_bare[0] + (4 << 20), 32 << 20)
+    assert leaked_ours[1] <= min(leaked_bare[1] + (16 << 20), 256 << 20)
 
 
 def resident() -> int:
@@ -187,7 +187,7 @@ def resident() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_a_thousand_runs_leave_no_memory_behind(path: Path, device: Device) -> None:
+def test_a_thousand_runs_leak_no_memory(path: Path, device: Device) -> None:
     runner = open_runner(path, device="cuda")
 
     def cycle() -> None:

@@ -1,4 +1,4 @@
-"""What `trtopt doctor` finds out about a machine, and how it prints it."""
+"""`trtopt doctor`: detection of drivers, GPUs and packages, and its output."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ class NvmlError(Exception):
 
 
 def nvml(*gpus, broken=False):
-    """A stand-in for pynvml: there is no GPU on the machines of these tests."""
+    """Return a fake pynvml with the given GPUs: the machines of these tests have none."""
 
     def start():
         if broken:
@@ -68,22 +68,22 @@ def hidden(monkeypatch):
 
 
 def test_versions_are_those_of_the_installed_packages_and_of_python():
-    found = versions()
-    assert found["onnx"] == version("onnx")
-    assert found["tensorrt-rtx-cu13"] == version("tensorrt-rtx-cu13")
-    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    installed = versions()
+    assert installed["onnx"] == version("onnx")
+    assert installed["tensorrt-rtx-cu13"] == version("tensorrt-rtx-cu13")
+    assert installed["python"] == ".".join(map(str, sys.version_info[:3]))
 
 
 def test_rtx_builds_without_a_driver_and_nothing_runs(no_driver):
-    found = probe()
-    assert found.can_build
-    assert "12.0" in found.build
-    assert not found.can_run
-    assert "Driver Not Loaded" in found.run
-    assert {candidate.name for candidate in found.tensorrt} == {"tensorrt", "tensorrt_rtx"}
+    environment = probe()
+    assert environment.can_build
+    assert "12.0" in environment.build
+    assert not environment.can_run
+    assert "Driver Not Loaded" in environment.run
+    assert {candidate.name for candidate in environment.tensorrt} == {"tensorrt", "tensorrt_rtx"}
 
 
-def test_a_gpu_is_described_as_the_driver_does(gpu):
+def test_a_gpu_has_the_properties_that_the_driver_reports(gpu):
     gpu("NVIDIA GeForce RTX 4090", (8, 9))
     driver = read_driver()
     assert (driver.version, driver.cuda, driver.absent) == ("580.95.05", "13.2", "")
@@ -102,51 +102,51 @@ def test_a_gpu_is_described_as_the_driver_does(gpu):
         ((12, 0), True),
     ],
 )
-def test_which_gpus_rtx_runs_on(gpu, hidden, capability, runs):
+def test_rtx_supports_gpus_by_compute_capability(gpu, hidden, capability, runs):
     hidden("tensorrt")
     gpu("some GPU", capability)
-    found = probe()
-    assert found.can_run is runs
-    assert ("is refused by tensorrt_rtx" in found.run) is not runs
+    environment = probe()
+    assert environment.can_run is runs
+    assert ("is not supported by tensorrt_rtx" in environment.run) is not runs
 
 
-def test_a_gpu_without_memory_of_its_own_is_listed_all_the_same(monkeypatch):
-    stand_in = nvml(("NVIDIA GB10", (12, 1)))
+def test_a_gpu_that_shares_the_hosts_memory_is_listed(monkeypatch):
+    fake = nvml(("NVIDIA GB10", (12, 1)))
 
     def refuse(gpu):
         raise NvmlError("Not Supported")
 
-    stand_in.nvmlDeviceGetMemoryInfo = refuse
-    monkeypatch.setitem(sys.modules, "pynvml", stand_in)
+    fake.nvmlDeviceGetMemoryInfo = refuse
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
     assert read_driver().gpus == (Gpu(name="NVIDIA GB10", compute_capability="12.1", memory_bytes=0),)
     assert probe().can_run
     assert "shared with the CPU" in CliRunner().invoke(app, []).stdout
 
 
-def test_a_driver_that_stops_answering_is_reported_not_raised(monkeypatch):
+def test_a_driver_that_stops_answering_is_reported_without_an_error(monkeypatch):
     def fail(*_):
         raise NvmlError("GPU is lost")
 
-    stand_in = nvml(("some GPU", (8, 9)))
-    stand_in.nvmlDeviceGetName = stand_in.nvmlShutdown = fail
-    monkeypatch.setitem(sys.modules, "pynvml", stand_in)
+    fake = nvml(("some GPU", (8, 9)))
+    fake.nvmlDeviceGetName = fake.nvmlShutdown = fail
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
     assert "GPU is lost" in read_driver().absent
 
 
-def test_an_nvml_that_does_not_import_is_reported_not_raised(monkeypatch, tmp_path):
+def test_an_nvml_that_cannot_be_imported_is_reported_without_an_error(monkeypatch, tmp_path):
     (tmp_path / "pynvml.py").write_text("raise OSError('libnvidia-ml.so.1 is damaged')\n")
     monkeypatch.delitem(sys.modules, "pynvml", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     assert "libnvidia-ml.so.1" in read_driver().absent
 
 
-def test_what_an_interrupted_uninstallation_left_behind_has_no_version(monkeypatch, tmp_path):
+def test_the_remains_of_an_interrupted_uninstallation_are_not_listed(monkeypatch, tmp_path):
     (tmp_path / "tensorflow-2.19.0.dist-info").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
     assert "tensorflow" not in versions()
 
 
-def test_without_nvml_the_driver_is_looked_for_on_disk(hidden, monkeypatch, tmp_path):
+def test_without_nvml_the_driver_is_detected_on_disk(hidden, monkeypatch, tmp_path):
     hidden("pynvml")
     monkeypatch.setattr(probing, "_KERNEL_DRIVER", tmp_path / "none")
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -155,15 +155,15 @@ def test_without_nvml_the_driver_is_looked_for_on_disk(hidden, monkeypatch, tmp_
     assert "nvidia-ml-py" in read_driver().absent
 
 
-def test_without_any_tensorrt_it_says_what_to_install(no_driver, hidden):
+def test_without_any_tensorrt_an_extra_is_recommended(no_driver, hidden):
     hidden("tensorrt", "tensorrt_rtx")
-    found = probe()
-    assert not found.can_build
-    assert all(candidate.reason for candidate in found.tensorrt)
-    assert "pip install 'trtopt[rtx]'" in {advice.command for advice in found.advice}
+    environment = probe()
+    assert not environment.can_build
+    assert all(candidate.reason for candidate in environment.tensorrt)
+    assert "pip install 'trtopt[rtx]'" in {advice.command for advice in environment.advice}
 
 
-def test_both_packages_of_onnxruntime_at_once_are_warned_of(no_driver, monkeypatch, tmp_path):
+def test_both_packages_of_onnxruntime_at_once_are_a_warning(no_driver, monkeypatch, tmp_path):
     assert not probe().warnings
     folder = tmp_path / "onnxruntime_gpu-1.27.0.dist-info"
     folder.mkdir()
@@ -173,13 +173,13 @@ def test_both_packages_of_onnxruntime_at_once_are_warned_of(no_driver, monkeypat
     assert "onnxruntime and onnxruntime-gpu" in warning
 
 
-def test_an_onnxruntime_that_does_not_import_is_reported_not_raised(no_driver, monkeypatch, tmp_path):
+def test_an_onnxruntime_that_cannot_be_imported_is_reported_without_an_error(no_driver, monkeypatch, tmp_path):
     (tmp_path / "onnxruntime.py").write_text("raise OSError('libcudart.so.12 is missing')\n")
     monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    found = probe()
-    assert found.providers == ()
-    assert "libcudart.so.12" in found.warnings[0]
+    environment = probe()
+    assert environment.providers == ()
+    assert "libcudart.so.12" in environment.warnings[0]
 
 
 def test_a_probe_imports_no_training_framework():
@@ -190,7 +190,7 @@ def test_a_probe_imports_no_training_framework():
     assert done.stdout.strip() == "set()"
 
 
-def test_doctor_prints_a_table_and_exits_0_where_an_engine_can_be_built(no_driver):
+def test_doctor_prints_a_table_and_exits_with_0_if_an_engine_can_be_built(no_driver):
     result = CliRunner().invoke(app, [])
     assert result.exit_code == 0
     for word in ("builds", "tensorrt_rtx", "onnxruntime", "portability"):
@@ -206,7 +206,7 @@ def test_doctor_prints_json_with_a_schema_version(gpu):
     assert data["can_build"] is True
 
 
-def test_doctor_exits_3_where_no_engine_can_be_built(no_driver, hidden):
+def test_doctor_exits_with_3_if_no_engine_can_be_built(no_driver, hidden):
     hidden("tensorrt", "tensorrt_rtx")
     result = CliRunner().invoke(app, [])
     assert result.exit_code == 3

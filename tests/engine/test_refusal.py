@@ -1,4 +1,4 @@
-"""Nodes that the real parser refuses: shown in their place, with what helps, before any calibration."""
+"""Nodes that the real parser rejects: reported with their neighbors and fixes, before any calibration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trtopt.types import Rejection
 
 @pytest.fixture
 def unsupported(tmp_path: Path) -> Path:
-    """Relu, then an operator of a domain that TensorRT does not know, then Abs."""
+    """Return a model of Relu, an operator of a domain that TensorRT does not know, and Abs."""
     nodes = [
         helper.make_node("Relu", ["x"], ["a"], "first"),
         helper.make_node("Wobble", ["a"], ["b"], "strange", domain="com.example"),
@@ -33,7 +33,7 @@ def unsupported(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def deform(tmp_path: Path) -> Path:
-    """An operator of ONNX that TensorRT's parser refuses: Det."""
+    """Return a model with Det, an ONNX operator that TensorRT's parser does not support."""
     nodes = [
         helper.make_node("Relu", ["x"], ["a"], "first"),
         helper.make_node("Det", ["a"], ["y"], "determinant"),
@@ -48,30 +48,28 @@ def deform(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_refused_node_is_explained_in_its_place(unsupported: Path) -> None:
-    found = refusal.explain(
-        unsupported, [Rejection(node="strange", op="Wobble", code="UNSUPPORTED", message="no plugin")]
-    )
-    (only,) = found
+def test_a_rejected_node_is_explained_with_its_neighbors(unsupported: Path) -> None:
+    rejection = Rejection(node="strange", op="Wobble", code="UNSUPPORTED", message="no plugin")
+    (only,) = refusal.explain(unsupported, [rejection])
     assert (only.node, only.op, only.domain, only.opset) == ("strange", "Wobble", "com.example", 3)
     assert (only.before, only.after) == (("Relu first",), ("Abs last",))
-    assert only.helps[0] == "Load a TensorRT plugin called Wobble"
+    assert only.helps[0] == "Load a TensorRT plugin named Wobble"
     assert str(only) == (
         "Wobble node strange (domain com.example opset 3; after Relu first, before Abs last): no plugin [UNSUPPORTED]"
     )
 
 
-def test_a_node_is_found_by_its_place_too(unsupported: Path) -> None:
+def test_a_node_without_a_name_is_found_by_its_index(unsupported: Path) -> None:
     (only,) = refusal.explain(unsupported, [Rejection(node="#1", op="Wobble", code="X", message="m")])
     assert only.node == "strange"
 
 
-def test_a_node_that_is_nowhere_is_still_reported(unsupported: Path) -> None:
+def test_a_node_that_is_not_in_the_model_is_still_reported(unsupported: Path) -> None:
     (only,) = refusal.explain(unsupported, [Rejection(node="gone", op="Wobble", code="X", message="m")])
     assert (only.node, only.before, only.opset) == ("gone", (), 19)
 
 
-def test_an_operator_that_an_older_opset_writes_out_is_said(tmp_path: Path) -> None:
+def test_an_older_opset_is_proposed_for_an_operator_that_exporters_decompose(tmp_path: Path) -> None:
     names = ["x", "scale", "bias"]
     node = helper.make_node("GroupNormalization", names, ["y"], "norm", num_groups=2)
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in [*names, "y"]]
@@ -79,7 +77,7 @@ def test_an_operator_that_an_older_opset_writes_out_is_said(tmp_path: Path) -> N
     path = tmp_path / "norm.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]), path)
     (only,) = refusal.explain(path, [Rejection(node="norm", op="GroupNormalization", code="X", message="m")])
-    assert only.helps[0].startswith("Export at opset 17, which has no GroupNormalization")
+    assert only.helps[0] == "Export with opset 17, where GroupNormalization is decomposed into simpler operators"
 
 
 def test_inspect_shows_what_tensorrt_refuses(deform: Path, cli: Callable[..., Done]) -> None:

@@ -1,3 +1,5 @@
+"""The runner on a fake CUDA backend and a fake engine: results, graphs, streams, and the release of resources."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -18,7 +20,7 @@ F32 = np.dtype(np.float32)
 
 
 class Doubling:
-    """A program whose output `y` is twice `x` [1 to 4, 3] plus the shape tensor `n` on the host, where it has one."""
+    """Fake engine: `y` is twice `x` [1 to 4, 3], plus the shape tensor `n` on the host if it has one."""
 
     where = "a doubling engine"
     weights_size = 5
@@ -37,8 +39,8 @@ class Doubling:
             Port(name="y", dtype=self.dtype, output=True, size=size, sized_late=late),
         )
         if on_host:
-            whole = np.dtype(np.int64)
-            self.ports += (Port(name="n", dtype=whole, output=False, size=8, min=(1,), max=(1,), on_host=True),)
+            int64 = np.dtype(np.int64)
+            self.ports += (Port(name="n", dtype=int64, output=False, size=8, min=(1,), max=(1,), on_host=True),)
 
     def prepare(self, shapes: Mapping[str, Shape], addresses: Mapping[str, int], workspace: int) -> DoublingExecution:
         self.prepared.append(shapes)
@@ -80,15 +82,15 @@ Opened = tuple[EngineRunner, Doubling, HostBackend]
 
 def opened(*, streams: int = 1, graphs: bool = True, room: int = 1 << 20, **program: Any) -> Opened:
     backend = HostBackend(room)
-    made = Doubling(backend, **program)
-    return EngineRunner(Device(backend, 0), made, streams=streams, graphs=graphs), made, backend
+    engine = Doubling(backend, **program)
+    return EngineRunner(Device(backend, 0), engine, streams=streams, graphs=graphs), engine, backend
 
 
 def sample(rows: int = 2, start: float = 0) -> dict[str, np.ndarray]:
     return {"x": np.arange(start, start + 3 * rows, dtype=np.float32).reshape(rows, 3)}
 
 
-def test_outputs_are_the_engines_and_survive_the_next_run() -> None:
+def test_outputs_survive_the_next_run() -> None:
     runner, _, _ = opened()
     with runner:
         first = runner.run(sample())
@@ -96,14 +98,14 @@ def test_outputs_are_the_engines_and_survive_the_next_run() -> None:
         np.testing.assert_array_equal(first["y"], sample()["x"] * 2)
 
 
-def test_where_names_what_runs_and_on_what() -> None:
+def test_where_names_the_engine_and_the_gpu() -> None:
     runner, _, _ = opened()
     with runner:
         assert runner.where == "a doubling engine, Host"
         assert (runner.inputs, runner.outputs) == (("x",), ("y",))
 
 
-def test_a_shape_is_captured_when_it_comes_a_second_time_and_replayed_from_then_on() -> None:
+def test_a_shape_is_captured_at_its_second_run_and_replayed_from_then_on() -> None:
     runner, program, backend = opened()
     with runner:
         for _ in range(3):
@@ -116,7 +118,7 @@ def test_a_shape_is_captured_when_it_comes_a_second_time_and_replayed_from_then_
     assert program.prepared == [{"x": (2, 3)}, {"x": (1, 3)}]
 
 
-def test_an_engine_that_cannot_be_captured_runs_without_graphs_and_says_why() -> None:
+def test_an_engine_that_cannot_be_captured_runs_without_graphs_and_the_reason_is_kept() -> None:
     runner, program, backend = opened()
     program.refuses_capture = True
     with runner:
@@ -129,11 +131,11 @@ def test_an_engine_that_cannot_be_captured_runs_without_graphs_and_says_why() ->
 @pytest.mark.parametrize(
     ("open_it", "why"),
     [
-        (lambda: opened(graphs=False), "they were not asked for"),
+        (lambda: opened(graphs=False), "CUDA graphs are disabled"),
         (lambda: opened(late=True), "the shape of an output depends on values"),
     ],
 )
-def test_without_graphs_the_reason_is_said(open_it: Callable[[], Opened], why: str) -> None:
+def test_without_graphs_the_reason_is_kept(open_it: Callable[[], Opened], why: str) -> None:
     runner, _, backend = open_it()
     with runner:
         runner.run(sample())
@@ -142,13 +144,13 @@ def test_without_graphs_the_reason_is_said(open_it: Callable[[], Opened], why: s
         assert "replay" not in backend.launched
 
 
-def test_an_output_whose_shape_depends_on_values_has_the_shape_that_was_computed() -> None:
+def test_an_output_whose_shape_depends_on_values_has_the_computed_shape() -> None:
     runner, _, _ = opened(late=True)
     with runner:
         np.testing.assert_array_equal(runner.run(sample(rows=3))["y"], sample(rows=3)["x"][:2] * 2)
 
 
-def test_a_shape_tensor_is_read_on_the_host_and_its_values_are_part_of_what_is_captured() -> None:
+def test_a_graph_is_captured_for_each_value_of_a_shape_tensor() -> None:
     runner, program, backend = opened(on_host=True)
     with runner:
         for more in (1, 1, 5, 5, 1):
@@ -158,7 +160,7 @@ def test_a_shape_tensor_is_read_on_the_host_and_its_values_are_part_of_what_is_c
         assert backend.launched.count("compute") == 2
 
 
-def test_as_many_runs_are_in_flight_as_there_are_streams_and_come_back_in_order() -> None:
+def test_one_run_per_stream_can_be_in_flight_and_results_come_in_order() -> None:
     runner, _, _ = opened(streams=3)
     with runner:
         for start in (0, 100, 200):
@@ -174,7 +176,7 @@ def test_as_many_runs_are_in_flight_as_there_are_streams_and_come_back_in_order(
             runner.collect()
 
 
-def test_a_feed_may_be_changed_while_its_run_is_in_flight() -> None:
+def test_a_feed_can_be_changed_while_its_run_is_in_flight() -> None:
     runner, _, _ = opened()
     with runner:
         feed = sample()
@@ -183,7 +185,7 @@ def test_a_feed_may_be_changed_while_its_run_is_in_flight() -> None:
         np.testing.assert_array_equal(runner.collect().outputs["y"], sample()["x"] * 2)
 
 
-def test_arrays_that_were_staged_are_submitted_without_a_copy_and_views_come_back() -> None:
+def test_staged_arrays_are_submitted_without_a_copy_and_outputs_can_be_views() -> None:
     runner, _, _ = opened(streams=2)
     with runner:
         staged = runner.stage({"x": (2, 3)})
@@ -197,7 +199,7 @@ def test_arrays_that_were_staged_are_submitted_without_a_copy_and_views_come_bac
         assert view.tolist() == (sample()["x"] * 2).tolist()
 
 
-def test_a_part_of_a_staged_array_is_copied_as_any_other() -> None:
+def test_a_slice_of_a_staged_array_is_copied() -> None:
     runner, _, _ = opened()
     with runner:
         staged = runner.stage({"x": (4, 3)})["x"]
@@ -206,12 +208,12 @@ def test_a_part_of_a_staged_array_is_copied_as_any_other() -> None:
         np.testing.assert_array_equal(runner.run({"x": half})["y"], np.arange(12).reshape(4, 3)[::2] * 2)
 
 
-def test_what_cannot_be_staged_is_refused() -> None:
+def test_shapes_that_do_not_fit_cannot_be_staged() -> None:
     runner, _, _ = opened()
     with runner:
         with pytest.raises(DataError, match=r"its shape is \[9, 3\]"):
             runner.stage({"x": (9, 3)})
-        with pytest.raises(DataError, match="no shape for input x: given are none"):
+        with pytest.raises(DataError, match="no shape for input x: no shapes were given"):
             runner.stage({})
         runner.submit(sample())
         with pytest.raises(RuntimeError, match="collect a result first"):
@@ -219,41 +221,41 @@ def test_what_cannot_be_staged_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("feed", "said"),
+    ("feed", "message"),
     [
         ({}, "no data for input x: the sample has none"),
         ({"z": np.zeros(1)}, "the sample has z"),
-        ({"x": np.zeros((5, 3), np.float32)}, r"its shape is \[5, 3\], the engine takes \[1, 3\] to \[4, 3\]"),
+        ({"x": np.zeros((5, 3), np.float32)}, r"its shape is \[5, 3\], the engine supports \[1, 3\] to \[4, 3\]"),
         ({"x": np.zeros((0, 3), np.float32)}, r"its shape is \[0, 3\]"),
         ({"x": np.zeros(3, np.float32)}, r"its shape is \[3\]"),
-        ({"x": np.zeros((2, 3), np.complex64)}, "it is complex64, the engine reads float32"),
+        ({"x": np.zeros((2, 3), np.complex64)}, "it is complex64, the engine expects float32"),
     ],
 )
-def test_a_feed_that_does_not_fit_is_refused_and_the_next_one_runs(feed: dict[str, np.ndarray], said: str) -> None:
+def test_a_feed_that_does_not_fit_is_rejected_and_the_next_one_runs(feed: dict[str, np.ndarray], message: str) -> None:
     runner, _, _ = opened()
     with runner:
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=message):
             runner.run(feed)
         assert runner.in_flight == 0
         np.testing.assert_array_equal(runner.run(sample())["y"], sample()["x"] * 2)
 
 
-def test_floats_are_given_to_a_16_bit_engine_in_its_own_type() -> None:
+def test_floats_are_cast_to_the_type_of_a_16_bit_engine() -> None:
     runner, _, _ = opened(dtype=ml_dtypes.bfloat16)
     with runner:
-        found = runner.run({"x": np.full((1, 3), 1.0009765625, np.float32)})["y"]
-        assert found.dtype == ml_dtypes.bfloat16
-        assert found.astype(np.float32).tolist() == [[2.0, 2.0, 2.0]]
+        output = runner.run({"x": np.full((1, 3), 1.0009765625, np.float32)})["y"]
+        assert output.dtype == ml_dtypes.bfloat16
+        assert output.astype(np.float32).tolist() == [[2.0, 2.0, 2.0]]
 
 
-def test_a_strided_feed_is_taken_as_it_reads() -> None:
+def test_a_strided_feed_is_copied_correctly() -> None:
     runner, _, _ = opened()
     with runner:
         wide = np.arange(12, dtype=np.float32).reshape(2, 6)
         np.testing.assert_array_equal(runner.run({"x": wide[:, ::2]})["y"], wide[:, ::2] * 2)
 
 
-def test_shapes_that_were_not_used_for_longest_are_released_first() -> None:
+def test_the_least_recently_used_shape_is_released_first() -> None:
     backend = HostBackend()
     program = Doubling(backend)
     program.ports = tuple(
@@ -270,7 +272,7 @@ def test_shapes_that_were_not_used_for_longest_are_released_first() -> None:
         assert len(program.prepared) == SHAPES_KEPT + 2
 
 
-def test_nothing_more_is_allocated_however_many_runs_there_are() -> None:
+def test_repeated_runs_allocate_nothing() -> None:
     runner, _, backend = opened(streams=2)
     with runner:
         for _ in range(2):
@@ -283,14 +285,14 @@ def test_nothing_more_is_allocated_however_many_runs_there_are() -> None:
         assert (len(backend.alive), backend.memory()) == (before, free)
 
 
-def test_memory_is_told_by_what_it_is_for() -> None:
+def test_memory_is_reported_by_purpose() -> None:
     runner, _, backend = opened(streams=2)
     with runner:
         assert runner.memory == {"weights": 5, "activations": 128, "io": 192}
         assert backend.room - backend.memory()[0] == 128 + 192
 
 
-def test_closing_releases_everything_in_the_reverse_order_even_with_a_run_in_flight() -> None:
+def test_closing_releases_everything_in_reverse_order_even_with_a_run_in_flight() -> None:
     runner, _, backend = opened(streams=2)
     for _ in range(3):
         runner.run(sample())
@@ -302,7 +304,7 @@ def test_closing_releases_everything_in_the_reverse_order_even_with_a_run_in_fli
     assert backend.released.index("graph") < backend.released.index("memory") < backend.released.index("stream")
 
 
-def test_what_was_allocated_is_released_when_there_is_no_memory_for_the_rest() -> None:
+def test_exhausted_memory_releases_what_was_allocated_before() -> None:
     backend = HostBackend(room=200)
     program = Doubling(backend)
     with pytest.raises(OutOfMemoryError):
@@ -311,7 +313,7 @@ def test_what_was_allocated_is_released_when_there_is_no_memory_for_the_rest() -
     assert backend.released[-2:] == ["program", "context"]
 
 
-def test_no_streams_is_refused_and_holds_nothing() -> None:
+def test_zero_streams_are_rejected_and_nothing_stays_allocated() -> None:
     backend = HostBackend()
     with pytest.raises(UsageError, match="0 streams"):
         EngineRunner(Device(backend, 0), Doubling(backend), streams=0)

@@ -1,4 +1,4 @@
-"""The runner on a real GPU, with a kernel in place of TensorRT's engine."""
+"""The runner on a real GPU, with a kernel instead of a TensorRT engine."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ def runner(package: str, *, width: int = 3, milliseconds: float = 0, streams: in
     return EngineRunner(device, Scaling(device, width, cycles), streams=streams)
 
 
-def test_the_runner_gives_what_the_kernel_computes_for_every_shape_plain_and_replayed(package: str) -> None:
+def test_results_are_correct_for_every_shape_with_and_without_replay(package: str) -> None:
     random = np.random.default_rng(0)
     with runner(package) as opened:
         for rows in (1, 64, 5, 1, 64, 5, 1, 64, 5):
             x = random.normal(size=(rows, 3)).astype(np.float32)
             np.testing.assert_array_equal(opened.run({"x": x})["y"], x * np.float32(3))
-        assert ("has none" in opened.no_graphs) == (package == "pycuda")
+        assert ("does not support CUDA graphs" in opened.no_graphs) == (package == "pycuda")
 
 
-def test_the_runner_keeps_runs_in_flight_apart_and_in_order(package: str) -> None:
+def test_runs_in_flight_are_independent_and_in_order(package: str) -> None:
     with runner(package, milliseconds=1, streams=4) as opened:
-        given = [np.full((2, 3), index, np.float32) for index in range(40)]
-        found = []
-        for x in given:
+        inputs = [np.full((2, 3), index, np.float32) for index in range(40)]
+        outputs = []
+        for x in inputs:
             if opened.in_flight == 4:
-                found.append(opened.collect().outputs["y"])
+                outputs.append(opened.collect().outputs["y"])
             opened.submit({"x": x})
         while opened.in_flight:
-            found.append(opened.collect().outputs["y"])
-        np.testing.assert_array_equal(np.stack(found), np.stack(given) * 3)
+            outputs.append(opened.collect().outputs["y"])
+        np.testing.assert_array_equal(np.stack(outputs), np.stack(inputs) * 3)
 
 
-def test_the_runner_copies_on_one_stream_while_another_computes(package: str) -> None:
+def test_one_stream_copies_while_another_computes(package: str) -> None:
     width, runs = 1 << 19, 20  # 128 MiB at 64 rows
-    took, parts = {}, ""
+    milliseconds, parts = {}, ""
     for streams in (1, 3):
         with runner(package, width=width, milliseconds=3, streams=streams) as opened:
-            for _ in range(2 * streams):  # once to prepare, once to capture
+            for _ in range(2 * streams):  # each stream once without capture, once with it
                 opened.submit(opened.stage({"x": (64, width)}))
                 ran = opened.collect(copy=False)
             parts = f"in {ran.copy_in:.1f}, compute {ran.compute:.1f}, out {ran.copy_out:.1f} ms"
@@ -59,12 +59,12 @@ def test_the_runner_copies_on_one_stream_while_another_computes(package: str) ->
                 opened.submit(opened.stage({"x": (64, width)}))
             while opened.in_flight:
                 opened.collect(copy=False)
-            took[streams] = (time.perf_counter() - began) / runs * 1e3
-    print(f"a run alone: {parts}; {took[1]:.2f} ms a run on 1 stream, {took[3]:.2f} ms on 3")
-    assert took[3] < 0.7 * took[1]
+            milliseconds[streams] = (time.perf_counter() - began) / runs * 1e3
+    print(f"a run alone: {parts}; {milliseconds[1]:.2f} ms per run on 1 stream, {milliseconds[3]:.2f} ms on 3")
+    assert milliseconds[3] < 0.7 * milliseconds[1]
 
 
-def test_the_runner_times_what_the_gpu_did(package: str) -> None:
+def test_times_are_those_of_the_gpu(package: str) -> None:
     with runner(package, milliseconds=10) as opened:
         for _ in range(3):
             opened.submit({"x": np.ones((1, 3), np.float32)})
@@ -94,8 +94,10 @@ def test_a_thousand_runners_opened_run_and_closed_keep_memory_flat(device: Devic
     assert grown < 4 << 20
 
 
-def test_no_memory_for_the_largest_shapes_is_said_and_leaves_nothing(device: Device, package: str) -> None:
+def test_too_little_memory_for_the_largest_shapes_is_an_error_that_leaks_nothing(device: Device, package: str) -> None:
     free = device.free_bytes()
     with pytest.raises(OutOfMemoryError):
-        runner(package, width=int(0.6 * device.info.total_bytes) // 256)  # an input of 60 %, and no output
+        runner(
+            package, width=int(0.6 * device.info.total_bytes) // 256
+        )  # the input takes 60 % of the memory, and the output does not fit
     assert device.free_bytes() >= free

@@ -1,3 +1,5 @@
+"""Loading TensorRT engines, as far as that is possible without a GPU."""
+
 from __future__ import annotations
 
 import ast
@@ -13,7 +15,7 @@ from trtopt.engine.locate import RTX, TensorRT, find
 from trtopt.errors import EXIT_UNABLE, EnvironmentUnableError, MissingDependencyError, ModelError
 
 pytest.importorskip(RTX)
-without_driver = pytest.mark.skipif(has_driver(), reason="there is an NVIDIA driver")
+without_driver = pytest.mark.skipif(has_driver(), reason="this machine has an NVIDIA driver")
 
 
 @pytest.fixture(scope="module")
@@ -37,34 +39,36 @@ def engine(trt: TensorRT, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @without_driver
-def test_an_engine_on_a_machine_without_a_driver_is_no_defect_of_the_engine(trt: TensorRT, engine: Path) -> None:
-    with pytest.raises(EnvironmentUnableError, match=r"does not load model\.engine here: it needs an NVIDIA GPU"):
+def test_without_a_driver_the_error_does_not_blame_the_engine(trt: TensorRT, engine: Path) -> None:
+    with pytest.raises(
+        EnvironmentUnableError, match=r"does not load model\.engine here: it needs a supported NVIDIA GPU"
+    ):
         runner_tensorrt.deserialize(trt, engine)
 
 
 @without_driver
-def test_opening_an_engine_without_a_gpu_ends_in_one_line(trt: TensorRT, engine: Path) -> None:
-    with pytest.raises((EnvironmentUnableError, MissingDependencyError)) as found:
+def test_opening_an_engine_without_a_gpu_is_an_error_of_one_line(trt: TensorRT, engine: Path) -> None:
+    with pytest.raises((EnvironmentUnableError, MissingDependencyError)) as error:
         runner_tensorrt.open_engine(trt, engine)
-    assert found.value.exit_code == EXIT_UNABLE
-    assert "\n" not in str(found.value)
+    assert error.value.exit_code == EXIT_UNABLE
+    assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("data", [b"", b"no engine at all" * 20])
-def test_a_file_that_is_no_engine_is_said_to_be_none(trt: TensorRT, tmp_path: Path, data: bytes) -> None:
+@pytest.mark.parametrize("data", [b"", b"not an engine at all" * 20])
+def test_a_file_that_is_not_an_engine_is_an_error(trt: TensorRT, tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "model.engine"
     path.write_bytes(data)
-    with pytest.raises(ModelError, match=r"model\.engine is no engine of TensorRT-RTX"):
+    with pytest.raises(ModelError, match=r"model\.engine is not an engine of TensorRT-RTX"):
         runner_tensorrt.deserialize(trt, path)
 
 
-def test_a_missing_file_is_said_to_be_missing(trt: TensorRT, tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(trt: TensorRT, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="No such file"):
         runner_tensorrt.deserialize(trt, tmp_path / "none.engine")
 
 
-def test_every_call_that_is_made_exists_in_tensorrt(trt: TensorRT) -> None:
-    # Without a GPU no engine can be had to make them on.
+def test_every_called_method_exists_in_tensorrt(trt: TensorRT) -> None:
+    # No engine can be loaded without a GPU, so look the methods up in the classes.
     classes = {
         "_engine": trt.module.ICudaEngine,
         "engine": trt.module.ICudaEngine,
@@ -83,16 +87,16 @@ def test_every_call_that_is_made_exists_in_tensorrt(trt: TensorRT) -> None:
     assert not [(owner, name) for owner, name in called if not hasattr(classes[owner], name)]
 
 
-def test_types_of_tensorrt_become_numpys(trt: TensorRT) -> None:
-    kinds = trt.module.DataType
-    assert runner_tensorrt._dtype(kinds.HALF, "x") == np.float16
-    assert runner_tensorrt._dtype(kinds.BF16, "x") == ml_dtypes.bfloat16
-    assert runner_tensorrt._dtype(kinds.FP8, "x") == ml_dtypes.float8_e4m3fn
+def test_tensorrt_types_are_mapped_to_numpy_types(trt: TensorRT) -> None:
+    types = trt.module.DataType
+    assert runner_tensorrt._dtype(types.HALF, "x") == np.float16
+    assert runner_tensorrt._dtype(types.BF16, "x") == ml_dtypes.bfloat16
+    assert runner_tensorrt._dtype(types.FP8, "x") == ml_dtypes.float8_e4m3fn
     with pytest.raises(ModelError, match="INT4"):
-        runner_tensorrt._dtype(kinds.INT4, "x")
+        runner_tensorrt._dtype(types.INT4, "x")
 
 
-def test_an_output_sized_late_gets_the_memory_for_the_largest_and_no_more(trt: TensorRT) -> None:
+def test_the_allocator_returns_its_memory_up_to_its_size(trt: TensorRT) -> None:
     allocator = runner_tensorrt._allocator(trt, 4096, 100)
     assert allocator.reallocate_output_async("y", 0, 100, 256, 1) == 4096
     assert allocator.reallocate_output_async("y", 0, 101, 256, 1) == 0

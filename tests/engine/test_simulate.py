@@ -1,4 +1,4 @@
-"""The simulation of 16-bit arithmetic against numpy's: FP32 compute, one rounding a node, bit for bit."""
+"""The simulation of 16-bit arithmetic compared with numpy: FP32 compute, one rounding per node, bit for bit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Typed = Callable[..., Path]
 
 @pytest.fixture
 def typed(tmp_path: Path) -> Typed:
-    """`typed(body, name, **ranges)`: the file of the typed graph of a net."""
+    """Return a function `typed(body, name, **ranges)` that writes a typed graph and returns its path."""
 
     def typed(body: str, name: str = "fp16", **ranges: float) -> Path:
         model = ir.from_proto(text(body))
@@ -64,7 +64,7 @@ def rounded(array: np.ndarray, kind: type) -> np.ndarray:
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
-    """onnxruntime's own FP32 sigmoid: numpy's differs in the last bit, which is not what is tested here."""
+    """Return onnxruntime's FP32 sigmoid: numpy's differs in the last bit, which these tests do not cover."""
     model = onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["": 22]> g (float[n, m] x) => (float[n, m] y) { y = Sigmoid(x) }'
     )
@@ -72,7 +72,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def chain(x: np.ndarray, kind: type) -> np.ndarray:
-    """What the chain computes when every tensor is of that type and every node rounds once."""
+    """Return the result of the chain if every tensor has the type `kind` and every node rounds once."""
     x, w, k, b = (rounded(array, kind) for array in (x, W, SCALE, SHIFT))
     m = rounded(x @ w, kind)
     s = rounded(m * k, kind)
@@ -97,9 +97,9 @@ def test_every_node_rounds_once_bit_for_bit(typed: Typed, name: str, kind: type)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("fp16", F16), ("bf16", BF16)])
-def test_it_follows_numpy_on_ordinary_numbers(typed: Typed, name: str, kind: type) -> None:
+def test_results_match_numpy_on_ordinary_numbers(typed: Typed, name: str, kind: type) -> None:
     got, want = run(typed(CHAIN, name), X)["y"], chain(X, kind)
-    step = np.spacing(np.abs(want).astype(kind)).astype(F32)  # sums in another order may tip a rounding
+    step = np.spacing(np.abs(want).astype(kind)).astype(F32)  # sums in another order may round differently
     assert (np.abs(got - want) <= 2 * step).all()
     assert (got == want).mean() > 0.95
 
@@ -130,7 +130,7 @@ def test_the_casts_survive_every_optimization_level(typed: Typed, tmp_path: Path
 
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(x=st.lists(st.floats(-300, 300, width=32), min_size=8, max_size=8))
-def test_elementwise_results_are_numpys(typed: Typed, x: list[float]) -> None:
+def test_elementwise_results_equal_those_of_numpy(typed: Typed, x: list[float]) -> None:
     feed = np.array([x], F32)
     half = rounded(feed, F16)
     want = rounded(rounded(half * half, F16) + rounded(SHIFT, F16), F16)
@@ -143,12 +143,12 @@ def test_fp16_overflows_to_infinity_as_it_does_on_a_gpu(typed: Typed) -> None:
     assert np.isneginf(run(path, np.full((1, 8), 300, F32))["y"]).all()
 
 
-def test_bf16_does_not_overflow_there(typed: Typed) -> None:
+def test_bf16_does_not_overflow_where_fp16_does(typed: Typed) -> None:
     path = typed("(float[n, 8] x) => (float[n, 8] y) { s = Mul(x, x)\n y = Neg(s) }", "bf16")
     assert np.array_equal(run(path, np.full((1, 8), 300, F32))["y"], -rounded(np.full((1, 8), 9e4, F32), BF16))
 
 
-def test_operators_that_pass_values_on_are_not_rounded_again(typed: Typed) -> None:
+def test_operators_that_only_move_values_are_not_rounded_again(typed: Typed) -> None:
     model = ir.load(typed("(float[n, 8] x) => (float[8, n] y) { r = Relu(x)\n t = Transpose(r)\n e = Exp(t)\n"
                           "y = Abs(e) }"))  # fmt: skip
     simulate(model)
@@ -156,7 +156,7 @@ def test_operators_that_pass_values_on_are_not_rounded_again(typed: Typed) -> No
     assert [value.name for value in low if value is not None] == ["x_fp16", "e"]
 
 
-def test_nodes_that_stay_in_fp32_are_left_alone(typed: Typed) -> None:
+def test_nodes_in_fp32_are_unchanged(typed: Typed) -> None:
     path = typed("(float[n, 8] x) => (float[n, 8] y) <float big = {1e5}> { m = Mul(x, big)\n y = Div(m, big) }")
     model = ir.load(path)
     assert not simulate(model)
@@ -164,7 +164,7 @@ def test_nodes_that_stay_in_fp32_are_left_alone(typed: Typed) -> None:
     assert np.array_equal(run(path, X)["y"], (X * F32(1e5)) / F32(1e5))
 
 
-def test_a_graph_without_16_bit_types_is_not_touched() -> None:
+def test_a_graph_without_16_bit_types_is_unchanged() -> None:
     model = ir.from_proto(text(CHAIN))
     infer_shapes(model)
     assert not simulate(model)
@@ -172,7 +172,7 @@ def test_a_graph_without_16_bit_types_is_not_touched() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.0625, 0.037])
-def test_quantized_values_are_those_of_numpy_ties_included(tmp_path: Path, scale: float) -> None:
+def test_quantized_values_equal_those_of_numpy_including_ties(tmp_path: Path, scale: float) -> None:
     half = F16(scale)
     proto = onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["": 22]> g (float[n] x) => (float[n] y) <int8 z = {0}> {'
@@ -185,7 +185,7 @@ def test_quantized_values_are_those_of_numpy_ties_included(tmp_path: Path, scale
     assert np.array_equal(run(tmp_path / "m.onnx", x)["y"], codes * F32(half))
 
 
-def test_dequantized_int8_is_not_rounded_before_it_is_multiplied(tmp_path: Path) -> None:
+def test_dequantized_int8_is_not_rounded_before_a_multiplication(tmp_path: Path) -> None:
     proto = onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["": 22]> g (int8[n, 8] x) => (float[n, 8] y) <int8 z = {0}> {'
         "d = DequantizeLinear(x, s, z)\n m = MatMul(d, one)\n y = Cast<to = 1>(m) }"
@@ -194,11 +194,11 @@ def test_dequantized_int8_is_not_rounded_before_it_is_multiplied(tmp_path: Path)
         proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
     onnx.save(proto, tmp_path / "m.onnx")
     x = RNG.integers(-128, 128, (4, 8)).astype(np.int8)
-    want = rounded(x.astype(F32) * F32(F16(0.037)), F16)  # one rounding: that of the product
+    want = rounded(x.astype(F32) * F32(F16(0.037)), F16)  # only the product is rounded
     assert np.array_equal(run(tmp_path / "m.onnx", x)["y"], want)
 
 
-def test_a_type_that_a_dequantize_names_is_widened_too(tmp_path: Path) -> None:
+def test_the_output_dtype_of_a_dequantize_is_widened(tmp_path: Path) -> None:
     proto = onnx.parser.parse_model(
         '<ir_version: 11, opset_import: ["": 23]> g (int8[n, 8] x) => (float16[n, 8] y) <float s = {0.5}, int8 z = {0}>'
         "{ d = DequantizeLinear<output_dtype = 10>(x, s, z)\n y = Mul(d, d) }"
@@ -225,7 +225,7 @@ THIRD_PARTY = {
 
 
 @pytest.mark.parametrize("body", THIRD_PARTY.values(), ids=THIRD_PARTY)
-def test_16_bit_models_made_elsewhere_keep_their_types_and_round_as_well(tmp_path: Path, body: str) -> None:
+def test_16_bit_models_of_other_tools_keep_their_types_and_are_rounded(tmp_path: Path, body: str) -> None:
     onnx.save(text(body), tmp_path / "m.onnx")
     check_types(tmp_path / "m.onnx")
     runner = open_runner(tmp_path / "m.onnx")
@@ -236,7 +236,7 @@ def test_16_bit_models_made_elsewhere_keep_their_types_and_round_as_well(tmp_pat
     assert np.array_equal(got.astype(F32), rounded(sigmoid(s), F16))
 
 
-def test_the_state_of_a_loop_is_rounded_at_every_turn(tmp_path: Path) -> None:
+def test_the_state_of_a_loop_is_rounded_in_every_iteration(tmp_path: Path) -> None:
     body = """(float16[n, 8] x) => (float16[n, 8] y) <int64 m = {5}, bool go = {1}> {
         y = Loop(m, go, x)<body = b (int64 i, bool c, float16[n, 8] s) => (bool d, float16[n, 8] t) {
             d = Identity(c)\n t = Mul(s, x) }> }"""

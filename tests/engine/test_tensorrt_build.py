@@ -1,4 +1,4 @@
-"""The real parser and builder of TensorRT for RTX: engines, what is refused, and how a build is watched and stopped."""
+"""The real parser and builder of TensorRT for RTX: engines, errors, progress, and cancellation."""
 
 import _thread
 import dataclasses
@@ -69,7 +69,7 @@ def suppression(path):
     )
 
 
-def test_an_engine_is_written_and_described(trt, tmp_path):
+def test_an_engine_is_written_with_its_description(trt, tmp_path):
     out = tmp_path / "model.engine"
     engine = tensorrt.build(trt, convolution(tmp_path / "m.onnx"), SHAPES, OPTIONS, out, emit=silent)
     data = out.read_bytes()
@@ -103,7 +103,7 @@ def test_progress_ends_at_its_total(trt, tmp_path):
     assert any(event.note for event in events)
 
 
-def test_events_come_on_the_callers_thread(trt, tmp_path):
+def test_events_are_emitted_in_the_calling_thread(trt, tmp_path):
     threads = set()
     typed = convolution(tmp_path / "m.onnx")
     tensorrt.build(
@@ -127,7 +127,7 @@ def test_ctrl_c_cancels_the_build_and_leaves_no_file(trt, tmp_path):
     assert not [t for t in threading.enumerate() if t.name == "trtopt-build"]
 
 
-def test_an_impatient_second_ctrl_c_does_not_leave_the_builder_behind():
+def test_a_second_ctrl_c_does_not_abandon_the_builder():
     waited_for = threading.Event()
 
     class Build(threading.Thread):
@@ -148,10 +148,10 @@ def test_an_impatient_second_ctrl_c_does_not_leave_the_builder_behind():
 
 def test_the_next_build_after_a_cancelled_one_works(trt, tmp_path):
     def fail(event):
-        raise RuntimeError("no one listens")
+        raise RuntimeError("the listener fails")
 
     typed = convolution(tmp_path / "m.onnx")
-    with pytest.raises(RuntimeError, match="no one listens"):
+    with pytest.raises(RuntimeError, match="the listener fails"):
         tensorrt.build(trt, typed, SHAPES, OPTIONS, tmp_path / "e", emit=fail)
     assert tensorrt.build(trt, typed, SHAPES, OPTIONS, tmp_path / "e", emit=silent).size_bytes
 
@@ -159,30 +159,30 @@ def test_the_next_build_after_a_cancelled_one_works(trt, tmp_path):
 def test_an_unsupported_operator_is_named_with_its_node(trt, tmp_path):
     nodes = [helper.make_node("Relu", ["x"], ["a"], "r"), helper.make_node("Det", ["a"], ["y"], "my_det")]
     typed = model(tmp_path / "m.onnx", nodes, [("x", [2, 4, 4])], [("y", [2])])
-    (found,) = tensorrt.check(trt, typed.onnx.path)
-    assert (found.node, found.op, found.code) == ("my_det", "Det", "UNSUPPORTED_NODE")
-    assert "checkDet" in found.message
+    (rejection,) = tensorrt.check(trt, typed.onnx.path)
+    assert (rejection.node, rejection.op, rejection.code) == ("my_det", "Det", "UNSUPPORTED_NODE")
+    assert "checkDet" in rejection.message
     with pytest.raises(BuildError, match="Det node my_det") as error:
         tensorrt.build(trt, typed, (), OPTIONS, tmp_path / "e", emit=silent)
     assert "--backend onnxruntime" in error.value.fix
-    assert str(tensorrt.rejected((found,))) == str(error.value)
+    assert str(tensorrt.rejected((rejection,))) == str(error.value)
     assert not (tmp_path / "e").exists()
 
 
-def test_every_unsupported_node_is_listed_and_one_without_a_name_has_its_place(trt, tmp_path):
+def test_every_unsupported_node_is_listed_and_one_without_a_name_by_its_index(trt, tmp_path):
     nodes = [helper.make_node("Det", ["x"], ["y"]), helper.make_node("Det", ["x"], ["z"])]
     typed = model(tmp_path / "m.onnx", nodes, [("x", [2, 4, 4])], [("y", [2]), ("z", [2])])
-    assert [found.node for found in tensorrt.check(trt, typed.onnx.path)] == ["#0", "#1"]
+    assert [rejection.node for rejection in tensorrt.check(trt, typed.onnx.path)] == ["#0", "#1"]
 
 
-def test_a_custom_operator_is_told_that_there_is_no_plugin(trt, tmp_path):
+def test_the_error_about_a_custom_operator_mentions_the_missing_plugin(trt, tmp_path):
     nodes = [helper.make_node("Foo", ["x"], ["y"], "foo", domain="my.domain")]
     typed = model(tmp_path / "m.onnx", nodes, [("x", [2, 4])], [("y", [2, 4])])
     with pytest.raises(BuildError, match=r"Foo node foo.*Plugin not found.*export the network without it"):
         tensorrt.build(trt, typed, (), OPTIONS, tmp_path / "e", emit=silent)
 
 
-def test_a_mix_of_types_is_explained_without_the_noise_of_a_missing_driver(trt, tmp_path):
+def test_the_error_about_mixed_types_omits_the_messages_about_a_missing_driver(trt, tmp_path):
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], "mm")]
     typed = model(tmp_path / "m.onnx", nodes, [("x", [2, 4])], [("y", [2, 4])], [("w", np.ones((4, 4), np.float16))])
     with pytest.raises(BuildError, match=r"MatMul node mm.*type Float.*type Half.*mixes types") as error:
@@ -191,7 +191,7 @@ def test_a_mix_of_types_is_explained_without_the_noise_of_a_missing_driver(trt, 
         assert noise not in str(error.value)
 
 
-def test_a_model_that_parses_may_fail_in_the_build_with_the_node_named(trt, tmp_path):
+def test_the_error_about_a_failed_build_names_the_node(trt, tmp_path):
     typed = suppression(tmp_path / "m.onnx")
     assert tensorrt.check(trt, typed.onnx.path) == ()
     with pytest.raises(BuildError, match="at NonMaxSuppression node nms: nms_0 has no runners") as error:
@@ -200,7 +200,7 @@ def test_a_model_that_parses_may_fail_in_the_build_with_the_node_named(trt, tmp_
     assert ".cpp" not in str(error.value)
 
 
-def test_errors_of_one_build_do_not_show_in_the_next(trt, tmp_path):
+def test_errors_of_one_build_do_not_appear_in_the_next(trt, tmp_path):
     with pytest.raises(BuildError):
         tensorrt.build(trt, suppression(tmp_path / "nms.onnx"), (), OPTIONS, tmp_path / "e", emit=silent)
     options = tensorrt.BuildOptions(workspace_bytes=1024)
@@ -209,14 +209,14 @@ def test_errors_of_one_build_do_not_show_in_the_next(trt, tmp_path):
     assert "nms" not in str(error.value)
 
 
-def test_a_file_without_a_graph_is_refused(trt, tmp_path):
+def test_a_file_without_a_graph_is_rejected(trt, tmp_path):
     empty = tmp_path / "empty.onnx"
     empty.write_bytes(b"")
-    (found,) = tensorrt.check(trt, empty)
-    assert found.code == "INVALID_GRAPH"
+    (rejection,) = tensorrt.check(trt, empty)
+    assert rejection.code == "INVALID_GRAPH"
 
 
-def test_types_that_tensorrt_changes_are_warned_of(trt, tmp_path):
+def test_types_changed_by_tensorrt_are_a_warning(trt, tmp_path):
     events = []
     tensorrt.build(trt, relu(tmp_path / "m.onnx", TensorProto.DOUBLE), (), OPTIONS, tmp_path / "e", emit=events.append)
     warnings = [event.message for event in events if isinstance(event, Warned)]
@@ -225,7 +225,7 @@ def test_types_that_tensorrt_changes_are_warned_of(trt, tmp_path):
     assert "float64" in warnings[0]
 
 
-def test_types_that_stay_are_not_warned_of(trt, tmp_path):
+def test_unchanged_types_are_not_a_warning(trt, tmp_path):
     events = []
     tensorrt.build(trt, relu(tmp_path / "m.onnx", TensorProto.FLOAT16), (), OPTIONS, tmp_path / "e", emit=events.append)
     assert not [event for event in events if isinstance(event, Warned)]
@@ -240,7 +240,7 @@ def test_a_wrong_decision_stops_the_build_before_a_file_is_written(trt, tmp_path
     assert not (tmp_path / "e").exists()
 
 
-def test_an_output_that_cannot_be_written_is_the_systems_own_error_and_leaves_nothing(trt, tmp_path):
+def test_an_output_that_cannot_be_written_is_an_os_error_and_leaves_no_file(trt, tmp_path):
     (tmp_path / "e").mkdir()
     with pytest.raises(OSError, match="directory"):
         tensorrt.build(trt, relu(tmp_path / "m.onnx"), (), OPTIONS, tmp_path / "e", emit=silent)
@@ -251,14 +251,14 @@ def test_an_output_that_cannot_be_written_is_the_systems_own_error_and_leaves_no
     ("shapes", "why"),
     [
         ((), "no range of shapes"),
-        ((ShapeRange(name="z", min=(1,), opt=(1,), max=(1,)),), "no input of the model"),
+        ((ShapeRange(name="z", min=(1,), opt=(1,), max=(1,)),), "the model has no such input"),
         ((ShapeRange(name="x", min=(1, 16), opt=(1, 16), max=(1, 16)),), "rank 2"),
-        ((ShapeRange(name="x", min=(1, 3, 8, 8), opt=(1, 3, 8, 8), max=(1, 3, 8, 8)),), "the model has"),
-        ((ShapeRange(name="x", min=(4, 16, 8, 8), opt=(2, 16, 8, 8), max=(1, 16, 8, 8)),), "does not hold"),
+        ((ShapeRange(name="x", min=(1, 3, 8, 8), opt=(1, 3, 8, 8), max=(1, 3, 8, 8)),), "the model expects"),
+        ((ShapeRange(name="x", min=(4, 16, 8, 8), opt=(2, 16, 8, 8), max=(1, 16, 8, 8)),), "not in ascending order"),
         (SHAPES * 2, "two ranges"),
     ],
 )
-def test_a_profile_that_does_not_fit_is_refused(trt, tmp_path, shapes, why):
+def test_a_profile_that_does_not_fit_is_rejected(trt, tmp_path, shapes, why):
     with pytest.raises(UsageError, match=why):
         tensorrt.build(trt, convolution(tmp_path / "m.onnx"), shapes, OPTIONS, tmp_path / "e", emit=silent)
 
@@ -273,20 +273,20 @@ def test_a_profile_that_does_not_fit_is_refused(trt, tmp_path, shapes, why):
         ({"workspace_bytes": 0}, "--workspace"),
     ],
 )
-def test_an_option_that_rtx_cannot_honour_is_refused(trt, tmp_path, options, flag):
-    with pytest.raises(UsageError, match=f"TensorRT-RTX .* cannot honour {flag}"):
+def test_an_option_that_rtx_cannot_use_is_rejected(trt, tmp_path, options, flag):
+    with pytest.raises(UsageError, match=f"TensorRT-RTX .* cannot use {flag}"):
         tensorrt.build(
             trt, relu(tmp_path / "m.onnx"), (), tensorrt.BuildOptions(**options), tmp_path / "e", emit=silent
         )
 
 
-def test_workspace_and_level_are_honoured(trt, tmp_path):
+def test_workspace_and_level_are_accepted(trt, tmp_path):
     options = tensorrt.BuildOptions(workspace_bytes=1 << 30, optimization_level=5)
     assert tensorrt.build(trt, relu(tmp_path / "m.onnx"), (), options, tmp_path / "e", emit=silent).size_bytes
 
 
 @pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning")
-def test_a_timing_cache_that_cannot_be_kept_costs_a_warning_not_the_engine(trt, tmp_path):
+def test_a_timing_cache_that_cannot_be_written_is_only_a_warning(trt, tmp_path):
     plain, events = dataclasses.replace(trt, name="tensorrt"), []
     options = tensorrt.BuildOptions(timing_cache=tmp_path / "none" / "t")
     typed = relu(tmp_path / "m.onnx")
@@ -296,8 +296,8 @@ def test_a_timing_cache_that_cannot_be_kept_costs_a_warning_not_the_engine(trt, 
 
 
 @pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning")
-def test_options_of_plain_tensorrt_reach_the_builder_and_its_timing_cache_is_kept(trt, tmp_path):
-    # RTX has the whole API of plain TensorRT, which is on no machine of the tests: only the refusal is left out here.
+def test_options_of_plain_tensorrt_reach_the_builder_and_its_timing_cache_is_saved(trt, tmp_path):
+    # TensorRT-RTX has the whole API of plain TensorRT, which the test machines lack: another name skips the check.
     plain = dataclasses.replace(trt, name="tensorrt")
     typed, cache = relu(tmp_path / "m.onnx"), tmp_path / "timing.cache"
     options = tensorrt.BuildOptions(timing_cache=cache, hardware_compatible=True)

@@ -1,4 +1,4 @@
-"""Which TensorRT is taken, and what is said of those that are not."""
+"""The choice of a TensorRT package, and the reasons why others are not usable."""
 
 import sys
 
@@ -26,21 +26,21 @@ def package(tmp_path, monkeypatch):
 
 
 def test_the_real_rtx_package_is_found():
-    found = tensorrt.find(RTX)
-    assert found.name == RTX
-    assert found.version == found.module.__version__
-    assert (found.origin / "__init__.py").exists()
+    trt = tensorrt.find(RTX)
+    assert trt.name == RTX
+    assert trt.version == trt.module.__version__
+    assert (trt.origin / "__init__.py").exists()
 
 
-def test_a_stub_is_passed_over_for_the_next_package(package):
+def test_a_stub_is_skipped_for_the_next_package(package):
     package("__version__ = '10.14.1'\n")
     assert tensorrt.find().name == RTX
 
 
-def test_a_package_that_works_comes_first(package):
+def test_the_first_usable_package_is_preferred(package):
     folder = package("__version__ = '10.12.0.36'\nBuilder = OnnxParser = object\n")
-    found = tensorrt.find()
-    assert (found.name, found.version, found.origin) == ("tensorrt", "10.12.0.36", folder)
+    trt = tensorrt.find()
+    assert (trt.name, trt.version, trt.origin) == ("tensorrt", "10.12.0.36", folder)
 
 
 @pytest.mark.parametrize(
@@ -49,11 +49,11 @@ def test_a_package_that_works_comes_first(package):
         ("__version__ = '10.14.1'\n", "is a stub without a builder"),
         ("", "is a stub without a builder"),
         ("__version__ = '10.9.0.34'\nBuilder = OnnxParser = object\n", "10.9.0.34 is too old: 10.12"),
-        ("raise OSError('libnvinfer.so.10: cannot open shared object file')\n", "does not import: libnvinfer.so.10"),
+        ("raise OSError('libnvinfer.so.10: cannot open shared object file')\n", "cannot be imported: libnvinfer.so.10"),
         ("import tensorrt_libs_that_are_not_there\n", "lacks its module tensorrt_libs_that_are_not_there"),
     ],
 )
-def test_what_is_wrong_with_a_package_is_said(package, source, reason):
+def test_the_reason_why_a_package_is_not_usable_is_reported(package, source, reason):
     package(source)
     assert reason in load("tensorrt")
     with pytest.raises(EnvironmentUnableError, match=reason) as error:
@@ -61,7 +61,7 @@ def test_what_is_wrong_with_a_package_is_said(package, source, reason):
     assert "pip install 'trtopt[tensorrt]'" in error.value.fix
 
 
-def test_where_there_is_none_each_is_told_of_and_the_one_that_needs_no_gpu_advised(package, monkeypatch):
+def test_without_a_usable_package_all_reasons_are_listed_and_rtx_is_recommended(package, monkeypatch):
     package("__version__ = '10.9.0.34'\nBuilder = OnnxParser = object\n")
     monkeypatch.setitem(sys.modules, RTX, None)
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Factories that the tests give to trtopt: `frameworks:small` from the folder of this file."""
+"""Factories that the tests pass to trtopt, as `frameworks:small` in the folder of this file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import time
 import torch
 from torch import Tensor, nn
 
-NO_FUNCTION = 3
+NOT_A_FUNCTION = 3
 
 
 class Small(nn.Module):
-    """Convolution, normalization, dropout and two outputs."""
+    """A network with convolution, normalization, dropout and two outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Small(nn.Module):
 
 
 class Masked(nn.Module):
-    """Two inputs of whole numbers, with a sequence; what comes out has names."""
+    """A network with two integer inputs, both sequences, and a named output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,11 +44,23 @@ class Masked(nn.Module):
 
 
 class Fixed(nn.Module):
-    """Has a batch of 4 written into it."""
+    """A network with a batch size of 4 hard-coded in a reshape."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the batch as one of four."""
+        """Return the doubled batch."""
         return x.reshape(4, 6) * 2
+
+
+class CamelCase(nn.Module):
+    """A network whose input has an uppercase letter in its name."""
+
+    def forward(self, pixelValues: Tensor) -> Tensor:  # noqa: N803 - the point of this network
+        """Return the doubled input."""
+        return pixelValues * 2
+
+
+def camel_case() -> nn.Module:
+    return CamelCase()
 
 
 def small() -> nn.Module:
@@ -68,7 +80,7 @@ def evaluated() -> nn.Module:
 
 
 def drifting() -> nn.Module:
-    """Another network in each process: the export cannot be that of the network that is run."""
+    """Return a network with other weights in each process, so that the export differs from the network that is run."""
     torch.manual_seed(time.time_ns() % 2**31)
     return Small()
 

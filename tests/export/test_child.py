@@ -1,4 +1,4 @@
-"""The process that a framework runs in: what it says, how it dies, and what of it reaches ours (nothing)."""
+"""The child process that runs a framework: its errors, its crashes, and that nothing else of it reaches trtopt."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ def _here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(HERE)
 
 
-def ask(name: str) -> Request:
+def factory_request(name: str) -> Request:
     return Request(source=Source(kind="factory", text=f"frameworks:{name}"), examples=(IMAGE,))
 
 
-def test_it_exports_and_runs_and_its_noise_stays_with_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    exported = child.export(ask("noisy"), tmp_path, 120)
-    ran, outputs = child.run(ask("noisy"), [{"image": np.ones(SHAPE, np.float32)}] * 2, tmp_path, 120)
+def test_the_child_exports_and_runs_and_its_log_does_not_reach_trtopt(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    exported = child.export(factory_request("noisy"), tmp_path, 120)
+    ran, outputs = child.run(factory_request("noisy"), [{"image": np.ones(SHAPE, np.float32)}] * 2, tmp_path, 120)
     assert exported.framework == ran
     assert ran.startswith("PyTorch 2.")
     assert [[array.shape for array in run] for run in outputs] == [[(2, 5), (2, 8)]] * 2
@@ -42,43 +44,44 @@ def test_it_exports_and_runs_and_its_noise_stays_with_it(tmp_path: Path, capfd: 
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
-        ("killed", "was killed: most likely for want of memory"),
-        ("leaving", "died: exit code 0"),
+        ("killed", "was killed: most likely it ran out of memory"),
+        ("leaving", "crashed: exit code 0"),
         ("failing", "failed: ValueError: no such size: 7"),
     ],
 )
-def test_its_death_is_an_error_of_ours(name: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=re.escape(said)) as caught:
-        child.export(ask(name), tmp_path, 120)
+def test_a_crash_of_the_child_is_a_model_error(name: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=re.escape(message)) as caught:
+        child.export(factory_request(name), tmp_path, 120)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_conversion_that_the_system_kills_is_an_error_of_ours(tmp_path: Path) -> None:
-    """As the kernel does when memory runs out: from outside, at some moment."""
+def test_a_conversion_that_the_system_kills_is_a_model_error(tmp_path: Path) -> None:
+    """Kill the child from outside at an arbitrary moment, as the kernel does when memory runs out."""
     (tmp_path / "saved_model.pb").write_bytes(b"")
     work = tmp_path / "work"
     work.mkdir()
     before = set(psutil.Process().children())
 
     def kill() -> None:
-        while not (found := set(psutil.Process().children()) - before):
+        while not (started := set(psutil.Process().children()) - before):
             time.sleep(0.05)
-        found.pop().kill()
+        started.pop().kill()
 
     killer = threading.Thread(target=kill)
     killer.start()
-    with pytest.raises(ModelError, match=r"was killed: most likely for want of memory.*Export on a machine with more"):
+    message = r"was killed: most likely it ran out of memory.*Export to ONNX on a machine with more"
+    with pytest.raises(ModelError, match=message):
         child.export(Request(source=Source(kind="saved_model", text=str(tmp_path))), work, 120)
     killer.join()
 
 
 def test_a_framework_that_hangs_is_ended(tmp_path: Path) -> None:
     start = time.monotonic()
-    with pytest.raises(ModelError, match=r"took longer than 8 s. Give it more time with --export-timeout"):
-        child.export(ask("hanging"), tmp_path, 8)
+    with pytest.raises(ModelError, match=r"took longer than 8 s. Allow more time with --export-timeout"):
+        child.export(factory_request("hanging"), tmp_path, 8)
     assert time.monotonic() - start < 60
 
 

@@ -1,4 +1,4 @@
-"""Archives are refused with what to unpack from them."""
+"""Archives are rejected with an error that names what to unpack from them."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def test_the_models_inside_are_named(pack: Callable[..., bytes], tmp_path: Path)
         describe(path)
 
 
-def test_a_few_of_many_are_named(tmp_path: Path) -> None:
+def test_only_the_first_three_models_are_named(tmp_path: Path) -> None:
     path = tmp_path / "model.zip"
     path.write_bytes(zipped(*(f"{i}.onnx" for i in range(9))))
     assert container(path)[1].endswith("0.onnx or 1.onnx or 2.onnx (and 6 more)")
 
 
 @pytest.mark.parametrize(
-    ("content", "what"),
+    ("content", "name"),
     [
         (zipped(), "an empty zip archive"),
         (zipped("a.onnx")[:40], "a zip archive"),
@@ -61,14 +61,14 @@ def test_a_few_of_many_are_named(tmp_path: Path) -> None:
         (tarred("a.onnx")[:400], "a tar archive"),
     ],
 )
-def test_what_cannot_be_listed_is_still_known(content: bytes, what: str, tmp_path: Path) -> None:
+def test_archives_that_cannot_be_listed_are_still_recognized(content: bytes, name: str, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
-    assert container(path)[0] == what
-    with pytest.raises(ModelError, match=rf"is {what}, not an ONNX model\. Unpack it and give"):
+    assert container(path)[0] == name
+    with pytest.raises(ModelError, match=rf"is {name}, not an ONNX model\. Unpack it and give"):
         describe(path)
 
 
-def test_a_model_and_a_short_file_are_none(conv_net: Path, tmp_path: Path) -> None:
+def test_a_model_and_a_short_file_are_not_containers(conv_net: Path, tmp_path: Path) -> None:
     (tmp_path / "short").write_bytes(b"x")
     assert container(conv_net) == container(tmp_path / "short") == ("", "")

@@ -1,4 +1,4 @@
-"""Reading ONNX files that nobody vouches for."""
+"""Reading of ONNX files as untrusted input."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write(path: Path, model: onnx.ModelProto) -> Path:
 
 
 def external(folder: Path, **entries: str) -> Path:
-    """The model with `w` in external data described by `entries`; `w.bin` holds its 64 bytes."""
+    """Write the model with `w` in external data described by `entries`; `w.bin` contains its 64 bytes."""
     model = proto()
     tensor = model.graph.initializer[0]
     tensor.ClearField("float_data")
@@ -44,7 +44,7 @@ def external(folder: Path, **entries: str) -> Path:
     return write(folder / "model.onnx", model)
 
 
-def refused(path: Path) -> str:
+def rejection(path: Path) -> str:
     with pytest.raises(ModelError) as caught:
         describe(path)
     line = str(caught.value)
@@ -70,7 +70,7 @@ def test_describes_inputs_outputs_and_opset(tmp_path: Path) -> None:
     assert model.notes == ("a note",)
 
 
-def test_leaves_initializers_that_are_listed_as_inputs_out(tmp_path: Path) -> None:
+def test_leaves_out_initializers_that_are_listed_as_inputs(tmp_path: Path) -> None:
     model = proto()
     model.graph.input.append(onnx.helper.make_tensor_value_info("w", TensorProto.FLOAT, [4, 4]))
     assert [spec.name for spec in describe(write(tmp_path / "m.onnx", model)).inputs] == ["x"]
@@ -80,7 +80,7 @@ def test_leaves_initializers_that_are_listed_as_inputs_out(tmp_path: Path) -> No
     ("dim", "shown"),
     [({"dim_value": -1}, "?"), ({"dim_value": 0}, "?"), ({}, "?"), ({"dim_param": "n"}, "n"), ({"dim_value": 3}, 3)],
 )
-def test_shows_dynamic_dimensions_by_name_or_as_a_question_mark(
+def test_describes_dynamic_dimensions_by_name_or_as_a_question_mark(
     tmp_path: Path, dim: dict[str, int | str], shown: int | str
 ) -> None:
     model = proto()
@@ -99,28 +99,28 @@ def test_names_types_as_numpy_does(tmp_path: Path, dtype: int, name: str) -> Non
     assert describe(write(tmp_path / "m.onnx", model)).inputs[1].dtype == name
 
 
-def test_an_opset_that_is_not_named_is_one(tmp_path: Path) -> None:
+def test_the_default_opset_is_1(tmp_path: Path) -> None:
     model = proto()
     del model.opset_import[:]
     model.opset_import.append(onnx.helper.make_opsetid("custom", 5))
     assert describe(write(tmp_path / "m.onnx", model)).opset == 1
 
 
-def test_refuses_an_input_without_a_shape(tmp_path: Path) -> None:
+def test_rejects_an_input_without_a_shape(tmp_path: Path) -> None:
     model = proto()
     model.graph.input[0].type.tensor_type.ClearField("shape")
-    assert "input x" in (line := refused(write(tmp_path / "m.onnx", model)))
+    assert "input x" in (line := rejection(write(tmp_path / "m.onnx", model)))
     assert "no shape" in line
 
 
-def test_refuses_an_output_that_is_no_tensor(tmp_path: Path) -> None:
+def test_rejects_an_output_that_is_not_a_tensor(tmp_path: Path) -> None:
     model = proto('<ir_version: 8, opset_import: ["": 17]> g (float[6, 2] x) => (seq(float[1, 2]) y)'
                   "{ y = SplitToSequence(x) }")  # fmt: skip
-    assert "sequence_type" in refused(write(tmp_path / "m.onnx", model))
+    assert "sequence_type" in rejection(write(tmp_path / "m.onnx", model))
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (lambda data: b"", "no graph"),
         (lambda data: b"\x00\xff garbage \x80" * 40, "not an ONNX model"),
@@ -131,21 +131,21 @@ def test_refuses_an_output_that_is_no_tensor(tmp_path: Path) -> None:
     ],
     ids=["empty", "garbage", "half of it", "one byte short", "zip", "gzip"],
 )
-def test_refuses_what_is_no_model(tmp_path: Path, spoil: Callable[[bytes], bytes], said: str) -> None:
+def test_rejects_files_that_are_not_models(tmp_path: Path, spoil: Callable[[bytes], bytes], message: str) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes(spoil(proto().SerializeToString()))
-    assert said in refused(path)
+    assert message in rejection(path)
 
 
-def test_refuses_paths_that_hold_no_file(tmp_path: Path) -> None:
-    assert "does not exist" in refused(tmp_path / "none.onnx")
-    assert "is a folder" in refused(tmp_path)
-    assert "cannot be read" in refused(tmp_path / ("n" * 300))
+def test_rejects_paths_that_are_not_files(tmp_path: Path) -> None:
+    assert "does not exist" in rejection(tmp_path / "none.onnx")
+    assert "is a folder" in rejection(tmp_path)
+    assert "cannot be read" in rejection(tmp_path / ("n" * 300))
 
 
-def test_refuses_a_pipe_instead_of_waiting_on_it(tmp_path: Path) -> None:
+def test_rejects_a_pipe_instead_of_waiting_on_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "m.onnx")
-    assert "no regular file" in refused(tmp_path / "m.onnx")
+    assert "not a regular file" in rejection(tmp_path / "m.onnx")
 
 
 @pytest.mark.parametrize("limit", [0, 1000])
@@ -163,7 +163,7 @@ def test_reads_external_data_in_full_and_maps_it_only_when_it_is_large(
 
 
 @pytest.mark.parametrize(
-    ("location", "said"),
+    ("location", "message"),
     [
         ("../w.bin", "outside its folder"),
         ("/etc/hostname", "outside its folder"),
@@ -175,40 +175,40 @@ def test_reads_external_data_in_full_and_maps_it_only_when_it_is_large(
         ("a\0b", "cannot exist"),
     ],
 )
-def test_refuses_external_data_elsewhere_or_missing(tmp_path: Path, location: str, said: str) -> None:
+def test_rejects_external_data_elsewhere_or_missing(tmp_path: Path, location: str, message: str) -> None:
     folder = tmp_path / "model"
     (folder / "sub").mkdir(parents=True)
     (tmp_path / "w.bin").write_bytes(bytes(64))
-    assert said in refused(external(folder, location=location))
+    assert message in rejection(external(folder, location=location))
 
 
-def test_refuses_a_link_that_leads_out_of_the_folder(tmp_path: Path) -> None:
+def test_rejects_a_link_to_a_file_outside_the_folder(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     (tmp_path / "secret").write_bytes(bytes(64))
     (folder / "link.bin").symlink_to(tmp_path / "secret")
-    assert "outside its folder" in refused(external(folder, location="link.bin"))
+    assert "outside its folder" in rejection(external(folder, location="link.bin"))
 
 
 @pytest.mark.parametrize(
     "entries",
     [{"offset": "4"}, {"length": "60"}, {"length": "68"}, {"offset": "-4"}, {"offset": "64"}, {"offset": "1e9"}],
 )
-def test_refuses_external_data_that_does_not_hold_the_tensor(tmp_path: Path, entries: dict[str, str]) -> None:
-    assert "external data" in refused(external(tmp_path, **entries))
+def test_rejects_external_data_that_does_not_contain_the_whole_tensor(tmp_path: Path, entries: dict[str, str]) -> None:
+    assert "external data" in rejection(external(tmp_path, **entries))
 
 
-def test_refuses_a_truncated_external_file(tmp_path: Path) -> None:
+def test_rejects_a_truncated_external_file(tmp_path: Path) -> None:
     path = external(tmp_path)
     (tmp_path / "w.bin").write_bytes(bytes(63))
-    assert "w needs 64 bytes at 0 of w.bin, which has 63" in refused(path)
+    assert "w needs 64 bytes at 0 of w.bin, which has 63" in rejection(path)
 
 
-def test_refuses_external_data_of_an_unknown_type(tmp_path: Path) -> None:
+def test_rejects_external_data_of_an_unknown_type(tmp_path: Path) -> None:
     path = external(tmp_path)
     model = onnx.load(str(path), load_external_data=False)
     model.graph.initializer[0].data_type = 9999
-    assert "wrongly" in refused(write(path, model))
+    assert "wrongly" in rejection(write(path, model))
 
 
 def test_the_digest_covers_the_model_and_its_external_data(tmp_path: Path) -> None:

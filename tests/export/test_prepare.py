@@ -1,4 +1,4 @@
-"""Preparing a model changes its graph and nothing of what it computes."""
+"""Preparation changes the graph of a model and leaves its results as they are."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def branch(n: int) -> dict[str, np.ndarray]:
     ids=["conv-7", "conv-11", "conv-17", "tokens-12", "if-11", "two-outputs-13"],
 )
 @pytest.mark.parametrize("opset", [19, 22])
-def test_keeps_what_the_model_computes(
+def test_keeps_the_results_of_the_model(
     tmp_path: Path, model: onnx.ModelProto, feed: Callable[[int], dict[str, np.ndarray]], opset: int
 ) -> None:
     source, ready = prepared(tmp_path, model, opset=opset)
@@ -121,7 +121,7 @@ def test_keeps_what_the_model_computes(
             np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
-def test_folds_batch_norms_and_drops_what_computes_nothing(tmp_path: Path) -> None:
+def test_folds_batch_norms_and_drops_identities(tmp_path: Path) -> None:
     _, ready = prepared(tmp_path, make(CONV_BN))
     assert [node.op_type for node in load_proto(ready.path).graph.node] == [
         "Conv", "Relu", "GlobalAveragePool", "Flatten",
@@ -135,7 +135,7 @@ def test_leaves_no_constant_node_behind_not_even_those_of_the_opset_conversion(t
     assert nodes == ["Gather", "MatMul", "Softmax", "ReduceSum"]  # ReduceSum's axes became an input in opset 13
 
 
-def test_says_which_opset_was_raised_and_never_lowers_one(tmp_path: Path) -> None:
+def test_notes_the_raised_opset_and_never_lowers_one(tmp_path: Path) -> None:
     _, raised = prepared(tmp_path, make(CONV_BN, 11))
     assert "opset 11 raised to 19" in raised.notes
     _, kept = prepared(tmp_path, make(CONV_BN, 22))
@@ -143,7 +143,7 @@ def test_says_which_opset_was_raised_and_never_lowers_one(tmp_path: Path) -> Non
     assert not any("opset" in note for note in kept.notes)
     _, new = prepared(tmp_path, make(CONV_BN, 24))
     assert new.opset == 24
-    assert any("newer than TensorRT 10.12 takes" in note for note in new.notes)
+    assert any("newer than TensorRT 10.12 supports" in note for note in new.notes)
 
 
 def test_models_that_onnxslim_cannot_read_are_optimized_without_it(tmp_path: Path) -> None:
@@ -174,10 +174,10 @@ def test_keeps_dimensions_that_have_a_range(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("first", ["x", "z"])
-def test_a_frozen_name_is_frozen_wherever_it_stands(
+def test_a_frozen_dimension_is_frozen_wherever_its_name_appears(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, large: bool
 ) -> None:
-    if large:  # onnxslim infers it, but large models go without
+    if large:  # onnxslim infers it, but large models are optimized without onnxslim
         monkeypatch.setattr(module, "LARGE_BYTES", 0)
     names = "float[n, 4] x, float[n, 4] z" if first == "x" else "float[n, 4] z, float[n, 4] x"
     model = onnx.parser.parse_model(
@@ -200,7 +200,7 @@ def test_names_unnamed_dimensions(tmp_path: Path, dim: dict[str, int]) -> None:
     assert outputs(ready.path, images(3))[0].shape == (3, 4)
 
 
-def test_every_node_and_tensor_has_a_name_of_its_own(tmp_path: Path) -> None:
+def test_every_node_and_tensor_has_a_unique_name(tmp_path: Path) -> None:
     model = make(CONV_BN)
     for node in model.graph.node:
         node.name = "same" if node.op_type in ("Conv", "Relu") else ""
@@ -209,13 +209,13 @@ def test_every_node_and_tensor_has_a_name_of_its_own(tmp_path: Path) -> None:
     names = [node.name for node in graph.node]
     assert all(names)
     assert len(set(names)) == len(names)
-    made = [name for node in graph.node for name in node.output]
-    assert all(made)
-    assert len(set(made)) == len(made)
+    tensors = [name for node in graph.node for name in node.output]
+    assert all(tensors)
+    assert len(set(tensors)) == len(tensors)
 
 
 @pytest.mark.parametrize("limit", [0, module.LARGE_BYTES])
-def test_drops_remarks_that_name_the_exporter_and_its_machine(
+def test_drops_doc_strings_that_name_the_exporter_and_its_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
     monkeypatch.setattr(module, "LARGE_BYTES", limit)
@@ -226,11 +226,11 @@ def test_drops_remarks_that_name_the_exporter_and_its_machine(
     assert b"someone" not in ready.path.read_bytes()
 
 
-def test_knows_the_shapes_between_the_nodes(tmp_path: Path) -> None:
+def test_infers_the_shapes_of_intermediate_tensors(tmp_path: Path) -> None:
     _, ready = prepared(tmp_path, make(CONV_BN))
     graph = load_proto(ready.path).graph
-    known = {value.name for value in [*graph.value_info, *graph.output]}
-    assert {name for node in graph.node for name in node.output} <= known
+    with_shape = {value.name for value in [*graph.value_info, *graph.output]}
+    assert {name for node in graph.node for name in node.output} <= with_shape
 
 
 def test_writes_the_same_bytes_every_time(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_weights_beyond_a_limit_go_to_external_data(tmp_path: Path, monkeypatch:
     np.testing.assert_allclose(outputs(ready.path, images(2))[0], want[0], rtol=1e-5, atol=1e-6)
 
 
-def test_external_data_of_the_source_is_taken_into_the_prepared_file(tmp_path: Path) -> None:
+def test_external_data_of_the_source_is_copied_into_the_prepared_file(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     path = tmp_path / "source" / "m.onnx"
     onnx.save(make(CONV_BN), path, save_as_external_data=True, location="m.data", size_threshold=0)
@@ -269,7 +269,7 @@ def test_external_data_of_the_source_is_taken_into_the_prepared_file(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "message"),
     [
         ("y = Foo(x)", "No Op registered for Foo"),
         ("y = Relu(nowhere)", "nowhere"),
@@ -277,11 +277,11 @@ def test_external_data_of_the_source_is_taken_into_the_prepared_file(tmp_path: P
         ("t = Relu(y)\n y = Abs(t)", "topologically"),
     ],
 )
-def test_refuses_an_invalid_model_in_one_line(tmp_path: Path, body: str, said: str) -> None:
+def test_rejects_an_invalid_model_in_one_line(tmp_path: Path, body: str, message: str) -> None:
     model = onnx.parser.parse_model(
         f'<ir_version: 8, opset_import: ["": 17]> g (float[n, 4] x) => (float[n, 4] y) {{ {body} }}'
     )
-    with pytest.raises(ModelError, match=said) as caught:
+    with pytest.raises(ModelError, match=message) as caught:
         prepared(tmp_path, model)
     assert "\n" not in str(caught.value)
     assert ".." not in str(caught.value)
@@ -303,7 +303,7 @@ def test_old_resizing_keeps_its_sampling_points(tmp_path: Path, opset: int, body
     np.testing.assert_allclose(outputs(ready.path, x)[0], outputs(source, x)[0], rtol=1e-6)
 
 
-def test_an_operator_that_changed_its_meaning_is_refused_rather_than_converted(tmp_path: Path) -> None:
+def test_an_operator_that_changed_its_meaning_is_rejected_rather_than_converted(tmp_path: Path) -> None:
     model = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["": 12]> g (float[2, 3, 4] x) => (float[2, 3, 4] y) { y = Hardmax(x) }'
     )
@@ -311,7 +311,7 @@ def test_an_operator_that_changed_its_meaning_is_refused_rather_than_converted(t
         prepared(tmp_path, model)
 
 
-def test_says_which_inputs_were_dropped(tmp_path: Path) -> None:
+def test_names_the_inputs_that_were_dropped(tmp_path: Path) -> None:
     model = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["": 17]> g (float[4] x, float[3] unread) => (float[4] y) { y = Relu(x) }'
     )
@@ -319,7 +319,7 @@ def test_says_which_inputs_were_dropped(tmp_path: Path) -> None:
     assert "dropped inputs that no output depends on: unread" in ready.notes
 
 
-def test_check_types_refuses_a_graph_whose_types_do_not_fit(tmp_path: Path) -> None:
+def test_check_types_rejects_a_graph_whose_types_do_not_match(tmp_path: Path) -> None:
     model = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["": 17]> g (float[4, 4] x, float16[4, 4] z) => (float[4, 4] y) '
         "{ y = MatMul(x, z) }"

@@ -1,4 +1,4 @@
-"""What a source is, from its form alone: no framework is imported."""
+"""Identification of a source by its form alone, without importing a framework."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from trtopt.export.source import digest, identify
         ("a.HDF5", "keras", "tensorflow"),
     ],
 )
-def test_a_file_is_known_by_its_suffix(name: str, kind: str, framework: str, tmp_path: Path) -> None:
+def test_a_file_is_identified_by_its_suffix(name: str, kind: str, framework: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(b"x")
     source = identify(str(path))
@@ -38,13 +38,13 @@ def test_a_reference_is_a_factory_unless_a_file_has_that_name(tmp_path: Path, mo
     assert identify("model:make").kind == "onnx"
 
 
-def test_a_folder_with_a_saved_model_is_one(tmp_path: Path) -> None:
+def test_a_folder_with_saved_model_pb_is_a_saved_model(tmp_path: Path) -> None:
     (tmp_path / "saved_model.pb").touch()
     assert (identify(str(tmp_path)).kind, identify(str(tmp_path)).name) == ("saved_model", tmp_path.name)
 
 
 @pytest.mark.parametrize("name", ["", "absent.onnx", "not a reference:make"])
-def test_what_is_not_there_is_refused_with_what_could_be(name: str, tmp_path: Path) -> None:
+def test_a_missing_source_is_rejected_with_the_forms_a_source_may_have(name: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"saved_model.pb|does not exist") as caught:
         identify(str(tmp_path / name))
     assert "package.module:factory" in str(caught.value)
@@ -57,16 +57,16 @@ def archive(path: Path, *names: str) -> Path:
     return path
 
 
-def test_torchscript_is_told_from_weights_without_unpickling(tmp_path: Path) -> None:
+def test_torchscript_is_distinguished_from_weights_without_unpickling(tmp_path: Path) -> None:
     assert identify(str(archive(tmp_path / "a.pt", "a/constants.pkl", "a/data.pkl"))).kind == "torchscript"
-    with pytest.raises(ModelError, match=r"weights, or a pickled module, and no program.*--weights"):
+    with pytest.raises(ModelError, match=r"contains weights or a pickled module, not a program.*--weights"):
         identify(str(archive(tmp_path / "w.pt", "w/data.pkl")))
     (tmp_path / "old.pth").write_bytes(b"\x80\x02 an old pickle")
-    with pytest.raises(ModelError, match=r"old.pth is no TorchScript file"):
+    with pytest.raises(ModelError, match=r"old.pth is not a TorchScript file"):
         identify(str(tmp_path / "old.pth"))
 
 
-def test_the_digest_is_of_every_file_of_a_folder(tmp_path: Path) -> None:
+def test_the_digest_covers_the_name_and_content_of_every_file_in_a_folder(tmp_path: Path) -> None:
     (tmp_path / "saved_model.pb").write_bytes(b"graph")
     (tmp_path / "variables").mkdir()
     weights = tmp_path / "variables" / "data"
@@ -86,8 +86,8 @@ def test_onnx_sources_and_help_import_neither_torch_nor_tensorflow(conv_net: Pat
         "from trtopt.cli.app import main\n"
         "try: main()\n"
         "except SystemExit as leave: assert not leave.code, leave.code\n"
-        "found = {'torch', 'tensorflow', 'keras', 'tf2onnx'} & set(sys.modules)\n"
-        "assert not found, found"
+        "imported = {'torch', 'tensorflow', 'keras', 'tf2onnx'} & set(sys.modules)\n"
+        "assert not imported, imported"
     )
     convert = ["convert", str(conv_net), "-p", "fp16", "--no-compare", "-o", str(tmp_path / "run")]
     for arguments in (["--help"], ["export", "--help"], ["convert", "--help"], convert):

@@ -1,4 +1,4 @@
-"""TensorFlow's and Keras' sources: what comes out, its names and layout; every wrong source in a line of its own."""
+"""TensorFlow and Keras sources: the exported model with its names and layout, and one error for each fault."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trtopt.export.onnx import describe
 from trtopt.export.request import Request
 from trtopt.export.source import identify
 
-# What TensorFlow and Keras warn of is for their own developers, and never reaches trtopt's process.
+# The warnings of TensorFlow and Keras are for their own developers, and stay in the child process.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -35,7 +35,7 @@ def network() -> keras.Model:
 
 @pytest.fixture(params=["saved_model", "keras", "h5"])
 def route(request: pytest.FixtureRequest, network: keras.Model, tmp_path: Path) -> Request:
-    """The same network, as each of the three kinds of source."""
+    """Return a request for the same network as each of the three kinds of source."""
     path = tmp_path / ("folder" if request.param == "saved_model" else f"net.{request.param}")
     if request.param == "saved_model":
         network.export(path, verbose=False)
@@ -44,7 +44,7 @@ def route(request: pytest.FixtureRequest, network: keras.Model, tmp_path: Path) 
     return Request(source=identify(str(path)))
 
 
-def test_every_route_gives_the_frameworks_outputs_under_the_same_names(
+def test_every_kind_of_source_has_the_frameworks_outputs_under_the_same_names(
     route: Request, network: keras.Model, tmp_path: Path
 ) -> None:
     exported = tensorflow.export(route, tmp_path)
@@ -57,13 +57,13 @@ def test_every_route_gives_the_frameworks_outputs_under_the_same_names(
         }
         for batch in (1, 3)
     ]
-    for feed, own in zip(feeds, tensorflow.run(route, feeds), strict=True):
-        made = session.run(["output_0", "output_1"], feed)
-        wanted = [tensor.numpy() for tensor in network([feed["image"], feed["extra"]], training=False)]
-        assert [array.shape[1] for array in wanted] == [5, 12]
-        for one, other, right in zip(made, own, wanted, strict=True):
-            assert np.abs(other - right).max() <= 1e-6 * np.abs(right).max()
-            assert np.abs(one - right).max() <= 1e-4 * np.abs(right).max()
+    for feed, framework_outputs in zip(feeds, tensorflow.run(route, feeds), strict=True):
+        onnx_outputs = session.run(["output_0", "output_1"], feed)
+        expected_outputs = [tensor.numpy() for tensor in network([feed["image"], feed["extra"]], training=False)]
+        assert [array.shape[1] for array in expected_outputs] == [5, 12]
+        for exported_output, own, expected in zip(onnx_outputs, framework_outputs, expected_outputs, strict=True):
+            assert np.abs(own - expected).max() <= 1e-6 * np.abs(expected).max()
+            assert np.abs(exported_output - expected).max() <= 1e-4 * np.abs(expected).max()
     model = describe(exported.path)
     assert [(spec.name, spec.shape) for spec in model.inputs] == [
         ("extra", ("batch", 4)),
@@ -74,7 +74,7 @@ def test_every_route_gives_the_frameworks_outputs_under_the_same_names(
     assert exported.notes == ("input image stays NHWC: [None, 8, 8, 3]",)
 
 
-def test_nodes_are_called_after_the_layers_alone(network: keras.Model, tmp_path: Path) -> None:
+def test_node_names_have_no_call_prefixes(network: keras.Model, tmp_path: Path) -> None:
     import onnx
 
     network.export(tmp_path / "folder", verbose=False)
@@ -85,7 +85,7 @@ def test_nodes_are_called_after_the_layers_alone(network: keras.Model, tmp_path:
 
 
 class Signatures(tf.Module):
-    """Signatures to choose from: outputs whose names sort otherwise than their numbers; an operator without ONNX."""
+    """Signatures with eleven outputs, with an operator that ONNX does not have, and with a string input."""
 
     @tf.function(
         input_signature=[tf.TensorSpec([None, 4], tf.float32, name="x"), tf.TensorSpec([None], tf.int32, name="n")]
@@ -109,7 +109,7 @@ def signatures(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def test_outputs_are_in_the_order_of_their_numbers_and_unread_inputs_are_kept(signatures: str, tmp_path: Path) -> None:
+def test_outputs_are_in_numeric_order_and_unused_inputs_are_kept(signatures: str, tmp_path: Path) -> None:
     request = Request(source=identify(signatures), signature="many")
     exported = tensorflow.export(request, tmp_path)
     model = describe(exported.path)
@@ -119,13 +119,13 @@ def test_outputs_are_in_the_order_of_their_numbers_and_unread_inputs_are_kept(si
     assert [array[0, 0] for array in tensorflow.run(request, [feed])[0]] == list(range(1, 12))
 
 
-def test_a_signature_must_be_chosen_among_those_that_are_listed(signatures: str, tmp_path: Path) -> None:
+def test_a_missing_or_ambiguous_signature_is_rejected_with_the_names_of_all(signatures: str, tmp_path: Path) -> None:
     for name in (None, "absent"):
         with pytest.raises(UsageError, match=r"it has many, svd, words. Choose one with --signature"):
             tensorflow.export(Request(source=identify(signatures), signature=name), tmp_path)
 
 
-def test_a_saved_model_without_signatures_is_refused(tmp_path: Path) -> None:
+def test_a_saved_model_without_signatures_is_rejected(tmp_path: Path) -> None:
     tf.saved_model.save(tf.Module(), str(tmp_path / "none"))
     with pytest.raises(UsageError, match=r"it has none"):
         tensorflow.export(Request(source=identify(str(tmp_path / "none"))), tmp_path)
@@ -136,20 +136,20 @@ def test_an_operator_that_onnx_does_not_have_is_named(signatures: str, tmp_path:
         tensorflow.export(Request(source=identify(signatures), signature="svd"), tmp_path)
 
 
-def test_strings_are_refused(signatures: str, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"input text of .* holds strings"):
+def test_string_inputs_are_rejected(signatures: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"input text of .* is a string tensor"):
         tensorflow.export(Request(source=identify(signatures), signature="words"), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["torn.keras", "torn.h5", "saved_model.pb"])
-def test_corrupt_files_are_refused(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(b"PK\x03\x04 no model at all")
+@pytest.mark.parametrize("name", ["corrupt.keras", "corrupt.h5", "saved_model.pb"])
+def test_corrupt_files_are_rejected(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"PK\x03\x04 not a model")
     text = str(tmp_path if name == "saved_model.pb" else tmp_path / name)
     with pytest.raises(ModelError, match=r"cannot be loaded as a") as caught:
         tensorflow.export(Request(source=identify(text)), tmp_path)
     assert "\n" not in str(caught.value)
 
 
-def test_a_feed_that_the_model_cannot_take_is_the_datas_fault(signatures: str) -> None:
+def test_a_feed_that_does_not_fit_the_model_is_a_data_error(signatures: str) -> None:
     with pytest.raises(DataError, match=r"cannot be run on x \[1, 3\]"):
         tensorflow.run(Request(source=identify(signatures), signature="many"), [{"x": np.ones((1, 3), np.float32)}])

@@ -1,4 +1,4 @@
-"""Small nets as text: each node is named after its first output, and every shape is inferred, as after preparation."""
+"""Small networks from text. Each node is named after its first output, and shapes are inferred, as by preparation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Parse = Callable[..., ir.Model]
 
 @pytest.fixture
 def parse() -> Parse:
-    """`parse(body, weights, opset=19)`: the model of ONNX's text form, with random weights of the given shapes."""
+    """Return `parse(body, weights, opset=19)`: a model from ONNX's text form, with random weights of these shapes."""
 
     def parse(body: str, weights: Mapping[str, tuple[int, ...]] | None = None, opset: int = 19) -> ir.Model:
         proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": {opset}, "custom": 1]> g {body}')
@@ -37,7 +37,7 @@ def parse() -> Parse:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[[ir.Model], Path]:
-    """`write(model)`: the file it was saved to, after ONNX's full checker has seen every type in it."""
+    """Return `write(model)`, which saves the model, runs ONNX's full checker on it, and returns its path."""
 
     def write(model: ir.Model) -> Path:
         path = tmp_path / "typed.onnx"

@@ -1,4 +1,4 @@
-"""Rule 7: both products of attention stay in 16 bits under a mask that is computed at run time."""
+"""Rule 7: the two products of attention are not quantized under a mask that is computed at run time."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ def test_products_under_a_mask_stay_in_16_bits(parse: Parse, body: str) -> None:
 
 
 @pytest.mark.parametrize("body", UNMASKED.values(), ids=UNMASKED)
-def test_products_without_one_are_quantized(parse: Parse, body: str) -> None:
+def test_products_without_a_mask_are_quantized(parse: Parse, body: str) -> None:
     model = attention(parse, body)
     assert masked_products(model.graph) == {}
     assert {d.node for d in place(model).decisions() if d.precision == "int8"} == {"s", "y"}
 
 
-def test_a_softmax_over_a_linear_layer_is_no_attention(parse: Parse) -> None:
+def test_a_softmax_over_a_linear_layer_is_not_attention(parse: Parse) -> None:
     model = parse("(float[4, 32] x, float[4, 32] m) => (float[4, 32] p)"
                   "{ s = MatMul(x, w)\n a = Add(s, m)\n p = Softmax(a) }", {"w": (32, 32)})  # fmt: skip
     assert masked_products(model.graph) == {}
     assert {d.node for d in place(model).decisions() if d.precision == "int8"} == {"s"}
 
 
-def test_a_graph_whose_paths_double_at_every_node_ends_soon(parse: Parse) -> None:
+def test_a_graph_with_exponentially_many_paths_is_searched_in_linear_time(parse: Parse) -> None:
     steps = "\n".join(f"a{i + 1} = Add(a{i}, a{i})" for i in range(60))
     tail = "\n".join(f"b{i + 1} = Where(c, b{i}, b{i})" for i in range(60))
     body = f"a0 = Exp(m)\n {steps}\n n = Add(s, a60)\n b0 = Softmax(n)\n {tail}\n y = MatMul(b60, v)"

@@ -1,4 +1,4 @@
-"""Bias correction: the mean of every output channel of a quantized layer comes back to that of FP32."""
+"""Bias correction: every output channel of a quantized layer has the mean that it has in FP32."""
 
 from __future__ import annotations
 
@@ -31,31 +31,31 @@ def outputs(model: ir.Model, x: np.ndarray, write: Write, means: dict[str, np.nd
     scale = float(np.abs(x).max()) / 127
     table = CalibrationTable(method="minmax", scales={"x": scale})
     decisions = precision("int8").apply(model, Request(rest="fp32", table=table, means=means or {}))
-    assert any("corrects the mean error" in decision.reason for decision in decisions) == bool(means)
+    assert any("corrects the mean quantization error" in decision.reason for decision in decisions) == bool(means)
     return np.asarray(open_runner(write(model)).run({"x": x})["y"])
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_the_mean_error_of_each_channel_goes(name: str, parse: Parse, write: Write) -> None:
+def test_the_mean_error_of_each_channel_is_removed(name: str, parse: Parse, write: Write) -> None:
     body, shape = NETS[name]
     weights = {"w": shape} | ({"b": (24,)} if ", b)" in body else {})
     model = parse(body, weights)
     inputs = 32 if "group" in body else 16
     x = (np.random.default_rng(0).normal(size=(200, inputs)) + 3).astype(F32)
     x = x.reshape(x.shape + (1,) * (len(shape) - 2))
-    # Inputs that INT8 represents exactly, so that only the weights' rounding is seen.
+    # Inputs that INT8 represents exactly, so that the only error is that of the weights.
     scale = F32(np.abs(x).max() / 127)
     x = np.rint(x / scale).astype(F32) * scale
-    wanted = np.asarray(open_runner(write(model)).run({"x": x})["y"])
+    expected = np.asarray(open_runner(write(model)).run({"x": x})["y"])
     mean = x.mean(axis=tuple(i for i in range(x.ndim) if i != 1), dtype=np.float64)
-    plain = outputs(parse(body, weights), x, write, None) - wanted
-    fixed = outputs(parse(body, weights), x, write, {"x": mean}) - wanted
-    assert np.abs(plain.mean(axis=0)).max() > 1e-3
-    assert np.abs(fixed.mean(axis=0)).max() < 1e-4
-    assert (fixed**2).sum() < (plain**2).sum()
+    plain_error = outputs(parse(body, weights), x, write, None) - expected
+    corrected_error = outputs(parse(body, weights), x, write, {"x": mean}) - expected
+    assert np.abs(plain_error.mean(axis=0)).max() > 1e-3
+    assert np.abs(corrected_error.mean(axis=0)).max() < 1e-4
+    assert (corrected_error**2).sum() < (plain_error**2).sum()
 
 
-def test_a_product_without_a_bias_behind_it_is_left_alone(parse: Parse, write: Write) -> None:
+def test_a_product_without_a_bias_is_not_corrected(parse: Parse, write: Write) -> None:
     model = parse("(float[n, 16] x) => (float[n, 24] y) { y = MatMul(x, w) }", {"w": (16, 24)})
     table = CalibrationTable(method="minmax", scales={"x": 0.1})
     decisions = precision("int8").apply(model, Request(rest="fp32", table=table, means={"x": np.ones(16)}))

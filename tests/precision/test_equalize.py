@@ -1,4 +1,4 @@
-"""Equalization: the same FP32 function, with channels of similar range."""
+"""Equalization leaves the FP32 function unchanged and makes the ranges of the channels similar."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NETS = {
         f"{IMAGE} {{ a = Conv<group=2>(x, w, b) y = Conv<group=4>(a, v) }}",
         {"w": (24, 8, 1, 1), "b": (24,), "v": (24, 6, 1, 1)},
     ),
-    "a scalar factor and addend behind what cannot be scaled": (
+    "a scalar factor and addend after an operator that cannot be scaled": (
         f"{IMAGE} {{ h = HardSwish(x) m = Mul(f, h) a = Add(m, c) y = Conv(a, v) }}",
         {"f": (1,), "c": (1,), "v": (24, 16, 1, 1)},
     ),
@@ -62,7 +62,7 @@ NETS = {
     ),
 }
 LEFT_ALONE = {
-    "a second reader": (
+    "a second consumer": (
         f"{ROW} {{ a = MatMul(x, w) r = Relu(a) s = MatMul(r, v) t = ReduceMax(r) y = Add(s, t) }}",
         {"w": (16, 20), "v": (20, 24)},
     ),
@@ -74,11 +74,11 @@ LEFT_ALONE = {
         "(float[n, 8] x) => (float[n, 24] y) { a = MatMul(x, w) r = Relu(a) y = MatMul(r, v) }",
         {"w": (8, 8), "v": (8, 24)},
     ),
-    "a clip, which INT8 kernels contain": (
+    "a clip, which TensorRT fuses into INT8 kernels": (
         f"{ROW} {{ a = MatMul(x, w) s = Clip(a, l) y = MatMul(s, v) }}",
         {"w": (16, 20), "l": (), "v": (20, 24)},
     ),
-    "codes that another operator reads, too": (
+    "a tensor that another operator quantizes, too": (
         f"{ROW} {{ h = HardSwish(x) a = MatMul(h, v) t = Transpose<perm=[1,0]>(h) b = MatMul(t, h) s = ReduceMax(b) "
         "y = Add(a, s) }",
         {"v": (16, 24)},
@@ -92,8 +92,8 @@ LEFT_ALONE = {
 
 
 def channels(model: ir.Model, path: Path, x: np.ndarray) -> dict[str, Channels]:
-    """What `x` shows of each channel of each activation that can be equalized."""
-    found = {}
+    """Return the values that `x` gives of each activation that can be equalized."""
+    observed = {}
     for link in links(model):
         copy = ir.load(path)
         value = next(v for node in copy.graph for v in node.outputs if v.name == link.name)
@@ -101,12 +101,12 @@ def channels(model: ir.Model, path: Path, x: np.ndarray) -> dict[str, Channels]:
         ir.save(copy, path.with_name("tap.onnx"))
         array = open_runner(path.with_name("tap.onnx")).run({"x": x})[link.name]
         rows = np.moveaxis(array, link.axis, 0).reshape(array.shape[link.axis], -1).astype(np.float64)
-        found[link.name] = Channels(np.abs(rows).max(axis=1), rows)
-    return found
+        observed[link.name] = Channels(np.abs(rows).max(axis=1), rows)
+    return observed
 
 
 def sample(body: str) -> np.ndarray:
-    """Inputs whose channels differ where nothing before the activation could make them differ."""
+    """Return an input, whose channels have different ranges if the network has no weight that could give them some."""
     x = np.random.default_rng(1).normal(size=(16, 16, 8, 8) if "8, 8]" in body else (900, 16)).astype(np.float32)
     if "HardSwish" in body:
         x *= np.geomspace(0.1, 30, 16, dtype=np.float32).reshape(1, 16, *(1,) * (x.ndim - 2))
@@ -118,47 +118,47 @@ OUTPUT_AXIS = {
     "gemm not transposed": 1,
     "matmul add matmul": 1,
 }
-"""Where the first weight of a net has its output channels; 0 for the others."""
+"""The axis of the output channels in the first weight of a network; 0 for the others."""
 
 
-@pytest.mark.parametrize("exponents", WAYS)
+@pytest.mark.parametrize("alphas", WAYS)
 @pytest.mark.parametrize("name", NETS)
-def test_the_function_stays_the_same_and_the_ranges_come_together(
-    name: str, exponents: tuple[float, ...], parse: Parse, write: Write
+def test_the_function_stays_the_same_and_the_ranges_become_similar(
+    name: str, alphas: tuple[float, ...], parse: Parse, write: Write
 ) -> None:
     body, weights = NETS[name]
     model = parse(body, weights, opset=19)
     first = model.graph.initializers[next(iter(weights))]
     assert first.const_value is not None
     array = np.array(first.const_value.numpy())
-    if array.size > 1:  # make the channels differ, by a factor of 40
+    if array.size > 1:  # give the channels ranges that differ by a factor of 40
         rows = np.moveaxis(array, OUTPUT_AXIS.get(name, 0), -1)
         rows *= np.geomspace(0.5, 20, rows.shape[-1], dtype=np.float32)
         first.const_value = ir.tensor(array, name=first.name)
     path = write(model)
     x = sample(body)
-    wanted = open_runner(path).run({"x": x})["y"]
+    expected = open_runner(path).run({"x": x})["y"]
     before = channels(model, path, x)
     assert len(before) == 1
-    assert equalize(model, links(model), before, exponents) == (list(before), [])
-    assert np.allclose(open_runner(write(model)).run({"x": x})["y"], wanted, rtol=1e-4, atol=1e-5)
+    assert equalize(model, links(model), before, alphas) == (list(before), [])
+    assert np.allclose(open_runner(write(model)).run({"x": x})["y"], expected, rtol=1e-4, atol=1e-5)
     after = channels(model, write(model), x)
-    ratio = {name: seen.peaks.max() / seen.peaks.min() for group in (before, after) for name, seen in group.items()}
+    ratio = {name: own.peaks.max() / own.peaks.min() for group in (before, after) for name, own in group.items()}
     old, new = next(iter(before)), next(iter(after))
     assert new == old + SUFFIX
     assert ratio[new] < ratio[old]
-    if "depthwise" in name and exponents != (0.5,):
+    if "depthwise" in name and alphas != (0.5,):
         assert ratio[new] < max(1.001, 1.001 * ratio[old] / MAX_RATIO)
     assert after[new].peaks.max() == pytest.approx(before[old].peaks.max(), rel=1e-4)
 
 
 INSERTED = {
-    "behind a hard-swish": (f"{IMAGE} {{ h = HardSwish(x) y = Conv(h, v, b) }}", {"v": (24, 16, 1, 1), "b": (24,)}),
-    "for two readers, beside a third": (
+    "after a hard-swish": (f"{IMAGE} {{ h = HardSwish(x) y = Conv(h, v, b) }}", {"v": (24, 16, 1, 1), "b": (24,)}),
+    "for two weighted consumers of three": (
         f"{ROW} {{ h = HardSwish(x) a = MatMul(h, v) b = MatMul(h, w) t = ReduceMax(h) s = Add(a, b) y = Add(s, t) }}",
         {"v": (16, 24), "w": (16, 24)},
     ),
-    "behind the last addition of a norm": (
+    "after the last addition of a norm": (
         f"{ROW} {{ h = HardSwish(x) m = Mul(h, h) s = Add(m, c) a = MatMul(s, v) t = ReduceMax(s) y = Add(a, t) }}",
         {"c": (16,), "v": (16, 24)},
     ),
@@ -166,19 +166,19 @@ INSERTED = {
 
 
 @pytest.mark.parametrize("name", INSERTED)
-def test_a_multiplication_is_inserted_where_nothing_absorbs_it(name: str, parse: Parse, write: Write) -> None:
+def test_a_mul_is_inserted_where_no_constant_absorbs_the_division(name: str, parse: Parse, write: Write) -> None:
     body, weights = INSERTED[name]
     model = parse(body, weights)
     x = sample(body)
-    wanted = open_runner(write(model)).run({"x": x})["y"]
+    expected = open_runner(write(model)).run({"x": x})["y"]
     operators = [node.op_type for node in model.graph]
     assert equalize(model, links(model), channels(model, write(model), x), WAYS[-1])[1] in (["h"], ["s"])
     assert sorted(node.op_type for node in model.graph) == sorted([*operators, "Mul"])
-    assert np.allclose(open_runner(write(model)).run({"x": x})["y"], wanted, rtol=1e-4, atol=1e-4)
+    assert np.allclose(open_runner(write(model)).run({"x": x})["y"], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_no_multiplication_is_inserted_for_channels_that_are_alike(parse: Parse, write: Write) -> None:
-    body, weights = INSERTED["behind a hard-swish"]
+def test_no_mul_is_inserted_for_channels_of_similar_range(parse: Parse, write: Write) -> None:
+    body, weights = INSERTED["after a hard-swish"]
     model = parse(body, weights)
     x = np.random.default_rng(1).normal(size=(16, 16, 8, 8)).astype(np.float32)
     assert equalize(model, links(model), channels(model, write(model), x), WAYS[-1]) == ([], [])
@@ -186,12 +186,12 @@ def test_no_multiplication_is_inserted_for_channels_that_are_alike(parse: Parse,
 
 
 @pytest.mark.parametrize("name", LEFT_ALONE)
-def test_what_cannot_absorb_the_division_is_left_alone(name: str, parse: Parse) -> None:
+def test_an_activation_whose_division_cannot_be_absorbed_is_left_alone(name: str, parse: Parse) -> None:
     body, weights = LEFT_ALONE[name]
     assert links(parse(body, weights)) == []
 
 
-def test_activations_that_were_never_alive_are_left_alone(parse: Parse) -> None:
+def test_activations_that_are_all_zero_are_left_alone(parse: Parse) -> None:
     model = parse(f"{ROW} {{ a = MatMul(x, w) r = Relu(a) y = MatMul(r, v) }}", {"w": (16, 20), "v": (20, 24)})
-    seen = {"r": Channels(np.zeros(20), np.zeros((20, 8)))}
-    assert equalize(model, links(model), seen, WAYS[-1]) == ([], [])
+    zeros = {"r": Channels(np.zeros(20), np.zeros((20, 8)))}
+    assert equalize(model, links(model), zeros, WAYS[-1]) == ([], [])

@@ -1,4 +1,4 @@
-"""Casts to 16 bits: every type fits, inputs and outputs stay what they were, and the numbers follow."""
+"""Casts to 16 bits: the types are consistent, inputs and outputs keep theirs, and results stay close to FP32."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def apply(model: ir.Model, name: str = "fp16", **ranges: float) -> dict[str, Dec
 
 
 def types(path: Path) -> dict[str, str]:
-    """Element type of every tensor, as ONNX's own inference sees it."""
+    """Return the element type of every tensor by name, as ONNX infers it."""
     graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
     values = [*graph.input, *graph.value_info, *graph.output]
     names = {value.name: onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type) for value in values}
@@ -37,7 +37,10 @@ def types(path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def both(parse: Parse, write: Write, tmp_path: Path) -> Run:
-    """Outputs of a net in FP32, and of its typed graph under the simulation of 16-bit rounding."""
+    """Return a function that gives the outputs of a network in FP32, and those of its typed graph.
+
+    Each 16-bit result of the typed graph is rounded.
+    """
 
     def both(body: str, feed: dict[str, np.ndarray], name: str = "fp16", opset: int = 19, **ranges: float):
         model = parse(body, opset=opset)
@@ -48,56 +51,56 @@ def both(parse: Parse, write: Write, tmp_path: Path) -> Run:
     return both
 
 
-@pytest.mark.parametrize(("name", "opset", "kind"), [("fp16", 19, "FLOAT16"), ("bf16", 22, "BFLOAT16")])
-def test_inputs_and_outputs_stay_float32_and_all_between_is_16_bit(
-    parse: Parse, write: Write, name: str, opset: int, kind: str
+@pytest.mark.parametrize(("name", "opset", "dtype"), [("fp16", 19, "FLOAT16"), ("bf16", 22, "BFLOAT16")])
+def test_inputs_and_outputs_stay_float32_and_all_tensors_between_are_16_bit(
+    parse: Parse, write: Write, name: str, opset: int, dtype: str
 ) -> None:
     model = parse("(float[n, 4] x) => (float[n, 2] y) { h = MatMul(x, w)\n r = Relu(h)\n y = Add(r, b) }",
                   {"w": (4, 2), "b": (2,)}, opset)  # fmt: skip
     decisions = apply(model, name)
     assert {d.precision for d in decisions.values()} == {name}
-    assert {d.reason for d in decisions.values()} == {"asked for"}
+    assert {d.reason for d in decisions.values()} == {"requested"}
     path = write(model)
-    found = types(path)
-    assert (found["x"], found["y"]) == ("FLOAT", "FLOAT")
-    assert {found["h"], found["r"], found[f"w_{name}"], found[f"b_{name}"]} == {kind}
-    assert "w" not in found  # the FP32 copy is gone
+    type_of = types(path)
+    assert (type_of["x"], type_of["y"]) == ("FLOAT", "FLOAT")
+    assert {type_of["h"], type_of["r"], type_of[f"w_{name}"], type_of[f"b_{name}"]} == {dtype}
+    assert "w" not in type_of  # the FP32 copy was removed
     assert [node.op_type for node in onnx.load(path).graph.node] == ["Cast", "MatMul", "Relu", "Add", "Cast"]
     assert describe(path).outputs[0].name == "y"
 
 
-@pytest.mark.parametrize(("name", "kind"), [("fp16", np.float16), ("bf16", ml_dtypes.bfloat16)])
-def test_weights_are_rounded_to_nearest_even(parse: Parse, name: str, kind: type) -> None:
+@pytest.mark.parametrize(("name", "dtype"), [("fp16", np.float16), ("bf16", ml_dtypes.bfloat16)])
+def test_weights_are_rounded_to_nearest_even(parse: Parse, name: str, dtype: type) -> None:
     model = parse("(float[4] x) => (float[4] y) { y = Mul(x, w) }", {"w": (4,)}, 22)
     before = model.graph.initializers["w"].const_value
     assert before is not None
     apply(model, name)
     after = model.graph.initializers[f"w_{name}"].const_value
     assert after is not None
-    assert np.array_equal(after.numpy(), before.numpy().astype(kind))
+    assert np.array_equal(after.numpy(), before.numpy().astype(dtype))
 
 
-def test_a_mask_constant_is_clamped_and_said_so(parse: Parse) -> None:
+def test_a_mask_constant_is_clamped_with_a_note(parse: Parse) -> None:
     model = parse("(float[4] x) => (float[4] y) <float m = {-3.4e38}> { y = Add(x, m) }")
     decision = apply(model)["y"]
     assert decision.precision == "fp16"
-    assert decision.reason == "its constant -3.4e+38 stands for infinity and becomes -32752"
-    number = model.graph.initializers["m_fp16"].const_value
-    assert number is not None
-    assert number.numpy() == -32752
+    assert decision.reason == "its mask constant -3.4e+38 is clamped to -32752"
+    mask = model.graph.initializers["m_fp16"].const_value
+    assert mask is not None
+    assert mask.numpy() == -32752
 
 
-def test_a_mask_constant_beyond_bf16_is_clamped_and_said_so(parse: Parse) -> None:
+def test_a_mask_constant_beyond_bf16_is_clamped_with_a_note(parse: Parse) -> None:
     model = parse("(float[4] x) => (float[4] y) <float m = {-3.4028234e38}> { y = Add(x, m) }", opset=22)
-    assert "becomes -1.6948e+38" in apply(model, "bf16")["y"].reason
-    number = model.graph.initializers["m_bf16"].const_value
-    assert number is not None
-    assert np.isfinite(number.numpy().astype(np.float32))
+    assert "is clamped to -1.6948e+38" in apply(model, "bf16")["y"].reason
+    mask = model.graph.initializers["m_bf16"].const_value
+    assert mask is not None
+    assert np.isfinite(mask.numpy().astype(np.float32))
 
 
-def test_a_mask_constant_that_bf16_holds_is_not_remarked_on(parse: Parse) -> None:
+def test_a_mask_constant_in_the_range_of_bf16_gets_no_note(parse: Parse) -> None:
     model = parse("(float[4] x) => (float[4] y) <float m = {-1e9}> { y = Add(x, m) }", opset=22)
-    assert apply(model, "bf16")["y"].reason == "asked for"
+    assert apply(model, "bf16")["y"].reason == "requested"
 
 
 def test_an_infinite_constant_stays_infinite() -> None:
@@ -106,20 +109,20 @@ def test_an_infinite_constant_stays_infinite() -> None:
 
 
 def test_the_limits_are_those_of_the_types() -> None:
-    for kind, numpy_type in ((FP16, np.float16), (BF16, ml_dtypes.bfloat16)):
+    for half_type, numpy_type in ((FP16, np.float16), (BF16, ml_dtypes.bfloat16)):
         info = ml_dtypes.finfo(numpy_type)
-        assert kind.max == float(info.max)
-        assert kind.tiny == pytest.approx(float(info.smallest_subnormal), rel=1e-3)
+        assert half_type.max == float(info.max)
+        assert half_type.tiny == pytest.approx(float(info.smallest_subnormal), rel=1e-3)
 
 
-def test_a_value_that_is_an_output_and_is_read_again_is_cast_once_for_each(both: Run) -> None:
+def test_an_output_that_a_node_reads_too_stays_float32(both: Run) -> None:
     want, got = both("(float[4] x) => (float[4] y, float[4] z) { y = Relu(x)\n z = Neg(y) }", {"x": X})
     assert {name: array.dtype for name, array in got.items()} == {"y": np.float32, "z": np.float32}
     for name in want:
         np.testing.assert_allclose(got[name], want[name], atol=2e-3)
 
 
-def test_a_16_bit_output_that_a_kept_node_reads_is_cast_back_once(parse: Parse, write: Write) -> None:
+def test_a_16_bit_output_that_an_fp32_node_reads_is_cast_back_once(parse: Parse, write: Write) -> None:
     model = parse("(float[4] x) => (float[4] y, float[4] z, float[4] v) <float big = {1e5}>"
                   "{ y = Exp(x)\n z = Mul(y, big)\n v = Neg(y) }")  # fmt: skip
     assert apply(model)["y"].precision == "fp16"
@@ -144,16 +147,16 @@ def test_inputs_and_constants_that_are_outputs_stay_as_they_are(both: Run) -> No
     np.testing.assert_allclose(got["z"], want["z"], atol=4e-3)
 
 
-def test_an_initializer_of_kept_and_halved_nodes_exists_in_both_types(parse: Parse, write: Write) -> None:
+def test_an_initializer_of_fp32_and_16_bit_nodes_exists_in_both_types(parse: Parse, write: Write) -> None:
     model = parse("(float[4] x, float[4] big) => (float[4] y, float[4] z) { y = Add(x, w)\n z = Add(big, w) }",
                   {"w": (4,)})  # fmt: skip
     decisions = apply(model, big=1e5)
     assert (decisions["y"].precision, decisions["z"].precision) == ("fp16", "fp32")
-    found = types(write(model))
-    assert (found["w"], found["w_fp16"]) == ("FLOAT", "FLOAT16")
+    type_of = types(write(model))
+    assert (type_of["w"], type_of["w_fp16"]) == ("FLOAT", "FLOAT16")
 
 
-def test_one_cast_serves_all_readers_of_a_type(parse: Parse, write: Write) -> None:
+def test_one_cast_serves_all_consumers_of_a_type(parse: Parse, write: Write) -> None:
     model = parse("(float[4] x) => (float[4] a, float[4] b) { a = Relu(x)\n b = Neg(x) }")
     apply(model)
     casts = [node for node in onnx.load(write(model)).graph.node if node.op_type == "Cast"]
@@ -175,7 +178,7 @@ def test_new_names_do_not_clash_with_those_of_the_model(both: Run, body: str) ->
         np.testing.assert_allclose(got[name], want[name], atol=4e-3)
 
 
-def test_new_names_do_not_clash_with_those_of_inner_graphs(both: Run) -> None:
+def test_new_names_do_not_clash_with_those_of_subgraphs(both: Run) -> None:
     body = """(float[4] x, bool c) => (float[4] y) { t = Relu(x)
         y = If(c)<then_branch = p () => (float[4] t_fp32) { t_fp32 = Neg(t) },
                   else_branch = q () => (float[4] x_fp16) { x_fp16 = Abs(t) }> }"""
@@ -184,7 +187,7 @@ def test_new_names_do_not_clash_with_those_of_inner_graphs(both: Run) -> None:
 
 
 @pytest.mark.parametrize("condition", [True, False])
-def test_bodies_stay_fp32_and_what_they_capture_is_cast_back(both: Run, condition: bool) -> None:
+def test_subgraphs_stay_fp32_and_the_tensors_that_they_capture_are_cast_back(both: Run, condition: bool) -> None:
     body = """(float[4] x, bool c) => (float[4] z) { t = Exp(x)
         y = If(c)<then_branch = p () => (float[4] a) { a = Neg(t) },
                   else_branch = q () => (float[4] b) { b = Sqrt(t) }>
@@ -206,12 +209,12 @@ def test_scales_of_a_resize_stay_float32(parse: Parse, write: Write) -> None:
     model = parse("(float[1, 1, 4, 4] x) => (float[1, 1, 8, 8] y) <float[4] s = {1, 1, 2, 2}>"
                   '{ r = Exp(x)\n y = Resize(r, "", s) }')  # fmt: skip
     assert apply(model)["y"].precision == "fp16"
-    found = types(write(model))
-    assert found["s"] == "FLOAT"
-    assert found["r"] == "FLOAT16"
+    type_of = types(write(model))
+    assert type_of["s"] == "FLOAT"
+    assert type_of["r"] == "FLOAT16"
 
 
-def test_casts_and_fills_of_the_model_follow_its_type(both: Run) -> None:
+def test_casts_and_fills_of_the_model_become_16_bit(both: Run) -> None:
     body = """(float[4] x, int64[4] i) => (float[4] y, double[4] d, int64[4] k) <int64[1] four = {4}> {
         f = Cast<to = 1>(i)\n r = Exp(x)\n same = Cast<to = 1>(r)\n s = Add(same, f)
         fill = ConstantOfShape<value = float[1] {0.5}>(four)
@@ -229,13 +232,13 @@ def test_decisions_name_every_computing_node_in_order(parse: Parse) -> None:
     model = parse("(float[2, 2] x) => (float[4] y) <int64[1] s = {4}>"
                   "{ a = Exp(x)\n b = Transpose(a)\n c = Reshape(b, s)\n y = Log(c) }")  # fmt: skip
     decisions = precision("fp16").apply(model, Request())
-    assert [(d.node, d.op) for d in decisions] == [("a", "Exp"), ("y", "Log")]  # moving data is no arithmetic
+    assert [(d.node, d.op) for d in decisions] == [("a", "Exp"), ("y", "Log")]  # moving data is not arithmetic
 
 
-def test_the_kept_nodes_compute_in_fp32(both: Run) -> None:
+def test_kept_nodes_compute_in_fp32(both: Run) -> None:
     body = "(float[4] x) => (float[4] y) <float big = {1e5}> { m = Mul(x, big)\n y = Div(m, big) }"
     want, got = both(body, {"x": X + np.float32(1e-4)})
-    assert np.array_equal(got["y"], want["y"])  # 1e5 does not exist in FP16, so neither node was halved
+    assert np.array_equal(got["y"], want["y"])  # 1e5 exceeds FP16's range, so both nodes stay in FP32
 
 
 def test_bf16_is_simulated_too(both: Run) -> None:

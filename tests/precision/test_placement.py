@@ -1,4 +1,4 @@
-"""Where Q/DQ goes: for every rule a net that it applies to, and one that it does not."""
+"""Placement of Q/DQ pairs: for every rule a network that it applies to, and one that it does not apply to."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_an_operator_of_another_domain_is_not_weighted(parse: Parse) -> None:
     assert weighted_inputs(model.graph[0]) == ()
 
 
-# Rule 3: nothing behind a weighted operator
+# Rule 3: no Q after a weighted operator
 
 
 def test_nothing_is_quantized_between_a_convolution_and_its_activation(parse: Parse) -> None:
@@ -72,20 +72,20 @@ def test_nothing_is_quantized_between_a_convolution_and_its_activation(parse: Pa
     assert reason(placement, "r") == "not a weighted operator"
 
 
-# Rule 5: what moves values passes one scale through; average pools need a scale on either side
+# Rule 5: data movement keeps the scale; average pools are quantized if their consumers are
 
 
-def test_one_scale_flows_through_what_only_moves_values(parse: Parse) -> None:
+def test_data_movement_keeps_the_scale(parse: Parse) -> None:
     body = """(float[4, 16, 8, 8] x) => (float[4, 32] y) <int64[2] s = {4, 256}> {
         r = Relu(x)\n m = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(r)
         t = Transpose(m)\n f = Reshape(t, s)\n y = Gemm(f, w)\n }"""
     placement = place(parse(body, {"w": (256, 32)}))
     assert placement.tensors() == ("r",)
-    assert ("y", 0, None, "r") in sites(placement)  # read where it is needed, scaled as where it was made
+    assert ("y", 0, None, "r") in sites(placement)  # quantized at the consumer, with the scale of the tensor's source
 
 
 @pytest.mark.parametrize("op", ["Relu", "Softmax", "AveragePool<kernel_shape = [1, 1]>"])
-def test_what_computes_ends_the_flow_of_a_scale(parse: Parse, op: str) -> None:
+def test_a_computed_tensor_has_a_scale_of_its_own(parse: Parse, op: str) -> None:
     placement = place(parse(f"{IMAGE} {{ a = {op}(x)\n y = Conv(a, w) }}", CONV))
     assert "a" in placement.tensors()
 
@@ -103,27 +103,27 @@ def test_an_average_pool_between_quantized_tensors_is_quantized(parse: Parse, op
 @pytest.mark.parametrize(
     "tail", ["y0 = Flatten(p)\n y = Relu(y0)", "f = Flatten(p)\n g = Gemm(f, v)\n r2 = Relu(f)\n y = Mul(g, r2)"]
 )
-def test_an_average_pool_with_a_reader_in_16_bits_is_not(parse: Parse, tail: str) -> None:
+def test_an_average_pool_with_a_consumer_in_16_bits_is_not_quantized(parse: Parse, tail: str) -> None:
     body = f"(float[4, 16, 8, 8] x) => (float[4, 16] y) {{ p = GlobalAveragePool(x)\n {tail} }}"
     placement = place(parse(body, {"v": (16, 16)}))
     assert "p" not in quantized(placement)
     assert reason(placement, "p") == "not a weighted operator"
 
 
-def test_an_average_pool_that_is_an_output_is_not(parse: Parse) -> None:
+def test_an_average_pool_that_is_an_output_is_not_quantized(parse: Parse) -> None:
     body = """(float[4, 16, 8, 8] x) => (float[4, 32, 1, 1] y, float[4, 16, 1, 1] p) {
         p = GlobalAveragePool(x)\n y = Conv(p, w) }"""
     assert "p" not in quantized(place(parse(body, {"w": (32, 16, 1, 1)})))
 
 
-# Rule 6: a Concat and what meets in it share one scale
+# Rule 6: the inputs and the output of a Concat share one scale
 
 JOIN = """(float[1, 16, 8, 8] x) => (float[1, 16, 8, 8] y, float[1, 16, 8, 8] z) {
     a = Relu(x)\n b = Sigmoid(x)\n m = MaxPool<kernel_shape = [1, 1]>(b)
     j = Concat<axis = 1>(a, m)\n y = Conv(j, v)\n k = Conv(a, w)\n l = Conv(b, w)\n z = Add(k, l) }"""
 
 
-def test_what_meets_in_a_quantized_concat_shares_its_scale(parse: Parse) -> None:
+def test_the_inputs_of_a_quantized_concat_share_its_scale(parse: Parse) -> None:
     placement = place(parse(JOIN, {**CONV, "v": (16, 32, 1, 1)}))
     assert placement.groups == (frozenset({"a", "b", "j"}),)
     assert placement.group("a") == placement.group("j") == frozenset({"a", "b", "j"})
@@ -137,16 +137,16 @@ def test_concats_that_share_an_input_form_one_group(parse: Parse) -> None:
     assert placement.groups == (frozenset({"a", "b", "i", "j", "x"}),)
 
 
-def test_a_concat_that_nothing_quantized_reads_binds_nothing(parse: Parse) -> None:
+def test_a_concat_whose_output_is_not_quantized_forms_no_group(parse: Parse) -> None:
     body = JOIN.replace("y = Conv(j, v)", "y = Relu(j)").replace("float[1, 16, 8, 8] y", "float[1, 32, 8, 8] y")
     assert place(parse(body, CONV)).groups == ()
 
 
-# Rule 7: what is never quantized (attention has its own module)
+# Rule 7: operators that are never quantized (attention has its own module)
 
 
 @pytest.mark.parametrize("op", ["Softmax", "Sigmoid", "LeakyRelu", "LogSoftmax", "HardSigmoid"])
-def test_operators_that_need_more_than_8_bits_say_why(parse: Parse, op: str) -> None:
+def test_operators_that_are_never_quantized_have_a_reason(parse: Parse, op: str) -> None:
     placement = place(parse(f"{IMAGE} {{ c = Conv(x, w)\n y = {op}(c) }}", CONV))
     assert reason(placement, "y") == NEVER[op]
     assert quantized(placement) == {"c"}
@@ -159,11 +159,11 @@ def test_normalizations_are_not_quantized(parse: Parse) -> None:
     assert placement.tensors() == ("l",)
 
 
-# Rule 8: what would not pay
+# Rule 8: operators that INT8 would not make faster
 
 
 @pytest.mark.parametrize(
-    ("body", "weights", "said"),
+    ("body", "weights", "why"),
     [
         ("(float[1, 3, 8, 8] x) => (float[1, 16, 8, 8] y) { y = Conv(x, w) }", {"w": (16, 3, 1, 1)},
          "3 channels: fewer than 16"),
@@ -191,10 +191,12 @@ def test_normalizations_are_not_quantized(parse: Parse) -> None:
          "its left operand is constant"),
     ],
 )  # fmt: skip
-def test_what_would_not_pay_is_left_with_the_reason(parse: Parse, body: str, weights: Shapes, said: str) -> None:
+def test_an_operator_that_int8_would_not_speed_up_is_not_quantized(
+    parse: Parse, body: str, weights: Shapes, why: str
+) -> None:
     placement = place(parse(body, weights))
     assert placement.sites == ()
-    assert reason(placement, "y").startswith(said)
+    assert reason(placement, "y").startswith(why)
 
 
 @pytest.mark.parametrize(
@@ -205,23 +207,23 @@ def test_what_would_not_pay_is_left_with_the_reason(parse: Parse, body: str, wei
         ("(float[n, m] x) => (float[n, 16] y) { y = MatMul(x, w) }", {"w": (16, 16)}),
     ],
 )
-def test_a_dynamic_or_just_large_enough_product_pays(parse: Parse, body: str, weights: Shapes) -> None:
+def test_a_dynamic_or_just_large_enough_product_is_quantized(parse: Parse, body: str, weights: Shapes) -> None:
     assert quantized(place(parse(body, weights))) == {"y"}
 
 
-# Rule 9: one scale a tensor, shared by all who read it
+# Rule 9: one scale per tensor, shared by its consumers
 
 
-def test_a_tensor_read_twice_needs_one_scale(parse: Parse) -> None:
+def test_a_tensor_with_two_consumers_needs_one_scale(parse: Parse) -> None:
     placement = place(parse(f"{IMAGE} {{ a = Conv(x, w)\n b = Conv(x, w)\n y = Mul(a, b) }}", CONV))
     assert placement.tensors() == ("x",)
     assert {site.scale_from for site in placement.sites if site.axis is None} == {"x"}
 
 
-# Rule 10 is precision.half's; here only: every computing node has a decision
+# Rule 10 is tested with precision.half. Here only: every node that does arithmetic has a decision
 
 
-def test_every_computing_node_has_a_decision_in_the_type_of_the_rest(parse: Parse) -> None:
+def test_a_node_that_is_not_quantized_has_a_decision_in_the_fallback_precision(parse: Parse) -> None:
     body = f"{IMAGE} {{ a = Conv(x, w)\n t = Transpose(a)\n u = Transpose(t)\n y = Exp(u) }}"
     decisions = place(parse(body, CONV)).decisions(rest="bf16")
     assert [(d.node, d.op, d.precision) for d in decisions] == [("a", "Conv", "int8"), ("y", "Exp", "bf16")]
@@ -235,6 +237,6 @@ def test_every_computing_node_has_a_decision_in_the_type_of_the_rest(parse: Pars
         "(int8[4, 4] x) => (int8[4, 4] y) <float s = {1}, int8 z = {0}> { y = QLinearMatMul(x, s, z, x, s, z, s, z) }",
     ],
 )
-def test_a_quantized_model_is_refused(parse: Parse, body: str) -> None:
+def test_a_quantized_model_is_rejected(parse: Parse, body: str) -> None:
     with pytest.raises(ModelError, match="the model is quantized already"):
         place(parse(body))

@@ -1,4 +1,4 @@
-"""The arithmetic of quantization against plain Python, and the pairs that are written."""
+"""The arithmetic of quantization compared with plain Python, and the Q/DQ pairs that are written."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ scales = st.floats(2.0**-20, 100, width=32)
 
 
 def literal(x: float, scale: float) -> int:
-    """clip(round half to even(x / s)): `round` of a float is half-to-even in Python."""
+    """Return clip(round half to even(x / scale)); Python's `round` of a float is half-to-even."""
     return max(-128, min(127, round(float(F32(x) / F32(scale)))))
 
 
@@ -99,6 +99,13 @@ def test_a_scale_of_zero_becomes_positive(dtype: ir.DataType) -> None:
     assert (round_scale(np.zeros(3, F32), dtype) > 0).all()
 
 
+@pytest.mark.parametrize("dtype", [ir.DataType.FLOAT16, ir.DataType.BFLOAT16])
+@pytest.mark.parametrize("times", [1.0001, 1.001, 1.003])
+def test_a_scale_beyond_the_type_becomes_its_largest_value(dtype: ir.DataType, times: float) -> None:
+    largest = float(ml_dtypes.finfo(NARROW[dtype]).max)
+    assert round_scale(np.array([largest * times, largest, 1.0], F32), dtype).tolist() == [largest, largest, 1.0]
+
+
 @given(amax=st.floats(2.0**-16, 1e4, width=32), fraction=st.integers(0, 1000))
 def test_a_scale_rounded_to_fp16_clips_nothing(amax: float, fraction: int) -> None:
     scale = round_scale(np.array([amax / INT8.max], F32), ir.DataType.FLOAT16)[0]
@@ -108,17 +115,19 @@ def test_a_scale_rounded_to_fp16_clips_nothing(amax: float, fraction: int) -> No
 
 
 @given(axis=st.integers(0, 3), seed=st.integers(0, 99))
-def test_channel_scales_are_per_channel_of_the_axis(axis: int, seed: int) -> None:
+def test_a_weight_has_one_scale_per_channel_of_the_axis(axis: int, seed: int) -> None:
     weight = np.random.default_rng(seed).normal(size=(2, 3, 4, 5)).astype(F32)
-    found = code_weight(weight, axis, ir.DataType.FLOAT).scales
-    assert found.size == weight.shape[axis]
-    for channel, scale in enumerate(found.reshape(-1)):
+    scales = code_weight(weight, axis, ir.DataType.FLOAT).scales
+    assert scales.size == weight.shape[axis]
+    for channel, scale in enumerate(scales.reshape(-1)):
         assert math.isclose(scale * 127, np.abs(weight.take(channel, axis)).max(), rel_tol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_a_weight_becomes_int8_behind_a_dequantize(parse: Parse, write: Write, dtype: ir.DataType, axis: int) -> None:
+def test_a_weight_becomes_int8_codes_and_a_dequantize(
+    parse: Parse, write: Write, dtype: ir.DataType, axis: int
+) -> None:
     model = parse("(float[n, 4] x) => (float[n, 6] y) { y = MatMul(x, w) }", {"w": (4, 6)}, 21)
     node, value = model.graph[0], model.graph.initializers["w"]
     assert value.const_value is not None
@@ -152,7 +161,7 @@ def test_an_activation_gets_a_pair_with_constant_scale_and_zero_point_0(parse: P
     assert open_runner(path).run({"x": x})["y"].tolist() == [0.0, -1.0, 1.0, -63.5]
 
 
-def test_onnxruntime_quantizes_as_we_do(parse: Parse, write: Write) -> None:
+def test_onnxruntime_quantizes_as_trtopt_does(parse: Parse, write: Write) -> None:
     model = parse("(float[512] x) => (float[512] y) { y = Neg(x) }")
     scale = 0.037
     result = quantize_activation(model.graph.inputs[0], scale, names(model.graph))

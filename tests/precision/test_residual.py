@@ -1,4 +1,4 @@
-"""Rule 4: the skip input of a residual Add, and nothing between the convolution and the Add."""
+"""Rule 4: the skip input of a residual Add is quantized, and nothing between the convolution and the Add."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ WEIGHTS = {"w": (16, 16, 1, 1)}
 
 
 def skips(model: ir.Model) -> set[tuple[str, str]]:
-    """(Add, its skip tensor), every convolution counting as quantized."""
+    """Return (Add, its skip tensor) by name, as if every convolution were quantized."""
     convs = {node for node in model.graph if node.op_type == "Conv"}
-    found = skip_inputs(model.graph, convs)
-    return {(node.name or "", value.name or "") for node, index in found if (value := node.inputs[index]) is not None}
+    pairs = skip_inputs(model.graph, convs)
+    return {(node.name or "", value.name or "") for node, index in pairs if (value := node.inputs[index]) is not None}
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def skips(model: ir.Model) -> set[tuple[str, str]]:
         ("a = Conv(x, w)\n b = Conv(x, w)\n r = Relu(b)\n s = Add(a, r)", "r"),
     ],
 )
-def test_the_input_that_is_no_convolution_is_the_skip(parse: Parse, body: str, skip: str) -> None:
+def test_the_input_that_is_not_a_convolution_is_the_skip(parse: Parse, body: str, skip: str) -> None:
     model = parse(f"{HEAD} {{ {body}\n z = Relu(s) }}", WEIGHTS)
     assert skips(model) == {("s", skip)}
     placement = place(model)
@@ -62,7 +62,7 @@ def test_a_branch_is_as_long_as_its_longest_path(parse: Parse) -> None:
     assert skips(parse(body, WEIGHTS)) == {("s", "right")}
 
 
-def test_convolutions_without_a_common_ancestor_have_a_skip_too(parse: Parse) -> None:
+def test_two_convolutions_without_a_common_ancestor_have_a_skip(parse: Parse) -> None:
     body = "(float[n, 16, 8, 8] x, float[n, 16, 8, 8] v) => (float[n, 16, 8, 8] z)"
     model = parse(f"{body} {{ a = Conv(x, w)\n b = Conv(v, w)\n s = Add(a, b)\n z = Relu(s) }}", WEIGHTS)
     assert skips(model) == {("s", "b")}
@@ -76,7 +76,7 @@ def test_convolutions_without_a_common_ancestor_have_a_skip_too(parse: Parse) ->
         ("a = Conv(x, w)\n p = GlobalAveragePool(x)\n s = Add(a, p)\n z = Relu(s)", "it broadcasts"),
         ("a = Conv(x, w)\n z = Add(a, x)", "the sum is an output"),
         ("a = Conv(x, w)\n s = Add(a, a)\n z = Relu(s)", "both are the same"),
-        ("a = Conv(x, w)\n s = Mul(a, x)\n z = Relu(s)", "no Add"),
+        ("a = Conv(x, w)\n s = Mul(a, x)\n z = Relu(s)", "it is not an Add"),
     ],
 )
 def test_other_adds_are_left_alone(parse: Parse, body: str, why: str) -> None:
@@ -84,6 +84,6 @@ def test_other_adds_are_left_alone(parse: Parse, body: str, why: str) -> None:
     assert skips(model) == set(), why
 
 
-def test_a_convolution_that_is_not_quantized_makes_no_residual(parse: Parse) -> None:
+def test_a_convolution_that_is_not_quantized_has_no_skip(parse: Parse) -> None:
     model = parse(f"{HEAD} {{ a = Conv(x, w)\n s = Add(a, x)\n z = Relu(s) }}", WEIGHTS)
     assert list(skip_inputs(model.graph, set())) == []

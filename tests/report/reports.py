@@ -141,6 +141,13 @@ INCONCLUSIVE = replace(
     PASSED, verdict="inconclusive", comparison=replace(COMPARISON, verdict="inconclusive", gates=(OPEN,))
 )
 ALLOWED = replace(INCONCLUSIVE, allow_inconclusive=True)
+BY_DEFAULT = replace(
+    INCONCLUSIVE,
+    comparison=replace(
+        COMPARISON, verdict="inconclusive", gates=(replace(OPEN, default=True),), calibrated_on=COMPARISON.samples
+    ),
+)
+"""A default gate that is inconclusive, on the calibration samples."""
 LAYERS = Layers(
     layers=(
         LayerDrift(node="stem", op="Conv", tensor="a", precision="int8", sqnr=41.5, sqnr_in=math.inf, added=7e-5),
@@ -247,6 +254,7 @@ ALL = {
     "compared": COMPARED,
     "inconclusive": INCONCLUSIVE,
     "allowed": ALLOWED,
+    "by-default": BY_DEFAULT,
     "jumped": JUMPED,
     "several": SEVERAL,
     "hostile": HOSTILE,

@@ -28,7 +28,7 @@ from report.rich import (
 )
 
 from trtopt.codec import decode, encode
-from trtopt.report import picked, render
+from trtopt.report import headline, picked, render
 from trtopt.types import Report
 
 REPORTS = {**ALL, **PARTS}
@@ -96,11 +96,18 @@ def test_an_inconclusive_verdict_says_how_many_samples_would_settle_it() -> None
     head = page(PARTLY_OPEN).sections["header"]
     assert "INCONCLUSIVE 1 inconclusive of 3 gates" in head
     assert "To settle it about 12,400 samples" in head
-    assert "which is allowed" not in head
-    assert "which is allowed" in page(replace(PARTLY_OPEN, allow_inconclusive=True)).sections["header"]
+    assert "(exit 4 unless --allow-inconclusive)" in head
+    allowed = page(replace(PARTLY_OPEN, allow_inconclusive=True)).sections["header"]
+    assert "INCONCLUSIVE 1 inconclusive of 3 gates (accepted by --allow-inconclusive)" in allowed
 
 
-@pytest.mark.parametrize(("report", "said"), [(PASSED, "PASS 1 of 1 gates hold"), (EMPTY, "FAIL nothing was judged"),
+@every_report
+def test_the_header_says_what_must_not_be_overlooked(report: Report) -> None:
+    if report is not ALL["hostile"]:
+        assert all(note in page(report).sections["header"] for note in headline.qualifiers(report))
+
+
+@pytest.mark.parametrize(("report", "said"), [(PASSED, "PASS 1/1 gates passed"), (EMPTY, "FAIL nothing was judged"),
                                               (UNCHECKED, "UNCHECKED no comparison was asked for")])  # fmt: skip
 def test_a_verdict_without_open_gates_is_a_sentence(report: Report, said: str) -> None:
     assert said in page(report).sections["header"]
@@ -201,6 +208,7 @@ def test_the_page_can_be_read_by_everyone(report: Report) -> None:
 def _named(report: Report, name: str) -> Report:
     """The report with that name in the place of every text, keys of maps included."""
     fixed = {"verdict", "status", "limited_by", "metric"}
+    known = ("inf", "-inf", "nan", "", "cpu", "cuda")
 
     def renamed(node: Any, field: str = "") -> Any:
         if isinstance(node, dict):
@@ -208,7 +216,7 @@ def _named(report: Report, name: str) -> Report:
             return {(f"{name}{key}" if maps else key): renamed(value, key) for key, value in node.items()}
         if isinstance(node, list):
             return [renamed(value, field) for value in node]
-        return name if isinstance(node, str) and field not in fixed and node not in ("inf", "-inf", "nan") else node
+        return name if isinstance(node, str) and field not in fixed and node not in known else node
 
     found: Report = decode(Report, renamed(encode(report)))
     return found

@@ -1,6 +1,6 @@
-"""How fast a target is, with the noise of the measurement beside each number, and which batch fits.
+"""Speed of targets, with the uncertainty of each number, and the largest batch that fits.
 
-`READINGS` are the keys of `Timing.readings`. What the machine cannot say is absent, never zero.
+`READINGS` lists the keys of `Timing.readings`. Readings that the machine does not provide are absent, never zero.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """One reading: what it is called in tables, what it is, and its unit (`bytes` are shown as a size)."""
+    """Kind of reading: its label in tables, its description, and its unit (`bytes` are shown as a size)."""
 
     label: str
     text: str
@@ -18,14 +18,14 @@ class Reading:
 
 
 READINGS = {
-    "cpu_cores": Reading(label="CPU", text="cores that the process kept busy", unit="cores"),
+    "cpu_cores": Reading(label="CPU", text="cores kept busy by the process", unit="cores"),
     "process_memory": Reading(
         label="memory", text="resident memory of the process, with all targets loaded", unit="bytes"
     ),
     "gpu_utilisation": Reading(
-        label="GPU", text="share of time in which the GPU had work, this target alone running", unit="%"
+        label="GPU", text="share of time in which the GPU was busy, this target running alone", unit="%"
     ),
     "gpu_memory": Reading(label="GPU memory", text="memory in use on the whole GPU, all targets loaded", unit="bytes"),
-    "gpu_power": Reading(label="power", text="power that the GPU drew, this target alone running", unit="W"),
+    "gpu_power": Reading(label="power", text="power drawn by the GPU, this target running alone", unit="W"),
 }
-"""In reading order."""
+"""Readings by their key in `Timing.readings`, in the order of the tables."""

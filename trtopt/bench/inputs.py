@@ -1,4 +1,4 @@
-"""What a target is fed with at each batch size: its inputs' shapes, and random or real samples in them.
+"""Inputs of a target at each batch size: their shapes, and random or real samples of these shapes.
 
 Touches: nothing; a dataset's `load` reads its files.
 """
@@ -17,37 +17,40 @@ from trtopt.types import ShapeRange, TensorSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """The inputs of a target, and a range of shapes for each dynamic one."""
+    """Inputs of a target, with a range of shapes for each dynamic one."""
 
     inputs: tuple[TensorSpec, ...]
     ranges: tuple[ShapeRange, ...]
 
     @property
     def batch(self) -> int:
-        """The batch size that the target is fixed at; 0 where it is free.
+        """Fixed batch size of the target, or 0 if the batch size is free.
 
-        The batch is the first dimension of the inputs: free where one has a range. Where all of them have the same
-        size it is that; where they differ (a network over time, with states) the network takes one sample.
+        The batch is the first dimension of the inputs. It is free if it has a range in any input. If all inputs have
+        the same first size, that is the batch size. If the sizes differ, as in a network over time with states, the
+        first dimension is not a batch and one run takes one sample.
         """
         if any(self.is_free(spec) for spec in self.inputs):
             return 0
-        firsts = {self._opt(spec)[:1] for spec in self.inputs}
-        return next(iter(firsts))[0] if len(firsts) == 1 and firsts != {()} else 1
+        first_dims = {self._opt(spec)[:1] for spec in self.inputs}  # () for a scalar input
+        if len(first_dims) == 1 and first_dims != {()}:
+            return next(iter(first_dims))[0]
+        return 1
 
     def shapes(self, batch: int) -> tuple[ShapeRange, ...]:
-        """The one shape of every input at a batch size; other dynamic dimensions have their usual size."""
-        found = []
+        """Return the single shape of every input at a batch size. Other dynamic dimensions get their usual size."""
+        ranges = []
         for spec in self.inputs:
             usual = self._opt(spec)
             shape = (batch, *usual[1:]) if self.is_free(spec) else usual
-            found.append(ShapeRange(name=spec.name, min=shape, opt=shape, max=shape))
-        return tuple(found)
+            ranges.append(ShapeRange(name=spec.name, min=shape, opt=shape, max=shape))
+        return tuple(ranges)
 
     def _range(self, spec: TensorSpec) -> ShapeRange | None:
         return next((entry for entry in self.ranges if entry.name == spec.name), None)
 
     def is_free(self, spec: TensorSpec) -> bool:
-        """Whether the first dimension of an input is the batch, and may change."""
+        """Return whether the first dimension of an input is a batch of variable size."""
         entry = self._range(spec)
         return entry is not None and bool(entry.min) and entry.min[0] < entry.max[0]
 
@@ -57,7 +60,10 @@ class Sizes:
 
 
 def random(sizes: Sizes, batch: int) -> Feed:
-    """A random sample, the same one each time, repeated to that batch size; whole numbers are valid ids and masks."""
+    """Return a random sample repeated to the batch size. It is the same in each call.
+
+    Integer inputs are 0 or 1, which are valid as token ids and as masks.
+    """
     sample = parity.random(sizes.inputs, sizes.shapes(1)).draw()[0]
     return {
         spec.name: np.repeat(sample[spec.name], batch, axis=0) if sizes.is_free(spec) else sample[spec.name]
@@ -66,9 +72,9 @@ def random(sizes: Sizes, batch: int) -> Feed:
 
 
 def from_data(dataset: Dataset, batch: int) -> Feed:
-    """The first samples of a dataset, joined to that batch size; from the first again when they are too few.
+    """Return the first samples of a dataset joined to the batch size, starting over if there are too few.
 
-    Samples that cannot be joined are fed one at a time, whatever the batch size.
+    Samples that cannot be joined are fed singly, whatever the batch size.
 
     Raises:
         DataError: a sample cannot be loaded.
@@ -76,5 +82,5 @@ def from_data(dataset: Dataset, batch: int) -> Feed:
     if not dataset.batched:
         return dataset.load(0)
     samples = [dataset.load(i) for i in range(min(batch, len(dataset)))]
-    chosen = list(itertools.islice(itertools.cycle(samples), batch))
-    return {name: np.concatenate([sample[name] for sample in chosen]) for name in samples[0]}
+    repeated = list(itertools.islice(itertools.cycle(samples), batch))
+    return {name: np.concatenate([sample[name] for sample in repeated]) for name in samples[0]}

@@ -1,10 +1,10 @@
-"""The measuring loop: warm up, look how much latencies vary, fix how many runs that takes, then run, in turns.
+"""Measuring loop: warm up, run a pilot to estimate the variation, fix the number of runs, then measure in turns.
 
-All lanes (targets, with and without copies) are measured together, in rounds: a block of runs of each, forwards in one
-round and backwards in the next, so that a drift of the clocks meets them all alike. How many runs a block has is fixed
-before the first round: no result decides when to stop.
+All targets are measured together, in rounds. A round has one block of runs of each target, in forward order in one
+round and in backward order in the next, so that clock drift affects all targets equally. The pilot fixes the number of
+runs per block before the first round: no measured result decides when to stop.
 
-Touches: nothing itself; a lane runs a model. Time is what the lanes say that they took, but for the share of the cores.
+Touches: nothing itself; a run executes a model and returns its own duration. Only CPU time is measured here.
 """
 
 from __future__ import annotations
@@ -20,109 +20,132 @@ import numpy as np
 from trtopt.bench.intervals import MIN_BLOCKS, Floats
 
 BLOCKS = 20
-"""Rounds, and so blocks of each lane; down to `MIN_BLOCKS` where a run is so slow that the time is up before."""
+"""Number of rounds, and so of blocks per target; as few as `MIN_BLOCKS` if runs are too slow for the time available."""
 
 AIM = 0.01
-"""The noise to be reached, where the time allows it."""
+"""Relative half width of the mean's confidence interval to aim for, if the time allows."""
 
-_ENOUGH = 600
-"""Runs in all, where the time allows them: a bound of the 99th percentile takes 299 independent ones."""
+_MIN_RUNS = 600
+"""Total runs to aim for, if the time allows: an upper bound of the 99th percentile needs 299 independent runs."""
 
-_BLOCK = 25.0
-"""Least length of a block (ms), where the time allows it: what disturbs a machine for shorter falls into one block."""
+_BLOCK_MS = 25.0
+"""Shortest block to aim for, if the time allows: any shorter disturbance then falls into one block or two."""
 
 _STABLE = 0.02
-_WINDOW = 20.0
-_PILOT = 100
-_Z = 1.96
-_ALIKE = 4.0
-"""How many runs are worth as much as one, it is assumed, since those that follow each other are alike."""
+"""Relative change between the medians of two windows below which the warm-up ends."""
+_WINDOW_MS = 20.0
+_PILOT_RUNS = 100
+_Z = 1.96  # 97.5th percentile of the normal distribution
+_DESIGN_EFFECT = 4.0
+"""Assumed number of successive runs that carry the information of one independent run, as they are correlated."""
 
-_COLD = 50.0
-"""A run that takes longer than that (ms) does not notice whether the caches are warm."""
+_CACHE_MS = 50.0
+"""Duration of a run above which cold caches make no noticeable difference."""
 
 
 Run = Callable[[], float]
-"""Runs once, to its end, and returns how long that took, in milliseconds."""
+"""Function that runs a target once to completion and returns the duration in milliseconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """What was measured of a lane: latencies in ms, float64 [blocks, runs in each]; how many cores were busy."""
+    """Latencies of one target in ms, float64 [blocks, runs per block], and the mean number of busy CPU cores."""
 
     blocks: Floats
     cores: float
 
 
-def measure(lanes: Sequence[Run], seconds: float, tick: Callable[[int, int], None]) -> list[Series]:
-    """Measure the lanes for about `seconds` each, besides as long again at most to warm up.
+def measure(targets: Sequence[Run], seconds: float, tick: Callable[[int, int], None]) -> list[Series]:
+    """Measure all targets in turns, and return their series in the same order.
 
-    A lane whose runs take long gets more: there are `MIN_BLOCKS` runs at least. `tick(done, total)` is told of rounds.
+    Args:
+        targets: functions to time. A target that is timed with and without copies counts as two.
+        seconds: approximate measuring time per target. Warming up takes at most as long again. A slow target takes
+            longer, as it has at least `MIN_BLOCKS` runs.
+        tick: called with (rounds done, rounds in total) after each round.
     """
     budget = seconds * 1000
-    for lane in lanes:
-        warm_up(lane, budget)
-    pilots = [_pilot(lane, budget) for lane in lanes]
+    for run in targets:
+        warm_up(run, budget)
+    pilots = [_pilot(run, budget) for run in targets]
     rounds = _rounds(pilots, budget)
-    sizes = [runs(pilot, budget, rounds) for pilot in pilots]
-    settle = [len(lanes) > 1 and statistics.fmean(pilot) < _COLD for pilot in pilots]
-    found = [np.empty((rounds, size)) for size in sizes]
-    busy, wall = [0.0] * len(lanes), [0.0] * len(lanes)
-    order = list(range(len(lanes)))
+    block_sizes = [runs(pilot, budget, rounds) for pilot in pilots]
+    # The target before has evicted this one's data from the caches: one untimed run brings it back.
+    needs_untimed_run = [len(targets) > 1 and statistics.fmean(pilot) < _CACHE_MS for pilot in pilots]
+    latencies = [np.empty((rounds, size)) for size in block_sizes]
+    cpu_seconds, wall_seconds = [0.0] * len(targets), [0.0] * len(targets)
+    order = list(range(len(targets)))
     for turn in range(rounds):
         for i in order:
-            run, block = lanes[i], found[i][turn]
-            if settle[i]:  # the lane before it has emptied the caches
+            run, block = targets[i], latencies[i][turn]
+            if needs_untimed_run[i]:
                 run()
+            # CPU time of all threads. Divided by the wall time it is the number of busy cores.
             cpu, start = time.process_time(), time.perf_counter()
-            for k in range(sizes[i]):
+            for k in range(block_sizes[i]):
                 block[k] = run()
-            busy[i] += time.process_time() - cpu
-            wall[i] += time.perf_counter() - start
-        order.reverse()
+            cpu_seconds[i] += time.process_time() - cpu
+            wall_seconds[i] += time.perf_counter() - start
+        order.reverse()  # so that linear drift of the clocks cancels over two rounds
         tick(turn + 1, rounds)
     return [
-        Series(blocks=blocks, cores=cpu / max(clock, 1e-9))
-        for blocks, cpu, clock in zip(found, busy, wall, strict=True)
+        Series(blocks=blocks, cores=cpu / max(wall, 1e-9))
+        for blocks, cpu, wall in zip(latencies, cpu_seconds, wall_seconds, strict=True)
     ]
 
 
-def warm_up(lane: Run, budget: float) -> int:
-    """Run until the median of one stretch of runs is within 2 % of the stretch before, for `budget` ms at most.
+def warm_up(run: Run, budget: float) -> int:
+    """Run a target until the medians of two successive windows of runs differ by at most 2 %.
 
-    Returns how many runs that were: two at least.
+    Args:
+        run: the function to time.
+        budget: longest time to spend, in ms. Two runs are made in any case.
+
+    Returns:
+        The number of runs.
     """
-    spent, count, before = 0.0, 0, math.nan
+    spent, count, previous_median = 0.0, 0, math.nan
     while spent < budget or count < 2:
         window: list[float] = []
-        while (sum(window) < _WINDOW or len(window) < 3) and (spent < budget or count < 2):
-            took = lane()
-            window.append(took)
-            spent, count = spent + took, count + 1
+        while (sum(window) < _WINDOW_MS or len(window) < 3) and (spent < budget or count < 2):
+            latency = run()
+            window.append(latency)
+            spent, count = spent + latency, count + 1
         median = statistics.median(window)
-        if abs(median - before) <= _STABLE * median:
+        # False for the first window: comparisons with NaN are.
+        if abs(median - previous_median) <= _STABLE * median:
             break
-        before = median
+        previous_median = median
     return count
 
 
 def runs(pilot: Sequence[float], budget: float, rounds: int) -> int:
-    """How many runs each block has, for the pilot's latencies in ms: what `AIM` takes, as far as `budget` reaches."""
+    """Return the number of runs per block that reaches `AIM`, or as many as `budget` allows.
+
+    Args:
+        pilot: latencies of the pilot, in ms.
+        budget: measuring time, in ms.
+        rounds: number of blocks.
+    """
     mean = statistics.fmean(pilot)
     variation = statistics.stdev(pilot) / max(mean, 1e-9)
-    quiet, long = _ALIKE * (_Z * variation / AIM) ** 2, _BLOCK * rounds / max(mean, 1e-6)
-    wanted, affordable = max(_ENOUGH, quiet, long) / rounds, budget / max(mean, 1e-6) / rounds
+    # The half width of the interval is _Z * variation / sqrt(runs) for independent runs.
+    for_precision = _DESIGN_EFFECT * (_Z * variation / AIM) ** 2
+    for_block_length = _BLOCK_MS * rounds / max(mean, 1e-6)
+    wanted = max(_MIN_RUNS, for_precision, for_block_length) / rounds
+    affordable = budget / max(mean, 1e-6) / rounds
     return max(1, min(math.ceil(wanted), int(affordable)))
 
 
-def _pilot(lane: Run, budget: float) -> list[float]:
-    found = [lane(), lane()]
-    while len(found) < _PILOT and sum(found) < budget / 10:
-        found.append(lane())
-    return found
+def _pilot(run: Run, budget: float) -> list[float]:
+    """Return the latencies of a few runs: at least two, then up to a tenth of the budget."""
+    latencies = [run(), run()]
+    while len(latencies) < _PILOT_RUNS and sum(latencies) < budget / 10:
+        latencies.append(run())
+    return latencies
 
 
 def _rounds(pilots: Sequence[Sequence[float]], budget: float) -> int:
-    """As many rounds as the slowest lane has time for, and no more than `BLOCKS`."""
+    """Return as many rounds as the slowest target has time for, between `MIN_BLOCKS` and `BLOCKS`."""
     slowest = max(statistics.fmean(pilot) for pilot in pilots)
     return int(min(BLOCKS, max(MIN_BLOCKS, budget / max(slowest, 1e-6))))

@@ -1,7 +1,7 @@
-"""The largest batch that fits the memory and the latency, found by trying: doubling first, then halving what is open.
+"""Search for the largest batch that fits memory and latency: doubling, then bisection, each batch size measured.
 
-That takes memory and latency to grow with the batch. Whether they do is looked at, with what was tried and one batch
-beyond the first that did not fit.
+The search assumes that memory and latency grow with the batch size. This is checked with the measured batch sizes and
+one more, above the smallest that did not fit.
 
 Touches: starts processes; reads `/proc`, and the model's header.
 """
@@ -23,18 +23,20 @@ from trtopt.events import Emit, Progress
 from trtopt.types import BatchLimit, BatchProbe
 
 MOST = 65536
-"""Largest batch that is tried."""
+"""Largest batch size that is tried."""
 
 PROBE_SECONDS = 60.0
 _RESERVE = 0.1
+"""Share of the free host memory that is left to other processes."""
 _RESOLUTION = 20
+"""The search ends when the interval is smaller than 1/20 (5 %) of the batch size."""
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much memory in bytes (0: what is free) and how many ms (infinite: any) a batch may take."""
+    """Limits of a batch: memory in bytes (0 means the free memory), latency in ms (infinity means no limit)."""
 
     memory: int = 0
     latency: float = math.inf
@@ -43,100 +45,118 @@ class Limits:
 def largest(
     question: Question, limits: Limits, takes: range | None, emit: Emit
 ) -> tuple[BatchLimit, str, tuple[str, ...]]:
-    """Find the largest batch that fits, of those that an engine takes (None: any, to `MOST`).
+    """Find the largest batch that fits.
 
-    Returns it, where it ran, and remarks on whether the search may be trusted.
+    Args:
+        question: the target and its device. Batch size and limits are filled in here.
+        limits: memory and latency that a batch may take.
+        takes: batch sizes that an engine supports; None for any up to `MOST`.
+        emit: receives the progress.
+
+    Returns:
+        The largest batch, the device that it ran on, and remarks on reasons to doubt the search.
 
     Raises:
-        EnvironmentUnableError: this system does not say what a process takes.
+        EnvironmentUnableError: the memory of a process cannot be measured on this system.
         TrtoptError: the model cannot be run.
     """
     limit, host = limits.memory, 0
     if question.device == "cpu":
         limit = host = limits.memory or available()
     else:
+        # On a GPU, too, inputs and outputs need host memory. Without /proc that is not monitored.
         with contextlib.suppress(EnvironmentUnableError):
             host = available()
     answers: dict[int, Answer] = {}
 
-    def probe(batch: int) -> BatchProbe:
+    def try_batch(batch: int) -> BatchProbe:
         emit(Progress("bench", len(answers), 0, f"batch {batch}"))
         answers[batch] = _answer(replace(question, batch=batch, limit=limit, host=host), is_first=not answers)
         return _judged(batch, answers[batch], limits.latency)
 
-    tried = search(probe, takes or range(1, MOST + 1))
-    fitting = [each for each in tried if not each.failed]
-    failed = min((each.batch for each in tried if each.failed), default=math.inf)
-    best = max((each for each in fitting if each.batch < failed), key=lambda each: each.batch, default=None)
-    held = max((answer.limit for answer in answers.values()), default=limit)
-    fixed, each_sample = _line(fitting)
+    probes = search(try_batch, takes or range(1, MOST + 1))
+    fitting = [probe for probe in probes if not probe.failed]
+    smallest_failed = min((probe.batch for probe in probes if probe.failed), default=math.inf)
+    # A batch that fits although a smaller one does not is not reliable. `_doubts` reports it.
+    below = [probe for probe in fitting if probe.batch < smallest_failed]
+    best = max(below, key=lambda probe: probe.batch, default=None)
+    # On a GPU without a limit given, only the processes know the limit: the memory that was free at their start.
+    memory_limit = max((answer.limit for answer in answers.values()), default=limit)
+    bytes_fixed, bytes_per_sample = _fit_line(fitting)
     answer = answers[best.batch] if best else Answer()
-    limited_by, why = _reason(tried, best, answers, is_profile=takes is not None)
-    found = BatchLimit(
+    limited_by, why = _reason(probes, best, answers, is_profile=takes is not None)
+    batch_limit = BatchLimit(
         target=str(question.path),
         device=question.device,
         batch=best.batch if best else 0,
         limited_by=limited_by,
         why=why,
-        memory_limit=held,
+        memory_limit=memory_limit,
         latency_limit=limits.latency if math.isfinite(limits.latency) else math.nan,
         total=answer.memory,
         base=answer.base,
         weights=answer.weights if question.builder else weights(question.path),
         inputs_outputs=answer.inputs_outputs,
-        bytes_fixed=fixed,
-        bytes_per_sample=each_sample,
-        probes=tuple(tried),
+        bytes_fixed=bytes_fixed,
+        bytes_per_sample=bytes_per_sample,
+        probes=tuple(probes),
     )
-    return (
-        found,
-        next((each.where for each in answers.values() if each.where), ""),
-        _doubts(tried, timed=math.isfinite(limits.latency)),
-    )
+    where = next((answer.where for answer in answers.values() if answer.where), "")
+    return batch_limit, where, _doubts(probes, timed=math.isfinite(limits.latency))
 
 
 def _answer(question: Question, *, is_first: bool) -> Answer:
-    """Ask; what fails at the first batch is an error, what fails after that ends the search there."""
+    """Ask a question. An error at the first batch is raised; a later one counts as a batch that does not fit."""
     try:
         return ask(question, PROBE_SECONDS)
     except TrtoptError as error:
         if is_first:
             raise
-        return Answer(limit=question.limit, failed=f"it cannot be run: {error.why or error.what}", reason="refused")
+        return Answer(limit=question.limit, failed=f"cannot be run: {error.why or error.what}", reason="refused")
 
 
 def search(probe: Callable[[int], BatchProbe], takes: range) -> list[BatchProbe]:
-    """Try batches until the largest that fits is known to 5 %, and one beyond; return all of them, the smallest first.
+    """Try batch sizes until the largest that fits is known to 5 %, then one more above the smallest that failed.
 
-    If fitting is a matter of the batch alone, the largest that fits is at most 5 % above the largest here that does; of
-    fewer than 40 it is that one itself.
+    If larger batches never fit where smaller ones fail, the largest batch that fits is at most 5 % above the largest
+    one found, and equal to it below 40.
+
+    Args:
+        probe: tries one batch size.
+        takes: the batch sizes to choose from.
+
+    Returns:
+        All batch sizes that were tried, in ascending order.
     """
-    tried: list[BatchProbe] = []
+    probes: list[BatchProbe] = []
 
     def fits(batch: int) -> bool:
-        tried.append(probe(batch))
-        return not tried[-1].failed
+        probes.append(probe(batch))
+        return not probes[-1].failed
 
     most = takes[-1]
+    # `good` is the largest batch known to fit (0: none), `bad` the smallest that does not, or the next to try.
     good, bad = 0, takes[0]
     while fits(bad):
         good = bad
         if good == most:
-            return tried
+            return probes
         bad = min(2 * good, most)
     while good and bad - good > max(1, good // _RESOLUTION):
         middle = (good + bad) // 2
         good, bad = (middle, bad) if fits(middle) else (good, middle)
+    # If this one fits, memory does not grow with the batch size, and the result is doubtful.
     beyond = bad + max(1, bad // 4)
-    if beyond <= most and all(each.batch != beyond for each in tried):
+    if beyond <= most and all(probe.batch != beyond for probe in probes):
         fits(beyond)
-    return sorted(tried, key=lambda each: each.batch)
+    return sorted(probes, key=lambda probe: probe.batch)
 
 
 def _judged(batch: int, answer: Answer, latency: float) -> BatchProbe:
+    """Return the outcome of a batch size, for a latency limit in ms."""
     failed = answer.failed
     if not failed and answer.latency > latency:
-        failed = f"it takes {answer.latency:.4g} ms"
+        failed = f"takes {answer.latency:.4g} ms"
     return BatchProbe(batch=batch, memory=answer.memory, latency=answer.latency or math.nan, failed=failed)
 
 
@@ -144,49 +164,57 @@ _By = Literal["memory", "latency", "profile", "time", "search", "refused"]
 
 
 def _reason(
-    tried: Sequence[BatchProbe], best: BatchProbe | None, answers: dict[int, Answer], *, is_profile: bool
+    probes: Sequence[BatchProbe], best: BatchProbe | None, answers: dict[int, Answer], *, is_profile: bool
 ) -> tuple[_By, str]:
-    """What the next larger batch exceeds, and the same as a sentence."""
-    above = [each for each in tried if each.failed and each.batch > (best.batch if best else 0)]
+    """Return the kind of limit that the next larger batch exceeds, and a sentence about it."""
+    above = [probe for probe in probes if probe.failed and probe.batch > (best.batch if best else 0)]
+    if not above and is_profile:
+        return "profile", "the engine supports no larger batch"
     if not above:
-        return ("profile", "the engine takes no larger one") if is_profile else ("search", "no larger one was tried")
-    first, answer = above[0], answers[above[0].batch]
-    sentence = f"batch {first.batch}: {first.failed}"
+        return "search", "no larger batch was tried"
+    next_larger = above[0]
+    answer = answers[next_larger.batch]
+    sentence = f"batch {next_larger.batch}: {next_larger.failed}"
     return (answer.reason if answer.failed else "latency"), sentence
 
 
-def _line(fitting: Sequence[BatchProbe]) -> tuple[int, float]:
-    """Bytes whatever the batch is, and bytes a sample: the straight line through what was measured (least squares)."""
-    known = [each for each in fitting if each.memory]
+def _fit_line(fitting: Sequence[BatchProbe]) -> tuple[int, float]:
+    """Return the memory in bytes that does not depend on the batch, and the bytes per sample, by least squares."""
+    known = [probe for probe in fitting if probe.memory]
     if len(known) < 2:
         return (known[0].memory if known else 0), 0.0
-    slope, start = np.polyfit([each.batch for each in known], [each.memory for each in known], 1)
-    return round(max(start, 0.0)), max(float(slope), 0.0)
+    slope, intercept = np.polyfit([probe.batch for probe in known], [probe.memory for probe in known], 1)
+    return round(max(intercept, 0.0)), max(float(slope), 0.0)
 
 
-def _doubts(tried: Sequence[BatchProbe], *, timed: bool = False) -> tuple[str, ...]:
-    """What speaks against the search: a batch fits above one that does not, or takes much less than a smaller one (in
-    time only where it was limited: kernels of odd sizes are slow for reasons of their own).
+def _doubts(probes: Sequence[BatchProbe], *, timed: bool = False) -> tuple[str, ...]:
+    """Return reasons to doubt the search, which assumes that memory and latency grow with the batch size.
+
+    Latencies are compared only if they are limited (`timed`): kernels may be slow for odd batch sizes.
     """
-    failed = [each.batch for each in tried if each.failed]
-    found = [
-        f"batch {each.batch} fits although {min(failed)} did not: the largest batch may be another"
-        for each in tried
-        if not each.failed and failed and each.batch > min(failed)
-    ]
-    costs = {"memory": {each.batch: float(each.memory) for each in tried if not each.failed}}
-    if timed:  # of those that took too long, too
-        costs["time"] = {each.batch: each.latency for each in tried if math.isfinite(each.latency)}
-    for what, cost in costs.items():
-        batches, values = list(cost), list(cost.values())
-        falls = [i for i in range(1, len(values)) if values[i] < 0.9 * max(values[:i])]
+    failed = [probe.batch for probe in probes if probe.failed]
+    doubts = []
+    for probe in probes:
+        if not probe.failed and failed and probe.batch > min(failed):
+            doubts.append(
+                f"batch {probe.batch} fits but {min(failed)} did not: the largest batch may be a different one"
+            )
+    costs = {"memory": {probe.batch: float(probe.memory) for probe in probes if not probe.failed}}
+    if timed:  # batches above the latency limit have a latency, too
+        costs["time"] = {probe.batch: probe.latency for probe in probes if math.isfinite(probe.latency)}
+    for what, cost_by_batch in costs.items():
+        batches, costs_in_order = list(cost_by_batch), list(cost_by_batch.values())
+        falls = [i for i in range(1, len(batches)) if costs_in_order[i] < 0.9 * max(costs_in_order[:i])]
         if falls:
-            found.append(f"batch {batches[falls[0]]} takes less {what} than a smaller one: the largest may be another")
-    return tuple(found)
+            cheaper = batches[falls[0]]
+            doubts.append(
+                f"batch {cheaper} takes less {what} than a smaller one: the largest batch may be a different one"
+            )
+    return tuple(doubts)
 
 
 def weights(path: Path) -> int:
-    """Bytes of a model's weights, by their shapes and types."""
+    """Return the size of an ONNX file's weights in bytes, computed from their shapes and types."""
     import onnx_ir as ir
 
     from trtopt.export.onnx import load_proto
@@ -198,26 +226,26 @@ def weights(path: Path) -> int:
 
 
 def available() -> int:
-    """Nine tenths of the memory in bytes that this process may still take, of the machine's or of its control group's.
+    """Return 90 % of the memory in bytes that this process may still allocate: the machine's or its control group's.
 
     Raises:
-        EnvironmentUnableError: the system does not say.
+        EnvironmentUnableError: the system has no `/proc/meminfo`.
     """
     try:
         lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError) as error:
         raise EnvironmentUnableError(
-            "the largest batch cannot be searched on this system's CPU",
-            why="it has no /proc/meminfo, and what a process takes could not be watched",
-            fix="Search on Linux, or with --device cuda",
+            "--max-batch does not work on the CPU of this system",
+            why="it has no /proc/meminfo, so the memory of a process cannot be monitored",
+            fix="Run it on Linux, or with --device cuda",
         ) from error
     return int((1 - _RESERVE) * min(free, _in_group("memory.max", "memory.current")))
 
 
 def _in_group(limit: str, usage: str) -> float:
-    """What is left of a control group's limit (version 2); infinite where there is none."""
+    """Return what is left of a limit of the control group (version 2) in bytes; infinity without a limit."""
     try:
         return int((_CGROUP / limit).read_text()) - int((_CGROUP / usage).read_text())
-    except (OSError, ValueError):  # there is no group, or it has no limit ("max")
+    except (OSError, ValueError):  # the control group is missing, or the file contains "max" for no limit
         return math.inf

@@ -1,6 +1,6 @@
-"""NVML, as nvidia-ml-py gives it: what a GPU says of itself, in base units.
+"""Readings of a GPU in base units, through NVML (package nvidia-ml-py).
 
-What a GPU does not say (some have no power sensor) is absent, never zero.
+Readings that a GPU does not support are absent, never zero; some GPUs have no power sensor.
 
 Touches: NVML.
 """
@@ -15,15 +15,18 @@ from typing import Any
 from trtopt.errors import EnvironmentUnableError
 from trtopt.requires import require
 
-LOOK = "Look at nvidia-smi"
+LOOK = "Check the driver with nvidia-smi"
 
 
 def start(what: str) -> Any:
-    """Return NVML's module, ready to be asked; `stop` it at the end. `what` is what fails without it, in words.
+    """Initialize NVML and return its module. The caller must `stop` it.
+
+    Args:
+        what: the error message if NVML does not start, such as "no GPU can be watched".
 
     Raises:
         MissingDependencyError: nvidia-ml-py is not installed.
-        EnvironmentUnableError: there is no driver, or it does not fit nvidia-ml-py.
+        EnvironmentUnableError: the driver is missing, or incompatible with nvidia-ml-py.
     """
     module = require("pynvml")
     try:
@@ -36,18 +39,18 @@ def start(what: str) -> Any:
 
 
 def stop(module: Any) -> None:
-    """Let NVML go."""
+    """Shut NVML down. Errors are ignored: nothing can be done about them."""
     with contextlib.suppress(module.NVMLError):
         module.nvmlShutdown()
 
 
 def reason(error: Exception) -> str:
-    """What an error of NVML says, to stand within a sentence."""
+    """Return the text of an NVML error, without its final period."""
     return str(error).rstrip(".")
 
 
 def ask(module: Any, source: Callable[[], Any]) -> Any:
-    """What a GPU answers, or None where it does not."""
+    """Return the result of an NVML query, or None if the GPU does not support it or no longer answers."""
     try:
         return source()
     except module.NVMLError:
@@ -55,22 +58,29 @@ def ask(module: Any, source: Callable[[], Any]) -> Any:
 
 
 def name(module: Any, handle: Any) -> str:
-    """The name of a GPU; empty where it does not say."""
+    """Return the name of a GPU, or "" if NVML does not report it."""
     return text(ask(module, lambda: module.nvmlDeviceGetName(handle)) or "")
 
 
 def text(value: bytes | str) -> str:
-    """A text of NVML's, which is bytes before nvidia-ml-py 12."""
+    """Return a text of NVML as `str`; nvidia-ml-py before version 12 returns `bytes`."""
     return value.decode() if isinstance(value, bytes) else value
 
 
 def readings(module: Any, handle: Any, wanted: Iterable[str]) -> dict[str, float]:
-    """Those of `memory_used`, `memory_free`, `memory_total` (bytes), `utilisation`, `memory_utilisation` (0 to 1),
-    `temperature` (degrees Celsius), `power`, `power_limit` (watts), `sm_clock` and `memory_clock` (hertz) that are
-    wanted and that the GPU says.
+    """Return the wanted readings that the GPU supports.
+
+    Args:
+        module: NVML's module, started.
+        handle: NVML's handle of the GPU.
+        wanted: names among `memory_used`, `memory_free`, `memory_total` (bytes), `utilisation`, `memory_utilisation`
+            (0 to 1), `temperature` (degrees Celsius), `power`, `power_limit` (watts), `sm_clock` and `memory_clock`
+            (hertz).
     """
-    memory = functools.cache(lambda: module.nvmlDeviceGetMemoryInfo(handle))  # absent where it is the host's, too
+    # One query answers several readings. GPUs that share the host's memory, such as GB10, do not support the first.
+    memory = functools.cache(lambda: module.nvmlDeviceGetMemoryInfo(handle))
     rates = functools.cache(lambda: module.nvmlDeviceGetUtilizationRates(handle))
+    # NVML reports percent, milliwatts and megahertz.
     sources: dict[str, Callable[[], float]] = {
         "memory_used": lambda: memory().used,
         "memory_free": lambda: memory().free,
@@ -83,5 +93,5 @@ def readings(module: Any, handle: Any, wanted: Iterable[str]) -> dict[str, float
         "sm_clock": lambda: module.nvmlDeviceGetClockInfo(handle, module.NVML_CLOCK_SM) * 1e6,
         "memory_clock": lambda: module.nvmlDeviceGetClockInfo(handle, module.NVML_CLOCK_MEM) * 1e6,
     }
-    found = {each: ask(module, sources[each]) for each in wanted}
-    return {each: float(value) for each, value in found.items() if value is not None}
+    values = {name: ask(module, sources[name]) for name in wanted}
+    return {name: float(value) for name, value in values.items() if value is not None}

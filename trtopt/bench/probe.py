@@ -1,9 +1,9 @@
-"""One batch size, tried in a process of its own: what it takes, and how long it runs.
+"""Memory and latency of one batch size, measured in a process of its own.
 
-A process that ran out of memory, or whose arena has grown, says nothing about the next batch size. So each one gets a
-fresh one, which is ended when it takes more than it may; nothing of the machine's is at stake.
+A process that ran out of memory, or whose arena has grown, gives wrong results for the next batch size. So each batch
+size gets a fresh process, which is killed when it exceeds its limit, before the machine runs out of memory.
 
-    python -c "from trtopt.bench.probe import main; main()"     a Question on stdin, an Answer on stdout, as JSON
+    python -c "from trtopt.bench.probe import main; main()"     reads a Question from stdin, prints an Answer (JSON)
 
 Touches: starts a process; in it, the model and the GPU.
 """
@@ -32,24 +32,27 @@ from trtopt.engine.onnxruntime import CudaOptions
 from trtopt.errors import ModelError, OutOfMemoryError, TrtoptError
 from trtopt.requires import require
 
-# Without the current folder, which -c puts first: a file onnx.py in it must not hide the package.
+# `python -c` puts the current folder first on the path, where a file onnx.py would hide the package. It is removed, and
+# the folder of trtopt itself is appended, for runs from a source checkout.
 _PROGRAM = (
     "import sys; sys.path[:] = [p for p in sys.path if p] + [{root!r}]; from trtopt.bench.probe import main; main()"
 )
 _ROOT = str(Path(__file__).resolve().parent.parent.parent)
-_WATCH_EVERY = 0.005
-_MEASURE = 300.0
-_FEWEST = 5
-_LONG = 5000.0
+_POLL_SECONDS = 0.005
+# Runs of a batch size: at least `_MIN_RUNS` and for at least `_MEASURE_MS`, but no more after `_LIMIT_MS`.
+_MIN_RUNS = 5
+_MEASURE_MS = 300.0
+_LIMIT_MS = 5000.0
 _STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What to run, where, at which batch size, and how much memory it may take in bytes (0 on `cuda`: what is free).
+    """Target, device and batch size to try, and how much memory it may use.
 
-    `builder` is what built it where it is an engine, else empty. `host` is the most memory that the process may take on
-    the host, in bytes (0: it is not watched).
+    `builder` names the TensorRT that built an engine; it is empty for an ONNX graph. `limit` is in bytes; 0 on `cuda`
+    means the free memory of the GPU. `host` limits the host memory of the process in bytes; 0 means that it is not
+    monitored.
     """
 
     path: Path
@@ -64,11 +67,12 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What came of it: bytes taken in all (`base`: before the model was loaded), by weights (0: the backend does not
-    tell) and by inputs and outputs, the limit that held, the median latency in ms, with copies where there are any; or
-    in `failed` why it does not fit, of which `reason` is the kind.
+    """Result of trying a batch size.
 
-    On the CPU the memory is the most that was resident of the process, on the GPU the growth of what is in use there.
+    All sizes are in bytes. `memory` is the total: on the CPU the peak resident memory of the process, on the GPU the
+    growth of the memory in use. `base` is the memory in use before the model was loaded, `weights` is 0 if the backend
+    does not report it, `limit` is the limit that applied. `latency` is the median in ms, including copies between host
+    and device. If the batch does not fit, `failed` says why, in words, and `reason` classifies it.
     """
 
     where: str = ""
@@ -83,65 +87,68 @@ class Answer:
 
 
 def ask(question: Question, timeout: float) -> Answer:
-    """Try it in a fresh process, for `timeout` seconds at most.
+    """Try a batch size in a fresh process, for at most `timeout` seconds.
 
     Raises:
-        TrtoptError: it cannot be run at all, for a reason that is not its size.
+        TrtoptError: the target cannot be run at all, for a reason other than its size.
     """
-    with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as answered, tempfile.TemporaryFile() as said:
-        asked.write(json.dumps(encode(question)).encode())
-        asked.seek(0)
+    # Files instead of pipes: nothing reads a pipe while the process is monitored, and a full one would block it.
+    with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        stdin.write(json.dumps(encode(question)).encode())
+        stdin.seek(0)
         process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM.format(root=_ROOT)],
-            stdin=asked,
-            stdout=answered,
-            stderr=said,
-            start_new_session=True,  # Ctrl-C is for this process, which then ends that one
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,  # the terminal's Ctrl-C reaches only the parent, which then kills the child
         )
         try:
-            stopped = _watch(process, question, timeout)
+            stopped = _monitor(process, question, timeout)
         finally:
             process.kill()
             process.wait()
-        answered.seek(0)
-        said.seek(0)
-        reply, log = answered.read(), said.read().decode(errors="replace").strip()
+        stdout.seek(0)
+        stderr.seek(0)
+        reply, log = stdout.read(), stderr.read().decode(errors="replace").strip()
     if stopped is not None:
         return stopped
     if process.returncode or not reply:
-        return _died(question, process.returncode, log)
-    answer = json.loads(reply.splitlines()[-1])  # before it stands what libraries print
+        return _crashed(question, process.returncode, log)
+    answer = json.loads(reply.splitlines()[-1])  # libraries may have printed lines before it
     if "error" in answer:
-        kind = getattr(errors, answer["error"], ModelError)  # an error of CUDA's own is none of the tree's
-        raise kind(answer["what"], why=answer["why"], fix=answer["fix"])
+        error_class = getattr(errors, answer["error"], ModelError)  # CudaError is not defined in `errors`
+        raise error_class(answer["what"], why=answer["why"], fix=answer["fix"])
     return decode(Answer, answer)
 
 
-def _watch(process: subprocess.Popen[bytes], question: Question, timeout: float) -> Answer | None:
-    """Wait for the process; end it, and say why, when it takes too much memory or time."""
+def _monitor(process: subprocess.Popen[bytes], question: Question, timeout: float) -> Answer | None:
+    """Wait for the process to end and return None, or return why it must be killed: too much memory or time."""
     end = time.monotonic() + timeout
     while process.poll() is None:
-        taken = resident(process.pid) if question.host else 0
-        if taken > question.host and question.device == "cpu":
-            return Answer(memory=taken, limit=question.limit, failed="it takes more than the limit")
-        if taken > question.host:
-            return Answer(limit=question.limit, failed="the host has no memory for its inputs and outputs")
+        memory = resident(process.pid) if question.host else 0
+        if memory > question.host and question.device == "cpu":
+            return Answer(memory=memory, limit=question.limit, failed="exceeds the memory limit")
+        if memory > question.host:
+            return Answer(limit=question.limit, failed="needs more host memory for inputs and outputs than is free")
         if time.monotonic() > end:
-            return Answer(limit=question.limit, failed=f"it did not end within {timeout:.0f} s", reason="time")
-        time.sleep(_WATCH_EVERY)
+            return Answer(limit=question.limit, failed=f"did not finish within {timeout:.0f} s", reason="time")
+        time.sleep(_POLL_SECONDS)
     return None
 
 
-def _died(question: Question, code: int, log: str) -> Answer:
+def _crashed(question: Question, code: int, log: str) -> Answer:
+    """Return the answer of a process that was killed for lack of memory; raise a ModelError for any other crash."""
     last = log.splitlines()[-1] if log else ""
+    # Linux ends processes with SIGKILL when memory is exhausted.
     if code == -signal.SIGKILL or "MemoryError" in log or "bad_alloc" in log:
-        return Answer(limit=question.limit, failed="the machine has no memory for it")
+        return Answer(limit=question.limit, failed="exhausts the host's memory")
     reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     raise ModelError(f"{question.path} cannot be run at batch {question.batch}", why=f"{reason} {last}".strip())
 
 
 def main() -> None:
-    """Answer the question on stdin."""
+    """Read a question from stdin and print the answer, or the error, as one line of JSON."""
     question = decode(Question, json.load(sys.stdin))
     try:
         answer = encode(_answer(question))
@@ -162,13 +169,13 @@ def _answer(question: Question) -> Answer:
     with open_device() as device:
         free = device.free_bytes()
         limit = min(question.limit, free) if question.limit else free
-        found = _run(question, limit, lambda: free - device.free_bytes())
+        answer = _run(question, limit, lambda: free - device.free_bytes())
         name = device.info.name
-        return found if name in found.where else replace(found, where=f"{found.where}, {name}")
+        return answer if name in answer.where else replace(answer, where=f"{answer.where}, {name}")
 
 
 def _run(question: Question, limit: int, memory: Callable[[], int]) -> Answer:
-    """Run the batch a few times, and say what it took; `memory` measures that while the model is loaded."""
+    """Run the batch a few times. `memory` returns the bytes in use, and is called while the model is loaded."""
     session: Session
     if question.builder:
         session = open_engine(question.path, question.builder)
@@ -176,28 +183,28 @@ def _run(question: Question, limit: int, memory: Callable[[], int]) -> Answer:
         session = open_onnx(question.path, question.device, replace(question.cuda, memory_limit=limit))
     with contextlib.closing(session):
         ways = session.ways(random(question.sizes, question.batch))
-        run = ways.with_copies or ways.plain  # what a caller waits for
-        times: list[float] = []
-        while len(times) < _FEWEST or sum(times) < _MEASURE:
-            times.append(run())
-            if sum(times) > _LONG:
+        run = ways.with_copies or ways.plain  # callers wait for the copies, too
+        latencies: list[float] = []
+        while len(latencies) < _MIN_RUNS or sum(latencies) < _MEASURE_MS:
+            latencies.append(run())
+            if sum(latencies) > _LIMIT_MS:
                 break
-        taken, weights = memory(), session.weights
-    failed = "it takes more than the limit" if limit and taken > limit else ""
+        used, weights = memory(), session.weights
+    failed = "exceeds the memory limit" if limit and used > limit else ""
     return Answer(
         where=session.where,
-        memory=taken,
+        memory=used,
         weights=weights,
         inputs_outputs=ways.bytes,
         limit=limit,
-        latency=statistics.median(times[len(times) // 2 :]),
+        latency=statistics.median(latencies[len(latencies) // 2 :]),  # the first half counts as warm-up
         failed=failed,
     )
 
 
 def _peak() -> int:
-    """The most memory that was resident of this process, in bytes."""
-    # Not getrusage's: its maximum is that of the parent until the program is loaded, where that was larger.
+    """Return the peak resident memory of this process in bytes."""
+    # getrusage would also count the memory that the parent had at the fork, before this program was loaded.
     for line in _STATUS.read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

@@ -1,6 +1,6 @@
-"""The readings of `trtopt watch` as Prometheus text (exposition format 0.0.4), and a server for them.
+"""Readings of `trtopt watch` in Prometheus text (exposition format 0.0.4), and the HTTP server that provides them.
 
-Touches: a TCP port, while the server runs.
+Touches: a TCP port while the server runs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FITTING = "trtopt_fitting_batch_size"
 
 
 def exposition(seen: Seen, run: str) -> str:
-    """All readings as Prometheus text; `run` names the run directory that the batch sizes are of."""
+    """Return all readings as Prometheus text. `run` names the run directory whose batch sizes are included."""
     lines: list[str] = []
     for name, metric in METRICS.items():
         samples = [(gpu, gpu.readings[name]) for gpu in seen.gpus if name in gpu.readings]
@@ -31,11 +31,10 @@ def exposition(seen: Seen, run: str) -> str:
             f"{metric.exported}{_labels(gpu=str(gpu.index), name=gpu.name, uuid=gpu.uuid)} {value!r}"
             for gpu, value in samples
         ]
-    lines += (
-        _head(_FITTING, "Largest batch that fits into what is free, in a process that uses the GPU already.")
-        if seen.fits
-        else []
-    )
+    if seen.fits:
+        lines += _head(
+            _FITTING, "Largest batch that fits into the free memory, in a process that already uses the GPU."
+        )
     lines += [f"{_FITTING}{_labels(gpu=str(fit.gpu), run=run)} {fit.batch}" for fit in seen.fits]
     return "".join(f"{line}\n" for line in lines)
 
@@ -52,10 +51,10 @@ def _labels(**labels: str) -> str:
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Parse `HOST:PORT`; an IPv6 host stands in brackets.
+    """Parse `HOST:PORT`, with an IPv6 address in brackets, and return the host and the port.
 
     Raises:
-        UsageError: it is none.
+        UsageError: `text` is not an address.
     """
     try:
         parts = urlsplit(f"//{text}")
@@ -63,21 +62,25 @@ def parse_address(text: str) -> tuple[str, int]:
     except ValueError:
         host, port = None, None
     if host is None or port is None or parts.netloc != text or "@" in text:
-        raise UsageError(f"--listen {text!r} is no address", fix="Write HOST:PORT, as --listen 127.0.0.1:9400")
+        raise UsageError(f"--listen {text!r} is not an address", fix="Write HOST:PORT, as in --listen 127.0.0.1:9400")
     return host, port
 
 
 @contextlib.contextmanager
 def serving(address: tuple[str, int], scrape: Callable[[], str]) -> Iterator[str]:
-    """Serve `/metrics` until the block ends, and give its URL; every request calls `scrape`, from a thread of its own.
+    """Serve `/metrics` until the block ends, and yield its URL.
+
+    Args:
+        address: host and port; port 0 lets the system choose one.
+        scrape: returns the text to serve. Called once per request, in a thread of its own.
 
     Raises:
-        UsageError: the port is taken, or the address is not one of this machine.
+        UsageError: the port is in use, or the address does not belong to this machine.
     """
 
     class Handler(BaseHTTPRequestHandler):
         server_version, sys_version = "trtopt", ""
-        timeout = 10  # a client that says nothing holds a thread no longer
+        timeout = 10  # seconds after which the thread of a silent client ends
 
         def do_GET(self) -> None:
             if urlsplit(self.path).path != "/metrics":
@@ -85,7 +88,7 @@ def serving(address: tuple[str, int], scrape: Callable[[], str]) -> Iterator[str
                 return
             try:
                 body = scrape().encode()
-            except TrtoptError as error:
+            except TrtoptError as error:  # such as a GPU that no longer answers: Prometheus will ask again
                 self.send_error(503, str(error))
                 return
             self.send_response(200)
@@ -95,13 +98,13 @@ def serving(address: tuple[str, int], scrape: Callable[[], str]) -> Iterator[str
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
-            pass
+            pass  # the default prints a line per request, into the table on the terminal
 
     class Server(ThreadingHTTPServer):
         address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
 
         def handle_error(self, request: Any, client_address: Any) -> None:
-            if not isinstance(sys.exc_info()[1], OSError):  # no word about a client that went away
+            if not isinstance(sys.exc_info()[1], OSError):  # a client that disconnects is not worth a traceback
                 super().handle_error(request, client_address)
 
     try:

@@ -1,4 +1,4 @@
-"""Time targets over batch sizes, side by side: at each batch all of them in turns, then each alone for the readings.
+"""Timing of targets over batch sizes: at each size all targets in turns, then each one alone for the GPU's readings.
 
 Touches: nothing itself; the targets run models, `gpu` reads the machine.
 """
@@ -18,14 +18,14 @@ from trtopt.events import Emit, Progress
 from trtopt.types import Timing
 
 _ALONE = 1.0
-"""Seconds that a target runs alone before it is read: utilisation and power are NVML's means over a second at most."""
+"""Seconds that a target runs alone before the GPU is read: NVML averages utilization and power over up to a second."""
 _READ_FOR = 0.5
-"""Seconds that it is then read for."""
+"""Seconds during which the GPU is then read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Which batch sizes, about how many seconds for each target at each of them, and what a target is fed with."""
+    """Batch sizes of a sweep, approximate seconds per target and batch size, and a function that returns the inputs."""
 
     batches: tuple[int, ...]
     seconds: float
@@ -33,71 +33,86 @@ class Plan:
 
 
 def sweep(targets: Sequence[Target], plan: Plan, device: gpu.Gpu | None, emit: Emit) -> Iterator[tuple[Timing, ...]]:
-    """Yield the timings of one batch size after the other, those of a batch in the order of the targets.
+    """Yield the timings of each batch size in turn, in the order of the targets.
 
-    A target whose inputs must be copied to a device has two: without the copies, and with them. `device` is read for
-    the GPU's readings.
+    A target whose inputs must be copied to a device has two timings: without the copies, and with them.
+
+    Args:
+        targets: the loaded targets. The first one is the reference of all speedups.
+        plan: batch sizes, time and inputs.
+        device: the GPU to read while targets run; None for no readings.
+        emit: receives the progress.
 
     Raises:
-        OutOfMemoryError: a batch does not fit; what was yielded before holds.
+        OutOfMemoryError: a batch does not fit; the timings yielded before remain valid.
         DataError: a target cannot be run.
     """
-    for place in range(len(plan.batches)):
-        yield _point(targets, plan, place, device, emit)
+    for index in range(len(plan.batches)):
+        yield _point(targets, plan, index, device, emit)
 
 
-def _point(targets: Sequence[Target], plan: Plan, place: int, device: gpu.Gpu | None, emit: Emit) -> tuple[Timing, ...]:
-    """The timings of one batch size. Its buffers go with the call, before those of the next size are made."""
-    batch = plan.batches[place]
-    lanes = [lane for target in targets for lane in _lanes(target, batch, plan.feed(target, batch))]
+def _point(targets: Sequence[Target], plan: Plan, index: int, device: gpu.Gpu | None, emit: Emit) -> tuple[Timing, ...]:
+    """Return the timings at one batch size.
+
+    It is a function of its own so that its buffers are released before those of the next batch size are allocated.
+    """
+    batch = plan.batches[index]
+    variants = [variant for target in targets for variant in _variants(target, batch, plan.feed(target, batch))]
 
     def tick(done: int, total: int) -> None:
-        emit(Progress("bench", place * total + done, len(plan.batches) * total, f"batch {batch}"))
+        emit(Progress("bench", index * total + done, len(plan.batches) * total, f"batch {batch}"))
 
-    series = measure([lane.run for lane in lanes], plan.seconds, tick)
-    return tuple(
-        _timing(lane, found, first=_first(lane, lanes, series), readings=_readings(lane, found, device))
-        for lane, found in zip(lanes, series, strict=True)
-    )
+    all_series = measure([variant.run for variant in variants], plan.seconds, tick)
+    timings = []
+    for variant, series in zip(variants, all_series, strict=True):
+        reference = _reference(variant, variants, all_series)
+        timings.append(_timing(variant, series, reference, _readings(variant, series, device)))
+    return tuple(timings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Lane:
+class _Variant:
+    """Target at one batch size, timed with or without copies between host and device."""
+
     target: str
     batch: int
     copies: bool
     run: Run
 
 
-def _lanes(target: Target, batch: int, feed: Feed) -> list[_Lane]:
+def _variants(target: Target, batch: int, feed: Feed) -> list[_Variant]:
+    """Return the variants of a target: without copies, then with copies if it needs any."""
     ways = target.session.ways(feed)
-    plain = _Lane(target=target.name, batch=batch, copies=False, run=ways.plain)
+    plain = _Variant(target=target.name, batch=batch, copies=False, run=ways.plain)
     return [plain, replace(plain, copies=True, run=ways.with_copies)] if ways.with_copies else [plain]
 
 
-def _first(lane: _Lane, lanes: Sequence[_Lane], series: Sequence[Series]) -> Series | None:
-    """The series of the first target that was measured in the same way; None for that one itself.
+def _reference(variant: _Variant, variants: Sequence[_Variant], all_series: Sequence[Series]) -> Series | None:
+    """Return the series of the first target that a speedup compares with; None for the first target itself.
 
-    Where only one of the two has copies to make, it is the one with what a caller of the first target waits for.
+    If both targets have copies or neither has, it is the variant with the same copies. Otherwise one of them runs on
+    the host, and it is the variant that includes copies if the first target has them: the time that its callers wait.
     """
-    own = [i for i, other in enumerate(lanes) if other.target == lanes[0].target]
-    if lane.target == lanes[0].target:
+    if variant.target == variants[0].target:
         return None
-    is_alike = sum(other.target == lane.target for other in lanes) == len(own)
-    return series[own[lane.copies] if is_alike else own[-1]]
+    of_first = [i for i, other in enumerate(variants) if other.target == variants[0].target]
+    same_kind = sum(other.target == variant.target for other in variants) == len(of_first)
+    return all_series[of_first[variant.copies] if same_kind else of_first[-1]]
 
 
-def _readings(lane: _Lane, series: Series, device: gpu.Gpu | None) -> dict[str, float]:
-    found = {"cpu_cores": series.cores}
+def _readings(variant: _Variant, series: Series, device: gpu.Gpu | None) -> dict[str, float]:
+    """Return the readings of a variant, by the names of `trtopt.bench.READINGS`."""
+    readings = {"cpu_cores": series.cores}
     memory = gpu.resident()
     if memory:
-        found["process_memory"] = float(memory)
+        readings["process_memory"] = float(memory)
     if device is not None:
-        _repeat(lane.run, _ALONE)
+        # NVML averages over the past, in which other targets ran: run this one alone before reading.
+        _repeat(variant.run, _ALONE)
         with gpu.sampling(device) as sampled:
-            _repeat(lane.run, _READ_FOR)
-        found |= sampled.summary()
-    return found
+            _repeat(variant.run, _READ_FOR)
+        readings |= sampled.summary()
+    return readings
 
 
 def _repeat(run: Run, seconds: float) -> None:
@@ -106,16 +121,17 @@ def _repeat(run: Run, seconds: float) -> None:
         run()
 
 
-def _timing(lane: _Lane, series: Series, *, first: Series | None, readings: dict[str, float]) -> Timing:
+def _timing(variant: _Variant, series: Series, reference: Series | None, readings: dict[str, float]) -> Timing:
+    """Summarize a series; the speedup is NaN without a reference."""
     values, bounds = intervals.summary(series.blocks), dict(intervals.bounds(series.blocks))
     speedup = math.nan
-    if first is not None:
-        speedup = float(first.blocks.mean()) / values["mean"]
-        bounds["speedup"] = intervals.ratio(first.blocks, series.blocks)
+    if reference is not None:
+        speedup = float(reference.blocks.mean()) / values["mean"]
+        bounds["speedup"] = intervals.ratio(reference.blocks, series.blocks)
     return Timing(
-        target=lane.target,
-        batch=lane.batch,
-        copies=lane.copies,
+        target=variant.target,
+        batch=variant.batch,
+        copies=variant.copies,
         iterations=series.blocks.size,
         mean=values["mean"],
         p50=values["p50"],
@@ -123,7 +139,7 @@ def _timing(lane: _Lane, series: Series, *, first: Series | None, readings: dict
         p95=values["p95"],
         p99=values["p99"],
         noise=intervals.noise(series.blocks),
-        throughput=lane.batch * 1000 / values["mean"],
+        throughput=variant.batch * 1000 / values["mean"],
         readings=readings,
         bounds=bounds,
         speedup=speedup,

@@ -1,9 +1,9 @@
-"""Open what is to be timed, as fast as its backend runs it, and run it with and without copies.
+"""Targets of a benchmark: models and engines, loaded as their backend runs them fastest, with and without copies.
 
-On the CPU that is not how trtopt measures drift: 16-bit types are not simulated, and Q/DQ pairs may be fused into
-integer kernels. Such a time says nothing about a GPU, and `where` says so.
+On the CPU this differs from how trtopt measures drift: 16-bit types are not simulated, and Q/DQ pairs may be fused into
+integer kernels. Such a time says nothing about the GPU, which `where` points out.
 
-Touches: reads models; CUDA where it is asked for.
+Touches: reads models; CUDA if requested.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ways:
-    """How a target runs on one feed: over buffers where it computes, and (None: they are on the host) with the copies
-    to and from there. `bytes` is the size of its inputs and outputs.
+    """Ways to run a target on one feed.
+
+    `plain` runs on buffers in the memory of its device, `with_copies` includes the copies from and to the host (None
+    if the device is the host). `bytes` is the total size of inputs and outputs.
     """
 
     plain: Run
@@ -38,35 +40,35 @@ class Ways:
 
 
 class Session(Protocol):
-    """A loaded target; `where` says what runs it, and where."""
+    """Model or engine that is loaded."""
 
     @property
     def where(self) -> str:
-        """What runs, and where."""
+        """Backend and device, as reports show them."""
         ...
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:
-        """The kind of device that it runs on."""
+        """Kind of device that the target runs on."""
         ...
 
     @property
     def weights(self) -> int:
-        """Bytes that its weights take on the device, where the backend tells; else 0."""
+        """Size of the weights on the device in bytes, or 0 if the backend does not report it."""
         ...
 
     def ways(self, feed: Feed) -> Ways:
-        """Make ready for feeds of this shape."""
+        """Prepare for inputs of the shapes in `feed`, and return the ways to run on them."""
         ...
 
     def close(self) -> None:
-        """Release it."""
+        """Release the memory of the target."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A loaded target: its name in tables, its inputs, and how it runs."""
+    """Loaded target with its name in tables and its inputs."""
 
     name: str
     sizes: Sizes
@@ -74,7 +76,7 @@ class Target:
 
 
 class OnnxSession:
-    """An ONNX graph in onnxruntime, timed on the host's clock."""
+    """ONNX graph in onnxruntime, timed by the host's clock."""
 
     weights = 0
 
@@ -84,10 +86,10 @@ class OnnxSession:
         self._runner: OrtRunner | None = runner
 
     def ways(self, feed: Feed) -> Ways:
-        """Bind the graph to buffers; a run returns when the outputs are there.
+        """Bind the graph to buffers of the feed's shapes. A run returns after the outputs are complete.
 
         Raises:
-            DataError: onnxruntime refuses the feed, or fails on it.
+            DataError: onnxruntime rejects the feed, or fails on it.
             OutOfMemoryError: the memory is exhausted.
         """
         assert self._runner is not None
@@ -105,12 +107,15 @@ class OnnxSession:
         )
 
     def close(self) -> None:
-        """Let the session go; what `ways` returned keeps it until it goes, too."""
+        """Drop the session. It is released once the functions returned by `ways` are dropped, too."""
         self._runner = None
 
 
 class EngineSession:
-    """A TensorRT engine, one run at a time: computing by the GPU's own events, with the copies on the host's clock."""
+    """TensorRT engine, one run at a time.
+
+    GPU events time the computation alone. The host's clock times a run with copies.
+    """
 
     device: Literal["cpu", "cuda"] = "cuda"
 
@@ -120,11 +125,11 @@ class EngineSession:
 
     @property
     def weights(self) -> int:
-        """Bytes that loading the engine took on the GPU."""
+        """GPU memory that loading the engine took, in bytes."""
         return self._runner.memory["weights"]
 
     def ways(self, feed: Feed) -> Ways:
-        """Run once, which says what the outputs are; a run returns when they are there.
+        """Run once to learn the sizes of the outputs, and return the ways to run.
 
         Raises:
             DataError: the feed does not fit the engine.
@@ -132,7 +137,10 @@ class EngineSession:
         """
         runner = self._runner
         outputs = runner.run(feed)
+        input_bytes = sum(feed[name].nbytes for name in runner.inputs)
+        output_bytes = sum(array.nbytes for array in outputs.values())
 
+        # The time between two GPU events around the computation. The copies run, but do not count.
         def compute() -> float:
             runner.submit(feed)
             return runner.collect().compute
@@ -140,7 +148,7 @@ class EngineSession:
         return Ways(
             plain=compute,
             with_copies=lambda: timed(lambda: runner.run(feed)),
-            bytes=sum(feed[name].nbytes for name in runner.inputs) + sum(each.nbytes for each in outputs.values()),
+            bytes=input_bytes + output_bytes,
         )
 
     def close(self) -> None:
@@ -149,33 +157,42 @@ class EngineSession:
 
 
 def timed(run: Callable[[], object]) -> float:
-    """How long a call takes on the host's clock, in milliseconds."""
+    """Call `run`, and return its duration by the host's clock in milliseconds."""
     start = time.perf_counter_ns()
     run()
     return (time.perf_counter_ns() - start) / 1e6
 
 
 def open_engine(path: Path, builder: str) -> EngineSession:
-    """Load an engine that a manifest vouches for, with the TensorRT that built it.
+    """Load an engine that is listed in a manifest, with the TensorRT that built it.
+
+    Args:
+        path: the engine file. Loading runs code from it: its digest must have been checked.
+        builder: product and version that built it, such as "TensorRT-RTX 1.3".
 
     Raises:
-        EnvironmentUnableError: there is no such TensorRT, no GPU, or the engine does not run on it.
-        OutOfMemoryError: the GPU has no memory for its largest shapes.
+        EnvironmentUnableError: that TensorRT or a GPU is missing, or the engine does not run on the GPU.
+        OutOfMemoryError: the GPU has too little memory for the engine's largest shapes.
         MissingDependencyError: neither cuda-python nor pycuda is installed.
     """
     from trtopt.engine import locate, runner_tensorrt
 
-    found = locate.find(locate.RTX if builder.startswith("TensorRT-RTX") else "tensorrt")
-    return EngineSession(runner_tensorrt.open_engine(found, path, streams=1))
+    trt = locate.find(locate.RTX if builder.startswith("TensorRT-RTX") else "tensorrt")
+    return EngineSession(runner_tensorrt.open_engine(trt, path, streams=1))
 
 
 def open_onnx(path: Path, device: str, cuda: CudaOptions) -> OnnxSession:
-    """Open an ONNX file in onnxruntime, on `cuda`, `cpu`, or `auto` (CUDA where it works, else the CPU).
+    """Load an ONNX file in onnxruntime.
+
+    Args:
+        path: the ONNX file.
+        device: `cuda`, `cpu`, or `auto` (CUDA if it works, else the CPU).
+        cuda: options of the CUDA provider.
 
     Raises:
-        ModelError: onnxruntime cannot load it.
-        EnvironmentUnableError: CUDA was asked for and is not there.
-        OutOfMemoryError: the memory does not hold it.
+        ModelError: onnxruntime cannot load the file.
+        EnvironmentUnableError: `device` is `cuda` and CUDA does not work.
+        OutOfMemoryError: the memory is exhausted while loading.
         MissingDependencyError: onnxruntime is not installed.
     """
     if device == "cpu":
@@ -183,6 +200,7 @@ def open_onnx(path: Path, device: str, cuda: CudaOptions) -> OnnxSession:
     try:
         runner = open_runner(path, device="cuda" if device == "auto" else device, cuda=cuda)
     except EnvironmentUnableError as error:
+        # Exhausted GPU memory is an answer about the model, not a reason to time it on the CPU.
         if device != "auto" or isinstance(error, OutOfMemoryError):
             raise
         return _on_cpu(path)
@@ -192,18 +210,18 @@ def open_onnx(path: Path, device: str, cuda: CudaOptions) -> OnnxSession:
 def _on_cpu(path: Path) -> OnnxSession:
     ort = require("onnxruntime")
     options: Any = ort.SessionOptions()
-    options.log_severity_level = 4
-    # The threads of one target must not spin while another one has its turn.
+    options.log_severity_level = 4  # fatal errors only: failures are raised as exceptions anyway
+    # onnxruntime's threads spin after a run, which would slow down the target that is timed next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     where = f"onnxruntime {ort.__version__}, CPU; says nothing about the GPU"
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         if exhausted(error):
-            raise OutOfMemoryError(f"memory does not hold {path.name}", why=first_line(error)) from error
+            raise OutOfMemoryError(f"out of memory while loading {path.name}", why=first_line(error)) from error
         raise ModelError(
             f"onnxruntime cannot run {path.name} on the CPU",
             why=first_line(error),
-            fix="A type that the CPU has no kernels for (bfloat16, float8) is timed on a GPU: --device cuda",
+            fix="Types without CPU kernels (bfloat16, float8) can be timed on a GPU: --device cuda",
         ) from error
     return OnnxSession(OrtRunner(session, where), where)

@@ -1,4 +1,4 @@
-"""Times and sizes as people write them: `5ms`, `8GiB`.
+"""Durations and sizes as users write them: `5ms`, `8GiB`.
 
 Touches: nothing.
 """
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from trtopt.errors import UsageError
 
+# One unit of each name in milliseconds, and in bytes.
 MILLISECONDS = {"ms": 1.0, "us": 1e-3, "µs": 1e-3, "s": 1e3}
 BYTES = {
     "B": 1.0,
@@ -18,23 +19,31 @@ BYTES = {
     **{f"{prefix}iB": 1024.0**power for power, prefix in enumerate("KMGT", 1)},
 }
 
-_WRITTEN = re.compile(r"(?P<number>[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(?P<unit>\S*)")
+_QUANTITY = re.compile(r"(?P<number>[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(?P<unit>\S*)")
 
 
 def quantity(text: str, units: Mapping[str, float], what: str, example: str) -> float:
-    """The number of a text with one of the units, each worth so much; `what` it is of, as a message names it.
+    """Parse a positive number with a unit, such as `5ms`, and return it in the base unit.
+
+    Args:
+        text: the text to parse.
+        units: size of each unit in the base unit; the key "" allows a number without a unit.
+        what: the flag that contains the text, for error messages.
+        example: a valid flag, for error messages.
 
     Raises:
-        UsageError: it is no positive number, or its unit is none of these (an empty one allows none to be written).
+        UsageError: the number is missing, zero or infinite, or the unit is missing or unknown.
     """
-    written, fix = _WRITTEN.fullmatch(text.strip()), f"Write {example}"
-    if written is None:
-        raise UsageError(f"{what} has no limit", why=f"{text.strip()!r} is no positive number", fix=fix)
-    if written["unit"] not in units:
+    match, fix = _QUANTITY.fullmatch(text.strip()), f"Write {example}"
+    if match is None:
+        raise UsageError(f"invalid limit in {what}", why=f"{text.strip()!r} is not a positive number", fix=fix)
+    unit = match["unit"]
+    if unit not in units:
         known = ", ".join(unit for unit in units if unit)
-        why = f"{written['unit']!r} is none of {known}" if written["unit"] else f"it may be any of {known}"
-        raise UsageError(f"{what} has no unit", why=why, fix=fix)
-    value = float(written["number"]) * units[written["unit"]]
+        if not unit:
+            raise UsageError(f"missing unit in {what}", why=f"it must be one of {known}", fix=fix)
+        raise UsageError(f"unknown unit in {what}", why=f"{unit!r} is not one of {known}", fix=fix)
+    value = float(match["number"]) * units[unit]
     if not 0 < value < math.inf:
-        raise UsageError(f"{what} cannot be meant", why="it must be above 0", fix=fix)
+        raise UsageError(f"invalid limit in {what}", why="it must be above 0 and finite", fix=fix)
     return value

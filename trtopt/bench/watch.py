@@ -1,6 +1,6 @@
-"""What every GPU of this machine does now, and the batch size that would fit into what memory is free.
+"""Current readings of every GPU of this machine, and the batch size that would fit into its free memory.
 
-What a GPU does not say (some have no power sensor) is absent, never zero.
+Readings that a GPU does not support are absent, never zero; some GPUs have no power sensor.
 
 Touches: NVML (nvidia-ml-py); reads the `benchmark.json` of a run directory.
 """
@@ -20,12 +20,12 @@ from trtopt.codec import decode
 from trtopt.errors import EnvironmentUnableError, StoreError
 from trtopt.types import BatchLimit, Benchmark
 
-_BLIND = "no GPU can be watched"
+_NO_GPU = "no GPU can be watched"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """One reading: its name in Prometheus, which ends in its unit, and what it is."""
+    """Kind of reading: its name in Prometheus, which ends in the unit, and its description."""
 
     exported: str
     text: str
@@ -33,7 +33,7 @@ class Metric:
 
 METRICS = {
     "memory_used": Metric(exported="trtopt_gpu_memory_used_bytes", text="Memory in use, by all processes."),
-    "memory_free": Metric(exported="trtopt_gpu_memory_free_bytes", text="Memory that is free."),
+    "memory_free": Metric(exported="trtopt_gpu_memory_free_bytes", text="Free memory."),
     "memory_total": Metric(exported="trtopt_gpu_memory_total_bytes", text="Memory of the GPU."),
     "utilisation": Metric(exported="trtopt_gpu_utilization_ratio", text="Share of time in which a kernel ran, 0 to 1."),
     "memory_utilisation": Metric(
@@ -41,17 +41,17 @@ METRICS = {
         text="Share of time in which memory was read or written, 0 to 1.",
     ),
     "temperature": Metric(exported="trtopt_gpu_temperature_celsius", text="Temperature of the GPU."),
-    "power": Metric(exported="trtopt_gpu_power_watts", text="Power that the board draws."),
-    "power_limit": Metric(exported="trtopt_gpu_power_limit_watts", text="Power it is held to."),
+    "power": Metric(exported="trtopt_gpu_power_watts", text="Power drawn by the board."),
+    "power_limit": Metric(exported="trtopt_gpu_power_limit_watts", text="Power limit of the board."),
     "sm_clock": Metric(exported="trtopt_gpu_sm_clock_hertz", text="Clock of the multiprocessors."),
     "memory_clock": Metric(exported="trtopt_gpu_memory_clock_hertz", text="Clock of the memory."),
 }
-"""The readings by name, in reading order and in base units, as Prometheus wants them."""
+"""Readings by name, in the order of the tables and in base units, as is the convention of Prometheus."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuState:
-    """A GPU by NVML's number, and its readings by the names of `METRICS`, in their units."""
+    """GPU with its number in NVML and its readings, by the names of `METRICS`."""
 
     index: int
     name: str
@@ -61,7 +61,7 @@ class GpuState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """The batch size that would fit into a GPU's free memory now (0: none), and a sentence on why that one."""
+    """Batch size that would fit into the free memory of a GPU (0 if none), and a sentence that gives the reason."""
 
     gpu: int
     batch: int
@@ -70,7 +70,7 @@ class Fit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """All GPUs at one moment, and what fits into each; no `fits` without a run directory."""
+    """Snapshot of all GPUs, and the batch sizes that fit into each; `fits` is empty without a run directory."""
 
     gpus: tuple[GpuState, ...]
     fits: tuple[Fit, ...]
@@ -78,23 +78,26 @@ class Seen:
 
 @contextlib.contextmanager
 def opened() -> Iterator[Any]:
-    """Open NVML, and close it at the end.
+    """Yield NVML's module, started, and shut it down at the end of the block.
 
     Raises:
         MissingDependencyError: nvidia-ml-py is not installed.
-        EnvironmentUnableError: there is no driver, it does not fit nvidia-ml-py, or it lists no GPU.
+        EnvironmentUnableError: the driver is missing or incompatible with nvidia-ml-py, or lists no GPU.
     """
-    module = nvml.start(_BLIND)
+    module = nvml.start(_NO_GPU)
     try:
         if not read(module):
-            raise EnvironmentUnableError(_BLIND, why="the NVIDIA driver lists none", fix=nvml.LOOK)
+            raise EnvironmentUnableError(_NO_GPU, why="the NVIDIA driver lists none", fix=nvml.LOOK)
         yield module
     finally:
         nvml.stop(module)
 
 
 def read(module: Any) -> tuple[GpuState, ...]:
-    """Read every GPU, with NVML as `opened` gives it. A GPU that no longer answers has no readings.
+    """Read every GPU. A GPU that no longer answers has no readings.
+
+    Args:
+        module: NVML's module, from `opened`.
 
     Raises:
         EnvironmentUnableError: the driver no longer answers.
@@ -102,13 +105,13 @@ def read(module: Any) -> tuple[GpuState, ...]:
     try:
         count = int(module.nvmlDeviceGetCount())
     except module.NVMLError as error:
-        raise EnvironmentUnableError(_BLIND, why=nvml.reason(error), fix=nvml.LOOK) from error
+        raise EnvironmentUnableError(_NO_GPU, why=nvml.reason(error), fix=nvml.LOOK) from error
     return tuple(_state(module, index) for index in range(count))
 
 
 def _state(module: Any, index: int) -> GpuState:
     handle = nvml.ask(module, lambda: module.nvmlDeviceGetHandleByIndex(index))
-    if handle is None:  # it fell off the bus
+    if handle is None:  # the GPU is lost; the driver still counts it
         return GpuState(index=index, name="does not answer", uuid="", readings={})
     return GpuState(
         index=index,
@@ -119,10 +122,10 @@ def _state(module: Any, index: int) -> GpuState:
 
 
 def measured_limit(run_dir: Path) -> BatchLimit:
-    """The memory model that `trtopt bench --max-batch` left in a run directory.
+    """Return the memory measurement that `trtopt bench --max-batch` stored in a run directory.
 
     Raises:
-        StoreError: it left none there, not one of a GPU, or it cannot be read.
+        StoreError: there is none, it was made on the CPU, or it cannot be read.
     """
     fix = f"Measure it: trtopt bench {run_dir} --max-batch --device cuda"
     path = run_dir / "benchmark.json"
@@ -133,34 +136,36 @@ def measured_limit(run_dir: Path) -> BatchLimit:
     except OSError as error:
         raise StoreError(f"{path} cannot be read", why=error.strerror or str(error), fix=fix) from error
     except (ValueError, RecursionError) as error:
-        raise StoreError(f"{path} is no benchmark of this trtopt", why=str(error), fix=fix) from error
+        raise StoreError(f"{path} is not a benchmark of this version of trtopt", why=str(error), fix=fix) from error
     if benchmark.limit is None:
-        raise StoreError(f"{path} says nothing of memory", why="it was measured without --max-batch", fix=fix)
+        raise StoreError(f"{path} has no memory measurement", why="it was measured without --max-batch", fix=fix)
     if benchmark.limit.device == "cpu":
-        raise StoreError(f"{path} says nothing of a GPU's memory", why="it was measured on the CPU", fix=fix)
+        raise StoreError(f"{path} has no GPU memory measurement", why="it was measured on the CPU", fix=fix)
     return benchmark.limit
 
 
 def fits(limit: BatchLimit, gpus: tuple[GpuState, ...]) -> tuple[Fit, ...]:
-    """The batch size that would fit into what is free now, on each GPU that says how much is free: in a process that
-    uses the GPU already, for CUDA itself takes some hundred MiB more of it for each process.
+    """Return the batch size that would fit into the free memory of each GPU that reports it.
 
-    What was held by memory when it was measured may be larger now. What was held by something else (the latency, the
-    engine's profile, the search's end) is never larger than measured.
+    This holds for a process that already uses the GPU: CUDA itself takes a few hundred MiB for each new process.
+
+    A batch size that was limited by memory when it was measured may be larger now. One that was limited otherwise (by
+    the latency, the engine's profile or the end of the search) is never larger than measured.
     """
     return tuple(_fit(limit, gpu.index, gpu.readings["memory_free"]) for gpu in gpus if "memory_free" in gpu.readings)
 
 
 def _fit(limit: BatchLimit, gpu: int, free: float) -> Fit:
-    room = free - limit.bytes_fixed
+    for_samples = free - limit.bytes_fixed
     if limit.bytes_per_sample > 0:
-        by_memory = max(math.floor(room / limit.bytes_per_sample), 0)
-    else:  # one measured batch tells nothing of others
-        by_memory = limit.batch if room > 0 else 0
+        by_memory = max(math.floor(for_samples / limit.bytes_per_sample), 0)
+    else:  # the memory per sample is unknown, as only one batch size was measured
+        by_memory = limit.batch if for_samples > 0 else 0
     if by_memory > limit.batch and limit.limited_by != "memory":
         return Fit(gpu=gpu, batch=limit.batch, why=f"there is memory for {by_memory:,}, but {limit.why}")
-    takes = f"{limit.bytes_fixed / 2**20:,.0f} MiB and {limit.bytes_per_sample / 2**20:,.2f} MiB a sample"
-    takes += " in a process that uses the GPU already"  # what CUDA itself takes was there before the model
-    measured = f"; measured up to {limit.batch}" if by_memory > limit.batch else ""
-    why = f"{free / 2**20:,.0f} MiB are free, {Path(limit.target).name} takes {takes}{measured}"
+    needs = f"{limit.bytes_fixed / 2**20:,.0f} MiB plus {limit.bytes_per_sample / 2**20:,.2f} MiB per sample"
+    # The measurement started after CUDA had taken its own memory, so that is not included.
+    needs += " in a process that already uses the GPU"
+    measured = f"; measured up to batch {limit.batch}" if by_memory > limit.batch else ""
+    why = f"{free / 2**20:,.0f} MiB are free, {Path(limit.target).name} needs {needs}{measured}"
     return Fit(gpu=gpu, batch=by_memory, why=why)

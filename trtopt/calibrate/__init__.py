@@ -1,10 +1,16 @@
-"""Observed activations to one scale per tensor: `--method NAME` is the module of that name.
+"""Calibration: one scale per tensor, derived from observed activations. `--method NAME` is the module of that name.
 
-A method's module has one function, `amax(histogram) -> float`: the largest magnitude to represent, positive and
-finite, from the histogram alone. The other modules of this folder are what they share: `histogram` (what is known about
-a tensor), `kernels` (its compiled loops), `observe` (fills histograms from samples) and `table` (scales, and their
-files); `auto` (which of the methods suits a network), `ranges` (what a few samples tell about every tensor),
-`noisiest` (what a report shows), and `gpu_histogram` and `gpu_observe` (the same counts where the tensors are).
+A method's module has one function, `amax(histogram) -> float`. It returns the largest magnitude that the scale must
+represent, positive and finite, from the histogram alone.
+
+The other modules are shared by the methods:
+
+- `histogram` counts the values of a tensor, and `kernels` holds its compiled loops;
+- `observe` fills histograms from samples; `gpu_observe` and `gpu_histogram` do the same on a GPU;
+- `ranges` collects statistics of all activations over a small subset of samples;
+- `table` derives the scales, and reads and writes their files;
+- `auto` chooses the method that suits a network;
+- `noisiest` selects the tensors that a report shows.
 """
 
 from __future__ import annotations
@@ -25,30 +31,30 @@ _SHARED = {AUTO, "gpu_histogram", "gpu_observe", "histogram", "kernels", "noisie
 
 
 def methods() -> tuple[str, ...]:
-    """Names that `--method` takes, besides `AUTO`: the modules of this folder that are no shared helpers."""
+    """Return the names that `--method` accepts besides `AUTO`: the modules of this folder that are not shared."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _SHARED))
 
 
 def check_name(name: str) -> None:
-    """Refuse what is neither a method nor `AUTO`.
+    """Raise unless `name` is a method or `AUTO`.
 
     Raises:
-        UsageError: the message suggests the nearest name.
+        UsageError: the method is unknown; the message suggests the closest name.
     """
     known = (*methods(), AUTO)
     if name not in known:
-        near = difflib.get_close_matches(name.lower(), known, 1)
+        closest = difflib.get_close_matches(name.lower(), known, 1)
         raise UsageError(
             f"unknown calibration method {name!r}",
-            fix=f"Did you mean {near[0]}?" if near else f"Choose one of {', '.join(known)}",
+            fix=f"Did you mean {closest[0]}?" if closest else f"Choose one of {', '.join(known)}",
         )
 
 
 def method(name: str) -> Callable[[Histogram], float]:
-    """Return the `amax` function of that method.
+    """Return the `amax` function of a method.
 
     Raises:
-        UsageError: there is none; the message suggests the nearest.
+        UsageError: the method is unknown; the message suggests the closest name.
     """
     check_name(name)
     module = importlib.import_module(f"{__name__}.{name}")

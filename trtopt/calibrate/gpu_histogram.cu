@@ -1,9 +1,9 @@
 // Counts |x| of many tensors at once, in the 2**17 bins of histogram.py: the top 17 bits of the float32 magnitude.
 //
-// A block takes an equal share of all elements, whichever tensors it falls in, and counts in shared memory. Bins of 24
-// powers of two fit there, 512 each: it looks at a few of its numbers for the 24 that hold most of them. What lies
-// outside is counted in the tensor's bins in global memory at once. Zeros, which a ReLU makes many of, would all wait for
-// one bin: each thread counts its own in a register. For compute capability 7.0 and later.
+// Each block takes an equal share of all elements, across tensors, and counts in shared memory. The bins of 24 powers
+// of two fit there, 512 each. The block samples a few of its elements to find the 24 powers that hold most of them.
+// Elements outside this window are counted directly in the tensor's bins in global memory. The many zeros after a ReLU
+// would all contend for one bin, so each thread counts its zeros in a register. Needs compute capability 7.0 or later.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -11,7 +11,7 @@ typedef unsigned long long u64;
 #define THREADS 512
 #define POWERS 24
 #define BINS_OF_A_POWER 512
-#define WINDOW (POWERS * BINS_OF_A_POWER)  // 48 KB, which every GPU gives a block
+#define WINDOW (POWERS * BINS_OF_A_POWER)  // 48 KB, available to a block on every GPU
 #define SHIFT 14
 #define MAGNITUDE 0x7fffffffu
 #define WARP 0xffffffffu
@@ -21,14 +21,14 @@ enum Type { FLOAT32, FLOAT16, FLOAT64 };
 struct Tensor {  // as gpu_histogram.py packs it: five 64-bit words
   u64 address;
   u64 size;   // in elements, at least 1
-  u64 first;  // its place among all elements, a multiple of 4
+  u64 first;  // index of its first element among those of all tensors, a multiple of 4
   u64 type;
-  u64 slot;  // which histogram it is counted in
+  u64 slot;  // index of its histogram
 };
 
-struct Extent {  // of what a histogram counted; all zero: nothing but zeros
+struct Extent {    // of the values in a histogram; all zero if it holds only zeros
   u32 top;         // bits of the largest magnitude
-  u32 complement;  // ~ bits of the smallest one that is not in bin 0
+  u32 complement;  // ~ bits of the smallest magnitude that is not in bin 0
 };
 
 __device__ u32 magnitude(const Tensor& tensor, u64 i) {
@@ -36,7 +36,7 @@ __device__ u32 magnitude(const Tensor& tensor, u64 i) {
   if (tensor.type == FLOAT32) {
     bits = reinterpret_cast<const u32*>(tensor.address)[i];
   } else if (tensor.type == FLOAT16) {
-    float wide;  // without cuda_fp16.h, which a runtime compiler may not find
+    float wide;  // converted without cuda_fp16.h, which a runtime compiler may not find
     asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(reinterpret_cast<const unsigned short*>(tensor.address)[i]));
     bits = __float_as_uint(wide);
   } else {
@@ -45,14 +45,14 @@ __device__ u32 magnitude(const Tensor& tensor, u64 i) {
   return bits & MAGNITUDE;
 }
 
-// The lowest of the `POWERS` powers of two that hold most of the elements from `low` to `high`, judged by one for each
-// thread. `scratch` is shared memory for 257 counters.
+// Returns the lowest of the `POWERS` powers of two that hold most of the elements from `low` to `high`, estimated from
+// one element per thread. `scratch` is shared memory for 257 counters.
 __device__ u32 aim(const Tensor& tensor, u64 low, u64 high, u32* scratch) {
   u32* best = scratch + 256;
   if (threadIdx.x <= 256) scratch[threadIdx.x] = 0;
   __syncthreads();
   const u64 stride = (high - low) / THREADS + 1;
-  // Not at even distances, which may be those of the channels.
+  // Not at equal distances, which may coincide with the distance between channels.
   const u64 place = low + threadIdx.x * stride + threadIdx.x * 2654435761ull % stride;
   if (place < high) {
     const u32 found = magnitude(tensor, place);
@@ -62,7 +62,7 @@ __device__ u32 aim(const Tensor& tensor, u64 low, u64 high, u32* scratch) {
   if (threadIdx.x <= 256 - POWERS) {
     u32 held = 0;
     for (u32 power = 0; power < POWERS; ++power) held += scratch[threadIdx.x + power];
-    // The count above, the start below (the lowest wins a tie): one maximum finds both.
+    // The high bits hold the count and the low bits the start, so one maximum finds both. The lowest start wins a tie.
     atomicMax(best, held << 8 | (255 - threadIdx.x));
   }
   __syncthreads();
@@ -71,15 +71,15 @@ __device__ u32 aim(const Tensor& tensor, u64 low, u64 high, u32* scratch) {
   return start;
 }
 
-// Adds to counts[slot][2**17] and widens extents[slot]. `n` tensors have `total` elements, each size rounded up to a
-// multiple of 4. Block b counts those from b * share to (b + 1) * share, a multiple of 4, too.
+// Adds to counts[slot][2**17] and updates extents[slot]. The `n` tensors have `total` elements, where each size is
+// rounded up to a multiple of 4. Block b counts elements b * share to (b + 1) * share; `share` is a multiple of 4.
 extern "C" __global__ void __launch_bounds__(THREADS)
     count(const Tensor* tensors, u32 n, u64 total, u64 share, u64* counts, Extent* extents) {
   __shared__ u32 bins[WINDOW];
   u64 at = blockIdx.x * share;
   const u64 end = at + share < total ? at + share : total;
   u32 t = 0;
-  for (u32 beyond = n; beyond - t > 1;) {  // the last tensor that begins at `at` or before
+  for (u32 beyond = n; beyond - t > 1;) {  // binary search for the last tensor that starts at `at` or before
     const u32 middle = (t + beyond) / 2;
     if (tensors[middle].first <= at) {
       t = middle;
@@ -91,7 +91,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const Tensor tensor = tensors[t];
     const u64 low = at - tensor.first;
     const u64 high = end - tensor.first < tensor.size ? end - tensor.first : tensor.size;
-    at = tensor.first + (tensor.size + 3) / 4 * 4;  // where the next tensor begins
+    at = tensor.first + (tensor.size + 3) / 4 * 4;  // start of the next tensor
     const u32 base = aim(tensor, low, high, bins) * BINS_OF_A_POWER;
     u64* mine = counts + (tensor.slot << 17);
     u32 zeros = 0, top = 0, least = MAGNITUDE;
@@ -111,7 +111,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       if (bin - base < WINDOW) {
         atomicAdd(&bins[bin - base], 1u);
       } else {
-        // Lanes with the same bin add once: a tensor of two values far apart would wait for one address otherwise.
+        // Lanes with the same bin add once. Otherwise a tensor of two distant values would contend for one address.
         const u32 alike = __match_any_sync(__activemask(), bin);
         if (threadIdx.x % 32 == __ffs(alike) - 1) atomicAdd(&mine[bin], static_cast<u64>(__popc(alike)));
       }
@@ -122,7 +122,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       const u64 stop = high / 4;
       u64 i = low / 4 + threadIdx.x;
       for (; i + THREADS < stop; i += 2 * THREADS) {
-        // Two loads under way at once, past the cache: nothing is read twice.
+        // Two loads in flight at once. They bypass the cache, because no element is read twice.
         const uint4 v = __ldcs(&fours[i]), w = __ldcs(&fours[i + THREADS]);
         put(v.x), put(v.y), put(v.z), put(v.w);
         put(w.x), put(w.y), put(w.z), put(w.w);

@@ -1,9 +1,9 @@
-"""Histograms of tensors that are in the memory of a GPU, counted there: the tensors never travel to the host.
+"""Histograms of tensors in GPU memory, counted on the GPU: the tensors are never copied to the host.
 
-The bins are those of `histogram.Histogram`, and so are the counts, exactly, for the same tensors. `gpu_histogram.cu`
-beside this file does the counting, at close to the speed at which the memory can be read.
+The bins and counts are exactly those of `histogram.Histogram` for the same tensors. The kernel in `gpu_histogram.cu`
+counts at close to the read bandwidth of the memory.
 
-Touches: the memory of the GPU, through the `Gpu` that it is given.
+Touches: the memory of the GPU, through the `Gpu` that is passed in.
 """
 
 from __future__ import annotations
@@ -20,23 +20,26 @@ from trtopt.calibrate.histogram import BINS, Histogram, largest_of
 from trtopt.errors import CalibrationError
 
 BLOCKS = 1024
-"""A few for each multiprocessor of the largest GPUs; smaller ones work them off in turns."""
+"""Blocks of a launch: a few per multiprocessor of the largest GPUs. Smaller GPUs run them in several waves."""
 THREADS = 512
-"""Of a block, as the kernel's source has it."""
+"""Threads per block, as in the kernel's source."""
 SMALLEST_SHARE = 1 << 14
-"""Elements of a block at least: clearing and emptying its bins must cost less than counting."""
+"""Smallest number of elements per block, so that clearing and flushing its bins costs less than counting."""
 
 _SHIFT = 14
-"""A magnitude's bits without these, its lowest, are its bin."""
+"""Low bits of a magnitude that are dropped to obtain its bin."""
 _TYPES = {"float32": 0, "float16": 1, "float64": 2}
-"""As the enumeration `Type` in the kernel's source."""
+"""Codes of the supported dtypes, as in the enumeration `Type` of the kernel's source."""
 
 
 class Gpu(Protocol):
-    """What counting asks of a GPU; what `allocate` and `compile` return belongs to it and is released with it."""
+    """The operations of a GPU that counting needs.
+
+    The GPU owns the results of `allocate` and `compile`, and releases them when it is closed.
+    """
 
     def allocate(self, size: int) -> int:
-        """Address of `size` bytes of device memory, all zero."""
+        """Return the address of `size` bytes of zeroed device memory."""
         ...
 
     def clear(self, pointer: int, size: int) -> None:
@@ -48,7 +51,7 @@ class Gpu(Protocol):
         ...
 
     def download(self, array: npt.NDArray[Any], pointer: int) -> None:
-        """Copy device memory into an array, when all that was launched before is done."""
+        """Copy device memory into an array, after all work that was launched before."""
         ...
 
     def compile(self, source: str, name: str) -> Any:
@@ -56,12 +59,12 @@ class Gpu(Protocol):
         ...
 
     def launch(self, kernel: Any, blocks: int, threads: int, *arguments: np.generic) -> None:
-        """Run a kernel on one-dimensional blocks, after all that was launched before."""
+        """Launch a kernel on one-dimensional blocks, after all work that was launched before."""
         ...
 
 
 class GpuTensor(Protocol):
-    """A dense tensor in the memory of a GPU: its address, its shape, and numpy's name of its type."""
+    """A dense tensor in the memory of a GPU."""
 
     @property
     def pointer(self) -> int:
@@ -70,20 +73,17 @@ class GpuTensor(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape."""
+        """Sizes of its dimensions."""
         ...
 
     @property
     def dtype(self) -> str:
-        """Numpy's name of its type."""
+        """Numpy's name of its dtype."""
         ...
 
 
 class Counters:
-    """One histogram for each of `names`, in the memory of a GPU: 1 MB each, whatever is counted.
-
-    One thread at a time.
-    """
+    """One histogram per name, in the memory of a GPU. Each takes 1 MB, whatever is counted. Not thread-safe."""
 
     def __init__(self, gpu: Gpu, names: Sequence[str]) -> None:
         self._gpu = gpu
@@ -92,21 +92,23 @@ class Counters:
         self._kernel = gpu.compile(source, "count")
         self._totals = dict.fromkeys(self._slots, 0)
         slots = max(len(self._slots), 1)
-        self._counts = gpu.allocate(slots * BINS * 8)
-        self._extents = gpu.allocate(slots * 2 * 4)
-        self._table = gpu.allocate(slots * 5 * 8)
+        self._counts = gpu.allocate(slots * BINS * 8)  # uint64 [slots, BINS]
+        self._extents = gpu.allocate(slots * 2 * 4)  # uint32 [slots, 2]
+        self._table = gpu.allocate(slots * 5 * 8)  # uint64 [slots, 5]
 
     def add(self, tensors: Mapping[str, GpuTensor]) -> dict[str, float]:
-        """Count every element of the tensors, as float32, and return the largest magnitude of each histogram so far.
+        """Count every element of the tensors, as float32. Return when the tensors may be overwritten.
 
-        It is NaN or infinity, as with `Histogram.amax`, if any element counted ever was. Returns when the counting is
-        done, so that the tensors may be overwritten.
+        Returns:
+            The absmax of each of these histograms so far. As with `Histogram.amax`, it is NaN or infinity once an
+            element was.
 
         Raises:
-            CalibrationError: a tensor is not of floating-point type.
+            CalibrationError: the dtype of a tensor is not floating-point.
         """
         table, total = pack(tensors, self._slots)
         if total:
+            # A multiple of 4, so that every block starts where four numbers can be loaded at once.
             share = max(math.ceil(total / BLOCKS / 4) * 4, SMALLEST_SHARE)
             self._gpu.upload(self._table, table)
             self._gpu.launch(
@@ -126,30 +128,31 @@ class Counters:
         return {name: largest_of(int(extents[self._slots[name], 0])) for name in tensors}
 
     def clear(self) -> None:
-        """Forget what was counted."""
+        """Reset all counts to zero."""
         slots = max(len(self._slots), 1)
         self._gpu.clear(self._counts, slots * BINS * 8)
         self._gpu.clear(self._extents, slots * 2 * 4)
         self._totals = dict.fromkeys(self._slots, 0)
 
     def histograms(self) -> dict[str, Histogram]:
-        """Copy what was counted to the host: bin 0, and those between the smallest and the largest other one."""
+        """Copy the histograms to the host and return them by name."""
         extents = self._read_extents()
-        made = {}
+        histograms = {}
         for name, slot in self._slots.items():
             top, complement = map(int, extents[slot])
             counts = np.zeros(BINS, np.int64)
-            parts = [counts[:1]]
+            # Only bins that can be non-empty are copied: bin 0, and from the smallest to the largest other magnitude.
+            spans = [(0, 1)]
             if top:
-                parts.append(counts[(complement ^ 0xFFFFFFFF) >> _SHIFT : (top >> _SHIFT) + 1])
-            for part in parts:
-                start = (part.ctypes.data - counts.ctypes.data) // 8
-                self._gpu.download(part, self._counts + (slot * BINS + start) * 8)
-            made[name] = Histogram.of(counts, top, self._totals[name])
-        return made
+                smallest = complement ^ 0xFFFFFFFF
+                spans.append((smallest >> _SHIFT, (top >> _SHIFT) + 1))
+            for start, stop in spans:
+                self._gpu.download(counts[start:stop], self._counts + (slot * BINS + start) * 8)
+            histograms[name] = Histogram.of(counts, top, self._totals[name])
+        return histograms
 
     def _read_extents(self) -> npt.NDArray[np.uint32]:
-        """For each slot the bits of the largest magnitude, and the complement of those of the smallest."""
+        """Return the bits of the largest magnitude, and the complement of those of the smallest: uint32 [slots, 2]."""
         extents = np.zeros((len(self._slots), 2), np.uint32)
         if extents.size:
             self._gpu.download(extents, self._extents)
@@ -157,21 +160,27 @@ class Counters:
 
 
 def pack(tensors: Mapping[str, GpuTensor], slots: Mapping[str, int]) -> tuple[npt.NDArray[np.uint64], int]:
-    """The kernel's table of tensors, and how many elements its blocks share out.
+    """Build the kernel's table of tensors.
 
-    A row is address, size, place among all elements, type and slot: which histogram the tensor is counted in. Empty
-    tensors have none. Sizes are rounded up to multiples of 4 there, so that every block begins where four numbers can
-    be read at once.
+    Args:
+        tensors: the tensors to count, by name.
+        slots: the index of the histogram of each name.
+
+    Returns:
+        The table, and the total number of elements that the blocks divide among them. A row of the table is uint64
+        [5]: address, size, index of the first element among those of all tensors, dtype, and slot. Empty tensors have
+        no row. Sizes are rounded up to multiples of 4 in the index and the total, so that every block starts where
+        four numbers can be loaded at once.
 
     Raises:
-        CalibrationError: a tensor is not of floating-point type.
+        CalibrationError: the dtype of a tensor is not floating-point.
     """
     rows, first = [], 0
     for name, tensor in tensors.items():
         if tensor.dtype not in _TYPES:
             raise CalibrationError(
                 f"tensor {name!r} cannot be calibrated",
-                why=f"it holds {tensor.dtype}, and only floating-point tensors have a scale",
+                why=f"its dtype is {tensor.dtype}, and only floating-point tensors have a scale",
             )
         if size := math.prod(tensor.shape):
             rows.append((tensor.pointer, size, first, _TYPES[tensor.dtype], slots[name]))

@@ -1,9 +1,10 @@
-"""Run the FP32 model over the samples on a GPU, many at a time, and count what flows through its tensors there.
+"""Histograms of a model's tensors on a GPU: run the FP32 model over batches of samples and count the values there.
 
-As `observe.observe`, with one difference: samples are joined into batches, as a GPU needs them to be busy, and kernels
-may sum in another order for another batch size. The tables are those of the CPU up to that, and not bit for bit.
+This does the same as `observe.observe`, with one difference. Samples are joined into batches, because a GPU is not busy
+otherwise, and kernels may sum in another order for another batch size. Apart from that difference the tables are those
+of the CPU; they are not equal bit for bit.
 
-Touches: the memory of the GPU, through what it is given.
+Touches: the memory of the GPU, through the objects that are passed in.
 """
 
 from __future__ import annotations
@@ -23,31 +24,41 @@ from trtopt.errors import CalibrationError, DataError, OutOfMemoryError
 from trtopt.events import Emit, Progress, Warned
 
 BATCH = 64
-"""Samples of a run, where data, model and memory allow it: more gain little on the largest GPUs."""
+"""Samples per run, if data, model and memory allow it. Larger batches gain little on the largest GPUs."""
 _SAME = 1e-2
-"""Largest magnitudes that differ by less are the same, but for the order of sums."""
+"""Relative tolerance within which two absmax values are equal except for the order of summation."""
 
 
 class Bound(Protocol):
-    """A model with one feed bound to buffers on the GPU; `tensors` are its inputs and outputs there, by name."""
+    """A model with one feed bound to buffers on the GPU."""
 
     @property
     def tensors(self) -> Mapping[str, GpuTensor]:
-        """Inputs and outputs by name."""
+        """Inputs and outputs on the GPU, by name."""
         ...
 
     def copy_in(self, feed: Mapping[str, Array]) -> None:
-        """Copy a feed of the same shapes into the buffers; DataError if it has others."""
+        """Copy a feed into the buffers.
+
+        Raises:
+            DataError: the shapes of the feed differ from those of the buffers.
+        """
         ...
 
     def run(self) -> None:
-        """Run the model, and return when its outputs are there."""
+        """Run the model, and return when its outputs are complete."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnGpu:
-    """A model on a GPU. `bind` makes buffers for a feed and runs once; `batch` is the most samples of a run."""
+    """A model on a GPU.
+
+    Attributes:
+        bind: allocates buffers for a feed and runs the model once.
+        gpu: the GPU, for counting.
+        batch: the largest number of samples per run.
+    """
 
     bind: Callable[[Mapping[str, Array]], Bound]
     gpu: Gpu
@@ -57,40 +68,47 @@ class OnGpu:
 def observe_on_gpu(
     model: OnGpu, tensors: Sequence[str], dataset: Dataset, *, stage: str, emit: Emit
 ) -> dict[str, Histogram]:
-    """Return a histogram of each of `tensors` over all samples: inputs of the model, or outputs of a `tap`ped copy.
+    """Return a histogram of each of `tensors` over all samples. Memory does not grow with the number of samples.
 
-    When the memory does not hold a batch it is halved, with a warning. Samples are joined only if the model keeps them
-    apart. Memory does not grow with the number of samples.
+    Samples are joined only if the model processes each sample of a batch independently. If a batch does not fit in the
+    GPU's memory, the batch size is halved, with a warning.
+
+    Args:
+        model: the model, or the copy that `tap` writes.
+        tensors: inputs or outputs of the model.
+        dataset: the samples.
+        stage: the stage that progress is reported for.
+        emit: receives progress and warnings.
 
     Raises:
         DataError: the dataset is empty.
-        CalibrationError: a tensor is NaN or infinite for a sample (both are named), is not of floating-point type, or
-            is missing.
-        OutOfMemoryError: the memory does not hold one sample.
+        CalibrationError: a tensor is NaN or infinite (the message names the tensor and the sample), its dtype is not
+            floating-point, or it is missing.
+        OutOfMemoryError: not even one sample fits in the GPU's memory.
     """
     if not len(dataset):
         raise DataError(
             f"{dataset.source} holds no samples",
             why="scales are derived from the values that samples produce",
-            fix="Give 100 to 500 samples like those of production",
+            fix="Give 100 to 500 samples like those in production",
         )
-    watch = _Watch(model, tensors, emit)
-    size = model.batch if watch.keeps_apart(dataset) else 1
+    observer = _Observer(model, tensors, emit)
+    size = model.batch if observer.keeps_samples_independent(dataset) else 1
     started = time.perf_counter()
     done = 0
     for batch in batches(dataset, size):
-        for rows, largest in watch.count(dict(batch.feed), len(batch.indices)):
+        for rows, absmax in observer.count(dict(batch.feed), len(batch.indices)):
             names = [dataset.ids[index] for index in batch.indices[rows]]
-            if not all(map(np.isfinite, largest.values())):
-                watch.blame(_rows(dict(batch.feed), rows, len(batch.indices)), names)
+            if not all(map(np.isfinite, absmax.values())):
+                observer.raise_for_bad_sample(_rows(dict(batch.feed), rows, len(batch.indices)), names)
             done += len(names)
             rate = done / (time.perf_counter() - started)
-            emit(Progress(stage, done, len(dataset), f"{rate:.1f} samples/s, {len(names)} a run"))
-    return watch.counters.histograms()
+            emit(Progress(stage, done, len(dataset), f"{rate:.1f} samples/s, batch {len(names)}"))
+    return observer.counters.histograms()
 
 
-class _Watch:
-    """Runs feeds and counts the tensors; keeps the buffers of the last shapes."""
+class _Observer:
+    """Runs feeds and counts the tensors. It keeps the buffers as long as the shapes do not change."""
 
     def __init__(self, model: OnGpu, tensors: Sequence[str], emit: Emit) -> None:
         self.counters = Counters(model.gpu, tensors)
@@ -99,79 +117,94 @@ class _Watch:
         self._limit = model.batch
         self._bound: Bound | None = None
 
-    def keeps_apart(self, dataset: Dataset) -> bool:
-        """Whether two samples joined give what they give one by one. A dynamic batch axis does not promise that: a
-        Reshape inside may have a batch of 1 written into it, and mix what is joined.
+    def keeps_samples_independent(self, dataset: Dataset) -> bool:
+        """Return whether two joined samples give the same absmax values as each of them alone.
+
+        A dynamic batch axis does not guarantee this: a Reshape may have a constant batch of 1 and mix joined samples.
         """
         if self._limit < 2 or not dataset.batched or len(dataset) < 2:
             return False
-        one, two = (dict(batch.feed) for batch in islice(batches(dataset, workers=1), 2))
-        if any(one[name].shape != two[name].shape for name in one):
+        first, second = (dict(batch.feed) for batch in islice(batches(dataset, workers=1), 2))
+        if any(first[name].shape != second[name].shape for name in first):
             return False
-        peaks = [self._peaks(feed) for feed in (one, two)]
+        single = [self._absmax(feed) for feed in (first, second)]
         try:
-            joined = self._peaks({name: np.concatenate([one[name], two[name]]) for name in one})
+            joined = self._absmax({name: np.concatenate([first[name], second[name]]) for name in first})
         except (DataError, OutOfMemoryError):
             return False
-        return all(
-            # NaN and infinity are told later, with the name of the sample.
-            not np.isfinite(peak) or abs(peak - max(p[name] for p in peaks)) <= _SAME * peak
-            for name, peak in joined.items()
-        )
+        for name, absmax in joined.items():
+            # NaN and infinity are reported later, with the name of the sample.
+            if not np.isfinite(absmax):
+                continue
+            expected = max(sample[name] for sample in single)
+            if not abs(absmax - expected) <= _SAME * absmax:
+                return False
+        return True
 
-    def _peaks(self, feed: Feed) -> dict[str, float]:
+    def _absmax(self, feed: Feed) -> dict[str, float]:
+        """Return the absmax of each tensor for one feed. Nothing stays counted."""
         self._run(feed)
-        peaks = self.counters.add(self._tensors())
+        absmax = self.counters.add(self._tensors())
         self.counters.clear()
-        return peaks
+        return absmax
 
     def count(self, feed: Feed, size: int) -> Iterator[tuple[slice, dict[str, float]]]:
-        """Run and count a feed of `size` samples, in pieces that the memory holds; yield each one's place among them
-        and the largest magnitudes so far.
+        """Run and count a feed of `size` samples, in parts that fit in memory.
+
+        Yields:
+            For each part, its rows of the feed, and the absmax of each tensor so far.
         """
         low = 0
         while low < size:
             rows = slice(low, min(low + self._limit, size))
-            piece = rows.stop - rows.start
+            part = rows.stop - rows.start
             try:
                 self._run(_rows(feed, rows, size))
             except OutOfMemoryError:
                 self._bound = None
-                if piece == 1:
+                if part == 1:
                     raise
-                self._limit = piece // 2
-                self._emit(Warned(f"the GPU's memory does not hold {piece} samples a run: {self._limit} from now on"))
+                self._limit = part // 2
+                self._emit(Warned(f"out of GPU memory at batch {part}; continuing with batch {self._limit}"))
                 continue
             yield rows, self.counters.add(self._tensors())
             low = rows.stop
 
-    def blame(self, feed: Feed, names: Sequence[str]) -> NoReturn:
-        """Raise for the tensor that is NaN or infinite, and for the sample, one of the `names` of a feed."""
-        seen = self.counters.histograms()
+    def raise_for_bad_sample(self, feed: Feed, names: Sequence[str]) -> NoReturn:
+        """Raise an error that names the tensor that is NaN or infinite, and the sample.
+
+        Args:
+            feed: the feed that produced NaN or infinity, just counted.
+            names: the names of its samples.
+        """
+        joined = self.counters.histograms()
         for place, name in enumerate(names):
             self.counters.clear()
             self._run(_rows(feed, slice(place, place + 1), len(names)))
             self.counters.add(self._tensors())
             _check(self.counters.histograms(), f"sample {name}")
-        _check(seen, f"samples {names[0]} to {names[-1]} in one run, and for none of them alone")
+        _check(joined, f"samples {names[0]} to {names[-1]} in one batch, but for none of them alone")
         raise AssertionError("called for finite tensors")
 
     def _run(self, feed: Feed) -> None:
+        """Run the model on a feed, in the buffers of the last feed if the shapes are the same."""
         bound, self._bound = self._bound, None
         if bound is not None:
             try:
                 bound.copy_in(feed)
                 bound.run()
                 self._bound = bound
-            except DataError:  # other shapes, of the feed or, because of the values, of an output
-                bound = None  # its memory is needed
+            except DataError:
+                # The shape of an input has changed, or that of an output that depends on the values.
+                bound = None  # frees its memory before new buffers are allocated
         self._bound = self._bound or self._model.bind(feed)
 
     def _tensors(self) -> dict[str, GpuTensor]:
-        known = self._bound.tensors if self._bound else {}
-        if missing := [name for name in self._names if name not in known]:
+        """Return the tensors to count, as the last run left them."""
+        bound = self._bound.tensors if self._bound else {}
+        if missing := [name for name in self._names if name not in bound]:
             raise CalibrationError(f"tensor {missing[0]!r} was not observed", why="the model's run did not return it")
-        return {name: known[name] for name in self._names}
+        return {name: bound[name] for name in self._names}
 
 
 def _check(histograms: Mapping[str, Histogram], where: str) -> None:
@@ -180,5 +213,8 @@ def _check(histograms: Mapping[str, Histogram], where: str) -> None:
 
 
 def _rows(feed: Feed, rows: slice, size: int) -> Feed:
-    """Those samples of a feed of `size`; a feed of one is one sample, whatever its first axis is."""
+    """Return these samples of a feed of `size` samples.
+
+    A feed of one sample is returned as it is, because its first axis may not be a batch axis.
+    """
     return feed if size == 1 else {name: array[rows] for name, array in feed.items()}

@@ -1,7 +1,8 @@
-"""The loops that numpy cannot do fast enough, compiled by numba when this module is imported.
+"""Loops that numpy cannot run fast enough, compiled by numba when this module is imported.
 
-Import it inside the function that needs it: it imports numba, and the first import on a machine compiles (about two
-seconds, then cached on disk beside this file, or in the user's cache folder when that is read-only).
+Import this module inside the function that needs it. It imports numba, and the first import on a machine compiles the
+loops, which takes about two seconds. The result is cached on disk beside this file, or in the user's cache folder if
+this folder is read-only.
 
 Touches: numba's cache files.
 """
@@ -22,28 +23,32 @@ from numba.np.arrayobj import make_array
 from trtopt.calibrate.histogram import ZERO_BINS
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
+"""Mask that clears the sign of a float32."""
 _SHIFT = np.uint32(14)
 _BLOCK = 1024
-_LINE = 16  # float32 values of a cache line
+_LINE = 16
+"""Number of float32 values in a cache line."""
 
 
 def _compile(signature: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     try:
         compiled = numba.njit(signature, nogil=True, cache=True)(function)
     except RuntimeError:
-        # numba finds no folder that it may write to: compile for this process only.
+        # numba found no writable cache folder: compile for this process only.
         compiled = numba.njit(signature, nogil=True)(function)
     return compiled  # type: ignore[no-any-return]
 
 
 def _typed_prefetch(_context: Any, array: Any, _index: Any) -> Any:
+    """Return the signature of `_prefetch`, and the function that generates its code, as numba's `intrinsic` asks."""
+
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = make_array(signature.args[0])(context, builder, arguments[0]).data  # type: ignore[no-untyped-call]
         word = llvm.IntType(32)
         address = builder.bitcast(builder.gep(data, [arguments[1]]), llvm.IntType(8).as_pointer())
-        kind = llvm.FunctionType(llvm.VoidType(), [address.type, word, word, word])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [address.type], kind)
-        # For reading, into the nearest cache, of data.
+        prototype = llvm.FunctionType(llvm.VoidType(), [address.type, word, word, word])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [address.type], prototype)
+        # Arguments of llvm.prefetch: 0 = for reading, 3 = keep in all cache levels, 1 = data cache.
         builder.call(function, [address, word(0), word(3), word(1)])
         return context.get_dummy_value()
 
@@ -51,12 +56,12 @@ def _typed_prefetch(_context: Any, array: Any, _index: Any) -> Any:
 
 
 _prefetch: Callable[..., None] = intrinsic(_typed_prefetch)
-"""_prefetch(array, index): begin to bring an element into the cache. It may lie behind the array's end."""
+"""_prefetch(array, index): start to load an element into the cache. The index may be beyond the end of the array."""
 
 
 def _count(words: Any, counters: Any) -> Any:
-    # A block at a time: first its bins, in vector registers, then one increment after the other. The next block is
-    # fetched meanwhile, since the processor does not see such reading in bursts coming.
+    # Each block takes two passes: its bins are computed in vector registers, then the counters are incremented one by
+    # one. The next block is prefetched meanwhile, because the hardware does not predict reads in bursts.
     bins = np.empty(_BLOCK, np.uint32)
     top = np.uint32(0)
     end = words.size - words.size % _BLOCK
@@ -65,8 +70,8 @@ def _count(words: Any, counters: Any) -> Any:
         for i in range(_BLOCK):
             magnitude = np.uint32(block[i] & _MAGNITUDE)
             top = magnitude if magnitude > top else top
-            # An increment waits for the one before it if that was of the same counter, and half of what a ReLU gives
-            # is zero: zeros go to eight counters in turn. All eight mean zero.
+            # An increment of the same counter must wait for the one before it, and half of a ReLU's outputs are zero.
+            # Zeros therefore alternate between the first eight counters, which all mean zero.
             exact = np.uint32(magnitude >> _SHIFT)
             turn = np.uint32(i % ZERO_BINS)
             bins[i] = exact if exact > turn else turn
@@ -74,6 +79,7 @@ def _count(words: Any, counters: Any) -> Any:
             _prefetch(words, start + _BLOCK + line)
             for i in range(line, line + _LINE):
                 counters[bins[i]] += np.uint32(1)
+    # The elements after the last full block.
     for i in range(end, words.size):
         magnitude = np.uint32(words[i] & _MAGNITUDE)
         top = magnitude if magnitude > top else top
@@ -82,6 +88,8 @@ def _count(words: Any, counters: Any) -> Any:
 
 
 def _least_divergent(counts: Any, levels: int, narrowest: int, rounding: float) -> Any:
+    # Prefix sums over the bins, so that the sum over any range of bins is one subtraction:
+    # of the counts, of the number of non-empty bins, and of c log(c).
     size = counts.size
     mass = np.zeros(size + 1)
     filled = np.zeros(size + 1)
@@ -97,10 +105,12 @@ def _least_divergent(counts: Any, levels: int, narrowest: int, rounding: float) 
     for i in range(size, narrowest - 1, -1):
         outliers = total - mass[i]
         last = counts[i - 1]
+        # An empty last bin that receives the outliers has an infinite divergence.
         if mass[i] == 0 or (last == 0 and outliers > 0):
             continue
-        # The divergence times `total`. What the outliers and the normalisation cost comes first; then each level adds
-        # sum of c log(c / height), which is never negative: a sum above the least so far cannot fall below it again.
+        # `cost` is the divergence times `total`. It starts with the cost of the normalisation and of the outliers.
+        # Then each level adds the sum of c log(c / height), which is never negative.
+        # A candidate can therefore be abandoned as soon as its cost exceeds the smallest one so far.
         stop = i
         start = ((levels - 1) * i + levels - 1) // levels
         cost = total * math.log(mass[i] / total)
@@ -127,17 +137,20 @@ def _squared_error(bins: Any, scale: float, limit: float) -> float:
     lower, upper, counts = bins
     step = scale**3
     total = 0.0
+    # From the largest magnitudes down: clipping errors come first, so the limit is exceeded early.
     for i in range(lower.size - 1, -1, -1):
         low = lower[i] / scale
         high = upper[i] / scale
         if high <= 0.5:
-            # the rest rounds to 0: the integral of x squared
+            # The whole bin rounds to 0: the error is the mean of x squared.
             total += counts[i] * (upper[i] ** 2 + upper[i] * lower[i] + lower[i] ** 2) / 3
             continue
         n = min(math.floor(low + 0.5), 127.0)
         if high <= low:
+            # A bin without width: all its values are equal.
             total += counts[i] * ((low - n) * scale) ** 2
             continue
+        # F(upper) - F(lower), with F of `trtopt.calibrate.mse`.
         at_low = n / 12 + (low - n) ** 3 / 3
         n = min(math.floor(high + 0.5), 127.0)
         at_high = n / 12 + (high - n) ** 3 / 3
@@ -153,16 +166,17 @@ _f64 = types.Array(types.float64, 1, "C", readonly=True)
 _bins = types.Tuple((_f64, _f64, _f64))  # type: ignore[no-untyped-call]
 
 count = _compile(types.uint32(_u32, types.uint32[::1]), _count)
-"""count(words, counters) -> the largest magnitude's bits.
+"""count(words, counters) -> the bits of the largest magnitude.
 
-`words` are the bits of float32 values; `counters`, uint32[2**17], are added to in place. They are indexed by the top 17
-bits of the magnitude, but what belongs to any of the first `ZERO_BINS` may be in any other of them.
+`words` are the bits of float32 values. Their counts are added to `counters`, uint32[2**17], in place. A counter is
+indexed by the top 17 bits of the magnitude. Counts of the first `ZERO_BINS` bins may be in any of these bins.
 """
 
 least_divergent = _compile(types.int64(_f64, types.int64, types.int64, types.float64), _least_divergent)
-"""least_divergent(counts, levels, narrowest, rounding) -> how many bins the best candidate range has.
+"""least_divergent(counts, levels, narrowest, rounding) -> the number of bins of the best candidate range.
 
-Candidates have `narrowest` bins or more; the published search begins at `levels`."""
+Candidates have at least `narrowest` bins; the published search starts at `levels`. A narrower range is better only if
+its divergence is smaller by more than `rounding`."""
 
 squared_error = _compile(types.float64(_bins, types.float64, types.float64), _squared_error)
-"""squared_error((lower, upper, counts), scale, limit) -> summed squared error, or infinity once it is above `limit`."""
+"""squared_error((lower, upper, counts), scale, limit) -> the summed squared error, infinity if above `limit`."""

@@ -1,4 +1,4 @@
-"""`--method minmax`: the range is the largest magnitude seen. Nothing is clipped; one outlier coarsens all the rest.
+"""`--method minmax`: the range is the absmax. Nothing is clipped, but one outlier coarsens the scale for all values.
 
 Touches: nothing.
 """
@@ -9,5 +9,5 @@ from trtopt.calibrate.histogram import ALL_ZERO_AMAX, Histogram
 
 
 def amax(histogram: Histogram) -> float:
-    """The largest magnitude to represent: positive and finite."""
+    """Return the largest magnitude to represent: positive and finite."""
     return histogram.amax or ALL_ZERO_AMAX

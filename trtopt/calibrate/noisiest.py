@@ -1,4 +1,4 @@
-"""The tensors that quantization hurts most, with their histograms: what a report shows of a calibration.
+"""The tensors with the largest relative quantization error, with their histograms, as a report shows them.
 
 Touches: the file that it is asked to write or read.
 """
@@ -19,14 +19,20 @@ from trtopt.types import CalibratedTensor, CalibrationTable, Spread
 
 FILE = "histograms.json"
 COUNT = 6
+"""Number of tensors to describe."""
 _BINS = 128
 
 
 def noisiest(table: CalibrationTable, histograms: Mapping[str, Histogram]) -> tuple[CalibratedTensor, ...]:
-    """The `COUNT` tensors with the most expected quantization noise relative to their energy, the worst first."""
-    noise = {name: _noise(table.scales[name], histogram) for name, histogram in histograms.items() if histogram.amax}
-    worst = sorted(noise, key=lambda name: -noise[name])[:COUNT]
-    return tuple(_described(name, table, histograms[name], noise[name]) for name in worst)
+    """Return the `COUNT` tensors with the largest expected quantization error relative to their energy, worst first.
+
+    Tensors that were always zero have no relative error and are left out.
+    """
+    errors = {
+        name: _relative_error(table.scales[name], histogram) for name, histogram in histograms.items() if histogram.amax
+    }
+    worst = sorted(errors, key=lambda name: -errors[name])[:COUNT]
+    return tuple(_describe(name, table, histograms[name], errors[name]) for name in worst)
 
 
 def write(tensors: tuple[CalibratedTensor, ...], folder: Path) -> None:
@@ -35,32 +41,36 @@ def write(tensors: tuple[CalibratedTensor, ...], folder: Path) -> None:
 
 
 def read(folder: Path) -> tuple[CalibratedTensor, ...]:
-    """What `write` wrote there; nothing when it is not there or cannot be read."""
+    """Return the tensors that `write` stored in the folder, or none if the file is missing or cannot be read."""
     try:
-        data = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        return tuple(decode(CalibratedTensor, each) for each in data)
+        entries = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        return tuple(decode(CalibratedTensor, entry) for entry in entries)
     except (OSError, ValueError, TypeError):
         return ()
 
 
-def _noise(scale: float, histogram: Histogram) -> float:
-    """Expected squared error of rounding and clipping (see `trtopt.calibrate.mse`) over the sum of squares."""
+def _relative_error(scale: float, histogram: Histogram) -> float:
+    """Return the expected squared error of rounding and clipping (see `trtopt.calibrate.mse`) over the energy."""
     from trtopt.calibrate import kernels
 
     lower, upper, counts = histogram.bins()
+    # The mean of x**2 over a bin with uniform values is (u**2 + u l + l**2) / 3.
     energy = float((counts * (upper * upper + upper * lower + lower * lower)).sum() / 3)
     return float(kernels.squared_error((lower, upper, counts), scale, math.inf)) / energy
 
 
-def _described(name: str, table: CalibrationTable, histogram: Histogram, noise: float) -> CalibratedTensor:
+def _describe(name: str, table: CalibrationTable, histogram: Histogram, error: float) -> CalibratedTensor:
+    """Return what a report shows of one tensor."""
     counts, width = histogram.linear(_BINS)
+    scale = table.scales[name]
     return CalibratedTensor(
         tensor=name,
         method=table.method,
-        amax=LEVELS * table.scales[name],
+        amax=LEVELS * scale,
         largest=histogram.amax,
-        clipped=histogram.share_above((LEVELS + 0.5) * table.scales[name]),
-        noise=noise,
+        # Values more than half a step above the range lose more than rounding would cost.
+        clipped=histogram.share_above((LEVELS + 0.5) * scale),
+        noise=error,
         spread=Spread(
             edges=tuple((np.arange(_BINS + 1) * width).tolist()),
             counts=tuple(np.rint(counts).astype(int).tolist()),

@@ -1,9 +1,9 @@
-"""Run the FP32 model over the samples, each on its own, and count what flows through its tensors.
+"""Histograms of a model's tensors: run the FP32 model over the samples, one at a time, and count the values.
 
-One sample a run, whatever the dataset's batch size: onnxruntime's kernels may sum in another order for another batch
-size, and only this makes the table the same, bit for bit, for any order of the samples and any way of loading them.
+Each run takes one sample, whatever the dataset's batch size. onnxruntime's kernels may sum in another order for another
+batch size. With single samples the table is the same, bit for bit, for any order of the samples and any batch size.
 
-Touches: `tap` reads the model and writes the copy it is asked for; `observe` calls the function that runs the model.
+Touches: `tap` reads the model and writes a copy; `observe` calls the function that runs the model.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ from trtopt.types import OnnxModel
 if TYPE_CHECKING:
     import onnx
 
-_MOST_CALLERS = 4
-"""Each holds the activations of a sample of its own."""
+_MAX_WORKERS = 4
+"""Each worker holds the activations of one sample in memory."""
 
 
 def callers() -> int:
-    """How many samples to run at once on this machine.
+    """Return the number of workers: how many samples to run at once on this machine.
 
-    A thread that runs a sample and counts it is never idle; of the threads that share one sample most wait while it is
-    read and counted.
+    A worker that runs a sample and then counts it is never idle. If several threads shared one sample instead, most of
+    them would wait while it is loaded and counted.
     """
-    return min(_MOST_CALLERS, len(os.sched_getaffinity(0)))
+    return min(_MAX_WORKERS, len(os.sched_getaffinity(0)))
 
 
 def tap(model: OnnxModel, tensors: Sequence[str], path: Path) -> None:
-    """Write a copy of the model to `path` that gives `tensors` as its outputs.
+    """Write a copy of the model to `path` whose outputs are `tensors`.
 
-    The model's own outputs go, unless asked for, and with them the nodes that nothing needs. Graph inputs among
-    `tensors` are no outputs of the copy: `observe` takes them from the feed. When nothing else is asked for, the
-    model's first output stays, as a graph must have one. External data is not copied but named again.
+    The model's own outputs are removed unless they are among `tensors`, and so are the nodes that are then not needed.
+    Graph inputs among `tensors` do not become outputs: `observe` reads them from the feed. If no output is left, the
+    model's first output is kept, because a graph must have one. External data is referenced, not copied.
 
     Raises:
-        ModelError: a tensor is not computed by the main graph, or the model has external data and `path` is not
-            beside it.
+        ModelError: a tensor is not computed by the main graph, or the model has external data and `path` is in
+            another folder.
     """
     import onnx
 
@@ -61,24 +61,25 @@ def tap(model: OnnxModel, tensors: Sequence[str], path: Path) -> None:
     if external_files(proto) and path.parent.resolve() != model.path.parent.resolve():
         raise ModelError(
             f"{path} cannot share the external data of {model.path}",
-            why="external data is found beside the model that names it",
+            why="external data is looked up in the folder of the model",
             fix=f"Write the copy to {model.path.parent}",
         )
-    known = {value.name: value for value in [*graph.value_info, *graph.output]}
+    typed = {value.name: value for value in [*graph.value_info, *graph.output]}
     computed = {name for node in graph.node for name in node.output if name}
     inputs = {value.name for value in graph.input}
     wanted = [name for name in dict.fromkeys(tensors) if name not in inputs]
     for name in wanted:
         if name not in computed:
-            near = difflib.get_close_matches(name, computed, 1)
+            closest = difflib.get_close_matches(name, computed, 1)
             raise ModelError(
                 f"tensor {name!r} cannot be observed",
                 why=f"no node of the main graph of {model.path.name} computes it",
-                fix=f"Did you mean {near[0]!r}?" if near else "",
+                fix=f"Did you mean {closest[0]!r}?" if closest else "",
             )
     wanted = wanted or [graph.output[0].name]
-    # onnxruntime infers the type of an output that has none.
-    outputs = [known.get(name) or onnx.ValueInfoProto(name=name) for name in wanted]
+    # An output without a type is allowed: onnxruntime infers it.
+    outputs = [typed.get(name) or onnx.ValueInfoProto(name=name) for name in wanted]
+    # Copy before the originals are deleted from the graph.
     copies = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in outputs]
     del graph.output[:]
     graph.output.extend(copies)
@@ -87,31 +88,34 @@ def tap(model: OnnxModel, tensors: Sequence[str], path: Path) -> None:
 
 
 def _prune(graph: onnx.GraphProto) -> None:
-    """Drop the nodes and initializers that no output needs: onnxruntime would compute them all the same."""
+    """Remove the nodes and initializers that no output needs, because onnxruntime would compute them anyway."""
     needed = {value.name for value in graph.output}
-    kept = []
-    for node in reversed(graph.node):  # nodes are sorted: what a node reads was written before it
+    kept_nodes = []
+    # Nodes are sorted topologically, so one pass from the end finds all producers of needed tensors.
+    for node in reversed(graph.node):
         if needed.intersection(node.output):
-            kept.append(node)
-            needed.update(_reads(node))
-    kept.reverse()
+            kept_nodes.append(node)
+            needed.update(_consumed(node))
+    kept_nodes.reverse()
     del graph.node[:]
-    graph.node.extend(kept)
-    dropped = {tensor.name for tensor in graph.initializer} - needed
+    graph.node.extend(kept_nodes)
+    unneeded = {tensor.name for tensor in graph.initializer} - needed
+    # Older models list initializers among the inputs as well.
     for field in (graph.initializer, graph.input):
-        rest = [entry for entry in field if entry.name not in dropped]
+        kept = [entry for entry in field if entry.name not in unneeded]
         del field[:]
-        field.extend(rest)
+        field.extend(kept)
 
 
-def _reads(node: onnx.NodeProto) -> Iterable[str]:
+def _consumed(node: onnx.NodeProto) -> Iterable[str]:
+    """Yield the names of the tensors that a node and its subgraphs consume."""
     yield from node.input
     for attribute in node.attribute:
         for graph in [attribute.g, *attribute.graphs]:
-            # What a subgraph gives may be a tensor of the graph around it.
+            # An output of a subgraph may be a tensor of the enclosing graph.
             yield from (value.name for value in graph.output)
             for inner in graph.node:
-                yield from _reads(inner)
+                yield from _consumed(inner)
 
 
 def observe(
@@ -123,26 +127,32 @@ def observe(
     emit: Emit,
     callers: int = 1,
 ) -> dict[str, Histogram]:
-    """Return a histogram of each of `tensors` over all samples.
+    """Return a histogram of each of `tensors` over all samples. Memory does not grow with the number of samples.
 
-    `run` takes one sample's feed and returns the model's outputs by name: a session over a `tap`ped copy. As many
-    threads as `callers` load samples and call it at once, each with one of its own. Tensors that `run` does not return
-    are looked for in the feed. Memory does not grow with the number of samples.
+    Args:
+        run: takes the feed of one sample and returns the model's outputs by name, such as a session over the copy that
+            `tap` writes. It must be thread-safe if there are several workers.
+        tensors: outputs of `run`, or inputs of the model; the latter are read from the feed.
+        dataset: the samples.
+        stage: the stage that progress is reported for.
+        emit: receives the progress.
+        callers: number of workers. Each loads, runs and counts one sample at a time.
 
     Raises:
         DataError: the dataset is empty.
-        CalibrationError: a tensor is NaN or infinite for a sample (both are named, the first of the dataset), is not
-            of floating-point type, or is missing.
+        CalibrationError: a tensor is NaN or infinite (the message names the tensor and the first such sample), its
+            dtype is not floating-point, or it is missing.
     """
     if not len(dataset):
         raise DataError(
             f"{dataset.source} holds no samples",
             why="scales are derived from the values that samples produce",
-            fix="Give 100 to 500 samples like those of production",
+            fix="Give 100 to 500 samples like those in production",
         )
     names = tuple(dict.fromkeys(tensors))
-    counted = [{name: Histogram() for name in names} for _ in range(callers)]
-    idle = deque(counted)
+    # Each worker counts into histograms of its own, which are merged at the end.
+    per_worker = [{name: Histogram() for name in names} for _ in range(callers)]
+    idle = deque(per_worker)
 
     def count(index: int) -> None:
         histograms = idle.pop()
@@ -158,6 +168,7 @@ def observe(
     with ThreadPoolExecutor(callers, thread_name_prefix="trtopt-calibrate") as pool:
         pending = deque(pool.submit(count, index) for index in range(len(dataset)))
         try:
+            # In the order of the dataset, so that the first bad sample is the one that is reported.
             while pending:
                 pending.popleft().result()
                 done = len(dataset) - len(pending)
@@ -166,22 +177,27 @@ def observe(
                 emit(Progress(stage, done, len(dataset), f"{rate:.1f} samples/s, peak {peak:.0f} MiB"))
         finally:
             pool.shutdown(cancel_futures=True)
-    first, *others = counted
+    merged, *others = per_worker
     for other in others:
         for name in names:
-            first[name].merge(other[name])
-    return first
+            merged[name].merge(other[name])
+    return merged
 
 
 def _pick(outputs: Mapping[str, Array], feed: Mapping[str, Array], names: Iterable[str]) -> Iterator[tuple[str, Array]]:
+    """Yield each name with its array, from the outputs or else from the feed.
+
+    Raises:
+        CalibrationError: a tensor is in neither, or its dtype is not floating-point.
+    """
     for name in names:
         array = outputs[name] if name in outputs else feed.get(name)
         if array is None:
             raise CalibrationError(f"tensor {name!r} was not observed", why="the model's run did not return it")
         if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-            kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+            dtype = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
             raise CalibrationError(
                 f"tensor {name!r} cannot be calibrated",
-                why=f"it holds {kind}, and only floating-point tensors have a scale",
+                why=f"its dtype is {dtype}, and only floating-point tensors have a scale",
             )
         yield name, array

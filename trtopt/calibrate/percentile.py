@@ -1,8 +1,8 @@
-"""`--method percentile`: the range holds 99.99 % of the magnitudes; the largest 0.01 % are clipped.
+"""`--method percentile`: the range is the 99.99th percentile of |x|; the largest 0.01 % of the values are clipped.
 
-The percentile that NVIDIA found to keep all of its networks, BERT among them, within 1 % (Wu et al. 2020, "Integer
-Quantization for Deep Learning Inference", arXiv:2004.09602). It is taken over the non-zero values: zero is exact under
-any scale, and counting it would clip more the more padding or sparsity there is.
+NVIDIA found that this percentile keeps all of its networks, including BERT, within 1 % of FP32 accuracy (Wu et al.
+2020, "Integer Quantization for Deep Learning Inference", arXiv:2004.09602). The percentile is taken over the non-zero
+values. Zero is exact under any scale, and counting it would clip more values the more padding or sparsity there is.
 
 Touches: nothing.
 """
@@ -15,5 +15,5 @@ PERCENTILE = 99.99
 
 
 def amax(histogram: Histogram) -> float:
-    """The largest magnitude to represent: positive and finite."""
+    """Return the largest magnitude to represent: positive and finite."""
     return histogram.quantile(PERCENTILE / 100) or ALL_ZERO_AMAX

@@ -1,13 +1,15 @@
-"""What a few samples tell about every tensor: its largest magnitude, and for some more about each channel.
+"""Statistics of all activations over a small subset of samples, per tensor and for some tensors per channel.
 
-The magnitudes decide what 16-bit types must not hold (`precision.keep`), the means of the channels correct biases
-(`precision.bias`), their ranges and values say how to equalize them (`precision.equalize`).
+- Magnitudes decide which tensors must not be in a 16-bit type (`precision.keep`).
+- Means per channel correct biases (`precision.bias`).
+- Ranges and values per channel determine how to equalize channels (`precision.equalize`).
 
 Touches: nothing; it calls the function that runs the model.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -20,19 +22,24 @@ from trtopt.errors import CalibrationError
 from trtopt.events import Emit, Progress
 
 MASK = 1e9
-"""A value at least this large is a mask's stand-in for infinity, which `precision.half` clamps: it is no magnitude."""
+"""Magnitudes from here on are ignored: attention masks use them for infinity, and `precision.half` clamps them."""
 SAMPLES = 16
-"""Enough for an order of magnitude, for a mean, and to tell two quantized networks apart by decibels; not cheap."""
+"""Size of the subset. It is enough for an order of magnitude, for a mean, and to tell two quantized networks apart by
+decibels. More samples would cost too much time."""
 VALUES = 32
-"""Values of each channel that are kept of a sample, to predict what rounding does to them."""
+"""Values per channel that are kept of each sample, to predict the rounding error."""
 
 
 @dataclass(slots=True)
 class Seen:
-    """What `look` saw: `ranges[t]` the largest magnitude, `sizes[t]` the elements, `means[t]` the mean of each channel,
-    `errors[t]` the mean of what rounding does to it.
+    """The statistics that `look` collects.
 
-    Means are float64 [channels]; `samples` is how many ran.
+    Attributes:
+        ranges: absmax by tensor.
+        sizes: number of elements by tensor, in the last sample.
+        means: mean per channel by tensor, float64 [channels].
+        errors: mean rounding error per channel by tensor, float64 [channels].
+        samples: number of samples.
     """
 
     ranges: dict[str, float] = field(default_factory=dict)
@@ -44,9 +51,11 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Channels:
-    """One tensor's channels: the largest magnitude of each, float64 [channels], and values, float32 [channels, n].
+    """Ranges and values of one tensor's channels.
 
-    The values are at most `VALUES` of each sample, evenly spread over its positions.
+    Attributes:
+        peaks: absmax per channel, float64 [channels].
+        values: values per channel, float32 [channels, n]: at most `VALUES` of each sample, evenly spaced.
     """
 
     peaks: npt.NDArray[np.float64]
@@ -56,35 +65,62 @@ class Channels:
 def channels(
     run: Callable[[Feed], Mapping[str, Array]], dataset: Dataset, axes: Mapping[str, int]
 ) -> dict[str, Channels]:
-    """What a few samples show of each channel of the tensors of `axes` (tensor -> axis of the channels)."""
+    """Return ranges and values per channel of the tensors of `axes`, over at most `SAMPLES` samples.
+
+    Args:
+        run: returns the tensors of a feed by name.
+        dataset: the samples.
+        axes: the channel axis by tensor.
+    """
     peaks: dict[str, npt.NDArray[np.float64]] = {}
     values: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in axes}
     for index in _indices(dataset):
         outputs = run(dataset.load(index))
         for name, axis in axes.items():
+            # A matrix with one row per channel.
             rows = np.moveaxis(outputs[name], axis, 0).reshape(outputs[name].shape[axis], -1)
             peak = np.abs(rows).max(axis=1, initial=0.0).astype(np.float64)
             peaks[name] = np.maximum(peaks.get(name, 0.0), peak)
-            kept = np.unique(np.linspace(0, rows.shape[1] - 1, min(VALUES, rows.shape[1])).astype(int))
-            values[name].append(rows[:, kept].astype(np.float32))
+            positions = np.unique(np.linspace(0, rows.shape[1] - 1, min(VALUES, rows.shape[1])).astype(int))
+            values[name].append(rows[:, positions].astype(np.float32))
     return {name: Channels(peaks[name], np.concatenate(values[name], axis=1)) for name in axes}
 
 
 def channel_means(array: Array, axis: int) -> npt.NDArray[np.float64]:
-    """The mean of each channel, float64 [channels]; `axis` may count from the end."""
+    """Return the mean per channel, float64 [channels]. A negative `axis` counts from the end."""
     others = tuple(i for i in range(array.ndim) if i != axis % array.ndim)
     return np.asarray(array.mean(axis=others, dtype=np.float64), np.float64)
 
 
+class Averages:
+    """Averages arrays of one shape by name, each over the samples that have it: a tensor may be empty in some."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, npt.NDArray[np.float64]] = {}
+        self._counts: Counter[str] = Counter()
+
+    def add(self, name: str, values: npt.NDArray[np.float64]) -> None:
+        """Add the values of one sample."""
+        self._sums[name] = self._sums.get(name, 0.0) + values
+        self._counts[name] += 1
+
+    def result(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Return the average of each name that was added."""
+        return {name: total / self._counts[name] for name, total in self._sums.items()}
+
+
 def few(dataset: Dataset) -> Dataset:
-    """The samples that this module looks at, as a dataset of their own."""
+    """Return the subset of samples that this module uses, as a dataset."""
     indices = _indices(dataset)
     ids = tuple(dataset.ids[index] for index in indices)
-    return replace(dataset, ids=ids, load=lambda i: dataset.load(indices[i]), labels=None)
+    return replace(dataset, ids=ids, load=lambda i: dataset.load(indices[i]), labels=None, groups=None)
 
 
 def _indices(dataset: Dataset) -> list[int]:
-    """At most `SAMPLES` samples, spread evenly over the dataset (pictures of one class follow one another)."""
+    """Return the indices of at most `SAMPLES` samples.
+
+    They are spread evenly over the dataset, because images of one class often follow one another.
+    """
     return [int(i) for i in np.unique(np.linspace(0, len(dataset) - 1, min(SAMPLES, len(dataset))).astype(int))]
 
 
@@ -97,40 +133,43 @@ def look(
     stage: str,
     emit: Emit,
 ) -> Seen:
-    """Return what is seen in the float32 tensors that `run` gives, and in the inputs themselves.
+    """Return statistics of the inputs and of all float32 tensors that `run` returns, over at most `SAMPLES` samples.
 
-    `channels[t]` is the axis of the channels whose means are wanted, and `roundings[t]` gives what rounding adds to
-    each value. The samples, at most `SAMPLES`, are spread evenly over the dataset.
+    Args:
+        run: returns the tensors of a feed by name.
+        dataset: the samples; a subset is spread evenly over it.
+        channels: the channel axis of each tensor whose means per channel are computed.
+        roundings: for some of these tensors, the function that returns the rounding error of each value.
+        stage: the stage that progress is reported for.
+        emit: receives the progress.
 
     Raises:
-        CalibrationError: a tensor holds NaN or Inf; the tensor and the sample are named.
+        CalibrationError: a tensor is NaN or infinite; the message names the tensor and the sample.
     """
     indices = _indices(dataset)
     seen = Seen(samples=len(indices))
+    means, errors = Averages(), Averages()
     for done, index in enumerate(indices, start=1):
         feed = dataset.load(index)
         for name, array in {**feed, **run(feed)}.items():
             if array.dtype != np.float32 or array.size == 0:
                 continue
-            largest = float(np.abs(array).max())  # NaN and Inf propagate
-            if not np.isfinite(largest):
+            absmax = float(np.abs(array).max())  # NaN and infinity propagate
+            if not np.isfinite(absmax):
                 raise CalibrationError(
                     f"tensor {name} holds NaN or Inf for sample {dataset.ids[index]}",
                     why="the FP32 model itself does not stay finite on it",
                     fix="Check the sample and its preprocessing",
                 )
-            if largest >= MASK:
+            if absmax >= MASK:
                 magnitude = np.abs(array)
-                largest = float(magnitude[magnitude < MASK].max(initial=0.0))
-            seen.ranges[name] = max(seen.ranges.get(name, 0.0), largest)
+                absmax = float(magnitude[magnitude < MASK].max(initial=0.0))
+            seen.ranges[name] = max(seen.ranges.get(name, 0.0), absmax)
             seen.sizes[name] = array.size
             if name in channels:
-                _average(seen.means, name, channel_means(array, channels[name]), len(indices))
+                means.add(name, channel_means(array, channels[name]))
             if name in channels and name in roundings:
-                _average(seen.errors, name, channel_means(roundings[name](array), channels[name]), len(indices))
+                errors.add(name, channel_means(roundings[name](array), channels[name]))
         emit(Progress(stage, done, len(indices)))
+    seen.means, seen.errors = means.result(), errors.result()
     return seen
-
-
-def _average(means: dict[str, npt.NDArray[np.float64]], name: str, mean: npt.NDArray[np.float64], samples: int) -> None:
-    means[name] = means.get(name, 0.0) + mean / samples

@@ -1,8 +1,8 @@
-"""Scales, and the two files that hold them: trtopt's JSON, and the text of TensorRT's calibration cache.
+"""Calibration tables, and their two file formats: trtopt's JSON and TensorRT's calibration cache.
 
-A cache is a header, `TRT-<version>-<algorithm>`, and a line `name: hex` for each tensor, where hex is the big-endian
-bit pattern of the float32 scale (amax / 127) without leading zeros. TensorRT writes `0` for a tensor in which it saw
-only zeros, or nothing: that is no scale, and such a line is not taken over.
+A cache is a text file. It has a header, `TRT-<version>-<algorithm>`, and one line `name: hex` per tensor, where hex is
+the big-endian bit pattern of the float32 scale (amax / 127) without leading zeros. TensorRT writes `0` for a tensor
+whose values were all zero or that had no values. Such a line does not hold a scale and is ignored.
 
 Touches: the files that it is asked to read and write.
 """
@@ -28,14 +28,15 @@ LEVELS = 127
 SCHEMA = "trtopt.calibration"
 SCHEMA_VERSION = 2
 CACHE_VERSION = 101200
-"""TensorRT wants its own version in a cache's header; this is 10.12.0, the oldest that trtopt targets."""
+"""TensorRT version in the header of a cache: 10.12.0, the oldest that trtopt targets. TensorRT requires one."""
 CACHED = "int8"
-"""What TensorRT's calibrators calibrate for."""
+"""Precision that TensorRT's calibration caches are for."""
 
 _SMALLEST = float(np.finfo(np.float32).tiny)
 _HEADER = re.compile(r"TRT-\w+-\w+")
 _HEX = re.compile(r"[0-9a-fA-F]{1,8}")
 _NAMED = 5
+"""Number of missing tensors to name in an error message."""
 
 _Value = TypeVar("_Value")
 
@@ -43,23 +44,29 @@ _Value = TypeVar("_Value")
 def make_table(
     method_name: str, histograms: Mapping[str, Histogram], *, model: OnnxModel, dataset: Dataset
 ) -> CalibrationTable:
-    """Derive every scale: float32(amax / 127), at least the smallest normal float32.
+    """Build a table with one scale per histogram: float32(amax / 127), at least the smallest normal float32.
+
+    Args:
+        method_name: the calibration method, not `AUTO`.
+        histograms: the values of each tensor over all samples.
+        model: the model that was calibrated.
+        dataset: the samples that it was calibrated with.
 
     Raises:
-        UsageError: there is no such method.
-        CalibrationError: a tensor held no values at all, or NaN or infinity.
+        UsageError: the method is unknown.
+        CalibrationError: a tensor had no values, or was NaN or infinite.
     """
-    choose = method(method_name)
+    amax = method(method_name)
     scales: dict[str, float] = {}
     for name, histogram in histograms.items():
         histogram.check(name, "at least one sample")
         if not histogram.total:
             raise CalibrationError(
                 f"tensor {name!r} was empty for every sample",
-                why="no scale can be derived from no values",
-                fix="Give samples for which this part of the model has something to do",
+                why="a scale cannot be derived without values",
+                fix="Give samples that reach this part of the model",
             )
-        scales[name] = to_scale(choose(histogram))
+        scales[name] = to_scale(amax(histogram))
     return CalibrationTable(
         method=method_name,
         scales=scales,
@@ -71,23 +78,23 @@ def make_table(
 
 
 def to_scale(amax: float) -> float:
-    """The float32 scale of a symmetric 8-bit type that represents magnitudes up to `amax`: positive and finite."""
+    """Return the float32 scale of a symmetric 8-bit type for magnitudes up to `amax`: positive and finite."""
     return max(float(np.float32(amax / LEVELS)), _SMALLEST)
 
 
 def check_table(table: CalibrationTable, model: OnnxModel, needed_tensors: Iterable[str]) -> None:
     """Raise unless the table may be used for this model.
 
-    A table that does not say which model it was made for (a TensorRT cache does not) is judged by its names alone.
+    A table that does not record its model, such as a TensorRT cache, is checked by tensor names only.
 
     Raises:
-        TableError: it was made for another model, or lacks a tensor of `needed_tensors`.
+        TableError: the table was made for another model, or lacks a tensor of `needed_tensors`.
     """
     if table.model_digest and table.model_digest != model.digest:
         raise TableError(
             f"the calibration table was made for another model than {model.path.name}",
             why=f"digest {table.model_digest[:12]} is not {model.digest[:12]}",
-            fix="Calibrate this model; a table fits only with the same --rest, and the same dimensions dynamic",
+            fix="Calibrate this model; a table needs the same --rest and the same dynamic dimensions",
         )
     missing = [name for name in dict.fromkeys(needed_tensors) if name not in table.scales]
     if missing:
@@ -100,10 +107,14 @@ def check_table(table: CalibrationTable, model: OnnxModel, needed_tensors: Itera
 
 
 def write_json(table: CalibrationTable, path: Path, histograms: Mapping[str, Histogram] | None = None) -> None:
-    """Write the table as JSON, with statistics of those tensors whose histogram is given.
+    """Write the table as JSON, with statistics of the tensors in `histograms`.
 
-    Statistics: `threshold` is the largest magnitude represented (127 scales); `clipped` the share of values more than
-    half a scale above it, which lose more than rounding; `zeros` the share of zeros; `values` how many there were.
+    The statistics of a tensor are:
+
+    - `threshold`: the largest magnitude that is represented (127 scales);
+    - `clipped`: the share of values more than half a scale above it, whose error is larger than a rounding error;
+    - `zeros`: the share of zeros;
+    - `values`: the number of values.
     """
     tensors: dict[str, dict[str, float | int | str]] = {}
     for name, scale in table.scales.items():
@@ -138,56 +149,66 @@ def _statistics(scale: float, histogram: Histogram) -> dict[str, float | int | s
 
 
 def write_cache(table: CalibrationTable, path: Path, *, version: int = CACHE_VERSION) -> None:
-    """Write the scales as the calibration cache of the TensorRT of that version number (8.6.1 is 8601, 10.12.0 101200).
+    """Write the scales as a TensorRT calibration cache.
+
+    Args:
+        table: the scales.
+        path: the file to write.
+        version: TensorRT's version number for the header (8601 for 8.6.1, 101200 for 10.12.0).
 
     Raises:
-        TableError: a tensor's name holds a line break, for which the format has no place.
+        TableError: a tensor's name contains a line break, which the format cannot represent.
     """
     lines = [f"TRT-{version}-EntropyCalibration2"]
     for name, scale in table.scales.items():
         if "\n" in name:
-            raise TableError(f"tensor {name!r} cannot be written to a TensorRT calibration cache", why="line break")
+            raise TableError(
+                f"tensor {name!r} cannot be written to a TensorRT calibration cache",
+                why="its name contains a line break",
+            )
         lines.append(f"{name}: {struct.pack('>f', scale).hex()}")
     path.write_bytes("\n".join([*lines, ""]).encode())
 
 
 def read_table(path: Path) -> CalibrationTable:
-    """Read trtopt's JSON or a TensorRT calibration cache, whichever the file is.
+    """Read a table from trtopt's JSON or from a TensorRT calibration cache.
 
-    The method of a table from a cache is the cache's header.
+    The `method` of a table from a cache is the header of the cache.
 
     Raises:
-        TableError: the file is neither, is damaged, or holds a scale that is not positive and finite.
+        TableError: the file cannot be read, is in neither format, is damaged, or holds a scale that is not positive and
+            finite.
     """
     try:
         text = path.read_bytes().decode()
     except OSError as error:
         raise TableError(f"calibration table {path} cannot be read", why=error.strerror or str(error)) from error
     except UnicodeDecodeError as error:
-        raise TableError(f"{path} is no calibration table", why="it is not text") from error
+        raise TableError(f"{path} is not a calibration table", why="it is not a text file") from error
     if text.startswith("TRT-"):
         return _from_cache(path, text)
     if text.lstrip().startswith("{"):
         return _from_json(path, text)
     raise TableError(
-        f"{path} is no calibration table",
-        why="it is neither trtopt's JSON nor a TensorRT calibration cache, which begins with TRT-",
+        f"{path} is not a calibration table",
+        why="it is neither trtopt's JSON nor a TensorRT calibration cache, which starts with TRT-",
     )
 
 
 def _from_cache(path: Path, text: str) -> CalibrationTable:
     header, *lines = (line.removesuffix("\r") for line in text.split("\n"))
     if not _HEADER.fullmatch(header):
-        raise TableError(f"{path} is no TensorRT calibration cache", why=f"its first line is {header[:60]!r}")
+        raise TableError(f"{path} is not a TensorRT calibration cache", why=f"its first line is {header[:60]!r}")
     scales: dict[str, float] = {}
     for number, line in enumerate(lines, start=2):
         if not line.strip():
             continue
+        # Names may contain ": " themselves, so the last one separates.
         name, separator, digits = line.rpartition(": ")
         if not separator or not name or not _HEX.fullmatch(digits):
-            raise _damaged(path, f"line {number} is not 'name: hexadecimal scale' but {line[:60]!r}")
+            raise _damaged(path, f"line {number} must be 'name: hexadecimal scale', not {line[:60]!r}")
         if name in scales:
-            raise _damaged(path, f"line {number} gives a second scale to {name!r}")
+            raise _damaged(path, f"line {number} is a second scale of {name!r}")
         scale = struct.unpack(">f", bytes.fromhex(digits.zfill(8)))[0]
         if scale != 0:
             scales[name] = _positive(path, f"the scale of {name!r}", scale)
@@ -198,21 +219,21 @@ def _from_json(path: Path, text: str) -> CalibrationTable:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"the JSON does not parse ({error})") from error
+        raise _damaged(path, f"its JSON is invalid ({error})") from error
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        raise TableError(f"{path} is no calibration table", why=f"its schema is not {SCHEMA}")
+        raise TableError(f"{path} is not a calibration table", why=f"its schema is not {SCHEMA}")
     if document.get("schema_version") != SCHEMA_VERSION:
         raise TableError(
-            f"calibration table {path} is of another version",
+            f"calibration table {path} has another schema version",
             why=f"schema_version is {document.get('schema_version')!r}, this trtopt reads {SCHEMA_VERSION}",
-            fix="Calibrate again, or use the trtopt that wrote it",
+            fix="Calibrate again, or use the version of trtopt that wrote it",
         )
     tensors: dict[str, object] = _field(path, document, "tensors", dict)
     scales: dict[str, float] = {}
     ranges: dict[str, float] = {}
     for name, entry in tensors.items():
         if not isinstance(entry, dict):
-            raise _damaged(path, f"the entry of {name!r} is no object")
+            raise _damaged(path, f"the entry of {name!r} is not an object")
         scales[name] = _positive(path, f"the scale of {name!r}", entry.get("scale"))
         if "amax" in entry:
             ranges[name] = _magnitude(path, f"the amax of {name!r}", entry["amax"])
@@ -231,30 +252,33 @@ def _from_json(path: Path, text: str) -> CalibrationTable:
     )
 
 
-def _field(path: Path, entry: Mapping[str, Any], key: str, kind: type[_Value]) -> _Value:
-    value = entry.get(key)
-    if not isinstance(value, kind):
+def _field(path: Path, document: Mapping[str, Any], key: str, expected: type[_Value]) -> _Value:
+    """Return the value of a key. Raise TableError unless it has the expected type."""
+    value = document.get(key)
+    if not isinstance(value, expected):
         raise _damaged(path, f"{key} is missing or of the wrong type")
     return value
 
 
 def _magnitude(path: Path, what: str, value: object) -> float:
-    # Not in range: NaN as well, and what float32 cannot hold.
+    """Return a value as float32. Raise TableError unless it is finite there and not negative."""
+    # NaN fails the comparison as well.
     if not isinstance(value, int | float) or not 0 <= value <= float(np.finfo(np.float32).max):
-        raise _damaged(path, f"{what} is {value!r}, not a magnitude: finite and not negative")
+        raise _damaged(path, f"{what} is {value!r}; it must be finite and not negative")
     return float(np.float32(value))
 
 
 def _decibels(path: Path, method: str, value: object) -> float:
     if not isinstance(value, int | float):
-        raise _damaged(path, f"tried: the decibels of {method} are {value!r}")
+        raise _damaged(path, f"tried: the SQNR of {method} is {value!r}, not a number")
     return float(value)
 
 
 def _positive(path: Path, what: str, value: object) -> float:
+    """Return a value as float32. Raise TableError unless it is finite there and positive."""
     number = _magnitude(path, what, value)
     if not number:
-        raise _damaged(path, f"{what} is {value!r}, not a positive number")
+        raise _damaged(path, f"{what} is {value!r}; it must be positive")
     return number
 
 

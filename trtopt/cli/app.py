@@ -1,6 +1,7 @@
 """The way into the program, and the exit code of whatever can end it.
 
-    0 pass    1 a gate failed    2 usage, input or stage error    3 this machine cannot do it    130 interrupted
+    0 pass    1 a gate failed    2 usage, input or stage error    3 this machine cannot do it
+    4 a gate that the user asked for is inconclusive    130 interrupted
 
 Touches: nothing itself. Before the first `try` it imports nothing but what is quick: Ctrl-C is answered from there on.
 """

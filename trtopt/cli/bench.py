@@ -18,10 +18,12 @@ from trtopt.cli.options import (
     RecipeFlag,
     ShapeFlag,
     SkipBadFlag,
+    joined,
 )
 
 if TYPE_CHECKING:
     from trtopt.config import MaxBatchPlan, SpeedPlan
+    from trtopt.rundir import DefaultDir
 
 
 def bench(
@@ -46,12 +48,12 @@ def bench(
     skip_bad: SkipBadFlag = False,
     shape: ShapeFlag = None,
     gate: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             help="Thresholds for the last target, at every batch or one: latency_p99=5ms,throughput@8=1000. "
-            "speedup=1.5x is against the first target."
+            "speedup=1.5x is against the first target. May be repeated."
         ),
-    ] = "",
+    ] = None,
     allow_inconclusive: AllowInconclusiveFlag = False,
     max_batch: Annotated[
         bool, typer.Option("--max-batch", help="Search the largest batch of one target that fits, instead of a sweep.")
@@ -62,7 +64,12 @@ def bench(
     latency_limit: Annotated[
         str | None, typer.Option(help="For --max-batch: median time a batch may take, 20ms.", show_default=False)
     ] = None,
-    device: Annotated[Device, typer.Option(help="Where to run. auto: on a GPU where it works.")] = Device.auto,
+    device: Annotated[
+        Device,
+        typer.Option(
+            help="Where to run. auto: on a GPU where it works; gates judge the CPU only where cpu is asked for."
+        ),
+    ] = Device.auto,
     tf32: Annotated[
         bool, typer.Option("--tf32", help="On a GPU, let onnxruntime round FP32 products to TF32.")
     ] = False,
@@ -79,25 +86,26 @@ def bench(
 ) -> None:
     """Time targets side by side over batch sizes, with the noise beside each number.
 
-    Exits 0 when every gate holds (or there is none), 1 when one fails, 3 when memory is exhausted, 130 on Ctrl-C; what
-    was measured by then is kept and shown.
+    Exits 0 when every gate passes (or there is none), 1 when one fails, 4 when one is inconclusive (as on a CPU without
+    --device cpu), 3 when memory is exhausted, 130 on Ctrl-C; what was measured by then is kept and shown.
     """
-    from trtopt import benching
+    from dataclasses import replace
+
+    from trtopt import benching, rundir
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import finish
     from trtopt.config import BenchPlan, DataPlan, SpeedPlan
     from trtopt.errors import UsageError
-    from trtopt.report import show
 
     speed = SpeedPlan(device=device.value, shapes=tuple(shape or ()), tf32=tf32, graphs=cuda_graphs)
-    run_dir = out or Path("trtopt-out") / "bench" / _name(targets)
+    run_dir = out or rundir.of_bench(targets)
     if max_batch:
         for flag, value in (("--batch", batch), ("--gate", gate), ("--data", data)):
             if value:
                 raise UsageError(f"{flag} is for a sweep", why="--max-batch searches", fix="Leave one of them out")
         search = _max_batch(targets, run_dir, speed, (memory_limit, latency_limit))
         with Narrator() as emit:
-            report = benching.max_batch(search, emit)
+            report = benching.max_batch(replace(search, allow_inconclusive=allow_inconclusive), emit)
         finish(report, format.value)
     if memory_limit or latency_limit:
         raise UsageError("--memory-limit and --latency-limit are for --max-batch", fix="Add it, or use --gate")
@@ -107,22 +115,13 @@ def bench(
         batches=_batches(batch),
         seconds=_positive(seconds),
         data=DataPlan(source=data, recipe=recipe, skip_bad=skip_bad) if data else None,
-        gates=gate,
+        gates=joined(gate),
         allow_inconclusive=allow_inconclusive,
         speed=speed,
     )
     with Narrator() as emit:
         report, stopped = benching.bench(plan, emit)
-    if stopped is not None:
-        show(format.value, report)
-        raise stopped
-    finish(report, format.value)
-
-
-def _name(targets: list[Path]) -> str:
-    """`model`, `model-and-int8`, or how many there are."""
-    names = [target.name if target.is_dir() else target.stem for target in targets]
-    return "-and-".join(names) if len(names) <= 2 else f"{len(names)}-targets"
+    finish(report, format.value, stopped)
 
 
 def _batches(text: str | None) -> tuple[int, ...]:
@@ -150,7 +149,7 @@ def _positive(seconds: float) -> float:
 
 
 def _max_batch(
-    targets: list[Path], run_dir: Path, speed: SpeedPlan, limits: tuple[str | None, str | None]
+    targets: list[Path], run_dir: Path | DefaultDir, speed: SpeedPlan, limits: tuple[str | None, str | None]
 ) -> MaxBatchPlan:
     import math
 

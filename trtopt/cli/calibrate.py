@@ -34,16 +34,17 @@ def calibrate(
 
     A later `trtopt convert` into the same directory finds the table there; `--calib-table` takes it anywhere else.
     """
+    from trtopt import rundir
     from trtopt.cli.console import Narrator
     from trtopt.config import BuildPlan, ConvertPlan, DataPlan
+    from trtopt.export.source import identify
     from trtopt.pipeline import calibrate as run
     from trtopt.stages.tables import of_equalized
 
-    run_dir = out or Path("trtopt-out") / model.stem / precision
     plan = ConvertPlan(
         source=model,
         precision=precision,
-        run_dir=run_dir,
+        run_dir=out or rundir.of_source(identify(str(model)), precision),
         calib=DataPlan(source=calib, recipe=recipe, skip_bad=skip_bad),
         method=method,
         equalization=not no_equalization,
@@ -53,6 +54,7 @@ def calibrate(
     )
     with Narrator() as emit:
         table = run(plan, emit)
+    run_dir = rundir.claimed(plan.run_dir)
     print(f"{len(table.scales)} scales by {table.method} over {table.samples} samples")
     for name in ("calibration.json", "calibration.cache"):
         if (run_dir / name).exists():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -14,6 +15,7 @@ import typer
 from trtopt import __version__
 from trtopt.cli.bench import bench
 from trtopt.cli.calibrate import calibrate
+from trtopt.cli.command import Command
 from trtopt.cli.compare import compare
 from trtopt.cli.config import config
 from trtopt.cli.convert import convert
@@ -33,17 +35,18 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich's panels cut words that are longer than a column
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-app.command(short_help="Turn a network into an engine, and judge it against FP32.")(convert)
-app.command(short_help="Write a framework's network as ONNX, checked against it.")(export)
-app.command(short_help="Measure INT8 scales on samples, and no more.")(calibrate)
-app.command(short_help="Judge candidates by their drift from FP32 on your data.")(compare)
-app.command(short_help="Measure how fast targets are, side by side, or which batch fits.")(bench)
-app.command(short_help="Print what a run found, once more, in any format.")(report)
-app.command(short_help="Show what is in a model, and each node's precision.")(inspect)
-app.command(short_help="Show what this machine can build and run.")(doctor)
-app.command(short_help="Show what the GPUs do now, live or for Prometheus.")(watch)
-app.command(short_help="Write a trtopt.toml for a model, explained line by line.")(init)
-app.command(short_help="Show every setting, and where its value is from.")(config)
+register = partial(app.command, cls=Command)
+register(short_help="Turn a network into an engine, and judge it against FP32.")(convert)
+register(short_help="Write a framework's network as ONNX, checked against it.")(export)
+register(short_help="Measure INT8 scales on samples, and no more.")(calibrate)
+register(short_help="Judge candidates by their drift from FP32 on your data.")(compare)
+register(short_help="Measure how fast targets are, side by side, or which batch fits.")(bench)
+register(short_help="Print what a run found, once more, in any format.")(report)
+register(short_help="Show what is in a model, and each node's precision.")(inspect)
+register(short_help="Show what this machine can build and run.")(doctor)
+register(short_help="Show what the GPUs do now, live or for Prometheus.")(watch)
+register(short_help="Write a trtopt.toml for a model, explained line by line.")(init)
+register(short_help="Show every setting, and where its value is from.")(config)
 
 
 def _version(value: bool) -> None:

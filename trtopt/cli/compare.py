@@ -12,18 +12,22 @@ import typer
 
 from trtopt.cli.options import (
     AllowInconclusiveFlag,
+    ClassesFlag,
     Device,
     DeviceFlag,
     Format,
     FormatFlag,
     GateFlag,
     KindFlag,
+    LabelsFlag,
     MetricFlag,
     RecipeFlag,
     SkipBadFlag,
+    joined,
 )
+from trtopt.cli.settings import is_typed
 
-_OF_A_RUN = ("data", "recipe", "skip_bad", "kind", "metric", "layers", "out", "device")
+_OF_A_RUN = ("data", "recipe", "classes", "labels", "skip_bad", "kind", "metric", "layers", "out", "device")
 """Flags that say how something is run, or where to."""
 
 
@@ -38,8 +42,10 @@ def compare(
         str | None, typer.Option(help="Samples to compare on, with labels where there are any.", show_default=False)
     ] = None,
     recipe: RecipeFlag = None,
+    classes: ClassesFlag = None,
+    labels: LabelsFlag = None,
     skip_bad: SkipBadFlag = False,
-    gate: GateFlag = "",
+    gate: GateFlag = None,
     allow_inconclusive: AllowInconclusiveFlag = False,
     kind: KindFlag = None,
     metric: MetricFlag = None,
@@ -58,7 +64,12 @@ def compare(
     device: DeviceFlag = Device.cpu,
     format: FormatFlag = Format.text,
 ) -> None:
-    """Compare candidates with FP32 on your data: exits 0 when every gate is shown to hold, 1 otherwise."""
+    """Compare candidates with FP32 on your data, and judge them.
+
+    Exits 0 when every gate passes (too few samples for a default one are reported only), 1 when one fails, 2 on an
+    error, 4 when a gate of --gate is inconclusive.
+    """
+    from trtopt import rundir
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import finish
     from trtopt.comparison import compare as run
@@ -66,26 +77,28 @@ def compare(
     from trtopt.config import ComparePlan, DataPlan, JudgePlan, MeasurePlan
     from trtopt.errors import UsageError
 
+    measure = MeasurePlan(kinds=tuple(kind or ()), metrics=tuple(metric or ()))
     if from_ is not None:
-        # What the settings say of them is for the runs that need it.
-        typed = [name for name in _OF_A_RUN if _is_typed(context, name)]
+        # Settings are there for other runs, too: only what was typed is refused.
+        typed = [name for name in _OF_A_RUN if is_typed(context, name)]
         if baseline or typed:
             flags = ", ".join(["models"] * bool(baseline) + [f"--{name.replace('_', '-')}" for name in typed])
             raise UsageError("--from runs nothing", why="it judges what was measured", fix=f"Leave out {flags}")
-        report = judge_again(JudgePlan(run=from_, gates=gate, allow_inconclusive=allow_inconclusive, worst=worst))
-        finish(report, format.value)
+        judged = JudgePlan(
+            run=from_, measure=measure, gates=joined(gate), allow_inconclusive=allow_inconclusive, worst=worst
+        )
+        finish(judge_again(judged), format.value)
     if baseline is None or not candidates:
         raise UsageError("nothing to compare", fix="Name the FP32 ONNX file, then a candidate or more")
     if data is None:
         raise UsageError("nothing to compare on", fix="Add --data DATA (samples that were not calibrated on)")
-    names = candidates[0].name if len(candidates) == 1 else f"{len(candidates)}-candidates"
     plan = ComparePlan(
         baseline=baseline,
         candidates=tuple(candidates),
-        run_dir=out or Path("trtopt-out") / "compare" / baseline.stem / names,
-        data=DataPlan(source=data, recipe=recipe, skip_bad=skip_bad),
-        measure=MeasurePlan(kinds=tuple(kind or ()), metrics=tuple(metric or ())),
-        gates=gate,
+        run_dir=out or rundir.of_comparison(baseline, candidates),
+        data=DataPlan(source=data, recipe=recipe, classes=classes, labels=labels, skip_bad=skip_bad),
+        measure=measure,
+        gates=joined(gate),
         allow_inconclusive=allow_inconclusive,
         layers=layers,
         worst=worst,
@@ -94,8 +107,3 @@ def compare(
     with Narrator() as emit:
         report = run(plan, emit)
     finish(report, format.value)
-
-
-def _is_typed(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"

@@ -13,6 +13,7 @@ import typer
 from trtopt.cli.options import (
     AllowDriftFlag,
     AllowInconclusiveFlag,
+    ClassesFlag,
     Device,
     DeviceFlag,
     DtypeFlag,
@@ -21,6 +22,7 @@ from trtopt.cli.options import (
     FormatFlag,
     GateFlag,
     KindFlag,
+    LabelsFlag,
     MetricFlag,
     OutFlag,
     RecipeFlag,
@@ -28,6 +30,7 @@ from trtopt.cli.options import (
     SignatureFlag,
     SkipBadFlag,
     WeightsFlag,
+    joined,
 )
 
 
@@ -51,6 +54,8 @@ def convert(
         str | None, typer.Option(help="Samples to compare on, with labels where there are any. Not those of --calib.")
     ] = None,
     recipe: RecipeFlag = None,
+    classes: ClassesFlag = None,
+    labels: LabelsFlag = None,
     skip_bad: SkipBadFlag = False,
     method: Annotated[
         str, typer.Option(help="How scales are chosen. auto tries mse, entropy, percentile and minmax.")
@@ -71,7 +76,7 @@ def convert(
     no_bias_correction: Annotated[
         bool, typer.Option("--no-bias-correction", help="Do not correct biases for what rounding loses on average.")
     ] = False,
-    gate: GateFlag = "",
+    gate: GateFlag = None,
     allow_inconclusive: AllowInconclusiveFlag = False,
     kind: KindFlag = None,
     metric: MetricFlag = None,
@@ -97,28 +102,41 @@ def convert(
 ) -> None:
     """Convert a network to a TensorRT engine, and judge it against FP32 on your data.
 
-    Exits 0 when every gate holds, 1 when one fails, 2 on an error, 3 when this machine has no TensorRT.
+    Exits 0 when every gate passes (too few samples for a default one are reported only), 1 when one fails, 2 on an
+    error, 3 when this machine has no TensorRT, 4 when a gate of --gate is inconclusive.
     """
+    from trtopt import rundir
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import finish
     from trtopt.config import BuildPlan, ConvertPlan, DataPlan, ExportPlan, MeasurePlan
+    from trtopt.errors import UsageError
     from trtopt.export.source import identify
     from trtopt.pipeline import convert as run
 
+    source = data or calib
+    if (classes or labels) and not source:
+        raise UsageError(
+            f"{'--classes' if classes else '--labels'} is for samples to compare on", fix="Add --data DATA"
+        )
+    judged_on = (
+        DataPlan(source=source, recipe=recipe, classes=classes, labels=labels, skip_bad=skip_bad) if source else None
+    )
+    # Calibration takes no labels.
+    plain = DataPlan(source=calib, recipe=recipe, skip_bad=skip_bad) if calib else None
     plan = ConvertPlan(
         source=model,
         precision=precision,
-        run_dir=out or Path("trtopt-out") / identify(str(model)).name / precision,
+        run_dir=out or rundir.of_source(identify(str(model)), precision),
         rest=rest,
-        calib=DataPlan(source=calib, recipe=recipe, skip_bad=skip_bad) if calib else None,
+        calib=plain if data else judged_on,
         method=method,
         table=calib_table,
-        data=DataPlan(source=data, recipe=recipe, skip_bad=skip_bad) if data else None,
+        data=judged_on if data else None,
         equalization=not no_equalization,
         bias_correction=not no_bias_correction,
         compare=not no_compare,
         measure=MeasurePlan(kinds=tuple(kind or ()), metrics=tuple(metric or ())),
-        gates=gate,
+        gates=joined(gate),
         allow_inconclusive=allow_inconclusive,
         shapes=tuple(shape or ()),
         device=device.value,

@@ -51,6 +51,7 @@ def export(
 
     Exits 0 when they agree, 2 when they do not or on another error, 3 when the framework is not installed.
     """
+    from trtopt import rundir
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import finish
     from trtopt.config import DataPlan, ExportOnlyPlan, ExportPlan
@@ -59,7 +60,7 @@ def export(
     plan = ExportOnlyPlan(
         source=source,
         out=out,
-        run_dir=Path("trtopt-out") / out.stem / "export",
+        run_dir=rundir.of_export(out),
         shapes=tuple(shape or ()),
         data=DataPlan(source=data, recipe=recipe, skip_bad=skip_bad) if data else None,
         export=ExportPlan(

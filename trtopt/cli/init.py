@@ -45,7 +45,8 @@ data = "data/eval"
 {recipe}
 {shape}
 
-# What decides between exit codes 0 and 1. Without this line there are defaults by kind of output.
+# What decides between exit codes 0, 1 (a gate failed) and 4 (too few samples to tell). Without this line there are
+# defaults by kind of output, and too few samples for one of them exit 0.
 {reasons}
 {gate}
 
@@ -141,7 +142,7 @@ def _quoted(text: str) -> str:
 
 
 def _recipe(inputs: Sequence[TensorSpec]) -> str:
-    """How pictures or texts become inputs, where the model looks like taking them."""
+    """How images or texts become inputs, and what classes are called, where the model looks like taking them."""
     if any(spec.dtype in ("int64", "int32") for spec in inputs):
         return (
             "\n# How texts become token ids: a recipe's name, or a TOML file. Not needed for data that holds ids.\n"
@@ -152,8 +153,11 @@ def _recipe(inputs: Sequence[TensorSpec]) -> str:
         return ""
     name = "grayscale" if channels == {1} else "imagenet"
     return (
-        "\n# How pictures become inputs (size, colours): a recipe's name, or a TOML file. Not needed for arrays.\n"
-        f'# recipe = "{name}"'
+        "\n# How images become inputs (size, colours): a recipe's name, or a TOML file. Not needed for arrays.\n"
+        f'# recipe = "{name}"\n'
+        "\n# Names of the classes, one per line, in the order of the scores: for images in class folders, unless each\n"
+        "# class has a folder and their sorted order is that of the scores.\n"
+        '# classes = "classes.txt"'
     )
 
 

@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from trtopt.errors import UsageError
+
 
 class Format(str, Enum):
     """How the result is printed on stdout."""
@@ -56,14 +58,30 @@ RecipeFlag = Annotated[
         help="How pictures or texts become inputs: a recipe's name (imagenet, grayscale, bert) or a TOML file."
     ),
 ]
+ClassesFlag = Annotated[
+    Path | None,
+    typer.Option(
+        help="Names of the model's classes, for images in class folders: one per line, in the order of the scores, or "
+        ".json."
+    ),
+]
+LabelsFlag = Annotated[
+    Path | None,
+    typer.Option(
+        help="A CSV file of lines FILE,LABEL for a folder of images. Default: labels.csv in it, where there is one."
+    ),
+]
 SkipBadFlag = Annotated[
     bool, typer.Option("--skip-bad", help="Leave unreadable samples out, listed, instead of failing.")
 ]
 GateFlag = Annotated[
-    str, typer.Option(help="Thresholds that decide: top1=1%,cosine=0.99,OUTPUT:sqnr=20. Default: by kind of output.")
+    list[str] | None,
+    typer.Option(
+        help="Thresholds that decide: top1=1%,cosine=0.99,OUTPUT:sqnr=20. May be repeated. Default: by kind of output."
+    ),
 ]
 AllowInconclusiveFlag = Annotated[
-    bool, typer.Option("--allow-inconclusive", help="Exit 0 when there are too few samples to settle a gate.")
+    bool, typer.Option("--allow-inconclusive", help="Exit 0, not 4, when a gate that you asked for is inconclusive.")
 ]
 KindFlag = Annotated[
     list[str] | None,
@@ -78,5 +96,23 @@ MetricFlag = Annotated[
 DeviceFlag = Annotated[Device, typer.Option(help="Where onnxruntime runs the baseline and the typed graph.")]
 FormatFlag = Annotated[Format, typer.Option(help="How the result is printed on stdout.")]
 OutFlag = Annotated[
-    Path | None, typer.Option("--out", "-o", help="Run directory. Default: trtopt-out/<model>/<precision>.")
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        help="Run directory. Default: trtopt-out/<model>/<precision>; <model> gets a digest where another one has its "
+        "name.",
+    ),
 ]
+
+
+def joined(gates: list[str] | None) -> str:
+    """Return the texts of all `--gate` flags as one text; an empty one when there are none.
+
+    Raises:
+        UsageError: one is blank, as a variable is that was never set: it must not loosen the gates.
+    """
+    texts = gates or []
+    if not all(text.strip() for text in texts):
+        raise UsageError("--gate is empty", fix="Write METRIC=LIMIT, or leave it out")
+    return ",".join(texts)

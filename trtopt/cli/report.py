@@ -19,8 +19,8 @@ def report(
 ) -> None:
     """Print the report that a run left, in any format: one run, and an annotation, a summary and a JUnit file of it.
 
-    Exits 0 whatever the verdict was: it was given by the exit code of the run. To hold other gates against what was
-    measured, use trtopt compare --from.
+    Exits 0 whatever the verdict is: the run itself had its exit code. To judge what was measured by other gates, use
+    trtopt compare --from.
     """
     from trtopt.report import show
     from trtopt.stages.report import load

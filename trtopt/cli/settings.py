@@ -32,6 +32,12 @@ PREFIX = "TRTOPT_"
 _NO_FLAG = frozenset({"TRTOPT_DEBUG"})
 """Variables that are read elsewhere."""
 
+_COMMA_SEPARATED = frozenset({"gate"})
+"""Flags that hold several values in one text: a file may give them as a text where others need a list."""
+
+_SETTINGS = "trtopt.settings"
+"""Where the settings are kept for the command that comes next."""
+
 Value = str | bool | int | float | list[str]
 
 
@@ -98,10 +104,34 @@ def apply(context: typer.Context, environment: Mapping[str, str]) -> None:
         from trtopt.cli.console import stderr_console
 
         stderr_console().print(f"[yellow]warning:[/] {FILE} is read, and \\[tool.trtopt] in {settings.ignored} is not")
+    context.meta[_SETTINGS] = settings
     context.default_map = {
-        command: {options[flag].name: setting.value for flag, setting in settings.found[command].items()}
+        command: {option.name: _default(option, found[flag]) for flag, option in options.items() if flag in found}
         for command, options in flags(group).items()
+        for found in [settings.found[command]]
     }
+
+
+def _default(option: TyperOption, setting: Setting) -> Value | None:
+    """The setting's value as the default of a flag."""
+    return [setting.value] if option.multiple and isinstance(setting.value, str) else setting.value
+
+
+def origins(context: typer.Context) -> dict[str, str]:
+    """The file or the variable that set each flag (`--gate`) of a command; flags that were typed are left out."""
+    settings: Settings | None = context.meta.get(_SETTINGS)
+    if settings is None:
+        return {}
+    found = settings.found.get(str(context.info_name), {})
+    options = [param for param in context.command.params if isinstance(param, TyperOption)]
+    untyped = [_long(option) for option in options if not is_typed(context, str(option.name))]
+    return {f"--{flag}": found[flag].name for flag in untyped if flag in found}
+
+
+def is_typed(context: typer.Context, name: str) -> bool:
+    """Whether the parameter `name` was given on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def flags(group: TyperGroup) -> dict[str, dict[str, TyperOption]]:
@@ -189,9 +219,10 @@ def _table(file: _File, name: str, keys: object, group: TyperGroup) -> Iterable[
 
 def _check(where: str, value: object, option: TyperOption, group: TyperGroup) -> Value:
     """The value, if it is of the flag's type and one that the flag takes; `where` names both file and key."""
-    if option.multiple and not isinstance(value, list):
+    items = value if option.multiple and isinstance(value, list) else [value]
+    if option.multiple and items is not value and option.name not in _COMMA_SEPARATED:
         raise UsageError(f"{where} is {_kind(value)}", why="it must be a list", fix="Write [ ] around it")
-    for item in value if option.multiple and isinstance(value, list) else [value]:
+    for item in items:
         kind = _kind(item)
         if option.is_flag:
             wanted = "true or false"
@@ -245,7 +276,7 @@ def _environment(environment: Mapping[str, str], group: TyperGroup) -> Iterable[
         text = environment[name]
         if not text.strip():
             continue
-        if option.multiple:
+        if option.multiple and flag not in _COMMA_SEPARATED:
             yield command, flag, Setting(value=_words(name, text, option, group), origin="environment", name=name)
             continue
         parsed = _parsed(option, text, group, f"environment variable {name}")

@@ -11,13 +11,18 @@ from typing import NoReturn
 
 import typer
 
-from trtopt.errors import EXIT_GATE_FAILED, EXIT_PASS, TrtoptError
+from trtopt.errors import TrtoptError
 from trtopt.types import Report
+from trtopt.verdict import exit_code
 
 
-def finish(report: Report, format: str, unable: TrtoptError | None = None) -> NoReturn:
-    """Print `report`; exit 1 when a gate failed, or could not be settled and the user does not allow that; else 3 when
-    this machine could not build (`unable`), else 0. It is the same when the reader of stdout went away.
+def finish(report: Report, format: str, ended_by: TrtoptError | None = None) -> NoReturn:
+    """Print `report`, and leave with the exit code that `trtopt.verdict.exit_code` gives it.
+
+    A reader of stdout that went away changes nothing.
+
+    Raises:
+        TrtoptError: `ended_by`, where the exit code is its own.
     """
     from trtopt.report import show
 
@@ -26,8 +31,7 @@ def finish(report: Report, format: str, unable: TrtoptError | None = None) -> No
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit):  # SystemExit is what rich makes of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if report.verdict == "fail" or (report.verdict == "inconclusive" and not report.allow_inconclusive):
-        raise typer.Exit(EXIT_GATE_FAILED)
-    if unable is not None:
-        raise unable
-    raise typer.Exit(EXIT_PASS)
+    code = exit_code(report, ended_by)
+    if ended_by is not None and code == ended_by.exit_code:
+        raise ended_by
+    raise typer.Exit(code)

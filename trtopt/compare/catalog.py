@@ -1,4 +1,4 @@
-"""The metrics: their units, which side of a limit is the good one, and what they are called in tables.
+"""The metrics: units, senses of their limits, and labels in tables.
 
 Touches: nothing.
 """
@@ -13,10 +13,10 @@ Sense = Literal["drop", "at least", "at most"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """One metric: `label` in tables, `text` what it is, `unit` of its values and limits, `format` of a value.
+    """One metric: its `label` in tables, a definition in `text`, the `unit` of values and limits, a value's `format`.
 
-    A limit is the least value that is good enough (`at least`), the largest (`at most`), or for a share of samples that
-    should be 100 % the largest `drop` from it, in points. `range` are the values that a limit can mean.
+    A limit is a minimum (`at least`), a maximum (`at most`), or, for a share of samples that should be 100 %, the
+    largest `drop` from it in points. `range` holds the limits that make sense.
     """
 
     label: str
@@ -101,7 +101,7 @@ METRICS = {
     ),
     "extra": Metric(
         label="extra boxes",
-        text="share of the candidate's boxes (score 0.3 or more) that FP32 has not",
+        text="share of the candidate's boxes (score 0.3 or more) that FP32 does not have",
         sense="at most",
         unit="%",
         format=".2f",

@@ -1,10 +1,15 @@
-"""The first layer where drift jumps: what counts as a jump, and the sentence that says why.
+"""The first divergent layer: the criterion for one, and the sentence that explains it.
 
-A sound INT8 layer adds noise of -25 to -45 dB of its output's energy, a 16-bit one -50 to -75 dB; a hard one (a matrix
-product that reads the outliers of a transformer) comes up to -10 dB. With a scale 10 times too small a layer clips most
-of what it reads: -15 to -10 dB for the skip input of a residual Add, mostly -8 to +8 dB elsewhere. Hence two marks.
-Noise of a tenth of the output is a jump wherever it is. Less is one, down to a hundredth, when it stands far above what
-is usual for nodes of that precision in that network.
+The error of a layer is the quantization error that it adds, in dB relative to the energy of its output. Typical values:
+
+- a sound INT8 layer: -25 to -45 dB;
+- a sound 16-bit layer: -50 to -75 dB;
+- a difficult layer, such as a matrix product of activations with outliers in a transformer: up to -10 dB;
+- a layer whose scale is 10 times too small, so that it clips most of its inputs: -15 to -10 dB for the skip input of a
+  residual Add, and mostly -8 to +8 dB elsewhere.
+
+Hence there are two thresholds. An error of -10 dB or more always counts as divergent. Between -20 and -10 dB a layer
+counts as divergent if its error is far above the median of the nodes with its precision in the same network.
 
 Touches: nothing.
 """
@@ -18,74 +23,86 @@ from collections.abc import Collection, Mapping, Sequence
 from trtopt.types import LayerDrift
 
 ALWAYS, NEVER = -10.0, -20.0
-"""dB of the output's energy: this much is a jump whatever is usual, and less than that is none."""
+"""Errors in dB that always and never count as divergent."""
 
 ABOVE_PEERS = 22.0
-"""dB above the median. Seven networks (digits, LeNet, EfficientNet-Lite0, MiniLM, PP-OCRv4's detector and reader,
-Silero) have no jump when they are sound: their noisiest layer stands 19 dB above, at -10.3 dB. When one of their 416
-scales is 10 times too small, the layer behind it is flagged for 414 of them, the least of these 24 dB above; of the
-other two, one leaves the network's result no worse."""
+"""Distance from the median in dB.
+
+Seven sound networks (digits, LeNet, EfficientNet-Lite0, MiniLM, PP-OCRv4's detector and recognizer, Silero) have no
+divergent layer: their largest error is 19 dB above the median, at -10.3 dB. When one of their 416 scales is made 10
+times too small, the layer after it is found for 414 of them, at least 24 dB above the median. One of the other two
+scales does not make the network's outputs worse."""
 
 
 def find(rows: Sequence[LayerDrift], between: Mapping[str, Sequence[str]]) -> tuple[str, str]:
-    """Return the node where drift first jumps (empty: nowhere) and a sentence with the numbers.
+    """Return the first divergent node, empty if there is none, and a sentence that explains the result.
 
-    `between[node]` are nodes without a counterpart whose noise counts to that node.
+    Args:
+        rows: the drift of each node, in graph order.
+        between: for each node, the nodes before it that have no counterpart; their errors count toward it.
     """
     if not rows:
-        return "", "the graphs share no tensor's name: no layer of one can be held against one of the other"
-    marks = {precision: _mark(rows, precision) for precision in {row.precision for row in rows}}
+        return "", "the graphs have no tensor names in common, so their layers cannot be compared"
+    thresholds = {precision: _threshold(rows, precision) for precision in {row.precision for row in rows}}
     for row in rows:
-        if _breaks(row):
-            return row.node, f"{_name(row)} gives NaN or Inf where FP32 gives numbers{_or(between.get(row.node, ()))}"
-        if level(row.added) >= marks[row.precision]:
-            return row.node, _sentence(row, rows) + _or(between.get(row.node, ()))
-    return "", _quiet(rows, marks) + _blind({node for nodes in between.values() for node in nodes})
+        if _turns_infinite(row):
+            sentence = f"{_name(row)} produces NaN or Inf where FP32 is finite"
+            return row.node, sentence + _other_causes(between.get(row.node, ()))
+        if level(row.added) >= thresholds[row.precision]:
+            return row.node, _sentence(row, rows) + _other_causes(between.get(row.node, ()))
+    unmatched = {node for nodes in between.values() for node in nodes}
+    return "", _no_divergence(rows, thresholds) + _unmatched(unmatched)
 
 
-def _quiet(rows: Sequence[LayerDrift], marks: Mapping[str, float]) -> str:
-    noisiest = max(rows, key=lambda row: row.added)
-    if not noisiest.added:
-        return "no layer adds any noise"
+def _no_divergence(rows: Sequence[LayerDrift], thresholds: Mapping[str, float]) -> str:
+    worst = max(rows, key=lambda row: row.added)
+    if not worst.added:
+        return "no layer adds any quantization error"
     return (
-        f"no layer stands out: the noisiest, {_name(noisiest)}, adds {level(noisiest.added):.1f} dB of its output's "
-        f"energy, and a jump is {marks[noisiest.precision]:.1f} dB or more"
+        f"no divergent layer: {_name(worst)} has the largest quantization error, {level(worst.added):.1f} dB relative "
+        f"to its output, and the threshold is {thresholds[worst.precision]:.1f} dB"
     )
 
 
-def _blind(nodes: Collection[str]) -> str:
+def _unmatched(nodes: Collection[str]) -> str:
     if not nodes:
         return ""
-    have = "nodes have" if len(nodes) > 1 else "node has"
-    return f"; {len(nodes)} {have} no counterpart in FP32's graph, and the noise counts to the next that has one"
+    if len(nodes) == 1:
+        return "; 1 node has no counterpart in the FP32 graph, and its error counts toward the next node that has one"
+    return (
+        f"; {len(nodes)} nodes have no counterpart in the FP32 graph, and their errors count toward the next node that "
+        "has one"
+    )
 
 
 def level(added: float) -> float:
-    """Relative noise in dB."""
+    """Return a relative error energy in dB."""
     return 10 * math.log10(added) if added > 0 else -math.inf
 
 
-def _mark(rows: Sequence[LayerDrift], precision: str) -> float:
-    return min(max(_usual(rows, precision) + ABOVE_PEERS, NEVER), ALWAYS)
+def _threshold(rows: Sequence[LayerDrift], precision: str) -> float:
+    """Return the error in dB from which a node of this precision counts as divergent."""
+    return min(max(_median(rows, precision) + ABOVE_PEERS, NEVER), ALWAYS)
 
 
-def _usual(rows: Sequence[LayerDrift], precision: str) -> float:
+def _median(rows: Sequence[LayerDrift], precision: str) -> float:
     return statistics.median_low(level(row.added) for row in rows if row.precision == precision)
 
 
-def _breaks(row: LayerDrift) -> bool:
-    """Whether the first number that is none appears here, with FP32's inputs or with those of the run."""
+def _turns_infinite(row: LayerDrift) -> bool:
+    """Return whether a value first becomes NaN or infinite here, with FP32's inputs or with those of the run."""
     return math.isinf(row.added) or (row.sqnr == -math.inf and row.sqnr_in > -math.inf)
 
 
 def _sentence(row: LayerDrift, rows: Sequence[LayerDrift]) -> str:
-    usual = _usual(rows, row.precision)
-    peers = sum(each.precision == row.precision for each in rows)
-    than = f", where the median of the {peers} {row.precision} nodes is {usual:.1f} dB" if peers > 1 else ""
-    arrives = f"{row.sqnr_in:.1f} dB" if math.isfinite(row.sqnr_in) else "exact"
+    peers = sum(other.precision == row.precision for other in rows)
+    median = ""
+    if peers > 1:
+        median = f" (median of the {peers} {row.precision} nodes: {_median(rows, row.precision):.1f} dB)"
+    inputs = f"an SQNR of {row.sqnr_in:.1f} dB" if math.isfinite(row.sqnr_in) else "no error"
     return (
-        f"{_name(row)} adds noise of {level(row.added):.1f} dB of its output's energy even to FP32's own inputs{than}; "
-        f"in the whole network what it reads is {arrives} and its result {row.sqnr:.1f} dB"
+        f"{_name(row)} adds a quantization error of {level(row.added):.1f} dB relative to its output, even with exact "
+        f"FP32 inputs{median}; in the whole network its inputs have {inputs} and its output has {row.sqnr:.1f} dB"
     )
 
 
@@ -93,8 +110,9 @@ def _name(row: LayerDrift) -> str:
     return f"{row.node} ({row.op}, {row.precision})"
 
 
-def _or(others: Sequence[str]) -> str:
-    if not others:
+def _other_causes(nodes: Sequence[str]) -> str:
+    """Return an addition to a sentence that names nodes without a counterpart, as other possible causes."""
+    if not nodes:
         return ""
-    names = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-    return f"; it may be due to nodes before it that FP32's graph has no tensor of: {names}"
+    names = ", ".join(nodes[:3]) + (", ..." if len(nodes) > 3 else "")
+    return f"; the cause may also be nodes before it without a counterpart in the FP32 graph: {names}"

@@ -1,4 +1,4 @@
-"""How a threshold is written on the command line, and what it means; `trtopt.compare.gate` holds it against outputs.
+"""The grammar of `--gate`: text to gates, with the limits that make no sense refused.
 
 Touches: nothing.
 """
@@ -19,7 +19,7 @@ _SIGNS: dict[str, Sense] = {"<=": "at most", ">=": "at least"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """`limit` for `metric`, of one output or (`output` empty) of every output that has the metric."""
+    """A limit on a metric of one output, or (`output` empty) of every output that has the metric."""
 
     metric: str
     limit: float
@@ -28,17 +28,19 @@ class Gate:
 
 
 def gate(metric: str, limit: float, output: str = "") -> Gate:
-    """A gate on one of the `METRICS`."""
+    """Return a gate on one of the `METRICS`."""
     return Gate(metric=metric, limit=limit, sense=METRICS[metric].sense, output=output)
 
 
 def parse_gates(text: str) -> tuple[Gate, ...]:
-    """Parse `top1=1%,cosine=0.99,logits:sqnr=20,mine>=0.5`; a blank text gives no gates.
+    """Parse `top1=1%,cosine=0.99,logits:sqnr=20,mine>=0.5`. A blank text gives no gates.
+
+    A gate that is written twice is one gate.
 
     Raises:
-        UsageError: a part does not parse, names no metric, or has a limit that cannot be meant.
+        UsageError: a part does not parse, names no metric, or has a limit that makes no sense.
     """
-    return tuple(_parse(part.strip()) for part in text.split(",")) if text.strip() else ()
+    return tuple(dict.fromkeys(_parse(part.strip()) for part in text.split(","))) if text.strip() else ()
 
 
 def _parse(part: str) -> Gate:
@@ -65,35 +67,38 @@ def _parse(part: str) -> Gate:
         example = {"%": "1%", "dB": "20dB"}.get(unit, "0.99")
         raise UsageError(
             f"--gate {part!r} has no limit",
-            why=f"{written['limit'].strip()!r} is no number" + (f" of {unit}" if unit else ", and takes no unit"),
+            why=f"{written['limit'].strip()!r} is not a number" + (f" in {unit}" if unit else ", and it takes no unit"),
             fix=f"Write {metric}{sign}{example}",
         )
     if known is None:
         return Gate(metric=metric, limit=limit, sense=_SIGNS[sign], output=output)
     if sign != "=" and _SIGNS[sign] != known.sense:
         meaning = "takes the largest drop allowed" if known.sense == "drop" else f"must be {known.sense} its limit"
-        raise UsageError(f"--gate {part!r} cannot be meant", why=f"{metric} {meaning}", fix=f"Write {metric}={digits}")
+        raise UsageError(f"invalid limit in --gate {part!r}", why=f"{metric} {meaning}", fix=f"Write {metric}={digits}")
     _check_meaning(metric, limit, part, with_unit=digits != written["limit"].strip())
     return Gate(metric=metric, limit=limit, sense=known.sense, output=output)
 
 
 def _check_meaning(metric: str, limit: float, part: str, *, with_unit: bool) -> None:
-    """Refuse limits that say something else than their writer means, for such a gate holds always, or never."""
+    """Refuse limits that cannot be what the user wants: such a gate would always pass, or never."""
     known = METRICS[metric]
     low, high = known.range
     why = fix = ""
     if known.sense == "drop":
         if not 0 <= limit < 50:
             why = f"{metric} takes the largest drop allowed, in points from 0 to 50"
-            fix = f"Write {metric}={100 - limit:g}%" if 50 <= limit <= 100 else f"Write {metric}=1%"
+            fix = f"Write {metric}={100 - limit:g}%" if 50 < limit <= 100 else f"Write {metric}=1%"
     elif (low, high) == (0.0, 100.0) and known.unit == "%":
         if not low <= limit <= high:
             why, fix = f"{metric} is a percentage", f"Write {metric}=99%"
         elif 0 < limit <= 1 and not with_unit:
-            why, fix = f"{metric} is in percent", f"Write {metric}={100 * limit:g}%, or {metric}={limit:g}% if so meant"
+            why, fix = (
+                f"{metric} is in percent",
+                f"Write {metric}={100 * limit:g}%, or {metric}={limit:g}% if that is what you want",
+            )
     elif limit < low and math.isinf(high):
         why, fix = f"{metric} is never negative", f"Write {metric}=0.01"
     elif not low <= limit <= high:
         why, fix = f"{metric} lies between {low:g} and {high:g}", f"Write {metric}=0.99"
     if why:
-        raise UsageError(f"--gate {part!r} cannot be meant", why=why, fix=fix)
+        raise UsageError(f"invalid limit in --gate {part!r}", why=why, fix=fix)

@@ -1,8 +1,8 @@
-"""How far a candidate's outputs are from the baseline's, accumulated batch by batch.
+"""Drift of a candidate's outputs from the baseline's, accumulated batch by batch.
 
-Every output is read as each kind that it may be of (`trtopt.compare.kinds`) until all samples are seen: only they tell
-whether a vector is a softmax, or a map one of classes. Memory does not grow with the size of the outputs; a few bytes a
-sample are kept, for statistics over samples.
+Every output is read as each kind that it may be (`trtopt.compare.kinds`) until all samples have been run: only then is
+it known whether a vector is a softmax, or a map one of classes. Memory does not grow with the size of the outputs; a
+few bytes per sample are kept, for statistics over samples.
 
 Touches: nothing.
 """
@@ -29,8 +29,8 @@ _Shapes = list[tuple[str, object, tuple[int, ...]]]
 class Metrics:
     """The metrics of all outputs of two models; feed it with `add`, read it with `drifts`.
 
-    `asked` are the kinds of outputs that are not to be guessed. `apart` says that every output has a row for each
-    sample, whatever the batch. `plain` reads outputs as `values` or `exact` and nothing else.
+    `asked` are the kinds that the user named, by output. `apart` says that every output has one row per sample,
+    whatever the batch. With `plain`, outputs are read as `values` or `exact` only.
     """
 
     def __init__(self, asked: Mapping[str, str], *, apart: bool = False, plain: bool = False) -> None:
@@ -44,18 +44,18 @@ class Metrics:
         self._errors: dict[str, ModelError] = {}
 
     def add(self, batch: Outputs) -> None:
-        """Take the outputs for some samples.
+        """Add the outputs for some samples.
 
         Raises:
             ModelError: the candidate lacks an output, or gives one that cannot be compared with FP32's.
-            UsageError: a kind is asked for of an output that there is not, or that cannot be of it.
+            UsageError: the user named an unknown output, or a kind that the output cannot be.
         """
         for name in batch.reference:
             if name not in batch.candidate:
                 raise ModelError(
                     f"the candidate has no output {name}",
                     why=f"it gives {', '.join(batch.candidate)}",
-                    fix="Compare a model with what was made from it",
+                    fix="Compare a model with a candidate that was made from it",
                 )
         layout = _layout(batch) if self._apart else None
         if layout != self._gathered_layout:
@@ -65,23 +65,23 @@ class Metrics:
         self._gathered_values += sum(array.size for array in batch.reference.values())
         self._gathered_samples += len(batch.indices)
         full = self._gathered_values >= _GATHERED_VALUES or self._gathered_samples >= _GATHERED_SAMPLES
-        # The first batch is not kept waiting: what is wrong from the start is said at once.
+        # The first batch is not kept waiting, so that faults are reported at once.
         if full or layout is None or not self._readers:
             self._flush()
 
     def drifts(self, ids: Sequence[str]) -> tuple[OutputDrift, ...]:
-        """The metrics of every output, in order; those that are read with another one's are in its place.
+        """Return the metrics of every output, in order; outputs that are read together have one entry.
 
         `ids` name the samples of the dataset.
 
         Raises:
-            ModelError: an output is not what the user says that it is, or cannot be compared with FP32's.
+            ModelError: an output is not of the kind that the user named, or cannot be compared with FP32's.
         """
         chosen = self._chosen()
         return tuple(reader.drift(ids) for reader in chosen.values())
 
     def notes(self) -> list[str]:
-        """What a careful user wants to know of how the outputs were read."""
+        """Return remarks on how the outputs were read."""
         return [reader.note for reader in self._chosen().values() if reader.note]
 
     def _chosen(self) -> dict[str, Reader]:
@@ -125,7 +125,7 @@ class Metrics:
             if name not in first.reference:
                 near = difflib.get_close_matches(name, first.reference, 1)
                 raise UsageError(
-                    f"--kind names {name!r}, which is no output",
+                    f"--kind names an unknown output {name!r}",
                     fix=f"Did you mean {near[0]}?" if near else f"The outputs are: {', '.join(first.reference)}",
                 )
         return {name: self._open(name, first) for name in first.reference}
@@ -143,7 +143,7 @@ class Metrics:
                 )
             return [reader]
         opening = Opening(name=name, first=first, beside=beside)
-        # What is for everything else comes last.
+        # The kinds that take everything come last.
         modules = sorted(self._kinds, key=lambda module: module.PLAIN)
         return [reader for module in modules if (reader := module.reader(opening)) is not None]
 
@@ -157,8 +157,9 @@ def _not_of(name: str, kind: str) -> ModelError:
 
 
 def _layout(batch: Outputs) -> _Shapes | None:
-    """Names, types and shapes after the first axis: where they are the same, batches can be joined; None where the
-    first axis is not the samples'.
+    """Return names, types and shapes after the first axis: batches that have these in common can be joined.
+
+    It is None where the first axis does not count samples.
     """
     arrays = [*batch.reference.items(), *batch.candidate.items()]
     apart = all(array.shape[:1] == (len(batch.indices),) for _, array in arrays)

@@ -1,4 +1,4 @@
-"""Whether an exported model still computes what its framework does, on the same inputs, in the metrics of `compare`.
+"""Check of an export: compare the outputs of the exported model with those of its framework, for the same inputs.
 
 Touches: nothing itself; the runner runs the model.
 """
@@ -22,12 +22,14 @@ from trtopt.errors import ModelError
 from trtopt.types import Comparison, OutputDrift, ShapeRange, TensorSpec
 
 LIMIT_DB = 80.0
-"""Least SQNR of an exported output: a relative error of 1e-4. Rounding in another order leaves ten to a thousand times
-less, and a wrong attribute or a lost operation far more.
+"""Lowest SQNR of an output that passes: a relative error of 1e-4. Rounding in another order causes errors that are ten
+to a thousand times smaller. A wrong attribute or a missing operation causes far larger ones.
 """
 
 _SAMPLES = 8
+"""Number of samples of a dataset to check on."""
 _DRAWS = 2
+"""Number of random inputs per shape."""
 _SEED = 0
 
 Feed = Mapping[str, Array]
@@ -35,7 +37,13 @@ Feed = Mapping[str, Array]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feeds:
-    """Inputs to check on: where they are from, in words; what they depend on; and the arrays, made when needed."""
+    """Inputs to check on.
+
+    Attributes:
+        source: a description for messages.
+        digest: a digest of everything that the arrays depend on.
+        draw: returns the arrays; called only if the result is not cached.
+    """
 
     source: str
     digest: str
@@ -44,7 +52,13 @@ class Feeds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """The framework's side: the source's name, what ran it, and for each feed its outputs in the model's order."""
+    """Results of the framework.
+
+    Attributes:
+        name: the name of the source.
+        ran: the framework that ran it.
+        outputs: for each feed, the outputs in the order of the model.
+    """
 
     name: str
     ran: str
@@ -52,60 +66,80 @@ class Reference:
 
 
 def from_data(dataset: Dataset) -> Feeds:
-    """Up to eight samples from all over a dataset; where samples may be joined, two of them joined as well."""
+    """Return up to eight samples spread over a dataset, and two of them joined if the dataset allows joining."""
     count = len(dataset)
-    places = sorted({round(i * (count - 1) / max(_SAMPLES - 1, 1)) for i in range(_SAMPLES)})
+    indices = sorted({round(i * (count - 1) / max(_SAMPLES - 1, 1)) for i in range(_SAMPLES)})
 
     def draw() -> list[Feed]:
-        feeds = [dataset.load(place) for place in places]
+        feeds: list[Feed] = [dataset.load(index) for index in indices]
+        # A joined feed finds an export with a constant batch size.
         if dataset.batched and len(feeds) > 1:
-            joined = {name: np.concatenate([feeds[0][name], feeds[-1][name]]) for name in feeds[0]}
-            return [*feeds, joined]
-        return [*feeds]
+            feeds.append({name: np.concatenate([feeds[0][name], feeds[-1][name]]) for name in feeds[0]})
+        return feeds
 
-    return Feeds(source=f"{len(places)} samples of {dataset.source}", digest=dataset.digest, draw=draw)
+    return Feeds(source=f"{len(indices)} samples of {dataset.source}", digest=dataset.digest, draw=draw)
 
 
 def random(inputs: Sequence[TensorSpec], ranges: Sequence[ShapeRange]) -> Feeds:
-    """Random inputs, the same ones each time, of the smallest and of the usual shapes: an export that has a size of its
-    example written into it fails on one of them.
+    """Return random inputs of the smallest and of the usual shapes. They are the same each time.
 
-    Floats are normal; whole numbers are 0 or 1, the first of each row 1, so that they are valid ids and masks.
+    An export that contains a size of its example inputs as a constant fails for one of these shapes. Floats are drawn
+    from the normal distribution. Integers are 0 or 1, and the first of each row is 1, so that they are valid ids and
+    masks.
+
+    Args:
+        inputs: the model's inputs.
+        ranges: the shape ranges of its dynamic inputs.
     """
-    known = {entry.name: entry for entry in ranges}
-    small = {spec.name: known[spec.name].min if spec.name in known else spec.shape for spec in inputs}
-    usual = {spec.name: known[spec.name].opt if spec.name in known else spec.shape for spec in inputs}
-    shapes = [small, usual] if small != usual else [usual]
+    by_name = {entry.name: entry for entry in ranges}
+    smallest, usual = {}, {}
+    for spec in inputs:
+        entry = by_name.get(spec.name)
+        smallest[spec.name] = entry.min if entry else spec.shape
+        usual[spec.name] = entry.opt if entry else spec.shape
+    all_shapes = [smallest, usual] if smallest != usual else [usual]
 
     def draw() -> list[Feed]:
         generator = np.random.default_rng(_SEED)
-        return [
-            {spec.name: _draw(generator, spec.dtype, tuple(map(int, wanted[spec.name]))) for spec in inputs}
-            for wanted in shapes
-            for _ in range(_DRAWS)
-        ]
+        feeds: list[Feed] = []
+        for shapes in all_shapes:
+            for _ in range(_DRAWS):
+                feeds.append(
+                    {spec.name: _draw(generator, spec.dtype, tuple(map(int, shapes[spec.name]))) for spec in inputs}
+                )
+        return feeds
 
-    words = f"{_DRAWS * len(shapes)} random inputs (seed {_SEED})"
-    return Feeds(source=words, digest=hashlib.sha256(repr((inputs, shapes, _SEED)).encode()).hexdigest(), draw=draw)
+    return Feeds(
+        source=f"{_DRAWS * len(all_shapes)} random inputs (seed {_SEED})",
+        digest=hashlib.sha256(repr((inputs, all_shapes, _SEED)).encode()).hexdigest(),
+        draw=draw,
+    )
 
 
 def check(reference: Reference, runner: Runner, feeds: Sequence[Feed], source: str) -> Comparison:
-    """Return the drift of the exported model, run by `runner`, from the framework's outputs for the same feeds.
+    """Return the drift of the exported model from the framework's outputs for the same feeds, with a verdict.
+
+    Args:
+        reference: the results of the framework.
+        runner: runs the exported model.
+        feeds: the inputs that both ran on.
+        source: a description of the feeds.
 
     Raises:
-        ModelError: they differ in number or in shape.
+        ModelError: the outputs differ in number or in shape.
         DataError: the exported model cannot be run on a feed.
     """
     metrics = Metrics({}, plain=True)
-    for i, (feed, wanted) in enumerate(zip(feeds, reference.outputs, strict=True)):
-        made = runner.run(feed)
-        if len(made) != len(wanted):
+    for i, (feed, expected) in enumerate(zip(feeds, reference.outputs, strict=True)):
+        outputs = runner.run(feed)
+        if len(outputs) != len(expected):
             raise ModelError(
-                f"the export of {reference.name} has {len(made)} outputs", why=f"the source itself has {len(wanted)}"
+                f"the export of {reference.name} has {len(outputs)} outputs",
+                why=f"the source itself has {len(expected)}",
             )
-        metrics.add(Outputs(reference=dict(zip(made, wanted, strict=True)), candidate=made, indices=(i,)))
-    outputs = metrics.drifts([f"input {i}" for i in range(len(feeds))])
-    gates = judge(outputs, [_gate(output) for output in outputs], len(feeds))
+        metrics.add(Outputs(reference=dict(zip(outputs, expected, strict=True)), candidate=outputs, indices=(i,)))
+    drifts = metrics.drifts([f"input {i}" for i in range(len(feeds))])
+    gates = judge(drifts, [_gate(drift) for drift in drifts], len(feeds))
     return Comparison(
         baseline=reference.name,
         candidate="source.onnx",
@@ -114,25 +148,30 @@ def check(reference: Reference, runner: Runner, feeds: Sequence[Feed], source: s
         data=source,
         samples=len(feeds),
         labelled=False,
-        outputs=outputs,
+        outputs=drifts,
         gates=gates,
         verdict=verdict(gates),
     )
 
 
 def line(comparison: Comparison) -> str:
-    """One line about the check."""
-    errors = [output.values["sqnr"] for output in comparison.outputs if "sqnr" in output.values]
-    worst = f", SQNR {min(errors):.0f} dB or better" if errors and math.isfinite(min(errors)) else ""
-    worst = ", identical" if not worst and comparison.verdict == "pass" else worst
-    return f"{comparison.baseline_ran} and onnxruntime on {comparison.data}: {comparison.verdict}{worst}"
+    """Return the summary line of the check, with the lowest SQNR of the outputs."""
+    line = f"{comparison.baseline_ran} and onnxruntime on {comparison.data}: {comparison.verdict}"
+    sqnrs = [output.values["sqnr"] for output in comparison.outputs if "sqnr" in output.values]
+    if sqnrs and math.isfinite(min(sqnrs)):
+        return f"{line}, SQNR at least {min(sqnrs):.0f} dB"
+    return f"{line}, outputs are identical" if comparison.verdict == "pass" else line
 
 
-def _gate(output: OutputDrift) -> Gate:
-    return gate("equal", 100.0, output.output) if output.kind == "exact" else gate("sqnr", LIMIT_DB, output.output)
+def _gate(drift: OutputDrift) -> Gate:
+    """Return the gate of an output: integers must be equal, floats must reach `LIMIT_DB`."""
+    if drift.kind == "exact":
+        return gate("equal", 100.0, drift.output)
+    return gate("sqnr", LIMIT_DB, drift.output)
 
 
 def _draw(generator: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> Array:
+    """Return random values that are valid for any input of this dtype."""
     if dtype.startswith(("float", "bfloat")):
         return generator.normal(size=shape).astype(dtype)
     values = generator.integers(0, 2, shape)

@@ -1,5 +1,4 @@
-"""What a number of samples can tell: confidence bounds of a share and of a drop in accuracy, and when they settle a
-limit.
+"""Confidence bounds of a share and of a drop in accuracy, and whether they settle a limit.
 
 Every bound here is one-sided at 95 %, and truly so: the true value lies above `high` in at most 5 % of cases, and below
 `low` in at most 5 %. That is why a share has the exact bounds and not Wilson's, which at a limit of 1 % pass a share of
@@ -37,7 +36,9 @@ class Bounds:
 
 
 def share(hits: float, samples: int) -> Bounds:
-    """Bounds of a share, exact (Clopper and Pearson 1934, Biometrika 26:404). `hits` may be a fraction, for estimates.
+    """Return the exact bounds of a share (Clopper and Pearson 1934, Biometrika 26:404).
+
+    `hits` may be a fraction, for estimates.
 
     Raises:
         ValueError: there are no samples, or more hits than samples.
@@ -52,7 +53,7 @@ def share(hits: float, samples: int) -> Bounds:
 
 
 def drop(only_before: float, only_after: float, samples: int) -> Bounds:
-    """Bounds of the drop in accuracy on the same samples, `(only_before - only_after) / samples`.
+    """Return the bounds of the drop in accuracy on the same samples, `(only_before - only_after) / samples`.
 
     `only_before` samples were right before and wrong after, `only_after` the other way round; those on which both agree
     say nothing of the drop but their number. The bounds are Tango's score interval for a difference of paired shares
@@ -89,7 +90,10 @@ def drop(only_before: float, only_after: float, samples: int) -> Bounds:
 
 
 def mcnemar(only_before: int, only_after: int) -> float:
-    """The p-value of McNemar's exact test that neither is right more often (McNemar 1947, Psychometrika 12:153)."""
+    """Return the p-value of McNemar's exact test that neither model is right more often.
+
+    McNemar 1947, Psychometrika 12:153.
+    """
     from scipy.stats import binomtest
 
     discordant = only_before + only_after
@@ -97,9 +101,10 @@ def mcnemar(only_before: int, only_after: int) -> float:
 
 
 def settles(bounds: Bounds, limit: float, *, floor: bool = False) -> Verdict:
-    """`pass` when the value is shown to be at most `limit` (`floor`: at least), `fail` when it is shown not to be, else
-    `inconclusive`. A limit of exactly 0 (`floor`: 1) asks for no exception in these samples, and is held against the
-    value itself: no number of samples would show that there is none.
+    """Return `pass` when the value is shown to be at most `limit` (`floor`: at least), `fail` when the contrary is.
+
+    Between the two it is `inconclusive`. A limit of exactly 0 (`floor`: 1) allows no exception in these samples, and is
+    compared with the value itself: no number of samples would show that there is none.
     """
     if floor:
         mirrored = Bounds(value=1.0 - bounds.value, low=1.0 - bounds.high, high=1.0 - bounds.low)
@@ -112,9 +117,9 @@ def settles(bounds: Bounds, limit: float, *, floor: bool = False) -> Verdict:
 
 
 def needed(estimate: Callable[[int], Bounds], limit: float, *, floor: bool = False) -> int:
-    """About how many samples would settle the limit, if the shares stay as they are; 0 when no number would.
+    """Return about how many samples would settle the limit with shares as they are; 0 when no number would.
 
-    `estimate(n)` are the bounds with `n` samples.
+    `estimate(n)` returns the bounds with `n` samples.
     """
     count = 1
     while settles(estimate(count), limit, floor=floor) == "inconclusive":

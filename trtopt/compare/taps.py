@@ -1,6 +1,6 @@
-"""Which tensors of two graphs mean the same, and copies of the graphs that show them.
+"""Matching tensors of two graphs, and edits that make tensors outputs or inputs of a graph.
 
-Touches: the onnx-ir models that it is given.
+Touches: the onnx-ir models that are passed in.
 """
 
 from __future__ import annotations
@@ -16,29 +16,40 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 _RETYPING = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear", "Identity"})
-"""What a typed graph holds between a node and the tensor that still has the FP32 graph's name."""
+"""Operators that a typed graph may have between a node and the tensor that keeps the name of the FP32 graph."""
 
 _FLOATS = {"FLOAT16": "fp16", "BFLOAT16": "bf16", "FLOAT": "fp32", "DOUBLE": "fp64"}
+"""Names of precisions by the names of their ONNX dtypes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An equalized activation, and the tensors before it that are scaled with it, by the same factors: the weighted
-    node that reads it, and the axis of its channels.
+    """An equalized activation. The tensors before it that are scaled by the same factors have the same link.
+
+    Attributes:
+        consumer: the name of a weighted node that consumes the activation.
+        axis: the axis of its channels.
     """
 
-    reader: str
+    consumer: str
     axis: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """A result of a node that both graphs compute.
+    """A node's result that both graphs compute.
 
-    `tensor` is its name in the typed graph, `reference` that in the FP32 graph. `chain` leads from the one to what has
-    the other's meaning, through casts and Q/DQ: the noise of these is the node's. `link` is there when the tensor was
-    equalized and its counterpart was not. `before` are the points that the node reads, and `between` the computing
-    nodes without a counterpart that stand between them and it.
+    Attributes:
+        node: the name of the node in the typed graph.
+        op: its operator.
+        precision: its precision.
+        tensor: the name of the result in the typed graph.
+        reference: the name of the result in the FP32 graph.
+        chain: the tensors of the typed graph from `tensor`, through casts and Q/DQ, to the one that corresponds to
+            `reference`. The errors of these casts and Q/DQ are attributed to the node.
+        link: the equalized activation, if the tensor is equalized and its counterpart is not.
+        before: the points that the node's inputs are computed from, by `tensor`.
+        between: the computing nodes without a counterpart between these points and the node.
     """
 
     node: str
@@ -53,42 +64,47 @@ class Point:
 
     @property
     def end(self) -> str:
-        """The typed tensor that is held against FP32's."""
+        """Tensor of the typed graph that is compared with FP32's."""
         return self.chain[-1]
 
 
 def points(reference: ir.Model, typed: ir.Model) -> tuple[Point, ...]:
-    """Every result of a computing node, and every output, of the typed graph that the FP32 graph has too, in order.
+    """Return the results of computing nodes, and the outputs, that both graphs have, in the order of the typed graph.
 
-    They are matched by name: what quantizes ONNX keeps the names of what it was given, and gives new ones to the casts
-    and Q/DQ that it inserts. Types and shapes must have been inferred; tensors whose shapes differ are no match.
+    They are matched by name. A quantizer for ONNX keeps the names of existing tensors, and gives new names to the casts
+    and Q/DQ nodes that it inserts. Tensors whose shapes differ do not match. Types and shapes must have been inferred.
     """
-    known = {value.name: value for node in reference.graph for value in node.outputs if _is_floating(value)}
-    found: dict[str, Point] = {}
-    ends: dict[ir.Value, str] = {}
+    references = {value.name: value for node in reference.graph for value in node.outputs if _is_floating(value)}
+    matched: dict[str, Point] = {}
+    # The point of every tensor that is part of a chain.
+    point_of: dict[ir.Value, str] = {}
     for node in typed.graph:
         for value in _results(node):
-            chain, counterpart, link = _counterpart(value, known)
-            if not chain or value in ends or not (_computes(node) or chain[-1].is_graph_output()):
+            chain, counterpart, link = _counterpart(value, references)
+            if not chain or value in point_of:
                 continue
-            before, between = _before(node, value, ends)
-            found[value.name or ""] = Point(
-                node=node.name or value.name or "",
+            # Results of nodes without arithmetic are of interest only as outputs.
+            if not _computes(node) and not chain[-1].is_graph_output():
+                continue
+            name = value.name or ""
+            before, between = _before(node, value, point_of)
+            matched[name] = Point(
+                node=node.name or name,
                 op=node.op_type,
                 precision=_precision(node),
-                tensor=value.name or "",
+                tensor=name,
                 reference=counterpart,
-                chain=tuple(each.name or "" for each in chain),
+                chain=tuple(tensor.name or "" for tensor in chain),
                 link=link,
                 before=before,
                 between=between,
             )
-            ends.update(dict.fromkeys(chain, value.name or ""))
-    return tuple(found.values())
+            point_of.update(dict.fromkeys(chain, name))
+    return tuple(matched.values())
 
 
 def _is_floating(value: ir.Value) -> bool:
-    """Whether the value is a tensor of 16, 32 or 64 bits of floating point."""
+    """Return whether the value is a floating-point tensor of 16, 32 or 64 bits."""
     return value.dtype is not None and value.dtype.name in _FLOATS
 
 
@@ -97,70 +113,83 @@ def _computes(node: ir.Node) -> bool:
 
 
 def _results(node: ir.Node) -> Iterator[ir.Value]:
-    """The floating-point results of a node: those of a MatMul with the bias that stands behind it.
+    """Yield the floating-point results of a node. For a MatMul followed by a bias, yield the sum.
 
-    They are one layer. Bias correction takes the mean error of a product's weight out in the Add, so that neither
-    tensor alone has FP32's meaning.
+    The two are one layer. Bias correction compensates in the Add for the mean error of the MatMul's weights, so the
+    product alone does not correspond to FP32's.
     """
     if node.op_type in _RETYPING:
         return
     for value in node.outputs:
         if _is_floating(value):
-            sum_of = _biased(value) if node.op_type == "MatMul" else None
-            yield sum_of if sum_of is not None else value
+            biased = _biased(value) if node.op_type == "MatMul" else None
+            yield biased if biased is not None else value
 
 
 def _biased(value: ir.Value) -> ir.Value | None:
-    """The sum of a product and its bias, when an Add of a constant is all that reads the product."""
+    """Return the sum of a product and its bias, or None if the only consumer is not an Add of a constant vector."""
     uses = list(value.uses())
     if len(uses) != 1 or value.is_graph_output():
         return None
-    reader, index = uses[0].node, uses[0].idx
-    if reader.op_type == "Cast":
-        return _biased(reader.outputs[0])
-    bias = constant(reader.inputs[1 - index]) if reader.op_type == "Add" else None
-    return reader.outputs[0] if bias is not None and bias.ndim == 1 else None
+    consumer, index = uses[0].node, uses[0].idx
+    if consumer.op_type == "Cast":
+        return _biased(consumer.outputs[0])
+    if consumer.op_type != "Add":
+        return None
+    bias = constant(consumer.inputs[1 - index])
+    return consumer.outputs[0] if bias is not None and bias.ndim == 1 else None
 
 
-def _counterpart(value: ir.Value, known: Mapping[str | None, ir.Value]) -> tuple[list[ir.Value], str, Link | None]:
-    """The tensors from `value` to the nearest that has a counterpart, its name there, and the link when `value` is
-    equalized; no tensors when none has one.
+def _counterpart(value: ir.Value, references: Mapping[str | None, ir.Value]) -> tuple[list[ir.Value], str, Link | None]:
+    """Find the nearest tensor, from `value` through casts and Q/DQ, that has a counterpart in the FP32 graph.
+
+    Returns:
+        The tensors from `value` to the one found, the name of the counterpart, and the link if the tensor is equalized.
+        There are no tensors if none has a counterpart.
     """
-    todo = [[value]]
-    while todo:
-        path = todo.pop(0)
+    # Breadth first, so that the nearest one is found.
+    paths = [[value]]
+    while paths:
+        path = paths.pop(0)
         last = path[-1]
         if _is_floating(last):
             name = last.name or ""
-            if name in known and _fits(last, known[name]):
-                return [*path, *_clipped(last, known[name])], name, None
+            if name in references and _same_shape(last, references[name]):
+                return [*path, *_clipped(last, references[name])], name, None
+            # An equalized tensor has the name of the FP32 tensor with a suffix.
             plain = name.removesuffix(SUFFIX)
-            link = _link(last) if plain != name and plain in known and _fits(last, known[plain]) else None
-            if link is not None:
-                return path, plain, link
-        todo += [[*path, use.node.outputs[0]] for use in last.uses() if use.node.op_type in _RETYPING and use.idx == 0]
+            if plain != name and plain in references and _same_shape(last, references[plain]):
+                link = _link(last)
+                if link is not None:
+                    return path, plain, link
+        for use in last.uses():
+            # The other inputs of Q/DQ are scales and zero points.
+            if use.node.op_type in _RETYPING and use.idx == 0:
+                paths.append([*path, use.node.outputs[0]])
     return [], "", None
 
 
 def _clipped(value: ir.Value, reference: ir.Value) -> list[ir.Value]:
-    """The tensors of the Q/DQ behind `value` that does the work of FP32's Relu or Clip; none when it is not so.
+    """Return the tensors of the Q/DQ after `value` that replaces FP32's Relu or Clip; none if there is none.
 
-    onnxruntime's quantizer drops these operators, gives their name to what they read, and lets Q cut off the rest.
+    onnxruntime's quantizer removes these operators, renames their inputs to their outputs, and lets Q clip the values.
     """
-    source, was = value.producer(), reference.producer()
-    if source is None or was is None or was.op_type not in ("Relu", "Clip") or source.op_type == was.op_type:
+    producer, removed = value.producer(), reference.producer()
+    if producer is None or removed is None or removed.op_type not in ("Relu", "Clip"):
         return []
+    if producer.op_type == removed.op_type:
+        return []  # it was not removed
     chain = [value]
     for op in ("QuantizeLinear", "DequantizeLinear"):
-        readers = [use.node for use in chain[-1].uses()]
-        if len(readers) != 1 or readers[0].op_type != op:
+        consumers = [use.node for use in chain[-1].uses()]
+        if len(consumers) != 1 or consumers[0].op_type != op:
             return []
-        chain.append(readers[0].outputs[0])
+        chain.append(consumers[0].outputs[0])
     return chain[1:]
 
 
-def _fits(one: ir.Value, other: ir.Value) -> bool:
-    """Whether two tensors can have the same shape, as far as their shapes are known."""
+def _same_shape(one: ir.Value, other: ir.Value) -> bool:
+    """Return whether two tensors can have the same shape, as far as their shapes are known."""
     ours, theirs = dims(one), dims(other)
     if ours is None or theirs is None:
         return True
@@ -168,92 +197,103 @@ def _fits(one: ir.Value, other: ir.Value) -> bool:
 
 
 def _link(value: ir.Value) -> Link | None:
-    """The link of an equalized tensor: what reads such a tensor is one weighted node, in the end."""
+    """Return the link of an equalized tensor: the first weighted node that consumes it, and the channel axis there."""
     while uses := list(value.uses()):
-        reader = uses[0].node
-        if reader.op_type in ("Conv", "Gemm", "MatMul"):
-            return Link(reader.name or reader.outputs[0].name or "", 1 if reader.op_type == "Conv" else -1)
-        value = reader.outputs[0]
+        # Every consumer leads to a weighted node of the link: the first one identifies it.
+        consumer = uses[0].node
+        if consumer.op_type in ("Conv", "Gemm", "MatMul"):
+            axis = 1 if consumer.op_type == "Conv" else -1
+            return Link(consumer.name or consumer.outputs[0].name or "", axis)
+        value = consumer.outputs[0]
     return None
 
 
-def _before(node: ir.Node, value: ir.Value, ends: Mapping[ir.Value, str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The points that are read to give `value`, a result of `node`, and the nodes without a counterpart on the way."""
-    read: dict[str, None] = {}
+def _before(
+    node: ir.Node, value: ir.Value, point_of: Mapping[ir.Value, str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the points that a result of `node` is computed from, and the nodes without a counterpart on the way."""
+    before: dict[str, None] = {}  # used as ordered sets
     between: dict[str, None] = {}
     last = value.producer()
-    todo = [last] if last is not None else []
-    seen = set(todo)
-    while todo:
-        for each in todo.pop().inputs:
-            source = each.producer() if each is not None else None
-            if each is not None and each in ends:
-                read[ends[each]] = None
-            elif source is not None and source not in seen:
-                seen.add(source)
-                todo.append(source)
-                if _computes(source) and source is not node and any(map(_is_floating, source.outputs)):
-                    between[source.name or source.outputs[0].name or ""] = None
-    return tuple(read), tuple(between)
+    pending = [last] if last is not None else []
+    visited = set(pending)
+    while pending:
+        for consumed in pending.pop().inputs:
+            if consumed is None:
+                continue
+            if consumed in point_of:
+                before[point_of[consumed]] = None
+                continue
+            producer = consumed.producer()
+            if producer is None or producer in visited:
+                continue
+            visited.add(producer)
+            pending.append(producer)
+            if _computes(producer) and producer is not node and any(map(_is_floating, producer.outputs)):
+                between[producer.name or producer.outputs[0].name or ""] = None
+    return tuple(before), tuple(between)
 
 
 def _precision(node: ir.Node) -> str:
-    """The precision that the graph itself gives a node: that of its dequantized inputs, or else of its results."""
+    """Return the precision of a node in the graph: that of its dequantized inputs, or else that of its results."""
     for value in node.inputs:
-        source = value.producer() if value is not None else None
-        if source is not None and source.op_type == "DequantizeLinear":
-            codes = source.inputs[0]
-            kind = codes.dtype.name if codes is not None and codes.dtype is not None else ""
-            return "fp8" if kind.startswith("FLOAT8") else kind.lower()
+        producer = value.producer() if value is not None else None
+        if producer is not None and producer.op_type == "DequantizeLinear":
+            codes = producer.inputs[0]
+            dtype = codes.dtype.name if codes is not None and codes.dtype is not None else ""
+            return "fp8" if dtype.startswith("FLOAT8") else dtype.lower()
     return next(_FLOATS[value.dtype.name] for value in node.outputs if value.dtype is not None and _is_floating(value))
 
 
 def show(model: ir.Model, tensors: Sequence[str]) -> dict[str, str]:
-    """Make these floating-point tensors the outputs of the graph, as float32, and drop what none of them needs.
+    """Make floating-point tensors the outputs of the graph, as float32, and remove the nodes that are then not needed.
 
-    Returns the name of the output that shows each.
+    Returns:
+        The name of the output for each tensor.
     """
     import onnx_ir as ir
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     graph, taken = model.graph, names(model.graph)
     values = {value.name: value for node in graph for value in node.outputs}
-    shown = {}
+    outputs = {}
     for name in dict.fromkeys(tensors):
         value = values[name]
         if value.dtype != ir.DataType.FLOAT:
             value = cast(graph, value, ir.DataType.FLOAT, unique(f"{name}/shown", taken), taken)
-        shown[name] = value
-    graph.outputs[:] = list(shown.values())
+        outputs[name] = value
+    graph.outputs[:] = list(outputs.values())
     RemoveUnusedNodesPass()(model)
-    return {name: value.name or "" for name, value in shown.items()}
+    return {name: value.name or "" for name, value in outputs.items()}
 
 
 def give(model: ir.Model, chosen: Sequence[Point]) -> dict[str, str]:
-    """Let all that reads these points read new graph inputs instead, float32.
+    """Replace these points by new float32 graph inputs for all of their consumers.
 
-    Returns the name of the input that stands for each point that is read at all.
+    Returns:
+        The name of the input for each point that has a consumer, by `Point.tensor`.
     """
     import onnx_ir as ir
 
     graph, taken = model.graph, names(model.graph)
     values = {value.name: value for node in graph for value in node.outputs}
-    given = {}
+    inputs = {}
     for point in chosen:
         chain = [values[name] for name in point.chain]
-        links = {value.producer() for value in chain[1:]}
+        # The casts and Q/DQ of the chain itself keep their inputs: their errors belong to the node.
+        inner = {value.producer() for value in chain[1:]}
         name = unique(f"{point.tensor}/given", taken)
         source = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=chain[-1].shape)
         for value in chain:
-            uses = [use for use in value.uses() if use.node not in links]
+            uses = [use for use in value.uses() if use.node not in inner]
             if not uses or not _is_floating(value):
                 continue
-            stand_in = source
+            replacement = source
             if value.dtype is not None and value.dtype != ir.DataType.FLOAT:
-                stand_in = cast(graph, source, value.dtype, unique(f"{value.name}/given_cast", taken), taken)
+                replacement = cast(graph, source, value.dtype, unique(f"{value.name}/given_cast", taken), taken)
             for use in uses:
-                use.node.replace_input_with(use.idx, stand_in)
+                use.node.replace_input_with(use.idx, replacement)
         if source.uses():
             graph.inputs.append(source)
-            given[point.tensor] = name
-    return given
+            inputs[point.tensor] = name
+    return inputs

@@ -1,7 +1,8 @@
-"""Arrays in NumPy's formats: one .npy or .npz whose first axis counts samples, or a folder with one sample a file.
+"""Arrays in NumPy's formats: one .npy or .npz whose first axis counts samples, or a folder with one sample per file.
 
 Nothing is unpickled. Of an array that is stored as it is (.npy, and .npz made by `numpy.savez`) one sample at a time is
 read, so memory does not grow with the file. A compressed array cannot be read in part: it is unpacked once and kept.
+The checksums in a .npz are compared when it is opened (of stored arrays) and when it is unpacked (of compressed ones).
 
 Touches: reads .npy and .npz files.
 """
@@ -18,7 +19,7 @@ from typing import IO
 import numpy as np
 
 from trtopt.data.dataset import Array, Feed
-from trtopt.data.digest import of_file, of_files
+from trtopt.data.digest import Span, of_file, of_named
 from trtopt.data.sample import LABEL_KEYS, Header, Samples, class_indices, single_labels
 from trtopt.errors import DataError
 from trtopt.types import TensorSpec
@@ -29,11 +30,12 @@ MAX_UNPACKED = 8 << 30
 """Bytes that the compressed arrays of one .npz may unpack to."""
 
 _LOCAL_HEADER = 30
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """Where an array lies: in a file from `offset` on, or compressed in the zip member `member` (`offset` -1)."""
+    """Where an array is: in a file from `offset` on, or compressed in the zip member `member` (`offset` -1)."""
 
     path: Path
     member: str
@@ -50,15 +52,19 @@ class Stored:
         """
         if 0 in self.shape:
             return np.zeros(self.shape, self.dtype)
+        where = f"{self.path}: {self.member}" if self.member else str(self.path)
         try:
             if self.offset >= 0:
                 raw = np.memmap(self.path, np.uint8, "r", self.offset, (self.dtype.itemsize * math.prod(self.shape),))
                 values = np.asarray(raw).view(self.dtype)
                 return values.reshape(self.shape[::-1]).T if self.fortran else values.reshape(self.shape)
             with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
-                return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+                values = np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+                while file.read(_CHUNK):  # the checksum is that of the whole member, and compared at its end
+                    pass
+                return values
         except Exception as error:
-            raise _unreadable(str(self.path), error) from error
+            raise _unreadable(where, error) from error
 
     def row(self, i: int) -> Array:
         """Return a copy of the i-th array along the first axis; unless in Fortran's order, no more than it is read.
@@ -100,10 +106,11 @@ def read_file(path: Path, inputs: tuple[TensorSpec, ...]) -> Samples:
     """Return the samples of one .npy or .npz: the first axis of every array counts them.
 
     Raises:
-        DataError: the file cannot be read, or its arrays differ in length.
+        DataError: the file cannot be read, an array is damaged, or the arrays differ in length.
     """
     single = _single(path, inputs)
     stored = open_file(path, single)
+    digest = _digest(path)
     if any(not array.shape for array in stored.values()):
         name = next(name for name, array in stored.items() if not array.shape)
         raise DataError(f"{path}: {name} has no axis", why="the first axis of an array counts the samples")
@@ -125,7 +132,7 @@ def read_file(path: Path, inputs: tuple[TensorSpec, ...]) -> Samples:
 
     return Samples(
         source=str(path),
-        digest=of_file(path),
+        digest=digest,
         ids=tuple(f"{path.name}[{i}]" for i in range(count)),
         peek=peek,
         read=read,
@@ -143,10 +150,13 @@ def read_folder(folder: Path, names: tuple[str, ...], inputs: tuple[TensorSpec, 
     """Return one sample for each file. With `skip_bad` an unreadable file costs its label, not the others'.
 
     Raises:
-        DataError: only some of the files have a label, or (unless `skip_bad`) one cannot be read.
+        DataError: only some of the files have a label, or (unless `skip_bad`) one cannot be read or is damaged.
     """
+    bad: dict[int, DataError] = {}
 
     def arrays(i: int) -> dict[str, Stored]:
+        if i in bad:
+            raise bad[i]
         return open_file(folder / names[i], _single(folder / names[i], inputs))
 
     def peek(i: int) -> Mapping[str, Header]:
@@ -163,12 +173,23 @@ def read_folder(folder: Path, names: tuple[str, ...], inputs: tuple[TensorSpec, 
         key = label_key(tuple(stored), inputs)
         return np.array(stored[key].read()) if key else None
 
-    readable = [i for i in range(len(names)) if not skip_bad or _opens(arrays, i)]
-    found = single_labels([label(i) for i in readable], tuple(names[i] for i in readable), str(folder))
+    digests: list[str] = []
+    given: dict[int, Array | None] = {}
+    for i, name in enumerate(names):
+        try:
+            given[i] = label(i)
+            digests.append(_digest(folder / name))
+        except DataError as error:
+            if not skip_bad:
+                raise
+            bad[i] = error
+            digests.append(of_file(folder / name))
+    readable = [i for i in range(len(names)) if i not in bad]
+    found = single_labels([given[i] for i in readable], tuple(names[i] for i in readable), str(folder))
     by_place = dict(zip(readable, found, strict=True)) if found is not None else {}
     return Samples(
         source=str(folder),
-        digest=of_files(folder, names),
+        digest=of_named(zip(names, digests, strict=True)),
         ids=names,
         peek=peek,
         read=read,
@@ -182,12 +203,14 @@ def label_key(names: tuple[str, ...], inputs: tuple[TensorSpec, ...]) -> str:
     return next((name for name in names if name in LABEL_KEYS and name not in taken), "")
 
 
-def _opens(arrays: Callable[[int], Mapping[str, Stored]], i: int) -> bool:
-    try:
-        arrays(i)
-    except DataError:
-        return False
-    return True
+def _digest(path: Path) -> str:
+    """Return the digest of the file's bytes; those of an .npz are compared with its checksums on the way."""
+    if path.suffix.lower() != ".npz":
+        return of_file(path)
+    with zipfile.ZipFile(path) as archive:
+        stored = [info for info in archive.infolist() if info.compress_type == zipfile.ZIP_STORED]
+    spans = [Span(info.filename, _data_offset(path, info), info.file_size, info.CRC) for info in stored]
+    return of_file(path, spans=spans)
 
 
 def _single(path: Path, inputs: tuple[TensorSpec, ...]) -> str:
@@ -218,7 +241,7 @@ def _open_npz(path: Path) -> dict[str, Stored]:
         for info in archive.infolist():
             name = info.filename.removesuffix(".npy")
             if name == info.filename:
-                raise DataError(f"{path}: {name} in it is no array")
+                raise DataError(f"{path}: {name} in it is not an array")
             with archive.open(info) as file:
                 dtype, shape, fortran = _header(file, f"{path.name}: {name}")
                 _fits(path, info.file_size - file.tell(), dtype, shape)

@@ -18,15 +18,47 @@ Feed = dict[str, Array]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClassList:
+    """A list of classes that labels are places in: `count` classes, which are `what`, in words."""
+
+    count: int
+    what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Groups:
+    """Samples that are fed `size` at a time, because the model's batch is fixed: their own `ids` and `labels`.
+
+    Row i of each array of a feed is that of the i-th of its `members`. The rows that the last feed lacks are filled
+    with samples from the start.
+    """
+
+    size: int
+    ids: tuple[str, ...]
+    labels: tuple[int, ...] | None = None
+
+    def members(self, feed: int) -> tuple[int, ...]:
+        """Return the indices of the samples that a feed holds, without those that only fill it."""
+        return tuple(range(feed * self.size, min((feed + 1) * self.size, len(self.ids))))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
     """Samples for calibration or evaluation.
 
-    `load(i)` returns sample i as a feed: one array for each model input, already of that input's dtype and rank. When
-    `batched`, the first axis of every array is a batch axis of size 1 and samples may be joined along it; otherwise a
-    sample is fed on its own (a model whose first axis is time, say). `labels[i]` is the class index of sample i, where
-    the source has labels. `ids[i]` names the sample (a file name, or `calib.npz[3]`). `digest` is the SHA-256 of the
-    content and of the recipe. `shapes` are the different shapes that samples have, each as the model's inputs are fed,
-    in their order. `notes` are assumptions that the reader made and that the user must be told.
+    Attributes:
+        source: where they are from, as the user wrote it.
+        digest: SHA-256 of the content and of the recipe, but not of the labels.
+        ids: the name of each sample: a file name, or `calib.npz[3]`.
+        load: returns sample i as a feed: one array per model input, already of that input's dtype and rank.
+        batched: the first axis of every array is a batch axis of size 1, and samples may be joined along it. Otherwise
+            a sample is fed on its own (for a model whose first axis is time, say).
+        labels: the class index of each sample, where the source has labels.
+        class_list: the list that labels are places in, if so: right only for a model with as many scores.
+        shapes: the different shapes that samples have, each as the model's inputs are fed, in their order.
+        groups: the samples in each feed, where the model's batch is fixed above 1. A feed is then what is called a
+            sample above; labels are in `groups` only.
+        notes: assumptions that the reader made and that the user must be told.
     """
 
     source: str
@@ -35,7 +67,9 @@ class Dataset:
     load: Callable[[int], Feed]
     batched: bool
     labels: tuple[int, ...] | None = None
+    class_list: ClassList | None = None
     shapes: tuple[tuple[tuple[int, ...], ...], ...] = ()
+    groups: Groups | None = None
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:

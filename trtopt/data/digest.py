@@ -6,18 +6,51 @@ Touches: reads the files that it is given.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+from trtopt.errors import DataError
 
 _CHUNK = 1 << 20
 
 
-def of_file(path: Path, *more: str) -> str:
-    """Return the digest of the file's bytes and of `more` (a recipe's digest, say), in hexadecimal."""
+class Span(NamedTuple):
+    """A part of a file, of `size` bytes from `start` on, whose CRC-32 is known; `name` is for an error."""
+
+    name: str
+    start: int
+    size: int
+    crc: int
+
+
+def of_file(path: Path, *more: str, spans: Sequence[Span] = ()) -> str:
+    """Return the digest of the file's bytes and of `more` (a recipe's digest, say), in hexadecimal.
+
+    The file is read once, a piece at a time, also to compare `spans` with their checksums.
+
+    Raises:
+        DataError: a span does not have its checksum.
+    """
     whole = hashlib.sha256()
+    sums = [0] * len(spans)
+    position = 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             whole.update(chunk)
+            for i, span in enumerate(spans):
+                first, last = max(span.start - position, 0), span.start + span.size - position
+                if first < min(last, len(chunk)):
+                    sums[i] = zlib.crc32(memoryview(chunk)[first:last], sums[i])
+            position += len(chunk)
+    for span, found in zip(spans, sums, strict=True):
+        if found != span.crc:
+            raise DataError(
+                f"{path}: {span.name} is damaged",
+                why="its values do not match the checksum that was saved with them",
+                fix="Copy the file again, or save it again with numpy.savez",
+            )
     if not more:
         return whole.hexdigest()
     return hashlib.sha256("\n".join((whole.hexdigest(), *more)).encode()).hexdigest()
@@ -25,5 +58,10 @@ def of_file(path: Path, *more: str) -> str:
 
 def of_files(folder: Path, names: Iterable[str], *more: str) -> str:
     """Return the digest of the files' names and bytes, in the order given, and of `more`."""
-    lines = [f"{of_file(folder / name)} {name}" for name in names]
+    return of_named(((name, of_file(folder / name)) for name in names), *more)
+
+
+def of_named(digests: Iterable[tuple[str, str]], *more: str) -> str:
+    """Return the digest of (name, digest) pairs, in the order given, and of `more`."""
+    lines = [f"{digest} {name}" for name, digest in digests]
     return hashlib.sha256("\n".join((*lines, *more)).encode()).hexdigest()

@@ -1,14 +1,13 @@
-"""Pictures: a folder of them, with labels when they lie in class subfolders.
+"""Images: a folder of them. `labels` says of which classes they are.
 
-Touches: reads picture files. Pillow decodes them; only the formats below are tried, truncated data is an error, and so
-is a picture with more pixels than Pillow's guard against decompression bombs allows.
+Touches: reads image files. Pillow decodes them; only the formats below are tried, truncated data is an error, and so is
+an image with more pixels than Pillow's guard against decompression bombs allows.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,99 +30,53 @@ _FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _TYPES = ("float32", "float16", "float64", "uint8")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pictures:
-    """The pictures of a folder: names relative to it, sorted; the class index of each, when it has one; remarks."""
-
-    folder: Path
-    names: tuple[str, ...]
-    labels: tuple[int, ...] | None
-    notes: tuple[str, ...]
-
-
-def find(folder: Path) -> Pictures:
-    """Return the folder's pictures, in the order of their names.
-
-    Pictures in subfolders are labelled by the name of the top one: by the number, when all names are numbers, else by
-    its place among the sorted names. Hidden files are passed over.
-
-    Raises:
-        DataError: some pictures lie in subfolders and some do not.
-    """
+def find(folder: Path) -> tuple[str, ...]:
+    """Return the sorted names, relative to the folder, of the images in it and below it, without hidden files."""
     found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     files = (path.relative_to(folder) for path in found)
-    names = sorted(path.as_posix() for path in files if not any(part.startswith(".") for part in path.parts))
-    classed = [name for name in names if "/" in name]
-    if not classed:
-        return Pictures(folder=folder, names=tuple(names), labels=None, notes=())
-    if len(classed) < len(names):
-        loose = next(name for name in names if "/" not in name)
-        raise DataError(
-            f"{folder}: some pictures lie in class subfolders and some do not",
-            why=f"{loose} is in none",
-            fix="Sort all of them into subfolders, or none",
-        )
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    numbered = all(name.isascii() and name.isdigit() for name in classes)
-    if len(classes) == 1 and not numbered:
-        note = f"the pictures lie in one subfolder, {classes[0]}, which is not taken for a label"
-        return Pictures(folder=folder, names=tuple(names), labels=None, notes=(note,))
-    index = {name: int(name) if numbered else place for place, name in enumerate(classes)}
-    shown = ", ".join(f"{place}={name}" for name, place in list(index.items())[:3])
-    note = f"labels are the places of the {len(classes)} subfolders in sorted order ({shown}, ...)"
-    labels = tuple(index[name.partition("/")[0]] for name in names)
-    return Pictures(folder=folder, names=tuple(names), labels=labels, notes=() if numbered else (note,))
+    return tuple(sorted(path.as_posix() for path in files if not any(part.startswith(".") for part in path.parts)))
 
 
-def read_pictures(pictures: Pictures, recipe: Recipe, inputs: tuple[TensorSpec, ...]) -> Samples:
-    """Return the pictures as samples of the model's one input, made by the recipe.
+def read_images(folder: Path, ids: tuple[str, ...], recipe: Recipe, inputs: tuple[TensorSpec, ...]) -> Samples:
+    """Return the images of these names as samples of the model's one input, made by the recipe.
 
     Raises:
-        DataError: the model has several inputs, or one of a type that pictures cannot have.
-        UsageError: the recipe has no [image] table, or it does arithmetic for an input of whole numbers.
+        DataError: the model has several inputs, or one of a type that images cannot have.
+        UsageError: the recipe has no [image] table, or it does arithmetic for an input of integers.
     """
     if len(inputs) != 1:
         names = ", ".join(spec.name for spec in inputs)
         raise DataError(
-            f"{pictures.folder}: pictures feed one input",
+            f"{folder}: images feed one input",
             why=f"the model has {len(inputs)}: {names}",
             fix="Give a .npz with an array for each input",
         )
     name, dtype = inputs[0].name, inputs[0].dtype
     if dtype not in _TYPES:
-        raise DataError(f"{pictures.folder}: pictures cannot feed input {name}", why=f"it is {dtype}")
+        raise DataError(f"{folder}: images cannot feed input {name}", why=f"it is {dtype}")
     how = recipe.image
     if how is None:
-        raise UsageError(f"recipe {recipe.name} has no [image] table", why=f"{pictures.folder} holds pictures")
+        raise UsageError(f"recipe {recipe.name} has no [image] table", why=f"{folder} holds images")
     if dtype == "uint8" and (how.scale != 1 or any(how.mean) or any(x != 1 for x in how.std)):
         raise UsageError(
             f"recipe {recipe.name} states scale, mean or std",
             why=f"input {name} is uint8, so the model takes untouched pixels",
         )
-    ids = pictures.names
 
     def peek(i: int) -> Mapping[str, Header]:
-        return {name: Header(dtype, output_shape(header_size(pictures.folder / ids[i]), how, ids[i]))}
+        return {name: Header(dtype, output_shape(header_size(folder / ids[i]), how, ids[i]))}
 
     def read(i: int) -> dict[str, Array]:
-        return {name: to_array(decode(pictures.folder / ids[i]), how).astype(dtype, copy=False)}
+        return {name: to_array(decode(folder / ids[i]), how).astype(dtype, copy=False)}
 
-    return Samples(
-        source=str(pictures.folder),
-        digest=of_files(pictures.folder, ids, recipe.digest),
-        ids=ids,
-        peek=peek,
-        read=read,
-        labels=pictures.labels,
-        notes=pictures.notes,
-    )
+    return Samples(source=str(folder), digest=of_files(folder, ids, recipe.digest), ids=ids, peek=peek, read=read)
 
 
 def header_size(path: Path) -> tuple[int, int]:
     """Return (height, width) from the file's header, without decoding it.
 
     Raises:
-        DataError: it is no picture, has too many pixels, or has more than 8 bits a channel.
+        DataError: it is not an image, has too many pixels, or has more than 8 bits per channel.
     """
     from PIL import Image
 
@@ -133,17 +86,17 @@ def header_size(path: Path) -> tuple[int, int]:
             with Image.open(path, formats=_FORMATS) as picture:
                 mode, (width, height) = picture.mode, picture.size
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: too many pixels", why=str(error), fix="Make the picture smaller") from error
+        raise DataError(f"{path}: too many pixels", why=str(error), fix="Make the image smaller") from error
     except Exception as error:
         raise _unreadable(path, error) from error
     if mode.startswith(("I", "F")):
         # Pillow would clip 16 bits to 8 when it converts.
-        raise DataError(f"{path}: more than 8 bits a channel (mode {mode})", fix="Convert it to 8 bits, or give .npy")
+        raise DataError(f"{path}: more than 8 bits per channel (mode {mode})", fix="Convert it to 8 bits, or give .npy")
     return height, width
 
 
 def decode(path: Path) -> Picture:
-    """Return the whole picture in memory.
+    """Return the whole image in memory.
 
     Raises:
         DataError: it is corrupt or truncated.
@@ -161,7 +114,7 @@ def decode(path: Path) -> Picture:
 
 
 def to_array(picture: Picture, how: ImageRecipe) -> npt.NDArray[np.float32] | npt.NDArray[np.uint8]:
-    """Return the picture as [c, h, w] or [h, w, c]: uint8 where the recipe has no arithmetic, else float32."""
+    """Return the image as [c, h, w] or [h, w, c]: uint8 where the recipe has no arithmetic, else float32."""
     from PIL import Image
 
     picture = picture.convert("L" if how.color == "gray" else "RGB")
@@ -187,10 +140,10 @@ def to_array(picture: Picture, how: ImageRecipe) -> npt.NDArray[np.float32] | np
 
 
 def output_shape(size: tuple[int, int], how: ImageRecipe, name: str) -> tuple[int, ...]:
-    """Return the shape that `to_array` makes of a picture of that (height, width).
+    """Return the shape that `to_array` makes of an image of that (height, width).
 
     Raises:
-        DataError: the crop is larger than the picture.
+        DataError: the crop is larger than the image.
     """
     height, width = _resized(size, how)
     if how.crop and (how.crop[0] > height or how.crop[1] > width):
@@ -217,4 +170,4 @@ def _resized(size: tuple[int, int], how: ImageRecipe) -> tuple[int, int]:
 def _unreadable(path: Path, error: Exception) -> DataError:
     why = " ".join(str(error).split())[:200] or type(error).__name__
     fix = "Remove it, or leave such samples out with --skip-bad"
-    return DataError(f"{path}: cannot be read as a picture", why=why, fix=fix)
+    return DataError(f"{path}: cannot be read as an image", why=why, fix=fix)

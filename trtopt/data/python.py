@@ -127,7 +127,7 @@ def _arrays(sample: Any, where: str) -> dict[str, Array]:
 
 @contextmanager
 def current_folder_importable() -> Iterator[None]:
-    """Let the user's own modules be found where he stands, as `python -m` does."""
+    """Let modules in the current folder be found, as `python -m` does."""
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:

@@ -1,4 +1,6 @@
-"""Recipes: how a picture or a text becomes a model's input. A recipe is a TOML file with an [image] or a [text] table.
+"""Recipes: how an image or a text becomes a model's input. A recipe is a TOML file with an [image] or a [text] table.
+
+    classes = "classes.txt"     # names of the classes, in the order of the scores: a file (see `classes`), or a list
 
     [image]
     resize = "shorter:256"      # the shorter side; or [height, width]; left out: not resized
@@ -29,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from trtopt.data.classes import Classes, from_list, read_classes
 from trtopt.errors import DataError, UsageError
 from trtopt.requires import require
 from trtopt.types import TensorSpec
@@ -39,7 +42,7 @@ Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lan
 Padding = Literal["max_length", "none"]
 
 FILE_NAME = "recipe.toml"
-"""A recipe of this name inside a folder of pictures belongs to them."""
+"""A recipe of this name inside a folder of images belongs to them."""
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _SCALE = 1 / 255
@@ -47,7 +50,7 @@ _SCALE = 1 / 255
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRecipe:
-    """How a picture becomes an array; see the module's text for each field.
+    """How an image becomes an array; see the module's text for each field.
 
     `resize` is the length of the shorter side, or (height, width). `mean` and `std` are empty, or have one value, or
     one for each channel. EXIF orientation is not applied, as in torchvision.
@@ -90,10 +93,11 @@ class Recipe:
     name: str
     image: ImageRecipe | None = None
     text: TextRecipe | None = None
+    classes: Classes | None = None
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the settings (not of the name, nor of the tokenizer file)."""
+        """SHA-256 of the settings (not of the name, the classes or the tokenizer file)."""
         text = (self.text.max_length, self.text.padding) if self.text else None
         return hashlib.sha256(repr((self.image, text)).encode()).hexdigest()
 
@@ -104,7 +108,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     A tokenizer is looked for beside a recipe file, and in the current folder for a recipe that comes with trtopt.
 
     Raises:
-        UsageError: there is no such recipe, it is no TOML, or a key or a value in it is wrong.
+        UsageError: there is no such recipe, it is not TOML, or a key or a value in it is wrong.
     """
     path = Path(name_or_path)
     if path.suffix == ".toml" or path.is_file():
@@ -123,7 +127,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
 
 
 def recipe_for(folder: Path, inputs: tuple[TensorSpec, ...]) -> tuple[Recipe, str]:
-    """Return the recipe for a folder of pictures when the user named none, and a sentence that says which one it is.
+    """Return the recipe for a folder of images when the user named none, and a sentence that says which one it is.
 
     It is the folder's `recipe.toml`; else, for an input of rank 4 with 1 or 3 channels and a fixed height and width, a
     common one: ImageNet's for 3 channels (the shorter side to 256/224 of the size, centre crop, mean and std, as in
@@ -134,20 +138,20 @@ def recipe_for(folder: Path, inputs: tuple[TensorSpec, ...]) -> tuple[Recipe, st
         UsageError: the folder's recipe is wrong.
     """
     if (folder / FILE_NAME).is_file():
-        return load_recipe(folder / FILE_NAME), f"pictures are read by {folder / FILE_NAME}"
+        return load_recipe(folder / FILE_NAME), f"images are preprocessed with {folder / FILE_NAME}"
     spec = inputs[0]
     wanted = f"input {spec.name} is {spec.dtype} [{', '.join(map(str, spec.shape))}]"
     nchw = len(spec.shape) == 4 and spec.shape[1] in (1, 3)
     if not nchw and (len(spec.shape) != 4 or spec.shape[3] not in (1, 3)):
         raise DataError(
-            f"{folder}: pictures do not fit the model",
+            f"{folder}: images do not fit the model",
             why=f"{wanted}, which is not [batch, channels, height, width] with 1 or 3 channels",
             fix="Give arrays (.npy, .npz), or say how with --recipe",
         )
     channels, h, w = spec.shape[1:] if nchw else (spec.shape[3], *spec.shape[1:3])
     if not isinstance(h, int) or not isinstance(w, int):
         raise DataError(
-            f"{folder}: the size of the pictures is not known",
+            f"{folder}: the size of the images is not known",
             why=f"{wanted}, so its height or width is dynamic",
             fix="Say how to resize with --recipe",
         )
@@ -162,30 +166,39 @@ def recipe_for(folder: Path, inputs: tuple[TensorSpec, ...]) -> tuple[Recipe, st
         std=() if raw or channels == 1 else _STD,
     )
     return Recipe(name="default", image=image), (
-        f"no recipe was given, so this one is assumed for pictures: {image}; if the model was trained otherwise, "
+        f"no recipe was given, so this one is assumed for images: {image}; if the model was trained otherwise, "
         "its results are wrong: say how with --recipe"
     )
 
 
 def parse_recipe(table: Mapping[str, Any], name: str, folder: Path) -> Recipe:
-    """Return the recipe that a parsed TOML file states; a relative tokenizer path is taken from `folder`.
+    """Return the recipe that a parsed TOML file states; relative paths are taken from `folder`.
 
     Raises:
         UsageError: a key or a value is wrong.
     """
-    _known(table, ("image", "text"), name, "table")
+    _known(table, ("image", "text", "classes"), name, "table or key")
     if not table:
         raise UsageError(f"{name}: the recipe is empty", why="it needs an [image] or a [text] table")
     parts = {key: table.get(key) for key in ("image", "text")}
     for key, part in parts.items():
         if part is not None and not isinstance(part, dict):
-            raise UsageError(f"{name}: {key} is no table", fix=f"Write [{key}] on a line of its own")
+            raise UsageError(f"{name}: {key} is not a table", fix=f"Write [{key}] on a line of its own")
     image, text = parts["image"], parts["text"]
     return Recipe(
         name=name,
         image=None if image is None else _image(image, f"{name} [image]"),
         text=None if text is None else _text(text, f"{name} [text]", folder),
+        classes=_classes(table["classes"], name, folder) if "classes" in table else None,
     )
+
+
+def _classes(value: Any, name: str, folder: Path) -> Classes:
+    if isinstance(value, list):
+        return from_list(value, f"classes of {name}")
+    if not isinstance(value, str):
+        raise UsageError(f"{name}: classes is {value!r}", fix="Write a list of names, or the path of a file of names")
+    return read_classes(folder / value)
 
 
 def _image(table: Mapping[str, Any], where: str) -> ImageRecipe:
@@ -256,6 +269,7 @@ def _known(table: Mapping[str, Any], allowed: tuple[str, ...], where: str, kind:
     for key in table:
         if key not in allowed:
             fix = f"{_suggest(key, allowed)}There are {', '.join(allowed)}"
+            fix = "Write it above the first table" if kind == "key" and key == "classes" else fix
             raise UsageError(f"{where}: unknown {kind} {key}", fix=fix)
 
 

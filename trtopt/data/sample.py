@@ -1,4 +1,4 @@
-"""What a reader found, checked against the model's inputs and turned into a `Dataset`.
+"""Samples of a reader, checked against the model's inputs and turned into a `Dataset`.
 
 The rule for the batch axis, for each array of a sample: when its rank is one less than the input's, an axis of 1 is put
 in front; when the ranks are equal, it is fed as it is. Samples may be joined (`Dataset.batched`) when the first
@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trtopt.data.dataset import Array, Dataset, Feed
+from trtopt.data.dataset import Array, ClassList, Dataset, Feed, Groups
 from trtopt.errors import DataError
 from trtopt.types import Dim, TensorSpec
 
@@ -51,6 +51,7 @@ class Samples:
     peek: Callable[[int], Mapping[str, Header]]
     read: Callable[[int], Feed]
     labels: tuple[int, ...] | None = None
+    class_list: ClassList | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -85,6 +86,7 @@ def to_dataset(samples: Samples, inputs: tuple[TensorSpec, ...], *, skip_bad: bo
         load=load,
         batched=dynamic and len(shapes) == 1 and all(shape[:1] == (1,) for shape in next(iter(shapes))),
         labels=None if labels is None else tuple(labels[i] for i in kept),
+        class_list=samples.class_list,
         shapes=tuple(sorted(shapes)),
         notes=tuple(notes),
     )
@@ -136,7 +138,7 @@ def check(headers: Mapping[str, Header], inputs: tuple[TensorSpec, ...], sample:
         raise DataError(f"{sample}: nothing for input {', '.join(missing)}", why=f"{found}; the model wants {wanted}")
     unknown = [str(name) for name in headers if name not in names]
     if unknown:
-        raise DataError(f"{sample}: {', '.join(unknown)} is no input", why=f"the model's inputs are {wanted}")
+        raise DataError(f"{sample}: {', '.join(unknown)} is not an input", why=f"the model's inputs are {wanted}")
     batch = _fixed_batch(inputs)
     fed = tuple(_check_one(headers[spec.name], spec, batch, sample) for spec in inputs)
     added = {len(headers[spec.name].shape) < len(spec.shape) for spec in inputs}
@@ -184,7 +186,7 @@ def fit(feed: Feed, inputs: tuple[TensorSpec, ...], sample: str) -> Feed:
             bad = int(array.size - np.isfinite(array).sum())
             raise DataError(
                 f"{sample}: {bad} of {array.size} values of {spec.name} are NaN or infinite",
-                fix="Mend the sample, or leave such samples out with --skip-bad",
+                fix="Fix the sample, or leave such samples out with --skip-bad",
             )
         native = array.dtype.newbyteorder("=") if array.dtype.name == spec.dtype else np.dtype(spec.dtype)
         array = np.ascontiguousarray(array, dtype=native).reshape(array.shape)
@@ -213,7 +215,7 @@ def single_labels(values: list[Array | None], ids: tuple[str, ...], source: str)
     """Return the labels of samples that each hold their own, or None when none does.
 
     Raises:
-        DataError: only some samples have one, or one is no class index.
+        DataError: only some samples have one, or one is not a class index.
     """
     if all(value is None for value in values):
         return None
@@ -244,23 +246,25 @@ def _fixed_batch(inputs: tuple[TensorSpec, ...]) -> int:
 
 
 def _grouped(dataset: Dataset, size: int) -> Dataset:
-    count = len(dataset)
-    groups = [range(start, start + size) for start in range(0, count, size)]
-    repeated = len(groups) * size - count
+    groups, count = Groups(size=size, ids=dataset.ids, labels=dataset.labels), len(dataset)
+    members = [groups.members(feed) for feed in range(-(-count // size))]
+    missing = len(members) * size - count
 
-    def load(place: int) -> Feed:
-        feeds = [dataset.load(min(i, count - 1)) for i in groups[place]]
-        return {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
+    def load(feed: int) -> Feed:
+        # Others than the last sample, so that no sample weighs much more than another in what is measured on feeds.
+        samples = [dataset.load(i % count) for i in range(feed * size, (feed + 1) * size)]
+        return {name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]}
 
-    note = f"the model's batch is fixed at {size}: {count} samples are fed as {len(groups)} groups"
-    note += f", the last sample {repeated} times more to fill the last group" if repeated else ""
-    note += "; labels are not used" if dataset.labels is not None else ""
+    note = f"the model's batch is fixed at {size}: {count} samples are fed in groups of {size}"
+    note += f", the last one filled with {missing} sample{'s' * (missing != 1)} from the start" if missing else ""
     return Dataset(
         source=dataset.source,
         digest=dataset.digest,
-        ids=tuple(f"{dataset.ids[g[0]]} to {dataset.ids[min(g[-1], count - 1)]}" for g in groups),
+        ids=tuple(f"{dataset.ids[places[0]]} to {dataset.ids[places[-1]]}" for places in members),
         load=load,
         batched=False,
+        class_list=dataset.class_list,
         shapes=tuple(tuple((size, *shape[1:]) for shape in fed) for fed in dataset.shapes),
+        groups=groups,
         notes=(*dataset.notes, note),
     )

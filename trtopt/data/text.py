@@ -82,9 +82,9 @@ def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise DataError(f"{sample}: no JSON", why=str(error)[:200]) from error
+                raise DataError(f"{sample}: not JSON", why=str(error)[:200]) from error
             if not isinstance(row, dict):
-                raise DataError(f"{sample}: no JSON object", why="a row maps each input's name to its values")
+                raise DataError(f"{sample}: not a JSON object", why="a row maps each input's name to its values")
             yield sample, row
 
 
@@ -142,7 +142,7 @@ def _tokenize(
     tokenizer = _tokenizer(how)
     for row, sample in zip(rows, ids, strict=True):
         if not isinstance(row.get("text"), str):
-            raise DataError(f"{sample}: text is no string")
+            raise DataError(f"{sample}: text is not a string")
     part = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
     wanted = {spec.name: part.get(spec.name, "ids" if len(inputs) == 1 else "") for spec in inputs}
     unknown = [name for name, field in wanted.items() if not field]

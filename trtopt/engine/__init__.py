@@ -1,1 +1,1 @@
-"""Typed ONNX to an engine, and an engine to outputs: `--backend NAME` is the module of that name."""
+"""Backends that turn typed ONNX graphs into engines, and engines into outputs: `--backend NAME` is the module NAME."""

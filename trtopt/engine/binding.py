@@ -1,9 +1,8 @@
-"""One feed of an onnxruntime session, bound to buffers that stay where the model runs: a run copies nothing.
+"""Binding of an onnxruntime session to buffers on the device where the model runs, so that a run copies nothing.
 
-The same code on the CPU and on the GPU: what `trtopt bench` times, and what calibration on the GPU reads its tensors
-from.
+The same code serves the CPU and the GPU. `trtopt bench` times bound runs; calibration on the GPU reads their tensors.
 
-Touches: memory of the machine or of the GPU, released with the objects.
+Touches: memory of the host or of the GPU, released with the objects.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ _EXHAUSTED = (
     "alloc_failed",
     "smaller than requested bytes",
 )
-"""What onnxruntime's arena, CUDA, cuBLAS, cuDNN and C++ say, in lower case, when memory is exhausted."""
+"""Phrases, in lower case, with which onnxruntime's arena, CUDA, cuBLAS, cuDNN and C++ report exhausted memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a session keeps its tensors: `kind` is `cpu` or `cuda`, `index` the number of the device."""
+    """Device on which a session keeps its tensors: `kind` is `cpu` or `cuda`, `index` the number of the device."""
 
     kind: str
     index: int = 0
@@ -44,7 +43,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class DeviceTensor:
-    """A dense tensor in row-major order: its address on the device, its shape, and numpy's name of its type."""
+    """Dense, row-major tensor: address on the device, shape, and dtype by its numpy name."""
 
     pointer: int
     shape: tuple[int, ...]
@@ -52,15 +51,15 @@ class DeviceTensor:
 
     @property
     def nbytes(self) -> int:
-        """Its size in bytes."""
+        """Size of the tensor in bytes."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 class BoundRun:
-    """A session with its inputs and outputs at fixed addresses, for feeds of the same shapes.
+    """Session with inputs and outputs at fixed addresses, for feeds of the same shapes. `OrtRunner.bind` creates it.
 
-    `tensors` are the inputs and outputs by name; they keep their addresses as long as this object lives, save inputs
-    that `read_from` moves. `OrtRunner.bind` makes it. One thread at a time.
+    `tensors` contains the inputs and outputs by name. Their addresses stay valid as long as this object exists, except
+    for inputs that `read_from` replaces. Only one thread may use the object at a time.
     """
 
     def __init__(self, session: Any, place: Place, feed: Mapping[str, Array | DeviceTensor], graph_id: int) -> None:
@@ -77,25 +76,26 @@ class BoundRun:
         except Exception as error:
             raise failure(error, self._shapes) from error
         self._options = ort.RunOptions()
+        # onnxruntime keeps one captured CUDA graph per id. Each binding needs its own, as its addresses are fixed.
         if graph_id:
             self._options.add_run_config_entry("gpu_graph_id", str(graph_id))
 
     @property
     def input_bytes(self) -> int:
-        """Size of all inputs together."""
+        """Total size of the inputs in bytes."""
         return sum(self.tensors[name].nbytes for name in self._shapes)
 
     @property
     def output_bytes(self) -> int:
-        """Size of all outputs together."""
+        """Total size of the outputs in bytes."""
         return sum(self.tensors[name].nbytes for name in self._outputs)
 
     def run(self) -> None:
-        """Run once over what the input buffers hold, and return when the outputs are there.
+        """Run once on the contents of the input buffers, and return when the outputs are complete.
 
         Raises:
             OutOfMemoryError: the memory is exhausted.
-            DataError: onnxruntime fails, or an output has another shape than at the binding.
+            DataError: onnxruntime fails, or an output has another shape than when it was bound.
         """
         try:
             self._session.run_with_iobinding(self._binding, self._options)
@@ -103,45 +103,47 @@ class BoundRun:
             raise failure(error, self._shapes) from error
 
     def copy_in(self, feed: Mapping[str, Array]) -> None:
-        """Copy a feed of the bound shapes and types into the input buffers.
+        """Copy a feed, which must have the bound shapes and dtypes, into the input buffers.
 
         Raises:
-            DataError: an input is missing, is bound to memory of the caller, or has another shape or type.
+            DataError: an input is missing, has another shape or dtype, or is bound to memory of the caller.
         """
         for name, buffer in self._inputs.items():
             array, bound = feed.get(name), self.tensors[name]
             if array is None:
                 raise DataError(f"no data for input {name}", why=f"the sample has {', '.join(feed) or 'none'}")
             if buffer is None:
-                raise DataError(f"input {name} cannot be copied into", why="it is bound to memory of the caller")
+                raise DataError(f"input {name} has no buffer", why="it is bound to memory of the caller")
             if array.shape != bound.shape or array.dtype.name != bound.dtype:
                 raise DataError(
                     f"input {name} is {array.dtype} {list(array.shape)}",
-                    why=f"its buffer holds {bound.dtype} {list(bound.shape)}",
+                    why=f"its buffer is {bound.dtype} {list(bound.shape)}",
                     fix="Bind the model again for another shape",
                 )
             buffer.update_inplace(array)
 
     def copy_out(self) -> dict[str, Array]:
         """Return copies of the outputs on the host, by name."""
-        # On the CPU onnxruntime gives a view of the buffer, which the next run would write into.
-        is_view = self._place.kind == "cpu"
-        return {name: np.array(value.numpy()) if is_view else value.numpy() for name, value in self._outputs.items()}
+        outputs = {name: value.numpy() for name, value in self._outputs.items()}
+        # On the CPU, `numpy` returns a view of the buffer, which the next run overwrites. On a GPU it is a copy.
+        if self._place.kind == "cpu":
+            outputs = {name: np.array(view) for name, view in outputs.items()}
+        return outputs
 
     def read_from(self, tensors: Mapping[str, DeviceTensor]) -> None:
-        """Take inputs from other memory of the same device from now on, which the caller keeps alive.
+        """Read inputs from other memory of the same device from now on. The caller must keep that memory alive.
 
-        Not with CUDA graphs, whose addresses are fixed when they are captured.
+        This does not work with CUDA graphs, as a captured graph contains the addresses.
 
         Raises:
-            DataError: a tensor is no input, or has another shape or type than at the binding.
+            DataError: a tensor does not belong to an input, or has another shape or dtype than the bound one.
         """
         for name, tensor in tensors.items():
             bound = self.tensors[name] if name in self._inputs else None
             if bound is None or (bound.shape, bound.dtype) != (tensor.shape, tensor.dtype):
                 raise DataError(
                     f"input {name} cannot be read from {tensor.dtype} {list(tensor.shape)}",
-                    why=f"it is bound as {bound.dtype} {list(bound.shape)}" if bound else "there is no such input",
+                    why=f"it is bound as {bound.dtype} {list(bound.shape)}" if bound else "the model has no such input",
                 )
             self._read(name, tensor)
 
@@ -150,7 +152,7 @@ class BoundRun:
             if isinstance(value, DeviceTensor):
                 self._read(name, value)
                 continue
-            # On the CPU the buffer would be the array itself, which is the caller's.
+            # On the CPU, onnxruntime uses the array itself as the buffer: copy it, as the caller may change it.
             array = np.array(value, order="C") if self._place.kind == "cpu" else np.ascontiguousarray(value)
             buffer = ort.OrtValue.ortvalue_from_numpy(array, self._place.kind, self._place.index)
             self._binding.bind_ortvalue_input(name, buffer)
@@ -158,6 +160,7 @@ class BoundRun:
             self.tensors[name] = DeviceTensor(buffer.data_ptr(), array.shape, array.dtype.name)
 
     def _read(self, name: str, tensor: DeviceTensor) -> None:
+        """Bind an input to memory of the caller."""
         self._binding.bind_input(
             name, self._place.kind, self._place.index, np.dtype(tensor.dtype).type, tensor.shape, tensor.pointer
         )
@@ -165,11 +168,11 @@ class BoundRun:
         self.tensors[name] = tensor
 
     def _bind_outputs(self, ort: Any, names: list[str]) -> None:
-        """Let one run make the outputs, and keep them: only a run can tell their shapes."""
+        """Run once so that onnxruntime allocates the outputs, whose shapes only a run can tell, and keep them bound."""
         for name in names:
             self._binding.bind_output(name, self._place.kind, self._place.index)
         options = ort.RunOptions()
-        options.add_run_config_entry("gpu_graph_id", "-1")  # a graph captured now would write to these addresses only
+        options.add_run_config_entry("gpu_graph_id", "-1")  # do not capture this run: its outputs are not bound yet
         self._session.run_with_iobinding(self._binding, options)
         for name, value in zip(names, self._binding.get_outputs(), strict=True):
             self._binding.bind_ortvalue_output(name, value)
@@ -180,31 +183,35 @@ class BoundRun:
             self.tensors[name] = DeviceTensor(value.data_ptr(), tuple(value.shape()), dtype)
 
 
+# onnxruntime's names of types, and numpy's.
 _DTYPES = {f"tensor({name})": name for name in ("float16", "int8", "int16", "int32", "int64", "bool")}
 _DTYPES |= {f"tensor(u{name})": f"u{name}" for name in ("int8", "int16", "int32", "int64")}
 _DTYPES |= {"tensor(float)": "float32", "tensor(double)": "float64"}
 
 
 def failure(error: Exception, shapes: Mapping[str, tuple[int, ...]]) -> TrtoptError:
-    """What onnxruntime's error on a feed of these shapes means: memory exhausted, or data that does not fit."""
+    """Convert an exception of onnxruntime, for a feed of these shapes by input, into an error of trtopt.
+
+    The result is an `OutOfMemoryError` or a `DataError`. An error that is one of trtopt already is returned unchanged.
+    """
     if isinstance(error, TrtoptError):
         return error
-    given = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+    feed = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
     if exhausted(error):
         return OutOfMemoryError(
-            f"memory is exhausted on {given}", why=first_line(error), fix="Use a smaller batch, or free memory"
+            f"memory is exhausted on {feed}", why=first_line(error), fix="Use a smaller batch, or free memory"
         )
-    return DataError(f"onnxruntime cannot run the model on {given}", why=first_line(error))
+    return DataError(f"onnxruntime cannot run the model on {feed}", why=first_line(error))
 
 
 def exhausted(error: Exception) -> bool:
-    """Whether an error of onnxruntime says that memory is exhausted, of the machine or of the GPU."""
-    said = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in said for words in _EXHAUSTED)
+    """Return whether an exception of onnxruntime reports exhausted host or GPU memory."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(phrase in text for phrase in _EXHAUSTED)
 
 
 def first_line(error: Exception) -> str:
-    """What an error of onnxruntime says, in one line: the failure of CUDA, cuDNN or cuBLAS in it, if there is one."""
-    if failed := re.search(r"\b(CUDA|CUDNN|CUBLAS) failure \d+: [^;\n]+", str(error)):
-        return failed[0].strip()
+    """Return the main line of an onnxruntime exception: the failure of CUDA, cuDNN or cuBLAS if it contains one."""
+    if cuda_failure := re.search(r"\b(CUDA|CUDNN|CUBLAS) failure \d+: [^;\n]+", str(error)):
+        return cuda_failure[0].strip()
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""CUDA in one thin seam: devices, buffers, streams, events, graphs and kernels, on cuda-python or else on pycuda.
+"""Thin interface to CUDA: devices, buffers, streams, events, graphs and kernels, through cuda-python or pycuda.
 
     with open_device() as device:
         stream = device.stream()
@@ -9,9 +9,9 @@
         stream.to_host(array, data)
         stream.synchronize()
 
-A device is used in the primary context of its GPU, the one that onnxruntime's CUDA provider and torch use too: pointers
-and streams may be exchanged with them. What a device made is closed with it, the newest first; closing twice is
-harmless. All of it belongs to the thread that opened the device; another thread uses it in `Device.current`.
+A device uses the primary context of its GPU, as onnxruntime's CUDA provider and torch do, so that pointers and streams
+can be exchanged with them. Closing a device releases all that it created, newest first; closing twice is harmless. A
+device belongs to the thread that opened it. Other threads can use it inside `Device.current`.
 
 Touches: the GPU. Importing this module imports neither package.
 """
@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any
 
 from trtopt.engine.cuda_backend import Array, Backend, CudaError, Launch
-from trtopt.engine.cuda_objects import Buffer, Event, Graph, Held, Kernel, PinnedBuffer, Stream
+from trtopt.engine.cuda_objects import Buffer, Event, Graph, Kernel, PinnedBuffer, Resource, Stream
 from trtopt.errors import EnvironmentUnableError, OutOfMemoryError, UsageError
 from trtopt.requires import require
 
@@ -47,12 +47,16 @@ __all__ = [
 ]
 
 PACKAGES = ("cuda-python", "pycuda")
-"""What the seam can stand on, in the order in which it is looked for."""
+"""Supported CUDA packages, in order of preference."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceInfo:
-    """A GPU. `driver` is the newest CUDA that its driver supports, as `13.0`; `package` is what speaks to it."""
+    """Properties of a GPU.
+
+    `driver` is the newest CUDA version that the driver supports, such as `13.0`; `package` names the CUDA package in
+    use, with its version.
+    """
 
     index: int
     name: str
@@ -63,12 +67,13 @@ class DeviceInfo:
 
 
 class Device:
-    """A GPU, and all that was made on it. Open it with `open_device`."""
+    """Open GPU, which owns all resources created on it. `open_device` opens it."""
 
     def __init__(self, backend: Backend, index: int) -> None:
         self.backend = backend
-        self.held: dict[int, Held] = {}
+        self.resources: dict[int, Resource] = {}  # by id(), in order of creation
         self._context: Any = backend.retain(index)
+        # From here on the context must be released if anything fails.
         try:
             name, capability = backend.describe(index)
             driver = backend.driver()
@@ -86,7 +91,7 @@ class Device:
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
-        """Let the calling thread use the device inside the block; the one that opened it need not."""
+        """Make the device usable inside the block, in a thread other than the one that opened it."""
         before = self.backend.activate(self._context)
         try:
             yield
@@ -94,65 +99,70 @@ class Device:
             self.backend.deactivate(before)
 
     def free_bytes(self) -> int:
-        """Memory that is free now, of all processes' view."""
+        """Return the free memory of the GPU in bytes. Memory used by other processes counts as used."""
         return self.backend.memory()[0]
 
     def allocate(self, size: int) -> Buffer:
-        """Allocate device memory, in bytes.
+        """Allocate `size` bytes of device memory.
 
         Raises:
-            OutOfMemoryError: there is not that much in one piece.
+            OutOfMemoryError: the GPU has no free block of that size.
         """
         try:
             return Buffer(self, size)
         except OutOfMemoryError as error:
             raise OutOfMemoryError(
-                f"GPU {self.info.index} has no memory for {_mib(size)}",
+                f"GPU {self.info.index} cannot allocate {_mib(size)}",
                 why=f"{_mib(self.free_bytes())} of {_mib(self.info.total_bytes)} are free",
-                fix="Take a smaller batch, or end what else uses the GPU",
+                fix="Use a smaller batch, or stop other programs that use the GPU",
             ) from error
 
     def pinned(self, size: int) -> PinnedBuffer:
-        """Allocate page-locked host memory, in bytes.
+        """Allocate `size` bytes of page-locked host memory.
 
         Raises:
-            OutOfMemoryError: the machine cannot lock that much.
+            OutOfMemoryError: the machine cannot lock that much memory.
         """
         try:
             return PinnedBuffer(self, size)
         except OutOfMemoryError as error:
             raise OutOfMemoryError(
-                f"no {_mib(size)} of page-locked memory",
+                f"cannot allocate {_mib(size)} of page-locked memory",
                 why="the machine cannot lock that much",
-                fix="Take a smaller batch",
+                fix="Use a smaller batch",
             ) from error
 
     def stream(self) -> Stream:
-        """Make a stream; it does not wait for the default stream, nor that for it."""
+        """Create a stream that does not synchronize with the default stream."""
         return Stream(self)
 
     def event(self) -> Event:
-        """Make an event."""
+        """Create an event that records the time."""
         return Event(self)
 
     def compile(self, source: str, name: str, options: tuple[str, ...] = ()) -> Kernel:
-        """Compile CUDA C++ for this GPU and load the kernel `name`, which is declared `extern "C" __global__`.
+        """Compile CUDA C++ for this GPU and load a kernel from it.
 
-        `options` are the compiler's, `-DBINS=2048` for one.
+        Args:
+            source: the CUDA C++ code.
+            name: the kernel, declared as `extern "C" __global__`.
+            options: options of the compiler, such as `-DBINS=2048`.
 
         Raises:
-            CudaError: it does not compile; the message holds the compiler's first error.
-            EnvironmentUnableError: there is no compiler: NVRTC with cuda-python, nvcc with pycuda.
+            CudaError: the code does not compile; the message contains the compiler's first error.
+            EnvironmentUnableError: the compiler does not support this GPU.
+            MissingDependencyError: the compiler is missing: NVRTC for cuda-python, nvcc for pycuda.
         """
         return Kernel(self, self.backend.compile(source, self.info.compute_capability, options), name)
 
     def close(self) -> None:
-        """Release all that was made, the newest first, then the GPU. A second time does nothing."""
+        """Release all resources, newest first, then the GPU. Further calls do nothing."""
         context, self._context = self._context, None
         if context is None:
             return
-        for held in reversed(list(self.held.values())):
-            held.close()
+        # Newest first: a graph, for example, must go before the stream and the buffers that it uses.
+        for resource in reversed(list(self.resources.values())):
+            resource.close()
         self.backend.release(context)
 
     def __enter__(self) -> Device:
@@ -165,10 +175,14 @@ class Device:
 
 
 def open_device(index: int = 0, package: str = "") -> Device:
-    """Open a GPU with cuda-python, else pycuda, or with the `package` named.
+    """Open a GPU.
+
+    Args:
+        index: number of the GPU in CUDA.
+        package: one of `PACKAGES`; "" for cuda-python if it is installed, else pycuda.
 
     Raises:
-        EnvironmentUnableError: there is no driver, it is too old for the package, or there is no such GPU.
+        EnvironmentUnableError: the driver is missing or too old for the package, or the GPU does not exist.
         MissingDependencyError: neither package is installed.
         UsageError: `package` is not one of `PACKAGES`.
     """
@@ -178,14 +192,16 @@ def open_device(index: int = 0, package: str = "") -> Device:
         raise EnvironmentUnableError(
             f"there is no GPU {index}" if count else "there is no GPU",
             why=f"the NVIDIA driver lists {count or 'none'}" + (", counted from 0" if count else ""),
-            fix="" if count else "Look at nvidia-smi and at CUDA_VISIBLE_DEVICES",
+            fix="" if count else "Check nvidia-smi and CUDA_VISIBLE_DEVICES",
         )
     return Device(backend, index)
 
 
 def _backend(package: str) -> Backend:
+    """Return the module for a package, or for the preferred installed one if `package` is empty."""
     if package not in ("", *PACKAGES):
         raise UsageError(f"unknown CUDA package {package!r}", fix=f"Choose {' or '.join(PACKAGES)}")
+    # `find_spec` looks for a package without importing it.
     has_pycuda = importlib.util.find_spec("pycuda") is not None
     if package == "pycuda" or (not package and has_pycuda and not _has_cuda_python()):
         require("pycuda")
@@ -201,7 +217,7 @@ def _backend(package: str) -> Backend:
 def _has_cuda_python() -> bool:
     try:
         return importlib.util.find_spec("cuda.bindings") is not None
-    except ModuleNotFoundError:
+    except ModuleNotFoundError:  # raised if the parent package `cuda` is missing, too
         return False
 
 

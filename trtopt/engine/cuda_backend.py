@@ -1,4 +1,4 @@
-"""What `engine.cuda` asks of a package that speaks CUDA. `cuda_python` and `cuda_pycuda` are the two there are.
+"""Protocol between `engine.cuda` and the CUDA packages. `cuda_python` and `cuda_pycuda` implement it.
 
 Touches: nothing.
 """
@@ -17,12 +17,16 @@ Array = npt.NDArray[Any]
 
 
 class CudaError(TrtoptError):
-    """A CUDA call failed for another reason than memory: a wrong launch, a kernel that does not compile or crashed."""
+    """Failed CUDA call, other than for lack of memory: an invalid launch, a kernel that does not compile or crashes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """How a kernel is launched: blocks, threads a block (one to three numbers each), dynamic shared memory in bytes."""
+    """Launch configuration of a kernel.
+
+    `grid` is the number of blocks and `block` the number of threads per block, each in one to three dimensions.
+    `shared_bytes` is the dynamic shared memory per block.
+    """
 
     grid: tuple[int, ...]
     block: tuple[int, ...]
@@ -30,52 +34,58 @@ class Launch:
 
 
 class Backend(Protocol):
-    """What a package that speaks CUDA is asked for: `cuda_python` and `cuda_pycuda` are modules with these functions.
+    """Functions that a module for a CUDA package must have.
 
-    Handles are the package's own objects and opaque here; pointers are ints. Every function raises `CudaError`, or
-    `OutOfMemoryError`, when CUDA refuses; those that release never raise, as there is nothing left to be done about it.
+    Handles are opaque objects of the package; pointers are ints. Every function raises `CudaError` or
+    `OutOfMemoryError` if a CUDA call fails, except for those that release something: their callers could not react.
+    Functions that enqueue work return before the work has run.
     """
 
     GRAPHS: bool
+    """True if the package supports CUDA graphs."""
 
     def start(self) -> int:
-        """Initialise CUDA; return how many GPUs there are. Raises EnvironmentUnableError: no driver, or too old."""
+        """Initialize CUDA and return the number of GPUs.
+
+        Raises:
+            EnvironmentUnableError: the driver is missing, or too old for the package.
+        """
         ...
 
     def version(self) -> str:
-        """The package and its version, as a table names it."""
+        """Return the package and its version, as in `cuda-python 13.0`."""
         ...
 
     def driver(self) -> int:
-        """The newest CUDA that the driver supports, as CUDA writes it: 12040 is 12.4."""
+        """Return the newest CUDA version that the driver supports, in CUDA's encoding: 12040 is 12.4."""
         ...
 
     def retain(self, index: int) -> Any:
-        """Hold the primary context of a GPU and make it this thread's."""
+        """Retain the primary context of a GPU, make it current in this thread, and return its handle."""
         ...
 
     def activate(self, context: Any) -> Any:
-        """Make the context the calling thread's; return what `deactivate` takes to give the thread back its own."""
+        """Make a context current in the calling thread, and return a handle for `deactivate`."""
         ...
 
     def deactivate(self, before: Any) -> None:
-        """Give the thread back the context that it had."""
+        """Restore the context that was current in the thread before `activate`."""
         ...
 
     def release(self, context: Any) -> None:
-        """Let go of the context; the thread gets back the one that it had before."""
+        """Release a context, and restore the one that was current in the thread before `retain`."""
         ...
 
     def describe(self, index: int) -> tuple[str, tuple[int, int]]:
-        """Name and compute capability of a GPU."""
+        """Return the name and the compute capability of a GPU."""
         ...
 
     def memory(self) -> tuple[int, int]:
-        """Free and total memory of the current GPU in bytes."""
+        """Return the free and the total memory of the current GPU in bytes."""
         ...
 
     def allocate(self, size: int) -> tuple[Any, int]:
-        """Allocate device memory, in bytes; return its handle and its address."""
+        """Allocate `size` bytes of device memory, and return the handle and the address."""
         ...
 
     def free(self, handle: Any) -> None:
@@ -83,7 +93,7 @@ class Backend(Protocol):
         ...
 
     def allocate_host(self, size: int) -> tuple[Any, Array]:
-        """Allocate page-locked host memory, in bytes; return its handle and a uint8 array over it."""
+        """Allocate `size` bytes of page-locked host memory, and return the handle and a uint8 array over it."""
         ...
 
     def free_host(self, handle: Any) -> None:
@@ -91,7 +101,7 @@ class Backend(Protocol):
         ...
 
     def create_stream(self) -> tuple[Any, int]:
-        """Make a stream that does not wait for the default one; return its handle and its address."""
+        """Create a stream that does not synchronize with the default one, and return the handle and the address."""
         ...
 
     def destroy_stream(self, stream: Any) -> None:
@@ -99,7 +109,7 @@ class Backend(Protocol):
         ...
 
     def synchronize(self, stream: Any) -> None:
-        """Wait until all work of the stream is done."""
+        """Block until all work of a stream is complete."""
         ...
 
     def to_device(self, pointer: int, data: Array, stream: Any) -> None:
@@ -115,11 +125,11 @@ class Backend(Protocol):
         ...
 
     def fill(self, pointer: int, value: int, size: int, stream: Any) -> None:
-        """Enqueue setting `size` bytes to `value`."""
+        """Enqueue setting `size` bytes of device memory to `value`."""
         ...
 
     def create_event(self) -> Any:
-        """Make an event that takes the time."""
+        """Create an event that records the time."""
         ...
 
     def destroy_event(self, event: Any) -> None:
@@ -127,27 +137,27 @@ class Backend(Protocol):
         ...
 
     def record(self, event: Any, stream: Any) -> None:
-        """Enqueue the event."""
+        """Enqueue an event."""
         ...
 
     def wait_event(self, event: Any) -> None:
-        """Wait on the host until the event came."""
+        """Block until an event has completed."""
         ...
 
     def elapsed(self, start: Any, end: Any) -> float:
-        """Milliseconds between two events that came."""
+        """Return the milliseconds between two completed events."""
         ...
 
     def wait(self, stream: Any, event: Any) -> None:
-        """Let what is enqueued from now on wait for the event."""
+        """Make all work enqueued on the stream from now on wait for an event. The host does not block."""
         ...
 
     def compile(self, source: str, architecture: tuple[int, int], options: tuple[str, ...]) -> bytes:
-        """Compile CUDA C++ for a compute capability; return what `load` takes."""
+        """Compile CUDA C++ for a compute capability, and return the binary for `load`."""
         ...
 
     def load(self, image: bytes, name: str) -> Any:
-        """Load a kernel of compiled code."""
+        """Load a kernel from a compiled binary."""
         ...
 
     def unload(self, kernel: Any) -> None:
@@ -159,15 +169,15 @@ class Backend(Protocol):
         ...
 
     def begin_capture(self, stream: Any) -> None:
-        """Collect what this thread enqueues on the stream instead of running it."""
+        """Record what this thread enqueues on the stream from now on, instead of running it."""
         ...
 
     def end_capture(self, stream: Any) -> Any:
-        """Return what was collected, ready to be replayed; None if nothing that can be."""
+        """Return the recorded work as a graph that can be replayed; None if there is none or it is invalid."""
         ...
 
     def replay(self, graph: Any, stream: Any) -> None:
-        """Enqueue all that a graph holds."""
+        """Enqueue the work of a graph."""
         ...
 
     def destroy_graph(self, graph: Any) -> None:

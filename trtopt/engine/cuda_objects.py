@@ -1,4 +1,4 @@
-"""What can be made on a device of `engine.cuda`: memory, streams, events, kernels, graphs. A `Device` makes them.
+"""Resources on a device of `engine.cuda`: memory, streams, events, kernels, graphs. `Device` creates them.
 
 Touches: the GPU.
 """
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
     from trtopt.engine.cuda import Device
 
 
-class Held:
-    """Something of a device that must be released, once: by `close`, at the end of a `with`, or with the device."""
+class Resource:
+    """Resource that must be released exactly once: by `close`, at the end of a `with` block, or with its device."""
 
     def __init__(self, device: Device, handle: Any, release: Callable[[Any], None]) -> None:
         self.handle = handle
         self._device, self._release = device, release
-        device.held[id(self)] = self
+        device.resources[id(self)] = self
 
     @property
     def closed(self) -> bool:
-        """Whether it was released."""
+        """True after the resource was released."""
         return self.handle is None
 
     def close(self) -> None:
-        """Release it. A second time does nothing."""
+        """Release the resource. Further calls do nothing."""
         handle, self.handle = self.handle, None
         if handle is not None:
-            del self._device.held[id(self)]
+            del self._device.resources[id(self)]
             self._release(handle)
 
     def __enter__(self) -> Self:
@@ -50,17 +50,20 @@ class Held:
         self.close()
 
 
-class Buffer(Held):
-    """Device memory: `pointer` is its address, `size` its bytes."""
+class Buffer(Resource):
+    """Device memory of `size` bytes at the address `pointer`."""
 
     def __init__(self, device: Device, size: int) -> None:
-        handle, self.pointer = device.backend.allocate(max(size, 1))
+        handle, self.pointer = device.backend.allocate(max(size, 1))  # CUDA rejects an allocation of 0 bytes
         self.size = size
         super().__init__(device, handle, device.backend.free)
 
 
-class PinnedBuffer(Held):
-    """Page-locked host memory, which the GPU copies from and to by itself. No array over it outlives `close`."""
+class PinnedBuffer(Resource):
+    """Page-locked host memory, which the GPU can copy from and to without the CPU.
+
+    Arrays that share this memory must not be used after `close`.
+    """
 
     def __init__(self, device: Device, size: int) -> None:
         handle, self._bytes = device.backend.allocate_host(max(size, 1))
@@ -69,59 +72,64 @@ class PinnedBuffer(Held):
 
     @property
     def address(self) -> int:
-        """Where it is, on the host."""
+        """Address of the buffer on the host."""
         return int(self._bytes.ctypes.data)
 
     def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-        """The start of it as an array, sharing the memory.
+        """Return the beginning of the buffer as an array that shares its memory.
 
         Raises:
-            ValueError: it is closed, or smaller than the array.
+            ValueError: the buffer is closed, or smaller than the array.
         """
-        wanted = np.dtype(dtype)
-        size = math.prod(shape) * wanted.itemsize
+        element = np.dtype(dtype)
+        size = math.prod(shape) * element.itemsize
         _check_room(self, size)
-        return self._bytes[:size].view(wanted).reshape(shape)
+        return self._bytes[:size].view(element).reshape(shape)
 
 
-class Event(Held):
-    """A mark in a stream, which takes the time when the GPU comes to it."""
+class Event(Resource):
+    """Marker in a stream that records the time when the GPU reaches it."""
 
     def __init__(self, device: Device) -> None:
         super().__init__(device, device.backend.create_event(), device.backend.destroy_event)
 
     def synchronize(self) -> None:
-        """Wait until the GPU came to it."""
+        """Block until the event has completed."""
         self._device.backend.wait_event(self.handle)
 
     def since(self, start: Event) -> float:
-        """Milliseconds between `start` and this one; the GPU must have come to both."""
+        """Return the milliseconds from the event `start` to this one. Both must have completed."""
         return self._device.backend.elapsed(start.handle, self.handle)
 
 
-class Kernel(Held):
-    """A compiled kernel."""
+class Kernel(Resource):
+    """Compiled kernel that is loaded on a device."""
 
     def __init__(self, device: Device, image: bytes, name: str) -> None:
         super().__init__(device, device.backend.load(image, name), device.backend.unload)
 
 
-class Graph(Held):
-    """Work that was captured from a stream, to be launched again in one call."""
+class Graph(Resource):
+    """CUDA graph: work captured from a stream, which one call enqueues again."""
 
     def __init__(self, device: Device, handle: Any) -> None:
         super().__init__(device, handle, device.backend.destroy_graph)
 
 
-class Stream(Held):
-    """A queue of work; `pointer` is its address, for libraries that take one. Queues run beside each other."""
+class Stream(Resource):
+    """Queue of work for the GPU. Different streams run concurrently.
+
+    `pointer` is the address of the stream, for other libraries. Copies and launches return before they have run.
+    """
 
     def __init__(self, device: Device) -> None:
         handle, self.pointer = device.backend.create_stream()
         super().__init__(device, handle, device.backend.destroy_stream)
 
     def to_device(self, target: Buffer | int, source: Array) -> None:
-        """Copy a contiguous array into device memory. It waits for nothing only if the array is page-locked.
+        """Copy a contiguous array into device memory.
+
+        The copy is asynchronous only if the array is in page-locked memory, and must not be changed before it is done.
 
         Raises:
             ValueError: the array is not contiguous, or larger than the buffer.
@@ -130,7 +138,7 @@ class Stream(Held):
         self._device.backend.to_device(_pointer(target, data.nbytes), data, self.handle)
 
     def to_host(self, target: Array, source: Buffer | int) -> None:
-        """Copy device memory into a contiguous array, which is whole after `synchronize`.
+        """Copy device memory into a contiguous array, which is complete after `synchronize`.
 
         Raises:
             ValueError: the array is not contiguous, or larger than the buffer.
@@ -147,60 +155,72 @@ class Stream(Held):
         self._device.backend.fill(_pointer(target, size), value, size, self.handle)
 
     def launch(self, kernel: Kernel, shape: Launch, *arguments: Buffer | np.generic) -> None:
-        """Launch a kernel. Numbers are given as numpy scalars of the parameter's type, pointers as `np.uint64`."""
-        values = tuple(np.uint64(each.pointer) if isinstance(each, Buffer) else each for each in arguments)
+        """Launch a kernel.
+
+        Args:
+            kernel: the kernel.
+            shape: the launch configuration.
+            arguments: buffers for pointers, and numpy scalars of exactly the type of each other parameter
+                (`np.uint64` for an address).
+        """
+        values = tuple(
+            np.uint64(argument.pointer) if isinstance(argument, Buffer) else argument for argument in arguments
+        )
         self._device.backend.launch(kernel.handle, shape, self.handle, values)
 
     def record(self, event: Event) -> Event:
-        """Let the event come when all that was enqueued before it is done; return it."""
+        """Enqueue an event, which completes after all work enqueued before it, and return it."""
         self._device.backend.record(event.handle, self.handle)
         return event
 
     def wait(self, event: Event) -> None:
-        """Let what is enqueued from now on wait for an event of another stream. The host does not wait."""
+        """Make all work enqueued from now on wait for an event of another stream. The host does not block."""
         self._device.backend.wait(self.handle, event.handle)
 
     def synchronize(self) -> None:
-        """Wait until all work of this stream is done.
+        """Block until all work of this stream is complete.
 
         Raises:
-            CudaError: some of it failed.
+            CudaError: some of the work failed.
         """
         self._device.backend.synchronize(self.handle)
 
     def capture(self, work: Callable[[], None]) -> Graph:
-        """Call `work`, which enqueues on this stream; nothing of it runs, it is returned as a graph.
+        """Return a CUDA graph of the work that `work` enqueues on this stream. The work itself does not run.
 
         Raises:
-            CudaError: the work cannot be captured (it waits for the GPU), or the package knows no graphs.
+            CudaError: the work cannot be captured, as it waits for the GPU, or the package does not support graphs.
         """
         backend = self._device.backend
         if not backend.GRAPHS:
-            raise CudaError("no CUDA graph can be captured", why=f"{backend.version()} has none")
+            raise CudaError("CUDA graphs are not available", why=f"{backend.version()} does not support them")
         backend.begin_capture(self.handle)
         try:
             work()
-        except BaseException:  # a stream left in capture would refuse all other work
+        except BaseException:
+            # The capture must be ended in any case: a stream in capture mode runs nothing else.
             if (partial := backend.end_capture(self.handle)) is not None:
                 backend.destroy_graph(partial)
             raise
         graph = backend.end_capture(self.handle)
         if graph is None:
-            raise CudaError("no CUDA graph can be captured", why="the work enqueued nothing, or waited for the GPU")
+            raise CudaError("the CUDA graph capture failed", why="the work enqueued nothing, or waited for the GPU")
         return Graph(self._device, graph)
 
     def replay(self, graph: Graph) -> None:
-        """Enqueue all that a graph holds."""
+        """Enqueue the work of a graph."""
         self._device.backend.replay(graph.handle, self.handle)
 
 
 def _flat(array: Array) -> Array:
+    """Return a contiguous array as a uint8 array that shares its memory."""
     if not array.flags.c_contiguous:
         raise ValueError("the array is not contiguous")
     return array.reshape(-1).view(np.uint8)
 
 
 def _pointer(memory: Buffer | int, size: int) -> int:
+    """Return the address of device memory. The size can be checked only for a `Buffer`."""
     if isinstance(memory, int):
         return memory
     _check_room(memory, size)
@@ -208,5 +228,7 @@ def _pointer(memory: Buffer | int, size: int) -> int:
 
 
 def _check_room(memory: Buffer | PinnedBuffer, size: int) -> None:
-    if memory.closed or size > memory.size:
-        raise ValueError(f"{size} bytes wanted of {'a closed buffer' if memory.closed else f'{memory.size}'}")
+    if memory.closed:
+        raise ValueError("the buffer is closed")
+    if size > memory.size:
+        raise ValueError(f"{size} bytes do not fit into a buffer of {memory.size} bytes")

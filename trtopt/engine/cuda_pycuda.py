@@ -1,4 +1,6 @@
-"""CUDA through pycuda, with nvcc for kernels. See `engine.cuda`. pycuda captures no CUDA graphs.
+"""CUDA backend on pycuda, with nvcc to compile kernels. pycuda does not support CUDA graphs.
+
+Implements `cuda_backend.Backend`, which documents these functions.
 
 Touches: the GPU; pycuda keeps compiled kernels in the user's cache folder.
 """
@@ -18,9 +20,9 @@ from trtopt.errors import EnvironmentUnableError, MissingDependencyError, OutOfM
 
 GRAPHS = False
 
-_PLAIN_SHARED_BYTES = 48 * 1024
+_PLAIN_SHARED_BYTES = 48 * 1024  # as in `cuda_python`
 _NON_BLOCKING = 1
-"""CU_STREAM_NON_BLOCKING of cuda.h, for which pycuda has no name."""
+"""CU_STREAM_NON_BLOCKING of cuda.h, which pycuda does not define."""
 
 
 def _cuda() -> Any:
@@ -28,8 +30,8 @@ def _cuda() -> Any:
 
 
 @contextlib.contextmanager
-def _said() -> Iterator[Any]:
-    """Give pycuda's driver module; what it raises becomes an error of ours."""
+def _translated() -> Iterator[Any]:
+    """Yield pycuda's driver module, and turn the errors that it raises into those of trtopt."""
     cuda = _cuda()
     try:
         yield cuda
@@ -40,25 +42,26 @@ def _said() -> Iterator[Any]:
 
 
 def start() -> int:
-    """Initialise CUDA; return how many GPUs there are."""
+    """Initialize CUDA and return the number of GPUs."""
     try:
         cuda = _cuda()
     except ImportError as error:
         if "libcuda" in str(error):
             raise EnvironmentUnableError(
-                "there is no NVIDIA driver", why="libcuda cannot be loaded", fix="Run on a machine with an NVIDIA GPU"
+                "no NVIDIA driver found", why="libcuda cannot be loaded", fix="Run on a machine with an NVIDIA GPU"
             ) from error
         raise MissingDependencyError(
             "pycuda cannot be imported",
             why=str(error),
-            fix="Install cuda-python in its place: pip install 'trtopt[gpu]'",
+            fix="Install cuda-python instead: pip install 'trtopt[gpu]'",
         ) from error
-    wanted = cuda.get_version()[0]
-    found = driver()
-    if found // 1000 < wanted:
+    needed = cuda.get_version()[0]  # the CUDA toolkit that pycuda was built with
+    supported = driver()
+    if supported // 1000 < needed:
+        newest = f"CUDA {supported // 1000}.{supported % 1000 // 10}"
         raise EnvironmentUnableError(
             "the NVIDIA driver is too old",
-            why=f"it supports CUDA {found // 1000}.{found % 1000 // 10}, and {version()} was built for CUDA {wanted}",
+            why=f"it supports {newest}, and {version()} was built with CUDA {needed}",
             fix="Update the driver, or build pycuda with an older CUDA toolkit",
         )
     try:
@@ -66,68 +69,69 @@ def start() -> int:
     except cuda.Error as error:
         if "no device" in str(error) or "no CUDA-capable device" in str(error):
             return 0
-        raise EnvironmentUnableError("CUDA does not start", why=str(error), fix="Look at nvidia-smi") from error
+        raise EnvironmentUnableError("CUDA does not start", why=str(error), fix="Check nvidia-smi") from error
     return int(cuda.Device.count())
 
 
 def version() -> str:
-    """The package and its version."""
+    """Return the package and its version."""
     return f"pycuda {importlib.import_module('pycuda').VERSION_TEXT}"
 
 
 def driver() -> int:
-    """The newest CUDA that the driver supports."""
+    """Return the newest CUDA version that the driver supports."""
     return int(_cuda().get_driver_version())
 
 
+# Retained until the process ends: pycuda's `detach` would leave the context on CUDA's stack, one entry per call.
 @cache
 def _primary(index: int) -> Any:
-    # Held to the end of the process: pycuda's `detach` would leave it on CUDA's stack of contexts, one more each time.
-    with _said() as cuda:
+    with _translated() as cuda:
         return cuda.Device(index).retain_primary_context()
 
 
 def retain(index: int) -> Any:
-    """Hold the primary context and make it current."""
+    """Retain the primary context and make it current."""
     return activate(_primary(index))
 
 
 def activate(context: Any) -> Any:
-    """Make the context the calling thread's; return it."""
-    with _said():
+    """Make a context current in the calling thread, and return it."""
+    with _translated():
         context.push()
         return context
 
 
 def deactivate(before: Any) -> None:
-    """Give the thread back the context that it had: pycuda ends the process if a thread ends without."""
+    """Restore the previous context of the thread."""
+    # pycuda aborts the process if a thread ends while its contexts are still on the stack.
     with contextlib.suppress(_cuda().Error):
         before.pop()
 
 
 def release(context: Any) -> None:
-    """Give the thread back the context that it had."""
+    """Restore the previous context of the thread. The primary context itself is kept: see `_primary`."""
     deactivate(context)
 
 
 def describe(index: int) -> tuple[str, tuple[int, int]]:
-    """Name and compute capability."""
-    with _said() as cuda:
+    """Return the name and the compute capability."""
+    with _translated() as cuda:
         gpu = cuda.Device(index)
         major, minor = gpu.compute_capability()
         return gpu.name(), (major, minor)
 
 
 def memory() -> tuple[int, int]:
-    """Free and total bytes."""
-    with _said() as cuda:
+    """Return the free and the total memory in bytes."""
+    with _translated() as cuda:
         free_bytes, total = cuda.mem_get_info()
         return int(free_bytes), int(total)
 
 
 def allocate(size: int) -> tuple[Any, int]:
     """Allocate device memory."""
-    with _said() as cuda:
+    with _translated() as cuda:
         handle = cuda.mem_alloc(size)
         return handle, int(handle)
 
@@ -140,9 +144,9 @@ def free(handle: Any) -> None:
 
 def allocate_host(size: int) -> tuple[Any, Array]:
     """Allocate page-locked memory."""
-    with _said() as cuda:
+    with _translated() as cuda:
         array = cuda.pagelocked_empty(size, np.uint8)
-        return array.base, array
+        return array.base, array  # the base owns the memory and can free it
 
 
 def free_host(handle: Any) -> None:
@@ -152,129 +156,129 @@ def free_host(handle: Any) -> None:
 
 
 def create_stream() -> tuple[Any, int]:
-    """Make a stream."""
-    with _said() as cuda:
+    """Create a stream."""
+    with _translated() as cuda:
         stream = cuda.Stream(_NON_BLOCKING)
         return stream, int(stream.handle)
 
 
 def destroy_stream(stream: Any) -> None:
-    """Nothing: pycuda destroys a stream, an event and a module with the last reference to it."""
+    """Do nothing: pycuda destroys streams, events and modules with the last reference to them."""
 
 
 def synchronize(stream: Any) -> None:
-    """Wait for a stream."""
-    with _said():
+    """Block until a stream is complete."""
+    with _translated():
         stream.synchronize()
 
 
 def to_device(pointer: int, data: Array, stream: Any) -> None:
     """Enqueue a copy to the device."""
-    with _said() as cuda:
+    with _translated() as cuda:
         cuda.memcpy_htod_async(pointer, data, stream)
 
 
 def to_host(data: Array, pointer: int, stream: Any) -> None:
     """Enqueue a copy to the host."""
-    with _said() as cuda:
+    with _translated() as cuda:
         cuda.memcpy_dtoh_async(data, pointer, stream)
 
 
 def on_device(target: int, source: int, size: int, stream: Any) -> None:
     """Enqueue a copy on the device."""
-    with _said() as cuda:
+    with _translated() as cuda:
         cuda.memcpy_dtod_async(target, source, size, stream)
 
 
 def fill(pointer: int, value: int, size: int, stream: Any) -> None:
     """Enqueue a fill."""
-    with _said() as cuda:
+    with _translated() as cuda:
         cuda.memset_d8_async(pointer, value, size, stream)
 
 
 def create_event() -> Any:
-    """Make an event."""
-    with _said() as cuda:
+    """Create an event."""
+    with _translated() as cuda:
         return cuda.Event()
 
 
 def destroy_event(event: Any) -> None:
-    """Nothing: see `destroy_stream`."""
+    """Do nothing: see `destroy_stream`."""
 
 
 def record(event: Any, stream: Any) -> None:
     """Enqueue an event."""
-    with _said():
+    with _translated():
         event.record(stream)
 
 
 def wait_event(event: Any) -> None:
-    """Wait for an event on the host."""
-    with _said():
+    """Block until an event has completed."""
+    with _translated():
         event.synchronize()
 
 
 def elapsed(start: Any, end: Any) -> float:
-    """Milliseconds between two events."""
-    with _said():
+    """Return the milliseconds between two events."""
+    with _translated():
         return float(end.time_since(start))
 
 
 def wait(stream: Any, event: Any) -> None:
-    """Let a stream wait for an event."""
-    with _said():
+    """Make a stream wait for an event."""
+    with _translated():
         stream.wait_for_event(event)
 
 
 def compile(source: str, architecture: tuple[int, int], options: tuple[str, ...]) -> bytes:
-    """Compile with nvcc, for the GPU."""
+    """Compile with nvcc for the GPU."""
     compiler: Any = importlib.import_module("pycuda.compiler")
     target = f"sm_{architecture[0]}{architecture[1]}"
     try:
         return bytes(compiler.compile(source, options=list(options), arch=target, no_extern_c=True))
     except _cuda().CompileError as error:
         lines = [line.strip() for line in str(error.stderr or error.stdout or "").splitlines() if line.strip()]
-        why = next((line for line in lines if "error" in line), lines[0] if lines else "nvcc does not say why")
+        why = next((line for line in lines if "error" in line), lines[0] if lines else "nvcc gives no reason")
         raise CudaError("a CUDA kernel does not compile", why=why) from error
     except (OSError, compiler.ExecError) as error:
         raise MissingDependencyError(
-            "kernels cannot be compiled", why="nvcc, which pycuda calls, is not there", fix="Install the CUDA toolkit"
+            "kernels cannot be compiled", why="nvcc, which pycuda calls, is missing", fix="Install the CUDA toolkit"
         ) from error
 
 
 def load(image: bytes, name: str) -> Any:
     """Load a kernel."""
-    with _said() as cuda:
+    with _translated() as cuda:
         return cuda.module_from_buffer(image).get_function(name)
 
 
 def unload(kernel: Any) -> None:
-    """Nothing: see `destroy_stream`."""
+    """Do nothing: see `destroy_stream`."""
 
 
 def launch(kernel: Any, shape: Launch, stream: Any, arguments: tuple[np.generic, ...]) -> None:
     """Enqueue a kernel."""
     grid, block = ((*size, 1, 1)[:3] for size in (shape.grid, shape.block))
-    with _said() as cuda:
+    with _translated() as cuda:
         if shape.shared_bytes > _PLAIN_SHARED_BYTES:
             kernel.set_attribute(cuda.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, shape.shared_bytes)
         kernel(*arguments, grid=grid, block=block, shared=shape.shared_bytes, stream=stream)
 
 
 def begin_capture(stream: Any) -> None:  # noqa: ARG001
-    """Refuse."""
-    raise CudaError("no CUDA graph can be captured", why=f"{version()} has none")
+    """Raise an error: pycuda does not support CUDA graphs."""
+    raise CudaError("CUDA graphs are not available", why=f"{version()} does not support them")
 
 
 def end_capture(stream: Any) -> Any:
-    """Refuse."""
+    """Raise an error: see `begin_capture`."""
     begin_capture(stream)
 
 
 def replay(graph: Any, stream: Any) -> None:  # noqa: ARG001
-    """Refuse."""
+    """Raise an error: see `begin_capture`."""
     begin_capture(stream)
 
 
 def destroy_graph(graph: Any) -> None:
-    """Nothing: there is none."""
+    """Do nothing: there are no graphs."""

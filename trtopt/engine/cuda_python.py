@@ -1,4 +1,6 @@
-"""CUDA through cuda-python (`cuda.bindings` 12.6 and later): the driver API, and NVRTC for kernels. See `engine.cuda`.
+"""CUDA backend on cuda-python (`cuda.bindings` 12.6 and later): the driver API, and NVRTC to compile kernels.
+
+Implements `cuda_backend.Backend`, which documents these functions.
 
 Touches: the GPU.
 """
@@ -18,7 +20,7 @@ from trtopt.requires import require
 GRAPHS = True
 
 _PLAIN_SHARED_BYTES = 48 * 1024
-"""Dynamic shared memory that any kernel may have; more must be asked for (CUDA C++ guide, "Shared Memory")."""
+"""Dynamic shared memory available to every kernel; more must be requested (CUDA C++ guide, "Shared Memory")."""
 
 
 @cache
@@ -27,90 +29,97 @@ def _cuda() -> Any:
 
 
 def _call(name: str, *arguments: Any) -> Any:
-    """Call a function of the driver API; return its result, without the status (a tuple if there are several)."""
+    """Call a function of the driver API and return its result without the status: a tuple if there are several.
+
+    Raises:
+        OutOfMemoryError: the GPU's memory is exhausted.
+        CudaError: the call failed for another reason.
+    """
     status, *results = getattr(_cuda(), name)(*arguments)
     if int(status):
         if status == _cuda().CUresult.CUDA_ERROR_OUT_OF_MEMORY:
             raise OutOfMemoryError("the GPU's memory is exhausted", why=name)
-        raise CudaError(f"{name} failed", why=_words(status))
+        raise CudaError(f"{name} failed", why=_describe_status(status))
     return results[0] if len(results) == 1 else tuple(results)
 
 
-def _words(status: Any) -> str:
+def _describe_status(status: Any) -> str:
     _, text = _cuda().cuGetErrorString(status)
     return f"{text.decode() if text else 'unknown error'} ({status.name})"
 
 
 def start() -> int:
-    """Initialise CUDA; return how many GPUs there are."""
+    """Initialize CUDA and return the number of GPUs."""
     cuda = _cuda()
+    # The version can be read before cuInit: a driver that is too old is reported as such.
     try:
-        found = driver()
-    except RuntimeError as error:  # how the bindings say that there is no libcuda
+        supported = driver()
+    except RuntimeError as error:  # the bindings raise it if libcuda is missing
         raise EnvironmentUnableError(
-            "there is no NVIDIA driver", why="libcuda cannot be loaded", fix="Run on a machine with an NVIDIA GPU"
+            "no NVIDIA driver found", why="libcuda cannot be loaded", fix="Run on a machine with an NVIDIA GPU"
         ) from error
-    wanted = int(version().split()[1].split(".")[0])
-    if found // 1000 < wanted:
+    needed = int(version().split()[1].split(".")[0])
+    if supported // 1000 < needed:
         raise EnvironmentUnableError(
             "the NVIDIA driver is too old",
-            why=f"it supports CUDA {found // 1000}.{found % 1000 // 10}, and {version()} needs CUDA {wanted}",
-            fix=f"Update the driver, or pip install 'cuda-python<{wanted}'",
+            why=f"it supports CUDA {supported // 1000}.{supported % 1000 // 10}, and {version()} needs CUDA {needed}",
+            fix=f"Update the driver, or pip install 'cuda-python<{needed}'",
         )
     status, *_ = cuda.cuInit(0)
     if status == cuda.CUresult.CUDA_ERROR_NO_DEVICE:
         return 0
     if int(status):
-        raise EnvironmentUnableError("CUDA does not start", why=_words(status), fix="Look at nvidia-smi")
+        raise EnvironmentUnableError("CUDA does not start", why=_describe_status(status), fix="Check nvidia-smi")
     return int(_call("cuDeviceGetCount"))
 
 
 def version() -> str:
-    """The package and its version."""
+    """Return the package and its version."""
     return f"cuda-python {require('cuda.bindings').__version__}"
 
 
 def driver() -> int:
-    """The newest CUDA that the driver supports."""
+    """Return the newest CUDA version that the driver supports."""
     return int(_call("cuDriverGetVersion"))
 
 
 def retain(index: int) -> Any:
-    """Hold the primary context and make it current."""
+    """Retain the primary context and make it current."""
     gpu = _call("cuDeviceGet", index)
     primary = _call("cuDevicePrimaryCtxRetain", gpu)
     return primary, gpu, activate((primary,))
 
 
 def activate(context: Any) -> Any:
-    """Make the context the calling thread's; return the one before."""
+    """Make a context current in the calling thread, and return the previous one."""
     before = _call("cuCtxGetCurrent")
     _call("cuCtxSetCurrent", context[0])
     return before
 
 
 def deactivate(before: Any) -> None:
-    """Give the thread back the context that it had."""
-    _cuda().cuCtxSetCurrent(before)
+    """Restore the previous context of the thread."""
+    _cuda().cuCtxSetCurrent(before)  # not `_call`: functions that release never raise
 
 
 def release(context: Any) -> None:
-    """Let go of the primary context."""
+    """Release the primary context."""
     _, gpu, before = context
     deactivate(before)
     _cuda().cuDevicePrimaryCtxRelease(gpu)
 
 
 def describe(index: int) -> tuple[str, tuple[int, int]]:
-    """Name and compute capability."""
+    """Return the name and the compute capability."""
     gpu, keys = _call("cuDeviceGet", index), _cuda().CUdevice_attribute
     name = _call("cuDeviceGetName", 256, gpu).split(b"\0")[0].decode()
     major = _call("cuDeviceGetAttribute", keys.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, gpu)
-    return name, (major, _call("cuDeviceGetAttribute", keys.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, gpu))
+    minor = _call("cuDeviceGetAttribute", keys.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, gpu)
+    return name, (major, minor)
 
 
 def memory() -> tuple[int, int]:
-    """Free and total bytes."""
+    """Return the free and the total memory in bytes."""
     free_bytes, total = _call("cuMemGetInfo")
     return int(free_bytes), int(total)
 
@@ -138,7 +147,8 @@ def free_host(handle: Any) -> None:
 
 
 def create_stream() -> tuple[Any, int]:
-    """Make a stream."""
+    """Create a stream."""
+    # Non-blocking: not synchronized with the default stream.
     stream = _call("cuStreamCreate", int(_cuda().CUstream_flags.CU_STREAM_NON_BLOCKING))
     return stream, int(stream)
 
@@ -149,7 +159,7 @@ def destroy_stream(stream: Any) -> None:
 
 
 def synchronize(stream: Any) -> None:
-    """Wait for a stream."""
+    """Block until a stream is complete."""
     _call("cuStreamSynchronize", stream)
 
 
@@ -174,7 +184,7 @@ def fill(pointer: int, value: int, size: int, stream: Any) -> None:
 
 
 def create_event() -> Any:
-    """Make an event."""
+    """Create an event."""
     return _call("cuEventCreate", int(_cuda().CUevent_flags.CU_EVENT_DEFAULT))
 
 
@@ -189,40 +199,43 @@ def record(event: Any, stream: Any) -> None:
 
 
 def wait_event(event: Any) -> None:
-    """Wait for an event on the host."""
+    """Block until an event has completed."""
     _call("cuEventSynchronize", event)
 
 
 def elapsed(start: Any, end: Any) -> float:
-    """Milliseconds between two events."""
+    """Return the milliseconds between two events."""
     return float(_call("cuEventElapsedTime", start, end))
 
 
 def wait(stream: Any, event: Any) -> None:
-    """Let a stream wait for an event."""
+    """Make a stream wait for an event."""
     _call("cuStreamWaitEvent", stream, event, 0)
 
 
 def compile(source: str, architecture: tuple[int, int], options: tuple[str, ...]) -> bytes:
-    """Compile with NVRTC: machine code for the GPU, or PTX for the newest one that NVRTC knows if that is older."""
+    """Compile with NVRTC: to machine code, or to PTX for a GPU that is newer than NVRTC."""
     nvrtc = require("cuda.bindings.nvrtc")
     try:
-        _, known = nvrtc.nvrtcGetSupportedArchs()[:2]
+        _, supported = nvrtc.nvrtcGetSupportedArchs()[:2]
     except RuntimeError as error:
         raise MissingDependencyError(
             "kernels cannot be compiled",
             why="NVRTC cannot be loaded",
             fix="Install it: pip install 'cuda-python[all]', or the CUDA toolkit",
         ) from error
-    wanted = architecture[0] * 10 + architecture[1]
-    native = wanted in known
-    if wanted < min(known):  # CUDA 13 runs on Volta, and compiles for what came after it only
+    capability = architecture[0] * 10 + architecture[1]  # 8.6 is 86
+    if capability < min(supported):  # CUDA 13 still runs on Volta (7.0), but compiles for 7.5 and later only
         raise EnvironmentUnableError(
             "kernels cannot be compiled for this GPU",
-            why=f"its compute capability is {wanted / 10}, and NVRTC compiles for {min(known) / 10} and later",
+            why=f"its compute capability is {capability / 10}, and NVRTC supports {min(supported) / 10} and later",
             fix=f"Install an older one: pip install 'cuda-python[all]<{version().split()[1].split('.')[0]}'",
         )
-    target = f"sm_{wanted}" if native else f"compute_{max(each for each in known if each < wanted)}"
+    if capability in supported:
+        target, image_size, read_image = f"sm_{capability}", nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN
+    else:  # the driver compiles PTX of an older architecture for a newer GPU
+        newest = max(older for older in supported if older < capability)
+        target, image_size, read_image = f"compute_{newest}", nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX
     flags = [flag.encode() for flag in (f"--gpu-architecture={target}", *options)]
     _, program = nvrtc.nvrtcCreateProgram(source.encode(), b"kernel.cu", 0, [], [])
     try:
@@ -232,11 +245,8 @@ def compile(source: str, architecture: tuple[int, int], options: tuple[str, ...]
             log = bytearray(size)
             nvrtc.nvrtcGetProgramLog(program, log)
             raise CudaError("a CUDA kernel does not compile", why=_first_error(log.decode(errors="replace")))
-        size_of, read = (
-            (nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN) if native else (nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX)
-        )
-        image = bytearray(size_of(program)[1])
-        read(program, image)
+        image = bytearray(image_size(program)[1])
+        read_image(program, image)
         return bytes(image)
     finally:
         nvrtc.nvrtcDestroyProgram(program)
@@ -244,7 +254,7 @@ def compile(source: str, architecture: tuple[int, int], options: tuple[str, ...]
 
 def _first_error(log: str) -> str:
     lines = [line.strip() for line in log.strip("\0").splitlines() if line.strip()]
-    return next((line for line in lines if "error" in line), lines[0] if lines else "the compiler does not say why")
+    return next((line for line in lines if "error" in line), lines[0] if lines else "the compiler gives no reason")
 
 
 def load(image: bytes, name: str) -> Any:
@@ -268,23 +278,25 @@ def launch(kernel: Any, shape: Launch, stream: Any, arguments: tuple[np.generic,
     if shape.shared_bytes > _PLAIN_SHARED_BYTES:
         key = _cuda().CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         _call("cuFuncSetAttribute", function, key, shape.shared_bytes)
-    # The driver reads each argument from its address, and has copied them all when the call returns.
+    # cuLaunchKernel takes an array of pointers to the arguments, and copies the arguments before it returns.
     values = [np.asarray(argument) for argument in arguments]
     addresses = np.array([value.ctypes.data for value in values], np.uint64)
-    grid, block = ((*size, 1, 1)[:3] for size in (shape.grid, shape.block))
+    grid, block = ((*size, 1, 1)[:3] for size in (shape.grid, shape.block))  # always three dimensions
     _call("cuLaunchKernel", function, *grid, *block, shape.shared_bytes, stream, addresses.ctypes.data, 0)
 
 
 def begin_capture(stream: Any) -> None:
-    """Begin to capture, in this thread only: another thread's calls may wait for the GPU as before."""
+    """Begin to capture what this thread enqueues on a stream."""
+    # In the default (global) mode, a call that waits for the GPU in any other thread would invalidate the capture.
     _call("cuStreamBeginCapture", stream, _cuda().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
 
 
 def end_capture(stream: Any) -> Any:
-    """Return the captured work, ready to be replayed; None if nothing that can be."""
+    """Return the captured work as an executable graph; None if there is none or it is invalid."""
     status, graph = _cuda().cuStreamEndCapture(stream)
     if int(status) or not int(graph):
         return None
+    # Only the instantiated graph is needed from now on.
     try:
         return _call("cuGraphInstantiate", graph, 0)
     finally:

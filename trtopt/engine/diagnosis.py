@@ -1,7 +1,9 @@
-"""What TensorRT says when it refuses a network, turned into errors that name the ONNX node and what to do about it.
+"""Conversion of TensorRT's error messages into errors that name the ONNX node and propose a fix.
 
-Touches: nothing on disk. TensorRT keeps the first logger that it is given for the life of the process, so there is one
-for each TensorRT package; it collects, and prints nothing.
+TensorRT keeps the first logger that it receives until the process ends, so there is one logger per TensorRT package. It
+collects messages and prints nothing.
+
+Touches: nothing on disk.
 """
 
 from __future__ import annotations
@@ -15,33 +17,36 @@ from typing import Any
 from trtopt.errors import BuildError
 from trtopt.types import Rejection
 
+# Parts of messages to ignore. The first appears on every machine without a driver, the second is an internal message of
+# TensorRT-RTX, and the parser reports the content of the third better in its own errors.
 _NOISE = ("cudaError 35", "Thread context has not been set", "ModelImporter.cpp")
-"""Said on every machine without a driver; said by RTX about itself; said again, better, by the parser's own errors."""
 
+# Parts of messages to remove: positions in TensorRT's source, error numbers, and assertions.
 _PLACES = re.compile(r"\s*In \S+ at /?\S+:\d+|\[\w+\.cpp::\w+::\d+\]\s*|\[\w+\.(?:cpp|h):\d+: \w+\]\s*")
 _PREFIXES = re.compile(r"^(?:I\w+::\w+: )?Error Code \d+: [\w ]+\((.*)\)\s*$", re.DOTALL)
 _ASSERTIONS = re.compile(r"^Assertion (?:failed: |.*? failed\. (?=\S))")
 _SHOWN = 3
 _ONNX_LAYER = re.compile(r"\[ONNX Layer: (.*?)(?: \| .*? \(\w+\))*\]", re.DOTALL)
-"""The node's name, which may hold anything; then, for a node of a body, the graphs and nodes around it."""
+"""Name of a node, which may contain any character; then, for a node of a subgraph, the graphs and nodes around it."""
 
+# Pattern of a message, and the fix for it. The first match counts.
 _FIXES = (
     ("Plugin not found", "TensorRT has no plugin for this operator: export the network without it"),
     ("no optimization profile", "Give the smallest, usual and largest shape of every dynamic input with --shape"),
-    ("no runners|any implementation", "TensorRT parses this operator but cannot run it: take it out of the network"),
+    ("no runners|any implementation", "TensorRT parses this operator but cannot run it: remove it from the network"),
     ("workspace|maxScratchSize", "Raise --workspace, or leave it out"),
     ("must (?:have|be of) (?:the )?same (?:input )?type", "The model mixes types at this node: see trtopt inspect"),
-    ("zero point|unsupported input type of|must have type FP8", "Convert the FP32 model, not one quantized already"),
+    ("zero point|unsupported input type of|must have type FP8", "Convert the FP32 model, not an already quantized one"),
     ("exceeds the maximum value", "Change the operator's parameter before the export"),
     ("out of memory|OutOfMemory", "Free memory, or lower --workspace and the largest --shape"),
 )
 _FIX_OF_NODE = "Replace this operator before the export, or use --backend onnxruntime"
-_FIX_OF_MODEL = "Look the text up in NVIDIA's documentation, or use --backend onnxruntime"
+_FIX_OF_MODEL = "Search NVIDIA's documentation for this message, or use --backend onnxruntime"
 
 
 @functools.cache
 def logger(name: str) -> Any:
-    """The one logger of this process for the package `name`; `.errors` collects messages of errors."""
+    """Return this process's logger for the TensorRT package `name`. Its attribute `errors` collects error messages."""
     module = importlib.import_module(name)
 
     class Collector(module.ILogger):  # type: ignore[misc, name-defined]
@@ -58,21 +63,21 @@ def logger(name: str) -> Any:
 
 
 def rejections(parser: Any) -> tuple[Rejection, ...]:
-    """The errors of an `OnnxParser`, in the order of the nodes; a node without a name is called by its place, `#3`."""
-    found = []
+    """Return the errors of an `OnnxParser` in node order. A node without a name is named by its index, as in `#3`."""
+    rejected_nodes = []
     for index in range(parser.num_errors):
         error = parser.get_error(index)
         name = error.node_name() or (f"#{error.node()}" if error.node() >= 0 else "")
         message = clean(error.desc().removeprefix("Invalid Node - ").removeprefix(error.node_name()))
-        # A failed check says no more than "false": the function's name is what it checked.
+        # The message of a failed check is just "false"; the name of the function tells what it checked.
         message = f"{error.func()}: {message}" if message in ("false", "") else message
         code = str(error.code()).rpartition(".")[2]
-        found.append(Rejection(node=name, op=error.node_operator(), code=code, message=message))
-    return tuple(found)
+        rejected_nodes.append(Rejection(node=name, op=error.node_operator(), code=code, message=message))
+    return tuple(rejected_nodes)
 
 
 def clean(message: str) -> str:
-    """TensorRT's text without positions in its source, error numbers and the noise of a missing driver."""
+    """Return a message of TensorRT without source positions, error numbers and the consequences of a missing driver."""
     lines = []
     for line in message.splitlines():
         text = _PLACES.sub("", line).strip()
@@ -83,11 +88,11 @@ def clean(message: str) -> str:
     return "; ".join(lines)
 
 
-def rejected(found: Sequence[Rejection]) -> BuildError:
-    """The error for a model in which the parser refuses these nodes."""
-    shown = "; ".join(map(_sentence, found[:_SHOWN]))
-    more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return BuildError("TensorRT cannot parse the model", why=shown + more, fix=_fix(shown, found[0].node))
+def rejected(rejections: Sequence[Rejection]) -> BuildError:
+    """Return the error for a model with nodes that the parser rejects."""
+    shown = "; ".join(map(_sentence, rejections[:_SHOWN]))
+    more = f"; and {len(rejections) - _SHOWN} more" if len(rejections) > _SHOWN else ""
+    return BuildError("TensorRT cannot parse the model", why=shown + more, fix=_fix(shown, rejections[0].node))
 
 
 def _sentence(rejection: Rejection) -> str:
@@ -96,9 +101,12 @@ def _sentence(rejection: Rejection) -> str:
 
 
 def build_error(messages: Iterable[str], layers: Mapping[str, str], ops: Mapping[str, str]) -> BuildError:
-    """The error for a network that was parsed and cannot be built.
+    """Return the error for a network that was parsed but cannot be built.
 
-    `layers` maps the name of a TensorRT layer to that of the ONNX node it comes from, `ops` that node to its operator.
+    Args:
+        messages: TensorRT's error messages.
+        layers: name of each TensorRT layer -> name of the ONNX node that it comes from.
+        ops: name of each ONNX node -> its operator.
     """
     texts = list(dict.fromkeys(filter(None, map(clean, messages))))
     text = "; ".join(texts[:_SHOWN]) or "it gives no reason"
@@ -108,15 +116,19 @@ def build_error(messages: Iterable[str], layers: Mapping[str, str], ops: Mapping
 
 
 def onnx_node(layer: Any) -> str:
-    """Name of the ONNX node that a parsed layer comes from; empty for a layer that the parser added on its own."""
+    """Return the name of the ONNX node that a parsed layer comes from, or "" for a layer that the parser added."""
     match = _ONNX_LAYER.fullmatch(layer.metadata)
     return match[1] if match else ""
 
 
 def _culprit(text: str, layers: Mapping[str, str]) -> str:
-    """The node of the longest layer name that stands in the text as a word of its own."""
-    named = [layer for layer in layers if layer in text and re.search(rf"(?<![\w/]){re.escape(layer)}(?![\w/])", text)]
-    return layers[max(named, key=len)] if named else ""
+    """Return the node whose layer name occurs in the text as a whole word, or ""; the longest name counts."""
+    mentioned = []
+    for layer in layers:
+        # The plain search comes first: it is much faster, and a network has thousands of layers.
+        if layer in text and re.search(rf"(?<![\w/]){re.escape(layer)}(?![\w/])", text):
+            mentioned.append(layer)
+    return layers[max(mentioned, key=len)] if mentioned else ""
 
 
 def _fix(text: str, node: str) -> str:

@@ -1,4 +1,4 @@
-"""Which TensorRT there is: `tensorrt`, else `tensorrt_rtx`, and why one that is installed is of no use.
+"""Search for a usable TensorRT package: `tensorrt`, else `tensorrt_rtx`, with the reason why one is not usable.
 
 Touches: imports the packages.
 """
@@ -14,15 +14,15 @@ from trtopt.errors import EnvironmentUnableError, UsageError
 
 RTX = "tensorrt_rtx"
 MINIMUM = {"tensorrt": (10, 12), RTX: (1, 3)}
-"""The packages, in the order in which they are looked for, and the oldest version that builds typed networks."""
+"""Supported packages in order of preference, with the oldest version that builds strongly typed networks."""
 
 RTX_DEVICES = "portable: compute capability 8.0, 8.6, 8.9, 12.0 and later"
-"""What an engine of TensorRT for RTX runs on by default (NVIDIA, "CPU-Only AOT and TensorRT-RTX Engines")."""
+"""Devices that a TensorRT-RTX engine runs on by default (NVIDIA, "CPU-Only AOT and TensorRT-RTX Engines")."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorRT:
-    """A TensorRT that can be imported here: the module, its name, its version, and the folder it came from."""
+    """TensorRT package that can be imported here: module, package name, version, and folder."""
 
     module: Any
     name: str
@@ -31,47 +31,52 @@ class TensorRT:
 
     @property
     def title(self) -> str:
-        """The product and its version, as reports name them."""
+        """Product name and version, as shown in reports."""
         return f"{'TensorRT-RTX' if self.name == RTX else 'TensorRT'} {self.version}"
 
 
 def find(name: str | None = None) -> TensorRT:
-    """Return the first TensorRT that works here, or the one called `name`.
+    """Return the package `name`, or by default the first one that is usable here.
 
     Raises:
-        UsageError: `name` is no TensorRT package.
-        EnvironmentUnableError: there is none; the message says why for each.
+        UsageError: `name` is not a supported TensorRT package.
+        EnvironmentUnableError: no package is usable; the message gives the reason for each.
     """
     if name is not None and name not in MINIMUM:
         raise UsageError(f"unknown TensorRT package {name!r}", fix=f"Choose {' or '.join(MINIMUM)}")
     reasons = []
     for candidate in [name] if name else MINIMUM:
-        found = load(candidate)
-        if isinstance(found, TensorRT):
-            return found
-        reasons.append(f"{candidate} {found}")
-    extra = {"tensorrt": "tensorrt"}.get(name or "", "rtx")
+        result = load(candidate)
+        if isinstance(result, TensorRT):
+            return result
+        reasons.append(f"{candidate} {result}")
+    if name is None:
+        raise EnvironmentUnableError(
+            "TensorRT does not work here",
+            why="; ".join(reasons),
+            fix="Install TensorRT for RTX, which builds without a GPU: pip install 'trtopt[rtx]'",
+        )
+    extra = "tensorrt" if name == "tensorrt" else "rtx"
     raise EnvironmentUnableError(
-        f"{name or 'TensorRT'} does not work here" if name else "no TensorRT works here",
+        f"{name} does not work here",
         why="; ".join(reasons),
-        fix=f"Leave --tensorrt out, or install it: pip install 'trtopt[{extra}]'"
-        if name
-        else "Install TensorRT for RTX, which builds without a GPU: pip install 'trtopt[rtx]'",
+        fix=f"Omit --tensorrt, or install it: pip install 'trtopt[{extra}]'",
     )
 
 
 def load(name: str) -> TensorRT | str:
-    """Import one TensorRT package; return it, or the reason why it is of no use, as the end of a sentence."""
+    """Import a TensorRT package and return it, or the reason why it is not usable, as the end of a sentence."""
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         return "is not installed" if error.name == name else f"lacks its module {error.name}"
-    except Exception as error:  # noqa: BLE001 - a broken installation fails in ways of its own, and is skipped
-        return f"does not import: {' '.join(str(error).split()) or type(error).__name__}"
+    except Exception as error:  # noqa: BLE001 - a broken installation can raise anything, and is skipped
+        return f"cannot be imported: {' '.join(str(error).split()) or type(error).__name__}"
     version, file = str(getattr(module, "__version__", "")), getattr(module, "__file__", None)
+    # Placeholder packages, and any folder named "tensorrt" on the path, import without an error.
     if not version or not file or not hasattr(module, "Builder") or not hasattr(module, "OnnxParser"):
         return f"is a stub without a builder ({file or 'a folder of that name'})"
     oldest = MINIMUM[name]
     if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < oldest:
-        return f"{version} is too old: {'.'.join(map(str, oldest))} is the first that will do"
+        return f"{version} is too old: {'.'.join(map(str, oldest))} or later is required"
     return TensorRT(module=module, name=name, version=version, origin=Path(file).parent)

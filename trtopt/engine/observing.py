@@ -1,4 +1,4 @@
-"""Calibration's observation where the model runs: on the CPU as it is, on a GPU without its tensors leaving it.
+"""Observation of tensors for calibration on the device where the model runs; GPU tensors are not copied to the host.
 
 Touches: the memory of the GPU.
 """
@@ -22,14 +22,14 @@ from trtopt.events import Emit, Warned
 
 
 class DeviceCounting:
-    """A device as `trtopt.calibrate.gpu_histogram` asks for it; what it allocates is released with the device."""
+    """Device operations that `trtopt.calibrate.gpu_histogram` needs. Allocations are released with the device."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
         self._stream = device.stream()
 
     def allocate(self, size: int) -> int:
-        """Address of `size` bytes of device memory, all zero."""
+        """Allocate `size` bytes of device memory, set them to zero, and return the address."""
         pointer = self._device.allocate(size).pointer
         self.clear(pointer, size)
         return pointer
@@ -43,33 +43,41 @@ class DeviceCounting:
         self._stream.to_device(pointer, array)
 
     def download(self, array: npt.NDArray[Any], pointer: int) -> None:
-        """Copy device memory into an array, when all that was launched before is done."""
+        """Copy device memory into an array after all earlier work is complete, and wait for the copy."""
         self._stream.to_host(array, pointer)
         self._stream.synchronize()
 
     def compile(self, source: str, name: str) -> Kernel:
-        """Compile CUDA C++ and return the kernel of that name."""
+        """Compile CUDA C++ and return the kernel `name`."""
         return self._device.compile(source, name, ("--std=c++17",))
 
     def launch(self, kernel: Kernel, blocks: int, threads: int, *arguments: np.generic) -> None:
-        """Run a kernel on one-dimensional blocks, after all that was launched before."""
+        """Launch a kernel on a one-dimensional grid, after all earlier work."""
         self._stream.launch(kernel, Launch(grid=(blocks,), block=(threads,)), *arguments)
 
 
 def observe_where_it_runs(
     runner: OrtRunner, tensors: Sequence[str], dataset: Dataset, *, stage: str, emit: Emit
 ) -> dict[str, Histogram]:
-    """As `trtopt.calibrate.observe.observe`, for a session over a `tap`ped copy. On a GPU, samples run in batches.
+    """Return the histogram of each tensor over a dataset, like `trtopt.calibrate.observe.observe`.
 
-    Without cuda-python or pycuda, or a compiler for kernels, a GPU's tensors are counted on the host, with a warning.
+    On a GPU, samples run in batches and histograms are built on the device. Without a CUDA package or a compiler for
+    kernels they are built on the host, with a warning.
+
+    Args:
+        runner: session of a model whose `tensors` are outputs (see `trtopt.calibrate.observe.tap`).
+        tensors: names of the tensors to observe.
+        dataset: the calibration samples.
+        stage: name of the stage in progress events.
+        emit: receives progress and warnings.
     """
     if runner.place.kind == "cuda":
         try:
             with open_device(runner.place.index) as device:
                 model = OnGpu(bind=runner.bind, gpu=DeviceCounting(device))
                 return observe_on_gpu(model, tensors, dataset, stage=stage, emit=emit)
-        except OutOfMemoryError:
+        except OutOfMemoryError:  # a subclass of EnvironmentUnableError; building histograms on the host would not help
             raise
         except (EnvironmentUnableError, MissingDependencyError) as error:
-            emit(Warned(f"tensors travel to the host to be counted, which takes much longer: {error}"))
+            emit(Warned(f"histograms are built on the host, which is much slower than on the GPU: {error}"))
     return observe(runner.run, tensors, dataset, stage=stage, emit=emit, callers=runner.callers)

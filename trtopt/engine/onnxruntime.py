@@ -1,9 +1,9 @@
-"""Run an ONNX graph, typed or not, in onnxruntime: the backend `onnxruntime`, and the baseline of every comparison.
+"""Backend `onnxruntime`: runs ONNX graphs, typed or not, and the FP32 baseline of every comparison.
 
-On the GPU, FP32 is FP32 unless asked otherwise: TF32, which rounds the factors of products to 10 bits of mantissa, is
-off, and `where` says which it is.
+On the GPU, TF32 is disabled by default, as it rounds the factors of FP32 products to 10 bits of mantissa. `where` says
+whether it is on.
 
-Touches: reads the model; a typed graph too large for memory is written to a temporary folder and read from there.
+Touches: reads the model; a typed graph is rewritten into a temporary folder and read from there.
 """
 
 from __future__ import annotations
@@ -37,13 +37,16 @@ _CPU = Place("cpu")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CudaOptions:
-    """How the CUDA provider runs a model.
+    """Options of onnxruntime's CUDA provider.
 
-    `tf32` lets it round the factors of FP32 products. `nhwc` lets it keep the channels of convolutions last, as tensor
-    cores want it; None: where they compute, with TF32 or in 16 bits. (On an H200 a ResNet-50 in FP32 proper took a
-    fifth longer with it.) `graphs` captures a CUDA graph for each `bind`, which spares small batches the time between
-    kernels; every operator must run on the GPU then. `memory_limit` is the most that the session may allocate for
-    weights, activations and outputs, in bytes (0: no limit); the inputs that `bind` copies are not in it.
+    Attributes:
+        tf32: allow TF32, which rounds the factors of FP32 products.
+        nhwc: use channels-last convolutions, which tensor cores prefer. None enables them where tensor cores are used:
+            with TF32 or 16-bit types. (A ResNet-50 in true FP32 took a fifth longer with them on an H200.)
+        graphs: capture a CUDA graph for each `bind`, which removes launch gaps that dominate at small batches. Every
+            operator must then run on the GPU.
+        memory_limit: largest memory in bytes that the session may allocate for weights, activations and outputs (0 for
+            no limit). Inputs that `bind` copies are not included.
     """
 
     tf32: bool = False
@@ -54,15 +57,18 @@ class CudaOptions:
 
 _EXACT = CudaOptions()
 _UNSOUND = ["ClipQuantFusion", "ClipQuantRewrite", "ReluQuantFusion", "ReluQuantRewrite"]
-"""They drop a Relu or Clip that the limits of the Q after it imply, and take the zero of FP8 for the lowest value of an
-integer: Relus vanish, or the model does not load (seen in onnxruntime 1.31)."""
+"""Optimizers to disable. They remove a Relu or Clip that is implied by the range of the following QuantizeLinear, and
+mistake the zero point of FP8 for the lowest integer: Relus disappear, or the model does not load (onnxruntime 1.31)."""
 
 _Value = TypeVar("_Value")
 
 
 class OrtRunner:
-    """An onnxruntime session. `where` says what runs, where, for the tables that show its numbers; `place` is where its
-    tensors are; `callers` is how many threads may well call `run` at once."""
+    """Session of onnxruntime.
+
+    `where` names the version and the device, as reports show them; `place` is the device of the tensors; `callers` is
+    the number of threads that should call `run` at the same time.
+    """
 
     def __init__(
         self, session: Any, where: str, place: Place = _CPU, *, graphs: bool = False, callers: int = 1
@@ -73,34 +79,37 @@ class OrtRunner:
         self.inputs = tuple(value.name for value in session.get_inputs())
         self.outputs = tuple(value.name for value in session.get_outputs())
         self._session = session
-        self._graph_ids = itertools.count(1) if graphs else itertools.repeat(0)
+        self._graph_ids = itertools.count(1) if graphs else itertools.repeat(0)  # 0: no CUDA graph
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """Return every output for one feed.
+        """Run once and return every output by name. Entries of `feed` that are not inputs are ignored.
 
         Raises:
-            DataError: an input is missing, or onnxruntime refuses the feed or fails on it.
+            DataError: an input is missing, or onnxruntime rejects the feed or fails on it.
             OutOfMemoryError: the memory is exhausted.
         """
-        given = self._given(feed)
+        inputs = self._inputs_of(feed)
         try:
-            results = self._session.run(self.outputs, given)
+            results = self._session.run(self.outputs, inputs)
         except Exception as error:
             raise failure(error, {name: array.shape for name, array in feed.items()}) from error
         return dict(zip(self.outputs, results, strict=True))
 
     def bind(self, feed: Mapping[str, Array | DeviceTensor]) -> BoundRun:
-        """Bind the inputs and outputs to buffers where the model runs, filled from `feed`, and run once.
+        """Bind inputs and outputs to buffers on the device, copy `feed` into the inputs, and run once.
 
-        A `DeviceTensor` is read where it is; the caller keeps it alive. Inputs that the model has not are ignored.
+        A `DeviceTensor` is used in place, and the caller must keep it alive. Entries of `feed` that are not inputs are
+        ignored.
 
         Raises:
-            DataError: an input is missing, onnxruntime refuses the feed or fails on it, or an output has no numpy type.
+            DataError: an input is missing, onnxruntime rejects the feed or fails on it, or the dtype of an output does
+                not exist in numpy.
             OutOfMemoryError: the memory is exhausted.
         """
-        return BoundRun(self._session, self.place, self._given(feed), next(self._graph_ids))
+        return BoundRun(self._session, self.place, self._inputs_of(feed), next(self._graph_ids))
 
-    def _given(self, feed: Mapping[str, _Value]) -> dict[str, _Value]:
+    def _inputs_of(self, feed: Mapping[str, _Value]) -> dict[str, _Value]:
+        """Return the entries of a feed that are inputs of the model."""
         if missing := [name for name in self.inputs if name not in feed]:
             raise DataError(
                 f"no data for input {', '.join(missing)}", why=f"the sample has {', '.join(feed) or 'none'}"
@@ -109,37 +118,45 @@ class OrtRunner:
 
 
 def open_runner(path: Path, *, device: str = "cpu", cuda: CudaOptions = _EXACT, callers: int = 1) -> OrtRunner:
-    """Open an ONNX file for running on `cpu`, `cuda` (`cuda:1` is the second GPU), or `auto` (CUDA where it works, else
-    the CPU).
+    """Load an ONNX file for inference.
 
-    A graph with 16-bit types runs on the CPU as `simulate` rewrites it; CUDA has real kernels for them. On the CPU,
-    `callers` threads share the cores, each running a feed of its own; a GPU is asked by one.
+    On the CPU, a graph with 16-bit types is rewritten by `simulate`, as onnxruntime lacks faithful kernels for them.
+    CUDA has real 16-bit kernels.
+
+    Args:
+        path: the ONNX file.
+        device: `cpu`, `cuda` (`cuda:1` is the second GPU), or `auto` (CUDA if it works, else the CPU).
+        cuda: options of the CUDA provider.
+        callers: number of threads that will call `run` at the same time, sharing the cores. Ignored on a GPU, where the
+            runner always has one caller.
 
     Raises:
-        ModelError: onnxruntime cannot load it, or cannot capture it as a CUDA graph.
-        EnvironmentUnableError: CUDA was asked for and is not there.
-        OutOfMemoryError: the memory does not hold the model.
+        ModelError: onnxruntime cannot load the file, or cannot capture it as a CUDA graph.
+        EnvironmentUnableError: `device` is `cuda` and CUDA does not work.
+        OutOfMemoryError: the memory is exhausted while loading.
         MissingDependencyError: onnxruntime is not installed.
-        UsageError: there is no such kind of device.
+        UsageError: `device` is unknown.
     """
-    wanted = re.fullmatch(r"(auto|cpu|cuda)(?:(?<=cuda):(\d+))?", device)
-    if wanted is None:
+    parsed = re.fullmatch(r"(auto|cpu|cuda)(?:(?<=cuda):(\d+))?", device)
+    if parsed is None:
         raise UsageError(f"unknown device {device!r}", fix=f"Choose one of {', '.join(DEVICES)}")
+    device_kind, index = parsed.groups()
     ort = require("onnxruntime")
     version = f"onnxruntime {ort.__version__}"
-    if wanted[1] != "cpu":
-        place = Place("cuda", int(wanted[2] or 0))
+    if device_kind != "cpu":
+        place = Place("cuda", int(index or 0))
         session, why = _cuda_session(ort, path, place, cuda)
         if session is not None:
             return OrtRunner(session, f"{version}, {_described(place, cuda)}", place, graphs=cuda.graphs)
-        if wanted[1] == "cuda":
+        if device_kind == "cuda":
             raise EnvironmentUnableError(
                 "onnxruntime has no working CUDA provider here",
                 why=why,
                 fix="Install 'trtopt[gpu]' on a machine with an NVIDIA driver, or use --device cpu",
             )
     typed = _simulated(path)
-    # A session has one pool for all callers, who work beside it: of n threads, n - 1 are its own.
+    # All callers share the session's thread pool and take part in its work. The pool counts the calling thread as one
+    # of its threads, so the callers beyond the first are subtracted from the cores. 0 means one thread per core.
     threads = max(1, len(os.sched_getaffinity(0)) - callers + 1) if callers > 1 else 0
     if typed is None:
         session = _session(ort, path, "CPUExecutionProvider", threads=threads)
@@ -154,89 +171,104 @@ def open_runner(path: Path, *, device: str = "cpu", cuda: CudaOptions = _EXACT, 
 
 
 def _cuda_session(ort: Any, path: Path, place: Place, cuda: CudaOptions) -> tuple[Any, str]:
-    """A session on that GPU, or none and why."""
+    """Return a session on a GPU, or None and the reason.
+
+    Raises:
+        ModelError: the model itself is the problem: onnxruntime cannot load it on the CPU either, or cannot capture it
+            as a CUDA graph.
+    """
     missing = "the CPU package is installed, or the driver or CUDA libraries are missing"
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         return None, missing
-    nhwc = cuda.nhwc if cuda.nhwc is not None else cuda.tf32 or _computes_in_halves(path)
+    nhwc = cuda.nhwc if cuda.nhwc is not None else cuda.tf32 or _is_16_bit(path)
     options = {
         "device_id": str(place.index),
         "use_tf32": str(int(cuda.tf32)),
         "prefer_nhwc": str(int(nhwc)),
         "enable_cuda_graph": str(int(cuda.graphs)),
-        # Memory grows by what is needed, not by doubling: what a batch needs can then be measured.
+        # By default the arena doubles when it grows. Growing by exactly the requested size makes memory measurable.
         "arena_extend_strategy": "kSameAsRequested",
     }
     if cuda.memory_limit:
         options["gpu_mem_limit"] = str(cuda.memory_limit)
-    ort.set_default_logger_severity(4)  # what is wrong comes back as an error, and is not to stand in the log as well
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints which libraries it did not find
+    ort.set_default_logger_severity(4)  # fatal errors only: failures are raised as exceptions anyway
+    # Loads the CUDA and cuDNN libraries of NVIDIA's pip packages, and prints those that it does not find.
+    with contextlib.redirect_stdout(io.StringIO()):
         ort.preload_dlls()
     try:
         session = _session(ort, path, ("CUDAExecutionProvider", options), "CPUExecutionProvider")
     except ModelError as error:
         if cuda.graphs and "graph capture" in error.why:
             raise ModelError(f"{path.name} cannot run as a CUDA graph", why=error.why) from error
-        # The model's fault, or the GPU's? A device that is not there, a driver too old: the CPU can load it then.
+        # Find out whether the model or the GPU is the problem (no such device, a driver too old): if the model loads on
+        # the CPU, it is the GPU. Otherwise this raises the model's own error.
         _session(ort, path, "CPUExecutionProvider")
         return None, error.why
-    # onnxruntime falls back to the CPU without an error: what it says it uses is what counts.
+    # onnxruntime may fall back to the CPU without an error, so check which provider it uses.
     return (session, "") if "CUDAExecutionProvider" in session.get_providers() else (None, missing)
 
 
 def _described(place: Place, cuda: CudaOptions) -> str:
+    """Return the device and its options, as in "CUDA device 1, TF32 off, CUDA graphs"."""
     device = f"CUDA device {place.index}" if place.index else "CUDA"
     extras = [f"TF32 {'on' if cuda.tf32 else 'off'}", *(["CUDA graphs"] if cuda.graphs else [])]
     return ", ".join([device, *extras])
 
 
 def _simulated(path: Path) -> Any:
-    """The model rewritten for the CPU when it computes in 16 bits, else None."""
+    """Return the model rewritten by `simulate` (an `onnx_ir.Model`), or None if it has no 16-bit computation."""
     from trtopt.export.onnx import load_ir
     from trtopt.export.prepare import infer_shapes
 
-    if not _computes_in_halves(path):
+    if not _is_16_bit(path):
         return None
     model = load_ir(path)
     infer_shapes(model)
     return model if simulate(model) else None
 
 
-def _computes_in_halves(path: Path) -> bool:
+def _is_16_bit(path: Path) -> bool:
+    """Return whether an ONNX file contains FP16 or BF16 values."""
     from trtopt.export.onnx import load_proto
 
-    return _has_halves(load_proto(path).graph)
+    return _has_16_bit_values(load_proto(path).graph)
 
 
-def _has_halves(graph: onnx.GraphProto) -> bool:
-    """Whether an input, a constant or a cast of the graph or of an inner one is of a 16-bit type."""
+def _has_16_bit_values(graph: onnx.GraphProto) -> bool:
+    """Return whether an input, constant or cast of a graph or one of its subgraphs has a 16-bit float type."""
     import onnx
 
-    halves = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    types = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
     attributes = [attribute for node in graph.node for attribute in node.attribute]
     return (
-        any(value.type.tensor_type.elem_type in halves for value in graph.input)
-        or any(tensor.data_type in halves for tensor in graph.initializer)
-        or any(attribute.t.data_type in halves for attribute in attributes if attribute.HasField("t"))
-        or any(attribute.i in halves for attribute in attributes if attribute.name in ("to", "dtype", "output_dtype"))
-        or any(_has_halves(attribute.g) for attribute in attributes if attribute.HasField("g"))
+        any(value.type.tensor_type.elem_type in types for value in graph.input)
+        or any(tensor.data_type in types for tensor in graph.initializer)
+        or any(attribute.t.data_type in types for attribute in attributes if attribute.HasField("t"))
+        or any(attribute.i in types for attribute in attributes if attribute.name in ("to", "dtype", "output_dtype"))
+        or any(_has_16_bit_values(attribute.g) for attribute in attributes if attribute.HasField("g"))
     )
 
 
 def _session(ort: Any, path: Path, *providers: str | tuple[str, dict[str, str]], threads: int = 0) -> Any:
+    """Return an onnxruntime session on the first of the providers that works.
+
+    Raises:
+        ModelError: onnxruntime cannot load the model.
+        OutOfMemoryError: the memory is exhausted.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    options.intra_op_num_threads = threads  # 0: one for each core
-    # Q/DQ pairs stay what they are: fused integer kernels of the CPU would saturate and round in their own ways.
+    options.intra_op_num_threads = threads  # 0: one per core
+    # Keep Q/DQ pairs as they are: the CPU's fused integer kernels saturate and round differently from TensorRT.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
-    # The pool must not spin between runs: what is done with their results wants the cores.
+    # By default the threads spin after a run, and take the cores from the code that processes the outputs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
-        # Without `enable_fallback=0` a failure of the GPU is printed, and the CPU goes on in silence.
+        # By default a failure of the GPU is only printed, and the session continues on the CPU.
         return ort.InferenceSession(
             str(path), options, providers=list(providers), enable_fallback=0, disabled_optimizers=_UNSOUND
         )
     except Exception as error:
         if exhausted(error):
-            raise OutOfMemoryError(f"memory does not hold {path.name}", why=first_line(error)) from error
+            raise OutOfMemoryError(f"out of memory while loading {path.name}", why=first_line(error)) from error
         raise ModelError(f"onnxruntime cannot load {path.name}", why=first_line(error)) from error

@@ -1,4 +1,4 @@
-"""What this machine can do: `trtopt doctor`, and the versions that go into manifests.
+"""Capabilities of this machine, for `trtopt doctor`, and the versions of installed packages.
 
 Touches: reads package metadata; imports TensorRT, onnxruntime and pynvml, never torch or tensorflow.
 """
@@ -22,23 +22,24 @@ _PACKAGES = (
     "cuda-python pycuda nvidia-ml-py torch tensorflow tf2onnx numba numpy"
 ).split()
 _KERNEL_DRIVER = Path("/proc/driver/nvidia/version")
+# Compute capabilities that TensorRT (all from here on) and TensorRT-RTX (these, and all from here on) support.
 _TENSORRT_SINCE = (7, 5)
 _RTX_RUNS = ((8, 0), (8, 6), (8, 9))
 _RTX_RUNS_SINCE = (12, 0)
 
 _PORTABILITY = (
-    "An engine is loaded by the TensorRT that built it, of the same version; --version-compatible widens that to newer "
-    "ones (8 to 10, 10 to 11), never back.",
-    "An engine of TensorRT runs on the GPU model that it was built on, unless built with --hardware-compatible.",
-    f"An engine of TensorRT-RTX is {RTX_DEVICES}, on Linux and Windows; not 9.0 (H100, H200), and with FP8 not "
-    "before 8.9.",
-    "TensorRT and TensorRT-RTX do not load each other's engines; onnxruntime needs 1.27 for TensorRT 11.",
+    "An engine can only be loaded by the version of TensorRT that built it. With --version-compatible, newer versions "
+    "can load it, too (8 to 10, 10 to 11).",
+    "A TensorRT engine runs only on the GPU model that it was built on, unless built with --hardware-compatible.",
+    f"A TensorRT-RTX engine is {RTX_DEVICES}, on Linux and Windows; it does not run on 9.0 (H100, H200), and with FP8 "
+    "not before 8.9.",
+    "TensorRT and TensorRT-RTX cannot load each other's engines; onnxruntime needs 1.27 for TensorRT 11.",
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """One GPU as the driver lists it. `memory_bytes` is all it has; 0 where it has none but the machine's own."""
+    """GPU listed by the driver. `memory_bytes` is its total memory, or 0 if it shares the memory of the host."""
 
     name: str
     compute_capability: str
@@ -47,7 +48,10 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Driver:
-    """The NVIDIA driver: its version, the newest CUDA it supports, its GPUs; or, in `absent`, why nothing is known."""
+    """NVIDIA driver: its version, the newest CUDA version that it supports, and its GPUs.
+
+    If nothing is known about it, `absent` gives the reason.
+    """
 
     version: str = ""
     cuda: str = ""
@@ -57,7 +61,7 @@ class Driver:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One TensorRT package: where it is, or in `reason` why it is of no use."""
+    """TensorRT package with its version and folder, or with the `reason` why it is not usable."""
 
     name: str
     version: str = ""
@@ -67,7 +71,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advice:
-    """Something that is missing here, and the command that brings it."""
+    """Missing component, and the command that installs it."""
 
     what: str
     command: str
@@ -75,7 +79,10 @@ class Advice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """What there is on this machine, and what follows from it. `build` and `run` are sentences."""
+    """Software and GPUs of this machine, and the engines that it can build and run.
+
+    `build` and `run` describe these engines, or say why there are none.
+    """
 
     platform: str
     python: str
@@ -93,20 +100,20 @@ class Environment:
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that can change a result, from package metadata; what is not installed is left out."""
-    found = {"platform": platform.platform(), "python": platform.python_version()}
+    """Return the versions of all installed packages that can change a result, of Python and of the platform."""
+    by_package = {"platform": platform.platform(), "python": platform.python_version()}
     for package in _PACKAGES:
         try:
             installed: str | None = version(package)
         except (PackageNotFoundError, KeyError):
             continue
-        if installed:  # not so in what an interrupted uninstallation leaves behind
-            found[package] = installed
-    return found
+        if installed:  # None for the remains of an interrupted uninstallation
+            by_package[package] = installed
+    return by_package
 
 
 def probe() -> Environment:
-    """Look at this machine. Raises nothing: what does not work is said in the result."""
+    """Inspect this machine. Nothing is raised: the result tells what does not work, and why."""
     packages = versions()
     system, python = packages.pop("platform"), packages.pop("python")
     candidates = tuple(_candidate(name) for name in MINIMUM)
@@ -132,15 +139,15 @@ def probe() -> Environment:
 
 
 def read_driver() -> Driver:
-    """Ask the NVIDIA driver for its GPUs."""
+    """Return the NVIDIA driver and its GPUs."""
     try:
         nvml: Any = importlib.import_module("pynvml")
     except ModuleNotFoundError:
         if _KERNEL_DRIVER.exists() or shutil.which("nvidia-smi"):
-            return Driver(absent="there is an NVIDIA driver; nvidia-ml-py, which reads it, is not installed")
+            return Driver(absent="the NVIDIA driver cannot be queried: nvidia-ml-py is not installed")
         return Driver(absent="no NVIDIA driver")
-    except Exception as error:  # noqa: BLE001 - a broken installation fails in ways of its own, and is reported
-        return Driver(absent=f"nvidia-ml-py does not import: {error}")
+    except Exception as error:  # noqa: BLE001 - a broken installation can raise anything, and is reported
+        return Driver(absent=f"nvidia-ml-py cannot be imported: {error}")
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
@@ -163,24 +170,24 @@ def _gpu(nvml: Any, handle: Any) -> Gpu:
     major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
     try:
         memory = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
-    except nvml.NVMLError:  # not supported where CPU and GPU share their memory
+    except nvml.NVMLError:  # not supported on GPUs that share the memory of the host, such as GB10
         memory = 0
     return Gpu(name=_text(nvml.nvmlDeviceGetName(handle)), compute_capability=f"{major}.{minor}", memory_bytes=memory)
 
 
 def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value  # bytes before nvidia-ml-py 12
+    return value.decode() if isinstance(value, bytes) else value  # nvidia-ml-py before 12 returns bytes
 
 
 def _candidate(name: str) -> Candidate:
-    found = load(name)
-    if isinstance(found, str):
-        return Candidate(name=name, reason=found)
-    return Candidate(name=name, version=found.version, origin=str(found.origin))
+    package = load(name)
+    if isinstance(package, str):  # the reason why it is not usable
+        return Candidate(name=name, reason=package)
+    return Candidate(name=name, version=package.version, origin=str(package.origin))
 
 
 def _providers(packages: Mapping[str, str]) -> tuple[tuple[str, ...], str]:
-    """onnxruntime's execution providers, and what is wrong with the installation."""
+    """Return onnxruntime's execution providers, and a warning about a faulty installation ("" if there is none)."""
     warning = ""
     if "onnxruntime" in packages and "onnxruntime-gpu" in packages:
         warning = (
@@ -191,9 +198,10 @@ def _providers(packages: Mapping[str, str]) -> tuple[tuple[str, ...], str]:
         ort: Any = importlib.import_module("onnxruntime")
         return tuple(ort.get_available_providers()), warning
     except ModuleNotFoundError as error:
-        return (), warning if error.name == "onnxruntime" else f"onnxruntime does not import: {error}"
-    except Exception as error:  # noqa: BLE001 - a broken installation fails in ways of its own, and is reported
-        return (), f"onnxruntime does not import: {error}"
+        # If another module is missing, onnxruntime itself is installed but broken.
+        return (), warning if error.name == "onnxruntime" else f"onnxruntime cannot be imported: {error}"
+    except Exception as error:  # noqa: BLE001 - a broken installation can raise anything, and is reported
+        return (), f"onnxruntime cannot be imported: {error}"
 
 
 def _capability(gpu: Gpu) -> tuple[int, int]:
@@ -201,7 +209,8 @@ def _capability(gpu: Gpu) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def _works(name: str, gpu: Gpu) -> bool:
+def _supports(name: str, gpu: Gpu) -> bool:
+    """Return whether the TensorRT package `name` runs engines on a GPU."""
     capability = _capability(gpu)
     if name == RTX:
         return capability in _RTX_RUNS or capability >= _RTX_RUNS_SINCE
@@ -209,47 +218,56 @@ def _works(name: str, gpu: Gpu) -> bool:
 
 
 def _can_build(candidates: tuple[Candidate, ...], driver: Driver) -> tuple[bool, str]:
+    """Return whether engines can be built here, and a description of these engines or the reason why not."""
     usable = {candidate.name: candidate.version for candidate in candidates if candidate.version}
+    # A driver that cannot be queried may well have a GPU. The build itself will tell.
     if "tensorrt" in usable and (driver.gpus or not driver.absent.startswith("no NVIDIA driver")):
         return True, f"engines for the GPU of this machine, with TensorRT {usable['tensorrt']}"
     if RTX in usable:
         choose = ", with --tensorrt tensorrt_rtx (tensorrt needs a GPU to build)" if "tensorrt" in usable else ""
         return True, f"engines with TensorRT-RTX {usable[RTX]}, {RTX_DEVICES}{choose}"
     if usable:
-        return False, f"nothing: TensorRT {usable['tensorrt']} needs an NVIDIA GPU to build, and there is none"
-    return False, "nothing: no TensorRT works here; calibration, precision and comparison do"
+        return False, f"nothing: TensorRT {usable['tensorrt']} needs an NVIDIA GPU to build, and this machine has none"
+    return False, "nothing: TensorRT does not work here; calibration, precision and comparison do"
 
 
 def _can_run(candidates: tuple[Candidate, ...], driver: Driver) -> tuple[bool, str]:
-    lines = [
-        f"{gpu.name} (compute capability {gpu.compute_capability}) "
-        + ("runs" if _works(candidate.name, gpu) else "is refused by")
-        + f" {candidate.name} {candidate.version}"
-        for candidate in candidates
-        if candidate.version
-        for gpu in dict.fromkeys(driver.gpus)
-    ]
+    """Return whether engines can run here, and which packages support which GPU or the reason why not."""
+    lines, any_supported = [], False
+    for candidate in candidates:
+        if not candidate.version:
+            continue
+        for gpu in dict.fromkeys(driver.gpus):  # each model once
+            supported = _supports(candidate.name, gpu)
+            any_supported = any_supported or supported
+            verb = "is supported by" if supported else "is not supported by"
+            name = f"{gpu.name} (compute capability {gpu.compute_capability})"
+            lines.append(f"{name} {verb} {candidate.name} {candidate.version}")
     if lines:
-        return any(" runs " in line for line in lines), "; ".join(lines)
+        return any_supported, "; ".join(lines)
     if driver.gpus:
-        return False, "no engine: no TensorRT works here"
-    return False, f"no engine: {driver.absent or 'the driver lists no GPU'}; the typed ONNX runs in onnxruntime"
+        return False, "no engine: TensorRT does not work here"
+    return False, f"no engine: {driver.absent or 'the driver lists no GPU'}; the typed ONNX graph runs in onnxruntime"
 
 
 def _advice(packages: Mapping[str, str], candidates: tuple[Candidate, ...], driver: Driver) -> tuple[Advice, ...]:
+    """Return the missing components that are useful on this machine."""
     has_driver = not driver.absent.startswith("no NVIDIA driver")
-    wanted = (
+    # What for, the packages of which one is enough, and the extra that installs one ("" if it is of no use here).
+    components = (
         ("onnxruntime, which runs the baseline", {"onnxruntime", "onnxruntime-gpu"}, "gpu" if has_driver else "cpu"),
         ("GPU readings", {"nvidia-ml-py"}, "gpu" if has_driver else ""),
         ("running engines", {"cuda-python", "pycuda"}, "gpu" if has_driver else ""),
         ("export from PyTorch", {"torch"}, "torch"),
         ("export from TensorFlow", {"tf2onnx"}, "tensorflow"),
     )
-    found = [] if any(c.version for c in candidates) else [_pip("TensorRT for RTX: engines without a GPU", "rtx")]
+    advice = []
+    if not any(candidate.version for candidate in candidates):
+        advice.append(_pip("TensorRT for RTX: engines without a GPU", "rtx"))
     if has_driver and not candidates[0].version:
-        found.append(_pip("TensorRT for the GPU of this machine", "tensorrt"))
-    found += [_pip(what, extra) for what, any_of, extra in wanted if extra and not any_of & packages.keys()]
-    return tuple(found)
+        advice.append(_pip("TensorRT for the GPU of this machine", "tensorrt"))
+    advice += [_pip(what, extra) for what, any_of, extra in components if extra and not any_of & packages.keys()]
+    return tuple(advice)
 
 
 def _pip(what: str, extra: str) -> Advice:

@@ -1,4 +1,4 @@
-"""Run TensorRT's builder so that it can be watched and cancelled.
+"""TensorRT's builder in a thread, with progress events and cancellation by Ctrl-C.
 
 Touches: one thread, which ends before `build_serialized` returns.
 """
@@ -17,16 +17,24 @@ from trtopt.events import Emit, Progress
 
 _Steps = queue.SimpleQueue["Progress | None"]
 _POLL_SECONDS = 0.2
-"""How long Ctrl-C waits where a blocking wait cannot be interrupted (Windows)."""
+"""Interval of waits: on Windows, Ctrl-C does not interrupt a wait without a timeout."""
 
 
 def build_serialized(trt: TensorRT, builder: Any, network: Any, config: Any, emit: Emit) -> Any:
-    """Return the serialized engine as TensorRT gives it, None when it refuses.
+    """Build the engine and return it as TensorRT's `IHostMemory`, or None if TensorRT fails.
 
-    C++ works on a thread of its own: events are emitted from the caller's, and Ctrl-C is heard there.
+    The builder's C++ code blocks its thread. So it runs in a thread of its own, and the calling thread emits the events
+    and receives Ctrl-C.
+
+    Args:
+        trt: the TensorRT package.
+        builder: its builder.
+        network: the network to build.
+        config: the builder configuration. Its progress monitor is replaced, and removed at the end.
+        emit: receives the progress. Any exception that it raises cancels the build, too.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C, once the builder has stopped. Whatever else `emit` raises stops it in the same way.
+        KeyboardInterrupt: Ctrl-C was pressed. The builder has stopped.
     """
     steps: _Steps = queue.SimpleQueue()
     cancelled = threading.Event()
@@ -37,17 +45,17 @@ def build_serialized(trt: TensorRT, builder: Any, network: Any, config: Any, emi
     def work() -> None:
         try:
             result.set_result(builder.build_serialized_network(network, config))
-        except Exception as error:  # noqa: BLE001 - raised again where the result is read
+        except Exception as error:  # noqa: BLE001 - raised again by `result.result()` in the calling thread
             result.set_exception(error)
         finally:
-            steps.put(None)
+            steps.put(None)  # also after an error: it ends the loop below
 
     thread = threading.Thread(target=work, name="trtopt-build", daemon=True)
     thread.start()
     try:
         for step in _until_none(steps):
             emit(step)
-    except BaseException:
+    except BaseException:  # Ctrl-C, or an error of `emit`: ask the builder to stop
         cancelled.set()
         raise
     finally:
@@ -57,13 +65,18 @@ def build_serialized(trt: TensorRT, builder: Any, network: Any, config: Any, emi
 
 
 def join(thread: threading.Thread) -> None:
-    """Wait for the builder, further Ctrl-C or not: it stops at its next step, and works on what leaving would free."""
+    """Wait for the builder's thread, ignoring further Ctrl-C.
+
+    A cancelled builder stops at its next step. Until then it uses the network and the configuration, which the caller
+    releases afterwards.
+    """
     while thread.is_alive():
         with contextlib.suppress(KeyboardInterrupt):
             thread.join(_POLL_SECONDS)
 
 
 def _until_none(steps: _Steps) -> Iterator[Progress]:
+    """Yield the steps from the queue until the builder's thread puts None at its end."""
     while True:
         try:
             step = steps.get(timeout=_POLL_SECONDS)
@@ -75,8 +88,10 @@ def _until_none(steps: _Steps) -> Iterator[Progress]:
 
 
 def _monitor(trt: TensorRT, steps: _Steps, cancelled: threading.Event) -> Any:
+    """Return a progress monitor that puts steps into the queue. The builder calls it from its own thread."""
+
     class Monitor(trt.module.IProgressMonitor):  # type: ignore[misc, name-defined]
-        """Tells the steps of the outermost phase; the note is the phase within it."""
+        """Progress in steps of the outermost phase; the note is the phase inside it."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -92,7 +107,7 @@ def _monitor(trt: TensorRT, steps: _Steps, cancelled: threading.Event) -> Any:
             if phase_name == self.root:
                 self.done = step + 1
                 steps.put(Progress("build", self.done, self.total))
-            return not cancelled.is_set()
+            return not cancelled.is_set()  # False cancels the build
 
         def phase_finish(self, phase_name: str) -> None:
             pass

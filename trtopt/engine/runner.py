@@ -1,14 +1,14 @@
-"""Run an engine on the GPU as fast as it goes: buffers made once, copies beside computing, CUDA graphs.
+"""Runner for engines on a GPU, with reused buffers, copies that overlap with computation, and CUDA graphs.
 
-    run(feed)                  one sample or batch in, outputs out
-    submit(feed); collect()    as many in flight as there are streams, first in, first out
-    stage(shapes)              the page-locked arrays of the next run, to be filled in place and submitted
+    run(feed)                  run on one feed and return its outputs
+    submit(feed); collect()    start a run, fetch the oldest result; up to one run in flight per stream
+    stage(shapes)              page-locked arrays of the next run, to fill in place and submit
 
-Each stream has its own buffers, made for the largest shapes. On it, inputs are copied from page-locked memory, the
-engine computes, outputs are copied back; while one stream copies, another computes. What the engine enqueues is
-captured as a CUDA graph when a shape comes a second time, and replayed from then on.
+Each stream has buffers of its own, allocated for the largest shapes. A run copies the inputs from page-locked memory,
+computes, and copies the outputs back; while one stream copies, another one computes. The work of the engine is captured
+as a CUDA graph when a shape occurs for the second time, and replayed from then on.
 
-The engine itself is behind the protocols of `runner_program`: `runner_tensorrt` has TensorRT's.
+The protocols of `runner_program` describe an engine; `runner_tensorrt` implements them for TensorRT.
 
 Touches: the GPU.
 """
@@ -33,9 +33,11 @@ if TYPE_CHECKING:
 
 
 class EngineRunner:
-    """Runs a program on a device; it owns both, and closes them. The `run` and `where` of every runner.
+    """Runner for an engine on a device. It owns both, and closes them.
 
-    `streams` runs may be in flight at once. `no_graphs` says why there are no CUDA graphs; it is empty while there are.
+    `inputs` and `outputs` are the names of the tensors; `where` names the engine's runtime and the GPU, as reports show
+    them. `no_graphs` gives the reason why CUDA graphs are not used; it is empty while they are. At most `streams` runs
+    can be in flight at the same time.
     """
 
     def __init__(self, device: Device, program: Program, *, streams: int = 2, graphs: bool = True) -> None:
@@ -43,27 +45,29 @@ class EngineRunner:
         self.inputs = tuple(port.name for port in self._inputs)
         self.outputs = tuple(port.name for port in program.ports if port.output)
         self.where = f"{program.where}, {device.info.name}"
-        self.no_graphs = "" if graphs else "they were not asked for"
+        self.no_graphs = "" if graphs else "CUDA graphs are disabled"
         if graphs and not device.backend.GRAPHS:
-            self.no_graphs = f"{device.info.package} has none"
+            self.no_graphs = f"{device.info.package} does not support CUDA graphs"
         elif any(port.sized_late for port in program.ports):
+            # A graph has fixed sizes, and the size of such an output is known only during the run.
             self.no_graphs = "the shape of an output depends on values"
         self._program = program
-        with ExitStack() as held:  # what was made is released also when there is no memory for the rest
-            held.callback(device.close)
-            held.callback(program.close)
+        # The stack releases everything again if there is too little memory for one of the streams.
+        with ExitStack() as resources:
+            resources.callback(device.close)
+            resources.callback(program.close)
             if streams < 1:
-                raise UsageError(f"an engine cannot run on {streams} streams", fix="Give 1 or more")
-            self._idle = deque(held.enter_context(Slot(device, program)) for _ in range(streams))
-            self._held = held.pop_all()
+                raise UsageError(f"an engine cannot run on {streams} streams", fix="Use 1 or more")
+            self._idle = deque(resources.enter_context(Slot(device, program)) for _ in range(streams))
+            self._resources = resources.pop_all()
         self._busy: deque[Slot] = deque()
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """Return every output for one feed.
+        """Run once and return every output by name.
 
         Raises:
-            RuntimeError: runs are in flight: `collect` them first.
-            DataError: an input is missing, or does not fit the engine's type or shapes.
+            RuntimeError: runs are in flight; `collect` them first.
+            DataError: an input is missing, or its dtype or shape does not fit the engine.
             CudaError: the GPU failed.
         """
         if self._busy:
@@ -72,36 +76,43 @@ class EngineRunner:
         return self.collect().outputs
 
     def submit(self, feed: Mapping[str, Array]) -> None:
-        """Begin a run and return at once. The feed may be changed afterwards, unless it is what `stage` gave.
+        """Start a run and return immediately.
+
+        The feed may be changed afterwards, except for arrays from `stage`, which the GPU reads during the run.
 
         Raises:
-            RuntimeError: as many runs are in flight as there are streams: `collect` first.
-            DataError: an input is missing, or does not fit the engine's type or shapes.
+            RuntimeError: every stream has a run in flight; `collect` one first.
+            DataError: an input is missing, or its dtype or shape does not fit the engine.
         """
         slot = self._next()
         inputs = {port.name: _fitting(port, feed) for port in self._inputs}
+        # An engine that cannot be captured once is not tried again.
         if reason := slot.begin(inputs, graphs=not self.no_graphs):
             self.no_graphs = reason
         self._busy.append(self._idle.popleft())
 
     def stage(self, shapes: Mapping[str, Shape]) -> dict[str, Array]:
-        """The arrays that the next run is copied to the GPU from, by input: fill them, and `submit` them.
+        """Return the page-locked arrays from which the next run copies its inputs to the GPU, to fill and `submit`.
 
-        A feed of other arrays is copied into these first, which for pictures takes longer than the copy to the GPU.
+        A feed of other arrays is first copied into these. For images that takes longer than the copy to the GPU.
+
+        Args:
+            shapes: shape of each input.
 
         Raises:
-            RuntimeError: as many runs are in flight as there are streams: `collect` first.
+            RuntimeError: every stream has a run in flight; `collect` one first.
             DataError: a shape is missing, or does not fit the engine.
         """
         return self._next().staging({port.name: _shape(port, shapes) for port in self._inputs})
 
     def collect(self, *, copy: bool = True) -> Ran:
-        """Wait for the oldest run in flight, and return what it gave.
+        """Wait for the oldest run in flight, and return its outputs and times.
 
-        Without `copy` its outputs are views of memory that a later `submit` overwrites.
+        Args:
+            copy: whether to copy the outputs. Otherwise they are views of memory that a later `submit` overwrites.
 
         Raises:
-            RuntimeError: none is in flight.
+            RuntimeError: no run is in flight.
             CudaError: the GPU failed.
         """
         if not self._busy:
@@ -111,31 +122,32 @@ class EngineRunner:
         return slot.end(copy=copy)
 
     def _next(self) -> Slot:
+        """Return the idle stream that the next run will use."""
         if not self._idle:
             raise RuntimeError("every stream is busy: collect a result first")
         return self._idle[0]
 
     @property
     def in_flight(self) -> int:
-        """Runs that were submitted and not collected."""
+        """Number of runs that were submitted but not collected."""
         return len(self._busy)
 
     @property
     def memory(self) -> dict[str, int]:
-        """Device memory in bytes: `weights`, and of all streams together `activations` and `io`."""
-        slots = len(self._idle) + len(self._busy)
-        ports = sum(port.size for port in self._program.ports if not port.on_host)
+        """Device memory in bytes: `weights`, and `activations` and `io` (inputs and outputs) of all streams."""
+        streams = len(self._idle) + len(self._busy)
+        io_size = sum(port.size for port in self._program.ports if not port.on_host)
         return {
             "weights": self._program.weights_size,
-            "activations": slots * self._program.workspace_size,
-            "io": slots * ports,
+            "activations": streams * self._program.workspace_size,
+            "io": streams * io_size,
         }
 
     def close(self) -> None:
-        """Wait for what is in flight, and release everything. A second time does nothing."""
+        """Wait for the runs in flight, and release everything. Further calls do nothing."""
         self._busy.clear()
         self._idle.clear()
-        self._held.close()
+        self._resources.close()
 
     def __enter__(self) -> Self:
         return self
@@ -147,29 +159,33 @@ class EngineRunner:
 
 
 def _fitting(port: Port, feed: Mapping[str, Array]) -> Array:
+    """Return the array for an input after checking its dtype and shape."""
     if port.name not in feed:
         raise DataError(f"no data for input {port.name}", why=f"the sample has {', '.join(feed) or 'none'}")
     array = np.asarray(feed[port.name])
+    # "same_kind" allows a smaller type, such as float32 data for an FP16 input, but not floats for integers.
     if not np.can_cast(array.dtype, port.dtype, casting="same_kind"):
         raise DataError(
-            f"input {port.name} does not fit the engine", why=f"it is {array.dtype}, the engine reads {port.dtype}"
+            f"input {port.name} does not fit the engine", why=f"it is {array.dtype}, the engine expects {port.dtype}"
         )
     _shape(port, {port.name: array.shape})
     return array
 
 
 def _shape(port: Port, shapes: Mapping[str, Shape]) -> Shape:
+    """Return the shape of an input after checking that the engine's profile contains it."""
     if port.name not in shapes:
-        raise DataError(f"no shape for input {port.name}", why=f"given are {', '.join(shapes) or 'none'}")
+        names = f"shapes were given for {', '.join(shapes)}" if shapes else "no shapes were given"
+        raise DataError(f"no shape for input {port.name}", why=names)
     shape = shapes[port.name]
     within = len(shape) == len(port.max) and all(
         low <= size <= high for low, size, high in zip(port.min, shape, port.max, strict=True)
     )
     if not within:
-        takes = f"{list(port.min)} to {list(port.max)}" if port.min != port.max else f"{list(port.max)}"
+        supported = f"{list(port.min)} to {list(port.max)}" if port.min != port.max else f"{list(port.max)}"
         raise DataError(
             f"input {port.name} does not fit the engine",
-            why=f"its shape is {list(shape)}, the engine takes {takes}",
+            why=f"its shape is {list(shape)}, the engine supports {supported}",
             fix="Build with --shape for other sizes",
         )
     return shape

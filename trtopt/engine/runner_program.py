@@ -1,4 +1,4 @@
-"""What `engine.runner` asks of an engine.
+"""Protocols between `engine.runner` and a loaded engine.
 
 Touches: nothing.
 """
@@ -16,10 +16,17 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Port:
-    """An input or output of an engine.
+    """Input or output tensor of an engine.
 
-    An input takes shapes from `min` to `max`. `size` is the most bytes it may have. `on_host` ports are read and
-    written by the CPU (shapes). `sized_late`: the output's shape depends on values, and is known when it was computed.
+    Attributes:
+        name: name of the tensor.
+        dtype: numpy dtype of the tensor.
+        output: whether it is an output.
+        size: largest size in bytes.
+        min: smallest shape of an input.
+        max: largest shape of an input.
+        on_host: whether the CPU reads and writes it, as is the case for shape tensors.
+        sized_late: whether the shape of an output depends on values, and is known only after the computation.
     """
 
     name: str
@@ -33,48 +40,62 @@ class Port:
 
 
 class Execution(Protocol):
-    """An engine made ready for one set of input shapes."""
+    """Execution context of an engine for one set of input shapes."""
 
     def outputs(self) -> Mapping[str, Shape]:
-        """The outputs' shapes; those `sized_late` only after the work that `enqueue` left is done."""
+        """Return the shape of each output. Those `sized_late` are valid only after the enqueued work is complete."""
         ...
 
     def enqueue(self, stream: int) -> None:
-        """Enqueue the computation on a stream. Raises CudaError when the engine refuses."""
+        """Enqueue the computation on the stream at this address.
+
+        Raises:
+            CudaError: the engine reports an error.
+        """
         ...
 
     def close(self) -> None:
-        """Release it."""
+        """Release the execution context."""
         ...
 
 
 class Program(Protocol):
-    """A loaded engine. `where` says what runs it; the sizes are bytes of device memory."""
+    """Loaded engine."""
 
     @property
     def where(self) -> str:
-        """What runs the engine."""
+        """Runtime of the engine and its version, as reports show them."""
         ...
 
     @property
     def ports(self) -> tuple[Port, ...]:
-        """Inputs and outputs."""
+        """Input and output tensors."""
         ...
 
     @property
     def weights_size(self) -> int:
-        """Memory that loading it took."""
+        """Device memory that loading the engine took, in bytes."""
         ...
 
     @property
     def workspace_size(self) -> int:
-        """Memory for intermediate results, of one execution."""
+        """Device memory for the activations of one execution, in bytes."""
         ...
 
     def prepare(self, shapes: Mapping[str, Shape], addresses: Mapping[str, int], workspace: int) -> Execution:
-        """Make an execution for input shapes, with the address of every port and of the workspace."""
+        """Create an execution context.
+
+        Args:
+            shapes: shape of each input.
+            addresses: address of each input and output tensor, on the host for those `on_host`.
+            workspace: device address of `workspace_size` bytes.
+
+        Raises:
+            DataError: the engine rejects a shape.
+            CudaError: the engine rejects an address.
+        """
         ...
 
     def close(self) -> None:
-        """Release it."""
+        """Release the engine."""
         ...

@@ -1,14 +1,14 @@
-"""A typed graph as onnxruntime must run it on a CPU so that its numbers are those of the 16-bit types.
+"""Simulation of 16-bit types: rewrites a typed graph so that onnxruntime computes faithful FP16 and BF16 on a CPU.
 
-onnxruntime has few 16-bit kernels on the CPU. It wraps the other nodes in casts of its own
-(`InsertedPrecisionFreeCast_*`) and then drops the casts between neighbours, so that a chain of FP16 nodes really runs
-in FP32 and shows too little drift; BF16 it mostly cannot run at all. Here every 16-bit node computes in FP32 and its
-result is rounded by a pair of casts, FP32 -> 16-bit -> FP32, which onnxruntime keeps at every optimization level (a
-test holds it to that). This is what tensor cores do: products summed in FP32, the result rounded once.
+onnxruntime has few 16-bit kernels on the CPU. It inserts casts (`InsertedPrecisionFreeCast_*`) around the other nodes
+and then removes the casts between neighbors, so that a chain of FP16 nodes actually runs in FP32 and shows too little
+drift. Most BF16 nodes do not run at all. In the rewritten graph every 16-bit node computes in FP32, and two casts (FP32
+-> 16-bit -> FP32) round its result. onnxruntime keeps these casts at every optimization level, which a test verifies.
+Tensor cores do the same: they sum products in FP32 and round the result once.
 
-Dequantized INT8 is not rounded: an INT8 kernel multiplies the integers and applies the scale in FP32.
+Dequantized INT8 is not rounded: an INT8 kernel multiplies integers and applies the scale in FP32.
 
-Touches: nothing on disk but the file it is asked to write.
+Touches: nothing.
 """
 
 from __future__ import annotations
@@ -25,43 +25,52 @@ if TYPE_CHECKING:
 _EXACT = FLOAT_COMPUTE_FREE | frozenset(
     "Relu Max Min Clip Abs Neg Sign MaxPool GlobalMaxPool ReduceMax ReduceMin TopK".split()
 )
-"""Operators whose result is one of their inputs, up to its sign: rounding it again changes nothing."""
+"""Operators whose result values occur in their inputs, up to the sign: rounding them again would change nothing."""
 
 _RETYPES = frozenset({"Cast", "CastLike"})
+"""Members of `_EXACT` that must be rounded all the same, as a cast to 16 bits changes the value."""
 
 
 def simulate(model: ir.Model) -> bool:
-    """Rewrite the typed model in place; return whether it held any 16-bit computation.
+    """Rewrite a typed model in place, and return whether it had any 16-bit computation.
 
-    Inputs and outputs keep their types. The types of all tensors must have been inferred.
+    The types of all tensors must have been inferred. Inputs and outputs keep their types.
     """
     graph, taken = model.graph, names(model.graph)
-    made = [(index, value) for index, value in enumerate(graph.outputs) if value.producer() is not None]
-    narrow = [(index, value, value.dtype) for index, value in made if value.dtype is not None and _is_half(value)]
-    found = False
-    for value in [value for value in graph.inputs if _is_half(value)]:
+    # Recorded before the types change. An output without a producer is an input, which keeps its type.
+    outputs_16_bit = [
+        (index, value, value.dtype)
+        for index, value in enumerate(graph.outputs)
+        if value.producer() is not None and value.dtype is not None and _is_16_bit(value)
+    ]
+    changed = False
+    for value in [value for value in graph.inputs if _is_16_bit(value)]:
         _widen_input(graph, value, taken)
-        found = True
-    for inner in (graph, *graph.subgraphs()):
-        for value in [*inner.initializers.values(), *(inner.inputs if inner is not graph else ())]:
-            if _is_half(value):
+        changed = True
+    for subgraph in (graph, *graph.subgraphs()):
+        values = list(subgraph.initializers.values())
+        if subgraph is not graph:  # the inputs of a loop's body, for example, take the types of what is passed in
+            values.extend(subgraph.inputs)
+        for value in values:
+            if _is_16_bit(value):
                 _widen_constant(value)
-        for node in list(inner):
-            found = _widen_results(inner, node, taken) or found
-    for index, value, dtype in narrow:
+        for node in list(subgraph):
+            changed = _widen_results(subgraph, node, taken) or changed
+    # Cast the outputs back to their types. The cast takes over the output's name.
+    for index, value, dtype in outputs_16_bit:
         name, value.name = value.name or "", unique(f"{value.name}/wide", taken)
         graph.outputs[index] = cast(graph, graph.outputs[index], dtype, name, taken)
-    return found
+    return changed
 
 
-def _is_half(value: ir.Value) -> bool:
+def _is_16_bit(value: ir.Value) -> bool:
     import onnx_ir as ir
 
     return value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def _widen_input(graph: ir.Graph, value: ir.Value, taken: set[str]) -> None:
-    """Let everything read a 16-bit input through a cast to FP32."""
+    """Insert a cast to FP32 between a 16-bit input and its consumers."""
     import onnx_ir as ir
 
     uses = list(value.uses())
@@ -71,6 +80,7 @@ def _widen_input(graph: ir.Graph, value: ir.Value, taken: set[str]) -> None:
 
 
 def _widen_constant(value: ir.Value) -> None:
+    """Convert an initializer or a subgraph's input to FP32. The values of an initializer are 16-bit values already."""
     import onnx_ir as ir
 
     if value.const_value is not None:
@@ -79,26 +89,27 @@ def _widen_constant(value: ir.Value) -> None:
 
 
 def _widen_results(graph: ir.Graph, node: ir.Node, taken: set[str]) -> bool:
-    """Let one node compute in FP32, and round its 16-bit results; return whether it had any."""
+    """Make a node compute in FP32, round its 16-bit results, and return whether it had any."""
     import onnx_ir as ir
 
-    narrow = [(value, value.dtype) for value in node.outputs if value.dtype is not None and _is_half(value)]
-    for value, dtype in narrow:
+    results_16_bit = [(value, value.dtype) for value in node.outputs if value.dtype is not None and _is_16_bit(value)]
+    for value, dtype in results_16_bit:
         value.type = ir.TensorType(ir.DataType.FLOAT)
         if node.op_type in _RETYPES or node.op_type not in _EXACT:
             _round(graph, value, dtype, taken)
-    if narrow:
+    if results_16_bit:
+        # Nodes that state the type of their result, such as Cast and DequantizeLinear, must state FP32 now.
         for name in ("to", "dtype", "output_dtype"):
             if name in node.attributes:
                 node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
         if node.op_type in ("Constant", "ConstantOfShape"):
             fill = node.attributes["value"].as_tensor().numpy().astype(np.float32)
             node.attributes["value"] = ir.AttrTensor("value", ir.tensor(fill))
-    return bool(narrow)
+    return bool(results_16_bit)
 
 
 def _round(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, taken: set[str]) -> None:
-    """Put a pair of casts behind a value: what reads it, and what the graph gives out, is rounded to `dtype`."""
+    """Insert a pair of casts after a value, so that its consumers and the graph's outputs get it rounded to `dtype`."""
     import onnx_ir as ir
 
     uses = list(value.uses())

@@ -1,1 +1,1 @@
-"""Any source to FP32 ONNX, made ready for the stages that follow."""
+"""Export of any supported source to FP32 ONNX, and preparation of the graph for the stages that follow."""

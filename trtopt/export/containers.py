@@ -1,6 +1,6 @@
-"""Containers that a model may be packed in: what they are, and what to unpack.
+"""Recognition of archives that may contain a model, by their magic numbers, and which member to unpack.
 
-Touches: reads the file's first bytes, and the names in a zip or tar archive; unpacks nothing.
+Touches: reads the file's first bytes, and the member names of a zip or tar archive; unpacks nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
+# (offset, magic number, name)
 _MAGICS = (
     (0, b"PK\x03\x04", "a zip archive"),
     (0, b"PK\x05\x06", "an empty zip archive"),
@@ -23,38 +24,40 @@ _MAGICS = (
     (0, b"\x89HDF\r\n", "an HDF5 file"),
 )
 _MODELS = (".onnx", ".pt2", ".pt", ".keras", ".h5", "saved_model.pb")
-_SHOWN = 3
-_MOST = 10_000
+_MAX_NAMES = 3  # named in an error message
+_MAX_MEMBERS = 10_000  # listed of a tar archive, which must be read from the start to the end
 
 
 def container(path: Path) -> tuple[str, str]:
-    """Return what the file is and what to do about it; both empty when it is no container."""
+    """Return the kind of container (`a zip archive`) and the suggested fix, or two empty strings for any other file."""
     with path.open("rb") as stream:
         head = stream.read(300)
-    what = next((name for place, magic, name in _MAGICS if head[place:].startswith(magic)), "")
-    if not what:
+    container_name = next((name for offset, magic, name in _MAGICS if head[offset:].startswith(magic)), "")
+    if not container_name:
         return "", ""
-    if what.startswith("an HDF5"):
-        return what, "If it is a Keras model, name it .h5"
-    names = _models(path, what)
-    if not names:
-        return what, "Unpack it and give the .onnx file inside"
-    more = f" (and {len(names) - _SHOWN} more)" if len(names) > _SHOWN else ""
-    return what, f"Unpack it and give {' or '.join(names[:_SHOWN])}{more}"
+    if container_name.startswith("an HDF5"):
+        return container_name, "If it is a Keras model, name it .h5"
+    members = _model_members(path, container_name)
+    if not members:
+        return container_name, "Unpack it and give the .onnx file inside"
+    more = f" (and {len(members) - _MAX_NAMES} more)" if len(members) > _MAX_NAMES else ""
+    return container_name, f"Unpack it and give {' or '.join(members[:_MAX_NAMES])}{more}"
 
 
-def _models(path: Path, what: str) -> list[str]:
+def _model_members(path: Path, container_name: str) -> list[str]:
+    """Return the names of the models in a zip or tar archive; an empty list if it cannot be listed."""
     try:
-        if what.endswith("zip archive"):
+        if container_name.endswith("zip archive"):
             with zipfile.ZipFile(path) as archive:
-                return _pick(archive.namelist())
-        if what.endswith("tar archive"):
+                return _select_models(archive.namelist())
+        if container_name.endswith("tar archive"):
             with tarfile.open(path) as tar:
-                return _pick(member.name for _, member in zip(range(_MOST), tar, strict=False))
+                return _select_models(member.name for _, member in zip(range(_MAX_MEMBERS), tar, strict=False))
     except (OSError, zipfile.BadZipFile, tarfile.TarError, ValueError, NotImplementedError):
+        # Truncated or encrypted: naming the container is all the help there is.
         return []
     return []
 
 
-def _pick(names: Iterable[str]) -> list[str]:
+def _select_models(names: Iterable[str]) -> list[str]:
     return [name for name in names if name.lower().endswith(_MODELS)]

@@ -1,6 +1,6 @@
-"""A torch module from `package.module:factory`, with its weights.
+"""A torch module built by a factory function, `package.module:factory`, with weights loaded into it.
 
-Touches: imports and runs the user's code; reads the weights, never unpickling more than tensors.
+Touches: imports and runs the user's code; reads the weights, and unpickles nothing but tensors.
 """
 
 from __future__ import annotations
@@ -15,17 +15,23 @@ from trtopt.errors import ModelError
 from trtopt.export.text import brief
 from trtopt.requires import require
 
-_SHOWN = 4
-_NESTED = ("state_dict", "model_state_dict", "model")
+_MAX_NAMES = 4  # of missing or unexpected weights, named in an error message
+# Keys under which training scripts usually store the state_dict of a checkpoint.
+_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
 
 
 def build(reference: str, weights: Path | None) -> Any:
-    """Return the `torch.nn.Module` that the factory makes, with `weights` loaded into it.
+    """Return the `torch.nn.Module` that the factory builds, with `weights` loaded into it.
 
-    Random numbers are seeded first, so that a factory that draws its weights draws the same ones each time.
+    Python's, NumPy's and torch's random generators are seeded first, so that a factory with random weights returns the
+    same module each time.
+
+    Args:
+        reference: the factory, as `package.module:factory`; it is called without arguments.
+        weights: a .safetensors file, or a .pt file with a state_dict; None to keep the factory's own weights.
 
     Raises:
-        ModelError: there is no such factory, it fails, it returns something else, or the weights do not fit.
+        ModelError: the factory does not exist, raises, or does not return a module, or the weights do not fit it.
     """
     torch = require("torch")
     factory = _find(reference)
@@ -36,11 +42,11 @@ def build(reference: str, weights: Path | None) -> Any:
         module = factory()
     except Exception as error:  # the user's code may raise anything
         raise ModelError(
-            f"factory {reference} failed", why=brief(error), fix="Call it in Python to see where"
+            f"factory {reference} failed", why=brief(error), fix="Call it in Python to see the traceback"
         ) from error
     if not isinstance(module, torch.nn.Module):
         raise ModelError(
-            f"factory {reference} returned no torch.nn.Module",
+            f"factory {reference} did not return a torch.nn.Module",
             why=f"it returned {type(module).__name__}",
             fix="Return the module itself",
         )
@@ -50,64 +56,82 @@ def build(reference: str, weights: Path | None) -> Any:
 
 
 def _find(reference: str) -> Any:
+    """Import `package.module:factory` and return the function."""
     path, _, name = reference.partition(":")
+    # The child process started without the current folder on its path; the user's module usually is there.
     sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(path)
     except ModuleNotFoundError as error:
         missing = error.name or ""
+        # The module itself, or a package that contains it; anything else is a dependency that it imports.
         if path == missing or path.startswith(f"{missing}."):
             raise ModelError(
-                f"{reference}: there is no module {missing}", fix="Run in the folder that holds it, or install it"
+                f"{reference}: module {missing} was not found", fix="Run in the folder that contains it, or install it"
             ) from error
         raise ModelError(f"{reference}: importing {path} failed", why=brief(error)) from error
     except Exception as error:  # the user's code may raise anything
         raise ModelError(f"{reference}: importing {path} failed", why=brief(error)) from error
-    found = getattr(module, name, None)
-    if not callable(found):
-        here = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        kind = f"{name} is no function" if hasattr(module, name) else f"{path} has no {name}"
-        raise ModelError(f"{reference}: {kind}", fix=f"It has {', '.join(here)}" if here else "")
-    return found
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        problem = f"{name} is not a function" if hasattr(module, name) else f"{path} has no {name}"
+        raise ModelError(f"{reference}: {problem}", fix=f"It has {', '.join(functions)}" if functions else "")
+    return factory
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """Read a state_dict: tensors by parameter name."""
     torch = require("torch")
     if not path.is_file():
         raise ModelError(f"--weights {path} does not exist", fix="Give a .safetensors file, or a .pt of a state_dict")
     try:
         if path.suffix.lower() == ".safetensors":
-            found = require("safetensors.torch").load_file(path)
+            checkpoint = require("safetensors.torch").load_file(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        # torch refuses to unpickle anything but tensors, and says so only in the text of its error.
         unsafe = "weights_only" in str(error) or "Weights only" in str(error)
         raise ModelError(
-            f"--weights {path} holds more than weights" if unsafe else f"--weights {path} cannot be read",
+            f"--weights {path} contains more than weights" if unsafe else f"--weights {path} cannot be read",
             why="unpickling it could run code that is hidden in it" if unsafe else brief(error),
             fix="Save the weights alone: torch.save(module.state_dict(), ...), or as .safetensors",
         ) from error
-    for key in _NESTED:
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
+    for key in _STATE_DICT_KEYS:
+        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
+            checkpoint = checkpoint[key]
             break
-    if not isinstance(found, dict) or not found or not all(torch.is_tensor(value) for value in found.values()):
-        raise ModelError(f"--weights {path} is no state_dict", fix="Save it with torch.save(module.state_dict(), ...)")
-    return found
+    if (
+        not isinstance(checkpoint, dict)
+        or not checkpoint
+        or not all(torch.is_tensor(value) for value in checkpoint.values())
+    ):
+        raise ModelError(
+            f"--weights {path} is not a state_dict", fix="Save it with torch.save(module.state_dict(), ...)"
+        )
+    return checkpoint
 
 
 def _load(module: Any, weights: dict[str, Any], path: Path) -> None:
+    """Load the weights into the module; every parameter must be there, with its shape, and nothing else."""
     try:
-        wrong = module.load_state_dict(weights, strict=False)
-    except RuntimeError as error:  # shapes
-        said = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
+        mismatch = module.load_state_dict(weights, strict=False)
+    except RuntimeError as error:  # a shape differs: this is raised even with strict=False
+        mismatches = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
         raise ModelError(
-            f"--weights {path} does not fit the module", why="; ".join(said[:2]) or brief(error)
+            f"--weights {path} does not fit the module", why="; ".join(mismatches[:2]) or brief(error)
         ) from error
-    parts = [
-        f"{what} {', '.join(names[:_SHOWN])}" + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-        for what, names in (("it lacks", wrong.missing_keys), ("the module has no", wrong.unexpected_keys))
-        if names
-    ]
-    if parts:
-        raise ModelError(f"--weights {path} does not fit the module", why="; ".join(parts))
+    problems = []
+    if mismatch.missing_keys:
+        problems.append(f"it lacks {_listed(mismatch.missing_keys)}")
+    if mismatch.unexpected_keys:
+        problems.append(f"the module has no {_listed(mismatch.unexpected_keys)}")
+    if problems:
+        raise ModelError(f"--weights {path} does not fit the module", why="; ".join(problems))
+
+
+def _listed(names: list[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more

@@ -1,4 +1,4 @@
-"""Names for the dynamic dimensions of an exported model: frameworks call them s77 or unk__12.
+"""Readable names for the dynamic dimensions of an exported model, which frameworks call s77 or unk__12.
 
 Touches: rewrites the ONNX file in place.
 """
@@ -16,31 +16,33 @@ if TYPE_CHECKING:
 
 
 def name_dims(path: Path) -> None:
-    """Call the first axis `batch`, another one after its input and place (`mask_dim1`).
+    """Rename the dynamic dimensions: the first axis becomes `batch`, others `<input>_dim<axis>` (`mask_dim1`).
 
-    Dimensions that the framework knows to be equal keep one name. A first axis of another size is named like the rest.
+    Dimensions that share a symbol, because the framework knows that they are equal, share the new name too. If the
+    first axes of two inputs have different symbols, only the first of them becomes `batch`.
     """
     import onnx
 
     model = load_proto(path)
-    names: dict[str, str] = {}
+    new_names: dict[str, str] = {}  # by symbol
     for value in model.graph.input:
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             symbol = dim.dim_param
-            if symbol and symbol not in names:
-                batch = axis == 0 and "batch" not in names.values()
-                names[symbol] = "batch" if batch else f"{value.name}_dim{axis}"
+            if symbol and symbol not in new_names:
+                is_batch = axis == 0 and "batch" not in new_names.values()
+                new_names[symbol] = "batch" if is_batch else f"{value.name}_dim{axis}"
     for value in model.graph.output:
         for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param.startswith("unk__") and dim.dim_param not in names:
-                dim.ClearField("dim_param")  # tf2onnx's word for not knowing; shape inference may know
+            # tf2onnx writes unk__N for a size that it does not know: leave it to shape inference.
+            if dim.dim_param.startswith("unk__") and dim.dim_param not in new_names:
+                dim.ClearField("dim_param")
     for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]:
-        _rename(value, names)
+        _rename(value, new_names)
     onnx.save(model, str(path))
 
 
-def _rename(value: onnx.ValueInfoProto, names: dict[str, str]) -> None:
+def _rename(value: onnx.ValueInfoProto, new_names: dict[str, str]) -> None:
     for dim in value.type.tensor_type.shape.dim:
         if dim.HasField("dim_param"):
-            # A symbol may stand inside an expression: 2*s77.
-            dim.dim_param = re.sub(r"\w+", lambda found: names.get(found.group(), found.group()), dim.dim_param)
+            # Rename every word, as a symbol may be part of an expression: 2*s77.
+            dim.dim_param = re.sub(r"\w+", lambda word: new_names.get(word.group(), word.group()), dim.dim_param)

@@ -1,8 +1,8 @@
-"""PyTorch to ONNX: a torch.export archive, TorchScript, or a module that a factory makes.
+"""Export of PyTorch models to ONNX: torch.export archives, TorchScript, and modules built by a factory.
 
-A module is exported by torch.export (dimensions that may change become symbols, those that the program fixes are an
-error); TorchScript, which torch.export does not take, by the older exporter. Both write what torch's version can: the
-opset is read back from the file.
+A module is exported with torch.export. Dynamic dimensions become symbols; one that the module turns out to fix is an
+error. TorchScript, which torch.export does not support, is traced by the older exporter. The opset depends on torch's
+version, and is read back from the file.
 
 Touches: runs the source's code, and so runs in a child process (`trtopt.export.child`); writes `source.onnx`.
 """
@@ -27,14 +27,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FILE = "source.onnx"
-_TRACED_OPSET = 17  # the newest that the older exporter writes in every torch from 2.6 on, and enough for INT8
-# Where an ATen operator says that it behaves as in training: the place of the argument.
-_TRAINING = {"dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "native_dropout": 2, "batch_norm": 5}
+_TRACED_OPSET = 17  # the newest that the older exporter supports in every torch from 2.6 on
+# The position of the argument `train` or `training` of an ATen operator that behaves differently in training mode.
+_TRAINING_ARGUMENT = {"dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "native_dropout": 2, "batch_norm": 5}
 
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """A source that can be called: `inputs` are the names of its parameters, in order (None: any name is taken)."""
+    """A source that was loaded and can be called.
+
+    `inputs` are the names of its parameters, in order; None if it accepts any name. `module` is the module itself, or
+    the exported program of an archive.
+    """
 
     call: Callable[[Mapping[str, Any]], Any]
     inputs: tuple[str, ...] | None
@@ -48,12 +52,12 @@ def name() -> str:
 
 
 def export(request: Request, folder: Path) -> Exported:
-    """Write `folder/source.onnx`.
+    """Export the source to `folder/source.onnx`.
 
     Raises:
-        ModelError: the source cannot be loaded or exported, or fixes a dimension that was asked for as dynamic.
-        UsageError: an input is described that the module does not have, or none is described.
-        MissingDependencyError: torch is not installed.
+        ModelError: the source cannot be loaded or exported, or it fixes a dimension that was requested as dynamic.
+        UsageError: no input is described, or one that the module does not have.
+        MissingDependencyError: torch or onnxscript is not installed.
     """
     torch = require("torch")
     require("onnxscript")
@@ -61,21 +65,22 @@ def export(request: Request, folder: Path) -> Exported:
     source = _open(request)
     with torch.no_grad():
         if request.source.kind == "torchscript":
-            _export_traced(source, _described(source, request), path)
+            _export_traced(source, _named_examples(source, request), path)
         else:
             program = source.module
             if request.source.kind == "factory":
-                program = _program(source, _described(source, request), request)
-            _refuse_training(program, request)
+                program = _export_to_program(source, _named_examples(source, request), request)
+            _check_not_training(program, request)
             _export_program(program, request, path)
     return Exported(path=path, framework=name(), notes=source.notes)
 
 
 def run(request: Request, feeds: Sequence[Mapping[str, NDArray[np.generic]]]) -> list[list[NDArray[np.generic]]]:
-    """Return the outputs of the source itself for each feed, in the order of the exported model's.
+    """Run the source in PyTorch and return its outputs for each feed, in the order of the exported model's outputs.
 
     Raises:
-        DataError: it fails on a feed; otherwise as `export`.
+        DataError: the source fails on a feed.
+        ModelError: the source cannot be loaded.
     """
     torch = require("torch")
     source = _open(request)
@@ -83,12 +88,12 @@ def run(request: Request, feeds: Sequence[Mapping[str, NDArray[np.generic]]]) ->
     for feed in feeds:
         try:
             with torch.no_grad():
-                # Copies: torch may write to a tensor, and what was read from a file may be read-only.
-                made = source.call({name: torch.from_numpy(array.copy()) for name, array in feed.items()})
+                # Copy the arrays: a tensor shares their memory, which may be read-only, and the module may write to it.
+                result = source.call({name: torch.from_numpy(array.copy()) for name, array in feed.items()})
         except Exception as error:  # the user's code may raise anything
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
             raise DataError(f"{request.source.text} cannot be run on {shapes}", why=brief(error)) from error
-        results.append([tensor.detach().numpy() for _, tensor in _outputs(made)])
+        results.append([tensor.detach().numpy() for _, tensor in _outputs(result)])
     return results
 
 
@@ -102,23 +107,27 @@ def _open(request: Request) -> _Opened:
 def _open_factory(request: Request) -> _Opened:
     module = factory.build(request.source.text, request.weights)
     parameters = inspect.signature(module.forward).parameters.values()
-    named = [each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
-    open_ended = any(each.kind == each.VAR_KEYWORD for each in parameters)
+    inputs = [
+        parameter.name
+        for parameter in parameters
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+    has_kwargs = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters)
     notes = [f"the code of {request.source.text} was run"]
     if module.training:
-        notes.append("the factory returned the module in training mode: it was put into eval()")
+        notes.append("the factory returned the module in training mode: it was switched to eval()")
     module.eval()
-    return _Opened(lambda feed: module(**feed), None if open_ended else tuple(named), module, tuple(notes))
+    return _Opened(lambda feed: module(**feed), None if has_kwargs else tuple(inputs), module, tuple(notes))
 
 
 def _open_script(text: str) -> _Opened:
     torch = require("torch")
     try:
         module = torch.jit.load(text, map_location="cpu")
-        inputs = tuple(argument.name for argument in module.forward.schema.arguments[1:])
+        inputs = tuple(argument.name for argument in module.forward.schema.arguments[1:])  # the first is `self`
     except Exception as error:
         raise ModelError(f"{text} cannot be loaded as TorchScript", why=brief(error), fix="Export it again") from error
-    notes = ("the module was saved in training mode: it was put into eval()",) if module.training else ()
+    notes = ("the module was saved in training mode: it was switched to eval()",) if module.training else ()
     module.eval()
     return _Opened(lambda feed: module(*(feed[name] for name in inputs if name in feed)), inputs, module, notes)
 
@@ -133,10 +142,11 @@ def _open_program(text: str) -> _Opened:
         raise ModelError(
             f"{text} cannot be loaded as a torch.export archive", why=brief(error), fix="Save it again"
         ) from error
-    if wrong := [name for name in inputs if not isinstance(name, str)]:
-        raise ModelError(f"{text} takes constants as inputs", why=f"{wrong}", fix="Export it with tensors only")
+    if constants := [name for name in inputs if not isinstance(name, str)]:
+        raise ModelError(f"{text} takes constants as inputs", why=f"{constants}", fix="Export it with tensors only")
 
     def call(feed: Mapping[str, Any]) -> Any:
+        # The signature lists flat inputs; the module takes them in the structure that it was exported with.
         flat = [feed[name] for name in inputs]
         args, kwargs = torch.utils._pytree.tree_unflatten(flat, program.call_spec.in_spec)
         return module(*args, **kwargs)
@@ -144,24 +154,29 @@ def _open_program(text: str) -> _Opened:
     return _Opened(call, inputs, program)
 
 
-def _described(source: _Opened, request: Request) -> tuple[Example, ...]:
-    """The examples, the unnamed one under the module's first name, in the module's order."""
+def _named_examples(source: _Opened, request: Request) -> tuple[Example, ...]:
+    """Return the request's examples in the order of the module's inputs; an unnamed one is the first input.
+
+    Raises:
+        UsageError: no input is described, or one that the module does not have.
+    """
     names = source.inputs
-    takes = f"its inputs are {', '.join(names)}" if names is not None else "it takes any"
+    accepted = f"its inputs are {', '.join(names)}" if names is not None else "it accepts any name"
+    first = names[0] if names else "input"
     if not request.examples:
-        name = names[0] if names else "input"
         raise UsageError(
             f"the inputs of {request.source.text} have no shapes",
-            why=f"a module does not carry them, and {takes}",
-            fix=f"Add --shape {name}=1x3x224x224 (and --dtype {name}=int64 for whole numbers), or --data",
+            why=f"a module does not record them, and {accepted}",
+            fix=f"Add --shape {first}=1x3x224x224 (and --dtype {first}=int64 for integers), or --data",
         )
-    first = names[0] if names else "input"
-    given = {example.name or first: example for example in request.examples}
+    described = {example.name or first: example for example in request.examples}
     if names is None:
-        return tuple(_renamed(name, example) for name, example in given.items())
-    if unknown := [name for name in given if name not in names]:
-        raise UsageError(f"{request.source.text} has no input {', '.join(unknown)}", fix=takes.capitalize())
-    return tuple(_renamed(name, given[name]) for name in names if name in given)
+        return tuple(_renamed(name, example) for name, example in described.items())
+    if unknown := [name for name in described if name not in names]:
+        raise UsageError(
+            f"{request.source.text} has no input {', '.join(unknown)}", fix=f"Its inputs are {', '.join(names)}"
+        )
+    return tuple(_renamed(name, described[name]) for name in names if name in described)
 
 
 def _renamed(name: str, example: Example) -> Example:
@@ -169,19 +184,25 @@ def _renamed(name: str, example: Example) -> Example:
 
 
 def _tensors(examples: Sequence[Example]) -> dict[str, Any]:
+    """Return a tensor of ones for each example, by name."""
     torch = require("torch")
     sizes = example_sizes(examples)
-    kinds = {example.name: getattr(torch, example.dtype) for example in examples}
-    # Ones, not noise: they are valid ids and masks too, and no value of an example reaches the exported graph.
-    return {name: torch.ones(sizes[name], dtype=kind) for name, kind in kinds.items()}
+    dtypes = {example.name: getattr(torch, example.dtype) for example in examples}
+    # Ones are valid token ids and masks as well, which random numbers are not. The values do not reach the graph.
+    return {name: torch.ones(sizes[name], dtype=dtype) for name, dtype in dtypes.items()}
 
 
-def _program(source: _Opened, examples: Sequence[Example], request: Request) -> Any:
+def _export_to_program(source: _Opened, examples: Sequence[Example], request: Request) -> Any:
+    """Export a module with torch.export and return the `ExportedProgram`.
+
+    Raises:
+        ModelError: the export fails, or fixes a dimension that was requested as dynamic.
+    """
     torch = require("torch")
     auto = torch.export.Dim.AUTO
-    dynamic = {each.name: dict.fromkeys(each.dynamic(), auto) or None for each in examples}
+    dynamic = {example.name: dict.fromkeys(example.dynamic(), auto) or None for example in examples}
     try:
-        # Not strict: Dynamo's own analysis of bytecode refuses more modules, and adds nothing that ONNX can hold.
+        # Strict mode analyses the bytecode with Dynamo, which rejects more modules and adds nothing that ONNX keeps.
         program = torch.export.export(source.module, (), _tensors(examples), dynamic_shapes=dynamic, strict=False)
     except Exception as error:
         raise ModelError(
@@ -189,11 +210,12 @@ def _program(source: _Opened, examples: Sequence[Example], request: Request) -> 
             why=brief(error),
             fix="Check --shape and --dtype, and that forward takes tensors and branches on no values",
         ) from error
+    # Dim.AUTO lets torch fix a dimension without an error: look for those that are not symbols any more.
     shapes = {node.name: tuple(node.meta["val"].shape) for node in program.graph.nodes if node.op == "placeholder"}
     for example, name in zip(examples, program.graph_signature.user_inputs, strict=True):
         for axis in example.dynamic():
             size = shapes[name][axis]
-            if str(size).isdigit():  # an int, or a symbol that turned out to have but one value
+            if str(size).isdigit():  # an int, or a symbol with a single possible value
                 raise ModelError(
                     f"dimension {axis} of input {example.name} cannot be dynamic: the export fixed it at {size}",
                     why=f"{request.source.text} computes with {size} as a constant there",
@@ -202,11 +224,12 @@ def _program(source: _Opened, examples: Sequence[Example], request: Request) -> 
     return program
 
 
-def _refuse_training(program: Any, request: Request) -> None:
+def _check_not_training(program: Any, request: Request) -> None:
+    """Raise ModelError if the program contains dropout or batch normalization in training mode."""
     for node in program.graph.nodes:
         operator = getattr(node.target, "_opname", "") if node.op == "call_function" else ""
-        place = _TRAINING.get(operator)
-        if place is not None and len(node.args) > place and node.args[place] is True:
+        position = _TRAINING_ARGUMENT.get(operator)
+        if position is not None and len(node.args) > position and node.args[position] is True:
             raise ModelError(
                 f"{request.source.text} was exported in training mode",
                 why=f"its {operator} ({node.name}) is active",
@@ -215,17 +238,19 @@ def _refuse_training(program: Any, request: Request) -> None:
 
 
 def _export_program(program: Any, request: Request, path: Path) -> None:
+    """Write an `ExportedProgram` as ONNX, with outputs named as `_leaves` does."""
     torch = require("torch")
     try:
-        made = torch.onnx.export(program, dynamo=True, verbose=False)
+        onnx_program = torch.onnx.export(program, dynamo=True, verbose=False)
+        # The module's result with the position of each leaf in its place. Leaves that are None are not ONNX outputs.
         structure = torch.utils._pytree.tree_unflatten(
             list(range(program.call_spec.out_spec.num_leaves)), program.call_spec.out_spec
         )
-        kept = program.graph_signature.user_outputs
-        names = [name for name, place in _leaves(structure) if kept[place] is not None]
-        for value, name in zip(made.model.graph.outputs, names, strict=True):
+        outputs = program.graph_signature.user_outputs
+        names = [name for name, position in _leaves(structure) if outputs[position] is not None]
+        for value, name in zip(onnx_program.model.graph.outputs, names, strict=True):
             value.name = name
-        made.save(str(path))
+        onnx_program.save(str(path))
     except Exception as error:
         raise ModelError(
             f"torch.onnx cannot export {request.source.text}",
@@ -236,6 +261,7 @@ def _export_program(program: Any, request: Request, path: Path) -> None:
 
 
 def _export_traced(source: _Opened, examples: Sequence[Example], path: Path) -> None:
+    """Write a TorchScript module as ONNX with the older exporter."""
     torch = require("torch")
     tensors = tuple(_tensors(examples).values())
     try:
@@ -262,18 +288,27 @@ def _export_traced(source: _Opened, examples: Sequence[Example], path: Path) -> 
     name_dims(path)
 
 
-def _outputs(made: Any) -> list[tuple[str, Any]]:
+def _outputs(result: Any) -> list[tuple[str, Any]]:
+    """Return the (name, tensor) pairs of a module's result."""
     torch = require("torch")
-    return [(name, value) for name, value in _leaves(made) if torch.is_tensor(value)]
+    return [(name, value) for name, value in _leaves(result) if torch.is_tensor(value)]
 
 
-def _leaves(made: Any) -> list[tuple[str, Any]]:
-    """Every leaf of a module's result with a name: its key in a dict, its place in a tuple."""
+def _leaves(result: Any) -> list[tuple[str, Any]]:
+    """Return the (name, value) pairs of a module's result, which may nest dicts, tuples and dataclasses.
+
+    The name joins the keys on the way to the value (`pooled`, `hidden_0`). Without a key other than positions it is
+    `output_<position>`, or `output` if there is one value only.
+    """
     pytree = require("torch").utils._pytree
-    leaves = pytree.tree_flatten_with_path(made)[0]
+    leaves = pytree.tree_flatten_with_path(result)[0]
     named = []
-    for place, (keys, value) in enumerate(leaves):
-        parts = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in keys]
-        only = "output" if len(leaves) == 1 else f"output_{place}"
-        named.append((only if all(part.isdigit() for part in parts) else "_".join(parts), value))
+    for position, (path, value) in enumerate(leaves):
+        # torch has a class of key for each container: `key` of a dict, `name` of an object, `idx` of a sequence.
+        keys = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path]
+        if all(key.isdigit() for key in keys):
+            name = "output" if len(leaves) == 1 else f"output_{position}"
+        else:
+            name = "_".join(keys)
+        named.append((name, value))
     return named

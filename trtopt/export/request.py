@@ -1,4 +1,4 @@
-"""What is asked of a framework, and what it answers: values that travel to a child process and back as JSON.
+"""Messages between trtopt and the child process that runs a framework: the request and the result, sent as JSON.
 
 Touches: nothing.
 """
@@ -17,21 +17,24 @@ DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """An input that the user described: its type, and the shapes it may take (`name` empty: the module's first)."""
+    """An input as the user described it: its dtype and the range of its shapes.
+
+    `name` is empty when the user gave none: it is then the module's first input.
+    """
 
     name: str
     dtype: str
     shape: ShapeRange
 
     def dynamic(self) -> tuple[int, ...]:
-        """Axes whose size may change."""
+        """Return the axes whose size may change."""
         pairs = zip(self.shape.min, self.shape.max, strict=True)
         return tuple(axis for axis, (low, high) in enumerate(pairs) if low != high)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A source, and all that its export depends on: `weights` for a factory, `signature` for a SavedModel."""
+    """A source and the options of its export: `weights` for a factory, `signature` for a SavedModel."""
 
     source: Source
     examples: tuple[Example, ...] = ()
@@ -41,7 +44,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """An ONNX file that a framework wrote; `framework` names the framework and its version."""
+    """An ONNX file written by a framework; `framework` is its name and version."""
 
     path: Path
     framework: str
@@ -49,14 +52,14 @@ class Exported:
 
 
 def example_sizes(examples: Sequence[Example]) -> dict[str, tuple[int, ...]]:
-    """Sizes to trace with, by input: the usual ones, but never 1 where an axis is dynamic, since a size of 1 says
-    nothing about other sizes (torch.export takes it for a constant).
+    """Return the shape to trace each input with, by name: its optimum, with dynamic axes at least 2 where they may be.
+
+    torch.export specializes on a size of 1: it takes the axis for a constant.
     """
-    sizes = {}
+    shapes = {}
     for example in examples:
-        dynamic = example.dynamic()
-        shape = example.shape
-        sizes[example.name] = tuple(
-            max(size, min(2, shape.max[axis])) if axis in dynamic else size for axis, size in enumerate(shape.opt)
-        )
-    return sizes
+        sizes = list(example.shape.opt)
+        for axis in example.dynamic():
+            sizes[axis] = max(sizes[axis], min(2, example.shape.max[axis]))
+        shapes[example.name] = tuple(sizes)
+    return shapes

@@ -1,4 +1,4 @@
-"""What a source is, told from its form: an ONNX file, or what a framework must export first.
+"""The source of a model and its kind, identified by its form: an ONNX file, or a model that a framework must export.
 
     name.onnx (and any other file)   ONNX
     name.pt2                         a torch.export archive
@@ -7,7 +7,7 @@
     a folder with saved_model.pb     a TensorFlow SavedModel
     name.keras, name.h5, name.hdf5   a Keras model
 
-Touches: reads the source, to digest it; imports no framework.
+Touches: reads the source to compute its digest; imports no framework.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ _FRAMEWORKS: dict[Kind, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A source and what it is. `text` is a path, or `module:function` when `kind` is `factory`."""
+    """A source and its kind. `text` is a path, or `module:function` when `kind` is `factory`."""
 
     kind: Kind
     text: str
 
     @property
     def framework(self) -> str:
-        """The module of `trtopt.export` that exports it (`pytorch` or `tensorflow`); empty for ONNX."""
+        """The module of `trtopt.export` that exports the source (`pytorch` or `tensorflow`); empty for ONNX."""
         return _FRAMEWORKS.get(self.kind, "")
 
     @property
     def name(self) -> str:
-        """A short name for files and folders that are made from it."""
+        """A short name for the files and folders derived from the source."""
         if self.kind == "factory":
             return self.text.rpartition(":")[2]
         path = Path(self.text)
@@ -66,16 +66,17 @@ class Source:
 
 
 def identify(text: str) -> Source:
-    """Return what `text` stands for.
+    """Return the source that `text`, a path or `package.module:factory`, refers to.
 
     Raises:
-        ModelError: nothing is there, or it is a folder without a SavedModel in it.
+        ModelError: the path does not exist, or is a folder without a SavedModel.
     """
     path = Path(text)
     if path.is_dir():
         if not (path / SAVED_MODEL).is_file():
-            raise ModelError(f"{text} is a folder without a model", why=f"it holds no {SAVED_MODEL}", fix=KINDS)
+            raise ModelError(f"{text} is a folder without a model", why=f"it contains no {SAVED_MODEL}", fix=KINDS)
         return Source(kind="saved_model", text=text)
+    # A file may have a colon in its name: an existing file wins.
     if _FACTORY.fullmatch(text) and not path.exists():
         return Source(kind="factory", text=text)
     if not path.exists():
@@ -87,7 +88,9 @@ def identify(text: str) -> Source:
 
 
 def digest(source: Source) -> str:
-    """SHA-256 (hex) of all that the source's files hold; of the text alone for a factory, whose code may do anything.
+    """Return the SHA-256 (hex) of the source: of its kind, and of the name, size and content of each of its files.
+
+    The digest of a factory covers its reference only, as its code may depend on anything.
 
     Raises:
         ModelError: a file cannot be read.
@@ -110,18 +113,21 @@ def digest(source: Source) -> str:
 
 
 def _check_torchscript(path: Path) -> None:
-    """Tell TorchScript from what else is called .pt, by the names in the archive: nothing is unpickled."""
+    """Raise ModelError unless the file is TorchScript, by the names in its zip archive; nothing is unpickled.
+
+    `torch.save` writes weights and whole modules under the same suffixes.
+    """
     fix = "Give a function that builds the module, package.module:factory, and this file with --weights"
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.partition("/")[2] for name in archive.namelist()]
     except (zipfile.BadZipFile, OSError) as error:
-        raise ModelError(f"{path} is no TorchScript file, or is truncated", why=str(error), fix=fix) from error
+        raise ModelError(f"{path} is not a TorchScript file, or is truncated", why=str(error), fix=fix) from error
+    # torch.jit.save writes constants.pkl beside data.pkl; torch.save writes data.pkl alone.
     if "constants.pkl" not in names:
+        saved_by_torch = "data.pkl" in names
         raise ModelError(
-            f"{path} is no TorchScript file",
-            why="it holds weights, or a pickled module, and no program"
-            if "data.pkl" in names
-            else "it holds no program",
+            f"{path} is not a TorchScript file",
+            why="it contains weights or a pickled module, not a program" if saved_by_torch else "it has no program",
             fix=fix,
         )

@@ -1,7 +1,7 @@
-"""TensorFlow and Keras to ONNX, through a SavedModel and tf2onnx.
+"""Export of TensorFlow and Keras models to ONNX, through a SavedModel and tf2onnx.
 
-A Keras file is loaded and exported as a SavedModel first, so that there is one way. Inputs and outputs keep their
-names, their order in the signature, and their layout: an NHWC input stays NHWC.
+A Keras file is first converted to a SavedModel, so that one path serves both. Inputs and outputs keep their names,
+their order in the signature and their layout: an NHWC input stays NHWC.
 
 Touches: runs the source's graph, and so runs in a child process (`trtopt.export.child`); writes `source.onnx`, and a
 SavedModel into a temporary folder.
@@ -33,13 +33,16 @@ if TYPE_CHECKING:
 FILE = "source.onnx"
 _OPSET = 17  # at 18 tf2onnx 1.17 turns a GlobalAveragePool into a ReduceMean between Transposes
 _DEFAULT_SIGNATURE = "serving_default"
-_CALLS = r"^((Stateful)?PartitionedCall(_\d+)?/)+"
-_LARGE_BYTES = 1_800_000_000
+_CALL_PREFIX = r"^((Stateful)?PartitionedCall(_\d+)?/)+"
+_MAX_WEIGHT_BYTES = 1_800_000_000  # tf2onnx writes one protobuf message, which is limited to 2 GiB
 
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """A signature: the function, its inputs by name, the names of its outputs in order; `keep` holds the variables."""
+    """A signature that was loaded: its function, input specs by name, and output names in order.
+
+    `keep` is the loaded SavedModel: TensorFlow deletes its variables when it goes out of scope.
+    """
 
     function: Any
     inputs: dict[str, Any]
@@ -53,11 +56,11 @@ def name() -> str:
 
 
 def export(request: Request, folder: Path) -> Exported:
-    """Write `folder/source.onnx`.
+    """Export the source to `folder/source.onnx`.
 
     Raises:
         ModelError: the source cannot be loaded, or tf2onnx cannot convert it.
-        UsageError: it has no such signature.
+        UsageError: the source does not have the requested signature.
         MissingDependencyError: tensorflow or tf2onnx is not installed.
     """
     tf = _tensorflow()
@@ -65,23 +68,24 @@ def export(request: Request, folder: Path) -> Exported:
     source = request.source
     path = folder / FILE
     with tempfile.TemporaryDirectory(prefix="trtopt-") as temporary:
-        place = source.text
+        saved_model = source.text
         if source.kind == "keras":
-            place = temporary
-            _save(_load_keras(source.text), place, source.text)
-        opened = _open(place, request)
-        _check_types(tf, opened, source.text)
+            saved_model = temporary
+            _save(_load_keras(source.text), saved_model, source.text)
+        opened = _open(saved_model, request)
+        _check_inputs(tf, opened, source.text)
         _convert(opened, path, source.text)
-        layout = _layout(opened)
+        notes = _layout_notes(opened)
     name_dims(path)
-    return Exported(path=path, framework=name(), notes=layout)
+    return Exported(path=path, framework=name(), notes=notes)
 
 
 def run(request: Request, feeds: Sequence[Mapping[str, NDArray[np.generic]]]) -> list[list[NDArray[np.generic]]]:
-    """Return the outputs of the source itself for each feed, in the order of the exported model's.
+    """Run the source in TensorFlow and return its outputs for each feed, in the order of the exported model's outputs.
 
     Raises:
-        DataError: it fails on a feed; otherwise as `export`.
+        DataError: the source fails on a feed.
+        ModelError, UsageError: as `export`.
     """
     tf = _tensorflow()
     call = _caller(tf, request)
@@ -96,29 +100,34 @@ def run(request: Request, feeds: Sequence[Mapping[str, NDArray[np.generic]]]) ->
 
 
 def _caller(tf: Any, request: Request) -> Callable[[Mapping[str, Any]], list[NDArray[np.generic]]]:
-    """What runs the source: a Keras model itself, not the SavedModel that is made from it."""
+    """Return a function that runs the source on one feed and returns its outputs in order.
+
+    A Keras model runs itself, not as the SavedModel that it is exported through, so that the comparison covers both
+    conversions.
+    """
     if request.source.kind != "keras":
         opened = _open(request.source.text, request)
 
-        def by_name(feed: Mapping[str, Any]) -> list[NDArray[np.generic]]:
-            made = opened.function(**feed)
-            return [made[key].numpy() for key in opened.outputs]
+        def call_signature(feed: Mapping[str, Any]) -> list[NDArray[np.generic]]:
+            outputs = opened.function(**feed)
+            return [outputs[key].numpy() for key in opened.outputs]
 
-        return by_name
+        return call_signature
     model = _load_keras(request.source.text)
 
-    def by_place(feed: Mapping[str, Any]) -> list[NDArray[np.generic]]:
-        # An export calls its inputs as the model does, or keeps at least their order.
+    def call_keras(feed: Mapping[str, Any]) -> list[NDArray[np.generic]]:
+        # The exported inputs have the model's names, or at least its order.
         named = all(tensor.name in feed for tensor in model.inputs)
         flat = [feed[tensor.name] for tensor in model.inputs] if named else list(feed.values())
         packed = flat[0] if len(flat) == 1 else tf.nest.pack_sequence_as(model.input, flat)
-        made = model(packed, training=False)
-        return [tensor.numpy() for tensor in tf.nest.flatten(made)]
+        outputs = model(packed, training=False)
+        return [tensor.numpy() for tensor in tf.nest.flatten(outputs)]
 
-    return by_place
+    return call_keras
 
 
 def _tensorflow() -> Any:
+    """Import TensorFlow, with Keras on it as the backend and without its warnings."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
     tf = require("tensorflow")
     tf.get_logger().setLevel("ERROR")
@@ -140,46 +149,53 @@ def _load_keras(text: str) -> Any:
     return model
 
 
-def _save(model: Any, place: str, text: str) -> None:
+def _save(model: Any, folder: str, text: str) -> None:
     try:
-        model.export(place, verbose=False)
+        model.export(folder, verbose=False)
     except Exception as error:  # any layer's own code may fail
         raise ModelError(f"{text} cannot be exported as a SavedModel", why=brief(error)) from error
 
 
-def _open(place: str, request: Request) -> _Opened:
+def _open(folder: str, request: Request) -> _Opened:
+    """Load a SavedModel and return the requested signature, or the only one it has.
+
+    Raises:
+        ModelError: the SavedModel cannot be loaded.
+        UsageError: it does not have the signature.
+    """
     tf = _tensorflow()
     try:
-        loaded = tf.saved_model.load(place)
+        loaded = tf.saved_model.load(folder)
         signatures = dict(loaded.signatures)
     except Exception as error:
         raise ModelError(
             f"{request.source.text} cannot be loaded as a SavedModel", why=brief(error), fix="Save it again"
         ) from error
-    wanted = request.signature or _DEFAULT_SIGNATURE
-    if request.signature is None and wanted not in signatures and len(signatures) == 1:
-        wanted = next(iter(signatures))
-    if wanted not in signatures:
-        there = f"it has {', '.join(sorted(signatures))}" if signatures else "it has none"
+    name = request.signature or _DEFAULT_SIGNATURE
+    if request.signature is None and name not in signatures and len(signatures) == 1:
+        name = next(iter(signatures))
+    if name not in signatures:
+        available = f"it has {', '.join(sorted(signatures))}" if signatures else "it has none"
         fix = "Choose one with --signature" if signatures else "Save it with signatures=, or with Keras' model.export"
-        raise UsageError(f"{request.source.text} has no signature {wanted}", why=there, fix=fix)
-    function = signatures[wanted]
+        raise UsageError(f"{request.source.text} has no signature {name}", why=available, fix=fix)
+    function = signatures[name]
+    # The file stores inputs and outputs as unordered maps: sort them, so that every export has the same order.
     return _Opened(
         function,
-        dict(sorted(function.structured_input_signature[1].items())),  # a map in the file: its order is by chance
-        tuple(sorted(function.structured_outputs, key=_place)),
+        dict(sorted(function.structured_input_signature[1].items())),
+        tuple(sorted(function.structured_outputs, key=_output_order)),
         loaded,
     )
 
 
-def _place(output: str) -> tuple[str, int]:
-    """Keras calls the outputs output_0 to output_10: these are in the order of the numbers."""
-    word, number = re.fullmatch(r"(.*?)(\d*)", output, re.DOTALL).groups()  # type: ignore[union-attr]
-    return word, int(number or 0)
+def _output_order(output: str) -> tuple[str, int]:
+    """Return a sort key that puts output_2 before output_10: Keras numbers its outputs."""
+    stem, number = re.fullmatch(r"(.*?)(\d*)", output, re.DOTALL).groups()  # type: ignore[union-attr]
+    return stem, int(number or 0)
 
 
-def _layout(opened: _Opened) -> tuple[str, ...]:
-    """Say which inputs are pictures with their channels last: a recipe must feed them so."""
+def _layout_notes(opened: _Opened) -> tuple[str, ...]:
+    """Return a note for each image input in NHWC layout, as its data must be in that layout, too."""
     return tuple(
         f"input {key} stays NHWC: {spec.shape.as_list()}"
         for key, spec in opened.inputs.items()
@@ -187,19 +203,21 @@ def _layout(opened: _Opened) -> tuple[str, ...]:
     )
 
 
-def _check_types(tf: Any, opened: _Opened, text: str) -> None:
+def _check_inputs(tf: Any, opened: _Opened, text: str) -> None:
+    """Raise ModelError if an input is of a type or shape that TensorRT does not support."""
     for key, spec in opened.inputs.items():
         if spec.dtype == tf.string:
             raise ModelError(
-                f"input {key} of {text} holds strings",
-                why="TensorRT takes numbers only",
-                fix="Choose a signature that takes tensors (--signature), or take the preprocessing out of the model",
+                f"input {key} of {text} is a string tensor",
+                why="TensorRT supports only numbers",
+                fix="Choose a signature that takes numbers (--signature), or remove the preprocessing from the model",
             )
         if spec.shape.rank is None:
             raise ModelError(f"input {key} of {text} has no shape", why="TensorRT needs its number of dimensions")
 
 
 def _convert(opened: _Opened, path: Path, text: str) -> None:
+    """Convert the signature with tf2onnx and write it to `path`."""
     import onnx
 
     tf = _tensorflow()
@@ -207,15 +225,15 @@ def _convert(opened: _Opened, path: Path, text: str) -> None:
     names = list(opened.inputs)
     specs = [tf.TensorSpec(spec.shape, spec.dtype, name=f"in{i}") for i, spec in enumerate(opened.inputs.values())]
     size = sum(variable.shape.num_elements() * variable.dtype.size for variable in opened.function.variables)
-    if size > _LARGE_BYTES:
+    if size > _MAX_WEIGHT_BYTES:
         raise ModelError(
             f"{text} has {size / 1e9:.1f} GB of weights", why="tf2onnx writes at most 2 GB", fix="Give an ONNX file"
         )
 
-    # A list, not the dict: tf2onnx keeps the order of one and not of the other.
+    # Convert a function that takes and returns lists: tf2onnx keeps the order of a list, and not that of a dict.
     def flat(*tensors: Any) -> list[Any]:
-        made = opened.function(**dict(zip(names, tensors, strict=True)))
-        return [tf.identity(made[key], name=f"out{i}") for i, key in enumerate(opened.outputs)]
+        outputs = opened.function(**dict(zip(names, tensors, strict=True)))
+        return [tf.identity(outputs[key], name=f"out{i}") for i, key in enumerate(opened.outputs)]
 
     try:
         model, _ = convert.from_function(tf.function(flat), input_signature=specs, opset=_OPSET)
@@ -223,14 +241,19 @@ def _convert(opened: _Opened, path: Path, text: str) -> None:
         raise
     except Exception as error:
         raise ModelError(
-            f"tf2onnx cannot convert {text}", why=brief(error), fix="Replace what it names, or give an ONNX file"
+            f"tf2onnx cannot convert {text}",
+            why=brief(error),
+            fix="Replace the operation that it names, or give an ONNX file",
         ) from error
-    _refuse_unknown(model, text)
-    onnx.save(_named(model, opened), str(path))
+    _check_operators(model, text)
+    onnx.save(_renamed(model, opened), str(path))
 
 
-def _refuse_unknown(model: onnx.ModelProto, text: str) -> None:
-    """An operator that tf2onnx does not know stays in the graph as TensorFlow has it: find those."""
+def _check_operators(model: onnx.ModelProto, text: str) -> None:
+    """Raise ModelError if the model contains operators that ONNX does not have.
+
+    tf2onnx leaves a TensorFlow operator that it does not support in the graph, with a warning only.
+    """
     import onnx
 
     unknown: dict[str, str] = {}
@@ -243,50 +266,62 @@ def _refuse_unknown(model: onnx.ModelProto, text: str) -> None:
         raise ModelError(
             f"tf2onnx cannot convert {text}",
             why=f"ONNX has no operator for TensorFlow's {shown}",
-            fix="Take these out of the model, or replace them by layers that ONNX has",
+            fix="Remove these from the model, or replace them with layers that ONNX supports",
         )
 
 
 def _graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
-    inner = [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
-    return [graph, *(found for each in inner for found in _graphs(each))]
+    """Return the graph and all its subgraphs."""
+    graphs = [graph]
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                graphs += _graphs(attribute.g)
+    return graphs
 
 
-def _named(model: onnx.ModelProto, opened: _Opened) -> onnx.ModelProto:
-    """The model with the signature's inputs and outputs, by its names and in its order."""
+def _renamed(model: onnx.ModelProto, opened: _Opened) -> onnx.ModelProto:
+    """Return the model with the inputs and outputs of the signature, by its names and in its order."""
     import onnx_ir as ir
 
-    graph = ir.from_proto(model)
-    values = [value for node in graph.graph.all_nodes() for value in node.outputs]
-    taken = {*opened.inputs, *opened.outputs}
-    for value in values:
-        if value.name in taken:
-            value.name = f"{value.name}_inner"
-    for value, wanted in zip(graph.graph.outputs, opened.outputs, strict=True):
-        value.name = wanted
-    found = {value.name: value for value in graph.graph.inputs}
-    graph.graph.inputs.clear()
-    for i, (wanted, spec) in enumerate(opened.inputs.items()):
-        # An input that nothing reads is gone from tf2onnx's graph, and is still one of the signature's.
-        value = found.get(f"in{i}") or ir.Value(
+    renamed = ir.from_proto(model)
+    graph = renamed.graph
+    # Free the names of the signature, which intermediate tensors may have.
+    reserved = {*opened.inputs, *opened.outputs}
+    for node in graph.all_nodes():
+        for value in node.outputs:
+            if value.name in reserved:
+                value.name = f"{value.name}_inner"
+    for value, output in zip(graph.outputs, opened.outputs, strict=True):
+        value.name = output
+    converted = {value.name: value for value in graph.inputs}
+    graph.inputs.clear()
+    for i, (input_name, spec) in enumerate(opened.inputs.items()):
+        # tf2onnx drops an input that no node reads: add it again, as feeds contain it.
+        value = converted.get(f"in{i}") or ir.Value(
             type=ir.TensorType(ir.DataType.from_numpy(spec.dtype.as_numpy_dtype)), shape=ir.Shape(spec.shape.as_list())
         )
-        value.name = wanted
-        graph.graph.inputs.append(value)
-    _shorten(graph)
-    return ir.to_proto(graph)
+        value.name = input_name
+        graph.inputs.append(value)
+    _shorten_names(renamed)
+    return ir.to_proto(renamed)
 
 
-def _shorten(model: ir.Model) -> None:
-    """Take away the calls that TensorFlow puts in front of every name, where the rest is a name of its own."""
+def _shorten_names(model: ir.Model) -> None:
+    """Remove the `StatefulPartitionedCall/` prefixes that TensorFlow adds to every name, in place.
+
+    A name stays as it is if the shorter one would not be unique.
+    """
     nodes = list(model.graph.all_nodes())
     for node in nodes:
-        if re.fullmatch(r"\w+__\d+", node.name or ""):  # tf2onnx's own; its output is called after the layer
+        # tf2onnx names the nodes that it adds `Transpose__12`, and their outputs after the layer.
+        if re.fullmatch(r"\w+__\d+", node.name or ""):
             node.name = (node.outputs[0].name or "").partition(":")[0]
     values = [*model.graph.initializers.values(), *(value for node in nodes for value in node.outputs)]
-    for named in (nodes, values):
-        short = {each.name: re.sub(_CALLS, "", each.name or "") for each in named}
-        counts = Counter(short.values())
-        for each in named:
-            if counts[short[each.name]] == 1 and short[each.name]:
-                each.name = short[each.name]
+    for items in (nodes, values):
+        short_names = {item.name: re.sub(_CALL_PREFIX, "", item.name or "") for item in items}
+        counts = Counter(short_names.values())
+        for item in items:
+            short_name = short_names[item.name]
+            if short_name and counts[short_name] == 1:
+                item.name = short_name

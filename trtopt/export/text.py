@@ -1,16 +1,18 @@
-"""What a framework's exceptions say, cut down to a line.
+"""Text of a framework's exceptions, cut to one line.
 
 Touches: nothing.
 """
 
 from __future__ import annotations
 
-_MOST = 300
+_MAX_CHARS = 300
 
 
 def brief(error: BaseException) -> str:
-    """`ValueError: the first lines of its text`."""
+    """Return the error as one line, `ValueError: its text`, with the text cut to 300 characters."""
+    kind = type(error).__name__
     text = " ".join(str(error).split())
-    return (
-        f"{type(error).__name__}: {text[:_MOST]}{'...' if len(text) > _MOST else ''}" if text else type(error).__name__
-    )
+    if not text:
+        return kind
+    ellipsis = "..." if len(text) > _MAX_CHARS else ""
+    return f"{kind}: {text[:_MAX_CHARS]}{ellipsis}"

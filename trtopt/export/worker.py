@@ -1,11 +1,11 @@
-"""The child process of an export: reads a task, does it with the framework, writes the answer.
+"""Main program of the child process that runs a framework: reads a task, performs it, writes the reply.
 
     python -c "from trtopt.export.worker import main; main()" FOLDER
 
-FOLDER holds `request.json` (and `feeds.npz`, when the source is to be run); the answer goes to `reply.json` (and
-`source.onnx` or `outputs.npz`).
+FOLDER contains `request.json`, and `feeds.npz` when the source is to be run. The reply is written to `reply.json`, with
+`source.onnx` or `outputs.npz` beside it.
 
-Touches: the folder; whatever the source's own code touches.
+Touches: the folder, and anything that the source's own code touches.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from trtopt.export.text import brief
 
 
 def main() -> None:
-    """Do the task in the folder that the command line names."""
+    """Perform the task in the folder that the command line names, and write the reply or the error."""
     folder = Path(sys.argv[1])
     task = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     try:
-        answer = _answer(task["task"], decode(Request, task["request"]), folder)
+        reply = _perform(task["task"], decode(Request, task["request"]), folder)
     except TrtoptError as error:
-        answer = {"error": type(error).__name__, "what": error.what, "why": error.why, "fix": error.fix}
+        reply = {"error": type(error).__name__, "what": error.what, "why": error.why, "fix": error.fix}
     except MemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001 - the answer is how the parent learns of it
-        answer = {"error": "ModelError", "what": "the export failed", "why": brief(error), "fix": ""}
-    (folder / "reply.json").write_text(json.dumps(answer), encoding="utf-8")
+        raise  # without a reply: the parent recognizes it in the log
+    except Exception as error:  # noqa: BLE001 - the reply is how the parent learns of it
+        reply = {"error": "ModelError", "what": "the export failed", "why": brief(error), "fix": ""}
+    (folder / "reply.json").write_text(json.dumps(reply), encoding="utf-8")
 
 
-def _answer(task: str, request: Request, folder: Path) -> dict[str, Any]:
+def _perform(task: str, request: Request, folder: Path) -> dict[str, Any]:
+    """Export or run the source with its framework, and return the reply."""
     framework = importlib.import_module(f"trtopt.export.{request.source.framework}")
     if task == "export":
         return {"exported": encode(framework.export(request, folder))}

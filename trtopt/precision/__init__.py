@@ -1,11 +1,19 @@
-"""ONNX (and a table) to typed ONNX: `--precision NAME` is the module of that name.
+"""Precisions, which rewrite an FP32 ONNX graph as a typed one. `--precision NAME` is the module of that name.
 
-A precision module has `OPSET`, the lowest opset that can express it, `NEEDS_TABLE`, whether it quantizes activations,
-and `apply(model, request) -> tuple[Decision, ...]`, which rewrites the model in place. The other modules of this folder
-are what they share: `eight_bits` (what INT8 and FP8 have in common), `placement`, with `residual` and `attention`
-(which inputs are quantized, and why the others are not), `qdq` (writing Q/DQ pairs), `equalize` with `divisors`
-(channels of similar range), `bias` (correcting the mean error of rounded weights), `keep` (what must stay in FP32),
-`half` (writing 16-bit casts) and `graph`.
+A precision module has:
+    OPSET         the lowest opset that can express it
+    NEEDS_TABLE   whether it quantizes activations, and so needs a calibration table
+    apply         rewrites the model in place and returns a `Decision` for each node
+
+The other modules of this folder are shared by them:
+    eight_bits    the common part of INT8 and FP8
+    placement     which inputs are quantized, and why the others are not; with `residual` and `attention`
+    qdq           scales, and Q/DQ pairs written into the graph
+    equalize      activations equalized across channels; with `divisors`, which chooses the smoothing scales
+    bias          biases corrected for the mean quantization error
+    keep          which nodes must stay in FP32 beside a 16-bit type
+    half          casts to a 16-bit type written into the graph
+    graph         queries and small edits of an ONNX graph
 """
 
 from __future__ import annotations
@@ -30,12 +38,15 @@ _SHARED = frozenset("attention bias divisors eight_bits equalize graph half keep
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a precision module may need: the type of the unquantized rest, the table, and observed magnitudes.
+    """The options of a conversion, and statistics of the FP32 model's activations by tensor name.
 
-    `ranges[t]` is the largest magnitude seen in tensor t of the FP32 model, for as many tensors as were observed, and
-    `sizes[t]` the number of its elements;
-    `means[t]` the mean of each of its channels, float64 (see `bias`), for inputs of weighted operators, and `errors[t]`
-    the mean of what rounding adds to them.
+    Attributes:
+        rest: the fallback precision, of the nodes that are not quantized: `fp16`, `bf16` or `fp32`.
+        table: the calibration table, for INT8 and FP8.
+        ranges: absmax over the observed samples.
+        sizes: observed number of elements.
+        means: mean of each channel, float64 [channels], of the inputs of weighted operators (see `bias`).
+        errors: mean quantization error of each channel of those inputs, float64 [channels].
     """
 
     rest: str = "fp16"
@@ -47,18 +58,18 @@ class Request:
 
 
 class Precision(Protocol):
-    """The shape of a precision module."""
+    """The interface of a precision module."""
 
     OPSET: int
     NEEDS_TABLE: bool
 
     def apply(self, model: ir.Model, request: Request) -> tuple[Decision, ...]:
-        """Rewrite `model` in place, and say for every floating-point node which precision it got, and why."""
+        """Rewrite `model` in place and return the precision of every floating-point node, with the reason."""
         ...
 
 
 def precisions() -> tuple[str, ...]:
-    """Names that `--precision` takes: the modules of this folder that are no shared helpers."""
+    """Return the names that `--precision` accepts: the modules of this folder, without the shared ones."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _SHARED))
 
 
@@ -66,12 +77,12 @@ def precision(name: str) -> Precision:
     """Return the precision module of that name.
 
     Raises:
-        UsageError: there is none; the message suggests the nearest.
+        UsageError: the name is unknown; the message suggests the most similar one.
     """
     if name not in precisions():
-        near = difflib.get_close_matches(name.lower(), precisions(), 1)
+        similar = difflib.get_close_matches(name.lower(), precisions(), 1)
         raise UsageError(
             f"unknown precision {name!r}",
-            fix=f"Did you mean {near[0]}?" if near else f"Choose one of {', '.join(precisions())}",
+            fix=f"Did you mean {similar[0]}?" if similar else f"Choose one of {', '.join(precisions())}",
         )
     return cast(Precision, importlib.import_module(f"{__name__}.{name}"))

@@ -1,4 +1,4 @@
-"""BF16: bfloat16 by explicit casts, inputs and outputs kept as they are. It has FP32's range and 8 bits of precision.
+"""BF16, by explicit casts; graph inputs and outputs keep their types. It has FP32's range and 8 significant bits.
 
 Touches: the model it is given.
 """
@@ -14,10 +14,10 @@ from trtopt.types import Decision
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-OPSET = 22  # the first in which Conv and the pools take bfloat16
+OPSET = 22  # the first in which Conv and the pools support bfloat16
 NEEDS_TABLE = False
 
 
 def apply(model: ir.Model, request: Request) -> tuple[Decision, ...]:
-    """Cast every node that can stand it to BF16; the others stay in FP32, with the reason."""
+    """Cast to BF16, in place, every node that supports it; the others stay in FP32 with a reason (see `keep`)."""
     return half.convert(model, half.BF16, keep(model, half.BF16, request.ranges, request.sizes))

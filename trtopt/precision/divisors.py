@@ -1,16 +1,20 @@
-"""By how much to divide each channel of an activation: the divisors with the least error at the outputs of its readers.
+"""Smoothing scales: the factor by which to divide each channel of an activation before it is quantized.
 
-With divisors s, a reader gets Q(x / s) and Q(s w) in place of x and w. Channel by channel, in the units of x and w, the
-first errs by x - s Q(x / s), which the reader multiplies by its weights; the second by w - Q(s w) / s, which is
-multiplied by the activation. To second order, and taking errors as independent, the squared error at the outputs is
+With smoothing scales s, a consumer reads Q(x / s) and Q(s w) in place of x and w. In the units of x and w, the error of
+channel c is
+    activation:  x - s Q(x / s), which the consumer multiplies by its weights
+    weight:      w - Q(s w) / s, which is multiplied by the activation
+To second order, and with independent errors, the squared error at the consumers' outputs is
 
     sum over c of  |w_c|**2 E[(x_c - s_c Q(x_c / s_c))**2]  +  E[x_c**2] |w_c - Q(s_c w_c) / s_c|**2
 
-Both expectations are taken over values that were seen. Tried are s_c = r_c**a / v_c**(1 - a), with the range r of the
-channel and the largest weight v that reads it, for several a: SmoothQuant's form (Xiao et al. 2023), whose a is one
-number for a whole network; here each activation has its own, and none at all if that is best.
+with both expectations taken over observed values. The candidates are those of SmoothQuant (Xiao et al. 2023),
+s_c = r_c**alpha / v_c**(1 - alpha), where r_c is the absmax of the channel, v_c the absmax of the weights that read it,
+and alpha the migration strength. SmoothQuant has one alpha for the whole network. Here each activation has the one with
+the least predicted error, or is not smoothed if that is better.
 
-The sum knows nothing of what later layers make of an error. Which of `WAYS` suits a network is for its outputs to say.
+The prediction ignores the effect of an error on later layers. Which of `WAYS` suits a network is decided by a trial
+elsewhere, by the output SQNR.
 
 Touches: nothing.
 """
@@ -29,79 +33,101 @@ Array = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
 
 WAYS = ((0.5,), (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0))
-"""The exponents to choose from: the difficulty shared evenly between activations and weights, or as it fits each."""
+"""The sets of alphas to choose from: 0.5 for every activation, or the best of several for each."""
 CLIPPED = (1.0, 0.85, 0.7, 0.55, 0.4, 0.3)
-"""Scales that the calibrator may choose, as shares of the one that clips nothing."""
+"""Quantization scales that a calibrator may choose for the activation, as fractions of the one that clips nothing."""
 MAX_RATIO = 32.0
-"""No channel is stretched by more than this against the widest one: one that was silent in the few samples may speak
-later, and what goes beyond the range is clipped for all. Five of the eight bits are what there is to gain."""
+"""The largest ratio between the smoothing scales of two channels.
+
+A channel that is silent in the observed samples may be active in others, and its values beyond the common range would
+be clipped. A ratio of 32 gains up to five of the eight bits.
+"""
 LEVELS = 127.0
 TINY = np.finfo(np.float32).tiny
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """`divisors` of each channel, float64 [channels]; the largest magnitude of the activation stays as it was.
+    """The smoothing scales of an activation, float64 [channels], which leave the absmax of the whole tensor unchanged.
 
-    `error` is the squared error that is left, as a share of that without division.
+    `error` is the predicted squared error, as a fraction of that without smoothing.
     """
 
-    divisors: Array
+    scales: Array
     error: float
 
 
-def choose(seen: Channels, weights: Sequence[Floats], exponents: Sequence[float]) -> Choice | None:
-    """The best divisors of one activation; None when its channels are best left alone, or were never alive.
+def choose(channels: Channels, weights: Sequence[Floats], alphas: Sequence[float]) -> Choice | None:
+    """Return the smoothing scales with the least predicted error.
 
-    `weights` are those of its readers, each float32 [groups, outputs / groups, channels / groups, taps].
+    Args:
+        channels: the observed values of the activation.
+        weights: those of its consumers, each float32 [groups, outputs / groups, channels / groups, taps].
+        alphas: the migration strengths to try.
+
+    Returns:
+        None if no candidate reduces the error, or if the activation or a weight is all zero or not finite.
     """
-    peaks = seen.peaks
-    if not np.isfinite(peaks).all() or not peaks.max() or not all(weight.any() for weight in weights):
+    absmax = channels.peaks
+    if not np.isfinite(absmax).all() or not absmax.max() or not all(weight.any() for weight in weights):
         return None
-    reading: Array = np.max(
+    weight_absmax: Array = np.max(
         [np.abs(weight).max(axis=(1, 3)).reshape(-1).astype(np.float64) for weight in weights], axis=0
     )
-    ranges = np.maximum(peaks, peaks.max() / MAX_RATIO)
-    reading = np.maximum(reading, reading.max() / MAX_RATIO)
-    plain = squared_error(seen, weights, np.ones_like(peaks))
+    # Bound both ranges from below, so that a silent channel is not stretched without limit.
+    activation_range = np.maximum(absmax, absmax.max() / MAX_RATIO)
+    weight_range = np.maximum(weight_absmax, weight_absmax.max() / MAX_RATIO)
+    plain_error = squared_error(channels, weights, np.ones_like(absmax))
     best = None
-    for exponent in exponents:
-        divisors = ranges**exponent / reading ** (1 - exponent)
-        divisors *= (peaks / divisors).max() / peaks.max()
-        error = squared_error(seen, weights, divisors) / max(plain, float(TINY))
+    for alpha in alphas:
+        scales = activation_range**alpha / weight_range ** (1 - alpha)
+        scales *= (absmax / scales).max() / absmax.max()  # the absmax of the tensor stays the same
+        error = squared_error(channels, weights, scales) / max(plain_error, float(TINY))
         if error < (best.error if best else 1.0):
-            best = Choice(divisors, float(error))
+            best = Choice(scales, float(error))
     return best
 
 
-def squared_error(seen: Channels, weights: Sequence[Floats], divisors: Array) -> float:
-    """The predicted squared error at the outputs of all readers, for one position of the activation."""
-    values = np.asarray(seen.values / divisors[:, None], np.float32)
-    widest = float((seen.peaks / divisors).max()) / LEVELS
-    tried = [np.square(_rounded(values, widest * share) - values).mean(axis=1, dtype=np.float64) for share in CLIPPED]
-    # As the calibrator does, which sees the divided activation and no weights.
-    lost = min(tried, key=lambda errors: float(errors.sum())) * divisors**2
-    # The largest value is rarely among those kept: it counts once.
-    power = np.square(seen.values).mean(axis=1, dtype=np.float64) + np.square(seen.peaks) / seen.values.shape[1]
+def squared_error(channels: Channels, weights: Sequence[Floats], scales: Array) -> float:
+    """Return the predicted squared error at the outputs of all consumers, per position of the activation.
+
+    Args:
+        channels: the observed values of the activation.
+        weights: those of its consumers, as in `choose`.
+        scales: the smoothing scales, float64 [channels].
+    """
+    smoothed = np.asarray(channels.values / scales[:, None], np.float32)
+    unclipped = float((channels.peaks / scales).max()) / LEVELS
+    # The calibrator sees the smoothed activation and no weights: it takes the quantization scale with the least error.
+    channel_errors = [
+        np.square(_rounded(smoothed, unclipped * fraction) - smoothed, dtype=np.float64).mean(axis=1)
+        for fraction in CLIPPED
+    ]
+    activation_error = min(channel_errors, key=lambda errors: float(errors.sum())) * scales**2
+    # E[x**2]. The absmax is rarely among the values kept from the samples, so it is added as one more.
+    power = np.square(channels.values, dtype=np.float64).mean(axis=1)
+    power += np.square(channels.peaks) / channels.values.shape[1]
     total = 0.0
     for weight in weights:
-        shape = (weight.shape[0], weight.shape[2])
-        stretched = weight * divisors.astype(np.float32).reshape(shape[0], 1, shape[1], 1)
-        scales = np.maximum(np.abs(stretched).max(axis=(2, 3), keepdims=True) / np.float32(LEVELS), TINY)
-        # Per channel first: it is only there that the two sums differ in what they are multiplied by.
-        errors = _energy(_rounded(stretched, scales) - stretched) / np.square(divisors).reshape(shape)
-        total += float((_energy(weight) * lost.reshape(shape) + errors * power.reshape(shape)).sum())
+        shape = (weight.shape[0], weight.shape[2])  # [groups, channels / groups]
+        scaled = weight * scales.astype(np.float32).reshape(shape[0], 1, shape[1], 1)
+        # Weights have one quantization scale per output.
+        steps = np.maximum(np.abs(scaled).max(axis=(2, 3), keepdims=True) / np.float32(LEVELS), TINY)
+        # Sum over outputs first: the factors of the two terms differ between channels only.
+        weight_error = _energy(_rounded(scaled, steps) - scaled) / np.square(scales).reshape(shape)
+        total += float((_energy(weight) * activation_error.reshape(shape) + weight_error * power.reshape(shape)).sum())
     return total
 
 
 def _energy(weight: Floats) -> Array:
-    """Sum of squares over outputs and taps: [groups, channels / groups]."""
+    """Return the sum of squares over outputs and taps, float64 [groups, channels / groups]."""
     return np.asarray(np.einsum("goct,goct->gc", weight, weight, dtype=np.float64))
 
 
-def _rounded(values: Floats, scales: Floats | float) -> Floats:
-    codes = np.asarray(values / np.asarray(scales, np.float32), np.float32)
+def _rounded(values: Floats, steps: Floats | float) -> Floats:
+    """Return the values quantized with `steps`, the quantization scales, and dequantized."""
+    codes = np.asarray(values / np.asarray(steps, np.float32), np.float32)
     np.rint(codes, out=codes)
     np.clip(codes, -LEVELS, LEVELS, out=codes)
-    codes *= np.asarray(scales, np.float32)
+    codes *= np.asarray(steps, np.float32)
     return codes

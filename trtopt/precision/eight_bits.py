@@ -1,4 +1,4 @@
-"""What INT8 and FP8 share: quantize the inputs that `placement` names, correct biases, and cast the rest.
+"""The common part of INT8 and FP8: Q/DQ pairs at the sites of `placement`, bias correction, casts of the other nodes.
 
 Touches: the model it is given.
 """
@@ -27,31 +27,37 @@ Array = npt.NDArray[np.generic]
 
 
 def apply(model: ir.Model, request: Request, format: qdq.Format) -> tuple[Decision, ...]:
-    """Quantize in place with the scales of `request.table`; see `placement` for what, and why the rest is not.
+    """Quantize the inputs that `placement` selects, in place, and cast the other nodes to the fallback precision.
+
+    Returns:
+        A decision for each node that does arithmetic.
 
     Raises:
-        TableError: there is no table, or a scale is missing in it.
-        UsageError: `request.rest` is unknown.
+        TableError: the request has no table, or the table lacks a scale.
+        UsageError: the fallback precision, `request.rest`, is unknown.
     """
     if request.table is None:
         raise TableError(
             f"{format.name.upper()} needs a calibration table", fix="Give --calib DATA or --calib-table FILE"
         )
     placement = place(model)
-    # Before the casts: weights are quantized from their FP32 values, and biases corrected in FP32.
+    kept = _kept(model, placement, request)
+    # Before the casts to 16 bits: weights are quantized from their FP32 values, and biases corrected in FP32.
     weights = {site: _weight(site) for site in placement.sites if site.axis is not None}
-    rest = _type_of(request.rest)
     taken = names(model.graph)
     notes: dict[str, str] = {}
     for site, weight in weights.items():
-        rounded = bias.Rounded(weight, qdq.code_weight(weight, site.axis or 0, rest, format).values())
+        dtype = _dtype(site.node, request.rest, kept)
+        rounded = bias.Rounded(weight, qdq.code_weight(weight, site.axis or 0, dtype, format).values())
         notes[site.node.name or ""] = bias.correct(site.node, rounded, request.means, request.errors, taken)
-    decisions = _rest(model, request)
+    # After this the tensors have the types that their scales must have, too.
+    decisions = _cast_to_fallback(model, request, kept)
     quantized: dict[object, ir.Value] = {}
     taken = names(model.graph)
     for site in placement.sites:
         value = site.node.inputs[site.index]
         assert value is not None
+        # One pair per tensor, shared by its consumers (rule 9). A weight may be read along different axes.
         key = (value, site.axis)
         if key not in quantized and site.axis is None:
             scale = _scale(placement, site, request.table, format)
@@ -63,66 +69,89 @@ def apply(model: ir.Model, request: Request, format: qdq.Format) -> tuple[Decisi
     drop_unused_initializers(model.graph)
     model.graph.sort()
     placed = {decision.node: decision for decision in placement.decisions(format.name, request.rest)}
-    return tuple(_decide(decision, placed.get(decision.node, decision), notes) for decision in decisions)
+    return tuple(_merge(decision, placed.get(decision.node, decision), notes) for decision in decisions)
 
 
-def _rest(model: ir.Model, request: Request) -> tuple[Decision, ...]:
+def _kept(model: ir.Model, placement: Placement, request: Request) -> dict[ir.Node, str]:
+    """Return the nodes that stay in FP32 beside a 16-bit fallback precision, each with the reason."""
+    if request.rest not in half.HALVES:
+        return {}
+    # A tensor's absmax is at least its amax, also where fewer samples were observed than calibrated on, or none.
+    scales = request.table.scales if request.table else {}
+    ranges = {name: scale * qdq.INT8.max for name, scale in scales.items()}
+    for site in placement.sites:
+        value = site.node.inputs[site.index]
+        if site.axis is None and value is not None and site.scale_from in ranges:
+            ranges[value.name or ""] = ranges[site.scale_from]
+    ranges |= {name: max(observed, ranges.get(name, 0.0)) for name, observed in request.ranges.items()}
+    return keep(model, half.HALVES[request.rest], ranges, request.sizes)
+
+
+def _cast_to_fallback(model: ir.Model, request: Request, kept: Mapping[ir.Node, str]) -> tuple[Decision, ...]:
+    """Cast every node but the kept ones to the fallback precision, in place; return a decision for each node."""
     if request.rest in half.HALVES:
-        kind = half.HALVES[request.rest]
-        # A tensor reached at least what its scale represents: a table read from a cache tells no more than that.
-        scales = request.table.scales if request.table else {}
-        ranges = {name: scale * qdq.INT8.max for name, scale in scales.items()} | dict(request.ranges)
-        return half.convert(model, kind, keep(model, kind, ranges, request.sizes))
+        return half.convert(model, half.HALVES[request.rest], kept)
     if request.rest == "fp32":
         from trtopt.precision import fp32
 
         return fp32.apply(model, request)
-    raise UsageError(f"unknown type {request.rest!r} for the unquantized rest", fix="Choose fp16, bf16 or fp32")
+    raise UsageError(f"unknown fallback precision {request.rest!r}", fix="Choose fp16, bf16 or fp32")
 
 
 def _weight(site: Site) -> qdq.FloatArray:
     return np.asarray(constant(site.node.inputs[site.index]), np.float32)
 
 
-def _type_of(rest: str) -> ir.DataType:
+def _dtype(node: ir.Node, precision: str, kept: Mapping[ir.Node, str]) -> ir.DataType:
+    """Return the data type of the node's tensors after the casts, which is that of their scales, too."""
     import onnx_ir as ir
 
-    return half.HALVES[rest].dtype if rest in half.HALVES else ir.DataType.FLOAT
+    return ir.DataType.FLOAT if precision not in half.HALVES or node in kept else half.HALVES[precision].dtype
 
 
 def rounding_errors(model: ir.Model, request: Request, format: qdq.Format) -> dict[str, Callable[[Array], Array]]:
-    """For each activation that `apply` would quantize, a function that gives what rounding adds to its values.
+    """Return for each activation that `apply` quantizes a function from its values to their rounding errors.
 
-    Values that are clipped are not rounded.
+    The function returns 0 for values that are clipped (see `qdq.rounding_error`).
 
     Raises:
-        TableError: a scale is missing.
+        TableError: the table lacks a scale.
     """
     assert request.table is not None
     placement = place(model)
+    kept = _kept(model, placement, request)
     scales: dict[str, float] = {}
     for site in placement.sites:
         value = site.node.inputs[site.index]
         if site.axis is None and value is not None:
             scale = np.float32(_scale(placement, site, request.table, format))
-            scales[value.name or ""] = float(qdq.round_scale(scale, _type_of(request.rest)))
+            scales[value.name or ""] = float(qdq.round_scale(scale, _dtype(site.node, request.rest, kept)))
     return {name: partial(qdq.rounding_error, scale=scale, format=format) for name, scale in scales.items()}
 
 
 def _scale(placement: Placement, site: Site, table: CalibrationTable, format: qdq.Format) -> float:
+    """Return the scale of an activation: the largest of its group's, converted from INT8's to the format's maximum."""
     try:
         scale = max(table.scales[tensor] for tensor in placement.group(site.scale_from))
     except KeyError as error:
         raise TableError(
             f"the calibration table has no scale for {error.args[0]}",
-            why=f"it was made by {table.method} over other tensors",
+            why=f"it was calibrated with {table.method} over other tensors",
             fix="Calibrate again with --calib",
         ) from None
     return scale * qdq.INT8.max / format.max
 
 
-def _decide(rest: Decision, placed: Decision, notes: Mapping[str, str]) -> Decision:
-    """Of a node's two decisions: quantized stands first, then a remark on its type, then why it is not quantized."""
+def _merge(fallback: Decision, placed: Decision, notes: Mapping[str, str]) -> Decision:
+    """Merge a node's two decisions: quantization first, then a reason for its type, then why it is not quantized.
+
+    Args:
+        fallback: its type in the fallback precision, with the reason if that is FP32.
+        placed: whether it is quantized, and why.
+        notes: notes on bias correction by node name.
+    """
     if placed.precision in ("int8", "fp8"):
         return replace(placed, reason=placed.reason + notes.get(placed.node, ""))
-    return rest if rest.reason != half.ASKED_FOR else replace(placed, precision=rest.precision)
+    if fallback.reason != half.REQUESTED:
+        return fallback
+    return replace(placed, precision=fallback.precision)

@@ -1,19 +1,19 @@
-"""Equalization: give the channels of an activation similar ranges before it is quantized.
+"""Equalization: the channels of an activation are scaled to similar ranges before the activation is quantized.
 
-One INT8 scale serves a whole activation. Where its channels differ in range (2 and 100, say) the small ones get two or
-three of the 255 levels. If channel c of the activation is divided by s[c] where it is produced, and the weights that
-read it are multiplied by s[c], FP32 results stay the same (Nagel et al. 2019, "Data-Free Quantization Through Weight
+An activation has one INT8 scale. If the ranges of its channels differ, 2 and 100 say, the smaller channel uses two or
+three of the 255 levels. Dividing channel c by a smoothing scale s[c] at its producer, and multiplying the weights that
+read it by s[c], leaves the FP32 results unchanged (Nagel et al. 2019, "Data-Free Quantization Through Weight
 Equalization and Bias Correction", section 4.1; Xiao et al. 2023, "SmoothQuant", for measured activation ranges). The
-divisors are those with the least predicted error, or none (`precision.divisors`).
+smoothing scales are those with the least predicted error (`precision.divisors`).
 
-Where it can, the division is absorbed by constants that are there anyway, and costs nothing: the weights and bias of a
-Conv, Gemm or MatMul, the factor of a Mul or Div, the scale and bias of a LayerNormalization; it passes through Relu,
-pools, and the Add of a constant. Where it cannot, a Mul is inserted behind the producer, if that is an operator that
-INT8 kernels do not contain (`_ALONE`: a norm, a GELU, a hard-swish) and the error is predicted to fall to half or less:
-a kernel for elements stands there already, and one more multiplication in it is little.
+The division is free where existing constants absorb it: the weights and bias of a Conv, Gemm or MatMul, the factor of a
+Mul or Div, the scale and bias of a LayerNormalization. It passes through Relu, pools, and the Add of a constant.
 
-A tensor whose values change gets another name (`SUFFIX`), so that a calibration table made for the network as it was
-cannot be taken for one of the equalized network.
+Elsewhere a Mul is inserted after the producer, if the predicted error falls to half or less (`WORTH`), and if the
+producer is an operator that TensorRT does not fuse into an INT8 kernel (`_POINTWISE`: a norm, a GELU, a hard-swish).
+The pointwise kernel of such an operator takes in one more multiplication at little cost.
+
+A tensor whose values change is renamed (`SUFFIX`): a calibration table belongs to one of the two networks only.
 
 Touches: the onnx-ir model it is given.
 """
@@ -47,10 +47,12 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float64]
 SUFFIX = "/equalized"
 WORTH = 0.5
-"""An inserted Mul must bring the predicted squared error down to this share of what it was, or less."""
+"""A Mul is inserted only if it reduces the predicted squared error to this fraction, or less."""
 
-_PASSES = frozenset({"Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity", "Dropout"})
-_ALONE = frozenset(
+# Operators f with f(x / s) = f(x) / s for every channel and s > 0.
+_PASS_THROUGH = frozenset({"Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity", "Dropout"})
+# Operators that TensorRT runs in pointwise or normalization kernels, not fused into INT8 convolutions and products.
+_POINTWISE = frozenset(
     "Abs Div Elu Erf Exp Gelu HardSigmoid HardSwish InstanceNormalization LayerNormalization LeakyRelu Log Mul Pow "
     "Sigmoid Softplus Sqrt Tanh".split()
 )
@@ -58,13 +60,17 @@ _ALONE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An activation that can be equalized: `tensor`, its channel axis counted from the front, and all its readers.
+    """An equalization pair: an activation that can be divided, and the consumers whose weights are multiplied.
 
-    `absorbers` are the (node, constant input) pairs that absorb the division, and `values` the activation and the
-    tensors before it whose values change with it. Without any, a Mul is needed.
+    Attributes:
+        consumers: the weighted operators that read the activation.
+        tensor: the activation.
+        axis: its channel axis, counted from the front.
+        absorbers: (node, index of a constant input) that absorb the division. If empty, a Mul must be inserted.
+        values: the tensors whose values change: the activation and those between it and the absorbers.
     """
 
-    readers: tuple[ir.Node, ...]
+    consumers: tuple[ir.Node, ...]
     tensor: ir.Value
     axis: int
     absorbers: tuple[tuple[ir.Node, int], ...] = ()
@@ -77,133 +83,159 @@ class Link:
 
 
 def links(model: ir.Model) -> list[Link]:
-    """Every activation that can be equalized, in graph order.
+    """Return every equalization pair of a prepared FP32 model, in graph order.
 
     Raises:
         ModelError: the model is quantized already.
     """
     placement = place(model)
-    readers: dict[ir.Value, list[ir.Node]] = {}
+    # The weighted operators that read each activation. Products of two activations have no weight, and thus no axis.
+    consumers: dict[ir.Value, list[ir.Node]] = {}
     for site in placement.sites:
         value = site.node.inputs[0]
         if site.axis is not None and site.node.op_type != "ConvTranspose" and value is not None:
-            readers.setdefault(value, []).append(site.node)
-    found = []
-    for node in model.graph:
-        for value in node.outputs:
-            link = _link(value, readers[value], placement) if value in readers else None
-            if link is not None:
-                found.append(link)
-    return found
+            consumers.setdefault(value, []).append(site.node)
+    activations = [value for node in model.graph for value in node.outputs if value in consumers]
+    candidates = [_link(value, consumers[value], placement) for value in activations]
+    return [link for link in candidates if link is not None]
 
 
-def _link(value: ir.Value, readers: list[ir.Node], placement: Placement) -> Link | None:
+def _link(value: ir.Value, consumers: list[ir.Node], placement: Placement) -> Link | None:
+    """Return the equalization pair of an activation and its weighted consumers; None if it cannot be equalized."""
     if value.shape is None or not is_float(value):
         return None
     rank = len(value.shape)
-    axes = {1 if node.op_type == "Conv" else rank - 1 for node in readers}
-    flat = all(node.op_type == "Conv" or len(dims(node.inputs[1]) or ()) == 2 for node in readers)
-    if len(axes) > 1 or not flat or any(node.op_type == "Gemm" and attribute(node, "transA", 0) for node in readers):
+    # All consumers must read the channels on the same axis, with weights that have one factor per channel.
+    axes = {1 if node.op_type == "Conv" else rank - 1 for node in consumers}
+    has_plain_weights = all(node.op_type == "Conv" or len(dims(node.inputs[1]) or ()) == 2 for node in consumers)
+    is_transposed = any(node.op_type == "Gemm" and attribute(node, "transA", 0) for node in consumers)
+    if len(axes) > 1 or not has_plain_weights or is_transposed:
         return None
     axis = axes.pop()
-    if all(node in readers and index == 0 for node, index in value.uses()):
+    # The tensor itself may change only if nothing else reads it: other consumers would read the divided values.
+    if all(node in consumers and index == 0 for node, index in value.uses()):
         absorbers, values = _absorbers(value, axis)
         if absorbers:
-            return Link(tuple(readers), value, axis, tuple(absorbers), tuple(values))
+            return Link(tuple(consumers), value, axis, tuple(absorbers), tuple(values))
     source = value.producer()
-    if source is None or not (source.op_type in _ALONE or _adds_constant(source, axis, rank)):
+    if source is None or not (source.op_type in _POINTWISE or _adds_constant(source, axis, rank)):
         return None
-    # Others that read it in 8 bits would need codes of their own: one tensor in memory would become two.
-    others = {site.scale_from for site in placement.sites if site.node not in readers}
-    return None if value.name in others else Link(tuple(readers), value, axis)
+    # Other consumers keep the tensor before the Mul. If one of them quantizes it too, there would be two INT8 tensors.
+    others = {site.scale_from for site in placement.sites if site.node not in consumers}
+    return None if value.name in others else Link(tuple(consumers), value, axis)
 
 
 def _adds_constant(node: ir.Node, axis: int, rank: int) -> bool:
-    """Whether the node adds one constant to each channel: the end of a norm that is written out, or a bias."""
-    fixed = [i for i, value in enumerate(node.inputs) if constant(value) is not None]
-    return node.op_type == "Add" and len(fixed) == 1 and _per_channel(node, fixed[0], axis, rank)
+    """Return whether the node adds a constant per channel: the end of a norm in separate operators, or a bias."""
+    constants = [i for i, value in enumerate(node.inputs) if constant(value) is not None]
+    return node.op_type == "Add" and len(constants) == 1 and _is_per_channel(node, constants[0], axis, rank)
 
 
 def _absorbers(value: ir.Value, axis: int) -> tuple[list[tuple[ir.Node, int]], list[ir.Value]]:
-    """Walk back from the activation; empty when something on the way cannot absorb or pass the division."""
-    absorbed: list[tuple[ir.Node, int]] = []
+    """Walk back from an activation to the constants that absorb its division.
+
+    Returns:
+        The absorbers and the tensors whose values change, as in `Link`; both are empty if an operator on the way can
+        neither absorb the division nor pass it on.
+    """
+    absorbers: list[tuple[ir.Node, int]] = []
     values: list[ir.Value] = []
     while True:
-        values.append(value)
         node = value.producer()
-        shared = len(values) > 1 and len(list(value.uses())) != 1  # the first one's readers are all multiplied
-        if node is None or value.is_graph_output() or shared or not is_float(value):
+        # The consumers of the activation itself are all compensated. A tensor before it must have no other consumer.
+        is_shared = bool(values) and len(list(value.uses())) != 1
+        values.append(value)
+        if node is None or value.is_graph_output() or is_shared or not is_float(value):
             return [], []
         rank = len(value.shape) if value.shape is not None else 0
-        fixed = [i for i, v in enumerate(node.inputs) if constant(v) is not None]
-        if node.op_type in _PASSES:
+        constants = [i for i, operand in enumerate(node.inputs) if constant(operand) is not None]
+        # f(x) / s = f(x / s): go on with the operator's input.
+        if node.op_type in _PASS_THROUGH:
             value = node.inputs[0]  # type: ignore[assignment]
-        elif node.op_type == "Add" and len(fixed) == 1 and _per_channel(node, fixed[0], axis, rank):
-            absorbed.append((node, fixed[0]))
-            value = node.inputs[1 - fixed[0]]  # type: ignore[assignment]
-        elif (node.op_type == "Mul" and len(fixed) == 1) or (node.op_type == "Div" and fixed == [1]):
-            able = _per_channel(node, fixed[0], axis, rank)
-            return ([*absorbed, (node, fixed[0])], values) if able else ([], [])
-        elif node.op_type == "LayerNormalization" and axis == rank - 1 and fixed[:1] == [1]:
-            return [*absorbed, *((node, i) for i in fixed)], values
-        elif node.op_type in ("Conv", "Gemm", "MatMul") and fixed and fixed[0] == 1 and _gives(node, axis, rank):
-            complete = len(node.inputs) < 3 or node.inputs[2] is None or 2 in fixed
-            return ([*absorbed, *((node, i) for i in fixed)], values) if complete else ([], [])
+        # (x + c) / s = x / s + c / s: the constant takes its part, and the division goes on with x.
+        elif node.op_type == "Add" and len(constants) == 1 and _is_per_channel(node, constants[0], axis, rank):
+            absorbers.append((node, constants[0]))
+            value = node.inputs[1 - constants[0]]  # type: ignore[assignment]
+        # (x c) / s = x (c / s), and (x / c) / s = x / (c s): the end of the walk.
+        elif (node.op_type == "Mul" and len(constants) == 1) or (node.op_type == "Div" and constants == [1]):
+            if not _is_per_channel(node, constants[0], axis, rank):
+                return [], []
+            return [*absorbers, (node, constants[0])], values
+        # Scale and bias are on the last axis, and both take the division.
+        elif node.op_type == "LayerNormalization" and axis == rank - 1 and constants[:1] == [1]:
+            return [*absorbers, *((node, i) for i in constants)], values
+        # (W x + b) / s: rows of the weight, and the bias, which must be a constant as well.
+        elif node.op_type in ("Conv", "Gemm", "MatMul") and constants[:1] == [1]:
+            has_computed_bias = len(node.inputs) > 2 and node.inputs[2] is not None and 2 not in constants
+            if has_computed_bias or axis != _output_channel_axis(node, rank):
+                return [], []
+            return [*absorbers, *((node, i) for i in constants)], values
         else:
             return [], []
 
 
-def _per_channel(node: ir.Node, index: int, axis: int, rank: int) -> bool:
-    """Whether the constant is one number, or one for each channel."""
+def _is_per_channel(node: ir.Node, index: int, axis: int, rank: int) -> bool:
+    """Return whether a constant input is a scalar or has one value per channel, after broadcasting to `rank`."""
     array = constant(node.inputs[index])
     assert array is not None
     sizes = [1] * (rank - array.ndim) + list(array.shape)
     return len(sizes) == rank and all(size == 1 for i, size in enumerate(sizes) if i != axis)
 
 
-def _gives(node: ir.Node, axis: int, rank: int) -> bool:
-    """Whether the node's output channels lie on that axis."""
-    return axis == 1 if node.op_type == "Conv" else axis == rank - 1
+def _output_channel_axis(node: ir.Node, rank: int) -> int:
+    """Return the axis of a weighted operator's output channels, in an output of that rank."""
+    return 1 if node.op_type == "Conv" else rank - 1
 
 
 def equalize(
-    model: ir.Model, chosen: list[Link], seen: Mapping[str, Channels], exponents: Sequence[float]
+    model: ir.Model, pairs: list[Link], channels: Mapping[str, Channels], alphas: Sequence[float]
 ) -> tuple[list[str], list[str]]:
-    """Rewrite the model in place; return the names of the activations equalized for nothing, and by a Mul.
+    """Equalize the activations of the given pairs in place, where the predicted error becomes smaller.
 
-    `seen[t]` is what was seen of the channels of activation t, `exponents` what its divisors are chosen from.
+    Args:
+        model: an FP32 model.
+        pairs: some of its `links`.
+        channels: the observed values of each activation, by tensor name.
+        alphas: the migration strengths to choose from (see `divisors.WAYS`).
+
+    Returns:
+        The names of the activations equalized at no cost, and of those equalized with an inserted Mul.
     """
     taken = names(model.graph)
     absorbed: list[str] = []
     inserted: list[str] = []
-    for link in chosen:
-        weights = [np.asarray(constant(node.inputs[1]), np.float64) for node in link.readers]
-        pairs = zip(link.readers, weights, strict=True)
-        grouped = [_grouped(node, weight).astype(np.float32) for node, weight in pairs]
-        choice = choose(seen[link.name], grouped, exponents)
+    for link in pairs:
+        weights = [np.asarray(constant(node.inputs[1]), np.float64) for node in link.consumers]
+        weighted = list(zip(link.consumers, weights, strict=True))
+        grouped = [_grouped(node, weight).astype(np.float32) for node, weight in weighted]
+        choice = choose(channels[link.name], grouped, alphas)
         if choice is None or (not link.absorbers and choice.error > WORTH):
             continue
-        for node, weight in zip(link.readers, weights, strict=True):
-            _multiply(node, 1, _along_inputs(node, weight, choice.divisors), taken)
-        (absorbed if link.absorbers else inserted).append(link.name)
+        for node, weight in weighted:
+            _replace_constant(node, 1, _scale_input_channels(node, weight, choice.scales), taken)
+        # `_absorb` renames the tensor, so its name is recorded before.
         if link.absorbers:
-            _absorb(link, choice.divisors, taken)
+            absorbed.append(link.name)
+            _absorb(link, choice.scales, taken)
         else:
-            _insert(link, choice.divisors, taken)
+            inserted.append(link.name)
+            _insert(link, choice.scales, taken)
     drop_unused_initializers(model.graph)
     return absorbed, inserted
 
 
-def _absorb(link: Link, divisors: Array, taken: set[str]) -> None:
+def _absorb(link: Link, scales: Array, taken: set[str]) -> None:
+    """Divide the absorbers' constants by the smoothing scales, in place, and rename the tensors that change."""
     for node, index in link.absorbers:
         array = np.asarray(constant(node.inputs[index]), np.float64)
-        factors = divisors if node.op_type == "Div" else 1 / divisors
-        _multiply(node, index, _along_outputs(node, index, array, factors, link.axis), taken)
+        factors = scales if node.op_type == "Div" else 1 / scales
+        _replace_constant(node, index, _scale_output_channels(node, index, array, factors, link.axis), taken)
     for value in link.values:
         value.name = f"{value.name}{SUFFIX}"
 
 
-def _insert(link: Link, divisors: Array, taken: set[str]) -> None:
+def _insert(link: Link, scales: Array, taken: set[str]) -> None:
+    """Insert a Mul by 1 / `scales` after the activation, for its weighted consumers only."""
     import onnx_ir as ir
 
     value, graph = link.tensor, link.tensor.graph
@@ -211,17 +243,17 @@ def _insert(link: Link, divisors: Array, taken: set[str]) -> None:
     assert source is not None
     assert isinstance(graph, ir.Graph)
     shape = [-1 if i == link.axis else 1 for i in range(len(value.shape or ()))]
-    factors = np.asarray(1 / divisors, np.float32).reshape(shape)
-    constant = add_initializer(graph, unique(f"{value.name}/factors", taken), factors, ir.DataType.FLOAT)
+    factors = np.asarray(1 / scales, np.float32).reshape(shape)
+    factor_value = add_initializer(graph, unique(f"{value.name}/factors", taken), factors, ir.DataType.FLOAT)
     result = ir.Value(name=unique(f"{value.name}{SUFFIX}", taken), type=value.type, shape=value.shape)
     name = unique(f"{value.name}{SUFFIX}/Mul", taken)
-    graph.insert_after(source, ir.node("Mul", [value, constant], outputs=[result], name=name))
-    for node in link.readers:
+    graph.insert_after(source, ir.node("Mul", [value, factor_value], outputs=[result], name=name))
+    for node in link.consumers:
         node.replace_input_with(0, result)
 
 
 def _grouped(node: ir.Node, weight: Array) -> Array:
-    """The weight as [groups, outputs / groups, channels / groups, taps]."""
+    """Return the weight as [groups, outputs / groups, channels / groups, taps]."""
     if node.op_type == "Conv":
         groups = attribute(node, "group", 1)
         return weight.reshape(groups, -1, weight.shape[1], int(np.prod(weight.shape[2:])))
@@ -229,29 +261,34 @@ def _grouped(node: ir.Node, weight: Array) -> Array:
 
 
 def _input_axis(node: ir.Node, weight: Array) -> int:
+    """Return the axis of the input channels in the weight of a Gemm or MatMul."""
     return 1 if node.op_type == "Gemm" and attribute(node, "transB", 0) else weight.ndim - 2
 
 
-def _along_inputs(node: ir.Node, weight: Array, factors: Array) -> Array:
-    """The weight with what reads input channel c multiplied by factors[c]."""
+def _scale_input_channels(node: ir.Node, weight: Array, factors: Array) -> Array:
+    """Return the weight of a consumer with its part for input channel c multiplied by factors[c]."""
     if node.op_type == "Conv":
+        # A grouped convolution reads channel c in one of its groups only.
         grouped = _grouped(node, weight)
         return np.asarray((grouped * factors.reshape(len(grouped), 1, -1, 1)).reshape(weight.shape))
     shape = [-1 if i == _input_axis(node, weight) else 1 for i in range(weight.ndim)]
     return weight * factors.reshape(shape)
 
 
-def _along_outputs(node: ir.Node, index: int, array: Array, factors: Array, axis: int) -> Array:
-    """The constant with what makes output channel c multiplied by factors[c]."""
+def _scale_output_channels(node: ir.Node, index: int, array: Array, factors: Array, axis: int) -> Array:
+    """Return a constant of an absorber with its part for output channel c multiplied by factors[c]."""
     if node.op_type in ("Conv", "Gemm", "MatMul", "LayerNormalization"):
-        first = node.op_type == "Conv" or (node.op_type == "Gemm" and index == 1 and attribute(node, "transB", 0))
-        position = 0 if first else array.ndim - 1
-        return array * factors.reshape([-1 if i == position else 1 for i in range(max(array.ndim, 1))])
+        # Output channels are first in the weight and bias of a Conv, and in a transposed Gemm's weight; else last.
+        is_first = node.op_type == "Conv" or (node.op_type == "Gemm" and index == 1 and attribute(node, "transB", 0))
+        channel_axis = 0 if is_first else array.ndim - 1
+        return array * factors.reshape([-1 if i == channel_axis else 1 for i in range(max(array.ndim, 1))])
+    # A scalar becomes one factor per channel.
     rank = len(node.outputs[0].shape or ())
     return np.asarray(array * factors.reshape([-1 if i == axis else 1 for i in range(rank)]))
 
 
-def _multiply(node: ir.Node, index: int, array: Array, taken: set[str]) -> None:
+def _replace_constant(node: ir.Node, index: int, array: Array, taken: set[str]) -> None:
+    """Replace a constant input by a new initializer, named after the old one: another node may read that."""
     import onnx_ir as ir
 
     old = node.inputs[index]

@@ -1,4 +1,4 @@
-"""FP16: IEEE half precision by explicit casts, inputs and outputs kept as they are.
+"""FP16 (IEEE 754 binary16), by explicit casts; graph inputs and outputs keep their types.
 
 Touches: the model it is given.
 """
@@ -19,5 +19,5 @@ NEEDS_TABLE = False
 
 
 def apply(model: ir.Model, request: Request) -> tuple[Decision, ...]:
-    """Cast every node that can stand it to FP16; the others stay in FP32, with the reason."""
+    """Cast to FP16, in place, every node that supports it; the others stay in FP32 with a reason (see `keep`)."""
     return half.convert(model, half.FP16, keep(model, half.FP16, request.ranges, request.sizes))

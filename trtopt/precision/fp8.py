@@ -1,8 +1,8 @@
-"""FP8: E4M3 Q/DQ pairs where `placement` says, one scale a tensor, the rest in 16 bits (or FP32).
+"""FP8 (E4M3): Q/DQ pairs where `placement` says, one scale per tensor, other nodes in the fallback precision.
 
-The type has 4 bits of exponent, and keeps its relative precision over many ranges: the largest magnitude often serves
-best where INT8 would clip. Tables hold amax / 127, as for INT8; the scales are amax / 448. GPUs of compute capability
-8.9 and later compute in it.
+With 4 bits of exponent the relative precision is nearly the same over many magnitudes. Absmax is therefore often the
+best amax, where INT8 would clip. A calibration table holds amax / 127, as for INT8; the scales in the graph are
+amax / 448. GPUs of compute capability 8.9 and later support it.
 
 Touches: the model it is given.
 """
@@ -22,5 +22,9 @@ NEEDS_TABLE = True
 
 
 def apply(model: ir.Model, request: Request) -> tuple[Decision, ...]:
-    """Quantize in place: activations and weights per tensor. Raises as `eight_bits.apply`."""
+    """Quantize in place, activations and weights per tensor.
+
+    Raises:
+        TableError, UsageError: as `eight_bits.apply`.
+    """
     return eight_bits.apply(model, request, qdq.FP8)

@@ -1,4 +1,4 @@
-"""Questions about an ONNX graph that several precision modules ask, and the few edits that they share.
+"""Queries about an ONNX graph, and the small edits, that several precision modules share.
 
 Touches: the onnx-ir model it is given.
 """
@@ -19,58 +19,58 @@ FLOAT_COMPUTE_FREE = frozenset(
     "Tile Pad DepthToSpace SpaceToDepth ReverseSequence Shape Size Cast CastLike Constant ConstantOfShape Dropout "
     "QuantizeLinear DequantizeLinear ScatterND ScatterElements Compress Trilu Where".split()
 )
-"""Operators that move or retype numbers without arithmetic: their results need no rounding and are not counted."""
+"""Operators that move or convert numbers without arithmetic: they add no rounding error, and get no decision."""
 
 SAME_VALUES = frozenset("Reshape Transpose Squeeze Unsqueeze Flatten Identity MaxPool".split())
-"""Operators through which a quantization scale passes unchanged in both directions (rule 5)."""
+"""Operators that commute with quantization: input and output have the same scale (rule 5 of `placement`)."""
 
 
 def float_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
-    """Nodes of the main graph, in order, that read or write float32 tensors."""
+    """Yield the nodes of the main graph, in order, that read or write float32 tensors."""
     for node in graph:
         if any(is_float(value) for value in [*node.inputs, *node.outputs]):
             yield node
 
 
 def is_float(value: ir.Value | None) -> bool:
-    """Whether the value is a float32 tensor."""
+    """Return whether the value is a float32 tensor."""
     import onnx_ir as ir
 
     return value is not None and value.dtype == ir.DataType.FLOAT
 
 
 def constant(value: ir.Value | None) -> npt.NDArray[np.generic] | None:
-    """The value of an initializer, or None for anything computed at run time."""
+    """Return the array of an initializer; None for a value that is computed at run time."""
     if value is None or value.const_value is None:
         return None
     return np.asarray(value.const_value.numpy())
 
 
 def dims(value: ir.Value | None) -> tuple[int | None, ...] | None:
-    """The shape of a tensor, with None for a dynamic dimension; None when even the rank is unknown."""
+    """Return the shape of a tensor, with None for a dynamic dimension; None if the rank is unknown."""
     if value is None or value.shape is None:
         return None
     return tuple(dim if isinstance(dim, int) else None for dim in value.shape)
 
 
 def producer(value: ir.Value | None) -> ir.Node | None:
-    """The node that computes the value; None for inputs and initializers."""
+    """Return the node that computes the value; None for a graph input or an initializer."""
     return None if value is None else value.producer()
 
 
 def consumers(value: ir.Value) -> list[ir.Node]:
-    """Nodes that read the value, once each, in graph order of their uses."""
+    """Return the nodes that read the value, each once, in the order of their uses."""
     return list(dict.fromkeys(node for node, _ in value.uses()))
 
 
 def attribute(node: ir.Node, name: str, default: int) -> int:
-    """An integer attribute of a node."""
-    found = node.attributes.get(name)
-    return default if found is None else int(found.as_int())
+    """Return an integer attribute of a node, or `default` if it is not set."""
+    value = node.attributes.get(name)
+    return default if value is None else int(value.as_int())
 
 
 def add_initializer(graph: ir.Graph, name: str, array: npt.NDArray[np.generic], dtype: ir.DataType) -> ir.Value:
-    """Add a constant of that type to the graph under a name that is free, and return it."""
+    """Add an initializer to the graph and return its value. `name` must not be in use."""
     import onnx_ir as ir
 
     tensor = ir.Tensor(array, dtype=dtype, name=name)
@@ -80,9 +80,10 @@ def add_initializer(graph: ir.Graph, name: str, array: npt.NDArray[np.generic], 
 
 
 def cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, name: str, taken: set[str]) -> ir.Value:
-    """Cast `value` to that type right behind its producer, or at the head of the graph, and return the result.
+    """Insert a Cast of `value` to `dtype` and return its output, named `name`.
 
-    `name` must be free or its own; the name of the new node is added to `taken`.
+    The node is placed directly after the producer of `value`, or first in the graph if it has none. `name` must be
+    unique; the name of the new node is added to `taken`.
     """
     import onnx_ir as ir
 
@@ -97,20 +98,18 @@ def cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, name: str, taken:
 
 
 def names(graph: ir.Graph) -> set[str]:
-    """Names of all nodes and tensors, those of inner graphs included."""
-    found = {
-        value.name or ""
-        for each in (graph, *graph.subgraphs())
-        for value in [*each.inputs, *each.initializers.values()]
-    }
+    """Return the names of all nodes and tensors of the graph and its subgraphs."""
+    taken: set[str] = set()
+    for scope in (graph, *graph.subgraphs()):
+        taken.update(value.name or "" for value in [*scope.inputs, *scope.initializers.values()])
     for node in graph.all_nodes():
-        found.add(node.name or "")
-        found.update(value.name or "" for value in node.outputs)
-    return found
+        taken.add(node.name or "")
+        taken.update(value.name or "" for value in node.outputs)
+    return taken
 
 
 def unique(name: str, taken: set[str]) -> str:
-    """`name`, or `name` with the first number that makes it free; what is returned counts as taken from then on."""
+    """Return `name`, with a number appended if it is in `taken`, and add the result to `taken`."""
     candidate, number = name, 1
     while candidate in taken:
         candidate, number = f"{name}_{number}", number + 1
@@ -119,7 +118,7 @@ def unique(name: str, taken: set[str]) -> str:
 
 
 def drop_unused_initializers(graph: ir.Graph) -> None:
-    """Remove constants that nothing reads any more."""
+    """Remove the initializers that no node reads and that are not graph outputs."""
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
             del graph.initializers[name]

@@ -1,8 +1,8 @@
-"""Sixteen-bit floating point by explicit casts: how they are written. What must stay in FP32 is decided in `keep`.
+"""Conversion to a 16-bit floating-point type by explicit casts. Which nodes must stay in FP32 is decided in `keep`.
 
-An ONNX node has one type for all the tensors that its schema calls T, so the unit of decision is the node. Casts stand
-where a tensor passes from a node of one type to a node of the other, one for each tensor and type, right behind the
-tensor's producer. Graph inputs and outputs keep their type.
+An ONNX node has one type for all tensors that its schema calls T, so precision is decided per node. Where a tensor
+passes from a node of one type to a node of the other, a Cast is inserted: one per tensor and type, directly after the
+tensor's producer. Graph inputs and outputs keep their types.
 
 Touches: the onnx-ir model it is given.
 """
@@ -32,16 +32,16 @@ from trtopt.types import Decision
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-ASKED_FOR = "asked for"
-"""The reason of a node that is as the user wanted it."""
+REQUESTED = "requested"
+"""The reason given for a node that has the precision that the user requested."""
 
 INFINITY_STAND_IN = 1e9
-"""A constant at least this large (-1e9, -3.4e38) is a mask's stand-in for infinity, not a quantity: it is clamped."""
+"""A constant of at least this magnitude (-1e9, -3.4e38) is taken for a mask's infinity, and clamped to the range."""
 
 
 @dataclass(frozen=True, slots=True)
 class Half:
-    """A 16-bit type: its `--precision` name, onnx-ir's name of it, its largest and its smallest positive value."""
+    """A 16-bit type: its `--precision` name, its name in onnx-ir, its largest value and its smallest positive value."""
 
     name: str
     ir_name: str
@@ -50,7 +50,7 @@ class Half:
 
     @property
     def dtype(self) -> ir.DataType:
-        """The type as onnx-ir knows it."""
+        """The onnx-ir data type."""
         import onnx_ir as ir
 
         return ir.DataType[self.ir_name]
@@ -63,9 +63,15 @@ HALVES = {half.name: half for half in (FP16, BF16)}
 
 
 def convert(model: ir.Model, half: Half, kept: Mapping[ir.Node, str]) -> tuple[Decision, ...]:
-    """Write the casts in place: every floating-point node but those of `kept` computes in `half`.
+    """Insert the casts in place, so that every floating-point node computes in `half`, except those in `kept`.
 
-    Returns a decision for each node that does arithmetic.
+    Args:
+        model: the FP32 model.
+        half: the 16-bit type.
+        kept: the nodes that stay in FP32, each with the reason.
+
+    Returns:
+        A decision for each node that does arithmetic.
     """
     graph, opset = model.graph, model.opset_imports.get("", 1)
     nodes = list(float_nodes(graph))
@@ -75,12 +81,14 @@ def convert(model: ir.Model, half: Half, kept: Mapping[ir.Node, str]) -> tuple[D
         half=half,
         taken=names(graph),
         results={value for node in halved for value in node.outputs if is_float(value)},
-        takes={node: accepted[0] for node in halved if (accepted := accepts(node, opset, half))},
+        supports={node: supported[0] for node in halved if (supported := supports(node, opset, half))},
     )
     notes = {node: _clamp_note(node, half) for node in halved}
     values = [value for node in nodes for value in node.inputs if value is not None and is_float(value)]
     values += [value for node in nodes for value in node.outputs if is_float(value)]
-    values += [v for inner in graph.subgraphs() for node in inner for v in node.inputs if v is not None and is_float(v)]
+    # Subgraphs stay in FP32: the tensors that they read from the main graph must be cast back.
+    for subgraph in graph.subgraphs():
+        values += [value for node in subgraph for value in node.inputs if value is not None and is_float(value)]
     for value in dict.fromkeys(values):
         _retype(rewrite, value)
     for node in halved:
@@ -91,7 +99,7 @@ def convert(model: ir.Model, half: Half, kept: Mapping[ir.Node, str]) -> tuple[D
             node=node.name or "",
             op=node.op_type,
             precision="fp32" if node in kept else half.name,
-            reason=kept.get(node) or notes[node] or ASKED_FOR,
+            reason=kept.get(node) or notes[node] or REQUESTED,
         )
         for node in nodes
         if node.op_type not in FLOAT_COMPUTE_FREE
@@ -100,24 +108,31 @@ def convert(model: ir.Model, half: Half, kept: Mapping[ir.Node, str]) -> tuple[D
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rewrite:
-    """What writing the casts needs to know: which values become 16-bit, and which inputs of a node take them."""
+    """The state of a conversion.
+
+    `taken` are the names in use, `results` the outputs of 16-bit nodes, and `supports` says for each input of a 16-bit
+    node whether the operator supports the 16-bit type there.
+    """
 
     graph: ir.Graph
     half: Half
     taken: set[str]
     results: set[ir.Value]
-    takes: Mapping[ir.Node, list[bool]]
+    supports: Mapping[ir.Node, list[bool]]
 
 
 def _retype(rewrite: _Rewrite, value: ir.Value) -> None:
-    """Give every consumer of one float32 value the type that it wants."""
+    """Connect every consumer of a float32 value to the value in the type that the consumer reads."""
     import onnx_ir as ir
 
-    graph, half, takes = rewrite.graph, rewrite.half, rewrite.takes
-    low = [use for use in value.uses() if use.node in takes and takes[use.node][use.idx] and use.node.op_type != "Cast"]
-    high = [use for use in value.uses() if use not in low and use.node.op_type != "Cast"]
+    graph, half, supported = rewrite.graph, rewrite.half, rewrite.supports
+    # A Cast of the model reads either type, so its input needs no cast of ours.
+    uses = [use for use in value.uses() if use.node.op_type != "Cast"]
+    low = [use for use in uses if use.node in supported and supported[use.node][use.idx]]
+    high = [use for use in uses if use not in low]
     array = constant(value)
     if array is not None:
+        # A constant is converted here, not by a Cast at run time. The FP32 copy stays for FP32 consumers.
         if low:
             name = unique(f"{value.name}_{half.name}", rewrite.taken)
             _redirect(low, add_initializer(graph, name, to_half(array, half), half.dtype))
@@ -125,6 +140,7 @@ def _retype(rewrite: _Rewrite, value: ir.Value) -> None:
         value.type = ir.TensorType(half.dtype)
         name = value.name or ""
         if value.is_graph_output():
+            # The FP32 copy becomes the graph output and takes its name; FP32 consumers share it.
             value.name = unique(f"{name}_{half.name}", rewrite.taken)
             result = cast(graph, value, ir.DataType.FLOAT, name, rewrite.taken)
             for index, output in enumerate(graph.outputs):
@@ -135,6 +151,7 @@ def _retype(rewrite: _Rewrite, value: ir.Value) -> None:
             wide = unique(f"{name}_fp32", rewrite.taken)
             _redirect(high, cast(graph, value, ir.DataType.FLOAT, wide, rewrite.taken))
     elif low:
+        # A graph input, or the result of an FP32 node.
         narrow = unique(f"{value.name}_{half.name}", rewrite.taken)
         _redirect(low, cast(graph, value, half.dtype, narrow, rewrite.taken))
 
@@ -145,6 +162,7 @@ def _redirect(uses: Sequence[tuple[ir.Node, int]], value: ir.Value) -> None:
 
 
 def _retype_attributes(node: ir.Node, half: Half) -> None:
+    """Change the type of the output where it is set by an attribute: the target of a Cast, the value of a fill."""
     import onnx_ir as ir
 
     if node.op_type == "Cast" and node.outputs[0].dtype == half.dtype:
@@ -155,48 +173,53 @@ def _retype_attributes(node: ir.Node, half: Half) -> None:
 
 
 def to_half(array: npt.NDArray[np.generic], half: Half) -> npt.NDArray[np.generic]:
-    """Round to nearest even; a stand-in for infinity beyond the range becomes half of the largest finite number.
+    """Return the array in the 16-bit type, rounded to nearest even.
 
-    Half, so that a score added to a mask of -65504 does not reach minus infinity: a row of nothing else is NaN after a
-    softmax.
+    A mask's infinity beyond the type's range becomes half of its largest number: -32752 in FP16. Were it -65504, adding
+    a negative score to it could overflow to minus infinity, and the softmax of a row that is all minus infinity is NaN.
     """
     import ml_dtypes
 
     floats = np.asarray(array, np.float32)
-    stands = np.isfinite(floats) & (np.abs(floats) >= max(INFINITY_STAND_IN, half.max))
-    clipped = np.where(stands, np.sign(floats) * half.max / 2, floats)
+    is_mask = np.isfinite(floats) & (np.abs(floats) >= max(INFINITY_STAND_IN, half.max))
+    clipped = np.where(is_mask, np.sign(floats) * half.max / 2, floats)
+    # Infinities and NaN of the model stay what they are.
     clipped = np.where(np.isfinite(clipped), np.clip(clipped, -half.max, half.max), clipped)
     return clipped.astype(np.float16 if half is FP16 else ml_dtypes.bfloat16)
 
 
-def accepts(node: ir.Node, opset: int, half: Half) -> tuple[list[bool], list[bool]] | None:
-    """For each input and output, whether the operator's schema takes the type there; None without a schema."""
+def supports(node: ir.Node, opset: int, half: Half) -> tuple[list[bool], list[bool]] | None:
+    """Return for each input, and each output, whether the operator's schema allows the type there.
+
+    Only float32 tensors count. Returns None for an operator without an ONNX schema.
+    """
     import onnx
 
     try:
         schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
     except onnx.defs.SchemaError:
         return None
-    wanted = f"tensor({half.ir_name.lower()})"
-    allowed = {constraint.type_param_str: constraint.allowed_type_strs for constraint in schema.type_constraints}
+    half_type = f"tensor({half.ir_name.lower()})"
+    allowed_types = {constraint.type_param_str: constraint.allowed_type_strs for constraint in schema.type_constraints}
 
-    def accept(formals: list[onnx.defs.OpSchema.FormalParameter], count: int) -> list[bool]:
-        kinds = [formals[min(index, len(formals) - 1)].type_str for index in range(count)]  # the last may be variadic
-        return [wanted in allowed.get(kind, [kind]) for kind in kinds]
+    def allowed(formals: list[onnx.defs.OpSchema.FormalParameter], values: Sequence[ir.Value | None]) -> list[bool]:
+        result = []
+        for index, value in enumerate(values):
+            # The last formal parameter may be variadic. Its type is a variable such as T, or a type itself.
+            type_str = formals[min(index, len(formals) - 1)].type_str
+            result.append(is_float(value) and half_type in allowed_types.get(type_str, [type_str]))
+        return result
 
-    inputs = zip(accept(list(schema.inputs), len(node.inputs)), node.inputs, strict=True)
-    outputs = zip(accept(list(schema.outputs), len(node.outputs)), node.outputs, strict=True)
-    return [ok and is_float(v) for ok, v in inputs], [ok and is_float(v) for ok, v in outputs]
+    return allowed(list(schema.inputs), node.inputs), allowed(list(schema.outputs), node.outputs)
 
 
 def _clamp_note(node: ir.Node, half: Half) -> str:
+    """Return the note on a mask constant that `to_half` clamps; empty if there is none."""
     for value in node.inputs:
         array = constant(value)
         if array is not None and is_float(value):
             finite = array[np.isfinite(array)]
             if finite.size and np.abs(finite).max() >= max(INFINITY_STAND_IN, half.max):
                 extreme = finite[np.abs(finite).argmax()]
-                return (
-                    f"its constant {extreme:.3g} stands for infinity and becomes {np.sign(extreme) * half.max / 2:.5g}"
-                )
+                return f"its mask constant {extreme:.3g} is clamped to {np.sign(extreme) * half.max / 2:.5g}"
     return ""

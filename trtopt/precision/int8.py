@@ -1,4 +1,4 @@
-"""INT8: Q/DQ pairs where `placement` says, the rest in 16 bits (or FP32).
+"""INT8: Q/DQ pairs where `placement` says, other nodes in the fallback precision.
 
 Touches: the model it is given.
 """
@@ -13,10 +13,14 @@ from trtopt.types import Decision
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-OPSET = 19  # the first whose DequantizeLinear takes FP16 scales
+OPSET = 19  # the first in which DequantizeLinear supports FP16 scales
 NEEDS_TABLE = True
 
 
 def apply(model: ir.Model, request: Request) -> tuple[Decision, ...]:
-    """Quantize in place: activations per tensor, weights per output channel. Raises as `eight_bits.apply`."""
+    """Quantize in place, activations per tensor and weights per output channel.
+
+    Raises:
+        TableError, UsageError: as `eight_bits.apply`.
+    """
     return eight_bits.apply(model, request, qdq.INT8)

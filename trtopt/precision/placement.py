@@ -1,18 +1,18 @@
-"""Which inputs of which nodes are quantized to 8 bits, and for every other node, why not.
+"""Placement of Q/DQ pairs: which inputs of which nodes are quantized to 8 bits, and why the others are not.
 
-The rules are NVIDIA's for explicit quantization (TensorRT developer guide, "Working with Quantized Types"; the
-TensorFlow quantization toolkit's custom Q/DQ cases; ModelOpt's ONNX placement), one small function each:
+The rules are NVIDIA's for explicit quantization (TensorRT developer guide, "Working with Quantized Types"; the custom
+Q/DQ cases of the TensorFlow quantization toolkit; ModelOpt's placement for ONNX), one small function each:
 
-    1  weighted_inputs       both inputs of Conv, ConvTranspose, Gemm and MatMul
-    2  weighted_inputs       weights per output channel, activations per tensor
-    3  (by omission)         no Q behind a weighted operator: the next operator's input Q moves back and fuses
-    4  residual.skip_inputs  of a residual Add only the skip input, never between Conv and Add
-    5  scale_source, pools   data movement passes one scale through; average pools need Q on both sides
-    6  concat_groups         inputs and output of a Concat share one scale
-    7  NEVER, attention      softmax and the like; both products of attention under a mask computed at run time
-    8  does_not_pay          products and convolutions too small to gain, and weights that are not constant
-    9  Placement.group       one scale and one Q/DQ pair a tensor, shared by all that read it
-    10 (precision.half)      the rest in 16 bits
+    1  weighted_inputs       quantize both inputs of Conv, ConvTranspose, Gemm and MatMul
+    2  weighted_inputs       weights have one scale per output channel, activations one per tensor
+    3  (nothing to do)       no Q after a weighted operator: TensorRT fuses the Q at the next operator's input into it
+    4  residual.skip_inputs  quantize the skip input of a residual Add, and never between Conv and Add
+    5  scale_source, pools   data movement keeps the scale; average pools are quantized if their consumers are
+    6  concat_groups         the inputs and the output of a Concat share one scale
+    7  NEVER, attention      not quantized: softmax, norms, ...; attention under a mask computed at run time
+    8  no_int8_gain          not quantized: operators too small to gain, and weights that are not constant
+    9  Placement.group       one scale and one Q/DQ pair per tensor, shared by its consumers
+    10 (precision.half)      other nodes compute in the fallback precision
 
 Touches: nothing; it reads an onnx-ir model.
 """
@@ -40,29 +40,36 @@ from trtopt.types import Decision
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-MIN_CHANNELS = 16  # INT8 tensor-core tiles are 16 or 32 wide: below that the padding eats the gain
+MIN_CHANNELS = 16  # INT8 tensor-core tiles are 16 or 32 wide: with fewer channels the padding outweighs the gain
 POOLS = frozenset({"AveragePool", "GlobalAveragePool"})
 NEVER = {
     "Softmax": "its result needs more than 8 bits",
     "LogSoftmax": "its result needs more than 8 bits",
-    "Sigmoid": "TensorRT has no INT8 form of it that pays",
-    "HardSigmoid": "TensorRT has no INT8 form of it that pays",
-    "LeakyRelu": "TensorRT has no INT8 form of it that pays",
+    "Sigmoid": "not faster in INT8 on TensorRT",
+    "HardSigmoid": "not faster in INT8 on TensorRT",
+    "LeakyRelu": "not faster in INT8 on TensorRT",
     "InstanceNormalization": "its statistics need more than 8 bits",
     "LayerNormalization": "its statistics need more than 8 bits",
     "GroupNormalization": "its statistics need more than 8 bits",
-    "LSTM": "recurrent: TensorRT has no INT8 form of it",
-    "GRU": "recurrent: TensorRT has no INT8 form of it",
-    "RNN": "recurrent: TensorRT has no INT8 form of it",
+    "LSTM": "recurrent: TensorRT does not support it in INT8",
+    "GRU": "recurrent: TensorRT does not support it in INT8",
+    "RNN": "recurrent: TensorRT does not support it in INT8",
 }
+"""Operators that are never quantized, with the reason."""
 QUANTIZED = "quantized: "
+"""The prefix of the reasons of quantized nodes in `Placement.reasons`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """An input of a node to quantize. `axis` is a weight's channel axis; None for an activation, one scale a tensor.
+    """An input of a node to quantize.
 
-    `scale_from` names the tensor whose calibrated scale is used (the input itself, or what it was moved from).
+    Attributes:
+        node: the node.
+        index: the position of the input.
+        axis: the channel axis of a weight; None for an activation, which has one scale per tensor.
+        scale_from: the name of the tensor whose calibrated scale is used: the input itself, or the tensor that it was
+            moved from (rule 5).
     """
 
     node: ir.Node
@@ -73,19 +80,19 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """All sites; the groups of tensors that share a scale; the reason for each floating-point node."""
+    """All sites, the groups of tensors that share a scale, and the reason for each floating-point node's precision."""
 
     sites: tuple[Site, ...]
     groups: tuple[frozenset[str], ...]
     reasons: dict[ir.Node, str]
 
     def tensors(self) -> tuple[str, ...]:
-        """Tensors that need a calibrated scale, in graph order."""
-        members = [site.scale_from for site in self.sites if site.axis is None]
-        return tuple(dict.fromkeys(members))
+        """Return the names of the tensors that need a calibrated scale, in graph order."""
+        sources = [site.scale_from for site in self.sites if site.axis is None]
+        return tuple(dict.fromkeys(sources))
 
     def decisions(self, precision: str = "int8", rest: str = "fp16") -> tuple[Decision, ...]:
-        """What becomes of each computing node: quantized to `precision`, or else of type `rest`."""
+        """Return a decision for each node that does arithmetic: `precision` if it is quantized, `rest` otherwise."""
         return tuple(
             Decision(
                 node=node.name or "",
@@ -97,12 +104,12 @@ class Placement:
         )
 
     def group(self, tensor: str) -> frozenset[str]:
-        """The tensors, itself among them, whose largest scale this tensor takes."""
+        """Return the tensors that share the scale of `tensor`, including itself: it is the largest of theirs."""
         return next((group for group in self.groups if tensor in group), frozenset({tensor}))
 
 
 def place(model: ir.Model) -> Placement:
-    """Decide for a prepared FP32 model.
+    """Decide which inputs of a prepared FP32 model are quantized; the model stays as it is.
 
     Raises:
         ModelError: the model is quantized already.
@@ -111,19 +118,20 @@ def place(model: ir.Model) -> Placement:
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul") for node in graph):
         raise ModelError(
             "the model is quantized already",
-            why="it holds Q/DQ or QLinear nodes",
+            why="it contains Q/DQ or QLinear nodes",
             fix="Give the FP32 model, or convert this one with --precision fp16",
         )
     reasons: dict[ir.Node, str] = {}
-    inputs: list[tuple[ir.Node, int, int | None]] = []
-    under_mask = attention.masked_products(graph)
+    inputs: list[tuple[ir.Node, int, int | None]] = []  # (node, index of the input, channel axis)
+    masked_products = attention.masked_products(graph)
     for node in float_nodes(graph):
-        why_not = under_mask.get(node) or does_not_pay(node)
+        why_not = masked_products.get(node) or no_int8_gain(node)
         if weighted_inputs(node) and not why_not:
             inputs += [(node, index, axis) for index, axis in weighted_inputs(node)]
             reasons[node] = QUANTIZED + "a weighted operator"
         elif node.op_type not in FLOAT_COMPUTE_FREE:
             reasons[node] = why_not or NEVER.get(node.op_type, "not a weighted operator")
+    # The following rules depend on which weighted operators are quantized.
     weighted = {node for node, _, _ in inputs}
     for node, index in residual.skip_inputs(graph, weighted):
         inputs.append((node, index, None))
@@ -136,17 +144,20 @@ def place(model: ir.Model) -> Placement:
 
 
 def weighted_inputs(node: ir.Node) -> tuple[tuple[int, int | None], ...]:
-    """Rules 1 and 2: (input, channel axis) of what to quantize; the axis is None for an activation."""
+    """Return (index, channel axis) of each input of a weighted operator to quantize (rules 1 and 2).
+
+    The axis is that of the output channels for a weight, and None for an activation. Other nodes have no such inputs.
+    """
     if node.domain not in ("", "ai.onnx"):
         return ()
-    if node.op_type == "Conv":
+    if node.op_type == "Conv":  # weight [outputs, inputs / groups, ...]
         return ((0, None), (1, 0))
-    if node.op_type == "ConvTranspose":
+    if node.op_type == "ConvTranspose":  # weight [inputs, outputs / groups, ...]
         return ((0, None), (1, 1))
     if node.op_type not in ("Gemm", "MatMul") or constant(node.inputs[0]) is not None:
         return ()
     weight = constant(node.inputs[1])
-    if weight is None:
+    if weight is None:  # a product of two activations
         return ((0, None), (1, None))
     if node.op_type == "Gemm":
         return ((0, None), (1, 0 if attribute(node, "transB", 0) else 1))
@@ -154,7 +165,10 @@ def weighted_inputs(node: ir.Node) -> tuple[tuple[int, int | None], ...]:
 
 
 def channel_axes(nodes: Iterable[ir.Node]) -> dict[str, int]:
-    """The channel axis of every tensor that a weighted operator reads: 1 for convolutions, the last for products."""
+    """Return the channel axis of the input of every weighted operator, by tensor name.
+
+    It is 1 for convolutions, and -1, the last, for matrix products.
+    """
     axes = {}
     for node in nodes:
         if weighted_inputs(node) and node.inputs[0] is not None:
@@ -162,8 +176,8 @@ def channel_axes(nodes: Iterable[ir.Node]) -> dict[str, int]:
     return axes
 
 
-def does_not_pay(node: ir.Node) -> str:
-    """Rule 8: why INT8 would not make this weighted operator faster; empty when it would."""
+def no_int8_gain(node: ir.Node) -> str:
+    """Return why INT8 would not make a weighted operator faster (rule 8); empty if it would."""
     if node.op_type in ("Conv", "ConvTranspose"):
         weight = constant(node.inputs[1])
         if weight is None:
@@ -186,7 +200,7 @@ def does_not_pay(node: ir.Node) -> str:
 
 
 def _product_sizes(node: ir.Node) -> tuple[int | None, int | None, int | None]:
-    """M, K and N of a matrix product; None where dynamic or unknown."""
+    """Return M, K and N of a matrix product [M, K] x [K, N]; None where a size is dynamic or unknown."""
     left, right = dims(node.inputs[0]), dims(node.inputs[1])
     if not left or not right:
         return None, None, None
@@ -196,26 +210,38 @@ def _product_sizes(node: ir.Node) -> tuple[int | None, int | None, int | None]:
         left = left[::-1]
     if attribute(node, "transB", 0):
         right = right[::-1]
-    return left[-2], left[-1] if left[-1] is not None else right[-2], right[-1]
+    inner = left[-1] if left[-1] is not None else right[-2]
+    return left[-2], inner, right[-1]
 
 
 def scale_source(value: ir.Value | None) -> str:
-    """Rule 5: the tensor whose scale this one takes, through operators that only move values."""
+    """Return the name of the tensor whose scale the value has (rule 5).
+
+    It is the value itself, or the one that it was moved from by a chain of operators that only move values.
+    """
     while (node := producer(value)) is not None and node.op_type in SAME_VALUES and is_float(node.inputs[0]):
         value = node.inputs[0]
     return value.name or "" if value is not None else ""
 
 
 def pools(graph: ir.Graph, sites: set[tuple[ir.Node, int]]) -> Iterator[ir.Node]:
-    """Rule 5: average pools all of whose readers quantize what they read; their own input is then quantized too."""
+    """Yield the average pools whose consumers all quantize their input (rule 5); the pool's input is then quantized.
+
+    TensorRT runs a pool in INT8 if both its input and its output are quantized.
+
+    Args:
+        graph: the main graph.
+        sites: (node, index of the input) of the inputs that are quantized.
+    """
     for node in graph:
         if node.op_type in POOLS and not node.outputs[0].is_graph_output():
-            readers = list(_readers(node.outputs[0]))
-            if readers and all(reader in sites for reader in readers):
+            uses = list(_uses(node.outputs[0]))
+            if uses and all(use in sites for use in uses):
                 yield node
 
 
-def _readers(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
+def _uses(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
+    """Yield (consumer, index of its input) of the value, also through operators that only move values."""
     todo = [value]
     while todo:
         for node, index in todo.pop().uses():
@@ -226,14 +252,18 @@ def _readers(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
 
 
 def concat_groups(graph: ir.Graph, sites: tuple[Site, ...]) -> tuple[frozenset[str], ...]:
-    """Rule 6: quantized tensors that meet in a Concat whose result is quantized, as groups of equal scale."""
+    """Return the groups of quantized tensors that share a scale, by name (rule 6).
+
+    The quantized inputs of a Concat and its output form a group if the output is quantized: with equal scales the
+    codes are concatenated without requantization. Groups with a common tensor are merged.
+    """
     quantized = {site.scale_from for site in sites if site.axis is None}
     groups: list[set[str]] = []
     for node in graph:
         if node.op_type != "Concat" or node.outputs[0].name not in quantized:
             continue
         members = {node.outputs[0].name or ""} | {scale_source(value) for value in node.inputs} & quantized
-        touching = [group for group in groups if group & members]
-        groups = [group for group in groups if group not in touching]
-        groups.append(members.union(*touching))
+        overlapping = [group for group in groups if group & members]
+        groups = [group for group in groups if group not in overlapping]
+        groups.append(members.union(*overlapping))
     return tuple(frozenset(group) for group in groups if len(group) > 1)

@@ -1,9 +1,10 @@
-"""Write Q/DQ pairs: scale and zero point as constants, weights as 8-bit initializers behind a DequantizeLinear.
+"""Q/DQ pairs: 8-bit types, the arithmetic of quantization, and the nodes and constants written into the graph.
 
-INT8: q = clip(round_half_even(x / scale), -128, 127), zero point 0; weights use -127..127, so that the range is
-symmetric. FP8: q = the E4M3 number nearest to clip(x / scale, -448, 448) (TensorRT developer guide, "Quantized Types").
-Scales have the type of the tensor they scale; a scale is rounded *up* to that type, and the weight is quantized with
-the rounded scale, so that rounding it clips nothing.
+INT8: q = clip(round_half_even(x / scale), -128, 127), with zero point 0. Weights use -127 to 127, a symmetric range.
+FP8: q is the E4M3 number nearest to clip(x / scale, -448, 448) (TensorRT developer guide, "Quantized Types").
+
+A weight is stored as an 8-bit initializer with a DequantizeLinear after it. A scale has the type of the tensor that it
+scales. It is rounded up to that type, and the weight is quantized with the rounded scale, so that nothing is clipped.
 
 Touches: the onnx-ir model it is given.
 """
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trtopt.precision.graph import add_initializer, unique
+from trtopt.precision.half import HALVES
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -26,7 +28,14 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """An 8-bit type: its `--precision` name, onnx-ir's name of it, its largest number, one weight scale a channel?"""
+    """An 8-bit type.
+
+    Attributes:
+        name: its `--precision` name.
+        ir_name: its name in onnx-ir.
+        max: its largest number.
+        per_channel: whether weights have one scale per output channel, and not one per tensor.
+    """
 
     name: str
     ir_name: str
@@ -35,7 +44,7 @@ class Format:
 
     @property
     def dtype(self) -> ir.DataType:
-        """The type as onnx-ir knows it."""
+        """The onnx-ir data type."""
         import onnx_ir as ir
 
         return ir.DataType[self.ir_name]
@@ -47,7 +56,7 @@ FORMATS = {format.name: format for format in (INT8, FP8)}
 
 
 def quantize(x: FloatArray, scale: FloatArray | float, format: Format = INT8) -> npt.NDArray[np.generic]:
-    """The codes of `x` under `scale` (broadcast): int8 or float8_e4m3fn."""
+    """Return `x` quantized with `scale`, which is broadcast: int8 or float8_e4m3fn codes."""
     ratio = np.asarray(x, np.float32) / np.asarray(scale, np.float32)
     if format is INT8:
         return np.clip(np.rint(ratio), -128, 127).astype(np.int8)
@@ -57,20 +66,21 @@ def quantize(x: FloatArray, scale: FloatArray | float, format: Format = INT8) ->
 
 
 def rounding_error(x: npt.NDArray[np.generic], scale: float, format: Format = INT8) -> npt.NDArray[np.generic]:
-    """What quantizing `x` and back adds to each value that is not clipped; 0 for those that are."""
+    """Return the quantization error of each value, float32: its dequantized value minus itself; 0 if it is clipped."""
     lowest = -128.0 if format is INT8 else -format.max
     clipped = np.clip(np.asarray(x, np.float32), np.float32(lowest * scale), np.float32(format.max * scale))
     return np.asarray(quantize(clipped, scale, format).astype(np.float32) * np.float32(scale) - clipped, np.float32)
 
 
 def round_scale(scale: FloatArray | np.float32, dtype: ir.DataType) -> FloatArray:
-    """The smallest positive values of `dtype` that are not below `scale`, as float32."""
+    """Return `scale` rounded up to positive values of `dtype`, as float32; at most the largest that `dtype` has."""
     import ml_dtypes
     import onnx_ir as ir
 
     narrow = {ir.DataType.FLOAT16: np.float16, ir.DataType.BFLOAT16: ml_dtypes.bfloat16}.get(dtype)
     if narrow is None:
         return np.asarray(np.maximum(scale, np.finfo(np.float32).tiny), np.float32)
+    scale = np.minimum(scale, np.float32(next(half.max for half in HALVES.values() if half.dtype == dtype)))
     rounded = np.asarray(scale).astype(narrow)
     bits = rounded.view(np.uint16) + ((rounded.astype(np.float32) < scale) | (rounded == 0)).astype(np.uint16)
     return np.asarray(bits.view(narrow), np.float32)
@@ -78,18 +88,21 @@ def round_scale(scale: FloatArray | np.float32, dtype: ir.DataType) -> FloatArra
 
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """A quantized weight: 8-bit `codes` of its shape, `scales` float32, [] or broadcast along the channel axis."""
+    """A quantized weight: 8-bit `codes` of its shape, and float32 `scales`, per tensor [] or shaped to broadcast."""
 
     codes: npt.NDArray[np.generic]
     scales: FloatArray
 
     def values(self) -> FloatArray:
-        """What the codes stand for: float32, of the weight's shape."""
+        """Return the dequantized weight, float32."""
         return np.asarray(self.codes.astype(np.float32) * self.scales, np.float32)
 
 
 def code_weight(weight: FloatArray, axis: int, dtype: ir.DataType, format: Format = INT8) -> Coded:
-    """Quantize a weight: amax / max of each channel along `axis` (of all of it for FP8), rounded up to `dtype`."""
+    """Return the weight quantized with scales of absmax / `format.max`, rounded up to `dtype`.
+
+    There is one scale per channel on `axis`, or one per tensor, as the format says.
+    """
     others = tuple(i for i in range(weight.ndim) if i != axis) if format.per_channel else None
     scales = np.abs(weight).max(axis=others, keepdims=format.per_channel) / np.float32(format.max)
     scales = round_scale(np.asarray(scales, np.float32), dtype)
@@ -97,9 +110,13 @@ def code_weight(weight: FloatArray, axis: int, dtype: ir.DataType, format: Forma
 
 
 def quantize_activation(value: ir.Value, scale: float, taken: set[str], format: Format = INT8) -> ir.Value:
-    """Insert Q -> DQ behind `value` (float32, float16 or bfloat16) and return the dequantized value.
+    """Insert a QuantizeLinear and a DequantizeLinear after `value`, and return the dequantized value.
 
-    `taken` are the names in use in the graph; the new ones are added.
+    Args:
+        value: a float32, float16 or bfloat16 tensor, whose type the result has.
+        scale: its scale, which is rounded up to the type of `value`.
+        taken: the names in use in the graph; the new ones are added.
+        format: the 8-bit type.
     """
     import onnx_ir as ir
 
@@ -126,9 +143,15 @@ def quantize_activation(value: ir.Value, scale: float, taken: set[str], format: 
 def quantize_weight(
     node: ir.Node, value: ir.Value, coded: Coded, axis: int, taken: set[str], format: Format = INT8
 ) -> ir.Value:
-    """Store a weight in 8 bits and return its dequantized value, of `value`'s type.
+    """Add an 8-bit weight and a DequantizeLinear to the graph, before `node`, and return the dequantized value.
 
-    `value` is the initializer that `node` reads now; `taken` are the names in use.
+    Args:
+        node: the weighted operator, which is not changed.
+        value: the initializer that it reads now, whose type the result has.
+        coded: the quantized weight.
+        axis: the axis of its output channels.
+        taken: the names in use in the graph; the new ones are added.
+        format: the 8-bit type.
     """
     import onnx_ir as ir
 

@@ -12,7 +12,7 @@ import sys
 from trtopt.errors import UsageError
 from trtopt.types import Report
 
-_SHARED = {"benchmark", "charts", "graph_charts", "inspection", "picked", "svg", "words"}
+_SHARED = {"benchmark", "charts", "graph_charts", "headline", "inspection", "picked", "svg", "words"}
 
 
 def formats() -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The report as GitHub workflow commands: an annotation for each failed gate, the worst first.
+"""The report as GitHub workflow commands: the verdict, and an annotation for each gate that blocks, the worst first.
 
 Touches: nothing. See "Workflow commands for GitHub Actions" for the syntax and its escapes.
 """
@@ -7,32 +7,30 @@ from __future__ import annotations
 
 import math
 
-from trtopt.report import words
+from trtopt.report import headline, words
 from trtopt.types import GateResult, Report
 
 MAX_ANNOTATIONS = 10  # GitHub shows ten of each kind a step
 
 
 def render(report: Report) -> str:
-    """`::error` lines for the layer where drift jumps and for gates that do not hold, `::warning` lines for warnings,
-    and a `::notice` when all is well.
+    """Return the verdict as one annotation (`::error` if the run fails by it, `::notice` for a pass, else `::warning`),
+    then `::error` lines for the layer where drift jumps and for each gate that blocks, and `::warning` lines for
+    warnings.
     """
-    failed = sorted(words.blocking(report), key=lambda each: _severity(each.gate), reverse=True)
-    lines = []
+    blocking = sorted(words.blocking(report), key=lambda each: _severity(each.gate), reverse=True)
+    stops = bool(blocking) or report.verdict == "fail"
+    kind = "error" if stops else "notice" if report.verdict == "pass" else "warning"
+    lines = [_command(kind, f"trtopt {report.command}", headline.verdict(report))]
     if report.layers is not None and report.layers.jump:
-        kind = "error" if failed else "warning"
+        kind = "error" if stops else "warning"
         lines.append(_command(kind, f"trtopt layer {report.layers.jump}", report.layers.reason))
     room = MAX_ANNOTATIONS - len(lines)
-    lines += [_command("error", f"trtopt {each.title}", each.gate.reason) for each in failed[:room]]
-    if len(failed) > room:
-        lines.append(f"{len(failed) - room} more gates do not hold: see report.json")
-    if report.verdict == "fail" and not failed:
-        lines.append(_command("error", f"trtopt {report.command}", words.verdict(report)))
-    lines += [_command("warning", "trtopt", line) for line in report.warnings[:MAX_ANNOTATIONS]]
-    if report.verdict == "pass":
-        lines.append(_command("notice", f"trtopt {report.command}", words.verdict(report)))
-    if report.verdict == "unchecked" or (report.verdict == "inconclusive" and not failed):
-        lines.append(_command("warning", f"trtopt {report.command}", words.verdict(report)))
+    lines += [_command("error", f"trtopt {each.title}", each.gate.reason) for each in blocking[:room]]
+    if len(blocking) > room:
+        lines.append(f"{len(blocking) - room} more gates did not pass: see report.json")
+    room = MAX_ANNOTATIONS - sum(line.startswith("::warning") for line in lines)
+    lines += [_command("warning", "trtopt", line) for line in report.warnings[:room]]
     return "\n".join(lines) + "\n"
 
 

@@ -16,7 +16,7 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from trtopt.report import benchmark, charts, graph_charts, picked, words
+from trtopt.report import benchmark, charts, graph_charts, headline, picked, words
 from trtopt.report.svg import clipped
 from trtopt.types import Report
 
@@ -102,7 +102,7 @@ def _environment(room: Room) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for module in (benchmark, charts, graph_charts, picked, words):
+    for module in (benchmark, charts, graph_charts, headline, picked, words):
         found.globals[module.__name__.rpartition(".")[2]] = module
     found.globals |= {"most": room.most, "within": room.within}
     found.filters |= {"short": room.short, "prose": room.prose, "seconds": picked.seconds}

@@ -8,14 +8,17 @@ from __future__ import annotations
 import re
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from trtopt.report import benchmark, words
+from trtopt.report import benchmark, headline, words
 from trtopt.types import GateResult, Report
+from trtopt.verdict import blocks, comparisons
 
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def render(report: Report) -> str:
-    """An XML document; a failed gate is a `failure`, and a run that nobody judged is one `skipped` case."""
+    """Return an XML document: a gate that blocks is a `failure`; one that is inconclusive and does not, and a run that
+    nobody judged, are `skipped`.
+    """
     gates = words.judged(report)
     failures = len(words.blocking(report)) if gates else int(report.verdict == "fail")
     skipped = sum(_is_skipped(each.gate, report) for each in gates) if gates else int(report.verdict == "unchecked")
@@ -29,7 +32,7 @@ def render(report: Report) -> str:
         _add_case(suite, report, each)
     if not gates:
         case = SubElement(suite, "testcase", {"classname": f"trtopt.{report.command}", "name": "gate", "time": "0"})
-        message = {"message": words.verdict(report)}
+        message = {"message": _clean(headline.verdict(report))}
         if skipped:
             SubElement(case, "skipped", message)
         elif failures:
@@ -39,14 +42,15 @@ def render(report: Report) -> str:
 
 
 def _is_skipped(gate: GateResult, report: Report) -> bool:
-    """Whether it could not be settled, and the user allows that: neither a failure nor a pass."""
-    return gate.verdict == "inconclusive" and report.allow_inconclusive
+    """Return whether a gate neither passed nor blocks."""
+    return not gate.passed and not blocks(report, gate)
 
 
 def _add_properties(suite: Element, report: Report) -> None:
-    """Say what was measured on, and where it ran."""
+    """Say what the verdict is, what was measured on, and where it ran."""
     facts = {"model": report.model, "precision": report.precision, "verdict": report.verdict}
-    for name, comparison in words.comparisons(report):
+    facts["summary"] = headline.verdict(report)
+    for name, comparison in comparisons(report):
         facts["data"] = comparison.data
         facts["samples"] = str(comparison.samples)
         facts["fp32 ran in"] = comparison.baseline_ran
@@ -67,7 +71,7 @@ def _add_case(suite: Element, report: Report, judged: words.Judged) -> None:
     message = _clean(f"{judged.title}: {gate.reason}")
     if _is_skipped(gate, report):
         SubElement(case, "skipped", {"message": message})
-    elif not gate.passed:
+    elif blocks(report, gate):
         failure = SubElement(case, "failure", {"message": message, "type": gate.verdict})
         failure.text = _clean(f"{message}\nvalue {gate.value!r}, limit {gate.limit!r}{_jump(report)}")
 

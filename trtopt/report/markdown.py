@@ -7,23 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trtopt.report import benchmark, words
+from trtopt.report import benchmark, headline, words
 from trtopt.types import Comparison, Layers, Report
 
 _ICONS = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "unchecked": "⚠️"}
-_MARKS = {"pass": "pass", "fail": "FAIL", "inconclusive": "open", "unchecked": "?"}
+_MARKS = {"pass": "pass", "fail": "FAIL", "inconclusive": "inconclusive", "unchecked": "?"}
 _MAX_LAYERS = 10
 
 # A cell is at most 5 bytes a character (`&amp;`), and no table has more than about a dozen cells of
 # free text and short numbers a row: whatever the report, the page stays below the 1 MiB that GitHub takes.
 _MAX_ROWS = 60
 _MAX_CELL = 200
+_MAX_VERDICT = 1000
 _ESCAPES = {ord("&"): "&amp;", ord("<"): "&lt;"} | {ord(mark): f"\\{mark}" for mark in "\\|`*_["}
 
 
 def render(report: Report) -> str:
     """A heading with the verdict, then gates, layers, drift, stages and what was kept in higher precision."""
-    lines = [f"## {_ICONS[report.verdict]} trtopt {_cell(report.command)}: {_cell(words.verdict(report))}", ""]
+    lines = [
+        f"## {_ICONS[report.verdict]} trtopt {_cell(report.command)}: {_cell(headline.verdict(report), _MAX_VERDICT)}",
+        "",
+    ]
     lines += [_code(report.model) + (f" → **{_cell(report.precision)}**" if report.precision else ""), ""]
     lines += _gates(words.judged(report))
     if report.layers is not None:
@@ -99,14 +103,14 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     return [*lines, ""]
 
 
-def _short(text: str) -> str:
+def _short(text: str, most: int = _MAX_CELL) -> str:
     text = " ".join(words.plain(text).split())
-    return text if len(text) <= _MAX_CELL else text[: _MAX_CELL - 1] + "…"
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _cell(text: str) -> str:
+def _cell(text: str, most: int = _MAX_CELL) -> str:
     """Text as it is: not markup, not HTML, and within its cell."""
-    return _short(text).translate(_ESCAPES)
+    return _short(text, most).translate(_ESCAPES)
 
 
 def _code(text: str) -> str:

@@ -24,6 +24,7 @@ from trtopt.types import (
     Verdict,
     WorstSample,
 )
+from trtopt.verdict import comparisons
 
 _MAX_PICTURES = 12
 _MAX_POINTS = 40
@@ -58,7 +59,7 @@ def tally(rows: Sequence[words.Judged]) -> str:
 
 def worst_sample(report: Report, judged: words.Judged) -> WorstSample | None:
     """The sample that is farthest from FP32 at the output that a gate looks at."""
-    for candidate, comparison in words.comparisons(report):
+    for candidate, comparison in comparisons(report):
         for output in comparison.outputs:
             if (candidate, output.output) == (judged.candidate, judged.gate.output) and output.worst:
                 return output.worst[0]

@@ -17,7 +17,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from trtopt.report import benchmark, words
+from trtopt.report import benchmark, headline, words
 from trtopt.types import Benchmark, Comparison, Layers, Report
 
 WIDTH = 100
@@ -32,20 +32,26 @@ _STYLES = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yello
 _MARKS = {
     "pass": ("pass", "green"),
     "unchecked": ("?", "bold yellow"),
-    "inconclusive": ("open", "bold yellow"),
+    "inconclusive": ("inconclusive", "bold yellow"),
     "fail": ("FAIL", "bold red"),
 }
 
 
 def render(report: Report) -> str:
-    """The report as plain text, `WIDTH` columns wide."""
+    """Return the report as plain text, `WIDTH` columns wide; the verdict, the last line, is as long as it is."""
     stream = io.StringIO()
-    Console(file=stream, width=WIDTH, color_system=None, highlight=False).print(renderable(report))
-    return "".join(f"{line.rstrip()}\n" for line in stream.getvalue().splitlines())
+    Console(file=stream, width=WIDTH, color_system=None, highlight=False).print(Group(*_body(report, stages=True)))
+    lines = [line.rstrip() for line in stream.getvalue().splitlines()]
+    return "".join(f"{line}\n" for line in (*lines, words.plain(headline.verdict(report))))
 
 
 def renderable(report: Report, *, stages: bool = True) -> RenderableType:
-    """The report as something that rich prints; without `stages` for who has seen them go by."""
+    """Return the report as something that rich prints; without `stages` where they have been seen already."""
+    return Group(*_body(report, stages=stages), text(headline.verdict(report), _STYLES[report.verdict]))
+
+
+def _body(report: Report, *, stages: bool) -> list[RenderableType]:
+    """Return all of the report but the verdict."""
     title = f"{report.command} {report.model}" + (f" to {report.precision}" if report.precision else "")
     parts: list[RenderableType] = ["", text(title, "bold"), *(block(_stages(report)) if stages else [""])]
     if report.engine is not None:
@@ -69,8 +75,7 @@ def renderable(report: Report, *, stages: bool = True) -> RenderableType:
     parts += [""] if report.warnings else []
     after = words.next_step(report)
     parts += [text(after, "dim")] if after else []
-    parts += [text(f"report: {report.run_dir / 'report.json'}", "dim")]
-    return Group(*parts, text(words.verdict(report), _STYLES[report.verdict]))
+    return [*parts, text(f"report: {report.run_dir / 'report.json'}", "dim")]
 
 
 def text(content: str, style: str = "") -> Text:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from trtopt.compare.catalog import METRICS
 from trtopt.types import Comparison, Decision, Engine, GateResult, Layers, OutputDrift, Report
+from trtopt.verdict import blocks, comparisons
 
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"})
-_MAX_NAMED = 5
 
 
 def number(metric: str, value: float) -> str:
@@ -95,10 +95,11 @@ def unquantized(report: Report) -> tuple[Decision, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A gate's result, and of which candidate it is, where there are several."""
+    """A gate's result, of which candidate it is where there are several, and on how many samples (0: a benchmark's)."""
 
     candidate: str
     gate: GateResult
+    samples: int = 0
 
     @property
     def title(self) -> str:
@@ -106,52 +107,18 @@ class Judged:
         return f"{self.candidate}: {gate_title(self.gate)}" if self.candidate else gate_title(self.gate)
 
 
-def comparisons(report: Report) -> list[tuple[str, Comparison]]:
-    """Every comparison of the report, under the candidate's name where there are several (else an empty one)."""
-    if report.comparison is not None:
-        return [("", report.comparison)]
-    return [(candidate.name, candidate.comparison) for candidate in report.candidates]
-
-
 def judged(report: Report) -> list[Judged]:
     """Every gate of the report: of its comparisons, then of its benchmark."""
-    found = [Judged(name, gate) for name, comparison in comparisons(report) for gate in comparison.gates]
+    found = [
+        Judged(name, gate, comparison.samples) for name, comparison in comparisons(report) for gate in comparison.gates
+    ]
     return found + [Judged("", gate) for gate in (report.benchmark.gates if report.benchmark else ())]
 
 
 def blocking(report: Report) -> list[Judged]:
-    """The gates that keep the engine from being deployed, failed ones first."""
-    stopping = ("fail",) if report.allow_inconclusive else ("fail", "inconclusive")
-    return [each for verdict in stopping for each in judged(report) if each.gate.verdict == verdict]
-
-
-def verdict(report: Report) -> str:
-    """The verdict as a sentence."""
-    if report.verdict == "unchecked":
-        return f"UNCHECKED: {_why_unchecked(report)}"
-    gates = judged(report)
-    if report.command == "export" and report.parity is not None:
-        gates = [Judged("", gate) for gate in report.parity.gates]
-    # The typed graph is judged even where this machine cannot build: that must not read as an engine that passed.
-    unbuilt = "; no engine was built" if report.command == "convert" and report.engine is None else ""
-    if report.verdict == "pass":
-        return f"PASS: {len(gates)} of {len(gates)} gates hold{unbuilt}"
-    found = [each for each in gates if each.gate.verdict == report.verdict]
-    more = f"; and {len(found) - _MAX_NAMED} more" if len(found) > _MAX_NAMED else ""
-    if report.verdict == "fail":
-        jump = f"; drift first jumps at {report.layers.jump}" if report.layers and report.layers.jump else ""
-        return f"FAIL: {'; '.join(each.title for each in found[:_MAX_NAMED]) or 'nothing was judged'}{more}{jump}"
-    needs = [each.title + (f" takes about {each.gate.needed} samples" if each.gate.needed else "") for each in found]
-    allowed = ", which is allowed" if report.allow_inconclusive else ""
-    return f"INCONCLUSIVE: {'; '.join(needs[:_MAX_NAMED])}{more}{allowed}{unbuilt}"
-
-
-def _why_unchecked(report: Report) -> str:
-    if report.command == "bench":
-        return "no gate was given"
-    if report.parity is not None and report.parity.verdict == "fail" and report.command == "export":
-        return "the export drifted, and was let pass"
-    return "no comparison was asked for"
+    """Return the gates that keep the engine from being deployed, failed ones first."""
+    found = [each for each in judged(report) if blocks(report, each.gate)]
+    return sorted(found, key=lambda each: each.gate.verdict != "fail")
 
 
 def next_step(report: Report) -> str:

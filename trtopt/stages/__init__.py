@@ -1,11 +1,11 @@
-"""The stages: what goes into each one's key, which files it writes, and the line that sums it up.
+"""The stages of a run: the cache key, the files and the summary line of each.
 
-A stage's key holds everything that can change its result: digests of its inputs, its options, and the versions of the
-libraries that do the work.
+The key of a stage holds everything that can change its result: digests of its inputs, its options, and the versions of
+the libraries that it uses.
 """
 
 from trtopt.stages.context import Context, Target, environment, versions
-from trtopt.stages.engine import ENGINE_NOT_RUN, Evaluation, build, compare, gate
+from trtopt.stages.engine import ENGINE_NOT_RUN, Evaluation, build, check_randomness, compare, gate
 from trtopt.stages.graph import check_operators, prepare, set_precision
 from trtopt.stages.samples import calibrate, equalize, observe, open_data, sizes
 
@@ -17,6 +17,7 @@ __all__ = [
     "build",
     "calibrate",
     "check_operators",
+    "check_randomness",
     "compare",
     "environment",
     "equalize",

@@ -1,7 +1,6 @@
-"""What `trtopt bench` times, ready to be timed: which file of a target runs and on what, with which inputs, and at
-which batch sizes.
+"""Preparation of `trtopt bench`: which file of a target runs and where, with which inputs, at which batch sizes.
 
-Touches: reads targets, their manifests and the samples; the targets are loaded where they will run.
+Touches: reads targets, their manifests and the samples; loads the targets on the device where they will run.
 """
 
 from __future__ import annotations
@@ -26,13 +25,20 @@ from trtopt.stages.samples import open_data
 from trtopt.types import Engine, OnnxModel, ShapeRange, TensorSpec
 
 BATCHES = (1, 8, 16, 32, 64)
-"""The sweep where `--batch` says nothing."""
+"""Batch sizes of the sweep without `--batch`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """A target as it was named. `engine` is there where it has one, `graph` False where nothing else will do; `run_dir`
-    is the run directory that it is or lies in, and `profile` the shapes that it was made for.
+    """A target on the command line, before it is loaded.
+
+    Attributes:
+        name: the name to report it by.
+        onnx: its ONNX graph.
+        engine: its TensorRT engine, if it has one.
+        graph: whether the ONNX graph may run in place of the engine; False if the target is the engine itself.
+        run_dir: its run directory, or the one that it is in; None for an ONNX file.
+        profile: the shapes that it was made for; empty if they are not known.
     """
 
     name: str
@@ -45,7 +51,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """A loaded target, the file that was loaded, and the batch sizes that an engine takes (None: any)."""
+    """A loaded target, the file that was loaded, and the batch sizes that its engine supports (None: any)."""
 
     target: targets.Target
     path: Path
@@ -54,14 +60,20 @@ class Opened:
 
 
 def wanted(path: Path, name: str) -> Wanted:
-    """Look at what a target is, without loading it.
+    """Resolve a target without loading it.
 
     Raises:
-        UsageError: it does not exist.
-        ModelError: it is no model, or an engine that no manifest vouches for.
+        UsageError: the path does not exist.
+        ModelError: the file is not a model, or is an engine that is not in the manifest of its folder.
     """
     candidate = resolve(path)
-    run_dir = path if path.is_dir() else None if path.suffix == ".onnx" else path.parent
+    run_dir: Path | None
+    if path.is_dir():
+        run_dir = path
+    elif path.suffix == ".onnx":
+        run_dir = None
+    else:
+        run_dir = path.parent
     engine = candidate.engine if candidate.engine and candidate.engine.backend == "tensorrt" else None
     return Wanted(
         name=name,
@@ -74,178 +86,192 @@ def wanted(path: Path, name: str) -> Wanted:
 
 
 def _profile(run_dir: Path) -> tuple[ShapeRange, ...]:
-    """The shapes that a run directory's graph was prepared for."""
+    """Return the shapes that the graph of a run directory was prepared for."""
     manifest = json.loads((run_dir / "manifest.json").read_text(encoding="utf-8"))
     entries = manifest["stages"].get("prepare", {}).get("inputs", {}).get("profile", [])
     return tuple(decode(ShapeRange, entry) for entry in entries)
 
 
 def cuda_options(speed: SpeedPlan) -> CudaOptions:
-    """What onnxruntime may do on a GPU."""
+    """Return the options of onnxruntime on a GPU."""
     return CudaOptions(tf32=speed.tf32, graphs=speed.graphs)
 
 
-def opened(given: Wanted, plan: BenchPlan, dataset: Dataset | None, emit: Emit) -> Opened:
-    """Load a target: its engine where it runs here, else its graph in onnxruntime, which is said.
+def opened(target: Wanted, plan: BenchPlan, dataset: Dataset | None, emit: Emit) -> Opened:
+    """Load a target: its engine if it runs on this machine, otherwise its graph in onnxruntime, with a warning.
 
     Raises:
-        EnvironmentUnableError: this machine cannot run it.
-        TrtoptError: it cannot be loaded, or its shapes are not known.
+        EnvironmentUnableError: this machine cannot run the target.
+        TrtoptError: the target cannot be loaded, or its shapes are not known.
     """
-    sizes = inputs.Sizes(inputs=given.onnx.inputs, ranges=ranges(given, plan.speed.shapes, dataset))
-    if not given.graph and plan.speed.device == "cpu":
-        raise only_on_gpu(given)
-    if given.engine is not None and plan.speed.device != "cpu":
+    sizes = inputs.Sizes(inputs=target.onnx.inputs, ranges=ranges(target, plan.speed.shapes, dataset))
+    if not target.graph and plan.speed.device == "cpu":
+        raise only_on_gpu(target)
+    if target.engine is not None and plan.speed.device != "cpu":
         try:
-            engine = targets.open_engine(given.engine.path, given.engine.builder)
+            engine = targets.open_engine(target.engine.path, target.engine.builder)
         except (EnvironmentUnableError, MissingDependencyError) as error:
-            if isinstance(error, OutOfMemoryError) or not given.graph:
+            # Out of memory does not mean that the engine cannot run here: timing the graph instead would hide it.
+            if isinstance(error, OutOfMemoryError) or not target.graph:
                 raise
-            emit(Warned(f"{given.name}: the engine does not run here ({error.why or error.what}): its graph does"))
+            why = error.why or error.what
+            emit(Warned(f"{target.name}: its graph is timed, because its engine does not run on this machine ({why})"))
         else:
-            target = targets.Target(name=given.name, sizes=sizes, session=engine)
-            takes = engine_batches(given, sizes)
-            return Opened(target=target, path=given.engine.path, run_dir=given.run_dir, takes=takes)
-    session = targets.open_onnx(given.onnx.path, plan.speed.device, cuda_options(plan.speed))
-    if given.engine is not None:
+            loaded = targets.Target(name=target.name, sizes=sizes, session=engine)
+            takes = engine_batches(target, sizes)
+            return Opened(target=loaded, path=target.engine.path, run_dir=target.run_dir, takes=takes)
+    session = targets.open_onnx(target.onnx.path, plan.speed.device, cuda_options(plan.speed))
+    if target.engine is not None:
         session.where += ENGINE_NOT_RUN
-    target = targets.Target(name=given.name, sizes=sizes, session=session)
-    return Opened(target=target, path=given.onnx.path, run_dir=given.run_dir, takes=None)
+    loaded = targets.Target(name=target.name, sizes=sizes, session=session)
+    return Opened(target=loaded, path=target.onnx.path, run_dir=target.run_dir, takes=None)
 
 
-def questions(given: Wanted, sizes: inputs.Sizes, speed: SpeedPlan) -> list[probe.Question]:
-    """The ways to try a batch of a target, the best first: its engine, its graph on a GPU, its graph on the CPU.
+def questions(target: Wanted, sizes: inputs.Sizes, speed: SpeedPlan) -> list[probe.Question]:
+    """Return the ways to try a batch of a target, best first: its engine, its graph on a GPU, its graph on the CPU.
 
     Raises:
-        UsageError: it is an engine, and to run on the CPU.
+        UsageError: the target is an engine, and `--device cpu` is set.
     """
-    if not given.graph and speed.device == "cpu":
-        raise only_on_gpu(given)
+    if not target.graph and speed.device == "cpu":
+        raise only_on_gpu(target)
     on_gpu = probe.Question(
-        path=given.onnx.path, builder="", sizes=sizes, device="cuda", batch=1, limit=0, cuda=cuda_options(speed)
+        path=target.onnx.path, builder="", sizes=sizes, device="cuda", batch=1, limit=0, cuda=cuda_options(speed)
     )
-    found = []
-    if given.engine is not None and speed.device != "cpu":
-        least = (engine_batches(given, sizes) or range(1, 2))[0]
-        found.append(replace(on_gpu, path=given.engine.path, builder=given.engine.builder, batch=least))
-    if given.graph and speed.device != "cpu":
-        found.append(on_gpu)
-    if given.graph and speed.device != "cuda":
-        found.append(replace(on_gpu, device="cpu"))
-    return found
+    ways = []
+    if target.engine is not None and speed.device != "cpu":
+        # An engine may not support batch 1.
+        smallest = (engine_batches(target, sizes) or range(1, 2))[0]
+        ways.append(replace(on_gpu, path=target.engine.path, builder=target.engine.builder, batch=smallest))
+    if target.graph and speed.device != "cpu":
+        ways.append(on_gpu)
+    if target.graph and speed.device != "cuda":
+        ways.append(replace(on_gpu, device="cpu"))
+    return ways
 
 
-def only_on_gpu(given: Wanted) -> UsageError:
-    """What to say of an engine that is to run on the CPU."""
+def only_on_gpu(target: Wanted) -> UsageError:
+    """Return the error for an engine that should run on the CPU."""
     return UsageError(
-        f"{given.name} is an engine, which a CPU does not run",
-        fix=f"Leave --device cpu out, or name {given.run_dir}: its typed graph runs in onnxruntime",
+        f"{target.name} is an engine and cannot run on a CPU",
+        fix=f"Remove --device cpu, or give {target.run_dir}: its typed graph runs in onnxruntime",
     )
 
 
-def engine_batches(given: Wanted, sizes: inputs.Sizes) -> range | None:
-    """The batch sizes of the profile that an engine was built with; None where the batch is fixed."""
+def engine_batches(target: Wanted, sizes: inputs.Sizes) -> range | None:
+    """Return the batch sizes of the profile that an engine was built with; None if the batch is fixed."""
     for spec in sizes.inputs:
-        for entry in given.profile:
+        for entry in target.profile:
             if entry.name == spec.name and sizes.is_free(spec):
                 return range(entry.min[0], entry.max[0] + 1)
     return None
 
 
-def ranges(given: Wanted, shapes: Sequence[str], dataset: Dataset | None) -> tuple[ShapeRange, ...]:
-    """The shapes of dynamic inputs: from the flags, else those of the run directory, else of the data, else a default.
+def ranges(target: Wanted, shapes: Sequence[str], dataset: Dataset | None) -> tuple[ShapeRange, ...]:
+    """Return the shape ranges of dynamic inputs.
 
-    Samples that cannot be joined fix all dimensions.
+    They are taken from the first of these that exists: the flags, the run directory, the samples, a default. Samples
+    that cannot be joined fix all dimensions.
 
     Raises:
         UsageError: a flag does not fit the model, or a dynamic dimension other than the batch has no size.
     """
+    # Samples that cannot be joined: their own batch is the only one.
     if dataset is not None and not dataset.batched:
-        return tuple(_range(spec, array.shape, (array.shape[0],) * 3) for spec, array in _first(given, dataset))
-    if shapes or (dataset is None and not given.profile):
-        return profile(given.onnx.inputs, shapes)[0]
-    if given.profile or dataset is None:
-        return given.profile
+        return tuple(_range(spec, array.shape, (array.shape[0],) * 3) for spec, array in _first(target, dataset))
+    if shapes or (dataset is None and not target.profile):
+        return profile(target.onnx.inputs, shapes)[0]
+    if target.profile or dataset is None:
+        return target.profile
     return tuple(
         _range(spec, array.shape, DEFAULT_BATCH)
-        for spec, array in _first(given, dataset)
+        for spec, array in _first(target, dataset)
         if any(isinstance(dim, str) for dim in spec.shape)
     )
 
 
-def _first(given: Wanted, dataset: Dataset) -> list[tuple[TensorSpec, Array]]:
-    """The inputs that have dimensions, and what the first sample has for them."""
+def _first(target: Wanted, dataset: Dataset) -> list[tuple[TensorSpec, Array]]:
+    """Return the inputs that have dimensions, with their arrays in the first sample."""
     sample = dataset.load(0)
-    return [(spec, sample[spec.name]) for spec in given.onnx.inputs if spec.shape]
+    return [(spec, sample[spec.name]) for spec in target.onnx.inputs if spec.shape]
 
 
 def _range(spec: TensorSpec, shape: tuple[int, ...], batches: tuple[int, int, int]) -> ShapeRange:
+    """Return the range of an input whose batch is `batches` (min, opt, max), unless the model fixes its batch."""
     fixed = isinstance(spec.shape[0], int)
     low, best, high = ((shape[0] if fixed else batch, *shape[1:]) for batch in batches)
     return ShapeRange(name=spec.name, min=low, opt=best, max=high)
 
 
 def datasets(wanted: Sequence[Wanted], plan: BenchPlan) -> dict[str, Dataset]:
-    """The samples of `--data`, for each target by its name; none without."""
+    """Return the samples of `--data` for each target, by its name. The mapping is empty without `--data`."""
     if plan.data is None:
         return {}
-    return {given.name: open_data(plan.data, given.onnx) for given in wanted}
+    return {target.name: open_data(plan.data, target.onnx) for target in wanted}
 
 
-def feed(found: Mapping[str, Dataset], target: targets.Target, batch: int) -> Feed:
-    """What a target is fed with at a batch size."""
-    if target.name in found:
-        return inputs.from_data(found[target.name], batch)
+def feed(samples: Mapping[str, Dataset], target: targets.Target, batch: int) -> Feed:
+    """Return the inputs of a target at a batch size: its samples, or random values if it has none."""
+    if target.name in samples:
+        return inputs.from_data(samples[target.name], batch)
     return inputs.random(target.sizes, batch)
 
 
-def batches(found: Sequence[Opened], asked: tuple[int, ...]) -> tuple[tuple[int, ...], list[str]]:
-    """The batch sizes to sweep, and remarks on those that were left out.
+def batches(loaded: Sequence[Opened], requested: tuple[int, ...]) -> tuple[tuple[int, ...], list[str]]:
+    """Return the batch sizes to sweep, and remarks on those that are left out.
 
-    A target whose batch is fixed has that one, and so have the others: they are to be compared.
+    If the batch of one target is fixed, all targets run at that size, so that they can be compared.
+
+    Args:
+        loaded: the targets.
+        requested: the sizes of `--batch`; empty without it.
 
     Raises:
-        UsageError: what was asked for is not what a target takes, or targets are fixed at different sizes.
+        UsageError: a target does not support a requested size, or targets are fixed at different sizes.
     """
-    fixed = {opened.target.sizes.batch: opened.target.name for opened in found if opened.target.sizes.batch}
+    fixed = {opened.target.sizes.batch: opened.target.name for opened in loaded if opened.target.sizes.batch}
     if len(fixed) > 1:
         described = ", ".join(f"{name} at {batch}" for batch, name in fixed.items())
         raise UsageError("the targets have no batch size in common", why=f"they are fixed: {described}")
     for batch, name in fixed.items():
-        if asked and asked != (batch,):
+        if requested and requested != (batch,):
             raise UsageError(
-                f"--batch cannot be had of {name}",
+                f"{name} does not support --batch {','.join(map(str, requested))}",
                 why=f"its batch size is fixed at {batch}",
-                fix="Leave --batch out, or export the model with a dynamic batch",
+                fix="Remove --batch, or export the model with a dynamic batch",
             )
-    chosen = tuple(fixed) or asked or BATCHES
-    left: list[str] = []
-    for opened in found:
-        takes = opened.takes
-        if takes is None:
+    chosen = tuple(fixed) or requested or BATCHES
+    remarks: list[str] = []
+    for opened in loaded:
+        supported = opened.takes
+        if supported is None:
             continue
-        outside = [batch for batch in chosen if batch not in takes]
-        remark = f"{opened.target.name} takes batches of {takes[0]} to {takes[-1]}"
-        if outside and (asked or fixed or len(outside) == len(chosen)):
-            raise UsageError(
-                f"batch {', '.join(map(str, outside))} cannot be had", why=remark, fix="Name others with --batch"
-            )
-        if outside:
-            left.append(f"batch {', '.join(map(str, outside))} left out: {remark}")
-            chosen = tuple(batch for batch in chosen if batch in takes)
-    return chosen, left
+        outside = [batch for batch in chosen if batch not in supported]
+        if not outside:
+            continue
+        sizes = ", ".join(map(str, outside))
+        remark = f"{opened.target.name} supports batch {supported[0]} to {supported[-1]}"
+        # Only default sizes may be left out, and not all of them.
+        if requested or fixed or len(outside) == len(chosen):
+            raise UsageError(f"batch {sizes} is not supported", why=remark, fix="Give other sizes with --batch")
+        remarks.append(f"batch {sizes} skipped: {remark}")
+        chosen = tuple(batch for batch in chosen if batch in supported)
+    return chosen, remarks
 
 
 @contextlib.contextmanager
-def gpu_readings(found: Sequence[Opened], emit: Emit) -> Iterator[gpu.Gpu | None]:
-    """The GPU's readings where a target runs on it; None, and a warning, where NVML does not give them."""
-    if all(opened.target.session.device == "cpu" for opened in found):
+def gpu_readings(loaded: Sequence[Opened], emit: Emit) -> Iterator[gpu.Gpu | None]:
+    """Yield the GPU to read utilisation, memory and power from.
+
+    Yield None if no target runs on a GPU, or, with a warning, if NVML is not available.
+    """
+    if all(opened.target.session.device == "cpu" for opened in loaded):
         yield None
         return
     try:
         device = gpu.open_gpu()
     except (EnvironmentUnableError, MissingDependencyError) as error:
-        emit(Warned(f"no utilisation, memory and power of the GPU: {error}"))
+        emit(Warned(f"GPU utilisation, memory and power are not measured: {error}"))
         yield None
         return
     try:
@@ -254,18 +280,17 @@ def gpu_readings(found: Sequence[Opened], emit: Emit) -> Iterator[gpu.Gpu | None
         device.close()
 
 
-def remarks(found: Sequence[Opened]) -> list[str]:
-    """What is to be said of targets that do not run on the same kind of device: their speedups compare machines."""
-    names = {
-        kind: ", ".join(opened.target.name for opened in found if opened.target.session.device == kind)
-        for kind in ("cpu", "cuda")
-    }
-    if not all(names.values()):
+def remarks(loaded: Sequence[Opened]) -> list[str]:
+    """Return a remark if the targets run on different kinds of devices, because their speedup compares devices too."""
+    on_cpu = ", ".join(opened.target.name for opened in loaded if opened.target.session.device == "cpu")
+    on_gpu = ", ".join(opened.target.name for opened in loaded if opened.target.session.device == "cuda")
+    if not on_cpu or not on_gpu:
         return []
-    return [f"{names['cpu']} on the CPU beside {names['cuda']} on the GPU: a speedup is not that of the model alone"]
+    return [f"{on_cpu} on the CPU, {on_gpu} on the GPU: a speedup between them includes that of the device"]
 
 
 def where(session: targets.Session, device: gpu.Gpu | None) -> str:
-    """What runs a target and where, with the name of the GPU where NVML tells it and the session does not."""
+    """Return the runtime and device of a target, with the GPU's name if only NVML knows it."""
+    # The name of a session often contains the GPU already.
     name = device.name if device is not None and session.device == "cuda" else ""
     return session.where if name in session.where else f"{session.where}, {name}"

@@ -1,4 +1,4 @@
-"""What every stage is given, and what it may ask of the machine.
+"""The context that every stage receives, and the versions of what is installed on the machine.
 
 Touches: reads which packages are installed.
 """
@@ -16,7 +16,13 @@ from trtopt.store import RunStore
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """What every stage is given: the store, where events go, and where onnxruntime runs (`cpu`, `cuda`, `auto`)."""
+    """The context of a stage.
+
+    Attributes:
+        store: the run directory.
+        emit: receives events.
+        device: where onnxruntime runs: `cpu`, `cuda` or `auto`.
+    """
 
     store: RunStore
     emit: Emit
@@ -25,7 +31,13 @@ class Context:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """The precision asked for, the type of the unquantized rest, and whether biases are corrected."""
+    """The requested precision.
+
+    Attributes:
+        precision: the precision.
+        rest: the fallback precision, of everything that is not quantized.
+        bias_correction: whether biases are corrected.
+    """
 
     precision: str
     rest: str
@@ -33,15 +45,15 @@ class Target:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Installed versions of packages, those that are not installed left out."""
-    found = {}
+    """Return the versions of those packages that are installed."""
+    installed = {}
     for package in packages:
         with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            installed[package] = version(package)
+    return installed
 
 
 def environment() -> dict[str, str]:
-    """What a report must say of the machine: operating system, Python, and the versions of what did the work."""
+    """Return the environment that a report records: operating system, Python, and the versions of packages."""
     packages = ("trtopt", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "tensorrt-rtx")
     return {"platform": platform.platform(), "python": platform.python_version(), **versions(*packages)}

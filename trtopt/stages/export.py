@@ -1,6 +1,6 @@
-"""The two stages before all others: export a source to ONNX, and prove that the export did not drift.
+"""The first two stages: export a source to ONNX, and check that the export computes the same outputs.
 
-For an ONNX source there is nothing to do, and no framework is imported or even looked for.
+Both are omitted for an ONNX source: no framework is imported, and none needs to be installed.
 
 Touches: the run directory, through the store; a child process runs the framework.
 """
@@ -8,6 +8,8 @@ Touches: the run directory, through the store; a child process runs the framewor
 from __future__ import annotations
 
 import uuid
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,60 +34,69 @@ _PACKAGES = {
     "tensorflow": ("tensorflow", "tensorflow-cpu", "keras", "tf2onnx", "onnx"),
 }
 _SHAPELESS = ("factory", "torchscript")
-"""Sources that do not say which shapes they take."""
+"""Kinds of sources that do not record their input shapes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """How to export: the plan, `--shape` flags, and the data that examples and the check are taken from, if any."""
+    """The options of an export.
+
+    Attributes:
+        plan: the export options.
+        shapes: the `--shape` flags.
+        data: the samples for example inputs and for the check; None without samples.
+    """
 
     plan: ExportPlan
     shapes: tuple[str, ...]
     data: DataPlan | None
 
 
-def ready(given: Source, plan: ExportPlan) -> OnnxModel | None:
-    """Return the model when the source is ONNX already; None when there is something to export.
+def ready(source: Source, plan: ExportPlan) -> OnnxModel | None:
+    """Return the model if the source is ONNX, or None if it must be exported.
 
     Raises:
-        ModelError: it cannot be read.
-        UsageError: an option is given that this source does not have.
+        ModelError: the ONNX file cannot be read.
+        UsageError: an option does not apply to this kind of source.
     """
     from trtopt.export.onnx import describe
 
-    for flag, value, kinds, what in (
+    for flag, value, kinds, described in (
         ("--weights", plan.weights, ("factory",), "package.module:factory"),
-        ("--dtype", plan.dtypes, _SHAPELESS, "a factory or TorchScript"),
-        ("--signature", plan.signature, ("saved_model",), "a SavedModel"),
+        ("--dtype", plan.dtypes, _SHAPELESS, "factory and TorchScript"),
+        ("--signature", plan.signature, ("saved_model",), "SavedModel"),
     ):
-        if value and given.kind not in kinds:
-            raise UsageError(f"{flag} is for {what}", why=f"{given.text} is none", fix="Leave it out")
-    return None if given.framework else describe(Path(given.text))
+        if value and source.kind not in kinds:
+            raise UsageError(
+                f"{flag} applies only to {described} sources", why=f"the source is {source.text}", fix=f"Remove {flag}"
+            )
+    return None if source.framework else describe(Path(source.text))
 
 
-def bring(context: Context, given: Source, wanted: Wanted) -> tuple[OnnxModel, Comparison]:
-    """Source -> ONNX (`source.onnx`), and how far its outputs are from the framework's.
+def bring(context: Context, source: Source, wanted: Wanted) -> tuple[OnnxModel, Comparison]:
+    """Export a source to ONNX (`source.onnx`), and compare its outputs with those of the framework.
 
     Raises:
-        ModelError: the source cannot be exported, or the export drifted.
-        UsageError: the inputs are described wrongly.
+        ModelError: the source cannot be exported, or the outputs differ too much and `allow_drift` is not set.
+        UsageError: the description of the inputs is invalid.
     """
     plan = wanted.plan
-    examples = _examples(wanted) if given.kind in _SHAPELESS else ()
-    request = Request(source=given, examples=examples, weights=plan.weights, signature=plan.signature)
+    examples = _examples(wanted) if source.kind in _SHAPELESS else ()
+    request = Request(source=source, examples=examples, weights=plan.weights, signature=plan.signature)
     model = _export(context, request, plan.timeout)
+    # The first note is the summary line of the stage.
     for note in model.notes[1:]:
         context.emit(Warned(note))
     comparison = _parity(context, request, model, wanted)
-    failed = "; ".join(f"{gate.output}: {gate.reason}" for gate in comparison.gates if not gate.passed)
-    if failed and not plan.allow_drift:
+    drift = "; ".join(f"{gate.output}: {gate.reason}" for gate in comparison.gates if not gate.passed)
+    if drift and not plan.allow_drift:
         raise ModelError(
-            f"the export of {given.text} drifted from {comparison.baseline_ran}'s own outputs",
-            why=failed,
-            fix="Export it in another way, or go on with --allow-export-drift",
+            f"the export of {source.text} drifted from {comparison.baseline_ran}'s outputs",
+            why=drift,
+            fix="Export it in another way, or accept the drift with --allow-export-drift",
         )
-    if failed:
-        context.emit(Warned(f"the export drifted, which --allow-export-drift lets pass: {failed}"))
+    if drift:
+        context.emit(Warned(f"export drift accepted because of --allow-export-drift: {drift}"))
     return model, comparison
 
 
@@ -96,12 +107,13 @@ def _export(context: Context, request: Request, timeout: float) -> OnnxModel:
         from trtopt.export import child
         from trtopt.export.onnx import describe
 
-        made = child.export(request, folder, timeout)
-        model = describe(made.path)
-        return replace(model, notes=(f"{made.framework} wrote opset {model.opset}", *made.notes))
+        exported = child.export(request, folder, timeout)
+        model = describe(exported.path)
+        return replace(model, notes=(f"opset {model.opset}, exported by {exported.framework}", *exported.notes))
 
     key = _key(request) | {
-        # Code may read anything, so a factory is asked each time; what follows is cached by the digest of its ONNX.
+        # The code of a factory may depend on anything, so it runs every time.
+        # Later stages are cached by the digest of the resulting ONNX model.
         "asked": uuid.uuid4().hex if source.kind == "factory" else "",
     }
     return context.store.stage("export", key, OnnxModel, make, lambda model: model.notes[0])
@@ -110,28 +122,30 @@ def _export(context: Context, request: Request, timeout: float) -> OnnxModel:
 def _parity(context: Context, request: Request, model: OnnxModel, wanted: Wanted) -> Comparison:
     from trtopt.compare import parity
 
+    # The user's samples if there are any, otherwise random inputs.
     feeds: Feeds
     if wanted.data is not None:
         feeds = parity.from_data(open_data(wanted.data, model))
     else:
         ranges, _ = profile(model.inputs, wanted.shapes)
         feeds = parity.random(model.inputs, ranges)
-        context.emit(Warned(f"the export is checked on {feeds.source}: give --data to check it on yours"))
+        context.emit(Warned(f"the export is checked on {feeds.source}; give --data to check it on your own"))
 
     def make(folder: Path) -> Comparison:
         from trtopt.engine.onnxruntime import open_runner
         from trtopt.export import child
 
-        drawn = feeds.draw()
-        framework, outputs = child.run(request, drawn, folder, wanted.plan.timeout)
-        framework_side = parity.Reference(name=request.source.text, ran=framework, outputs=outputs)
-        return parity.check(framework_side, open_runner(model.path), drawn, feeds.source)
+        inputs = feeds.draw()
+        framework, outputs = child.run(request, inputs, folder, wanted.plan.timeout)
+        reference = parity.Reference(name=request.source.text, ran=framework, outputs=outputs)
+        return parity.check(reference, open_runner(model.path), inputs, feeds.source)
 
     key = _key(request) | {"model": model.digest, "feeds": feeds.digest, **versions("onnxruntime", "onnxruntime-gpu")}
     return context.store.stage("parity", key, Comparison, make, parity.line)
 
 
 def _key(request: Request) -> dict[str, object]:
+    """Return everything that the export depends on."""
     weights = request.weights
     return {
         "source": digest(request.source),
@@ -142,42 +156,56 @@ def _key(request: Request) -> dict[str, object]:
 
 
 def _examples(wanted: Wanted) -> tuple[Example, ...]:
-    """What the user says of the inputs: flags, or else the headers of the first sample with a batch that may change."""
-    types = dict(_dtype(flag) for flag in wanted.plan.dtypes)
+    """Return example inputs for a source that does not record its input shapes.
+
+    They are described by the `--shape` and `--dtype` flags. Without `--shape`, they are described by the first sample,
+    with a dynamic batch.
+    """
+    named = [_dtype(flag) for flag in wanted.plan.dtypes]
     shapes = [free_shape(flag) for flag in wanted.shapes]
+    _check_once("--dtype", [name for name, _ in named])
+    _check_once("--shape", [shape.name for shape in shapes])
+    dtypes = dict(named)
     if wanted.data is not None and not shapes:
         low, best, high = DEFAULT_BATCH
-        return tuple(
-            Example(
-                name=name,
-                dtype=types.get(name, dtype),
-                shape=ShapeRange(name=name, min=(low, *shape), opt=(best, *shape), max=(high, *shape)),
-            )
-            for name, dtype, shape in _headers(wanted.data)
-        )
-    if unknown := set(types) - {shape.name for shape in shapes}:
+        examples = []
+        for name, dtype, sizes in _headers(wanted.data):
+            shape = ShapeRange(name=name, min=(low, *sizes), opt=(best, *sizes), max=(high, *sizes))
+            examples.append(Example(name=name, dtype=dtypes.get(name, dtype), shape=shape))
+        return tuple(examples)
+    if unknown := set(dtypes) - {shape.name for shape in shapes}:
         name = min(unknown)
         raise UsageError(f"--dtype {name} has no shape", fix=f"Add --shape {name}=...")
-    return tuple(Example(name=shape.name, dtype=types.get(shape.name, "float32"), shape=shape) for shape in shapes)
+    return tuple(Example(name=shape.name, dtype=dtypes.get(shape.name, "float32"), shape=shape) for shape in shapes)
+
+
+def _check_once(flag: str, names: Sequence[str]) -> None:
+    """Refuse a flag that is given twice for one input."""
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UsageError(f"{flag} is given twice for input {name}", fix="Keep one of the two")
 
 
 def _dtype(flag: str) -> tuple[str, str]:
+    """Return the name and the dtype of a `--dtype` flag."""
     name, _, dtype = flag.rpartition("=")
     if not name or dtype not in DTYPES:
-        raise UsageError(f"--dtype {flag} does not parse", fix=f"Write NAME=DTYPE, with one of {', '.join(DTYPES)}")
+        raise UsageError(f"invalid --dtype {flag}", fix=f"Write NAME=DTYPE, with one of {', '.join(DTYPES)}")
     return name, dtype
 
 
 def _headers(plan: DataPlan) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Name, type and shape of each array of the first sample, as far as they are known without the model.
+    """Return the name, dtype and shape of each array of the first sample, as far as known without the model.
 
-    A picture has no name: it is the module's first input.
+    The shape has no batch axis. An array without a name, such as an image, is the module's first input.
     """
     from trtopt.data import images, python
     from trtopt.data.arrays import find, read_file, read_folder
     from trtopt.data.recipe import FILE_NAME, load_recipe
 
-    path, unnamed = Path(plan.source), (TensorSpec(name="", dtype="float32", shape=("?",) * 4),)
+    path = Path(plan.source)
+    # The readers need a model's inputs: one without a name and with any four dimensions.
+    unnamed = (TensorSpec(name="", dtype="float32", shape=("?",) * 4),)
     if path.is_file() and path.suffix.lower() in (".npy", ".npz"):
         samples = read_file(path, unnamed)
     elif python.is_function(plan.source) and not path.exists():
@@ -185,7 +213,7 @@ def _headers(plan: DataPlan) -> list[tuple[str, str, tuple[int, ...]]]:
     elif path.is_dir() and (files := find(path)):
         samples = read_folder(path, files, unnamed, skip_bad=plan.skip_bad)
     elif path.is_dir() and (plan.recipe or (path / FILE_NAME).is_file()):
-        samples = images.read_pictures(images.find(path), load_recipe(plan.recipe or path / FILE_NAME), unnamed)
+        samples = images.read_images(path, images.find(path), load_recipe(plan.recipe or path / FILE_NAME), unnamed)
     else:
         return []
     if not samples.ids:

@@ -1,4 +1,4 @@
-"""The stages that rewrite the graph: prepare it, ask TensorRT about its operators, set its precision.
+"""The stages that work on the graph: prepare it, check its operators with TensorRT, set its precision.
 
 Touches: the run directory, through the store.
 """
@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 
 
 def prepare(context: Context, source: OnnxModel, ranges: Sequence[ShapeRange], min_opset: int) -> OnnxModel:
-    """FP32 ONNX as given -> FP32 ONNX, simplified, at a sufficient opset (`fp32.onnx`)."""
+    """Return the simplified FP32 model at a sufficient opset (`fp32.onnx`).
+
+    Args:
+        context: the context of the stage.
+        source: the FP32 model as exported or given.
+        ranges: the shape ranges of its dynamic inputs.
+        min_opset: the lowest opset that can express the requested precision.
+    """
 
     def make(folder: Path) -> OnnxModel:
         from trtopt.export.prepare import prepare
@@ -40,10 +47,12 @@ def prepare(context: Context, source: OnnxModel, ranges: Sequence[ShapeRange], m
 
 
 def check_operators(context: Context, model: OnnxModel, plan: BuildPlan) -> None:
-    """Ask the real parser, before any calibration, whether it takes every node. Says nothing where there is none.
+    """Check with TensorRT's parser, before calibration, that it supports every node.
+
+    The stage is omitted if TensorRT is not installed or not the backend.
 
     Raises:
-        BuildError: it refuses some; the first is named.
+        BuildError: some nodes are not supported; the message names the first.
     """
     if plan.backend != "tensorrt":
         return
@@ -58,17 +67,25 @@ def check_operators(context: Context, model: OnnxModel, plan: BuildPlan) -> None
         return Support(rejections=tensorrt.check(trt, model.path))
 
     key = {"model": model.digest, "tensorrt": f"{trt.name} {trt.version}"}
-    found = context.store.stage("check", key, Support, make, lambda made: _support_line(made, trt.name))
-    if found.rejections:
+    support = context.store.stage("check", key, Support, make, lambda support: _support_line(support, trt.name))
+    if support.rejections:
         from trtopt.engine.refusal import error
 
-        raise error(model.path, found.rejections)
+        raise error(model.path, support.rejections)
 
 
 def set_precision(
     context: Context, model: OnnxModel, target: Target, table: CalibrationTable | None, seen: Observation | None
 ) -> TypedModel:
-    """FP32 ONNX (+ table, + what was seen) -> an ONNX graph that carries its precision in itself (`typed.onnx`)."""
+    """Return the ONNX graph with its precision written into it, as Q/DQ nodes and casts (`typed.onnx`).
+
+    Args:
+        context: the context of the stage.
+        model: the FP32 model, prepared and possibly equalized.
+        target: the requested precision.
+        table: the scales; None for a precision without scales.
+        seen: statistics of the activations; None if there are no samples.
+    """
 
     def make(folder: Path) -> TypedModel:
         from trtopt.export.onnx import describe, load_ir
@@ -91,37 +108,49 @@ def set_precision(
         check_types(path)
         return TypedModel(onnx=describe(path), precision=target.precision, rest=target.rest, decisions=decisions)
 
+    statistics = None
+    if seen is not None:
+        statistics = [
+            dict(sorted(seen.ranges.items())),
+            dict(sorted(seen.sizes.items())),
+            seen.digest,
+            seen.correction,
+        ]
     key = {
         "model": model.digest,
         "target": asdict(target),
         "table": dict(sorted(table.scales.items())) if table else None,
-        "seen": [dict(sorted(seen.ranges.items())), dict(sorted(seen.sizes.items())), seen.digest, seen.correction]
-        if seen
-        else None,
+        "seen": statistics,
         **versions("onnx", "onnx-ir"),
     }
     return context.store.stage("precision", key, TypedModel, make, _count_line)
 
 
 def _read_means(seen: Observation) -> tuple[Means, Means]:
-    """What biases are corrected with: the means of tensors, and of what rounding adds to them."""
+    """Return the data for bias correction: by tensor, the means per channel and the mean rounding errors per channel.
+
+    Either is empty if the correction does not use it.
+    """
     import numpy as np
 
     if not seen.correction:
         return {}, {}
+    means: Means = {}
+    errors: Means = {}
     with np.load(seen.means, allow_pickle=False) as archive:
-        names = [(str(i), str(name)) for i, name in enumerate(archive["names"])]
-        means = {name: archive[key] for key, name in names}
-        if seen.correction == "weights":
-            return means, {}
-        return means, {name: archive[f"{key} rounding"] for key, name in names if f"{key} rounding" in archive}
+        for i, name in enumerate(archive["names"]):
+            means[str(name)] = archive[str(i)]
+            if seen.correction != "weights" and f"{i} rounding" in archive:
+                errors[str(name)] = archive[f"{i} rounding"]
+    return means, errors
 
 
 def _support_line(support: Support, name: str) -> str:
-    if not support.rejections:
-        return f"{name} takes every operator"
-    return f"{name} refuses {len(support.rejections)} nodes"
+    unsupported = len(support.rejections)
+    if not unsupported:
+        return f"all operators are supported by {name}"
+    return f"{unsupported} {'node is' if unsupported == 1 else 'nodes are'} not supported by {name}"
 
 
 def _count_line(typed: TypedModel) -> str:
-    return ", ".join(f"{count} nodes {name}" for name, count in sorted(typed.counts().items()))
+    return ", ".join(f"{count} nodes in {name}" for name, count in sorted(typed.counts().items()))

@@ -1,4 +1,4 @@
-"""The stage that finds where drift comes from: `compare --layers`.
+"""The stage that locates drift, layer by layer: `compare --layers`.
 
 Touches: the run directory, through the store; reads the samples.
 """
@@ -26,14 +26,22 @@ def layers(
     dataset: Dataset,
     name: str = "layers",
 ) -> Layers:
-    """Drift of the candidate layer by layer over a few of the samples; `name` is the stage's, if there are several.
+    """Return the drift of the candidate at each layer, over a few of the samples.
 
-    A run directory (`typed` is its result) is held against the FP32 graph that the typed one was made from, when it is
-    still there; any other candidate against the baseline, whose tensors go by the same names.
+    The candidate of a run directory is compared with the FP32 graph that it was made from, if that graph still exists.
+    Any other candidate is compared with the baseline; tensors are matched by name.
+
+    Args:
+        context: the context of the stage.
+        baseline: the FP32 model.
+        candidate: the graph whose drift is measured.
+        typed: the result of the candidate's run directory; None if it has none.
+        dataset: the samples; a few of them are used.
+        name: the name of the stage, if there are several.
 
     Raises:
         DataError: a sample cannot be loaded or run.
-        ModelError: a graph cannot be run, or the two cannot be held against each other.
+        ModelError: a graph cannot be run, or the two graphs cannot be compared.
     """
     from trtopt.compare.layers import Subject, look
 
@@ -62,27 +70,28 @@ def layers(
 def explained(
     context: Context, baseline: OnnxModel, candidate: OnnxModel, typed: TypedModel | None, dataset: Dataset
 ) -> Layers | None:
-    """`layers` for a comparison that failed: nobody asked, so what keeps it from working is no more than a remark, and
-    never takes the place of the verdict."""
+    """Return `layers` for a comparison that failed, or None if it raises an error.
+
+    The user did not ask for it, so an error becomes a warning and does not replace the verdict.
+    """
     try:
         return layers(context, baseline, candidate, typed, dataset)
     except TrtoptError as error:
-        context.emit(Warned(f"where the drift comes from is not known: {error}"))
+        context.emit(Warned(f"the source of the drift is not known: {error}"))
         return None
 
 
 def _source(folder: Path) -> OnnxModel | None:
-    """The graph that the typed one of a run directory was made from: equalized, or else as prepared."""
+    """Return the graph that the typed graph of a run directory was made from: equalized, or else prepared."""
     for stage in ("equalize", "prepare"):
         model = read_result(folder, stage, OnnxModel)
-        # An equalized graph may be left from an earlier run.
+        # An equalized graph may be left over from an earlier run.
         if model is not None and read_result(folder, "precision", TypedModel, model=model.digest) is not None:
             return model
     return None
 
 
 def layers_line(layers: Layers) -> str:
-    """One line: how many layers, and where the drift jumps."""
-    return f"{len(layers.layers)} layers over {layers.samples} samples, " + (
-        f"the drift jumps at {layers.jump}" if layers.jump else "no jump"
-    )
+    """Return the summary line: the number of layers, and the first divergent one."""
+    divergent = f"first divergent layer: {layers.jump}" if layers.jump else "no divergent layer"
+    return f"{len(layers.layers)} layers over {layers.samples} samples, {divergent}"

@@ -1,4 +1,4 @@
-"""The last stage: what a run leaves behind for people and for other programs.
+"""The last stage: the report that a run writes for people and for other programs.
 
 Touches: the run directory, through the store.
 """
@@ -17,11 +17,11 @@ from trtopt.types import Comparison, Report
 
 REPORT_SCHEMA = 2
 FORMATS = ("json", "html")
-"""What is written as a file of the run directory, whatever is printed."""
+"""Formats that are written to the run directory in any case; other formats are only printed."""
 
 
 def recording(emit: Emit, warnings: list[str]) -> Emit:
-    """`emit` that also keeps what was warned of, for the report."""
+    """Return an `emit` that also appends the text of every warning to `warnings`, for the report."""
 
     def record(event: Event) -> None:
         if isinstance(event, Warned):
@@ -32,14 +32,16 @@ def recording(emit: Emit, warnings: list[str]) -> Emit:
 
 
 def remarks(warnings: Iterable[str], *comparisons: Comparison | None) -> tuple[str, ...]:
-    """Warnings of the run and of its comparisons, each of them once."""
-    judged = [comparison for comparison in comparisons if comparison is not None]
-    lines = [line for comparison in judged for line in (*comparison.warnings, *comparison.remarks)]
-    return tuple(dict.fromkeys([*warnings, *lines]))
+    """Return the warnings of the run, and the warnings and remarks of its comparisons, without duplicates."""
+    lines = [*warnings]
+    for comparison in comparisons:
+        if comparison is not None:
+            lines += [*comparison.warnings, *comparison.remarks]
+    return tuple(dict.fromkeys(lines))
 
 
 def forget(store: RunStore) -> None:
-    """Delete the reports of an earlier run: one that ends early must not leave another one's verdict behind."""
+    """Delete the reports of an earlier run, so that a run that fails does not leave an old verdict."""
     for format in FORMATS:
         with writing(store.root):
             (store.root / f"report.{format}").unlink(missing_ok=True)
@@ -55,18 +57,20 @@ def write(store: RunStore, report: Report) -> None:
 
 
 def load(run: Path) -> Report:
-    """The report that a run left in its directory.
+    """Return the report in a run directory.
 
     Raises:
-        UsageError: there is none, or another version wrote it.
+        UsageError: the report does not exist, cannot be read, or was written by another version.
     """
     path = run / "report.json"
     try:
-        found = decode(Report, json.loads(path.read_text(encoding="utf-8")))
-        if found.schema_version != REPORT_SCHEMA:
-            raise ValueError(found.schema_version)
+        report = decode(Report, json.loads(path.read_text(encoding="utf-8")))
+        if report.schema_version != REPORT_SCHEMA:
+            raise ValueError(report.schema_version)
     except (OSError, ValueError, RecursionError) as error:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        why = "there is none" if missing else "it cannot be read, or another version wrote it"
-        raise UsageError(f"no report at {path}", why=why, fix="Name a run directory of this version") from error
-    return found
+        why = "it does not exist" if missing else "it cannot be read, or another version wrote it"
+        raise UsageError(
+            f"no report at {path}", why=why, fix="Give a run directory that this version of trtopt wrote"
+        ) from error
+    return report

@@ -26,37 +26,47 @@ from trtopt.store import file_digest
 from trtopt.types import CalibrationTable, Observation, OnnxModel
 
 WORTH = 0.9
-"""Equalized, a network must err by no more than this share of what it did: less is within what samples differ by."""
+"""Equalization is kept only if the error at the outputs falls to this share or less. A smaller gain is within the
+variation between samples."""
+
+_CORRECTED = {"weights": "weights", "weights and inputs": "weights and activations"}
+"""Values of `Observation.correction` as the summary line names them."""
 
 
 def open_data(plan: DataPlan, model: OnnxModel) -> Dataset:
-    """Open the samples of a plan for a model."""
-    from trtopt.data import load_recipe, open_dataset
+    """Open the samples of a plan for the inputs of a model."""
+    from trtopt.data import Labelling, load_recipe, open_dataset, read_classes
 
     recipe = load_recipe(plan.recipe) if plan.recipe else None
-    return open_dataset(plan.source, model.inputs, recipe=recipe, skip_bad=plan.skip_bad)
+    labelling = Labelling(classes=read_classes(plan.classes) if plan.classes else None, file=plan.labels)
+    return open_dataset(plan.source, model.inputs, recipe=recipe, labelling=labelling, skip_bad=plan.skip_bad)
 
 
 def sizes(plans: Iterable[DataPlan | None], model: OnnxModel) -> dict[str, list[tuple[int, ...]]]:
-    """The shapes that samples give each input, for a hint; nothing where they cannot be read: that is told later."""
-    found: dict[str, list[tuple[int, ...]]] = {}
+    """Return the shapes that the samples have for each input, to suggest a `--shape`.
+
+    Samples that cannot be read are left out: the error is reported when they are needed.
+    """
+    shapes: dict[str, list[tuple[int, ...]]] = {}
     for plan in plans:
-        if plan is None or ":" in plan.source:  # the code of a function is not run for a hint
+        # A source with a colon is a function: its code does not run only for a suggestion.
+        if plan is None or ":" in plan.source:
             continue
         try:
             dataset = open_data(replace(plan, skip_bad=False), model)
         except TrtoptError:
             continue
         for i, spec in enumerate(model.inputs):
-            found.setdefault(spec.name, []).extend(fed[i] for fed in dataset.shapes)
-    return found
+            shapes.setdefault(spec.name, []).extend(of_sample[i] for of_sample in dataset.shapes)
+    return shapes
 
 
-def equalize(context: Context, model: OnnxModel, dataset: Dataset, kind: str) -> OnnxModel:
-    """FP32 ONNX + a few samples -> the same function with channels of similar range (`equalized.onnx`).
+def equalize(context: Context, model: OnnxModel, dataset: Dataset, precision: str) -> OnnxModel:
+    """Return the model with the ranges of its channels equalized (`equalized.onnx`); it computes the same function.
 
-    Which way of equalizing suits a network, or none, is tried on the samples: less error in its layers need not be
-    less at its outputs. `kind` is the precision that it will be quantized to.
+    Several ways to equalize are evaluated on a few samples, and the network without equalization as well. The one with
+    the smallest error at the network's outputs is used, because a smaller error in each layer does not guarantee a
+    smaller error at the outputs. `precision` is what the network will be quantized to.
     """
 
     def make(folder: Path) -> OnnxModel:
@@ -66,91 +76,111 @@ def equalize(context: Context, model: OnnxModel, dataset: Dataset, kind: str) ->
         from trtopt.precision.divisors import WAYS
         from trtopt.precision.equalize import links
 
+        path = folder / "equalized.onnx"
         axes = {link.name: link.axis for link in links(load_ir(model.path))}
         if not axes:
-            return _equalized(model, {}, (), folder / "equalized.onnx")
-        with tapped(context, model, list(axes)) as path:
-            seen = channels(open_runner(path, device=context.device).run, dataset, axes)
-        error = output_error(context, model, dataset, kind)
+            return _equalized(model, {}, (), path)
+        with tapped(context, model, list(axes)) as tapped_path:
+            statistics = channels(open_runner(tapped_path, device=context.device).run, dataset, axes)
+
+        # Evaluate every way that changes the network.
+        error = output_error(context, model, dataset, precision)
         errors: dict[tuple[float, ...], float] = {}
         for exponents in WAYS:
-            with scratch(context, "equalized.onnx") as path:
-                candidate = _equalized(model, seen, exponents, path)
+            with scratch(context, "equalized.onnx") as trial_path:
+                candidate = _equalized(model, statistics, exponents, trial_path)
                 if candidate.notes:
                     errors[exponents] = error(candidate, None)
         if not errors:
-            return _equalized(model, {}, (), folder / "equalized.onnx")
+            return _equalized(model, {}, (), path)
+
         plain = error(model, None)
         best = min(errors, key=errors.__getitem__)
-        if not (math.isfinite(plain) and errors[best] < WORTH * plain):
-            made = _equalized(model, {}, (), folder / "equalized.onnx")
-            why = (
-                "equalized, the outputs are hardly nearer to FP32" if math.isfinite(plain) else "it could not be tried"
-            )
-            return replace(made, notes=(f"channels left as they are: {why}",))
-        made = _equalized(model, seen, best, folder / "equalized.onnx")
-        gain = 10 * math.log10(plain / max(errors[best], TINY))
-        return replace(made, notes=(*made.notes, f"{gain:.1f} dB less error on {min(SAMPLES, len(dataset))} samples"))
+        if not math.isfinite(plain):
+            return _not_equalized(model, path, "the quantized network could not be evaluated")
+        if not errors[best] < WORTH * plain:
+            return _not_equalized(model, path, "no significant gain in output SQNR")
+        equalized = _equalized(model, statistics, best, path)
+        gain = f"+{_decibels(plain, errors[best]):.1f} dB SQNR on {min(SAMPLES, len(dataset))} samples"
+        return replace(equalized, notes=(*equalized.notes, gain))
 
-    key = {"model": model.digest, "data": dataset.digest, "device": context.device, "worth": str(WORTH), "for": kind}
-    key |= versions("onnxruntime", "onnxruntime-gpu", "onnx-ir")
-    return context.store.stage(
-        "equalize", key, OnnxModel, make, lambda made: "; ".join(made.notes) or "no channels to equalize"
-    )
+    key = {"model": model.digest, "data": dataset.digest, "device": context.device, "worth": str(WORTH)}
+    key |= {"for": precision, **versions("onnxruntime", "onnxruntime-gpu", "onnx-ir")}
+    return context.store.stage("equalize", key, OnnxModel, make, _equalized_line)
 
 
-def _equalized(model: OnnxModel, seen: Mapping[str, Channels], exponents: Sequence[float], path: Path) -> OnnxModel:
-    """Write the equalized network to `path`, as it is when there are no exponents; its note says what was changed."""
+def _equalized(
+    model: OnnxModel, statistics: Mapping[str, Channels], exponents: Sequence[float], path: Path
+) -> OnnxModel:
+    """Write the equalized network to `path`, or a copy if there are no exponents. A note says what was equalized."""
     from trtopt.export.onnx import describe, load_ir
     from trtopt.export.prepare import BETWEEN_STAGES, save
     from trtopt.precision.equalize import equalize, links
 
     graph = load_ir(model.path)
-    absorbed, inserted = equalize(graph, links(graph) if exponents else [], seen, exponents)
+    absorbed, inserted = equalize(graph, links(graph) if exponents else [], statistics, exponents)
     save(graph, path, inline=BETWEEN_STAGES)
     count = len(absorbed) + len(inserted)
-    note = f"channels of {count} activation{'s' * (count != 1)} brought to similar ranges"
-    note += f", {len(inserted)} by a multiplication more" if inserted else ""
-    return describe(path, (note,) if count else ())
+    if not count:
+        return describe(path, ())
+    note = f"{count} activation{'s' * (count != 1)} equalized"
+    if inserted:
+        note += f", {len(inserted)} with an inserted Mul"
+    return describe(path, (note,))
 
 
-def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str, kind: str) -> CalibrationTable:
-    """FP32 ONNX + samples -> one scale a tensor (`calibration.json`; for INT8 also TensorRT's `calibration.cache`).
+def _not_equalized(model: OnnxModel, path: Path, why: str) -> OnnxModel:
+    """Write a copy of the model to `path`, with a note that says why it was not equalized."""
+    return replace(_equalized(model, {}, (), path), notes=(f"not equalized: {why}",))
 
-    `kind` is the precision that the network will be quantized to. `auto` tries the methods in it, with biases corrected
-    by the weights and the rest in FP32, whatever the flags: scales do not depend on those.
+
+def _equalized_line(equalized: OnnxModel) -> str:
+    return "; ".join(equalized.notes) or "no channels to equalize"
+
+
+def _decibels(before: float, after: float) -> float:
+    """Return by how many dB the SQNR rises when the relative error falls from `before` to `after`."""
+    return 10 * math.log10(max(before, TINY) / max(after, TINY))
+
+
+def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str, precision: str) -> CalibrationTable:
+    """Return a table with one scale per tensor (`calibration.json`; for INT8 also TensorRT's `calibration.cache`).
+
+    With `auto`, each method's network is evaluated in the requested precision, with bias correction for the weights and
+    with FP32 as the fallback precision. Flags do not change this, because scales do not depend on them. `precision` is
+    what the network will be quantized to.
     """
 
     def make(folder: Path) -> CalibrationTable:
         from trtopt.calibrate import AUTO, auto, methods, noisiest, table
         from trtopt.data.overlap import fingerprinted
 
-        seen: set[str] = set()
-        # Of the methods only entropy moves with the arithmetic: its divergence is flat around the least.
+        fingerprints: dict[int, str] = {}
+        # TF32 is off for entropy only: its divergence is flat around the minimum, so small errors move its choice.
         tf32 = method not in ("entropy", AUTO)
-        histograms = _histograms(context, model, fingerprinted(dataset, seen), CudaOptions(tf32=tf32))
+        histograms = _histograms(context, model, fingerprinted(dataset, fingerprints), CudaOptions(tf32=tf32))
         names = methods() if method == AUTO else [method]
         tables = {name: table.make_table(name, histograms, model=model, dataset=dataset) for name in names}
         if method == AUTO:
-            error = output_error(context, model, dataset, kind)
+            error = output_error(context, model, dataset, precision)
             request = rough(context, model, dataset, tables[auto.FALLBACK])
-            made = auto.choose(tables, lambda table: error(model, replace(request, table=table)))
+            chosen = auto.choose(tables, lambda table: error(model, replace(request, table=table)))
         else:
-            made = tables[method]
-        made = replace(made, precision=kind, fingerprints=tuple(sorted(seen)))
-        table.write_json(made, folder / "calibration.json", histograms)
-        if kind == table.CACHED:
-            table.write_cache(made, folder / "calibration.cache")
-        noisiest.write(noisiest.noisiest(made, histograms), folder)
-        return made
+            chosen = tables[method]
+        chosen = replace(chosen, precision=precision, fingerprints=tuple(sorted(set(fingerprints.values()))))
+        table.write_json(chosen, folder / "calibration.json", histograms)
+        if precision == table.CACHED:
+            table.write_cache(chosen, folder / "calibration.cache")
+        noisiest.write(noisiest.noisiest(chosen, histograms), folder)
+        return chosen
 
-    key = {"model": model.digest, "data": dataset.digest, "method": method, "device": context.device, "for": kind}
-    key |= versions("onnxruntime", "onnxruntime-gpu", "onnx-ir", "numba")
+    key = {"model": model.digest, "data": dataset.digest, "method": method, "device": context.device}
+    key |= {"for": precision, **versions("onnxruntime", "onnxruntime-gpu", "onnx-ir", "numba")}
     return context.store.stage("calibrate", key, CalibrationTable, make, _calibrated_line)
 
 
 def _histograms(context: Context, model: OnnxModel, dataset: Dataset, cuda: CudaOptions) -> dict[str, Histogram]:
-    """Histograms of the tensors to quantize; the session that gave them, and its memory, are gone."""
+    """Return histograms of the tensors to quantize. The session and its memory are released on return."""
     from trtopt.calibrate.observe import callers
     from trtopt.engine.observing import observe_where_it_runs
     from trtopt.engine.onnxruntime import open_runner
@@ -165,24 +195,27 @@ def _histograms(context: Context, model: OnnxModel, dataset: Dataset, cuda: Cuda
         return observe_where_it_runs(runner, tensors, dataset, stage="calibrate", emit=context.emit)
 
 
-def _calibrated_line(made: CalibrationTable) -> str:
-    line = f"{made.method} over {made.samples} samples: {len(made.scales)} scales"
-    best_first = sorted(made.tried.items(), key=lambda item: -item[1])
-    tried = ", ".join(f"{name} {decibels:.1f} dB" for name, decibels in best_first)
-    return f"{line}; on {min(SAMPLES, made.samples)} of them {tried}" if tried else line
+def _calibrated_line(table: CalibrationTable) -> str:
+    """Return the summary line, with the output SQNR of each candidate method, best first."""
+    line = f"{len(table.scales)} scales from {table.samples} samples by {table.method}"
+    if not table.tried:
+        return line
+    best_first = sorted(table.tried.items(), key=lambda item: -item[1])
+    candidates = ", ".join(f"{name} {decibels:.1f} dB" for name, decibels in best_first)
+    return f"{line} (output SQNR on {min(SAMPLES, table.samples)} samples: {candidates})"
 
 
 def observe(
     context: Context, model: OnnxModel, dataset: Dataset, target: Target, table: CalibrationTable | None
 ) -> Observation:
-    """FP32 ONNX + a few samples -> magnitudes of all tensors, and the means that correct biases (`observed.npz`).
+    """Return the absmax of all tensors over a few samples, and the means for bias correction (`observed.npz`).
 
-    With a table it is tried on the samples whether correcting biases brings the outputs nearer to FP32.
+    With a table and bias correction, the corrections are evaluated on the samples, and the best one is chosen. A
+    precision without scales has no table.
     """
+    corrects = table is not None and target.bias_correction
 
     def make(folder: Path) -> Observation:
-        import numpy as np
-
         from trtopt.calibrate.ranges import look
         from trtopt.engine.onnxruntime import open_runner
         from trtopt.export.onnx import load_ir
@@ -195,21 +228,14 @@ def observe(
         nodes = list(float_nodes(graph.graph))
         tensors = [value.name or "" for node in nodes for value in node.outputs if is_float(value)]
         request = Request(rest=target.rest, table=table)
-        quantizes = table is not None and target.bias_correction
-        roundings = rounding_errors(graph, request, FORMATS[target.precision]) if quantizes else {}
-        with tapped(context, model, tensors) as path:
-            run = open_runner(path, device=context.device).run
+        roundings = rounding_errors(graph, request, FORMATS[target.precision]) if corrects else {}
+        with tapped(context, model, tensors) as tapped_path:
+            run = open_runner(tapped_path, device=context.device).run
             seen = look(run, dataset, channel_axes(nodes), roundings, stage="observe", emit=context.emit)
         path = folder / "observed.npz"
-        # Under numbers, beside their names: a tensor's name may hold what a file's name may not.
-        arrays: dict[str, Any] = {"names": np.array(list(seen.means), dtype=np.str_)}
-        for i, (name, mean) in enumerate(seen.means.items()):
-            arrays[str(i)] = mean
-            if name in seen.errors:
-                arrays[f"{i} rounding"] = seen.errors[name]
-        np.savez(path, allow_pickle=False, **arrays)
+        _write_means(seen, path)
         correction, gain = "", 0.0
-        if quantizes:
+        if corrects:
             request = replace(request, ranges=seen.ranges, sizes=seen.sizes)
             error = output_error(context, model, dataset, target.precision)
             correction, gain = _best_correction(error, model, request, seen)
@@ -231,28 +257,44 @@ def observe(
         "table": dict(sorted(table.scales.items())) if table else None,
         **versions("onnxruntime", "onnxruntime-gpu", "onnx-ir"),
     }
-    tried = table is not None and target.bias_correction
-    return context.store.stage("observe", key, Observation, make, lambda made: _observed_line(made, tried=tried))
+    return context.store.stage("observe", key, Observation, make, lambda seen: _observed_line(seen, corrects=corrects))
+
+
+def _write_means(seen: Seen, path: Path) -> None:
+    """Write the means and mean rounding errors per channel to an .npz file.
+
+    Its keys are indices into the array `names`, because tensor names may not be valid names inside an archive.
+    """
+    import numpy as np
+
+    arrays: dict[str, Any] = {"names": np.array(list(seen.means), dtype=np.str_)}
+    for i, (name, mean) in enumerate(seen.means.items()):
+        arrays[str(i)] = mean
+        if name in seen.errors:
+            arrays[f"{i} rounding"] = seen.errors[name]
+    np.savez(path, allow_pickle=False, **arrays)
 
 
 def _best_correction(
     error: Callable[[OnnxModel, Request | None], float], model: OnnxModel, request: Request, seen: Seen
 ) -> tuple[str, float]:
-    """Of whose errors biases are best corrected, and by how many dB the outputs are nearer to FP32 for it."""
-    ways = {
+    """Return the best value of `Observation.correction`, empty for none, and its gain in output SQNR in dB."""
+    candidates = {
         "": request,
         "weights": replace(request, means=seen.means),
         "weights and inputs": replace(request, means=seen.means, errors=seen.errors),
     }
-    errors = {name: error(model, way) for name, way in ways.items()}
+    errors = {name: error(model, candidate) for name, candidate in candidates.items()}
     if not math.isfinite(errors[""]):
-        return "", 0.0  # nothing to be better than
+        return "", 0.0  # without a reference a gain cannot be measured
     best = min(errors, key=errors.__getitem__)
-    return best, 10 * math.log10(max(errors[""], TINY) / max(errors[best], TINY))
+    return best, _decibels(errors[""], errors[best])
 
 
-def _observed_line(made: Observation, *, tried: bool) -> str:
-    line = f"magnitudes of {len(made.ranges)} tensors over {made.samples} samples"
-    if made.correction:
-        return f"{line}; biases correct the mean error of rounded {made.correction}: {made.gain:.1f} dB less error"
-    return f"{line}; biases are not corrected: no gain was seen" if tried else line
+def _observed_line(observation: Observation, *, corrects: bool) -> str:
+    """Return the summary line, with the bias correction if one was evaluated."""
+    line = f"absmax of {len(observation.ranges)} tensors over {observation.samples} samples"
+    if observation.correction:
+        corrected = _CORRECTED[observation.correction]
+        return f"{line}; bias correction for {corrected}: +{observation.gain:.1f} dB SQNR"
+    return f"{line}; no bias correction: no gain in output SQNR" if corrects else line

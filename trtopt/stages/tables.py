@@ -1,6 +1,6 @@
-"""A calibration table that was given, in place of calibrating: whether it fits, and what is to be said of it.
+"""A calibration table from `--calib-table`, used instead of calibrating: check that it fits, and warn where needed.
 
-Touches: reads the table, and the calibration samples to tell them from those of the evaluation.
+Touches: reads the table, and the calibration samples to find overlap with the evaluation samples.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from trtopt.types import CalibrationTable, OnnxModel, StageOutcome
 
 
 def read(context: Context, plan: ConvertPlan, calib: Dataset | None) -> CalibrationTable | None:
-    """The table that the plan names, if any, with the fingerprints of the samples that correct biases beside its own.
+    """Return the table that the plan names, or None if it names none.
+
+    If other samples than those of the table correct the biases, their fingerprints are added to the table's.
 
     Raises:
-        TableError: it is none, or damaged.
-        UsageError: it is of an equalized network, which cannot be made again from what is given.
+        TableError: the file is not a table, or damaged.
+        UsageError: the table was made for an equalized network that cannot be reproduced from the plan.
     """
     if plan.table is None:
         return None
@@ -31,26 +33,34 @@ def read(context: Context, plan: ConvertPlan, calib: Dataset | None) -> Calibrat
     table = read_table(plan.table)
     _check_equalized(table, plan, calib)
     if plan.method != AUTO:
-        context.emit(Warned(f"--method {plan.method} is not followed: the scales are those of {plan.table}"))
+        context.emit(Warned(f"--method {plan.method} is ignored: scales are read from {plan.table}"))
     if table.precision != plan.precision:
-        context.emit(Warned(f"{plan.table} is for {table.precision}: what suits {plan.precision} was not tried"))
-    if calib is None or plan.data is None or not plan.bias_correction or calib.digest == table.data_digest:
+        context.emit(
+            Warned(f"{plan.table} was calibrated for {table.precision}: it was not evaluated for {plan.precision}")
+        )
+    # Fingerprints are needed only to find overlap between the evaluation samples and those that correct biases.
+    if calib is None or plan.data is None or not plan.bias_correction:
+        return table
+    # The table already holds the fingerprints of its own samples.
+    if calib.digest == table.data_digest:
         return table
     return replace(table, fingerprints=tuple(sorted(_fingerprints(calib).union(table.fingerprints))))
 
 
 def of_equalized(table: CalibrationTable) -> bool:
-    """Whether its tensors are those of an equalized network."""
+    """Return whether the table was made for an equalized network, judged by its tensor names."""
     from trtopt.precision.equalize import SUFFIX
 
     return any(name.endswith(SUFFIX) for name in table.scales)
 
 
 def follow(context: Context, plan: ConvertPlan, model: OnnxModel, table: CalibrationTable) -> None:
-    """Take the table for this model, in place of the stage `calibrate`, of which nothing earlier may stay.
+    """Check the table for this model, and record the stage `calibrate` as skipped.
+
+    Results of an earlier `calibrate` are discarded, unless the table itself is in the run directory.
 
     Raises:
-        TableError: it was made for another model, or lacks a tensor.
+        TableError: the table was made for another model, or lacks a tensor.
     """
     from trtopt.calibrate.table import check_table
     from trtopt.export.onnx import load_ir
@@ -60,43 +70,50 @@ def follow(context: Context, plan: ConvertPlan, model: OnnxModel, table: Calibra
     assert plan.table is not None
     if plan.table.resolve().parent != context.store.root.resolve():
         context.store.discard("calibrate")
-    summary = f"{len(table.scales)} scales of {plan.table}: {table.method}"
-    summary += f" over {table.samples} samples" if table.samples else ""
+    origin = f"{table.method}, {table.samples} samples" if table.samples else table.method
+    summary = f"{len(table.scales)} scales read from {plan.table} ({origin})"
     context.store.outcomes.append(StageOutcome(name="calibrate", status="skipped", seconds=0.0, summary=summary))
 
 
 def drop_other_graph(store: RunStore, model: OnnxModel, table: CalibrationTable) -> None:
-    """Delete a typed graph that is not of this model and these scales, with its engine."""
+    """Delete a typed graph that was not made from this model and these scales, and its engine."""
     store.discard("precision", model=model.digest, table=dict(sorted(table.scales.items())))
     if not store.holds("precision"):
         store.discard("build")
 
 
 def _check_equalized(table: CalibrationTable, plan: ConvertPlan, calib: Dataset | None) -> None:
+    """Raise UsageError if the table was made for an equalized network that cannot be reproduced."""
     if not of_equalized(table):
         return
-    what = f"{plan.table} is of an equalized network"
+    what = f"{plan.table} was made for an equalized network"
     if not plan.equalization:
-        raise UsageError(what, why="its scales fit no other", fix="Leave --no-equalization out, or calibrate with it")
+        raise UsageError(
+            what,
+            why="its scales do not fit the network without equalization",
+            fix="Remove --no-equalization, or calibrate with it",
+        )
     if not table.model_digest:
         raise UsageError(
             what,
-            why="a TensorRT cache does not say how it was equalized",
+            why="a TensorRT cache does not record how the network was equalized",
             fix="Give the calibration.json that was written with it, or calibrate with --no-equalization",
         )
     if calib is None or calib.digest != table.data_digest:
         raise UsageError(
             what,
-            why="equalizing it again takes the samples that it was made from",
-            fix="Give --calib those samples, or calibrate with --no-equalization",
+            why="the samples of the table are needed to equalize the network again",
+            fix="Give these samples with --calib, or calibrate with --no-equalization",
         )
 
 
 def _fingerprints(dataset: Dataset) -> set[str]:
+    """Return the fingerprints of all samples of a dataset."""
     from trtopt.data.overlap import fingerprinted
 
-    seen: set[str] = set()
-    watched = fingerprinted(dataset, seen)
+    fingerprints: dict[int, str] = {}
+    # Loading a sample of this dataset records its fingerprint.
+    recorded = fingerprinted(dataset, fingerprints)
     for index in range(len(dataset)):
-        watched.load(index)
-    return seen
+        recorded.load(index)
+    return set(fingerprints.values())

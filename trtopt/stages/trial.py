@@ -1,4 +1,6 @@
-"""Try a quantized network on a few calibration samples: what equalization, biases and `--method auto` choose by.
+"""Trials: quantize a network and measure its output error on a few calibration samples.
+
+Equalization, bias correction and `--method auto` are chosen by these errors.
 
 Touches: temporary files in the run directory; reads the samples.
 """
@@ -11,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from trtopt.calibrate.auto import FALLBACK
 from trtopt.data.dataset import Array, Dataset, Feed
@@ -24,7 +25,7 @@ from trtopt.types import CalibrationTable, OnnxModel
 
 @contextlib.contextmanager
 def scratch(context: Context, name: str) -> Iterator[Path]:
-    """A file in the run directory that goes, with its external data, when the block is left."""
+    """Yield the path of a temporary file in the run directory. It is deleted afterwards, with its external data."""
     path = context.store.root / f".tmp-{name}"
     try:
         yield path
@@ -35,7 +36,7 @@ def scratch(context: Context, name: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def tapped(context: Context, model: OnnxModel, tensors: Sequence[str]) -> Iterator[Path]:
-    """A copy of the model, beside it so that external data is found, that gives these tensors as its outputs."""
+    """Yield the path of a temporary copy of the model whose outputs are these tensors."""
     from trtopt.calibrate.observe import tap
 
     with scratch(context, "tapped.onnx") as path:
@@ -44,17 +45,23 @@ def tapped(context: Context, model: OnnxModel, tensors: Sequence[str]) -> Iterat
 
 
 def output_error(
-    context: Context, model: OnnxModel, dataset: Dataset, kind: str
+    context: Context, model: OnnxModel, dataset: Dataset, precision_name: str
 ) -> Callable[[OnnxModel, Request | None], float]:
-    """A function that quantizes a network equal to `model`, and returns how far its outputs are from those in FP32.
+    """Return a function that quantizes a candidate and returns the relative error of its outputs.
 
-    That is noise energy over signal energy, and of an output that is not of floating-point type, indices say, the share
-    of values that differ; the mean over outputs. Without a request it takes a `rough` one. `kind` is the precision that
-    the network is quantized to. What is infinite in FP32 does not count. A trial ends nothing: where outputs have other
-    shapes than in FP32, are NaN or infinite, or cannot be computed, this is warned of, and the error is infinite.
+    The candidate is a network that computes the same function as `model`. It is quantized to `precision_name` as the
+    request says, or as a `rough` one says if the request is None.
+
+    The error is the mean over the outputs. For a floating-point output it is the error energy over the signal energy;
+    values that are infinite in FP32 are ignored. For any other output, such as indices, it is the share of values that
+    differ.
+
+    A failing trial does not end the stage. The error is infinite, with a warning, if the outputs cannot be computed,
+    have other shapes than in FP32, or are NaN or infinite.
 
     Raises:
-        EnvironmentUnableError: of FP32 or of a trial: memory is exhausted, say, which another time it is not.
+        EnvironmentUnableError: FP32 or a trial fails for a reason that may not recur, such as a lack of memory. The
+            result must not be cached then.
     """
     from trtopt.calibrate.ranges import few
     from trtopt.engine.onnxruntime import open_runner
@@ -65,61 +72,75 @@ def output_error(
     samples = few(dataset)
     feeds = [samples.load(i) for i in range(len(samples))]
     run = open_runner(model.path, device=context.device).run
-    wanted = [run(feed) for feed in feeds]
-    original = load_ir(model.path)  # once: it is what most trials begin with
+    references = [run(feed) for feed in feeds]
+    original = load_ir(model.path)  # loaded once, because most trials start from it
     warned: set[str] = set()
 
-    def measured(candidate: OnnxModel, request: Request) -> float:
+    def measure(candidate: OnnxModel, request: Request) -> float:
         graph = original.clone() if candidate == model else load_ir(candidate.path)
-        precision(kind).apply(graph, request)
-        energies = {name: np.zeros(2) for name in wanted[0]}
+        precision(precision_name).apply(graph, request)
+        # Error and signal energy of each output, summed over the samples.
+        energies = {name: np.zeros(2) for name in references[0]}
         with scratch(context, "trial.onnx") as path:
             save(graph, path, inline=BETWEEN_STAGES)
             quantized = open_runner(path, device=context.device).run
-            for feed, outputs in zip(feeds, wanted, strict=True):
-                found = quantized(feed)
+            for feed, reference in zip(feeds, references, strict=True):
+                outputs = quantized(feed)
                 for name, energy in energies.items():
-                    energy += _energies(name, outputs[name], found[name])
-        return float(np.mean([noise / signal if signal else float(noise > 0) for noise, signal in energies.values()]))
+                    energy += _energies(name, reference[name], outputs[name])
+        # An output that is all zero in FP32 has no relative error: it counts as 1 if it differs at all.
+        errors = []
+        for error_energy, signal_energy in energies.values():
+            errors.append(error_energy / signal_energy if signal_energy else float(error_energy > 0))
+        return float(np.mean(errors))
 
     def error(candidate: OnnxModel, request: Request | None = None) -> float:
         try:
-            return measured(candidate, request or rough(context, candidate, dataset))
+            return measure(candidate, request or rough(context, candidate, dataset))
         except (EnvironmentUnableError, MissingDependencyError):
             raise
         except TrtoptError as failure:
-            if str(failure) not in warned:  # what ends one trial ends the next one, too
+            # The same failure usually ends all trials: warn once.
+            if str(failure) not in warned:
                 warned.add(str(failure))
-                context.emit(Warned(f"what is nearest to FP32 could not be tried: {failure}"))
+                context.emit(Warned(f"a candidate could not be evaluated: {failure}"))
             return math.inf
 
     return error
 
 
-def _energies(name: str, wanted: Array, found: Array) -> tuple[float, float]:
-    """Noise and signal of a sample's output; where it is not of floating-point type, how many values differ, of all."""
-    if wanted.shape != found.shape:
-        # How many results there are depends on the values: boxes, say.
+def _energies(name: str, reference: Array, output: Array) -> tuple[float, float]:
+    """Return the error energy and the signal energy of one output for one sample.
+
+    For an output that is not floating-point, return the number of values that differ and the number of all values.
+
+    Raises:
+        CalibrationError: the shapes differ, or the output is NaN, or infinite where the reference is not.
+    """
+    if reference.shape != output.shape:
+        # The number of results may depend on the values, such as the number of boxes.
         raise CalibrationError(f"output {name!r} has another shape than in FP32")
-    if wanted.dtype.kind != "f":
-        return float((wanted != found).sum()), wanted.size
-    counts = ~np.isinf(wanted)  # a score of minus infinity says that a class is out of the question
-    right, wrong = np.float64(wanted[counts]), np.float64(found[counts])
-    noise = float(np.square(right - wrong).sum())
-    if not math.isfinite(noise):
+    if reference.dtype.kind != "f":
+        return float((reference != output).sum()), reference.size
+    # A score of minus infinity excludes a class: it has no error to measure.
+    counted = ~np.isinf(reference)
+    exact, quantized = np.float64(reference[counted]), np.float64(output[counted])
+    error_energy = float(np.square(exact - quantized).sum())
+    if not math.isfinite(error_energy):
         raise CalibrationError(f"output {name!r} is NaN, or infinite where FP32 is not")
-    return noise, float(np.square(right).sum())
+    return error_energy, float(np.square(exact).sum())
 
 
 def rough(context: Context, model: OnnxModel, dataset: Dataset, table: CalibrationTable | None = None) -> Request:
-    """A request with channel means from a few samples, and scales, too, unless there is a table: enough to compare
-    networks by, not to convert with.
+    """Return a request with means per channel, and scales if `table` is None, from a few samples.
+
+    It is good enough to compare networks, but not to convert them.
 
     Raises:
-        CalibrationError: a tensor to quantize is NaN or infinite; the tensor and the sample are named.
+        CalibrationError: a tensor to quantize is NaN or infinite; the message names the tensor and the sample.
     """
     from trtopt.calibrate.observe import observe
-    from trtopt.calibrate.ranges import channel_means, few
+    from trtopt.calibrate.ranges import Averages, channel_means, few
     from trtopt.calibrate.table import make_table
     from trtopt.engine.onnxruntime import open_runner
     from trtopt.events import silent
@@ -130,18 +151,18 @@ def rough(context: Context, model: OnnxModel, dataset: Dataset, table: Calibrati
     graph, samples = load_ir(model.path), few(dataset)
     axes = channel_axes(list(float_nodes(graph.graph)))
     tensors = () if table else place(graph).tensors()
-    means: dict[str, npt.NDArray[np.float64]] = {}
+    means = Averages()
     with tapped(context, model, [*tensors, *axes]) as path:
         run = open_runner(path, device=context.device).run
 
-        def averaged(feed: Feed) -> Mapping[str, Array]:
+        def run_and_average(feed: Feed) -> Mapping[str, Array]:
             outputs = run(feed)
             for name, axis in axes.items():
                 array = outputs[name] if name in outputs else feed[name]
                 if array.dtype == np.float32 and array.size:
-                    means[name] = means.get(name, 0.0) + channel_means(array, axis) / len(samples)
+                    means.add(name, channel_means(array, axis))
             return outputs
 
-        histograms = observe(averaged, tensors, samples, stage="equalize", emit=silent)
+        histograms = observe(run_and_average, tensors, samples, stage="equalize", emit=silent)
     table = table or make_table(FALLBACK, histograms, model=model, dataset=samples)
-    return Request(rest="fp32", table=table, means=means)
+    return Request(rest="fp32", table=table, means=means.result())

@@ -1,9 +1,9 @@
-"""How an output is read: `--kind OUTPUT=NAME` is the module of that name, and `OutputDrift.kind` holds it.
+"""Kinds of outputs: `--kind OUTPUT=NAME` names a module of this folder, and so does `OutputDrift.kind`.
 
-A module has `reader(opening)`, which gives what accumulates the metrics of an output, or None for one that cannot be of
-this kind; `TAKES`, the outputs that can, in words; and `PLAIN`, whether it is for what no other kind reads. The other
-modules of this folder are what they share: `outputs` (what both models gave for some samples), `noise` (errors value by
-value), `boxes` (which boxes are the same) and `worst` (the samples to look at first).
+A module has `reader(opening)`, which returns an accumulator of the metrics of an output, or None for an output that
+cannot be of this kind; `TAKES`, a description of the outputs that can; and `PLAIN`, whether it takes what no other kind
+does. The kinds share the modules `outputs` (a batch of both models' outputs), `noise` (errors value by value), `parts`
+(groups of channels of one scale), `explained` (against trivial guesses), `boxes` (matching) and `worst` (samples).
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ _SHARED = frozenset({"boxes", "explained", "noise", "outputs", "parts", "worst"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
-    """An output that is to be read: its name, the first batch, whether the user named its kind, and the other outputs
-    that may be read with it.
+    """An output to be read: its name, the first batch, whether the user named its kind, and outputs to read with it.
 
-    Where the user named the kind, shapes must still be right, but neither names nor values need to give it away.
+    Where the user named the kind, shapes must still fit, but names and values need not suggest it.
     """
 
     name: str
@@ -48,11 +47,11 @@ class Reader(Protocol):
 
     @property
     def note(self) -> str:
-        """What a careful user wants to know of how the output is read; mostly nothing."""
+        """A remark on how the output is read; usually empty."""
         ...
 
     def add(self, batch: Outputs) -> None:
-        """Take one batch.
+        """Add one batch.
 
         Raises:
             ModelError: the two models' outputs cannot be compared so.
@@ -60,7 +59,7 @@ class Reader(Protocol):
         ...
 
     def fits(self) -> bool:
-        """Whether all that was added looks like this kind."""
+        """Return whether everything that was added looks like this kind."""
         ...
 
     def drift(self, ids: Sequence[str]) -> OutputDrift:
@@ -75,17 +74,17 @@ class Kind(Protocol):
     PLAIN: bool
 
     def reader(self, opening: Opening) -> Reader | None:
-        """Return what reads the output, or None when the first batch shows that it is not of this kind."""
+        """Return a reader of the output, or None when the first batch shows that it is not of this kind."""
         ...
 
 
 def kinds() -> tuple[str, ...]:
-    """The names that `--kind OUTPUT=NAME` takes: the modules of this folder that are no shared helpers."""
+    """Return the names that `--kind OUTPUT=NAME` takes: the modules of this folder that are not shared helpers."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _SHARED))
 
 
 def check_name(name: str) -> None:
-    """Refuse what is no kind.
+    """Refuse an unknown kind of output.
 
     Raises:
         UsageError: the message suggests the nearest name.

@@ -151,7 +151,7 @@ class Detection:
         return [Boxes(corners=corners[at], scores=scores[at], classes=classes[at]) for at in cuts]
 
     def _check(self, boxes: Boxes) -> None:
-        """Rule out what is no detection, by FP32's boxes: scores are no probabilities, or boxes are no corners."""
+        """Rule out what cannot be detections, by FP32's boxes: scores beyond [0, 1], or boxes that are not corners."""
         real = boxes.chosen(boxes.scores > 0)
         corners = bool((real.corners[:, 2:] >= real.corners[:, :2]).all())
         if self._asked and not corners:
@@ -197,8 +197,10 @@ class Detection:
 
 
 def reader(opening: Opening) -> Detection | None:
-    """Read boxes. They are taken for detections where an output of scores stands beside one with `box` in its name, or
-    where the values of a `[n, k, 6]` can be nothing else.
+    """Return a reader of boxes.
+
+    An output is taken for boxes where its name has `box` in it and an output of scores fits it, or where the values of
+    a `[n, k, 6]` can be nothing else.
     """
     boxes, count = opening.first.reference[opening.name], len(opening.first.indices)
     alone = boxes.ndim == 2 and count == 1

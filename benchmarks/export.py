@@ -1,9 +1,10 @@
-"""Exporting a ResNet-50: time, and the peak memory of trtopt's own process beside that of its child.
+"""Export of a ResNet-50: the time, and the peak memory of trtopt's own process and of its child process.
 
-    python bench/export.py
+    python benchmarks/export.py
 
-A Keras ResNet-50 with random weights, as a SavedModel. Memory is the peak resident set, as the system counts it;
-`trtopt` is the process that a user starts, `framework` the largest of those that it starts (8 GB should be free).
+The model is a Keras ResNet-50 with random weights, as a SavedModel. Memory is the peak resident set as the system
+counts it. `trtopt` is the process that the user starts, and `framework` is the largest of its children. 8 GB should be
+free.
 
 Touches: a temporary folder; prints on stdout.
 """
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 
 LIMIT_MB = 600
+"""Largest peak memory of trtopt's own process that passes."""
 _SAVE = """
 import sys, keras
 keras.utils.set_random_seed(0)
@@ -35,7 +37,7 @@ print(json.dumps({"code": code, "own": peaks[0], "child": peaks[1]}))
 
 
 def export(source: str, folder: Path, *flags: str) -> tuple[float, dict[str, float], dict[str, float]]:
-    """Return the wall time in seconds, the peaks in MB, and the time of each stage."""
+    """Run `trtopt export`. Return the wall-clock time in seconds, the peaks in MB, and the seconds of each stage."""
     start = time.perf_counter()
     arguments = ["export", source, "-o", str(folder / "model.onnx"), *flags]
     done = subprocess.run(

@@ -1,13 +1,14 @@
-"""What trtopt costs on a GPU: a bare loop to hold `trtopt bench` against, calibration beside inference, and its tables.
+"""The cost of trtopt on a GPU: `trtopt bench` compared with a plain loop, calibration compared with inference.
 
-    python bench/gpu.py models FOLDER          write ResNet-50 as FP32 and FP16
-    python bench/gpu.py bare FOLDER            a bare onnxruntime io-binding loop, without trtopt, over the batch sweep
-    python bench/gpu.py calibration FOLDER     calibration on the GPU beside bare inference, and beside the CPU
-    python bench/gpu.py agreement FOLDER       how far the GPU's scales are from the CPU's, for every method
-    python bench/gpu.py against FOLDER         what `trtopt bench` measured (FOLDER/bench) beside the bare loop
-    python bench/gpu.py limit FOLDER           what `trtopt bench --max-batch` found (FOLDER/limit) beside a full search
+    python benchmarks/gpu.py models FOLDER        write ResNet-50 in FP32 and FP16
+    python benchmarks/gpu.py bare FOLDER          time a plain onnxruntime loop with I/O binding, without trtopt
+    python benchmarks/gpu.py calibration FOLDER   compare calibration on the GPU with plain inference and with the CPU
+    python benchmarks/gpu.py agreement FOLDER     compare the scales of GPU and CPU, for every method
+    python benchmarks/gpu.py against FOLDER       compare `trtopt bench` (FOLDER/bench) with the plain loop
+    python benchmarks/gpu.py limit FOLDER         compare `trtopt bench --max-batch` (FOLDER/limit) with a full search
 
-`bench/gpu.sh` runs all of it. The network has random weights: fit for measuring time and memory, not accuracy.
+`benchmarks/gpu.sh` runs all of them. The network has random weights, so it is suitable to measure time and memory, but
+not accuracy.
 
 Touches: the folder; the GPU.
 """
@@ -35,8 +36,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=list(PARTS))
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--samples", type=int, default=2048, help="of the calibration (default 2048)")
-    parser.add_argument("--cpu-samples", type=int, default=512, help="of what also runs on the CPU (default 512)")
+    parser.add_argument("--samples", type=int, default=2048, help="calibration samples (default 2048)")
+    parser.add_argument("--cpu-samples", type=int, default=512, help="samples of runs on the CPU (default 512)")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -61,12 +62,12 @@ def models(args: argparse.Namespace) -> None:
 
 
 def bare(args: argparse.Namespace) -> None:
-    """The fastest plain use of onnxruntime: everything bound on the device, TF32 on, channels last."""
+    """Time the fastest plain use of onnxruntime: inputs and outputs bound on the device, TF32 on, channels last."""
     import onnxruntime as ort
 
     ort.preload_dlls()
     options = {"use_tf32": "1", "prefer_nhwc": "1"}
-    rows, found = [], {}
+    rows, throughput = [], {}
     for name in ("resnet50", "resnet50-fp16"):
         path = str(args.folder / f"{name}.onnx")
         session = ort.InferenceSession(path, providers=[("CUDAExecutionProvider", options)])
@@ -80,13 +81,13 @@ def bare(args: argparse.Namespace) -> None:
             mean = statistics.fmean(times)
             rows.append([name, str(batch), *(f"{1e3 * t:.3f}" for t in (mean, statistics.median(times)))])
             rows[-1].append(f"{batch / mean:,.0f}")
-            found[f"{name} {batch}"] = batch / mean
-    (args.folder / "bare.json").write_text(json.dumps(found))
-    table("a bare io-binding loop", ["model", "batch", "mean ms", "p50 ms", "samples/s"], rows)
+            throughput[f"{name} {batch}"] = batch / mean
+    (args.folder / "bare.json").write_text(json.dumps(throughput))
+    table("a plain loop with I/O binding", ["model", "batch", "mean ms", "p50 ms", "samples/s"], rows)
 
 
 def timed(run: Callable[[], object], warm_up: int, runs: int) -> list[float]:
-    """Seconds of each run."""
+    """Return the seconds of each run."""
     for _ in range(warm_up):
         run()
     times = []
@@ -127,30 +128,30 @@ def calibration(args: argparse.Namespace) -> None:
                 )
                 for name in ("resnet50", "tapped")
             )
-            ways: dict[str, Callable[[], object]] = {
-                "bare inference": partial(infer, plain, inputs),
+            workloads: dict[str, Callable[[], object]] = {
+                "plain inference": partial(infer, plain, inputs),
                 "inference of the tapped copy": partial(infer, tapped, inputs),
                 "calibration": partial(calibrate, tapped, inputs, gpu, names),
             }
-            seconds = in_turn(ways, args.repeats)
-            for name in ways:
+            seconds = interleaved(workloads, args.repeats)
+            for name in workloads:
                 row = [name, "on" if tf32 else "off", *numbers(seconds[name], samples)]
-                row += [f"{seconds[name] / seconds['bare inference']:.2f}"]
+                row += [f"{seconds[name] / seconds['plain inference']:.2f}"]
                 rows.append([*row, f"{on_cpu * samples / seconds[name]:.1f}" if name == "calibration" else ""])
-    columns = ["", "TF32", *NUMBERS, "x bare", "x the CPU's rate"]
-    table(f"{samples} samples that are on the GPU, batch {BATCH}", columns, rows)
+    columns = ["", "TF32", *NUMBERS, "x plain", "x the CPU's rate"]
+    table(f"{samples} samples in GPU memory, batch {BATCH}", columns, rows)
 
-    runner, given = open_runner(args.folder / "tapped.onnx", device="cuda"), dataset(samples)
+    runner, data = open_runner(args.folder / "tapped.onnx", device="cuda"), dataset(samples)
     start = time.perf_counter()
-    histograms = observe_where_it_runs(runner, names, given, stage="", emit=silent)
+    histograms = observe_where_it_runs(runner, names, data, stage="", emit=silent)
     whole = time.perf_counter() - start
     start = time.perf_counter()
-    make_table("entropy", histograms, model=describe(args.folder / "resnet50.onnx"), dataset=given)
+    make_table("entropy", histograms, model=describe(args.folder / "resnet50.onnx"), dataset=data)
     search = time.perf_counter() - start
     rows = [[cpu.where, str(len(hosted)), *numbers(on_cpu * len(hosted), len(hosted))]]
     rows.append([runner.where, str(samples), *numbers(whole, samples)])
-    rows.append(["entropy's search, once", "", f"{search:.3f}", "", ""])
-    table("calibration of samples on the host, joining, copies and setting up in it", ["", "samples", *NUMBERS], rows)
+    rows.append(["entropy search, once", "", f"{search:.3f}", "", ""])
+    table("calibration of samples in host memory, with joining, copies and setup", ["", "samples", *NUMBERS], rows)
 
 
 NUMBERS = ["s", "ms/batch", "samples/s"]
@@ -160,29 +161,29 @@ def numbers(seconds: float, samples: int) -> list[str]:
     return [f"{seconds:.3f}", f"{1e3 * seconds * BATCH / samples:.2f}", f"{samples / seconds:,.0f}"]
 
 
-def in_turn(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """The median seconds of each way, measured in turn so that a drift of clocks favours none."""
-    seen: dict[str, list[float]] = {name: [] for name in ways}
+def interleaved(workloads: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Return the median seconds of each workload. They are interleaved, so that clock drift affects all equally."""
+    times: dict[str, list[float]] = {name: [] for name in workloads}
     for turn in range(repeats + 1):
-        for name, way in ways.items():
+        for name, run in workloads.items():
             start = time.perf_counter()
-            way()
-            if turn:  # the first warms up
-                seen[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seen.items()}
+            run()
+            if turn:  # the first turn warms up
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 def on_device(device: Any, samples: int) -> list[Any]:
-    """Batches in the memory of the GPU, each another one, or they would be read from the cache."""
+    """Return batches in the memory of the GPU. They all differ, or they would be read from the cache."""
     from trtopt.engine.binding import DeviceTensor
 
     x = batch_of(0, BATCH)
     data, stream = device.allocate(samples // BATCH * x.nbytes), device.stream()
-    made = [DeviceTensor(data.pointer + i * x.nbytes, x.shape, "float32") for i in range(samples // BATCH)]
-    for i, tensor in enumerate(made):
-        stream.to_device(tensor.pointer, np.roll(x, i, axis=3) * np.float32(1 + i / len(made) / 9))
+    tensors = [DeviceTensor(data.pointer + i * x.nbytes, x.shape, "float32") for i in range(samples // BATCH)]
+    for i, tensor in enumerate(tensors):
+        stream.to_device(tensor.pointer, np.roll(x, i, axis=3) * np.float32(1 + i / len(tensors) / 9))
     stream.synchronize()
-    return made
+    return tensors
 
 
 def infer(bound: Any, batches: list[Any]) -> None:
@@ -192,7 +193,7 @@ def infer(bound: Any, batches: list[Any]) -> None:
 
 
 def calibrate(bound: Any, batches: list[Any], gpu: Any, names: list[str]) -> Any:
-    """What `observe_on_gpu` does, for samples that are on the device already."""
+    """Calibrate as `observe_on_gpu` does, for batches that are already in the memory of the GPU."""
     from trtopt.calibrate.gpu_histogram import Counters
 
     counters = Counters(gpu, names)
@@ -241,17 +242,18 @@ def agreement(args: argparse.Namespace) -> None:
     for tf32 in (False, True):
         gpu = observed("cuda", CudaOptions(tf32=tf32))
         for method in methods():
-            wanted, found = (make_table(method, seen, model=model, dataset=data).scales for seen in (cpu, gpu))
-            off = {name: abs(found[name] / wanted[name] - 1) for name in names}
-            worst = max(off, key=lambda name: off[name])
-            rows.append([method, "on" if tf32 else "off", f"{off[worst]:.2e}", worst])
-            rows[-1].append(str(sum(share > 0.01 for share in off.values())))
-    title = f"{len(names)} scales of the GPU beside the CPU's, {len(data)} samples"
-    table(title, ["method", "TF32", "largest difference", "of", "above 1 %"], rows)
+            on_cpu = make_table(method, cpu, model=model, dataset=data).scales
+            on_gpu = make_table(method, gpu, model=model, dataset=data).scales
+            difference = {name: abs(on_gpu[name] / on_cpu[name] - 1) for name in names}
+            worst = max(difference, key=lambda name: difference[name])
+            rows.append([method, "on" if tf32 else "off", f"{difference[worst]:.2e}", worst])
+            rows[-1].append(str(sum(share > 0.01 for share in difference.values())))
+    title = f"{len(names)} scales of the GPU compared with the CPU's, {len(data)} samples"
+    table(title, ["method", "TF32", "largest difference", "tensor", "above 1 %"], rows)
 
 
 def against(args: argparse.Namespace) -> None:
-    """Throughput without copies, as the bare loop has none."""
+    """Compare throughput without copies, because the plain loop has none."""
     bare = json.loads((args.folder / "bare.json").read_text())
     timings = json.loads((args.folder / "bench/benchmark.json").read_text())["timings"]
     rows = []
@@ -259,11 +261,12 @@ def against(args: argparse.Namespace) -> None:
         loop = bare[f"{Path(timing['target']).stem} {timing['batch']}"]
         numbers = [f"{timing['throughput']:,.0f}", f"{100 * timing['noise']:.1f} %", f"{loop:,.0f}"]
         rows.append([timing["target"], str(timing["batch"]), *numbers, f"{timing['throughput'] / loop:.3f}"])
-    table("trtopt bench beside the bare loop", ["model", "batch", "samples/s", "noise", "bare loop", "ratio"], rows)
+    title = "trtopt bench compared with the plain loop"
+    table(title, ["model", "batch", "samples/s", "noise", "plain loop", "ratio"], rows)
 
 
 def limit(args: argparse.Namespace) -> None:
-    """Every batch above the one that was found, until four in a row do not fit."""
+    """Try every batch above the result of `--max-batch`, until four in a row do not fit."""
     from dataclasses import replace
 
     from trtopt.bench import probe
@@ -272,22 +275,22 @@ def limit(args: argparse.Namespace) -> None:
     from trtopt.shapes import profile
 
     inputs = describe(args.folder / "resnet50-fp16.onnx").inputs
-    found = json.loads((args.folder / "limit/benchmark.json").read_text())["limit"]
+    result = json.loads((args.folder / "limit/benchmark.json").read_text())["limit"]
     question = probe.Question(
         path=args.folder / "resnet50-fp16.onnx",
         builder="",
         sizes=Sizes(inputs=inputs, ranges=profile(inputs, ())[0]),
         device="cuda",
         batch=1,
-        limit=found["memory_limit"],
+        limit=result["memory_limit"],
     )
-    largest, failures, batch = found["batch"], 0, found["batch"]
+    largest, failures, batch = result["batch"], 0, result["batch"]
     while failures < 4:
         batch += 1
         failed = probe.ask(replace(question, batch=batch), 120.0).failed
         largest, failures = (largest, failures + 1) if failed else (batch, 0)
-    memory = f"{found['memory_limit'] / 2**20:,.0f} MiB"
-    row = [memory, str(found["batch"]), str(largest), f"{found['batch'] / largest:.3f}"]
+    memory = f"{result['memory_limit'] / 2**20:,.0f} MiB"
+    row = [memory, str(result["batch"]), str(largest), f"{result['batch'] / largest:.3f}"]
     table("the largest batch of ResNet-50 FP16", ["memory", "--max-batch", "exhaustive", "ratio"], [row])
 
 
@@ -295,12 +298,12 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    made = Table(title=title)
-    for place, column in enumerate(columns):
-        made.add_column(column, justify="right" if place else "left")
+    rendered = Table(title=title)
+    for index, column in enumerate(columns):
+        rendered.add_column(column, justify="right" if index else "left")
     for row in rows:
-        made.add_row(*row)
-    Console(width=120).print(made)
+        rendered.add_row(*row)
+    Console(width=120).print(rendered)
 
 
 PARTS = {

@@ -1,12 +1,12 @@
-"""What calibration costs beside plain inference, and beside onnxruntime's own: ResNet-50, random weights, one table.
+"""The cost of calibration, relative to plain inference and to onnxruntime's calibration: ResNet-50, random weights.
 
-    python bench/calibration.py [--samples 32 128] [--skip-peers] [--full]
+    python benchmarks/calibration.py [--samples 32 128] [--skip-peers] [--full]
 
-Every row is measured in a process of its own, the peak memory of which is its `ru_maxrss`. The rows are run in turn,
-`--repeats` times, and the fastest of each is shown, so that a busy moment does not fall on one row only; the time of
-the processors depends less on what else runs. Loading the
-session and one warm-up sample come before the clock; `once` is what trtopt needs once, however many samples there are:
-writing the tapped copy, loading it, and loading (the first time: compiling) the histogram kernels.
+Each row runs in a process of its own, whose `ru_maxrss` is its peak memory. The rows are interleaved, `--repeats`
+times, and the fastest run of each is shown, so that a busy moment does not affect one row only. CPU time depends less
+on other work. Loading the session and one warm-up sample are not timed. `once` is the time that does not depend on the
+number of samples: writing and loading the tapped copy, and loading the histogram kernels (the first time: compiling
+them).
 
 Touches: a temporary folder; numba's cache.
 """
@@ -25,25 +25,25 @@ from pathlib import Path
 from typing import Any
 
 Cost = tuple[float, float, float]
-"""Seconds that are spent once, seconds for all samples, and those of processors for all samples."""
+"""Seconds that do not depend on the number of samples, wall-clock seconds and CPU seconds for all samples."""
 
 SHAPE = (3, 224, 224)
 ROWS = {
-    "bare": "bare FP32, batch 1",
-    "bare8": "bare FP32, batch 8",
+    "bare": "plain FP32, batch 1",
+    "bare8": "plain FP32, batch 8",
     "trtopt": "trtopt entropy",
     "ort": "quantize_static Entropy",
 }
 PEER_SAMPLES = 32
-"""onnxruntime keeps every activation of every sample, about 0.1 GB a sample here: more samples only with --full."""
+"""onnxruntime keeps all activations in memory, about 0.1 GB per sample here: larger sets only with --full."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, nargs="+", default=[32, 128])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--skip-peers", action="store_true", help="leave out onnxruntime's quantize_static")
-    parser.add_argument("--full", action="store_true", help=f"run it for more than {PEER_SAMPLES} samples, too")
+    parser.add_argument("--skip-peers", action="store_true", help="skip onnxruntime's quantize_static")
+    parser.add_argument("--full", action="store_true", help=f"run it for more than {PEER_SAMPLES} samples as well")
     parser.add_argument("--row", choices=["prepare", "compile", *ROWS], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -61,18 +61,20 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
     spawn("prepare", folder, max(args.samples))
     first, again = (spawn("compile", folder, 1)["once"] for _ in range(2))
     console = Console()
-    console.print(f"histogram kernels: {first:.2f} s to compile or load now, {again:.2f} s to load again")
+    console.print(f"histogram kernels: {first:.2f} s to compile or load, {again:.2f} s to load again")
     for samples in args.samples:
         with_peer = not args.skip_peers and (samples <= PEER_SAMPLES or args.full)
         best: dict[str, dict[str, float]] = {}
         for turn in range(args.repeats):
-            for row in ("bare", "bare8", "trtopt", *(("ort",) if with_peer and turn == 0 else ())):
+            # The peer is slow: once is enough.
+            peer = ("ort",) if with_peer and turn == 0 else ()
+            for row in ("bare", "bare8", "trtopt", *peer):
                 result = spawn(row, folder, samples)
                 if row not in best or result["seconds"] < best[row]["seconds"]:
                     best[row] = result
         table = Table(title=f"ResNet-50, {samples} samples")
         table.add_column("", no_wrap=True)
-        for column in ("s", "ms/sample", "cpu ms", "once s", "x bare", "x bare cpu", "x trtopt", "peak MB"):
+        for column in ("s", "ms/sample", "cpu ms", "once s", "x plain", "x plain cpu", "x trtopt", "peak MB"):
             table.add_column(column, justify="right")
         for row, result in best.items():
             seconds = result["seconds"]
@@ -89,7 +91,7 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
             )
         console.print(table)
         if not with_peer:
-            console.print("quantize_static was not run here")
+            console.print("quantize_static was skipped")
 
 
 def spawn(row: str, folder: Path, samples: int) -> dict[str, float]:
@@ -134,13 +136,13 @@ def load_kernels(_folder: Path, _samples: int) -> Cost:
 
 
 class Clock:
-    """From when it is made: `read()` gives seconds and seconds of processors, all threads together."""
+    """A clock that starts when it is created, for wall-clock time and for CPU time of all threads."""
 
     def __init__(self) -> None:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
     def read(self) -> tuple[float, float]:
-        """Return both, since then."""
+        """Return the wall-clock seconds and the CPU seconds since the start."""
         return time.perf_counter() - self._wall, time.process_time() - self._cpu
 
 
@@ -197,7 +199,10 @@ def trtopt(folder: Path, samples: int) -> Cost:
 
 
 def tensors(path: Path) -> list[str]:
-    """What INT8 quantizes in this network: inputs of Conv and Gemm, the skip of each Add, what is pooled at the end."""
+    """Return the tensors that INT8 quantizes in this network.
+
+    They are the inputs of Conv, Gemm and the final pool, and the skip input of each Add.
+    """
     import onnx
 
     names = []

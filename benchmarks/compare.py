@@ -1,12 +1,14 @@
-"""What `compare` costs beside running both models on the same samples: one table, a process of its own for each row.
+"""The cost of `compare`, relative to running both models on the same samples.
 
-    python bench/compare.py [--samples 1000 10000] [--repeats 3] [--model MODEL.onnx --data SAMPLES.npz]
+    python benchmarks/compare.py [--samples 1000 10000] [--repeats 3] [--model MODEL.onnx --data SAMPLES.npz]
 
-The model is compared with itself, in one session for each side: a slower candidate would only hide what the comparison
-costs. Bare inference runs the same sessions on the same batches from the same loader. Where there are fewer samples
-than asked for, they come round again. Opening the sessions comes before the clock, and so does `once`: the row itself
-on two batches, for imports and first runs. The rows are run in turn, `--repeats` times, and the fastest of each is
-shown. Peak memory is `ru_maxrss` of the process, and so with Python, numpy and onnxruntime.
+The model is compared with itself, in one session per side, because a slower candidate would hide the cost of the
+comparison. Plain inference runs the same sessions on the same batches from the same loader. If there are fewer samples
+than requested, they are repeated.
+
+Each row runs in a process of its own. Opening the sessions is not timed. `once` is the time of the same work on two
+batches, for imports and first runs, before the measurement. The rows are interleaved, `--repeats` times, and the
+fastest run of each is shown. Peak memory is `ru_maxrss` of the process, including Python, numpy and onnxruntime.
 
 Touches: reads the samples; prints a table.
 """
@@ -24,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 DIGITS = Path(__file__).resolve().parent.parent / "samples/digits"
-ROWS = {"bare": "bare, both models", "compare": "compare"}
+ROWS = {"bare": "plain, both models", "compare": "compare"}
 
 
 def main() -> None:
@@ -46,7 +48,7 @@ def show(args: argparse.Namespace) -> None:
     from rich.table import Table
 
     table = Table(title=f"{args.model.parent.name}/{args.model.name}, batches of 8")
-    for column in ("samples", "", "once s", "s", "ms/sample", "x bare", "peak MB"):
+    for column in ("samples", "", "once s", "s", "ms/sample", "x plain", "peak MB"):
         table.add_column(column, justify="left" if not column else "right")
     for samples in args.samples:
         best: dict[str, dict[str, float]] = {}

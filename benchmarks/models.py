@@ -1,6 +1,6 @@
-"""Models for the benchmarks, written node by node with onnx, so that no training framework is needed.
+"""Models for the benchmarks, built node by node with onnx, so that no training framework is needed.
 
-Touches: writes the ONNX file it is asked for, nothing else.
+Touches: writes the requested ONNX file.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 def resnet50(path: Path, seed: int = 0) -> Path:
     """Write a ResNet-50 (He et al. 2015, v1.5 strides) with random weights and folded batch norms.
 
-    Input `input` is float32 [n, 3, 224, 224]; output `logits` is float32 [n, 1000]. The weights are
-    He-initialised and each residual branch is damped, so that activations stay in a plausible range: such a model
-    is fit for measuring time and memory, not accuracy.
+    The input `input` is float32 [n, 3, 224, 224], and the output `logits` is float32 [n, 1000]. The weights are
+    He-initialised and each residual branch is damped, so that activations stay in a plausible range. Such a model is
+    suitable to measure time and memory, but not accuracy.
     """
     random = np.random.default_rng(seed)
     nodes: list[onnx.NodeProto] = []

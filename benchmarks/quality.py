@@ -1,13 +1,13 @@
-"""INT8 and FP16 of trtopt, onnxruntime and NVIDIA ModelOpt side by side, on the trained networks of `zoo.py`.
+"""Comparison of INT8 and FP16 of trtopt, onnxruntime and NVIDIA ModelOpt on the trained networks of `zoo.py`.
 
-    python bench/zoo.py ZOO
-    python bench/quality.py ZOO --modelopt-python MODELOPT/bin/python [--models mnist ...] [--eval N]
+    python benchmarks/zoo.py ZOO
+    python benchmarks/quality.py ZOO --modelopt-python MODELOPT/bin/python [--models mnist ...] [--eval N]
 
-ModelOpt needs an environment of its own (`zoo-requirements-modelopt.txt`): it overwrites onnxruntime. Every variant is
-made in a process of its own, from the same calibration samples, one at a time; then each is run by the same
-onnxruntime with the same settings over the same other samples (16-bit rounding simulated, Q/DQ pairs not fused), and
-given to TensorRT's parser and builder. What is measured is kept in `ZOO/quality.json`, and the page is written from all
-that stands there: models may be measured in turn.
+ModelOpt needs an environment of its own (`zoo-requirements-modelopt.txt`), because it replaces onnxruntime. Every
+variant is made in a process of its own, from the same calibration samples, one at a time. All variants then run in the
+same onnxruntime with the same settings over the same evaluation samples (16-bit rounding simulated, Q/DQ nodes not
+fused), and are built by TensorRT. The measurements are stored in `ZOO/quality.json`, and the page is generated from all
+of them, so the models can be measured one after the other.
 
 Touches: `ZOO/quality.json`, the page, a temporary folder.
 """
@@ -35,12 +35,12 @@ from tasks import TASKS, Evaluated, chosen, cosine, feeds, labels, sqnr
 
 QUANTIZABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 ABLATIONS = ("no_equalization", "no_bias_correction")
-"""Steps of trtopt's INT8 that can be turned off: the default method is measured without each, too."""
+"""Steps of trtopt's INT8 that can be turned off. The default method is also measured without each of them."""
 
 PEERS = {
     "ort:MinMax": "onnxruntime MinMax",
-    "ort:Entropy": "onnxruntime Entropy (its 128 bins)",
-    "ort:Entropy:2048": "onnxruntime Entropy, made to use 2048 bins",
+    "ort:Entropy": "onnxruntime Entropy (128 bins)",
+    "ort:Entropy:2048": "onnxruntime Entropy, patched to 2048 bins",
     "ort:Percentile": "onnxruntime Percentile",
     "modelopt:int8:max": "ModelOpt max",
     "modelopt:int8:entropy": "ModelOpt entropy",
@@ -49,42 +49,45 @@ AUTOCAST = "modelopt:fp16"
 
 
 def default() -> str:
-    """The variant that is trtopt's default INT8; named by its method, so that a kept row is never another default's."""
+    """Return the variant that is trtopt's default INT8.
+
+    It is named by its method, so that a stored row never belongs to an earlier default.
+    """
     from trtopt import ConvertPlan
 
     return f"trtopt:int8:{ConvertPlan(source=Path(), precision='int8', run_dir=Path()).method}"
 
 
 def variants() -> dict[str, str]:
-    """Every variant and what the table calls it."""
+    """Return the titles of all variants, in the order of the table."""
     from trtopt import ConvertPlan
     from trtopt.calibrate import AUTO, methods
 
     plan = ConvertPlan(source=Path(), precision="int8", run_dir=Path())
-    found = {"fp32": "FP32", default(): f"**trtopt {plan.method}** (default)"}
-    found |= {f"trtopt:int8:{name}": f"trtopt {name}" for name in (*methods(), AUTO) if name != plan.method}
-    found |= {
-        f"trtopt:int8:{plan.method}:{step}": f"trtopt {plan.method}, {step.replace('_', ' ')}"
-        for step in ABLATIONS
-        if hasattr(plan, step.removeprefix("no_"))
-    }
-    return found | PEERS | {"trtopt:fp16": "**trtopt FP16**", AUTOCAST: "ModelOpt AutoCast FP16"}
+    titles = {"fp32": "FP32", default(): f"**trtopt {plan.method}** (default)"}
+    for name in (*methods(), AUTO):
+        if name != plan.method:
+            titles[f"trtopt:int8:{name}"] = f"trtopt {name}"
+    for step in ABLATIONS:
+        if hasattr(plan, step.removeprefix("no_")):
+            titles[f"trtopt:int8:{plan.method}:{step}"] = f"trtopt {plan.method}, {step.replace('_', ' ')}"
+    return titles | PEERS | {"trtopt:fp16": "**trtopt FP16**", AUTOCAST: "ModelOpt AutoCast FP16"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("zoo", type=Path, help="folder that zoo.py filled")
-    parser.add_argument("--modelopt-python", type=Path, help="without it ModelOpt is left out")
+    parser.add_argument("--modelopt-python", type=Path, help="Python of ModelOpt; without it ModelOpt is skipped")
     parser.add_argument("--models", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument(
         "--only",
         nargs="+",
         default=[],
-        help="variants that start so; other rows stay, and the page's command is that of the last run only",
+        help="measure only variants that start with one of these; other rows are kept, and the page shows this command",
     )
     parser.add_argument("--eval", type=int, default=0, metavar="N", help="evaluate on N samples, evenly spread")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "docs/quality.md")
-    parser.add_argument("--timeout", type=float, default=1800, help="seconds for each step of a variant")
+    parser.add_argument("--timeout", type=float, default=1800, help="seconds per step of a variant")
     parser.add_argument("--memory-gb", type=float, default=20, help="address space of each process")
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     parser.add_argument("--step", choices=["make", "run", "build", "versions"], help=argparse.SUPPRESS)
@@ -95,35 +98,39 @@ def main() -> None:
         return
     results = args.zoo / "quality.json"
     for name in args.models:
-        found = measure(args, name)
-        kept = json.loads(results.read_text()) if results.exists() else {}
+        measured = measure(args, name)
+        stored = json.loads(results.read_text()) if results.exists() else {}
         if args.only:
-            found = merge(kept.get(name, {}), found)
-        found["rows"] = {key: row for key, row in found["rows"].items() if key in variants()}
-        kept[name] = found
-        results.write_text(json.dumps({key: kept[key] for key in TASKS if key in kept}, indent=1))
+            measured = merge(stored.get(name, {}), measured)
+        measured["rows"] = {key: row for key, row in measured["rows"].items() if key in variants()}
+        stored[name] = measured
+        results.write_text(json.dumps({key: stored[key] for key in TASKS if key in stored}, indent=1))
         args.out.write_text(page(json.loads(results.read_text()), variants(), default()))
 
 
-def merge(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """What was measured before with what is new, if both evaluated as many samples; FP32's row stays the first one."""
-    if before.get("samples") != found["samples"]:
-        return found
-    rows = {**before["rows"], **found["rows"], "fp32": before["rows"]["fp32"]}
-    return {**found, "rows": rows, "versions": {**before["versions"], **found["versions"]}}
+def merge(before: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+    """Return the earlier measurements, updated by the new ones. The row of FP32 stays the earlier one.
+
+    If the numbers of samples differ, return only the new measurements.
+    """
+    if before.get("samples") != measured["samples"]:
+        return measured
+    rows = {**before["rows"], **measured["rows"], "fp32": before["rows"]["fp32"]}
+    return {**measured, "rows": rows, "versions": {**before["versions"], **measured["versions"]}}
 
 
 def measure(args: argparse.Namespace, name: str) -> dict[str, Any]:
     """Make, run and build every variant of one model."""
     rows: dict[str, Any] = {}
-    # In processes of their own, as everything: a child's peak memory is never less than what its parent holds.
-    found = spawn(args, sys.executable, {"step": "versions", "variant": "trtopt", "models": name})
+    # Even the versions are read in processes of their own: the peak memory of a child includes that of its parent at
+    # the time of the fork, so this process must stay small.
+    installed = spawn(args, sys.executable, {"step": "versions", "variant": "trtopt", "models": name})
     if args.modelopt_python:
-        found |= spawn(args, args.modelopt_python, {"step": "versions", "variant": "modelopt", "models": name})
+        installed |= spawn(args, args.modelopt_python, {"step": "versions", "variant": "modelopt", "models": name})
     with tempfile.TemporaryDirectory(prefix="trtopt-quality-") as folder:
         for variant, title in variants().items():
-            wanted = not args.only or variant == "fp32" or variant.startswith(tuple(args.only))
-            if wanted and (args.modelopt_python or not variant.startswith("modelopt")):
+            selected = not args.only or variant == "fp32" or variant.startswith(tuple(args.only))
+            if selected and (args.modelopt_python or not variant.startswith("modelopt")):
                 rows[variant] = row(args, name, variant, Path(folder))
                 print(f"{name}  {title:50} {json.dumps(rows[variant])}", flush=True)
     return {
@@ -131,42 +138,49 @@ def measure(args: argparse.Namespace, name: str) -> dict[str, Any]:
         "command": command(args, name),
         "samples": [len(chosen(args.zoo, name, part, count)) for part, count in (("calib", 0), ("eval", args.eval))],
         "metric": TASKS[name].metric,
-        "versions": found,
+        "versions": installed,
         "rows": rows,
     }
 
 
 def command(args: argparse.Namespace, name: str) -> str:
-    """How to measure this model again, without the paths of this machine."""
-    text = f"python bench/quality.py ZOO --models {name}"
+    """Return the command that repeats the measurement of this model, without the paths of this machine."""
+    text = f"python benchmarks/quality.py ZOO --models {name}"
     text += " --modelopt-python MODELOPT/bin/python" if args.modelopt_python else ""
     text += f" --only {' '.join(args.only)}" if args.only else ""
     return text + (f" --eval {args.eval}" if args.eval else "")
 
 
 def row(args: argparse.Namespace, name: str, variant: str, root: Path) -> dict[str, Any]:
-    """All that one variant's row shows, or `error`: the one line that says why there is none."""
+    """Return the measurements of one variant, or its `error` as one line."""
     folder = root / variant.replace(":", "-")
     folder.mkdir()
-    made: dict[str, Any] = {}
+    cells: dict[str, Any] = {}
     for step in ("make", "run", "build"):
         python = args.modelopt_python if step == "make" and variant.startswith("modelopt") else sys.executable
         began = busy()
-        found = spawn(args, python, {"variant": variant, "step": step, "folder": folder, "models": name})
+        result = spawn(args, python, {"variant": variant, "step": step, "folder": folder, "models": name})
         ended = busy()
         if step == "make" and began and ended:
-            made["others"] = others(began, ended)
-        made |= found if step != "build" else {"tensorrt": found.get("error", found.get("tensorrt"))}
-        if "error" in made:
+            cells["others"] = others(began, ended)
+        if step == "build":
+            # A failure to build does not make the measurements before it useless.
+            result = {"tensorrt": result.get("error", result.get("tensorrt"))}
+        cells |= result
+        if "error" in cells:
             break
-    if variant != "fp32":  # whose outputs the others are compared with
+    # The other variants are compared with the outputs of FP32, which stays.
+    if variant != "fp32":
         for path in folder.rglob("*.onnx"):
             path.unlink()
-    return made
+    return cells
 
 
 def busy() -> tuple[float, float, float] | None:
-    """Seconds of the clock, of all cores while busy, and of this process's children; None where no one says."""
+    """Return wall-clock seconds, busy seconds of all cores, and CPU seconds of the children of this process.
+
+    Return None on systems without `/proc/stat`.
+    """
     stat = Path("/proc/stat")
     if not stat.exists():
         return None
@@ -177,7 +191,7 @@ def busy() -> tuple[float, float, float] | None:
 
 
 def others(began: tuple[float, float, float], ended: tuple[float, float, float]) -> float:
-    """How many cores, on average, worked on something else between two readings of `busy`."""
+    """Return how many cores, on average, were used by other processes between two readings of `busy`."""
     seconds, all_cores, own = (after - before for before, after in zip(began, ended, strict=True))
     return max(0.0, all_cores - own) / max(seconds, 1e-9)
 
@@ -191,26 +205,26 @@ def spawn(args: argparse.Namespace, python: Path, task: dict[str, Any]) -> dict[
     except subprocess.TimeoutExpired:
         return {"error": f"not done after {args.timeout:.0f} s"}
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"]
-        return {"error": said[-1].strip() if done.returncode > 0 else f"killed by signal {-done.returncode}"}
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+        messages = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"]
+        return {"error": messages[-1].strip() if done.returncode > 0 else f"killed by signal {-done.returncode}"}
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def attempt(args: argparse.Namespace) -> dict[str, Any]:
-    """`child`, or why it failed: any failure of a variant is a result to show."""
-    # A peer that keeps every activation must fail by itself, not take the machine's other processes with it.
+    """Return the result of `child`, or its error: a failure of a variant is a result to show."""
+    # A peer that keeps every activation in memory must fail alone, without other processes of the machine.
     limit = int(args.memory_gb * 1e9)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     try:
         return child(args)
     except Exception as error:  # noqa: BLE001
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        return {"error": f"{type(error).__name__}: {said}"}
+        message = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        return {"error": f"{type(error).__name__}: {message}"}
 
 
 def child(args: argparse.Namespace) -> dict[str, Any]:
-    """One step of one variant, in this process."""
+    """Run one step of one variant in this process, and return its measurements."""
     name = args.models[0]
     if args.step == "versions":
         return versions(args.variant)
@@ -219,15 +233,18 @@ def child(args: argparse.Namespace) -> dict[str, Any]:
         return {**made, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
     if args.step == "build":
         return {"tensorrt": accepted(args.zoo, name, args.folder)}
-    found = drift(args, name)
-    found |= dict(zip(("quantized", "quantizable"), quantized(args.folder / "model.onnx"), strict=True))
+    result: dict[str, Any] = drift(args, name)
+    result["quantized"], result["quantizable"] = quantized(args.folder / "model.onnx")
     if args.variant == AUTOCAST:
-        found["typed"] = typed(args.folder / "model.onnx")
-    return found
+        result["typed"] = typed(args.folder / "model.onnx")
+    return result
 
 
 def drift(args: argparse.Namespace, name: str) -> dict[str, float]:
-    """Run `model.onnx` over the evaluation samples; compare with FP32's first output, which the first variant left."""
+    """Run `model.onnx` over the evaluation samples, and compare its first output with FP32's.
+
+    The variant `fp32`, which runs first, stores its outputs for the other variants.
+    """
     import numpy as np
 
     from trtopt.engine.onnxruntime import open_runner
@@ -257,7 +274,7 @@ def drift(args: argparse.Namespace, name: str) -> dict[str, float]:
 
 
 def quantized(path: Path) -> tuple[int, int]:
-    """Nodes with weights, or that multiply two activations, of which both operands are dequantized; and all of them."""
+    """Return the number of matrix products and convolutions whose operands are both dequantized, and of all of them."""
     import onnx
 
     def nodes(graph: Any) -> Iterator[Any]:
@@ -267,20 +284,24 @@ def quantized(path: Path) -> tuple[int, int]:
                 if attribute.type == onnx.AttributeProto.GRAPH:
                     yield from nodes(attribute.g)
 
-    every = list(nodes(onnx.load(path).graph))
-    makers = {output: node for node in every for output in node.output}
+    all_nodes = list(nodes(onnx.load(path).graph))
+    producers = {output: node for node in all_nodes for output in node.output}
 
     def dequantized(name: str) -> bool:
-        while name in makers and makers[name].op_type in ("Transpose", "Reshape", "Cast"):
-            name = makers[name].input[0]
-        return name in makers and makers[name].op_type == "DequantizeLinear"
+        # Operators that only move or retype values may be between the DequantizeLinear and the consumer.
+        while name in producers and producers[name].op_type in ("Transpose", "Reshape", "Cast"):
+            name = producers[name].input[0]
+        return name in producers and producers[name].op_type == "DequantizeLinear"
 
-    weighted = [node for node in every if node.op_type in QUANTIZABLE]
+    weighted = [node for node in all_nodes if node.op_type in QUANTIZABLE]
     return sum(all(map(dequantized, node.input[:2])) for node in weighted), len(weighted)
 
 
 def typed(path: Path) -> dict[str, int]:
-    """Nodes of the main graph that compute on floating-point numbers, by the type of their results."""
+    """Return the number of computing nodes of the main graph by precision.
+
+    A node with any FP32 input or output counts as FP32.
+    """
     import onnx_ir as ir
 
     from trtopt.export.onnx import load_ir
@@ -297,9 +318,9 @@ def typed(path: Path) -> dict[str, int]:
 
 
 def accepted(zoo: Path, name: str, folder: Path) -> str:
-    """Empty when TensorRT parses and builds `model.onnx`, strongly typed; else the first reason why not.
+    """Build `model.onnx` with TensorRT, strongly typed. Return the error, or an empty string if it succeeds.
 
-    Of trtopt's own the types that were parsed are audited, too.
+    The parsed types of trtopt's own variants are audited as well.
     """
     from trtopt.codec import decode
     from trtopt.engine import tensorrt
@@ -310,19 +331,20 @@ def accepted(zoo: Path, name: str, folder: Path) -> str:
     from trtopt.types import TypedModel
 
     model = describe(folder / "model.onnx")
-    made = TypedModel(onnx=model, precision="int8", rest="fp32", decisions=())
+    # Without decisions there is nothing to audit.
+    network = TypedModel(onnx=model, precision="int8", rest="fp32", decisions=())
     if (folder / "typed.json").exists():
-        made = dataclasses.replace(decode(TypedModel, json.loads((folder / "typed.json").read_text())), onnx=model)
+        network = dataclasses.replace(decode(TypedModel, json.loads((folder / "typed.json").read_text())), onnx=model)
     ranges, _ = profile(model.inputs, flags(zoo, name))
     try:
-        tensorrt.build(tensorrt.find(), made, ranges, tensorrt.BuildOptions(), folder / "engine", emit=silent)
+        tensorrt.build(tensorrt.find(), network, ranges, tensorrt.BuildOptions(), folder / "engine", emit=silent)
     except TrtoptError as error:
         return " ".join(str(error).split())
     return ""
 
 
 def versions(maker: str) -> dict[str, str]:
-    """What does the work under this Python: packages and the commit of trtopt, or those of ModelOpt."""
+    """Return the versions under this Python: of ModelOpt, or of trtopt, its commit and the packages that it uses."""
     from importlib.metadata import version
 
     if maker == "modelopt":
@@ -333,8 +355,9 @@ def versions(maker: str) -> dict[str, str]:
     git = ["git", "-C", str(Path(trtopt.__file__).parent), "describe", "--always", "--dirty"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     packages = {name: version(name) for name in ("onnxruntime", "onnx", "numpy")}
-    found = {"trtopt": f"{trtopt.__version__} {commit}".strip(), "TensorRT": find().title, **packages}
-    return found | {"Python": platform.python_version(), "machine": machine()}
+    title = f"{trtopt.__version__} {commit}".strip()
+    own = {"trtopt": title, "TensorRT": find().title}
+    return {**own, **packages, "Python": platform.python_version(), "machine": machine()}
 
 
 def machine() -> str:

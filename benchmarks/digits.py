@@ -1,10 +1,11 @@
-"""Quality on the digits sample: each INT8 calibration method, and FP16, against FP32 on 1,000 labelled digits.
+"""Quality on the digits sample: each INT8 calibration method and FP16, compared with FP32 on 1,000 labelled digits.
 
-    python bench/digits.py
+    python benchmarks/digits.py
 
-"plain" rows are without equalization and bias correction.
-Runs the typed graphs in onnxruntime on the CPU (16-bit rounding simulated); no TensorRT is run.
-Touches: a temporary directory; prints a table.
+Rows marked "plain" are without equalization and bias correction. The typed graphs run in onnxruntime on the CPU (16-bit
+rounding simulated); TensorRT does not run.
+
+Touches: a temporary folder; prints a table.
 """
 
 from __future__ import annotations

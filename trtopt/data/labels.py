@@ -1,0 +1,173 @@
+"""Class labels of a folder of images: from a CSV file, or from the subfolders that the images are in.
+
+A line of the CSV file is FILE,LABEL: the name of an image, relative to the folder, and the index of its class, or the
+class's name where names are given (`classes`). The first line is a header when it does not begin with an image's name.
+Every image has one line. `labels.csv` in the folder is used without being named.
+
+Without a CSV file, images in subfolders have the class that the top one is named after: its index among the given
+names; without names the number, when all subfolders are numbers, else its place among the sorted names.
+
+Touches: reads the CSV file; lists the folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trtopt.data.classes import Classes, is_index
+from trtopt.data.dataset import ClassList
+from trtopt.data.images import SUFFIXES
+from trtopt.errors import DataError
+
+FILE_NAME = "labels.csv"
+"""A file of this name inside a folder of images holds their labels."""
+
+_SHOWN = 5
+_FORM = "A line is FILE,LABEL: an image's name relative to the folder, and the index or the name of its class"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelling:
+    """The user's choice of labels: names of the model's classes, and a CSV file."""
+
+    classes: Classes | None = None
+    file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """The class index of each image, where they have labels; the list that these are places in; remarks."""
+
+    indices: tuple[int, ...] | None
+    class_list: ClassList | None = None
+    notes: tuple[str, ...] = ()
+
+
+def label(folder: Path, names: Sequence[str], given: Labelling) -> Labels:
+    """Return the labels of the folder's images; `names` are relative to it.
+
+    Raises:
+        DataError: the CSV file cannot be read or is wrong, a subfolder is not among the class names, or some images are
+            in subfolders and some are not.
+    """
+    file = given.file or (folder / FILE_NAME if (folder / FILE_NAME).is_file() else None)
+    if file is not None:
+        return _from_file(file, folder, names, given.classes)
+    loose = [name for name in names if "/" not in name]
+    if len(loose) == len(names):
+        note = (
+            f"the images have no labels: the class names of {given.classes.source} are not used"
+            if given.classes
+            else ""
+        )
+        return Labels(indices=None, notes=(note,) if note else ())
+    if loose:
+        raise DataError(
+            f"{folder}: some images are in class subfolders and some are not",
+            why=f"{loose[0]} is in none",
+            fix="Sort all of them into subfolders, or none",
+        )
+    return _from_folders(folder, names, given.classes)
+
+
+def _from_folders(folder: Path, names: Sequence[str], classes: Classes | None) -> Labels:
+    folders = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    tops = [name.partition("/")[0] for name in names]
+    empty = sorted(set(folders).difference(tops))
+    notes = [f"no samples of class {_shown(empty)}: no images in the subfolder"] if empty else []
+    class_list = None
+    if classes is not None:
+        index = {name: classes.find(name, str(folder)) for name in folders}
+        mapping = ", ".join(f"{name}={place}" for name, place in list(index.items())[:_SHOWN])
+        notes.append(f"labels are those of the subfolders' names in {classes.source} ({mapping}{_more(folders)})")
+        class_list = _list_of(classes)
+    elif all(is_index(name) for name in folders):
+        index = {name: int(name) for name in folders}
+    elif len(folders) == 1:
+        note = f"the images are in one subfolder, {folders[0]}, which is not taken for a label"
+        return Labels(indices=None, notes=(note,))
+    else:
+        index = {name: place for place, name in enumerate(folders)}
+        mapping = ", ".join(f"{place}={name}" for name, place in list(index.items())[:_SHOWN])
+        notes.append(
+            f"labels are the places of the {len(folders)} subfolders in sorted order ({mapping}{_more(folders)})"
+        )
+        class_list = ClassList(count=len(folders), what=f"class folders ({_shown(folders)})")
+    return Labels(indices=tuple(index[top] for top in tops), class_list=class_list, notes=tuple(notes))
+
+
+def _from_file(path: Path, folder: Path, names: Sequence[str], classes: Classes | None) -> Labels:
+    found: dict[str, int] = {}
+    known = frozenset(names)
+    by_name = False
+    for line, name, text in _lines(path):
+        where = f"{path}:{line}"
+        if name not in known:
+            near = difflib.get_close_matches(name, names, n=1)
+            fix = f"Did you mean {near[0]}?" if near else "Names are relative to the folder of images"
+            raise DataError(f"{where}: {name} is not an image in {folder}", fix=fix)
+        if name in found:
+            raise DataError(f"{where}: {name} has a label already", fix="Keep one line per image")
+        by_name |= classes is not None and text in classes.index
+        found[name] = _index(text, classes, where)
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise DataError(
+            f"{path}: no label for {len(missing)} of {len(names)} images",
+            why=f"{_shown(missing)} in {folder}",
+            fix="Add a line for each image, or remove those without a label",
+        )
+    return Labels(
+        indices=tuple(found[name] for name in names),
+        class_list=_list_of(classes) if classes and by_name else None,
+        notes=(f"labels are read from {path}",),
+    )
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Yield line number, image and label, without the header."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(file, skipinitialspace=True, strict=True)
+            first = True
+            for row in rows:
+                if not any(field.strip() for field in row):
+                    continue
+                if len(row) != 2:
+                    columns = f"{len(row)} column{'s' * (len(row) != 1)}"
+                    raise DataError(f"{path}:{rows.line_num}: {columns} in place of 2", fix=_FORM)
+                name, text = (field.strip() for field in row)
+                if not first or Path(name).suffix.lower() in SUFFIXES:
+                    yield rows.line_num, Path(name).as_posix(), text
+                first = False
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as a CSV file of labels", why=str(error), fix=_FORM) from error
+
+
+def _index(text: str, classes: Classes | None, where: str) -> int:
+    if classes is not None and text in classes.index:
+        return classes.index[text]
+    if is_index(text):
+        if classes is not None and int(text) not in classes.index.values():
+            raise DataError(f"{where}: no class of {classes.source} has index {text}")
+        return int(text)
+    if classes is not None and text:
+        return classes.find(text, where)
+    what = f"label {text!r} is not the index of a class, 0 or more" if text else "no label"
+    raise DataError(f"{where}: {what}", fix="Give an index, or the classes' names with --classes FILE")
+
+
+def _list_of(classes: Classes) -> ClassList | None:
+    return ClassList(count=len(classes.index), what=f"names in {classes.source}") if classes.complete else None
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + _more(names)
+
+
+def _more(names: Sequence[str]) -> str:
+    return ", ..." if len(names) > _SHOWN else ""

@@ -1,0 +1,132 @@
+"""The run directory of a command when `-o` names none.
+
+    trtopt-out/<model>/<precision>                    convert, calibrate
+    trtopt-out/<model>/export                         export; <model> is the ONNX file that it writes
+    trtopt-out/compare/<baseline>/<candidate>
+    trtopt-out/bench/<targets>
+
+Such a directory belongs to one source: `source.txt` in `<model>`, `<baseline>`, ... names it. Another source of the
+same name gets a directory of its own, with a digest behind the name: `model-1a2b3c`. One without `source.txt`, of an
+earlier version say, goes to the first source that comes.
+
+Touches: `trtopt-out`, once a directory is claimed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trtopt.export.source import Source
+
+ROOT = Path("trtopt-out")
+OWNER = "source.txt"
+_LOCK = ".claims.lock"
+_PATIENCE = 60
+"""Seconds to wait for the lock; it is held for the blink of an eye."""
+
+_DIGITS = (6, 12, 64)
+"""Lengths of the digest behind a name; the longer ones are for when another source has the shorter one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefaultDir:
+    """A directory that is chosen when it is claimed: nothing is written for a run that is refused.
+
+    `levels` are the folders from `trtopt-out` down, each with the text that names its owner (empty: it needs none).
+    """
+
+    levels: tuple[tuple[str, str], ...]
+
+
+def of_source(source: Source, precision: str) -> DefaultDir:
+    """Return the run directory of a source that is converted to, or calibrated for, a precision."""
+    owner = source.text if source.kind == "factory" else _place(Path(source.text))
+    return DefaultDir(levels=((source.name, owner), (precision, "")))
+
+
+def of_export(out: Path) -> DefaultDir:
+    """Return the run directory of an export to the ONNX file `out`."""
+    return DefaultDir(levels=((out.stem, _place(out)), ("export", "")))
+
+
+def of_comparison(baseline: Path, candidates: Sequence[Path]) -> DefaultDir:
+    """Return the run directory of a comparison."""
+    names = _absolute(candidates[0]).name if len(candidates) == 1 else f"{len(candidates)}-candidates"
+    return DefaultDir(
+        levels=(("compare", "trtopt compare"), (baseline.stem, _place(baseline)), (names, _places(candidates)))
+    )
+
+
+def of_bench(targets: Sequence[Path]) -> DefaultDir:
+    """Return the run directory of a benchmark: `model`, `model-and-int8`, or how many targets there are."""
+    absolute = [_absolute(target) for target in targets]
+    names = [target.name if target.is_dir() else target.stem for target in absolute]
+    name = "-and-".join(names) if len(names) <= 2 else f"{len(names)}-targets"
+    return DefaultDir(levels=(("bench", "trtopt bench"), (name, _places(targets))))
+
+
+def claimed(directory: Path | DefaultDir) -> Path:
+    """Return the directory itself; one that `-o` named is taken as it is.
+
+    Raises:
+        OSError: `trtopt-out` cannot be read or written.
+    """
+    if isinstance(directory, Path):
+        return directory
+    from filelock import FileLock
+
+    folder = ROOT
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(ROOT / _LOCK, timeout=_PATIENCE):  # two first runs at once must not both find a directory free
+        for name, owner in directory.levels:
+            folder = _claimed(folder, name, owner) if owner else folder / name
+    return folder
+
+
+def _claimed(parent: Path, name: str, owner: str) -> Path:
+    """Return the folder of that owner, or else make the first that is free its own."""
+    text = os.fsencode(f"{owner}\n")
+    digest = hashlib.sha256(text).hexdigest()
+    folders = [parent / name, *(parent / f"{name}-{digest[:length]}" for length in _DIGITS)]
+    folders = [folder for folder in folders if _place(folder) != owner]  # a SavedModel may lie in `trtopt-out` itself
+    owners = [_owner(folder) for folder in folders]
+    if text in owners:
+        return folders[owners.index(text)]
+    folder = folders[owners.index(b"")]
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".tmp-{OWNER}"
+    temporary.write_bytes(text)
+    temporary.replace(folder / OWNER)
+    return folder
+
+
+def _owner(folder: Path) -> bytes:
+    """What `source.txt` says; nothing where there is none."""
+    try:
+        return (folder / OWNER).read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def _places(paths: Sequence[Path]) -> str:
+    return "\n".join(map(_place, paths))
+
+
+def _place(path: Path) -> str:
+    """The same text for every spelling of a path: without links, and relative to where `trtopt-out` is if below it, so
+    that a project that is moved, or restored on another machine, keeps its runs.
+    """
+    resolved = Path(os.path.realpath(path))
+    here = Path(os.path.realpath(ROOT)).parent
+    return str(resolved.relative_to(here) if resolved.is_relative_to(here) else resolved)
+
+
+def _absolute(path: Path) -> Path:
+    """The path with a name, which `.` and `..` have not; a link keeps its own name."""
+    return Path(os.path.abspath(path))  # noqa: PTH100  (`resolve` would follow links)
