@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 USER := $(VENV)/.trtopt-user
 DEVELOPER := $(VENV)/.trtopt-developer
 
-.PHONY: help demo samples test browser lint bench clean
+.PHONY: help demo samples test browser lint bench damage clean
 
 help:
 	@echo "make demo   convert the digits network to FP16 and INT8 engines and judge them"
@@ -15,6 +15,7 @@ help:
 	@echo "make browser  install what the tests of report.html open it with (Debian, as root)"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  calibration and quality, side by side with onnxruntime"
+	@echo "make damage ZOO=FOLDER  damage INT8 graphs and count what compare catches (benchmarks/zoo.py fills FOLDER)"
 
 # What a user needs who has ONNX files; the demo shows no more.
 $(USER): pyproject.toml constraints.txt
@@ -66,6 +67,9 @@ lint: $(DEVELOPER)
 bench: $(DEVELOPER)
 	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/digits.py
+
+damage: $(DEVELOPER)
+	$(BIN)/python benchmarks/damage.py $(ZOO)
 
 clean:
 	rm -rf $(VENV) trtopt-out

@@ -23,9 +23,9 @@ def images() -> Iterator[dict[str, NDArray[np.float32]]]:
         yield {"pixels": np.ascontiguousarray(image.transpose(2, 0, 1))}
 
 
-def other_images() -> Iterator[dict[str, NDArray[np.float32]]]:
-    """Yield 32 images for evaluation, in the form of `images`."""
-    for image in _scenes(32, seed=1):
+def other_images(count: int = 32) -> Iterator[dict[str, NDArray[np.float32]]]:
+    """Yield `count` images for evaluation, in the form of `images`."""
+    for image in _scenes(count, seed=1):
         yield {"pixels": np.ascontiguousarray(image.transpose(2, 0, 1))}
 
 
@@ -46,9 +46,9 @@ def sentences() -> Iterator[dict[str, NDArray[np.int64]]]:
     yield from _sentences(64, seed=0)
 
 
-def other_sentences() -> Iterator[dict[str, NDArray[np.int64]]]:
-    """Yield 32 sentences for evaluation, in the form of `sentences`."""
-    yield from _sentences(32, seed=1)
+def other_sentences(count: int = 32) -> Iterator[dict[str, NDArray[np.int64]]]:
+    """Yield `count` sentences for evaluation, in the form of `sentences`."""
+    yield from _sentences(count, seed=1)
 
 
 def _scenes(count: int, seed: int) -> Iterator[NDArray[np.float32]]:
