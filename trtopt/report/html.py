@@ -1,6 +1,7 @@
 """Report as one self-contained HTML page: no network, scripts, fonts or image files.
 
-The text of the page is in `page/templates/`; `picked` selects from the report, `charts` and `graph_charts` draw. Names come
+The text of the page is in `page/templates/`; `picked` selects from the report, `charts` and `graph_charts` draw. Names
+come
 from untrusted files: every value is cut to length and stripped of control characters, then Jinja2 escapes it, and the
 page's Content-Security-Policy forbids scripts and requests.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trtopt.compare import own
+from trtopt.compare import custom
 from trtopt.compare.gate import judge
 from trtopt.compare.gates import parse_gates
 from trtopt.compare.measures.outputs import Outputs
@@ -89,7 +89,7 @@ def outputs(count: int, shift: float, start: int = 0, *, labels: bool = False) -
 
 
 def test_numbers_are_averaged_over_samples_not_over_batches() -> None:
-    metric = own.OwnMetric("my_metrics:distance")
+    metric = custom.OwnMetric("my_metrics:distance")
     metric.add(outputs(3, 1.0))
     metric.add(outputs(1, 5.0, 3))
     found = metric.drift()
@@ -98,17 +98,17 @@ def test_numbers_are_averaged_over_samples_not_over_batches() -> None:
 
 
 def test_labels_are_those_of_the_batch() -> None:
-    metric = own.OwnMetric("my_metrics:first_label")
+    metric = custom.OwnMetric("my_metrics:first_label")
     metric.add(outputs(2, 0.0, 6, labels=True))
     assert metric.drift().values == {"label": 6.0}
 
 
 def test_a_gate_on_a_custom_metric_fails_on_nan() -> None:
-    metric = own.OwnMetric("my_metrics:distance")
+    metric = custom.OwnMetric("my_metrics:distance")
     metric.add(outputs(3, 1.0))
     verdicts = [gate.verdict for gate in judge([metric.drift()], parse_gates("l1<=1,l1>=1.5,distance:l1<=2"), 3)]
     assert verdicts == ["pass", "fail", "pass"]
-    metric = own.OwnMetric("my_metrics:nan")
+    metric = custom.OwnMetric("my_metrics:nan")
     metric.add(outputs(3, 1.0))
     assert math.isnan(metric.drift().values["mine"])
     for gate in ("mine>=0", "mine<=0"):
@@ -117,7 +117,7 @@ def test_a_gate_on_a_custom_metric_fails_on_nan() -> None:
 
 def test_the_current_folder_is_on_the_path_only_while_the_code_runs() -> None:
     before = list(sys.path)
-    own.OwnMetric("my_metrics:distance").add(outputs(1, 0.0))
+    custom.OwnMetric("my_metrics:distance").add(outputs(1, 0.0))
     assert sys.path == before
 
 
@@ -147,7 +147,7 @@ def test_the_current_folder_is_on_the_path_only_while_the_code_runs() -> None:
 )
 def test_a_wrong_function_name_is_refused_in_one_line(source: str, message: str) -> None:
     with pytest.raises(UsageError) as error:
-        own.OwnMetric(source)
+        custom.OwnMetric(source)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
     assert error.value.exit_code == 2
@@ -170,38 +170,38 @@ def test_a_wrong_function_name_is_refused_in_one_line(source: str, message: str)
 )
 def test_a_function_with_a_wrong_result_is_refused_in_one_line(function: str, message: str) -> None:
     with pytest.raises(UsageError) as error:
-        own.OwnMetric(f"my_metrics:{function}").add(outputs(2, 0.0))
+        custom.OwnMetric(f"my_metrics:{function}").add(outputs(2, 0.0))
     assert str(error.value).startswith(f"--metric my_metrics:{function} {message}")
 
 
 def test_names_must_be_the_same_for_every_batch() -> None:
-    metric = own.OwnMetric("my_metrics:unsteady")
+    metric = custom.OwnMetric("my_metrics:unsteady")
     metric.add(outputs(2, 0.0))
     with pytest.raises(UsageError, match="does not return the same names every time: m1 after m2"):
         metric.add(outputs(1, 0.0, 2))
 
 
 def test_a_function_without_a_file_has_a_digest_too() -> None:
-    assert len(own.digest("math:fsum")) == 64
+    assert len(custom.digest("math:fsum")) == 64
 
 
 def test_two_functions_of_the_same_name_are_refused() -> None:
     with pytest.raises(UsageError, match="my_metrics:distance and --metric other_metrics:distance have the same name"):
-        own.opened(["my_metrics:distance", "other_metrics:distance"])
+        custom.opened(["my_metrics:distance", "other_metrics:distance"])
 
 
 def test_the_digest_follows_the_code(tmp_path: Path) -> None:
-    first = own.digest("my_metrics:distance")
-    assert own.digest("my_metrics:distance") == first
+    first = custom.digest("my_metrics:distance")
+    assert custom.digest("my_metrics:distance") == first
     (tmp_path / "my_metrics.py").write_text(CODE + "# changed\n")
-    assert own.digest("my_metrics:distance") != first
+    assert custom.digest("my_metrics:distance") != first
 
 
 def test_the_digest_follows_what_the_code_imports(tmp_path: Path) -> None:
     (tmp_path / "indirect_metrics.py").write_text("from other_metrics import distance as far\ndef f(*_): return far()")
-    first = own.digest("indirect_metrics:f")
+    first = custom.digest("indirect_metrics:f")
     (tmp_path / "other_metrics.py").write_text("def distance(reference, candidate, labels): return {'l2': 2}")
-    assert own.digest("indirect_metrics:f") != first
+    assert custom.digest("indirect_metrics:f") != first
 
 
 class Doubled:
