@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from trtopt.calibrate import method_names
 from trtopt.cli.options import Device, DeviceFlag, OutFlag, RecipeFlag, SkipBadFlag
 
 
@@ -20,7 +21,7 @@ def calibrate(
         typer.Option(help="Samples: a folder of images, .npy, .npz, .jsonl, .parquet, module:function."),
     ],
     precision: Annotated[str, typer.Option("--precision", "-p", help="Precision of the table: int8 or fp8.")] = "int8",
-    method: Annotated[str, typer.Option(help="auto picks the best of mse, entropy, percentile and minmax.")] = "auto",
+    method: Annotated[str, typer.Option(help=f"auto picks the best of {', '.join(method_names())}.")] = "auto",
     recipe: RecipeFlag = None,
     skip_bad: SkipBadFlag = False,
     no_equalization: Annotated[

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from trtopt.calibrate import method_names
 from trtopt.cli.options import (
     AllowDriftFlag,
     AllowInconclusiveFlag,
@@ -32,6 +33,7 @@ from trtopt.cli.options import (
     WeightsFlag,
     joined,
 )
+from trtopt.precision import precisions
 
 
 def convert(
@@ -43,7 +45,7 @@ def convert(
             show_default=False,
         ),
     ],
-    precision: Annotated[str, typer.Option("--precision", "-p", help="fp32, fp16, bf16, int8 or fp8.")] = "fp16",
+    precision: Annotated[str, typer.Option("--precision", "-p", help=f"One of {', '.join(precisions())}.")] = "fp16",
     calib: Annotated[
         str | None,
         typer.Option(
@@ -58,7 +60,7 @@ def convert(
     labels: LabelsFlag = None,
     skip_bad: SkipBadFlag = False,
     method: Annotated[
-        str, typer.Option(help="How scales are chosen. auto picks the best of mse, entropy, percentile and minmax.")
+        str, typer.Option(help=f"How scales are chosen. auto picks the best of {', '.join(method_names())}.")
     ] = "auto",
     calib_table: Annotated[
         Path | None, typer.Option(help="Use this calibration table (JSON or TensorRT's cache) instead of calibrating.")

@@ -7,22 +7,23 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trtopt.compare.kinds import kinds
 from trtopt.errors import UsageError
+from trtopt.report import formats
 
+if TYPE_CHECKING:
 
-class Format(str, Enum):
-    """Output format on stdout."""
+    class Format(str, Enum):
+        """Output format on stdout: a plug-in of `trtopt.report`. These two are named in code."""
 
-    text = "text"
-    json = "json"
-    junit = "junit"
-    markdown = "markdown"
-    github = "github"
-    html = "html"
+        text = "text"
+        json = "json"
+else:
+    Format = Enum("Format", {name: name for name in ("text", *formats())}, type=str)
 
 
 class Device(str, Enum):
@@ -83,7 +84,7 @@ AllowInconclusiveFlag = Annotated[
 ]
 KindFlag = Annotated[
     list[str] | None,
-    typer.Option(help="Kind of an output, if the guess is wrong: OUTPUT=scores|values|exact|segmentation|detection."),
+    typer.Option(help=f"Kind of an output, if the guess is wrong: OUTPUT={'|'.join(kinds())}."),
 ]
 MetricFlag = Annotated[
     list[str] | None,

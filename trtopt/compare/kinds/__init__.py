@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from trtopt import plugins
-from trtopt.compare.measures.outputs import Outputs
 from trtopt.types import OutputDrift
+
+if TYPE_CHECKING:
+    from trtopt.compare.measures.outputs import Outputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
