@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -116,3 +117,14 @@ def test_public_names_are_pinned() -> None:
     ]
     for name in trtopt.__all__:
         assert getattr(trtopt, name) is not None
+
+
+def test_contributing_names_the_places_of_things() -> None:
+    root = PACKAGE.parent
+    rows = re.findall(r"\| `(trtopt/[\w/]+\.py)` \| `(\w+)` \|", (root / "CONTRIBUTING.md").read_text())
+    assert len(rows) > 9
+    for file, name in rows:
+        tree = ast.parse((root / file).read_text())
+        defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        defined |= {target.id for node in tree.body if isinstance(node, ast.Assign) for target in node.targets}
+        assert name in defined, (file, name)
