@@ -79,3 +79,12 @@ def test_a_method_of_one_file_works(package: Path) -> None:
 def test_help_names_it(package: Path, flag: str) -> None:
     text = run(package, "convert", "--help")
     assert "toy" in text[text.index(flag) :][:400]
+
+
+def test_changed_code_runs_the_stages_again(package: Path) -> None:
+    flags = ("convert", DIGITS, "-p", "fp32", "--data", EVAL, "--backend", "onnxruntime", "-o", package / "code")
+    assert " cached " not in run(package, *flags)
+    assert " cached " in run(package, *flags)
+    with (package / "trtopt/compare/statistics.py").open("a") as file:
+        file.write("# corrected\n")
+    assert " cached " not in run(package, *flags)
