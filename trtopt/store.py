@@ -113,10 +113,6 @@ class RunStore:
         self.outcomes.append(StageOutcome(name=name, status="ran", seconds=round(seconds, 3), summary=line))
         return result
 
-    def is_cached(self, name: str, key: Mapping[str, Any]) -> bool:
-        """Return whether `stage` would find this result in the store."""
-        return self._entry(name, _key_digest(name, key)) is not None
-
     def write(self, name: str, text: str) -> Path:
         """Write a text file (UTF-8) into the run directory, completely or not at all, and return its path.
 

@@ -53,7 +53,7 @@ TWO = made(BOX, FAR)
 
 def test_the_same_boxes_match() -> None:
     found = one((TWO, TWO))
-    assert found.values == {"matched": 100.0, "extra": 0.0, "iou": 1.0, "nonfinite": 0.0}
+    assert found.values == {"matched": 100.0, "extra": 0.0, "iou": 1.0, "lost": 0.0, "nonfinite": 0.0}
     assert found.worst == ()
 
 
@@ -90,12 +90,12 @@ def test_samples_without_boxes_have_no_metrics() -> None:
     values = one((TWO, TWO), (none, none)).values
     assert values["matched"] == 100.0
     found = drifts((none, none), asked={"boxes": "detection"})[0]
-    assert found.values == {"extra": 0.0, "nonfinite": 0.0}
+    assert found.values == {"extra": 0.0, "lost": 0.0, "nonfinite": 0.0}
     assert found.counts == {"samples": 1, "boxes": 0}
 
 
 def test_a_candidate_without_boxes_has_no_extra_ones() -> None:
-    assert one((TWO, made())).values == {"matched": 0.0, "extra": 0.0, "nonfinite": 0.0}
+    assert one((TWO, made())).values == {"matched": 0.0, "extra": 0.0, "lost": 0.0, "nonfinite": 0.0}
 
 
 def boxes(*corners: tuple[float, ...], scores: Sequence[float] = (), classes: Sequence[int] = ()) -> Boxes:
@@ -123,9 +123,10 @@ def test_half_an_overlap_is_enough() -> None:
     assert matches(boxes((0.0, 0.0, 2.0, 1.0)), boxes((0.0, 0.0, 0.999, 1.0))) == []
 
 
-def test_boxes_without_an_area_match_nothing() -> None:
-    empty = boxes((1.0, 1.0, 1.0, 1.0))
-    assert matches(empty, empty) == []
+def test_boxes_without_an_area_match_only_themselves() -> None:
+    line = boxes((1.0, 1.0, 1.0, 4.0))
+    assert [match.iou for match in matches(line, line)] == [1.0]
+    assert matches(line, boxes((1.0, 1.0, 1.0, 5.0))) == []
 
 
 CORNERS = st.tuples(*[st.integers(0, 6)] * 4).map(lambda c: (c[0], c[1], c[0] + c[2], c[1] + c[3]))
@@ -153,7 +154,7 @@ def overlap(a: Sequence[float], b: Sequence[float]) -> float:
     wide, high = (min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
     shared = max(wide, 0) * max(high, 0)
     union = sum((c[2] - c[0]) * (c[3] - c[1]) for c in (a, b)) - shared
-    return shared / union if union else 0.0
+    return 1.0 if a == b else shared / union if union else 0.0
 
 
 def test_the_number_of_boxes_may_differ_and_the_other_outputs_are_read_with_them() -> None:
@@ -230,7 +231,7 @@ def test_rows_beyond_the_number_of_detections_are_ignored() -> None:
     reference, candidate = padded(TWO), padded(TWO)
     candidate["detection_boxes"][0, 2:] = np.nan
     (found,) = drifts((reference, candidate))
-    assert found.values == {"matched": 100.0, "extra": 0.0, "iou": 1.0, "nonfinite": 0.0}
+    assert found.values == {"matched": 100.0, "extra": 0.0, "iou": 1.0, "lost": 0.0, "nonfinite": 0.0}
 
 
 @pytest.mark.parametrize("part", ["boxes", "scores"])
@@ -239,7 +240,7 @@ def test_a_sample_with_nan_is_named_and_not_counted(part: str, broken: str) -> N
     spoiled = {name: array.copy() for name, array in TWO.items()}
     spoiled[part][0] = np.nan
     found = one((TWO, TWO), (spoiled, TWO) if broken == "FP32" else (TWO, spoiled))
-    assert found.values == {"matched": 100.0, "extra": 0.0, "iou": 1.0, "nonfinite": 1.0}
+    assert found.values == {"matched": 100.0, "extra": 0.0, "iou": 1.0, "lost": 0.0, "nonfinite": 1.0}
     assert found.first_bad == "1.png" + ("; FP32 itself has it in 1" if broken == "FP32" else "")
 
 

@@ -90,13 +90,14 @@ def verdict(
     count: int,
     labels: tuple[int, ...] | None = None,
     gates: str = "",
+    samples: Callable[[int], Array] = lambda i: X[i : i + 1],
 ) -> Comparison:
     dataset = Dataset(
         source="eval.npz",
         digest="d",
         ids=tuple(f"eval.npz[{i}]" for i in range(count)),
-        load=lambda i: {"x": X[i : i + 1]},
-        batched=True,
+        load=lambda i: {"x": samples(i)},
+        batched=len({samples(i).shape for i in range(min(count, 9))}) <= 1,
         labels=labels and labels[:count],
     )
     pair = Pair(baseline=Model(reference), candidate=Model(candidate), names=("a", "b"))
@@ -137,6 +138,13 @@ def test_a_ruined_output_beside_a_good_one_never_passes(count: int) -> None:
         candidate = {**reference, ruined: lambda x: np.zeros((len(x), 12), np.float32)}
         for gates in ("", "logits:top1=20%"):
             assert verdict(reference, candidate, count, gates=gates).verdict == "fail"
+
+
+def test_a_gate_of_the_users_does_not_excuse_a_ruined_output() -> None:
+    scaled = {"logits": lambda x: 10 * (x @ WEIGHTS)}
+    original = {"logits": FP32["logits"]}
+    assert verdict(original, scaled, MANY, gates="top1=0.5%,cosine=0.99").verdict == "fail"
+    assert verdict(original, scaled, MANY, gates="top1=1%,cosine=0.99,sqnr_min=-99dB").verdict == "pass"
 
 
 def test_swapped_classes_fail() -> None:
@@ -183,3 +191,98 @@ def test_rows_whose_number_depends_on_the_data_are_a_difference() -> None:
     found = verdict(boxes, fewer, MANY)
     assert found.verdict == "fail"
     assert 50 < found.outputs[0].values["equal"] < 99
+
+
+def test_a_copied_input_of_another_length_in_each_sample_never_passes() -> None:
+    signals = [RANDOM.normal(size=(1, 40 + i % 7)).astype(np.float32) for i in range(40)]
+    denoise = lambda x: x + np.float32(0.05) * np.sin(9 * x)  # noqa: E731
+    found = verdict({"y": denoise}, {"y": lambda x: x}, 40, samples=signals.__getitem__)
+    assert found.verdict == "fail"
+    assert verdict({"y": denoise}, {"y": denoise}, 40, samples=signals.__getitem__).verdict == "pass"
+
+
+@pytest.mark.parametrize(("mean", "spread"), [(101325.0, 80.0), (2015.0, 1.5), (300.0, 10.0)])
+@pytest.mark.parametrize("count", [MANY, 4])
+def test_a_constant_near_a_large_mean_never_passes(mean: float, spread: float, count: int) -> None:
+    level = {"pressure": lambda x: mean + np.float32(spread) * x[:, :1]}
+    constant = {"pressure": lambda x: np.full((len(x), 1), mean, np.float32)}
+    assert verdict(level, constant, count).verdict == "fail"
+    assert verdict(level, level, count).verdict == "pass"
+
+
+def test_each_of_a_few_quantities_must_be_explained() -> None:
+    two = {"state": lambda x: np.stack([300 + x[:, 0], 50 + 20 * x[:, 1]], axis=1)}
+    lost = {"state": lambda x: np.stack([0 * x[:, 0] + 300, 50 + 20 * x[:, 1]], axis=1)}
+    assert verdict(two, lost, MANY).verdict == "fail"
+
+
+def test_probabilities_that_hardly_vary_show_nothing() -> None:
+    near = {"points": lambda x: np.float32(0.5) + np.float32(0.04) * np.tanh(x)}
+    assert verdict(near, {"points": lambda x: np.full_like(x, 0.5)}, MANY).verdict == "inconclusive"
+
+
+def test_a_label_that_is_rare_and_lost_never_passes() -> None:
+    rare = {"label": lambda x: (x[:, 0] > 2.5).astype(np.int64)}
+    never = {"label": lambda x: np.zeros(len(x), np.int64)}
+    assert 0 < int((X[:, 0] > 2.5).sum()) < 10
+    assert verdict(rare, never, MANY).verdict == "inconclusive"
+    constant = {"label": lambda x: np.zeros(len(x), np.int64)}
+    assert verdict(constant, constant, MANY).verdict == "inconclusive"
+
+
+def test_samples_of_integers_that_are_ruined_as_a_whole_fail() -> None:
+    ids = {"ids": lambda x: (10 * x).astype(np.int64)}
+    spoilt = {"ids": lambda x: (10 * x).astype(np.int64) * (x[:, :1] < 1.8)}
+    found = verdict(ids, spoilt, MANY)
+    assert found.verdict == "fail"
+
+
+def test_classes_of_a_sequence_that_change_fail() -> None:
+    logits = {"logits": lambda x: np.stack([x @ WEIGHTS] * 3, axis=1) + 20}
+    noisy = {"logits": lambda x: np.stack([x @ WEIGHTS + 4 * np.sin(50 * x @ WEIGHTS)] * 3, axis=1) + 20}
+    found = verdict(logits, noisy, MANY)
+    assert "positions" in {gate.metric for gate in found.gates if gate.verdict == "fail"}
+
+
+def test_an_object_that_is_lost_in_one_sample_fails() -> None:
+    def maps(x: Array) -> Array:
+        classes = np.zeros((len(x), 40, 40), np.int64)
+        classes[:, 5:12, 5:12] = 1
+        return classes
+
+    def lost(x: Array) -> Array:
+        classes = maps(x)
+        classes[(x == X[11]).all(axis=1)] = 0
+        return classes
+
+    assert verdict({"seg": maps}, {"seg": maps}, MANY).verdict == "pass"
+    assert verdict({"seg": maps}, {"seg": lost}, MANY).verdict == "fail"
+
+
+def boxes(shift: float = 0.0, drop: int = -1) -> dict[str, Callable[[Array], Array]]:
+    """Four boxes per sample, moved by a share of their size, or without scores in one sample."""
+
+    def corners(x: Array) -> Array:
+        start = 100 * (1 + np.arange(4))[None, :, None] + 10 * np.abs(x[:, :1, None]) + shift * 50
+        return np.concatenate([start, start, start + 50, start + 50], axis=2).astype(np.float32)
+
+    def scores(x: Array) -> Array:
+        made = np.full((len(x), 4), 0.9, np.float32)
+        made[(x == X[drop]).all(axis=1)] = 0.0 if drop >= 0 else 0.9
+        return made
+
+    return {"boxes": corners, "scores": scores}
+
+
+def test_boxes_that_all_moved_or_that_one_sample_lost_fail() -> None:
+    assert verdict(boxes(), boxes(), MANY).verdict == "pass"
+    assert verdict(boxes(), boxes(shift=0.15), MANY).verdict == "fail"
+    assert verdict(boxes(), boxes(drop=11), MANY).verdict == "fail"
+
+
+def test_labels_of_a_rare_answer_do_not_fail_fp32_against_itself() -> None:
+    random = np.random.default_rng(3)
+    labels = tuple(int(label) for label in random.random(MANY) < 0.07)
+    told = {"prob": lambda x: np.where((x[:, :1] > 2.0), 0.9, 0.1).astype(np.float32)}
+    assert verdict(told, told, MANY, labels).verdict != "fail"
+    assert verdict(told, told, 12, labels).verdict != "fail"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -261,7 +262,7 @@ def test_a_bound_is_never_rounded_to_the_limit() -> None:
 
 @pytest.mark.parametrize("kind", DEFAULTS)
 def test_without_gates_every_output_is_judged_by_the_default_of_its_kind(kind: str) -> None:
-    good = {"samples": 999, "agree": 999}
+    good = {"samples": 999, "agree": 999, "same": 999}
     values = {metric: 0.0 if METRICS[metric].sense == "at most" else 100.0 for metric, _ in DEFAULTS[kind]}
     outputs = [OutputDrift(output=name, kind=kind, values=values, counts=good) for name in ("a", "b")]
     results = judge(outputs, (), 999)
@@ -370,9 +371,10 @@ def test_nothing_to_judge_fails(gates: str) -> None:
 def test_labels_that_contradict_fp32_fail_the_gate_on_accuracy() -> None:
     counts = {"samples": 1000, "agree": 1000, "unfit": 98}
     output = OutputDrift(output="logits", kind="scores", values={"top1": 100.0, "cosine": 1.0}, counts=counts)
-    for gates in ("", "top1=1%"):
+    for gates, contradicted in itertools.product(("", "top1=1%"), (0, 1)):
+        counts["contradicted"] = contradicted
         result = judge([output], parse_gates(gates), 1000)[0]
-        assert result.verdict == "fail"
+        assert result.verdict == ("fail" if contradicted else "inconclusive")
         assert "the labels do not fit: FP32 itself is right on 9.80 % of samples" in result.reason
 
 

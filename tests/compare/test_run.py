@@ -315,7 +315,7 @@ def net(folder: Path, name: str, *outputs: tuple[str, float]) -> OrtRunner:
 
 def test_two_onnx_files_are_judged_by_their_labels(tmp_path: Path) -> None:
     baseline = net(tmp_path, "fp32", ("logits", 1.0))
-    for factor, verdict, accuracy in ((2.0, "pass", 100.0), (-1.0, "fail", 0.0)):
+    for factor, verdict, accuracy in ((1.1, "pass", 100.0), (-1.0, "fail", 0.0)):
         candidate = net(tmp_path, "typed", ("logits", factor))
         pair = Pair(baseline=baseline, candidate=candidate, names=("fp32.onnx", "typed.onnx"))
         found = judged(compare(pair, dataset(labels=LABELS), Measure(), emit=silent), "top1=30%")
@@ -338,7 +338,8 @@ def test_an_overflow_in_an_onnx_file_is_named_by_its_sample(tmp_path: Path) -> N
     baseline, candidate = net(tmp_path, "a", ("y", 1.0)), net(tmp_path, "b", ("y", 10.0))
     pair = Pair(baseline=baseline, candidate=candidate, names=("a", "b"))
     found = judged(compare(pair, dataset(samples), Measure(), emit=silent), "cosine=0.9")
-    assert [(gate.metric, gate.passed) for gate in found.gates] == [("nonfinite", False), ("cosine", True)]
+    passed = {gate.metric: gate.passed for gate in found.gates}
+    assert (passed["nonfinite"], passed["cosine"]) == (False, True)
     assert found.gates[0].reason == "NaN or Inf in 1 of 9 samples, first in eval.npz[4]"
 
 

@@ -220,7 +220,7 @@ def test_a_tensor_with_two_consumers_needs_one_scale(parse: Parse) -> None:
     assert {site.scale_from for site in placement.sites if site.axis is None} == {"x"}
 
 
-# Rule 10 is tested with precision.half. Here only: every node that does arithmetic has a decision
+# Rule 10 is tested with precision.passes.half. Here only: every node that does arithmetic has a decision
 
 
 def test_a_node_that_is_not_quantized_has_a_decision_in_the_fallback_precision(parse: Parse) -> None:

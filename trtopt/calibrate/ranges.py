@@ -1,8 +1,8 @@
 """Statistics of all activations over a small subset of samples, per tensor and for some tensors per channel.
 
-- Magnitudes decide which tensors must not be in a 16-bit type (`precision.keep`).
-- Means per channel correct biases (`precision.bias`).
-- Ranges and values per channel determine how to equalize channels (`precision.equalize`).
+- Magnitudes decide which tensors must not be in a 16-bit type (`precision.passes.keep`).
+- Means per channel correct biases (`precision.passes.bias`).
+- Ranges and values per channel determine how to equalize channels (`precision.passes.equalize`).
 
 Touches: nothing; it calls the function that runs the model.
 """
@@ -22,7 +22,7 @@ from trtopt.errors import CalibrationError
 from trtopt.events import Emit, Progress
 
 MASK = 1e9
-"""Magnitudes from here on are ignored: attention masks use them for infinity, and `precision.half` clamps them."""
+"""Magnitudes from here on are ignored: attention masks use them for infinity, and `passes.half` clamps them."""
 SAMPLES = 16
 """Size of the subset. It is enough for an order of magnitude, for a mean, and to tell two quantized networks apart by
 decibels. More samples would cost too much time."""

@@ -93,7 +93,8 @@ def bench(
     from trtopt import rundir
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import finish
-    from trtopt.commands import bench as benching
+    from trtopt.commands.bench import bench as run
+    from trtopt.commands.bench import max_batch as search_batch
     from trtopt.errors import UsageError
     from trtopt.plan import BenchPlan, DataPlan, SpeedPlan
 
@@ -109,7 +110,7 @@ def bench(
                 )
         search = _max_batch(targets, run_dir, speed, (memory_limit, latency_limit))
         with Narrator() as emit:
-            report = benching.max_batch(replace(search, allow_inconclusive=allow_inconclusive), emit)
+            report = search_batch(replace(search, allow_inconclusive=allow_inconclusive), emit)
         finish(report, format.value)
     if memory_limit or latency_limit:
         raise UsageError("--memory-limit and --latency-limit need --max-batch", fix="Add it, or use --gate instead")
@@ -124,7 +125,7 @@ def bench(
         speed=speed,
     )
     with Narrator() as emit:
-        report, stopped = benching.bench(plan, emit)
+        report, stopped = run(plan, emit)
     finish(report, format.value, stopped)
 
 

@@ -5,7 +5,7 @@ Touches: checks whether files exist.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from trtopt.data.dataset import Dataset
@@ -73,6 +73,21 @@ def outputs(gates: str, plan: MeasurePlan, model: OnnxModel) -> None:
             why="a custom metric needs the function that computes it",
             fix="Add --metric package.module:function",
         )
+
+
+def gated(gates: str, outputs: Sequence[str]) -> None:
+    """Refuse a gate on an output that was not measured.
+
+    Raises:
+        UsageError: there is one.
+    """
+    from trtopt.compare.gates import parse_gates
+
+    for gate in parse_gates(gates):
+        if gate.output and gate.output not in outputs:
+            raise UsageError(
+                f"--gate names an unknown output {gate.output!r}", fix=f"The measured outputs are {', '.join(outputs)}"
+            )
 
 
 def measure(plan: MeasurePlan) -> None:

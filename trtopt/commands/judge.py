@@ -29,6 +29,7 @@ def judge_again(plan: JudgePlan) -> Report:
         raise UsageError(f"{plan.run} does not contain a comparison", why=why, fix="Run trtopt compare")
     for comparison in before:
         checks.measured(plan.run, plan.measure, comparison)
+        checks.gated(plan.gates, [output.output for output in comparison.outputs])
     after = [judged(comparison, plan.gates) for comparison in before]
     # Remarks about the old gates must not stay among the warnings.
     stale = {line for comparison in before for line in comparison.remarks}

@@ -75,17 +75,17 @@ METRICS = {
         format=".3f",
         range=_PERCENT,
     ),
-    "pixels_min": Metric(
-        label="pixel agreement, worst",
-        text="share of pixels that have FP32's class, in the sample where it is lowest",
+    "miou": Metric(
+        label="mIoU",
+        text="intersection over union with FP32's pixels of a class, over all samples, mean over the classes",
         sense="at least",
         unit="%",
         format=".2f",
         range=_PERCENT,
     ),
-    "miou": Metric(
-        label="mIoU",
-        text="intersection over union with FP32's pixels of a class, over all samples, mean over the classes",
+    "miou_min": Metric(
+        label="mIoU, worst sample",
+        text="lowest mIoU of a single sample, over the classes of at least 0.5 % of FP32's pixels in it",
         sense="at least",
         unit="%",
         format=".2f",
@@ -112,6 +112,21 @@ METRICS = {
         text="mean intersection over union of the boxes that both have",
         sense="at least",
         range=(0.0, 1.0),
+    ),
+    "lost": Metric(
+        label="samples without their boxes",
+        text="samples in which FP32 finds three boxes or more, and the candidate none of them",
+        sense="at most",
+        format=".0f",
+        range=_POSITIVE,
+    ),
+    "positions": Metric(
+        label="top-1 agreement per position",
+        text="share of positions of a sequence at which both models choose the same class",
+        sense="at least",
+        unit="%",
+        format=".2f",
+        range=_PERCENT,
     ),
     "cosine": Metric(
         label="cosine",
@@ -167,6 +182,13 @@ METRICS = {
         unit="%",
         format=".3f",
         range=_PERCENT,
+    ),
+    "same": Metric(
+        label="samples that agree",
+        text="share of samples of which at least half of the elements are equal",
+        sense="drop",
+        unit="%",
+        format=".2f",
     ),
     "nonfinite": Metric(
         label="samples with NaN or Inf",

@@ -11,7 +11,7 @@ Touches: nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from trtopt.compare.catalog import METRICS
@@ -29,28 +29,38 @@ DEFAULTS = {
     "scores": (("top1", 1.0), ("cosine", 0.98), ("sqnr_min", _LEAST_DB)),
     # A cosine of 0.99 rotates an embedding by 8 degrees. The cosine over all values hides a ruined sample, a ruined
     # part of small scale, and an output that no longer varies around a large mean, so each of them has its own limit.
-    "values": (("cosine", 0.99), ("cosine_part", 0.99), ("r2", 0.8), ("sqnr_min", _LEAST_DB)),
-    # Few elements of an integer output (such as token ids) may change.
-    "exact": (("equal", 99.0),),
+    "values": (("cosine", 0.99), ("cosine_part", 0.99), ("r2", 0.8), ("positions", 95.0), ("sqnr_min", _LEAST_DB)),
+    # Few elements of an integer output (such as token ids) may change, and few samples as a whole.
+    "exact": (("equal", 99.0), ("same", 1.0)),
     # In mIoU a small class weighs as much as the background; the fraction of pixels would hide its loss. For example, a
     # text detector has an mIoU of 99.96 % in FP16, and of 98.7 % in INT8 with an output SQNR of 18.6 dB.
-    "segmentation": (("miou", 98.0), ("pixels_min", 90.0), ("sqnr_min", _LEAST_DB)),
+    "segmentation": (("miou", 98.0), ("miou_min", 60.0), ("sqnr_min", _LEAST_DB)),
     # One box in a hundred may be missed or spurious. Both need a limit: a candidate that finds boxes everywhere also
-    # finds all of FP32's.
-    "detection": (("matched", 99.0), ("extra", 1.0)),
+    # finds all of FP32's. Boxes match from an IoU of 0.5, which hides that all of them moved.
+    "detection": (("matched", 99.0), ("extra", 1.0), ("iou", 0.8), ("lost", 0.0)),
 }
 """Default gates by kind of output: (metric, limit) pairs."""
 
-_WHERE_MEASURED = frozenset({"cosine_part", "r2", "sqnr_min", "pixels_min"})
+FLOORS = frozenset({"sqnr_min", "cosine_part", "r2", "miou_min", "lost"})
+"""Default gates that stay beside the user's: they tell a ruined output, which no other metric excuses."""
+
+_WHERE_MEASURED = frozenset({"cosine_part", "r2", "positions", "same", "sqnr_min", "miou_min", "iou", "lost"})
 """Default gates that apply only to outputs with this metric. Any other default gate fails if its metric is missing."""
 
-_COUNTED = {"top1": "agree", "top5": "top5", "accuracy": "both"}
+_COUNTED = {"top1": "agree", "top5": "top5", "accuracy": "both", "same": "same"}
 """Metrics that are computed from counts, and the count that each of them needs."""
+
+_DIFFERS = {
+    "top1": "top-1 differs from FP32",
+    "top5": "FP32's top-1 is not among the candidate's top 5",
+    "same": "most elements differ from FP32",
+}
+"""What a drop from 100 % of the samples means, in words."""
 
 _RIGHT = ("both", "only_fp32", "only_candidate")
 """Counts of the samples on which both models or only one are right: an output has either all of them or none."""
 
-_AGREEMENT = frozenset({"top1", "top5", "accuracy", "pixels", "pixels_min", "miou"})
+_AGREEMENT = frozenset({"top1", "top5", "accuracy", "pixels", "miou", "miou_min", "equal", "same"})
 """Metrics that show nothing if FP32 chooses the same class for all samples."""
 
 _NAMED = 3
@@ -75,11 +85,14 @@ def verdict(results: Iterable[GateResult | Comparison]) -> Verdict:
     return "inconclusive" if "inconclusive" in verdicts else "pass"
 
 
-def judge(outputs: Sequence[OutputDrift], gates: Sequence[Gate], samples: int) -> tuple[GateResult, ...]:
+def judge(
+    outputs: Sequence[OutputDrift], gates: Sequence[Gate], samples: int, *, defaults: bool = True
+) -> tuple[GateResult, ...]:
     """Return the results of the gates on the outputs.
 
-    An output without a gate of the user is judged by the default gates of its kind. The result has at least one entry,
-    and a failed one for everything that could not be judged.
+    With `defaults`, an output without a gate of the user is judged by the default gates of its kind. One with such a
+    gate keeps those of them that tell a ruined output, unless the user has a limit for the same metric. The result has
+    at least one entry, and a failed one for everything that could not be judged.
     """
     if any("both" in output.counts for output in outputs):  # the labels belong to another output
         outputs = [_without_unfit(output) for output in outputs]
@@ -88,10 +101,8 @@ def judge(outputs: Sequence[OutputDrift], gates: Sequence[Gate], samples: int) -
         results.append(_unjudged("", "samples", 1.0, "there are no samples"))
     elif not outputs:
         results.append(_unjudged("", "outputs", 1.0, "there are no outputs"))
-    judged_by_user = {output.output for gate in gates for output in outputs if _applies(gate, output)}
-    for output in outputs:
-        if output.output not in judged_by_user:
-            results += _defaults(output)
+    for output in outputs if defaults else ():
+        results += _defaults(output, {gate.metric for gate in gates if _applies(gate, output)})
     for gate in gates:
         applicable = [output for output in outputs if _applies(gate, output)]
         results += [_evaluate(gate, output) for output in applicable]
@@ -107,10 +118,12 @@ def _applies(gate: Gate, output: OutputDrift) -> bool:
     return known and gate.output in ("", output.output)
 
 
-def _defaults(output: OutputDrift) -> list[GateResult]:
-    """Return the results of the default gates on an output."""
+def _defaults(output: OutputDrift, asked: Collection[str]) -> list[GateResult]:
+    """Return the results of the default gates on an output that the user has gates on the metrics `asked` for."""
     results = []
     for metric, limit in DEFAULTS.get(output.kind, ()):
+        if metric in asked or (asked and metric not in FLOORS):
+            continue
         if metric in output.values or metric not in _WHERE_MEASURED:
             results.append(_evaluate(default_gate(metric, limit), output, default=True))
     return results
@@ -123,7 +136,9 @@ def _finds_nothing(output: OutputDrift) -> bool:
 
 def _without_unfit(output: OutputDrift) -> OutputDrift:
     """Return the output without the remark that the labels do not fit it."""
-    return replace(output, counts={name: count for name, count in output.counts.items() if name != "unfit"})
+    return replace(
+        output, counts={name: count for name, count in output.counts.items() if name not in ("unfit", "contradicted")}
+    )
 
 
 def _why_unable(gate: Gate, outputs: Sequence[OutputDrift]) -> str:
@@ -165,6 +180,11 @@ def _evaluate(gate: Gate, output: OutputDrift, *, default: bool = False) -> Gate
         result = _accuracy(gate, output)
     else:
         result = _level(gate, output)
+    if gate.metric == "top1" and "unfit" in output.counts and not output.counts.get("contradicted"):
+        return _nothing_shown(gate, output, _unfit(output), default=default)
+    if gate.metric == "r2" and output.counts.get("harmless") and result.verdict == "fail":
+        why = "FP32's probabilities hardly vary, and errors stay below 0.05: nothing shows that they follow the samples"
+        return _nothing_shown(gate, output, why, default=default)
     if gate.metric in _AGREEMENT and output.counts.get("chosen") == 1 and not _disagrees(result, output):
         why = "FP32 always chooses the same class, so agreement shows nothing"
         return _nothing_shown(gate, output, why, default=default)
@@ -176,15 +196,20 @@ def _why_not_evaluated(gate: Gate, output: OutputDrift) -> str:
     counts = output.counts
     if gate.metric not in output.values:
         return f"{gate.metric} could not be evaluated on this output"
-    if gate.metric == "top1" and "unfit" in counts and counts.get("samples"):
-        right = 100 * counts["unfit"] / counts["samples"]
-        return (
-            f"the labels do not fit: FP32 itself is right on {right:.2f} % of samples, no better than guessing "
-            "(another order of classes, or another preprocessing?); without labels, agreement would be judged"
-        )
+    if gate.metric == "top1" and "unfit" in counts and counts.get("contradicted"):
+        return _unfit(output)
     if gate.metric in _COUNTED and not _consistent(counts, _COUNTED[gate.metric]):
         return f"{gate.metric} could not be evaluated: the counts of samples are missing or contradict each other"
     return ""
+
+
+def _unfit(output: OutputDrift) -> str:
+    """Return the reason why labels are not evidence."""
+    right = 100 * output.counts["unfit"] / max(output.counts.get("samples", 0), 1)
+    return (
+        f"the labels do not fit: FP32 itself is right on {right:.2f} % of samples, no better than guessing "
+        "(another order of classes, or another preprocessing?); without labels, agreement would be judged"
+    )
 
 
 def _disagrees(result: GateResult, output: OutputDrift) -> bool:
@@ -248,9 +273,8 @@ def _drop(gate: Gate, output: OutputDrift) -> GateResult:
         text = f"top-1 accuracy {change} ({fp32:.2f} % -> {candidate:.2f} %{test})"
         claim = _Claim(text=text, samples=samples, estimate=_scaled(drop, samples, lost, gained))
         return _settled(gate, output, claim)
-    differing = samples - counts["agree" if gate.metric == "top1" else "top5"]
-    what = "top-1 differs from FP32" if gate.metric == "top1" else "FP32's top-1 is not among the candidate's top 5"
-    text = f"{what} on {100 * differing / samples:.2f} % of samples"
+    differing = samples - counts[_COUNTED[gate.metric]]
+    text = f"{_DIFFERS[gate.metric]} on {100 * differing / samples:.2f} % of samples"
     return _settled(gate, output, _Claim(text=text, samples=samples, estimate=_scaled(share, samples, differing)))
 
 

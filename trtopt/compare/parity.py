@@ -139,7 +139,7 @@ def check(reference: Reference, runner: Runner, feeds: Sequence[Feed], source: s
             )
         metrics.add(Outputs(reference=dict(zip(outputs, expected, strict=True)), candidate=outputs, indices=(i,)))
     drifts = metrics.drifts([f"input {i}" for i in range(len(feeds))])
-    gates = judge(drifts, [_gate(drift) for drift in drifts], len(feeds))
+    gates = judge(drifts, [_gate(drift) for drift in drifts], len(feeds), defaults=False)
     return Comparison(
         baseline=reference.name,
         candidate="source.onnx",

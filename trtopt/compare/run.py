@@ -164,6 +164,7 @@ def _ungrouped(outputs: Outputs, groups: Groups) -> Outputs:
     return Outputs(
         reference={name: array[: len(members)] for name, array in outputs.reference.items()},
         candidate={name: array[: len(members)] for name, array in outputs.candidate.items()},
+        inputs={name: array[: len(members)] for name, array in outputs.inputs.items()},
         indices=members,
         labels=None if groups.labels is None else tuple(groups.labels[i] for i in members),
     )

@@ -86,9 +86,19 @@ def check_count(dataset: Dataset, scores: Mapping[str, int]) -> None:
         scores: the number of class scores of each output, by name; 0 for an output that is not class scores.
 
     Raises:
-        DataError: no output has a score for each class of the list, so the labels belong to other classes.
+        DataError: a label exceeds every output's scores, or no output has a score for each class of the list.
     """
     scored = {name: count for name, count in scores.items() if count}
+    largest = max((dataset.groups or dataset).labels or (0,))
+    if scored and largest >= max(scored.values()):
+        samples = dataset.groups or dataset
+        sample = samples.ids[(samples.labels or (0,)).index(largest)]
+        names = ", ".join(f"output {name} has {count} scores" for name, count in scored.items())
+        raise DataError(
+            f"{dataset.source}: label {largest} of {sample} is not a class of the model",
+            why=f"{names}, and labels count from 0",
+            fix="Correct the labels; if the output is not class scores, add --kind OUTPUT=values",
+        )
     if dataset.class_list is None or not scored or dataset.class_list.count in scored.values():
         return
     counts = ", ".join(f"output {name} has {count} scores" for name, count in scored.items())

@@ -6,18 +6,11 @@ Touches: the run directory, through the store.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from trtopt.errors import EnvironmentUnableError
 from trtopt.plan import BuildPlan
 from trtopt.stages.context import Context
 from trtopt.types import OnnxModel, Support
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Means = dict[str, NDArray[np.float64]]
 
 
 def check_operators(context: Context, model: OnnxModel, plan: BuildPlan) -> None:

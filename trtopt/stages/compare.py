@@ -59,6 +59,10 @@ def compare(
         fingerprints: dict[int, str] = {}
         comparison = compare(pair, fingerprinted(evaluation.dataset, fingerprints), measure, emit=context.emit)
         known = frozenset(evaluation.calibrated_on)
+        copies = len(fingerprints) - len(set(fingerprints.values()))
+        if copies:
+            note = f"{copies} of {len(fingerprints)} samples repeat others: bounds hold for independent samples"
+            comparison = replace(comparison, warnings=(*comparison.warnings, note))
         return replace(
             comparison,
             candidate_ran=comparison.candidate_ran + evaluation.ran,

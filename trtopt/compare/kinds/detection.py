@@ -40,8 +40,11 @@ _BOXES = re.compile(r"box")
 _ROLES = {
     "scores": re.compile(r"score|conf"),
     "classes": re.compile(r"class|label|categor"),
-    "number": re.compile(r"num"),
+    "number": re.compile(r"num.*(det|box|obj)|valid|^num$"),
 }
+_SEVERAL = 3
+"""Boxes of a sample that are not all missed by chance."""
+
 _UNREAD = re.compile(r"mask|keypoint")
 
 
@@ -192,6 +195,9 @@ class Detection:
             values["extra"] = 100.0 * sum(self._extra) / candidate if candidate else 0.0
         if matched:
             values["iou"] = self._overlap / matched
+        if self._indices:
+            pairs = zip(self._reference, self._matched, strict=True)
+            values["lost"] = float(sum(boxes >= _SEVERAL and not found for boxes, found in pairs))
         values["nonfinite"] = float(len(self._bad))
         unmatched = [self._missed(i) + extra for i, extra in enumerate(self._extra)]
         return OutputDrift(

@@ -33,6 +33,7 @@ class Exact:
     def __init__(self, name: str, *, floats: bool) -> None:
         self.name = name
         self._floats = floats
+        self._chosen: set[object] = set()
         self._indices = array("q")
         self._differing = array("q")
         self._sizes = array("q")
@@ -54,6 +55,7 @@ class Exact:
         self._indices.extend(batch.indices)
         self._differing.extend(np.count_nonzero(differs, axis=1).tolist())
         self._sizes.extend([differs.shape[1]] * count)
+        self._chosen.update(np.unique(reference).tolist() if reference.size == count and len(self._chosen) < 2 else ())
         if self._floats:
             rows = batch.rows(self.name)
             self._bad.extend(batch.indices[i] for i in np.flatnonzero(~rows.comparable))
@@ -73,15 +75,23 @@ class Exact:
         return True
 
     def drift(self, ids: Sequence[str]) -> OutputDrift:
-        """Return the percentage of equal elements, and the samples with differences. An empty output is equal."""
+        """Return the percentages of equal elements and of samples that agree. An empty output is equal."""
         elements = sum(self._sizes)
         values = {"equal": 100.0 - 100.0 * sum(self._differing) / max(elements, 1)} if self._indices else {}
+        counts: dict[str, int] = {}
+        if elements:
+            pairs = zip(self._differing, self._sizes, strict=True)
+            counts = {"samples": len(self._sizes), "same": sum(2 * differing <= size for differing, size in pairs)}
+            values["same"] = 100.0 * counts["same"] / counts["samples"]
+        if max(self._sizes, default=0) == 1:  # one value per sample: a class, say
+            counts["chosen"] = len(self._chosen)
         if self._floats:
             values["nonfinite"] = float(len(self._bad))
         return OutputDrift(
             output=self.name,
             kind="exact",
             values=values,
+            counts=counts,
             first_bad=first_bad(self._bad, self._bad_fp32, ids),
             worst=worst(
                 self._differing, self._indices, ids, lambda i: f"{self._differing[i]} of {self._sizes[i]} differ"

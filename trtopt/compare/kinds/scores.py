@@ -27,9 +27,13 @@ PLAIN = False
 TOP5_CLASSES = 10
 """Least number of classes for a top-5 metric. With fewer, the top 5 contain the baseline's class almost always."""
 
+_MANY = 100
+"""Samples from which on labels that do not fit contradict FP32; fewer show nothing."""
+
 _LARGE = 1e300
 
 _NAMES = re.compile(r"logit|score|prob|class|softmax")
+_OTHERS = re.compile(r"feat|embed|hidden")
 _YES_OR_NO = re.compile(r"sigmoid|prob|logit")
 """Names of the score of a binary classifier. A plain `score` is not one of them, because it may be a rating."""
 
@@ -42,11 +46,13 @@ class _Choices:
         agree: 1 per sample if both models chose the same class, and 0 otherwise.
         right: the model that is right per sample: FP32 (1), the candidate (2), both (3) or neither (0).
         chosen: the distinct classes that FP32 chose.
+        hits_of_yes: number of samples with the label 1 on which FP32 chose class 1.
     """
 
     agree: bytearray = field(default_factory=bytearray)
     right: bytearray = field(default_factory=bytearray)
     chosen: set[int] = field(default_factory=set)
+    hits_of_yes: int = 0
 
     def add(
         self, reference: npt.NDArray[np.intp], candidate: npt.NDArray[np.intp], labels: npt.NDArray[np.int64] | None
@@ -56,6 +62,7 @@ class _Choices:
         self.chosen.update(np.unique(reference).tolist())
         if labels is not None:
             self.right.extend(((reference == labels) + 2 * (candidate == labels)).astype(np.uint8))
+            self.hits_of_yes += int(np.count_nonzero((labels == 1) & (reference == 1)))
 
     def hits(self) -> int:
         """Return the number of samples on which FP32 is right."""
@@ -73,7 +80,8 @@ class Scores:
         self.noise = Noise()
         self._asked = opening.asked
         names = _YES_OR_NO if classes == 1 else _NAMES
-        self._named = names.search(opening.name.lower()) is not None
+        name = opening.name.lower()
+        self._named = names.search(name) is not None and _OTHERS.search(name) is None
         self._classes = classes
         # For a binary classifier, only all samples together show whether the threshold is 0.5 or 0; both are counted.
         self._choices = {0.5: _Choices(), 0.0: _Choices()} if classes == 1 else {0.0: _Choices()}
@@ -139,22 +147,39 @@ class Scores:
 
     @property
     def labels_fit(self) -> bool:
-        """True if the labels belong to this output: they are in range, and FP32 is better than guessing.
+        """Whether the labels are those of this output: they are in range, and FP32 does better than guessing.
 
-        For another output (such as an embedding beside the logits), or for labels in another order, FP32 and any
-        candidate would have the same accuracy near zero, and a gate on the drop would always pass.
+        An output that holds something else (an embedding beside the logits), or labels of another numbering, would give
+        FP32 and any candidate the same accuracy near zero, and a gate on its drop would always pass.
+        """
+        hits, guessed, deviation = self._hits()
+        return self._in_range and bool(self._counted.right) and (hits == 1.0 or hits > guessed + 2.0 * deviation)
 
-        A random choice among c classes is right on n/c of n samples, with a standard deviation of
-        sqrt(n (1/c) (1 - 1/c)). FP32 must exceed that by two standard deviations, or be right on all samples. For a
-        binary classifier, the guess is the most frequent label.
+    @property
+    def _labels_contradict(self) -> bool:
+        """Whether FP32 is clearly no better than guessing: many samples, and no sign of the labels."""
+        hits, guessed, deviation = self._hits()
+        return not self._in_range or (len(self._counted.right) >= _MANY and hits < guessed + deviation)
+
+    def _hits(self) -> tuple[float, float, float]:
+        """Return FP32's accuracy, that of guessing, and the standard deviation of guessing, as fractions.
+
+        Guessing among c classes has the accuracy 1/c. A yes-or-no question is scored by its balanced accuracy, the mean
+        over both answers, which is 0.5 for every guess whatever the share of positives is.
         """
         choices = self._counted
-        if not choices.right or not self._in_range or not self._classes:
-            return False
-        count, hits = len(choices.right), choices.hits()
-        most = max(self._yes, count - self._yes) / count
-        chance = most if self._classes == 1 else 1.0 / self._classes
-        return hits == count or hits > count * chance + 2.0 * math.sqrt(count * chance * (1.0 - chance))
+        count = len(choices.right)
+        if not count or not self._classes:
+            return 0.0, 1.0, 0.0
+        if self._classes > 1:
+            chance = 1.0 / self._classes
+            return choices.hits() / count, chance, math.sqrt(chance * (1.0 - chance) / count)
+        negatives = count - self._yes
+        if not self._yes or not negatives:  # labels of one answer only: nothing to be better at, but perfection
+            return choices.hits() / count, 1.0, 0.0
+        found = choices.hits_of_yes
+        balanced = (found / self._yes + (choices.hits() - found) / negatives) / 2.0
+        return balanced, 0.5, math.sqrt(0.25 / self._yes + 0.25 / negatives) / 2.0
 
     def drift(self, ids: Sequence[str]) -> OutputDrift:
         """Return agreement, accuracy if the labels fit, and quantization error."""
@@ -181,6 +206,7 @@ class Scores:
             counts["only_candidate"] = choices.right.count(2)
         elif choices.right:
             counts["unfit"] = choices.hits()
+            counts["contradicted"] = int(self._labels_contradict)
         return counts
 
     def _values(self) -> dict[str, float]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from trtopt.compare.kinds import Opening
 from trtopt.compare.measures.noise import Noise
-from trtopt.compare.measures.outputs import TOLERANCE, Array, Outputs, are_probabilities, is_float
+from trtopt.compare.measures.outputs import Array, Outputs, are_probabilities, is_float, is_softmax
 from trtopt.compare.measures.worst import worst
 from trtopt.errors import ModelError
 from trtopt.types import OutputDrift
@@ -29,6 +29,9 @@ PLAIN = False
 
 MAX_CLASSES = 1 << 16
 """Limit on the number of classes; larger integers are not class indices."""
+
+_VISIBLE = 0.005
+"""Share of a sample's pixels from which on a class counts in that sample: a few pixels may come and go."""
 
 _SCORES = re.compile(r"seg|parsing|panoptic|^logits?$")
 _MAPS = re.compile(r"seg|parsing|panoptic|saliency|mask")
@@ -54,6 +57,7 @@ class Tally:
     candidate: _Counts = field(default_factory=lambda: np.zeros(0, np.int64))
     both: _Counts = field(default_factory=lambda: np.zeros(0, np.int64))
     agree: array[float] = field(default_factory=lambda: array("d"))
+    least: float = 1.0
 
     def add(self, reference: Array, candidate: Array) -> None:
         """Add one sample: FP32's and the candidate's class of every pixel, integers from 0."""
@@ -65,9 +69,10 @@ class Tally:
         self.candidate = _added(self.candidate, np.bincount(y))
         self.both = _added(self.both, np.bincount(x[same]))
         self.agree.append(np.count_nonzero(same) / x.size)
+        self.least = min(self.least, _sample_miou(x, y))
 
     def values(self) -> dict[str, float]:
-        """Return the agreement of pixels (of all samples, and of the worst) and the mean IoU of classes, in percent.
+        """Return the agreement of pixels and the mean IoU of classes (of all samples, and of the worst), in percent.
 
         The mean does not include classes that neither model assigns to any pixel of the dataset.
         """
@@ -81,8 +86,8 @@ class Tally:
         overlap = both[used] / union[used]
         return {
             "pixels": 100.0 * int(both.sum()) / pixels,
-            "pixels_min": 100.0 * min(self.agree),
             "miou": 100.0 * float(overlap.mean()),
+            "miou_min": 100.0 * self.least,
         }
 
     def counts(self) -> dict[str, int]:
@@ -150,7 +155,7 @@ class Segmentation:
     def _add_scores(self, reference: Any, candidate: Any) -> None:
         """Add the scores of one comparable sample."""
         if self._form == "scores":
-            self._possible &= self._sure or _is_softmax(reference)
+            self._possible &= self._sure or is_softmax(reference, axis=0)
             self._tally.add(reference.argmax(axis=0), candidate.argmax(axis=0))
             return
         self._in_range &= are_probabilities(reference)
@@ -227,14 +232,19 @@ def _are_classes(array: Array) -> bool:
     return not array.size or 0 <= int(array.min()) <= int(array.max()) < MAX_CLASSES
 
 
-def _is_softmax(scores: Any) -> bool:
-    """Return whether the scores [classes, height, width] of each pixel are non-negative and sum to 1."""
-    return are_probabilities(scores) and bool(np.allclose(scores.sum(axis=0, dtype=np.float64), 1.0, atol=TOLERANCE))
-
-
 def _note(tally: Tally, index: int) -> str:
     """Return a note on one comparable sample."""
     return f"{100.0 * tally.agree[index]:.2f} % of pixels agree"
+
+
+def _sample_miou(x: npt.NDArray[np.intp], y: npt.NDArray[np.intp]) -> float:
+    """Return the mean IoU in one sample, over the classes that FP32 gives to at least `_VISIBLE` of its pixels."""
+    reference = np.bincount(x)
+    visible = np.flatnonzero(reference >= _VISIBLE * x.size)
+    shared = np.bincount(x[x == y], minlength=len(reference))
+    candidate = np.bincount(y, minlength=len(reference))[: len(reference)]
+    union = reference + candidate - shared
+    return float((shared[visible] / union[visible]).mean())
 
 
 def _added(one: _Counts, other: _Counts) -> _Counts:

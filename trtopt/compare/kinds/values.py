@@ -12,7 +12,7 @@ import numpy as np
 from trtopt.compare.kinds import Opening
 from trtopt.compare.measures.explained import Explained
 from trtopt.compare.measures.noise import Noise
-from trtopt.compare.measures.outputs import Array, Outputs, is_float
+from trtopt.compare.measures.outputs import Array, Outputs, is_float, is_softmax
 from trtopt.compare.measures.parts import Part, Parts
 from trtopt.types import OutputDrift
 
@@ -33,6 +33,9 @@ class Values:
         self.parts = Parts()
         self.explained = Explained()
         self._lost: list[int] = []
+        # A sequence of class scores, [positions, classes] per sample: how many positions have FP32's class.
+        self._softmax_or_logits = True
+        self._rows = self._agreeing = 0
 
     @property
     def note(self) -> str:
@@ -62,8 +65,19 @@ class Values:
             if np.isinf(x).any():  # both models share them, for values that are ruled out; they have no scale
                 x, y = (np.where(np.isinf(x), 0, values) for values in (x, y))
             self.parts.add(x, y)
+            self._add_positions(x, y)
             inputs = {name: array[i] for name, array in zip(batch.inputs, fed, strict=True) if i < len(array)}
             self.explained.add(x, y, inputs)
+
+    def _add_positions(self, x: Array, y: Array) -> None:
+        """Count the positions at which both models choose the same class, if x [positions, classes] holds scores."""
+        if x.ndim != 2 or x.shape[1] < 2:
+            self._softmax_or_logits = False
+        if not self._softmax_or_logits or not x.size:
+            return
+        self._softmax_or_logits = "logit" in self.name.lower() or is_softmax(x, axis=1)
+        self._rows += len(x)
+        self._agreeing += int(np.count_nonzero(x.argmax(axis=1) == y.argmax(axis=1)))
 
     def _add_lost(self, batch: Outputs) -> None:
         """Add samples with another number of rows, which count as entirely wrong."""
@@ -78,7 +92,11 @@ class Values:
         return True
 
     def drift(self, ids: Sequence[str]) -> OutputDrift:
-        """Return the metrics. `cosine_part` exists only if there are parts, and `r2` only if the output varies."""
+        """Return the metrics.
+
+        `cosine_part` exists only if there are parts, `r2` only if the output varies, and `positions` only for class
+        scores [n, positions, classes].
+        """
         values = self.noise.values()
         if "cosine" in values:
             values |= {"cosine_min": self.noise.least_cosine, "relative": self.noise.relative}
@@ -86,10 +104,13 @@ class Values:
                 values["cosine_part"] = float(np.min([part.cosine for part in parts]))  # np.min keeps a NaN
             if (r2 := self.explained.r2()) is not None:
                 values["r2"] = r2
+            if self._softmax_or_logits and self._rows:
+                values["positions"] = 100.0 * self._agreeing / self._rows
         return OutputDrift(
             output=self.name,
             kind="values",
             values=values,
+            counts={"harmless": 1} if self.explained.harmless else {},
             first_bad=self.noise.first_bad(ids),
             spread=self.noise.spread(),
             worst=self.noise.worst(ids, lambda _: ""),

@@ -63,14 +63,15 @@ def matches(reference: Boxes, candidate: Boxes) -> list[Match]:
 def _overlaps(one: Floats, other: Floats) -> Floats:
     """Return the intersection over union [k, m] of every box of `one` [k, 4] with every box of `other` [m, 4].
 
-    It is 0 for two boxes without an area.
+    A box without an area overlaps nothing but itself.
     """
     low = np.maximum(one[:, None, :2], other[None, :, :2])
     high = np.minimum(one[:, None, 2:], other[None, :, 2:])
     shared = np.prod(np.maximum(high - low, 0.0), axis=2)
     union = _areas(one)[:, None] + _areas(other)[None] - shared
     ratio: Floats = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-    return ratio
+    same: Floats = (one[:, None] == other[None]).all(axis=2).astype(np.float64)
+    return np.maximum(ratio, same)
 
 
 def _areas(boxes: Floats) -> Floats:

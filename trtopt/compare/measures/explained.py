@@ -21,10 +21,13 @@ from trtopt.compare.measures.parts import HARMLESS
 POSITIONS = 1024
 """Number of evenly spaced values per output that are used, so that memory does not grow with its size."""
 
-ENOUGH = 8
-"""Least number of samples for their mean to be a meaningful prediction."""
+ENOUGH = 2
+"""Least number of samples for their mean to be a prediction."""
 
-NOTHING = 1e-6
+COLUMNS = 8
+"""A vector of up to so many numbers is a list of quantities, each of which must be explained."""
+
+NOTHING = 1e-10
 """Fraction of the signal energy below which a prediction is exact: the output is constant, or a copy, by design."""
 
 _Array = npt.NDArray[np.generic]
@@ -34,57 +37,73 @@ class Explained:
     """Accumulator of an output's variation over samples and of the candidate's error, at some positions."""
 
     def __init__(self) -> None:
-        self._size: int | None = None
-        self._possible = True
         self._samples = 0
-        # Per position: the first sample, and five sums over samples. With d = x - first sample they are the sums of
-        # x^2, d, d^2, and of the squared errors of the candidate and of the copied input.
+        self._shape: tuple[int, ...] | None = None
+        self._equal_shapes = True
+        # Per position, sums over samples of x^2, d, d^2 (d = x - first sample) and the candidate's squared error.
         self._first: Floats = np.zeros(0)
-        self._sums: Floats = np.zeros((5, 0))
-        self._copied: str | None = None
+        self._sums: Floats = np.zeros((4, 0))
+        # The same over all positions, with d = x - first value, for samples of different shapes; and their number.
+        self._totals: Floats = np.zeros(4)
+        self._values = 0
+        # Squared errors of the inputs that could be copied.
+        self._copies: dict[str, float] = {}
         self._largest = 0.0
         self._probabilities = True
 
     def add(self, reference: _Array, candidate: _Array, inputs: Mapping[str, _Array]) -> None:
         """Add one sample without NaN or Inf; `inputs` are the model's inputs for it, by name."""
-        if self._size is None:
-            self._size = reference.size
-            self._copied = next((name for name in inputs if _alike(inputs[name], reference)), None)
-            self._first = _followed(reference)
-            self._sums = np.zeros((5, len(self._first)))
-        self._possible = self._possible and reference.size == self._size
-        if not self._possible or not reference.size:
+        if not reference.size:
             return
         x, y = _followed(reference), _followed(candidate)
-        copied = inputs.get(self._copied or "")
-        copy = _followed(copied) if copied is not None and _alike(copied, reference) else np.full_like(x, np.inf)
-        centred = x - self._first
+        if self._shape is None:
+            self._shape, self._first = reference.shape, x
+            self._sums = np.zeros((4, len(x)))
+            self._copies = dict.fromkeys(inputs, 0.0)
+        self._equal_shapes = self._equal_shapes and reference.shape == self._shape
         with np.errstate(over="ignore", invalid="ignore"):
-            self._sums += np.stack([x * x, centred, centred * centred, (x - y) ** 2, (x - copy) ** 2])
+            if self._equal_shapes:
+                d = x - self._first
+                self._sums += np.stack([x * x, d, d * d, (x - y) ** 2])
+            d = x - self._first[0]
+            self._totals += np.stack([x * x, d, d * d, (x - y) ** 2]).sum(axis=1)
+            for name in list(self._copies):
+                if name not in inputs or not _alike(inputs[name], reference):
+                    del self._copies[name]
+                else:
+                    self._copies[name] += float(((x - _followed(inputs[name])) ** 2).sum())
+        self._values += len(x)
         self._samples += 1
         self._largest = max(self._largest, float(np.abs(x - y).max()))
         self._probabilities = self._probabilities and are_probabilities(x)
 
-    def r2(self) -> float | None:
-        """Return 1 - error / (error of the better trivial prediction) over all samples.
+    @property
+    def harmless(self) -> bool:
+        """Whether the outputs are probabilities whose errors nobody acts on."""
+        return self._probabilities and self._largest < HARMLESS
 
-        It is None if neither prediction is meaningful, or if the outputs are probabilities with harmless errors.
+    def r2(self) -> float | None:
+        """Return 1 - error / (error of the best trivial prediction) over all samples.
+
+        A vector of few numbers has that of its worst number. It is None if no prediction is meaningful.
         """
-        if not self._possible or not self._samples or not self._sums.size:
+        signal, d, d2, error = self._totals.tolist()
+        if not np.isfinite(signal + error):
             return None
-        signal, _, _, error, copied = self._sums.sum(axis=1).tolist()
-        spread = float((self._sums[2] - self._sums[1] ** 2 / self._samples).sum())
-        predictions: list[float] = []
-        if np.isfinite(copied):
-            predictions.append(copied)
+        predictions = list(self._copies.values())
+        explained: list[float] = []
         if self._samples >= ENOUGH:
-            predictions.append(spread)
+            if self._equal_shapes:
+                spreads = np.maximum(self._sums[2] - self._sums[1] ** 2 / self._samples, 0.0)
+                predictions.append(float(spreads.sum()))
+                if len(self._shape or ()) <= 1 and len(spreads) <= COLUMNS:
+                    varying = spreads > NOTHING * self._sums[0]
+                    explained += (1.0 - self._sums[3][varying] / spreads[varying]).tolist()
+            else:
+                predictions.append(d2 - d * d / self._values)
         predictions = [squared for squared in predictions if squared > NOTHING * signal]
-        if not predictions or not np.isfinite(signal + error):
-            return None
-        if self._probabilities and self._largest < HARMLESS:
-            return None
-        return 1.0 - float(error) / min(predictions)
+        explained += [1.0 - error / min(predictions)] if predictions else []
+        return min(explained) if explained else None
 
 
 def _alike(array: _Array, output: _Array) -> bool:

@@ -153,6 +153,12 @@ def are_probabilities(values: Array) -> bool:
     return not values.size or (float(values.min()) >= -TOLERANCE and float(values.max()) <= 1 + TOLERANCE)
 
 
+def is_softmax(scores: Array, axis: int) -> bool:
+    """Return whether the numbers along the axis are non-negative and sum to 1, up to rounding."""
+    sums = np.asarray(scores).sum(axis=axis, dtype=np.float64)
+    return are_probabilities(scores) and bool(np.allclose(sums, 1.0, atol=TOLERANCE))
+
+
 def joined(batches: Sequence[Outputs]) -> Outputs:
     """Return several batches as one. The first axis of every output must be the sample axis, and other axes equal."""
     if len(batches) == 1:

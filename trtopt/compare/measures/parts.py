@@ -72,7 +72,7 @@ class _Channels:
 
 
 class Parts:
-    """Accumulator of sums per channel along the second and the last axis of an output."""
+    """Accumulator of sums per channel along the axes of an output."""
 
     def __init__(self) -> None:
         self._shape: tuple[int, ...] | None = None
@@ -106,9 +106,8 @@ class Parts:
         self._shape = shape
         if not shape:
             return
-        for axis in sorted({0, len(shape) - 1}):
-            count = shape[axis]
-            if 2 <= count <= MAX_CHANNELS:
+        for axis, count in enumerate(shape):
+            if 2 <= count <= MAX_CHANNELS and not _is_spatial(shape, axis):
                 self._axes[axis] = _Channels(
                     sums=np.zeros((4, count)),
                     low=np.full(count, np.inf),
@@ -119,6 +118,17 @@ class Parts:
     def found(self) -> list[Part]:
         """Return the parts that must be compared separately; none if all channels are of similar scale."""
         return [part for axis, channels in self._axes.items() for part in _parts(axis, channels)]
+
+
+def _is_spatial(shape: tuple[int, ...], axis: int) -> bool:
+    """Return whether an axis is the height or the width of a map: beside one of similar length, with a third axis.
+
+    The border of a map may be empty, which makes it a part of another scale, but not one that matters.
+    """
+    if len(shape) < 3 or shape[axis] < 8:
+        return False
+    beside = [shape[other] for other in (axis - 1, axis + 1) if 0 <= other < len(shape) and shape[other] >= 8]
+    return any(max(size, shape[axis]) <= 4 * min(size, shape[axis]) for size in beside)
 
 
 def _parts(axis: int, channels: _Channels) -> list[Part]:

@@ -4,7 +4,7 @@ An activation has one INT8 scale. If the ranges of its channels differ, 2 and 10
 three of the 255 levels. Dividing channel c by a smoothing scale s[c] at its producer, and multiplying the weights that
 read it by s[c], leaves the FP32 results unchanged (Nagel et al. 2019, "Data-Free Quantization Through Weight
 Equalization and Bias Correction", section 4.1; Xiao et al. 2023, "SmoothQuant", for measured activation ranges). The
-smoothing scales are those with the least predicted error (`precision.divisors`).
+smoothing scales are those with the least predicted error (`precision.passes.smoothing`).
 
 The division is free where existing constants absorb it: the weights and bias of a Conv, Gemm or MatMul, the factor of a
 Mul or Div, the scale and bias of a LayerNormalization. It passes through Relu, pools, and the Add of a constant.

@@ -12,7 +12,7 @@ Q/DQ cases of the TensorFlow quantization toolkit; ModelOpt's placement for ONNX
     7  NEVER, attention      not quantized: softmax, norms, ...; attention under a mask computed at run time
     8  no_int8_gain          not quantized: operators too small to gain, and weights that are not constant
     9  Placement.group       one scale and one Q/DQ pair per tensor, shared by its consumers
-    10 (precision.half)      other nodes compute in the fallback precision
+    10 (precision.passes.half)      other nodes compute in the fallback precision
 
 Touches: nothing; it reads an onnx-ir model.
 """

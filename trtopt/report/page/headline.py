@@ -8,6 +8,7 @@ Touches: nothing.
 from __future__ import annotations
 
 from trtopt.compare.catalog import METRICS
+from trtopt.compare.gate import FLOORS
 from trtopt.report.page import words
 from trtopt.types import Comparison, Report
 from trtopt.verdict import comparisons
@@ -92,7 +93,8 @@ def _consequence(report: Report, *, unbuilt: bool) -> str:
     gates = [each.gate for each in words.judged(report)]
     if any(not gate.default for gate in gates if gate.verdict == "inconclusive"):
         return "accepted by --allow-inconclusive" if report.allow_inconclusive else "exit 4 unless --allow-inconclusive"
-    # --gate replaces all default gates. With several outputs, the whole flag would be too long for this line.
+    # With several outputs, the whole flag would be too long for this line.
+    gates = [gate for gate in gates if gate.metric not in FLOORS]  # these stay beside the user's gates
     flag = "--gate"
     if len({gate.output for gate in gates}) == 1 and all(gate.metric in METRICS for gate in gates):
         limits = dict.fromkeys(f"{gate.metric}={gate.limit:g}{METRICS[gate.metric].unit}" for gate in gates)
