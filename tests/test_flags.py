@@ -59,7 +59,7 @@ def process(folder: Path, *arguments: object, **environment: str) -> Done:
 def gates(folder: Path | str) -> list[tuple[str, float]]:
     """Return metric and limit of each gate in a run's report."""
     found = json.loads((Path(folder) / "report.json").read_text())["comparison"]["gates"]
-    return [(gate["metric"], gate["limit"]) for gate in found]
+    return [(gate["metric"], gate["limit"]) for gate in found if not gate["default"]]
 
 
 def refusal(done: Done) -> str:
@@ -90,14 +90,17 @@ def test_repeated_and_comma_separated_gates_may_be_mixed(cli: Cli, run_dir: Path
         *("--gate", "sqnr=20,cosine=0.9", "--gate", "rmse=1", "--gate", "cosine=0.9"),
     )
     assert done.code == 0, done.err
-    held = json.loads(done.out)["comparison"]["gates"]
+    held = [gate for gate in json.loads(done.out)["comparison"]["gates"] if not gate["default"]]
     assert [gate["metric"] for gate in held] == ["sqnr", "cosine", "rmse"]  # a gate written twice is one gate
 
 
 def test_limits_that_contradict_each_other_are_both_held(cli: Cli, run_dir: Path) -> None:
     done = cli("compare", "--from", run_dir, "--format", "json", "--gate", "sqnr=20,sqnr=200")
     assert done.code == 1
-    assert [gate["verdict"] for gate in json.loads(done.out)["comparison"]["gates"]] == ["pass", "fail"]
+    assert [gate["verdict"] for gate in json.loads(done.out)["comparison"]["gates"] if not gate["default"]] == [
+        "pass",
+        "fail",
+    ]
 
 
 def test_gates_on_speed_add_up_too(cli: Cli) -> None:
@@ -229,13 +232,16 @@ def test_a_list_of_gates_in_a_file_equals_a_string(cli: Cli, run_dir: Path) -> N
     for text in ('"sqnr=20,rmse=1"', '["sqnr=20", "rmse=1"]', '["sqnr=20,rmse=1"]'):
         Path("trtopt.toml").write_text(f"[compare]\ngate = {text}\n")
         done = cli("compare", "--from", run_dir, "--format", "json")
-        assert [gate["metric"] for gate in json.loads(done.out)["comparison"]["gates"]] == ["sqnr", "rmse"], text
+        assert [gate["metric"] for gate in json.loads(done.out)["comparison"]["gates"] if not gate["default"]] == [
+            "sqnr",
+            "rmse",
+        ], text
 
 
 def test_a_typed_gate_replaces_those_of_the_settings(cli: Cli, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def held(*flags: str) -> list[str]:
         done = cli("compare", "--from", run_dir, "--format", "json", *flags)
-        return [gate["metric"] for gate in json.loads(done.out)["comparison"]["gates"]]
+        return [gate["metric"] for gate in json.loads(done.out)["comparison"]["gates"] if not gate["default"]]
 
     Path("trtopt.toml").write_text('[compare]\ngate = ["sqnr=20"]\n')
     assert held() == ["sqnr"]
@@ -256,7 +262,7 @@ def test_config_shows_gates_as_they_count(cli: Cli, monkeypatch: pytest.MonkeyPa
 def test_a_file_that_init_wrote_is_valid(cli: Cli, run_dir: Path) -> None:
     assert cli("init", DIGITS).code == 0
     done = cli("compare", "--from", run_dir, "--format", "json")
-    assert [gate["metric"] for gate in json.loads(done.out)["comparison"]["gates"]] == ["top1"]
+    assert [gate["metric"] for gate in json.loads(done.out)["comparison"]["gates"] if not gate["default"]] == ["top1"]
 
 
 @pytest.mark.parametrize(

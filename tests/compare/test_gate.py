@@ -291,7 +291,7 @@ def test_a_default_gate_without_its_metric_fails() -> None:
     ],
 )
 def test_a_gate_that_cannot_be_evaluated_fails_and_says_why(gate: str, why: str) -> None:
-    result = judge([agreeing(100, 100)], parse_gates(gate), 100)[-1]
+    result = judge([agreeing(100, 100)], parse_gates(gate), 100)[0]
     assert (result.verdict, result.default) == ("fail", False)
     assert result.reason == why
 
@@ -306,9 +306,9 @@ def test_an_output_without_a_gate_is_judged_by_its_defaults() -> None:
     outputs = [drift(output="a", cosine=1.0), drift("values", "b", cosine=0.5), drift("exact", "c", equal=90.0)]
     results = judge(outputs, parse_gates("a:cosine=0.9"), 9)
     assert [(r.output, r.metric, r.passed, r.default) for r in results] == [
+        ("a", "cosine", True, False),
         ("b", "cosine", False, True),
         ("c", "equal", False, True),
-        ("a", "cosine", True, False),
     ]
 
 

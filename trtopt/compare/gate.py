@@ -55,7 +55,7 @@ _DIFFERS = {
     "top5": "FP32's top-1 is not among the candidate's top 5",
     "same": "most elements differ from FP32",
 }
-"""What a drop from 100 % of the samples means, in words."""
+"""The meaning of a drop from 100 % of the samples, in words."""
 
 _RIGHT = ("both", "only_fp32", "only_candidate")
 """Counts of the samples on which both models or only one are right: an output has either all of them or none."""
@@ -101,14 +101,14 @@ def judge(
         results.append(_unjudged("", "samples", 1.0, "there are no samples"))
     elif not outputs:
         results.append(_unjudged("", "outputs", 1.0, "there are no outputs"))
-    for output in outputs if defaults else ():
-        results += _defaults(output, {gate.metric for gate in gates if _applies(gate, output)})
     for gate in gates:
         applicable = [output for output in outputs if _applies(gate, output)]
         results += [_evaluate(gate, output) for output in applicable]
         if not applicable:
             reason = f"{gate.metric} could not be evaluated: {_why_unable(gate, outputs)}"
             results.append(_unjudged(gate.output, gate.metric, gate.limit, reason))
+    for output in outputs if defaults else ():
+        results += _defaults(output, {gate.metric for gate in gates if _applies(gate, output)})
     return tuple(results)
 
 
