@@ -6,14 +6,15 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 USER := $(VENV)/.trtopt-user
 DEVELOPER := $(VENV)/.trtopt-developer
 
-.PHONY: help demo samples test browser lint bench damage clean
+.PHONY: help demo samples check test browser lint bench damage clean
 
 help:
 	@echo "make demo   convert the digits network to FP16 and INT8 engines and judge them"
 	@echo "make samples  convert a PyTorch, a TensorFlow and a transformers model to FP16 and INT8 engines"
-	@echo "make test   run the tests"
+	@echo "make check  lint and all tests, on all cores: for every change"
+	@echo "make test   the tests, one after the other, with the 20 slowest"
 	@echo "make browser  install what the tests of report.html open it with (Debian, as root)"
-	@echo "make lint   ruff and mypy"
+	@echo "make lint   ruff, mypy, and the wording and spelling of all text"
 	@echo "make bench  calibration and quality, side by side with onnxruntime"
 	@echo "make damage ZOO=FOLDER  damage INT8 graphs and count what compare catches (benchmarks/zoo.py fills FOLDER)"
 
@@ -50,8 +51,11 @@ samples: $(DEVELOPER)
 	  run samples.bert_encoder.encoder:encoder $(BERT_SHAPES) $(SENTENCES) || exit 1; \
 	done
 
+check: lint
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
+
 test: $(DEVELOPER)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --durations=20
 
 # report.html is tested in a real browser. Where there is none these tests are skipped, but with CI set they fail.
 browser:
@@ -63,6 +67,7 @@ lint: $(DEVELOPER)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	CODESPELL=$(BIN)/codespell .ci/prose
 
 bench: $(DEVELOPER)
 	$(BIN)/python benchmarks/calibration.py

@@ -176,11 +176,11 @@ def bare(folder: Path, samples: int, size: int) -> Cost:
 
 def trtopt(folder: Path, samples: int) -> Cost:
     from trtopt.calibrate.observe import callers, tap
+    from trtopt.calibrate.source import observe_where_it_runs
     from trtopt.calibrate.table import make_table
-    from trtopt.engine.observing import observe_where_it_runs
     from trtopt.engine.onnxruntime import open_runner
     from trtopt.events import silent
-    from trtopt.export.onnx import describe
+    from trtopt.graph.file import describe
 
     model = describe(folder / "model.onnx")
     names = tensors(model.path)

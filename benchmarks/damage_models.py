@@ -16,7 +16,7 @@ from peers import flags
 from tasks import TASKS, Task, chosen, labels
 
 from trtopt import BuildPlan, ConvertPlan, DataPlan, convert
-from trtopt.config import ExportPlan
+from trtopt.plan import ExportPlan
 
 ROOT = Path(__file__).resolve().parent.parent
 Array = NDArray[Any]

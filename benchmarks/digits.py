@@ -16,9 +16,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from trtopt.calibrate import AUTO, methods
-from trtopt.config import BuildPlan, ConvertPlan, DataPlan
-from trtopt.pipeline import convert
+from trtopt.calibrate import AUTO, method_names
+from trtopt.commands.convert import convert
+from trtopt.plan import BuildPlan, ConvertPlan, DataPlan
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,7 +28,7 @@ def main() -> None:
     for column in ("precision", "method", "plain", "accuracy FP32", "accuracy", "agreement", "SQNR"):
         table.add_column(column, justify="right")
     runs = [("fp16", AUTO, False)]
-    runs += [("int8", method, plain) for method in (AUTO, *methods()) for plain in (False, True)]
+    runs += [("int8", method, plain) for method in (AUTO, *method_names()) for plain in (False, True)]
     for precision, method, plain in runs:
         with tempfile.TemporaryDirectory() as folder:
             plan = ConvertPlan(

@@ -49,8 +49,8 @@ def models(args: argparse.Namespace) -> None:
 
     from calibration import tensors
     from trtopt.calibrate.observe import tap
-    from trtopt.export.onnx import describe, load_ir
-    from trtopt.export.prepare import save
+    from trtopt.graph.file import describe, load_ir
+    from trtopt.graph.prepare import save
     from trtopt.precision import Request, precision
 
     fp32 = resnet50(args.folder / "resnet50.onnx")
@@ -101,12 +101,12 @@ def timed(run: Callable[[], object], warm_up: int, runs: int) -> list[float]:
 def calibration(args: argparse.Namespace) -> None:
     from calibration import tensors
     from trtopt.calibrate.observe import callers
+    from trtopt.calibrate.source import DeviceCounting, observe_where_it_runs
     from trtopt.calibrate.table import make_table
-    from trtopt.engine.cuda import open_device
-    from trtopt.engine.observing import DeviceCounting, observe_where_it_runs
+    from trtopt.engine.cuda.device import open_device
     from trtopt.engine.onnxruntime import CudaOptions, open_runner
     from trtopt.events import silent
-    from trtopt.export.onnx import describe
+    from trtopt.graph.file import describe
 
     names = tensors(args.folder / "resnet50.onnx")
     hosted, cpu = dataset(args.cpu_samples), open_runner(args.folder / "tapped.onnx", callers=callers())
@@ -175,7 +175,7 @@ def interleaved(workloads: dict[str, Callable[[], object]], repeats: int) -> dic
 
 def on_device(device: Any, samples: int) -> list[Any]:
     """Return batches in the memory of the GPU. They all differ, or they would be read from the cache."""
-    from trtopt.engine.binding import DeviceTensor
+    from trtopt.engine.runner.binding import DeviceTensor
 
     x = batch_of(0, BATCH)
     data, stream = device.allocate(samples // BATCH * x.nbytes), device.stream()
@@ -223,12 +223,12 @@ def dataset(samples: int) -> Any:
 
 def agreement(args: argparse.Namespace) -> None:
     from calibration import tensors
-    from trtopt.calibrate import methods
+    from trtopt.calibrate import method_names
+    from trtopt.calibrate.source import observe_where_it_runs
     from trtopt.calibrate.table import make_table
-    from trtopt.engine.observing import observe_where_it_runs
     from trtopt.engine.onnxruntime import CudaOptions, open_runner
     from trtopt.events import silent
-    from trtopt.export.onnx import describe
+    from trtopt.graph.file import describe
 
     data, names = dataset(args.cpu_samples), tensors(args.folder / "resnet50.onnx")
     model = describe(args.folder / "resnet50.onnx")
@@ -241,7 +241,7 @@ def agreement(args: argparse.Namespace) -> None:
     rows = []
     for tf32 in (False, True):
         gpu = observed("cuda", CudaOptions(tf32=tf32))
-        for method in methods():
+        for method in method_names():
             on_cpu = make_table(method, cpu, model=model, dataset=data).scales
             on_gpu = make_table(method, gpu, model=model, dataset=data).scales
             difference = {name: abs(on_gpu[name] / on_cpu[name] - 1) for name in names}
@@ -271,7 +271,7 @@ def limit(args: argparse.Namespace) -> None:
 
     from trtopt.bench import probe
     from trtopt.bench.inputs import Sizes
-    from trtopt.export.onnx import describe
+    from trtopt.graph.file import describe
     from trtopt.shapes import profile
 
     inputs = describe(args.folder / "resnet50-fp16.onnx").inputs

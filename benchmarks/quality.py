@@ -61,11 +61,11 @@ def default() -> str:
 def variants() -> dict[str, str]:
     """Return the titles of all variants, in the order of the table."""
     from trtopt import ConvertPlan
-    from trtopt.calibrate import AUTO, methods
+    from trtopt.calibrate import AUTO, method_names
 
     plan = ConvertPlan(source=Path(), precision="int8", run_dir=Path())
     titles = {"fp32": "FP32", default(): f"**trtopt {plan.method}** (default)"}
-    for name in (*methods(), AUTO):
+    for name in (*method_names(), AUTO):
         if name != plan.method:
             titles[f"trtopt:int8:{name}"] = f"trtopt {name}"
     for step in ABLATIONS:
@@ -304,9 +304,9 @@ def typed(path: Path) -> dict[str, int]:
     """
     import onnx_ir as ir
 
-    from trtopt.export.onnx import load_ir
-    from trtopt.export.prepare import infer_shapes
-    from trtopt.precision.graph import FLOAT_COMPUTE_FREE
+    from trtopt.graph.file import load_ir
+    from trtopt.graph.prepare import infer_shapes
+    from trtopt.graph.query import FLOAT_COMPUTE_FREE
 
     model, counts = load_ir(path), {"fp16": 0, "fp32": 0}
     infer_shapes(model)
@@ -326,7 +326,7 @@ def accepted(zoo: Path, name: str, folder: Path) -> str:
     from trtopt.engine import tensorrt
     from trtopt.errors import TrtoptError
     from trtopt.events import silent
-    from trtopt.export.onnx import describe
+    from trtopt.graph.file import describe
     from trtopt.shapes import profile
     from trtopt.types import TypedModel
 

@@ -12,13 +12,13 @@ from support import Done, save
 
 from trtopt.cli.app import main
 
-# A job that a shell starts in the background ignores Ctrl-C, and so would all that the tests start and interrupt.
+# A shell starts background jobs with Ctrl-C ignored. The children of the tests would inherit that, and never stop.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
-    """Run `trtopt ARGS...` in this process, through the real entry point."""
+    """Return a function that runs `trtopt ARGS...` in this process, through the real entry point."""
     for name in ("CI", "GITHUB_ACTIONS", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
 
@@ -34,7 +34,7 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(scope="session")
 def conv_net(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A net with two convolutions of 16 channels: input `x` float32 [n, 16, 8, 8], output `y` float32 [n, 16, 8, 8]."""
+    """Write a net of two convolutions with 16 channels: input `x` and output `y` are float32 [n, 16, 8, 8]."""
     random = np.random.default_rng(0)
     weights = [
         numpy_helper.from_array(random.normal(0, 0.1, (16, 16, 3, 3)).astype(np.float32), f"w{i}") for i in (0, 1)

@@ -1,4 +1,4 @@
-"""What several test modules need."""
+"""Paths and helpers for several test modules."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EVAL = ROOT / "samples/digits/eval.npz"
 
 @dataclass(frozen=True)
 class Done:
-    """What a command left: exit code, stdout, stderr."""
+    """Result of a command: exit code, stdout, stderr."""
 
     code: int
     out: str

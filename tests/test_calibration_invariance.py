@@ -1,4 +1,4 @@
-"""The calibration table does not depend on how the samples are batched or ordered: on a real network, bit for bit."""
+"""The calibration table of a real network is the same, bit for bit, for any batching and order of the samples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support import CALIB, DIGITS
 
-from trtopt.calibrate import methods
+from trtopt.calibrate import method_names
 from trtopt.calibrate.histogram import Histogram
 from trtopt.calibrate.observe import observe, tap
 from trtopt.calibrate.table import make_table
@@ -17,9 +17,9 @@ from trtopt.data import open_dataset
 from trtopt.data.dataset import Dataset
 from trtopt.engine.onnxruntime import open_runner
 from trtopt.events import silent
-from trtopt.export.onnx import load_ir
-from trtopt.export.prepare import prepare
-from trtopt.precision.placement import place
+from trtopt.graph.file import load_ir
+from trtopt.graph.prepare import prepare
+from trtopt.precision.passes.placement import place
 from trtopt.types import OnnxModel
 
 SAMPLES = 96
@@ -36,13 +36,13 @@ def data(model: OnnxModel) -> Dataset:
 
 
 def part(data: Dataset, indices: list[int]) -> Dataset:
-    """The samples at these places, in this order."""
+    """Return the samples with these indices, in this order."""
     ids = tuple(data.ids[i] for i in indices)
     return dataclasses.replace(data, ids=ids, labels=None, load=lambda i: data.load(indices[i]))
 
 
 def histograms(model: OnnxModel, batches: list[Dataset]) -> dict[str, Histogram]:
-    """Observe each batch on its own, and add the histograms up."""
+    """Return the sum of the histograms of batches that are observed separately."""
     tensors = place(load_ir(model.path)).tensors()
     path = Path(model.path).with_name("tapped.onnx")
     tap(model, tensors, path)
@@ -62,7 +62,7 @@ def test_batches_of_any_size_in_any_order_give_the_same_table(model: OnnxModel, 
     whole = histograms(model, [data])
     order = np.random.default_rng(size).permutation(SAMPLES).tolist()
     parts = histograms(model, [part(data, order[start : start + size]) for start in range(0, SAMPLES, size)])
-    for method in methods():
+    for method in method_names():
         expected = make_table(method, whole, model=model, dataset=data)
         found = make_table(method, parts, model=model, dataset=data)
         assert len(expected.scales) == 6

@@ -1,5 +1,5 @@
-"""The CI recipes and the action: they parse, every command line in them is one that trtopt takes, and the action's
-scripts do on a real model what they promise.
+"""The CI recipes and the action: they parse, trtopt accepts every command line in them, and the action's scripts work
+on a real model.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OUTSIDE = re.compile(r"\$\{\{")
 
 
 def texts(value: Any) -> Iterator[str]:
-    """Every text in a parsed YAML document."""
+    """Yield every string in a parsed YAML document."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
@@ -42,7 +42,7 @@ def texts(value: Any) -> Iterator[str]:
 
 
 def command_lines() -> list[str]:
-    """Every line of the samples that runs trtopt, its continuations joined, up to a redirection."""
+    """Return every command line of the samples that runs trtopt, with continuations joined, up to a redirection."""
     sources = [*texts(WORKFLOW), *texts(yaml.safe_load((SAMPLES / "gitlab-ci.yml").read_text()))]
     jenkins = (SAMPLES / "Jenkinsfile").read_text()
     sources += [*re.findall(r"sh '''(.*?)'''", jenkins, re.DOTALL), *re.findall(r"sh '([^'\n]+)'\n", jenkins)]
@@ -52,7 +52,7 @@ def command_lines() -> list[str]:
 
 
 def accepted(line: str) -> str:
-    """Parse a command line as trtopt does, without running it; return the command's name."""
+    """Parse a command line as trtopt does, without running it, and return the command's name."""
     group = typer.main.get_command(app)
     words = shlex.split(line)[1:]
     root = group.make_context("trtopt", [words[0]])
@@ -61,20 +61,20 @@ def accepted(line: str) -> str:
     return str(name)
 
 
-def test_every_command_line_of_the_samples_is_one_that_trtopt_takes() -> None:
+def test_trtopt_accepts_every_command_line_of_the_samples() -> None:
     lines = command_lines()
     # One bench for GitHub, where the action converts; for GitLab and Jenkins both conversions, a bench, three reports.
     assert Counter(map(accepted, lines)) == {"convert": 4, "bench": 3, "report": 6}
 
 
-def test_a_command_line_with_an_unknown_flag_would_be_found() -> None:
+def test_a_command_line_with_an_unknown_flag_is_found() -> None:
     with pytest.raises(Exception, match="--nonsense"):
         accepted("trtopt convert model.onnx --nonsense")
 
 
 def test_gates_of_the_samples_are_gates() -> None:
     from trtopt.bench.gate import parse_gates as parse_speed
-    from trtopt.compare.limits import parse_gates as parse_drift
+    from trtopt.compare.gates import parse_gates as parse_drift
 
     for line in command_lines():
         words = shlex.split(line)
@@ -84,7 +84,7 @@ def test_gates_of_the_samples_are_gates() -> None:
 
 
 @pytest.mark.parametrize("job", ["drift", "speed"])
-def test_the_workflow_uses_the_action_with_inputs_that_it_has(job: str) -> None:
+def test_the_workflow_uses_the_action_with_its_inputs(job: str) -> None:
     used = [step for step in WORKFLOW["jobs"][job]["steps"] if "/trtopt@" in step.get("uses", "")]
     assert len(used) == 1
     assert set(used[0]["with"]) <= set(ACTION["inputs"])
@@ -98,7 +98,7 @@ def test_every_pipeline_has_a_job_for_drift_and_one_for_speed() -> None:
     assert re.findall(r"stage\('(\w+)'\)", (SAMPLES / "Jenkinsfile").read_text()) == ["drift", "speed"]
 
 
-def test_the_jenkinsfile_closes_what_it_opens() -> None:
+def test_the_brackets_of_the_jenkinsfile_are_balanced() -> None:
     text = re.sub(r"'''.*?'''|'[^']*'|//[^\n]*", "", (SAMPLES / "Jenkinsfile").read_text(), flags=re.DOTALL)
     for opening, closing in ("{}", "()"):
         assert text.count(opening) == text.count(closing) > 0
@@ -114,7 +114,7 @@ def test_no_input_is_ever_part_of_a_script() -> None:
         assert "eval" not in script
 
 
-def test_the_action_is_what_github_takes() -> None:
+def test_the_action_is_valid_for_github() -> None:
     assert ACTION["runs"]["using"] == "composite"
     for step in STEPS.values():
         assert ("run" in step) != ("uses" in step)
@@ -125,13 +125,13 @@ def test_the_action_is_what_github_takes() -> None:
     for expression in re.findall(r"\$\{\{ (.*?) \}\}", (ROOT / "action.yml").read_text()):
         kind, name = expression.split(".")[:2]
         assert (kind == "inputs" and name in ACTION["inputs"]) or (kind == "steps" and name in ids), expression
-    # A variable of ours that starts with TRTOPT_ would be taken for a setting, and refused.
+    # A variable that starts with TRTOPT_ would be read as a setting, and refused.
     assert not [name for step in STEPS.values() for name in step.get("env", {}) if name.startswith("TRTOPT_")]
 
 
 @dataclass(frozen=True)
 class Ran:
-    """What the step left: exit code, log, outputs, step summary."""
+    """Result of a step: exit code, log, outputs, step summary."""
 
     code: int
     log: str
@@ -174,7 +174,7 @@ def judge(folder: Path, **inputs: str) -> Ran:
 ONNX_ONLY = "--backend=onnxruntime"
 
 
-def test_the_action_passes_a_model_that_holds_its_gates(tmp_path: Path) -> None:
+def test_the_action_passes_a_model_whose_gates_pass(tmp_path: Path) -> None:
     inputs = {"model": str(DIGITS), "precision": "int8", "calib": str(CALIB), "data": str(EVAL)}
     ran = judge(tmp_path, **inputs, gate="sqnr=20", arguments=f"{ONNX_ONLY}\n\n--method=minmax\n")
     assert ran.code == 0, ran.log
@@ -192,7 +192,7 @@ def test_the_action_passes_a_model_that_holds_its_gates(tmp_path: Path) -> None:
     assert (suite.get("tests"), suite.get("failures")) == ("1", "0")
 
 
-def test_the_action_fails_a_model_that_does_not_and_says_why(tmp_path: Path) -> None:
+def test_the_action_fails_a_model_whose_gates_fail_with_a_reason(tmp_path: Path) -> None:
     ran = judge(tmp_path, model=str(DIGITS), data=str(EVAL), gate="sqnr=200", arguments=ONNX_ONLY, out="elsewhere")
     assert ran.code == 1
     assert "::error title=trtopt logits%3A sqnr::" in ran.log
@@ -214,13 +214,13 @@ def test_the_action_fails_an_inconclusive_gate_that_was_asked_for_only(
     assert (failures == "1") == (code == 4)
 
 
-def test_the_action_takes_settings_from_the_file_where_inputs_are_left_out(tmp_path: Path) -> None:
+def test_the_action_uses_the_settings_file_for_inputs_that_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "trtopt.toml").write_text(f"[convert]\ndata = '{EVAL}'\ngate = 'sqnr=200'\nbackend = 'onnxruntime'\n")
     ran = judge(tmp_path, model=str(DIGITS))
     assert (ran.code, ran.outputs["verdict"]) == (1, "fail"), ran.log
 
 
-def test_an_error_is_no_verdict_and_an_old_report_none_of_this_run(tmp_path: Path) -> None:
+def test_an_error_gives_no_verdict_even_with_an_old_report(tmp_path: Path) -> None:
     (tmp_path / "trtopt-out/ci").mkdir(parents=True)
     (tmp_path / "trtopt-out/ci/report.json").write_text('{"verdict": "pass"}')
     ran = judge(tmp_path, model="nowhere.onnx", data=str(EVAL))
@@ -234,7 +234,7 @@ def test_an_error_is_no_verdict_and_an_old_report_none_of_this_run(tmp_path: Pat
 def test_an_input_never_runs_as_code(field: str, tmp_path: Path) -> None:
     hostile = "\"; touch broken; $(touch broken) `touch broken` ' && touch broken #"
     ran = judge(tmp_path, **{"model": str(DIGITS), "data": str(EVAL), "arguments": ONNX_ONLY, field: hostile})
-    assert ran.code in (0, 2), ran.log  # 0 where any text will do: a strange name for the run directory
+    assert ran.code in (0, 2), ran.log  # 0 for an input that accepts any text, such as the run directory
     assert not list(tmp_path.rglob("broken"))
 
 

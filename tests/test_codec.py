@@ -35,7 +35,7 @@ PATHS = st.builds(Path, st.text("abcé ./", max_size=8))
 
 
 def values(kind: Any) -> st.SearchStrategy[Any]:
-    """Every value of an annotation of `trtopt.types`; containers stay small, so that a whole report can be drawn."""
+    """Return a strategy for the values of an annotation in `trtopt.types`; containers are small enough for reports."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
@@ -59,7 +59,7 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equal, of the same types, with NaN equal to itself and -0 unlike 0."""
+    """Return whether two values are equal and of the same types; NaN equals itself, and -0 differs from 0."""
     if dataclasses.is_dataclass(a):
         return type(a) is type(b) and all(same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
     if isinstance(a, tuple):

@@ -13,13 +13,14 @@ import onnx
 import pytest
 from support import CALIB, DIGITS, EVAL, Done
 
-from trtopt.comparison import compare, judge_again
-from trtopt.config import BuildPlan, ComparePlan, ConvertPlan, DataPlan, JudgePlan
+from trtopt.commands.compare import compare
+from trtopt.commands.convert import convert
+from trtopt.commands.judge import judge_again
 from trtopt.data.dataset import Dataset, Feed
 from trtopt.errors import OutOfMemoryError, UsageError
 from trtopt.events import Event, Warned, silent
-from trtopt.export.onnx import describe
-from trtopt.pipeline import convert
+from trtopt.graph.file import describe
+from trtopt.plan import BuildPlan, ComparePlan, ConvertPlan, DataPlan, JudgePlan
 from trtopt.stages.context import Context
 from trtopt.stages.layers import explained
 from trtopt.store import open_store
@@ -30,8 +31,7 @@ ITSELF = ("compare", DIGITS, DIGITS, "--data", EVAL)
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run directories `fp16` and `int8` of the digits network, without TensorRT."""
-
+    """Convert the digits network without TensorRT, to the run directories `fp16` and `int8`."""
     folder = tmp_path_factory.mktemp("runs")
     for precision in ("fp16", "int8"):
         plan = ConvertPlan(
@@ -62,7 +62,7 @@ def test_several_candidates_are_judged_side_by_side(runs: Path, tmp_path: Path) 
     assert (report.verdict, report.comparison) == ("fail", None)
 
 
-def test_what_is_smaller_and_what_is_nearer_are_both_pareto_best(runs: Path, tmp_path: Path) -> None:
+def test_the_smaller_and_the_more_accurate_candidate_are_both_pareto_optimal(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs / "int8", tmp_path / "worse")
     plan = several(runs, tmp_path / "out")
     report = compare(plan)
@@ -74,13 +74,13 @@ def test_what_is_smaller_and_what_is_nearer_are_both_pareto_best(runs: Path, tmp
         data=DataPlan(source=str(EVAL)),
     )
     again = compare(with_fp32)
-    assert [row.pareto for row in again.candidates] == [True, True, True]  # equal ones do not beat each other
+    assert [row.pareto for row in again.candidates] == [True, True, True]  # equal candidates do not beat each other
 
 
-def test_new_gates_are_held_against_what_was_measured(runs: Path, tmp_path: Path) -> None:
+def test_new_gates_judge_the_earlier_measurements(runs: Path, tmp_path: Path) -> None:
     copy = tmp_path / "moved"
     shutil.copytree(runs / "int8", copy)
-    (copy / "typed.onnx").unlink()  # nothing can be run any more
+    (copy / "typed.onnx").unlink()  # without it, nothing can be run
     before = (copy / "report.json").read_bytes()
     assert judge_again(JudgePlan(run=copy, gates="top1=1%,sqnr=20")).verdict == "pass"
     failed = judge_again(JudgePlan(run=copy, gates="sqnr=90"))
@@ -121,22 +121,22 @@ def test_too_few_samples_exit_4_unless_that_is_allowed(runs: Path, cli: Cli) -> 
         (("compare", "--from", "nowhere"), "no report at nowhere/report.json: it does not exist"),
         (
             ("compare", "--from", "nowhere", "--data", "x"),
-            "--from runs nothing: it judges what was measured. Leave out",
+            "--from runs no model: it applies gates to stored results. Leave out",
         ),
         (("compare", "--from", "nowhere", "--kind", "y=values", "--layers"), "Leave out --kind, --layers"),
         (("compare", DIGITS, "--from", "nowhere", "--metric", "m:f"), "Leave out models, --metric"),
-        (("compare",), "nothing to compare. Name the FP32 ONNX file"),
-        (("compare", DIGITS), "nothing to compare. Name the FP32 ONNX file"),
-        (("compare", DIGITS, DIGITS), "nothing to compare on. Add --data"),
+        (("compare",), "nothing to compare. Give the FP32 ONNX file"),
+        (("compare", DIGITS), "nothing to compare. Give the FP32 ONNX file"),
+        (("compare", DIGITS, DIGITS), "no data to compare on. Add --data"),
         ((*ITSELF, "--kind", "values"), "--kind 'values' does not parse. Write OUTPUT=KIND"),
         ((*ITSELF, "--kind", "logits=valeus"), "unknown kind of output 'valeus'. Did you mean values?"),
         ((*ITSELF, "--kind", "logits=values", "--kind", "logits=exact"), "--kind is given twice for output logits"),
-        ((*ITSELF, "--kind", "lgits=values"), "--kind names lgits, which is no output of model.onnx"),
-        ((*ITSELF, "--gate", "mine>=0.9"), "--gate names mine, which nothing measures"),
-        ((*ITSELF, "--gate", "dist:p>=1"), "--gate names dist, which is no output of model.onnx. Its outputs are"),
+        ((*ITSELF, "--kind", "lgits=values"), "--kind: model.onnx has no output lgits"),
+        ((*ITSELF, "--gate", "mine>=0.9"), "--gate: unknown metric mine"),
+        ((*ITSELF, "--gate", "dist:p>=1"), "--gate: model.onnx has no output dist. Choose one of"),
     ],
 )
-def test_what_cannot_be_compared_is_one_clear_line(arguments: tuple[object, ...], message: str, cli: Cli) -> None:
+def test_a_wrong_command_line_is_one_clear_line(arguments: tuple[object, ...], message: str, cli: Cli) -> None:
     done = cli(*arguments)
     assert done.code == 2
     assert message in " ".join(done.err.split())
@@ -153,7 +153,7 @@ def test_a_report_of_another_version_is_refused(runs: Path, tmp_path: Path) -> N
 def test_a_report_without_a_comparison_is_refused(runs: Path, tmp_path: Path) -> None:
     data = json.loads((runs / "int8/report.json").read_text())
     (tmp_path / "report.json").write_text(json.dumps({**data, "comparison": None, "verdict": "unchecked"}))
-    with pytest.raises(UsageError, match="holds no comparison: it is of trtopt convert"):
+    with pytest.raises(UsageError, match="does not contain a comparison: its report is one of trtopt convert"):
         judge_again(JudgePlan(run=tmp_path))
 
 
@@ -200,11 +200,11 @@ def test_a_damaged_layer_is_named_in_every_report(runs: Path, tmp_path: Path, cl
     assert f"::error title=trtopt layer {node}::" in done.out
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["layers"]["jump"] == node
-    assert f"drift first jumps at {node}" in cli(*arguments).out
+    assert f"first divergent layer: {node}" in cli(*arguments).out
     assert node in (tmp_path / "report.html").read_text()
 
 
-def test_a_healthy_model_has_no_jump(runs: Path, tmp_path: Path, cli: Cli) -> None:
+def test_a_healthy_model_has_no_divergent_layer(runs: Path, tmp_path: Path, cli: Cli) -> None:
     arguments = ("compare", DIGITS, runs / "int8", "--data", EVAL, "--gate", "sqnr=20dB", "-o", tmp_path, "--layers")
     done = cli(*arguments, "--format", "json")
     assert done.code == 0
@@ -229,7 +229,7 @@ def test_a_conversion_that_fails_says_which_layers_are_noisiest(runs: Path, tmp_
     assert report.layers.reason
 
 
-def test_layers_that_memory_does_not_hold_are_a_remark_beside_the_verdict(tmp_path: Path) -> None:
+def test_out_of_memory_in_the_layers_is_a_warning_beside_the_verdict(tmp_path: Path) -> None:
     def load(_: int) -> Feed:
         raise OutOfMemoryError("memory is exhausted")
 
@@ -242,7 +242,7 @@ def test_layers_that_memory_does_not_hold_are_a_remark_beside_the_verdict(tmp_pa
 
 
 def test_layers_are_shown_of_one_candidate_only(runs: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--layers looks at one candidate"):
+    with pytest.raises(UsageError, match="--layers takes a single candidate"):
         compare(replace(several(runs, tmp_path), layers=True))
 
 
@@ -252,13 +252,13 @@ def test_the_verdict_of_the_old_gates_does_not_stay_among_the_stages(runs: Path,
     assert not [stage.name for stage in judge_again(JudgePlan(run=tmp_path)).stages if "gate" in stage.name]
 
 
-def test_a_gate_may_name_the_function_whose_number_it_holds(tmp_path: Path, cli: Cli) -> None:
+def test_a_gate_may_name_the_function_of_a_custom_metric(tmp_path: Path, cli: Cli) -> None:
     gates = ("--metric", "math:dist", "--gate", "dist:p>=1")
     done = cli(*ITSELF, *gates, "-o", tmp_path)
-    assert "--metric math:dist failed" in done.err  # it was called: the gate had been taken
+    assert "--metric math:dist failed" in done.err  # it was called, so the gate was accepted
 
 
-def test_no_candidate_is_no_pass(runs: Path, tmp_path: Path) -> None:
+def test_a_comparison_without_candidates_is_refused(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing to compare"):
         compare(replace(several(runs, tmp_path), candidates=()))
 
@@ -273,7 +273,7 @@ def test_a_run_that_ends_early_leaves_no_verdict_of_another(runs: Path, tmp_path
     assert not (tmp_path / "out/report.html").exists()
 
 
-def test_data_of_the_settings_do_not_stand_in_the_way_of_judging_again(
+def test_data_in_the_settings_do_not_prevent_judging_again(
     runs: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -22,7 +22,7 @@ INT8 = ("--precision", "int8", "--calib", CALIB)
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished INT8 conversion with its engine, made by the installed program."""
+    """Run an INT8 conversion with the installed program, and return its run directory with the engine."""
     folder = tmp_path_factory.mktemp("run") / "int8"
     command = [sys.executable, "-m", "trtopt", "convert", DIGITS, *INT8, "--data", EVAL, "-o", folder]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
@@ -35,7 +35,7 @@ def report(folder: Path) -> dict[str, object]:
     return loaded
 
 
-def test_a_run_leaves_every_artifact_and_nothing_else(run_dir: Path) -> None:
+def test_a_run_writes_every_artifact_and_nothing_else(run_dir: Path) -> None:
     assert {path.name for path in run_dir.iterdir()} == {
         ".lock",
         "manifest.json",
@@ -142,12 +142,12 @@ def test_compare_exits_1_on_a_failed_gate(run_dir: Path, tmp_path: Path, cli: Cl
     assert "FAIL: logits: sqnr" in done.out
 
 
-def test_an_engine_without_a_manifest_is_not_touched(run_dir: Path, tmp_path: Path, cli: Cli) -> None:
+def test_an_engine_without_a_manifest_is_refused(run_dir: Path, tmp_path: Path, cli: Cli) -> None:
     stray = tmp_path / "stray.engine"
     stray.write_bytes((run_dir / "model.engine").read_bytes())
     done = cli("compare", DIGITS, stray, "--data", EVAL, "-o", tmp_path / "c")
     assert done.code == 2
-    assert "no engine that trtopt built" in done.err
+    assert "is not an engine that trtopt built" in done.err
 
 
 def test_a_table_drives_a_second_conversion_to_the_same_graph(run_dir: Path, tmp_path: Path, cli: Cli) -> None:
@@ -168,7 +168,7 @@ def test_biases_are_never_corrected_by_the_samples_that_judge_the_result(
     for folder, *flags in (("judged",), ("without", "--no-bias-correction")):
         done = cli(*command, "-o", tmp_path / folder, "--backend", "onnxruntime", *flags)
         assert done.code == 0, done.err
-        assert ("biases are not corrected: that takes the samples of --calib" in done.out) == (not flags)
+        assert ("biases are not corrected: bias correction needs --calib" in done.out) == (not flags)
     assert (tmp_path / "judged/typed.onnx").read_bytes() == (tmp_path / "without/typed.onnx").read_bytes()
 
 
@@ -263,7 +263,7 @@ def test_no_compare_gives_no_verdict(tmp_path: Path, cli: Cli) -> None:
 
 
 def test_without_tensorrt_the_rest_is_done_and_the_exit_code_is_3(tmp_path: Path) -> None:
-    # The packages are hidden from the import system of a real process: that is what a machine without them looks like.
+    # The packages are hidden from the import system of a real process, as on a machine without them.
     code = (
         "import sys; sys.modules['tensorrt'] = None; sys.modules['tensorrt_rtx'] = None\n"
         "from trtopt.cli.app import main; main()"
@@ -296,7 +296,7 @@ def test_external_data_is_followed(tmp_path: Path, cli: Cli) -> None:
     assert done.code == 0, done.err
 
 
-def test_the_readme_and_the_demo_speak_of_files_that_exist() -> None:
+def test_the_readme_and_the_demo_name_files_that_exist() -> None:
     for path in (DIGITS, CALIB / "recipe.toml", EVAL):
         assert path.is_file()
     assert len(list(CALIB.rglob("*.png"))) == 200
@@ -306,7 +306,7 @@ def test_the_readme_and_the_demo_speak_of_files_that_exist() -> None:
     assert (ROOT / "README.md").is_file()
 
 
-def test_an_engine_of_an_earlier_graph_is_never_taken_for_the_new_one(run_dir: Path, tmp_path: Path, cli: Cli) -> None:
+def test_an_engine_of_an_earlier_graph_is_never_used_for_the_new_one(run_dir: Path, tmp_path: Path, cli: Cli) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(run_dir, folder)
     # Another graph, and no TensorRT to build it with: exit 3, and the old engine is gone.
@@ -316,7 +316,7 @@ def test_an_engine_of_an_earlier_graph_is_never_taken_for_the_new_one(run_dir: P
     assert done.code == 3
     assert "Omit --tensorrt" in done.err
     assert not (folder / "model.engine").exists()
-    # A run that was killed before it could tidy up leaves the old engine beside the new graph.
+    # A run that is killed before it deletes the old engine leaves it beside the new graph.
     shutil.copy(run_dir / "model.engine", folder / "model.engine")
     old, new = (json.loads((path / "manifest.json").read_text()) for path in (run_dir, folder))
     new["stages"]["build"] = old["stages"]["build"]
@@ -339,7 +339,7 @@ def test_compare_says_that_the_run_was_calibrated_on_the_samples_also_when_it_ju
 @pytest.mark.parametrize(
     "command", [["doctor"], ["--help"], ["inspect", DIGITS], ["compare", DIGITS, DIGITS, "--data", EVAL]]
 )
-def test_a_reader_that_goes_away_does_not_look_like_a_failed_gate(command: list[object], tmp_path: Path) -> None:
+def test_a_closed_pipe_is_not_a_failed_gate(command: list[object], tmp_path: Path) -> None:
     arguments = [str(word) for word in command] + (["-o", str(tmp_path / "c")] if command[0] == "compare" else [])
     # As in `trtopt ... | true`: the pipe's other end is closed before anything is written.
     read, write = os.pipe()
@@ -352,16 +352,16 @@ def test_a_reader_that_goes_away_does_not_look_like_a_failed_gate(command: list[
     assert b"Traceback" not in done.stderr
 
 
-def test_an_interrupt_is_said_and_exits_130(tmp_path: Path) -> None:
+def test_an_interrupt_is_reported_and_exits_130(tmp_path: Path) -> None:
     arguments = ["convert", DIGITS, *INT8, "--data", EVAL, "-o", tmp_path / "run"]
     program = [sys.executable, "-m", "trtopt", *map(str, arguments)]
     with subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
         assert child.stderr is not None
-        first = child.stderr.readline()  # it is at work
+        first = child.stderr.readline()  # the run has started
         child.send_signal(signal.SIGINT)
         err = first + child.stderr.read()
     assert child.returncode == 130
-    assert "interrupted; finished stages are kept" in err
+    assert "interrupted; completed stages are cached" in err
     assert "Traceback" not in err
 
 

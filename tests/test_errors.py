@@ -1,4 +1,4 @@
-"""The error tree drawn in the docstring is the real one, and every error prints as one line."""
+"""The error tree in the docstring matches the classes, and every error prints as one line."""
 
 import inspect
 import re
@@ -55,7 +55,7 @@ def test_an_error_prints_as_one_line(error: TrtoptError, line: str) -> None:
     assert str(error) == line
 
 
-def test_exit_codes_are_those_that_are_promised() -> None:
+def test_exit_codes_are_those_of_the_documentation() -> None:
     assert (errors.EXIT_PASS, errors.EXIT_GATE_FAILED, errors.EXIT_INCONCLUSIVE) == (0, 1, 4)
     assert errors.EXIT_INTERRUPTED == 130
     assert {kind.exit_code for kind in (errors.UsageError, errors.AuditError, errors.StoreError)} == {2}

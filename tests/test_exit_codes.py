@@ -1,9 +1,9 @@
-"""Every way a command can end, through real processes:
+"""Tests of every way that a command can end, through real processes:
 
-    0 pass    1 a gate failed    2 usage, input or stage error    3 this machine cannot do it
-    4 a gate that the user asked for is inconclusive    130 interrupted
+    0 pass    1 a gate failed    2 usage, input or stage error    3 not possible on this machine
+    4 a requested gate is inconclusive    130 interrupted
 
-What says which inputs are wrong is in test_wrong_input.py; here one of each kind stands for all.
+test_wrong_input.py tests the messages for wrong inputs; here is one case of each kind.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def samples():
 
 @pytest.fixture(scope="module", autouse=True)
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the commands below speak of: data, a run, models that go wrong."""
+    """Return a folder with the files that the commands below name: data, a run, broken models."""
     folder = tmp_path_factory.mktemp("here")
     with np.load(EVAL) as archive:
         np.savez(folder / "few.npz", **{name: archive[name][::25] for name in archive.files})
@@ -61,13 +61,13 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trtopt(folder: Path, *arguments: object, without: tuple[str, ...] = ()) -> Done:
-    """Run the program in a folder, on a machine that has no GPU and not the packages `without`."""
-    # Hidden from the import system of a real process: that is what a machine without them looks like.
+    """Run the program in a folder, on a machine without a GPU and without the packages `without`."""
+    # The packages are hidden from the import system of a real process, as on a machine without them.
     hidden = "".join(f"sys.modules[{name!r}] = None;" for name in without)
     program = f"import sys; {hidden}\nfrom trtopt.cli.app import main; main()"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TRTOPT_")}
     environment["CUDA_VISIBLE_DEVICES"] = ""
-    if without:  # and from the processes that it starts
+    if without:  # also for its child processes
         shadows = folder / ("without-" + "-".join(without))
         shadows.mkdir(exist_ok=True)
         for name in without:
@@ -135,9 +135,7 @@ def test_0_when_init_has_written_its_file(tmp_path: Path) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
-def test_1_when_a_gate_does_not_hold_and_the_reason_is_told(
-    arguments: tuple[object, ...], said: str, here: Path
-) -> None:
+def test_1_when_a_gate_fails_with_its_reason(arguments: tuple[object, ...], said: str, here: Path) -> None:
     done = trtopt(here, *arguments)
     assert done.code == 1, done.err
     assert said in " ".join(done.out.split())
@@ -177,26 +175,26 @@ def test_0_1_or_4_when_a_run_is_judged_again(here: Path) -> None:
         (("convert",), "Missing argument"),
         (("convert", DIGITS, "--nonsense"), "No such option"),
         (("convert", DIGITS, "--workspace", "much"), "--workspace"),
-        (("convert", DIGITS), "nothing to compare on"),
+        (("convert", DIGITS), "no data to compare on"),
         (("convert", "nowhere.onnx", *FEW), "nowhere.onnx does not exist"),
         (("convert", "no.onnx", *FEW), "is not an ONNX model"),
         (("convert", DIGITS, "--data", "none.npz", "-o", "none"), "no samples"),
         (("convert", DIGITS, *FEW, "--format", "xml"), "xml"),
-        (("export", DIGITS, "-o", "copy.onnx"), "is ONNX already"),
+        (("export", DIGITS, "-o", "copy.onnx"), "is already ONNX"),
         (("calibrate", DIGITS), "--calib"),
         (("calibrate", DIGITS, "--calib", "none.npz"), "no samples"),
         (("compare", DIGITS, "run"), "--data"),
         (("compare", DIGITS, "run", "--data", "none.npz"), "no samples"),
         (("compare", DIGITS, "run", *FEW, "--gate", "nonsense"), "does not parse"),
-        (("compare", DIGITS, "run", *FEW, "--gate", "boxes:sqnr=1"), "boxes, which is no output"),
+        (("compare", DIGITS, "run", *FEW, "--gate", "boxes:sqnr=1"), "has no output boxes"),
         (("compare", "two.onnx", "healthy.onnx", "--data", "ones.npy"), "output"),
         (("bench", "nowhere"), "nowhere does not exist"),
         (("bench", DIGITS, "--gate", "latency=fast"), "latency"),
         (("report", "nowhere"), "no report at nowhere/report.json"),
         (("report", "run", "--format", "xml"), "'xml'"),
         (("inspect", "nowhere"), "nowhere does not exist"),
-        (("inspect", DIGITS, "--format", "junit"), "inspect prints no junit"),
-        (("doctor", "--format", "junit"), "doctor prints no junit"),
+        (("inspect", DIGITS, "--format", "junit"), "inspect does not support --format junit"),
+        (("doctor", "--format", "junit"), "doctor does not support --format junit"),
         (("config", "nonsense"), "'nonsense'"),
         (("init", "nowhere.onnx"), "nowhere.onnx does not exist"),
     ],
@@ -223,7 +221,7 @@ def test_2_when_usage_or_input_is_wrong(arguments: tuple[object, ...], said: str
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
-def test_3_when_this_machine_cannot(
+def test_3_when_not_possible_on_this_machine(
     arguments: tuple[object, ...], without: tuple[str, ...], said: str, here: Path
 ) -> None:
     done = trtopt(here, *arguments, without=without)
@@ -231,13 +229,13 @@ def test_3_when_this_machine_cannot(
     assert said in done.err
 
 
-def test_a_failed_gate_goes_before_a_machine_that_cannot(here: Path) -> None:
+def test_a_failed_gate_takes_precedence_over_an_unable_machine(here: Path) -> None:
     done = trtopt(here, "convert", DIGITS, *FEW, "--gate", "sqnr=200", "-o", "both", without=TENSORRT)
     assert done.code == 1, done.err
     assert json.loads((here / "both/report.json").read_text())["verdict"] == "fail"
 
 
-def test_an_inconclusive_gate_goes_before_a_machine_that_cannot_unless_it_is_a_default_one(here: Path) -> None:
+def test_an_inconclusive_gate_takes_precedence_over_an_unable_machine_unless_it_is_a_default(here: Path) -> None:
     asked = trtopt(here, "convert", DIGITS, *FEW, "--gate", "top1=1%", "-o", "both", without=TENSORRT)
     assert asked.code == 4, asked.err
     assert "no engine was built" in asked.out.splitlines()[-1]
@@ -266,7 +264,7 @@ def test_130_when_interrupted_at_the_start(arguments: tuple[object, ...], tmp_pa
 
 
 def interrupted(folder: Path, program: list[str], when: str) -> None:
-    """Run, send Ctrl-C as soon as a line on stderr matches, and see that it ends as it should."""
+    """Run the program, send Ctrl-C when a line on stderr matches, and check how it ends."""
     with subprocess.Popen(
         program, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
     ) as child:
@@ -279,6 +277,6 @@ def interrupted(folder: Path, program: list[str], when: str) -> None:
         rest = [line for line in child.stderr if not line.startswith("import time:")]
         out = child.stdout.read()
     assert child.returncode == 130, rest
-    assert rest[-1] == "error: interrupted; finished stages are kept, and the next run goes on from there\n"
+    assert rest[-1] == "error: interrupted; completed stages are cached: run again to resume\n"
     assert "Traceback" not in "".join(rest)
     assert out == ""

@@ -1,4 +1,4 @@
-"""No flag is dropped: a repeated one adds up or is refused, and one that nothing looks at is refused."""
+"""Tests that no flag is dropped: repeated flags accumulate or are errors, and flags without effect are errors."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from trtopt.errors import UsageError
 Cli = Callable[..., Done]
 FAST = ("--backend", "onnxruntime", "-o", "run")
 LIMITS = ("cosine=0.9", "sqnr=200")
-"""One gate that the digits in FP16 pass, and one that they fail."""
+"""Gate that the digits in FP16 pass, and gate that they fail."""
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory, and an environment without settings."""
+    """Enter an empty working directory, with an environment without settings."""
     for name in list(os.environ):
         if name.startswith("TRTOPT_"):
             monkeypatch.delenv(name)
@@ -36,7 +36,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished FP16 run."""
+    """Return a finished FP16 run."""
     folder = tmp_path_factory.mktemp("run") / "fp16"
     command = ("convert", DIGITS, "--data", EVAL, "--backend", "onnxruntime", "-o", folder)
     assert process(folder.parent, *command).code == 0
@@ -44,7 +44,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def process(folder: Path, *arguments: object, **environment: str) -> Done:
-    """Run the program in a process of its own."""
+    """Run the program in its own process."""
     done = subprocess.run(
         [sys.executable, "-m", "trtopt", *map(str, arguments)],
         cwd=folder,
@@ -57,13 +57,13 @@ def process(folder: Path, *arguments: object, **environment: str) -> Done:
 
 
 def gates(folder: Path | str) -> list[tuple[str, float]]:
-    """Metric and limit of each gate in a run's report."""
+    """Return metric and limit of each gate in a run's report."""
     found = json.loads((Path(folder) / "report.json").read_text())["comparison"]["gates"]
     return [(gate["metric"], gate["limit"]) for gate in found]
 
 
 def refusal(done: Done) -> str:
-    """The one line of a refusal that comes before anything is run or written."""
+    """Return the only line of an error that comes before anything is run or written."""
     assert (done.code, done.out) == (2, ""), done
     (line,) = done.err.splitlines()
     assert line.startswith("error: ")
@@ -152,10 +152,10 @@ def test_a_repeated_flag_is_refused_by_the_program_itself(here: Path) -> None:
 def test_switches_and_lists_may_be_repeated(cli: Cli) -> None:
     shape = ("--shape", "input=4x1x28x28")
     refused = refusal(cli("convert", DIGITS, "--no-compare", "--no-compare", *shape, *shape, "-p", "fp16"))
-    assert refused.startswith("--shape is given twice for input input")  # by the stage that reads it
+    assert refused.startswith("--shape is given twice for input input")  # checked by the stage that reads it
 
 
-def test_what_follows_two_dashes_is_no_flag(cli: Cli) -> None:
+def test_arguments_after_two_dashes_are_not_flags(cli: Cli) -> None:
     assert "does not exist" in refusal(cli("inspect", "--format", "json", "--", "--format"))
 
 
@@ -188,18 +188,22 @@ UNLOOKED = [
 
 
 @pytest.mark.parametrize("flags", UNLOOKED, ids=lambda flags: flags[0])
-def test_without_a_comparison_what_it_would_look_at_is_refused(flags: tuple[str, ...], cli: Cli) -> None:
+def test_flags_of_the_comparison_need_one(flags: tuple[str, ...], cli: Cli) -> None:
     line = refusal(cli("convert", DIGITS, "--no-compare", *flags))
-    assert line == f"{flags[0]} needs a comparison: --no-compare leaves it out. Leave out one of the two"
+    assert (
+        line == f"{flags[0]} cannot be combined with --no-compare: it applies to the comparison. Leave out one of them"
+    )
 
 
 def test_a_gate_without_a_comparison_is_refused_by_the_program_itself(here: Path) -> None:
-    assert "--gate needs a comparison" in refusal(process(here, "convert", DIGITS, "--no-compare", "--gate", "top1=1%"))
+    assert "--gate cannot be combined with --no-compare" in refusal(
+        process(here, "convert", DIGITS, "--no-compare", "--gate", "top1=1%")
+    )
 
 
 def test_a_gate_without_a_comparison_is_refused_in_python() -> None:
     plan = ConvertPlan(source=DIGITS, precision="fp16", run_dir=Path("run"), compare=False, gates="top1=1%")
-    with pytest.raises(UsageError, match="needs a comparison"):
+    with pytest.raises(UsageError, match="cannot be combined with --no-compare"):
         convert(plan)
     assert not Path("run").exists()
 
@@ -207,7 +211,7 @@ def test_a_gate_without_a_comparison_is_refused_in_python() -> None:
 def test_a_refusal_says_which_settings_it_is_about(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("trtopt.toml").write_text('[convert]\ngate = "top1=1%"\n')
     line = refusal(cli("convert", DIGITS, "--no-compare"))
-    assert line.endswith("Leave out one of the two (--gate is set by trtopt.toml)")
+    assert line.endswith("Leave out one of them (--gate is set by trtopt.toml)")
     monkeypatch.setenv("TRTOPT_CONVERT_GATE", "top1=2%")
     monkeypatch.setenv("TRTOPT_CONVERT_NO_COMPARE", "1")
     line = refusal(cli("convert", DIGITS))
@@ -216,21 +220,19 @@ def test_a_refusal_says_which_settings_it_is_about(cli: Cli, monkeypatch: pytest
     assert "set by" not in refusal(cli("convert", DIGITS, "--no-compare", "--gate", "top1=1%"))
 
 
-def test_a_sweep_without_gates_takes_no_permission_for_them(cli: Cli) -> None:
+def test_a_sweep_without_gates_rejects_allow_inconclusive(cli: Cli) -> None:
     line = refusal(cli("bench", DIGITS, "--allow-inconclusive"))
     assert line == "--allow-inconclusive is about gates: there is none. Add --gate, or leave it out"
 
 
-def test_a_list_of_gates_in_a_file_is_held_like_a_text(cli: Cli, run_dir: Path) -> None:
+def test_a_list_of_gates_in_a_file_equals_a_string(cli: Cli, run_dir: Path) -> None:
     for text in ('"sqnr=20,rmse=1"', '["sqnr=20", "rmse=1"]', '["sqnr=20,rmse=1"]'):
         Path("trtopt.toml").write_text(f"[compare]\ngate = {text}\n")
         done = cli("compare", "--from", run_dir, "--format", "json")
         assert [gate["metric"] for gate in json.loads(done.out)["comparison"]["gates"]] == ["sqnr", "rmse"], text
 
 
-def test_a_typed_gate_takes_the_place_of_those_of_the_settings(
-    cli: Cli, run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_typed_gate_replaces_those_of_the_settings(cli: Cli, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def held(*flags: str) -> list[str]:
         done = cli("compare", "--from", run_dir, "--format", "json", *flags)
         return [gate["metric"] for gate in json.loads(done.out)["comparison"]["gates"]]
@@ -251,7 +253,7 @@ def test_config_shows_gates_as_they_count(cli: Cli, monkeypatch: pytest.MonkeyPa
     assert found["bench"]["gate"]["value"] == "latency_p99=5ms, speedup=2x"
 
 
-def test_a_file_that_init_wrote_is_in_order(cli: Cli, run_dir: Path) -> None:
+def test_a_file_that_init_wrote_is_valid(cli: Cli, run_dir: Path) -> None:
     assert cli("init", DIGITS).code == 0
     done = cli("compare", "--from", run_dir, "--format", "json")
     assert [gate["metric"] for gate in json.loads(done.out)["comparison"]["gates"]] == ["top1"]
@@ -260,20 +262,18 @@ def test_a_file_that_init_wrote_is_in_order(cli: Cli, run_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ('kind = ["logits=values"]', "--kind logits=values is not how"),
-        ('kind = ["boxes=values"]', "--kind boxes=values is not how"),
-        ('metric = ["m:mine"]', "--metric m:mine is not how"),
+        ('kind = ["logits=values"]', "--kind logits=values differs from how"),
+        ('kind = ["boxes=values"]', "--kind boxes=values differs from how"),
+        ('metric = ["m:mine"]', "--metric m:mine differs from how"),
     ],
 )
-def test_settings_that_an_earlier_run_does_not_follow_are_refused_when_it_is_judged_again(
-    setting: str, said: str, cli: Cli, run_dir: Path
-) -> None:
+def test_from_rejects_settings_that_differ_from_the_run(setting: str, said: str, cli: Cli, run_dir: Path) -> None:
     Path("trtopt.toml").write_text(f"[compare]\n{setting}\n")
     line = refusal(cli("compare", "--from", run_dir, "--gate", "cosine=0.9"))
     assert line.startswith(said)
     assert "is set by trtopt.toml" in line
 
 
-def test_settings_that_an_earlier_run_follows_are_let_be(cli: Cli, run_dir: Path) -> None:
+def test_from_accepts_settings_that_match_the_run(cli: Cli, run_dir: Path) -> None:
     Path("trtopt.toml").write_text('[compare]\nkind = ["logits=scores"]\n')
     assert cli("compare", "--from", run_dir, "--gate", "cosine=0.9").code == 0

@@ -1,4 +1,4 @@
-"""`--calib-table`: what a table is good for, and what is said of it; those of an equalized network fit no other."""
+"""`--calib-table`: the use of a table, and its warnings; a table of an equalized network fits only that network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from support import CALIB, DIGITS, EVAL, Done
 
 from trtopt import ConvertPlan, DataPlan
-from trtopt.pipeline import calibrate
+from trtopt.commands.calibrate import calibrate
 
 Cli = Callable[..., Done]
 HERE = ("--backend", "onnxruntime")
@@ -21,7 +21,7 @@ SPREAD = np.geomspace(0.05, 20, 16, dtype=np.float32)
 
 @pytest.fixture
 def calibrated(tmp_path: Path, cli: Cli) -> Path:
-    """A folder with `model.onnx`, whose channels differ, `calib.npy`, and what `trtopt calibrate` made, in `run`."""
+    """Return a folder with `model.onnx`, whose channels differ in range, `calib.npy`, and a calibration in `run`."""
     proto = onnx.parser.parse_model(
         f'<ir_version: 10, opset_import: ["": 19]> g (float[n, 16] x) => (float[n, 24] y) {BODY}'
     )
@@ -37,7 +37,7 @@ def calibrated(tmp_path: Path, cli: Cli) -> Path:
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
-def test_the_network_is_equalized_as_the_table_says_whatever_it_is_converted_to(
+def test_the_network_is_equalized_as_the_table_states_for_any_precision(
     calibrated: Path, cli: Cli, precision: str
 ) -> None:
     done = cli(
@@ -50,7 +50,7 @@ def test_the_network_is_equalized_as_the_table_says_whatever_it_is_converted_to(
     assert same[0] == same[1]
 
 
-def test_a_cache_that_cannot_say_how_it_was_equalized_is_refused(calibrated: Path, cli: Cli) -> None:
+def test_a_cache_without_its_equalization_is_refused(calibrated: Path, cli: Cli) -> None:
     done = cli(
         *("convert", calibrated / "model.onnx", "-p", "int8", "--calib", calibrated / "calib.npy"),
         *("--calib-table", calibrated / "run/calibration.cache", "-o", calibrated / "other"),
@@ -61,9 +61,7 @@ def test_a_cache_that_cannot_say_how_it_was_equalized_is_refused(calibrated: Pat
 
 
 @pytest.mark.parametrize("flags", [(), ("--calib", "others.npy")])
-def test_without_the_samples_that_it_was_made_from_it_is_refused(
-    calibrated: Path, cli: Cli, flags: tuple[str, ...]
-) -> None:
+def test_a_table_without_its_calibration_samples_is_refused(calibrated: Path, cli: Cli, flags: tuple[str, ...]) -> None:
     np.save(calibrated / "others.npy", np.ones((32, 16), np.float32) * SPREAD)
     given = [calibrated / flag if flag.endswith(".npy") else flag for flag in flags]
     done = cli(
@@ -74,7 +72,7 @@ def test_without_the_samples_that_it_was_made_from_it_is_refused(
     assert "are needed to equalize the network again. Give these samples with --calib" in done.err
 
 
-def test_there_is_a_cache_for_int8_alone(calibrated: Path, cli: Cli) -> None:
+def test_a_cache_is_written_for_int8_only(calibrated: Path, cli: Cli) -> None:
     done = cli(
         *("convert", calibrated / "model.onnx", "-p", "fp8", "--calib", calibrated / "calib.npy"),
         *("-o", calibrated / "run", "--backend", "onnxruntime", "--gate", "sqnr=20"),
@@ -83,7 +81,7 @@ def test_there_is_a_cache_for_int8_alone(calibrated: Path, cli: Cli) -> None:
     assert not (calibrated / "run/calibration.cache").exists()
 
 
-def test_a_table_of_an_equalized_network_contradicts_no_equalization(calibrated: Path, cli: Cli) -> None:
+def test_a_table_of_an_equalized_network_is_refused_without_equalization(calibrated: Path, cli: Cli) -> None:
     done = cli(
         *("convert", calibrated / "model.onnx", "-p", "int8", "--calib", calibrated / "calib.npy"),
         *("--calib-table", calibrated / "run/calibration.json", "--no-equalization", "-o", calibrated / "other"),
@@ -92,14 +90,14 @@ def test_a_table_of_an_equalized_network_contradicts_no_equalization(calibrated:
     assert "do not fit the network without equalization. Remove --no-equalization" in done.err
 
 
-def test_calibrate_says_of_which_network_its_tables_are(calibrated: Path, cli: Cli) -> None:
+def test_calibrate_names_the_network_of_its_tables(calibrated: Path, cli: Cli) -> None:
     again = cli("calibrate", calibrated / "model.onnx", "--calib", calibrated / "calib.npy", "-o", calibrated / "run")
-    assert f"The scales are of {calibrated / 'run/equalized.onnx'}" in again.out
+    assert f"The scales belong to {calibrated / 'run/equalized.onnx'}" in again.out
 
 
 @pytest.fixture(scope="module")
 def entropy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The table of the digits sample by entropy, for INT8."""
+    """Calibrate the digits sample by entropy for INT8, and return the table's path."""
     folder = tmp_path_factory.mktemp("entropy")
     plan = ConvertPlan(
         source=DIGITS, precision="int8", run_dir=folder, calib=DataPlan(source=str(CALIB)), method="entropy"
@@ -114,10 +112,10 @@ def entropy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("-p", "int8"), "6 scales read from "),
         (("-p", "int8", "--method", "minmax"), "--method minmax is ignored"),
         (("-p", "fp8"), "was calibrated for int8: it was not evaluated for fp8"),
-        (("-p", "fp16"), "do nothing here: fp16 has no scales"),
+        (("-p", "fp16"), "are ignored: fp16 has no scales"),
     ],
 )
-def test_what_a_table_is_and_is_not_used_for_is_said(
+def test_flags_that_a_table_overrides_are_warned_about(
     entropy: Path, tmp_path: Path, cli: Cli, flags: tuple[str, ...], told: str
 ) -> None:
     done = cli("convert", DIGITS, *flags, "--calib-table", entropy, "--data", EVAL, *HERE, "-o", tmp_path / "r")
@@ -133,14 +131,14 @@ def test_the_verdict_says_that_it_rests_on_the_samples_that_correct_biases(
     assert "(on the calibration samples themselves: no evidence" in done.out.splitlines()[-1]
 
 
-def test_a_table_that_was_given_leaves_no_other_beside_its_graph(entropy: Path, tmp_path: Path, cli: Cli) -> None:
+def test_a_given_table_leaves_no_other_table_beside_its_graph(entropy: Path, tmp_path: Path, cli: Cli) -> None:
     cli("calibrate", DIGITS, "--calib", CALIB, "--method", "minmax", "-o", tmp_path)
     done = cli("convert", DIGITS, "-p", "int8", "--calib-table", entropy, "--data", EVAL, *HERE, "-o", tmp_path)
     assert done.code == 0, done.err
     assert not list(tmp_path.glob("calibration.*"))
 
 
-def test_a_table_that_was_given_stays_where_it_is_also_in_the_run_directory(tmp_path: Path, cli: Cli) -> None:
+def test_a_given_table_inside_the_run_directory_stays_there(tmp_path: Path, cli: Cli) -> None:
     cli("calibrate", DIGITS, "--calib", CALIB, "-o", tmp_path)
     table = (tmp_path / "calibration.json").read_bytes()
     given = ("--calib-table", tmp_path / "calibration.json", "--data", EVAL)
@@ -150,7 +148,7 @@ def test_a_table_that_was_given_stays_where_it_is_also_in_the_run_directory(tmp_
     assert (tmp_path / "calibration.json").read_bytes() == table
 
 
-def test_calibrating_another_network_leaves_no_graph_of_the_first(tmp_path: Path, cli: Cli) -> None:
+def test_calibrating_another_network_deletes_the_graph_of_the_first(tmp_path: Path, cli: Cli) -> None:
     run = tmp_path / "run"
     cli("convert", DIGITS, "-p", "int8", "--calib", CALIB, "--data", EVAL, *HERE, "-o", run)
     proto = onnx.load(DIGITS)
@@ -162,7 +160,7 @@ def test_calibrating_another_network_leaves_no_graph_of_the_first(tmp_path: Path
     assert not (run / "report.json").exists()
 
 
-def test_calibrating_anew_leaves_no_graph_nor_verdict_of_other_scales(tmp_path: Path, cli: Cli) -> None:
+def test_calibrating_again_deletes_graph_and_verdict_of_other_scales(tmp_path: Path, cli: Cli) -> None:
     convert = ("convert", DIGITS, "-p", "int8", "--calib", CALIB, "--data", EVAL, *HERE, "-o", tmp_path)
     cli(*convert, "--method", "entropy")
     made = {"typed.onnx", "report.json", "report.html"}
@@ -181,5 +179,5 @@ def test_calibrating_for_a_precision_without_scales_is_refused(tmp_path: Path, c
 def test_few_calibration_samples_are_warned_about(calibrated: Path, cli: Cli) -> None:
     np.save(calibrated / "few.npy", np.load(calibrated / "calib.npy")[:3])
     done = cli("calibrate", calibrated / "model.onnx", "--calib", calibrated / "few.npy", "-o", calibrated / "f")
-    assert "3 calibration samples: 100 to 500" in done.err
+    assert "3 calibration samples are few: use 100 to 500" in done.err
     assert "dB SQNR on 3 samples" in done.err

@@ -1,8 +1,9 @@
-"""The rules of the house: who may import whom, and what `trtopt --help` may not cost."""
+"""Tests of the architecture: which modules may import which, and which packages `trtopt --help` may not import."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,56 +11,75 @@ from pathlib import Path
 import pytest
 
 import trtopt
+from trtopt.plugins import load, names
 
 PACKAGE = Path(trtopt.__file__).parent
-FOUNDATION = ("types", "errors", "events", "requires", "verdict", "__init__")
-ORDER = ("export", "data", "calibrate", "precision", "engine", "compare", "bench", "report")
-TOP = (
-    "codec",
-    "config",
-    "rundir",
-    "shapes",
-    "store",
-    "candidate",
-    "inspection",
-    "stages",
-    "checks",
-    "pipeline",
-    "comparison",
-    "benching",
-    "cli",
+# From the bottom to the top: a module imports those of its own layer's package, and of lower layers. `__init__` is the
+# public API; everything may read the version in it.
+LAYERS = (
+    ("types", "errors"),
+    ("requires", "events", "codec", "plugins", "shapes", "verdict"),
+    ("graph",),
+    ("data", "engine", "export"),
+    ("calibrate",),
+    ("precision",),
+    ("compare",),
+    ("bench",),
+    ("rundir",),
+    ("plan", "store"),
+    ("candidate",),
+    ("inspection",),
+    ("report",),
+    ("stages",),
+    ("commands",),
+    ("__init__",),
+    ("cli",),
+    ("__main__",),
 )
+PLUG_INS = ("calibrate/methods", "compare/kinds", "precision", "report")
 HEAVY = ("torch", "tensorflow", "tensorrt", "tensorrt_rtx", "onnx", "onnx_ir", "onnxruntime", "numba", "numpy", "PIL")
 
 
+def place(module: str) -> str:
+    """Return the top-level package or module, below `trtopt`, of a dotted name."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
 def imported(path: Path) -> set[str]:
-    """Names of trtopt's own modules that a file imports, anywhere in it."""
-    found: set[str] = set()
+    """Return the places of trtopt that a file imports from, anywhere in it."""
+    places = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "trtopt":
-            parts = node.module.split(".")
-            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
-    return found
+            names = [alias.name for alias in node.names if alias.name != "__version__"]
+            places |= {place(f"trtopt.{name}") if node.module == "trtopt" else place(node.module) for name in names}
+    return places
 
 
-@pytest.mark.parametrize("folder", ORDER)
-def test_imports_point_down_the_pipeline_only(folder: str) -> None:
-    # report renders what `codec` encodes and what `inspection` found; the others know nothing above them.
-    allowed = {*FOUNDATION, *ORDER[: ORDER.index(folder) + 1], "codec"} | (
-        {"inspection"} if folder == "report" else set()
-    )
-    for path in (PACKAGE / folder).glob("*.py"):
-        assert imported(path) - {"__version__"} <= allowed, path
+def files(name: str) -> list[Path]:
+    """Return the source files of a top-level package or module."""
+    return sorted((PACKAGE / name).rglob("*.py")) if (PACKAGE / name).is_dir() else [PACKAGE / f"{name}.py"]
 
 
-def test_the_foundation_imports_nothing_of_ours_but_itself() -> None:
-    for name in ("types", "errors", "events", "requires", "verdict"):
-        assert imported(PACKAGE / f"{name}.py") <= set(FOUNDATION)
+@pytest.mark.parametrize("number", range(len(LAYERS)), ids=lambda number: LAYERS[number][0])
+def test_imports_point_down(number: int) -> None:
+    below = {name for layer in LAYERS[:number] for name in layer}
+    for name in LAYERS[number]:
+        for path in files(name):
+            assert imported(path) <= below | {name}, path
 
 
 def test_every_module_has_its_place() -> None:
     places = {path.stem if path.is_file() else path.name for path in PACKAGE.iterdir() if path.suffix in ("", ".py")}
-    assert places - {"__pycache__", "__main__"} == {*FOUNDATION, *ORDER, *TOP}
+    assert places - {"__pycache__"} == {name for layer in LAYERS for name in layer}
+
+
+@pytest.mark.parametrize("folder", PLUG_INS)
+def test_a_folder_of_plug_ins_holds_nothing_else(folder: str) -> None:
+    modules = {path.stem for path in (PACKAGE / folder).glob("*.py")} - {"__init__"}
+    assert set(names("trtopt." + folder.replace("/", "."))) == modules
+    what = {"calibrate/methods": "amax", "compare/kinds": "reader", "precision": "apply", "report": "render"}[folder]
+    for name in modules:
+        assert hasattr(load("trtopt." + folder.replace("/", "."), name, "plug-in"), what)
 
 
 def test_types_and_errors_need_only_the_standard_library() -> None:
@@ -97,3 +117,14 @@ def test_public_names_are_pinned() -> None:
     ]
     for name in trtopt.__all__:
         assert getattr(trtopt, name) is not None
+
+
+def test_contributing_names_the_places_of_things() -> None:
+    root = PACKAGE.parent
+    rows = re.findall(r"\| `(trtopt/[\w/]+\.py)` \| `(\w+)` \|", (root / "CONTRIBUTING.md").read_text())
+    assert len(rows) > 9
+    for file, name in rows:
+        tree = ast.parse((root / file).read_text())
+        defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        defined |= {target.id for node in tree.body if isinstance(node, ast.Assign) for target in node.targets}
+        assert name in defined, (file, name)

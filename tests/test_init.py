@@ -1,4 +1,4 @@
-"""`trtopt init`: the file that it writes is accepted, fits the model whatever its names are, and overwrites nothing."""
+"""`trtopt init`: the written file is accepted, fits a model with any names, and overwrites nothing."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper
 from support import CALIB, DIGITS, EVAL, ROOT, Done
 
-from trtopt.compare.limits import parse_gates
-from trtopt.export.onnx import describe
+from trtopt.compare.gates import parse_gates
+from trtopt.graph.file import describe
 from trtopt.shapes import profile
 
 Cli = Callable[..., Done]
@@ -20,13 +20,13 @@ Cli = Callable[..., Done]
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory."""
+    """Change to an empty directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def net(tensors: dict[str, tuple[int, tuple[int | str, ...]]]) -> str:
-    """A model whose outputs are its inputs: (type, shape) by name."""
+    """Write a model with these inputs and outputs, given as (type, shape) by name."""
     inputs = [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in tensors.items()]
     outputs = [helper.make_tensor_value_info(f"{name}_out", kind, shape) for name, (kind, shape) in tensors.items()]
     nodes = [helper.make_node("Identity", [name], [f"{name}_out"]) for name in tensors]
@@ -36,7 +36,7 @@ def net(tensors: dict[str, tuple[int, tuple[int | str, ...]]]) -> str:
 
 
 def written(cli: Cli, command: str = "convert") -> dict[str, object]:
-    """What `trtopt config` takes from the file."""
+    """Return the settings that `trtopt config` reads from the file."""
     done = cli("config", command, "--format", "json")
     assert done.code == 0, done.err
     flags = json.loads(done.out)["commands"][command]
@@ -56,7 +56,7 @@ def test_the_written_file_converts_once_the_samples_are_there(cli: Cli) -> None:
     assert compared.code == 0, compared.err
 
 
-def test_samples_that_are_not_there_yet_are_asked_for_by_name(cli: Cli) -> None:
+def test_missing_samples_are_asked_for_by_name(cli: Cli) -> None:
     assert cli("init", DIGITS).code == 0
     done = cli("convert", DIGITS)
     assert done.code == 2
@@ -85,16 +85,16 @@ def test_every_key_is_explained(cli: Cli) -> None:
             assert convert[i - 1].startswith("#"), line
 
 
-def test_dynamic_dimensions_are_guessed_and_said_to_be(cli: Cli) -> None:
+def test_dynamic_dimensions_are_guessed_with_a_comment(cli: Cli) -> None:
     model = net({"ids": (TensorProto.INT64, ("n", "t")), "image": (TensorProto.FLOAT, (1, 3, "h", "w"))})
     assert cli("init", model).code == 0
     settings = written(cli)
     assert settings["shape"] == ["ids=1x8:8x32:32x128", "image=1x3x224x224:1x3x224x224:1x3x224x224"]
     profile(describe(Path(model)).inputs, settings["shape"])  # type: ignore[arg-type]
-    assert "# GUESSED, put your own sizes: t of ids, h of image, w of image." in Path("trtopt.toml").read_text()
+    assert "# GUESSED, use your own sizes: t of ids, h of image, w of image." in Path("trtopt.toml").read_text()
 
 
-def test_fixed_shapes_need_none(cli: Cli) -> None:
+def test_fixed_shapes_need_no_flag(cli: Cli) -> None:
     assert cli("init", net({"x": (TensorProto.FLOAT, (1, 4))})).code == 0
     assert "shape" not in written(cli)
 
@@ -133,7 +133,7 @@ def test_outputs_that_may_be_boxes_are_left_to_the_defaults(
     assert '# gate = "matched=99%,extra=1%"' in Path("trtopt.toml").read_text()
 
 
-def test_names_that_would_break_the_file_do_not(cli: Cli) -> None:
+def test_unusual_names_do_not_break_the_file(cli: Cli) -> None:
     names = ['quote"', "line\nprecision = 'fp8'", "back\\slash", "délete\x7f", "a,b=c:d"]
     model = net(dict.fromkeys(names, (TensorProto.FLOAT, ("n", 4, 4))))
     assert cli("init", model).code == 0
@@ -143,10 +143,10 @@ def test_names_that_would_break_the_file_do_not(cli: Cli) -> None:
     assert [entry.name for entry in profile(describe(Path(model)).inputs, shapes)[0]] == names  # type: ignore[arg-type]
     gates = parse_gates(str(settings["gate"]))
     assert {gate.metric for gate in gates} == {"cosine"}
-    assert "" in {gate.output for gate in gates}  # for the name that cannot stand in a gate
+    assert "" in {gate.output for gate in gates}  # for the name that a gate cannot contain
 
 
-def test_a_frameworks_model_gets_the_same_file_with_less_in_it(cli: Cli) -> None:
+def test_a_model_of_a_framework_gets_a_shorter_file(cli: Cli) -> None:
     assert cli("init", "package.module:factory").code == 0
     assert set(written(cli)) == {"precision", "calib", "data"}
     assert "# dtype = " in Path("trtopt.toml").read_text()
@@ -155,16 +155,16 @@ def test_a_frameworks_model_gets_the_same_file_with_less_in_it(cli: Cli) -> None
 @pytest.mark.parametrize(
     ("name", "text"), [("trtopt.toml", ""), ("pyproject.toml", "[tool.trtopt.compare]\nworst = 1")]
 )
-def test_settings_that_are_there_are_not_overwritten(name: str, text: str, cli: Cli) -> None:
+def test_existing_settings_are_not_overwritten(name: str, text: str, cli: Cli) -> None:
     Path(name).write_text(text)
     done = cli("init", DIGITS)
     assert done.code == 2
-    assert f"{name} holds settings already" in done.err
+    assert f"{name} already contains settings" in done.err
     assert Path(name).read_text() == text
 
 
 @pytest.mark.parametrize("model", ["absent.onnx", ROOT / "README.md", ROOT / "tests"])
-def test_what_is_no_model_leaves_no_file(model: object, cli: Cli) -> None:
+def test_a_file_that_is_not_a_model_leaves_no_settings(model: object, cli: Cli) -> None:
     done = cli("init", model)
     assert done.code == 2
     assert done.err.startswith("error: ")

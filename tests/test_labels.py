@@ -19,7 +19,7 @@ COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0), "teal"
 
 
 def network(path: Path, batch: int | str = "n", classes: int | str = 5) -> Path:
-    """A net whose scores tell the colour of an image; its `classes` may be left dynamic."""
+    """Write a net that scores the colour of an image; its number of `classes` may be dynamic."""
     prototypes = np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0], [0, 0.7, 0.7], [0.6, 0.6, 0.6]], np.float32).T
     nodes = [
         helper.make_node("ReduceMean", ["x"], ["mean"], "pool", axes=[2, 3], keepdims=0),
@@ -79,13 +79,13 @@ def names(tmp_path: Path) -> Path:
 
 def test_some_of_the_class_folders_are_refused_before_anything_is_run(cli: Cli, tmp_path: Path, some: Path) -> None:
     done = convert(cli, network(tmp_path / "m.onnx"), some, tmp_path / "out")
-    refused(done, "places among 2 class folders (green, teal), and output logits has 5 scores", "--classes FILE")
+    refused(done, "indices into 2 class folders (green, teal), and output logits has 5 scores", "--classes FILE")
     assert "prepare" not in done.err
 
 
-def test_some_of_the_class_folders_are_refused_when_scores_are_seen(cli: Cli, tmp_path: Path, some: Path) -> None:
+def test_some_of_the_class_folders_are_refused_when_the_scores_are_known(cli: Cli, tmp_path: Path, some: Path) -> None:
     done = convert(cli, network(tmp_path / "m.onnx", classes="c"), some, tmp_path / "out")
-    refused(done, "places among 2 class folders (green, teal), and output logits has 5 scores", "--classes FILE")
+    refused(done, "indices into 2 class folders (green, teal), and output logits has 5 scores", "--classes FILE")
     assert not (tmp_path / "out" / "report.json").exists()
 
 
@@ -114,7 +114,7 @@ def test_other_class_names_are_compared_again(cli: Cli, tmp_path: Path, some: Pa
 def test_all_class_folders_are_taken_in_sorted_order(cli: Cli, tmp_path: Path) -> None:
     done = convert(cli, network(tmp_path / "m.onnx"), images(tmp_path / "all", *COLOURS), tmp_path / "out")
     assert values(tmp_path / "out")["accuracy"] == 100.0
-    assert "labels are the places of the 5 subfolders in sorted order" in " ".join(done.out.split())
+    assert "labels are the indices of the 5 subfolders in sorted order" in " ".join(done.out.split())
 
 
 def test_an_output_that_is_not_class_scores_takes_any_folders(cli: Cli, tmp_path: Path, some: Path) -> None:
@@ -143,13 +143,13 @@ def test_labels_of_a_csv_file(cli: Cli, tmp_path: Path, some: Path, names: Path)
     ("flag", "text", "reason"),
     [
         ("--classes", None, "--classes given.txt: no such file"),
-        ("--classes", "", "given.txt: holds no class names"),
-        ("--classes", "green\nteal\ngreen", "green is there twice"),
+        ("--classes", "", "given.txt: contains no class names"),
+        ("--classes", "green\nteal\ngreen", "green appears twice"),
         ("--classes", "blue\ngreen\nred\nteel\nwhite", "teal is not a class of given.txt. Did you mean teel?"),
-        ("--classes", "green\nteal", "places among 2 names in given.txt, and output logits has 5 scores"),
+        ("--classes", "green\nteal", "indices into 2 names in given.txt, and output logits has 5 scores"),
         ("--labels", None, "--labels given.txt: no such file"),
         ("--labels", "green/0.png,1", "no label for 39 of 40 images"),
-        ("--labels", "green/0.png,green", "label 'green' is not the index of a class"),
+        ("--labels", "green/0.png,green", "label 'green' is not a class index"),
     ],
 )
 def test_wrong_files_are_refused(
@@ -168,5 +168,5 @@ def test_labelling_without_images_is_refused(cli: Cli, tmp_path: Path, names: Pa
     for flag in ("--classes", "--labels"):
         refused(convert(cli, model, EVAL, tmp_path / "out", flag, names), f"{flag} is for a folder of images")
         done = cli("convert", model, "--no-compare", "--backend", "onnxruntime", flag, names, "-o", tmp_path / "out")
-        refused(done, f"{flag} is for samples to compare on. Add --data DATA")
+        refused(done, f"{flag} needs samples to compare on. Add --data DATA")
         refused(cli("compare", "--from", tmp_path / "out", flag, names), f"Leave out {flag}")

@@ -1,4 +1,4 @@
-"""A conversion that is killed at any moment leaves a store from which the next one succeeds, with the same result."""
+"""After a conversion is killed at any moment, the next one in the same directory succeeds with the same result."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from trtopt import ConvertPlan, DataPlan, convert
 
 KILLS = 20
 
-# Imported here once, so that the forked conversions spend their time on converting.
+# Imported here once, so that the forked processes do not spend their time on imports.
 for module in ("numba", "onnxslim", "onnx_ir.passes.common", "onnxscript.version_converter"):
     importlib.import_module(module)
 
 
 def convert_in_child(folder: Path, kill_after: float | None) -> float:
-    """Convert in a forked process, killed after so many seconds; return how long it lived. It exits 0 when it ends."""
+    """Convert in a forked process that is killed after some seconds, and return how long it lived."""
     start = time.perf_counter()
     child = os.fork()
     if child == 0:
@@ -51,7 +51,7 @@ def convert_in_child(folder: Path, kill_after: float | None) -> float:
 
 
 def main(folder: Path) -> None:
-    convert_in_child(folder / "warm", None)  # imports and compiled kernels are in the disk cache from here on
+    convert_in_child(folder / "warm", None)  # fills the disk caches of imports and compiled kernels
     whole = convert_in_child(folder / "whole", None)
     expected = (folder / "whole/typed.onnx").read_bytes()
     moments = random.Random(7)

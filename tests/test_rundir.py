@@ -1,4 +1,4 @@
-"""The default run directory: one for each source, whatever commands and spellings lead to it."""
+"""Tests of the default run directory: one per source, for all commands and spellings of a path."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FP16 = ("-p", "fp16", "--data", "data.npy", "--backend", "onnxruntime", "--forma
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with `a/model.onnx`, `b/model.onnx`, which are not alike, and samples for both."""
+    """Enter a working directory with `a/model.onnx` and `b/model.onnx`, which differ, and samples for both."""
     for name in list(os.environ):
         if name.startswith("TRTOPT_"):
             monkeypatch.delenv(name)
@@ -47,7 +47,7 @@ def net(folder: str, seed: int) -> Path:
 
 
 def ran_in(done: Done) -> Path:
-    """The run directory that a report names."""
+    """Return the run directory that a report names."""
     assert done.code == 0, done.err
     return Path(json.loads(done.out)["run_dir"])
 
@@ -97,7 +97,7 @@ def test_a_model_keeps_its_directory_when_another_ones_is_deleted() -> None:
     assert rundir.claimed(source("b/model.onnx")) == second
 
 
-def test_a_run_of_an_earlier_version_goes_to_the_first_that_comes() -> None:
+def test_a_run_of_an_earlier_version_goes_to_the_first_source() -> None:
     Path("trtopt-out/model/fp16").mkdir(parents=True)
     assert rundir.claimed(source("a/model.onnx")) == Path("trtopt-out/model/fp16")
     assert rundir.claimed(source("b/model.onnx")) != Path("trtopt-out/model/fp16")
@@ -121,7 +121,7 @@ def test_a_directory_that_is_named_is_used_as_it_is(cli: Cli) -> None:
     assert not Path("run/source.txt").exists()
 
 
-def test_what_is_refused_claims_nothing(cli: Cli) -> None:
+def test_a_rejected_run_claims_no_directory(cli: Cli) -> None:
     assert cli("convert", "a/model.onnx", "-p", "int8").code == 2
     assert cli("compare", "a/model.onnx", "nowhere", "--data", "data.npy").code == 2
     assert cli("bench", "nowhere").code == 2
@@ -172,7 +172,7 @@ def test_many_first_runs_at_once_get_a_directory_each(here: Path) -> None:
         )
         for index in range(count)
     ]
-    for run in runs:  # all wait for this line, and go at once
+    for run in runs:  # all processes wait for this line, and start at once
         assert run.stdin is not None
         run.stdin.write("\n")
         run.stdin.flush()

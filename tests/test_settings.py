@@ -1,4 +1,4 @@
-"""Values of flags from the environment and from files: what goes before what, what is refused, and what it may cost."""
+"""Tests of flag values from the environment and from files: precedence, errors and cost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Cli = Callable[..., Done]
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory, and an environment without settings."""
+    """Enter an empty working directory, with an environment without settings."""
     for name in list(os.environ):
         if name.startswith("TRTOPT_"):
             monkeypatch.delenv(name)
@@ -30,7 +30,7 @@ def write(text: str, name: str = "trtopt.toml") -> None:
 
 
 def shown(cli: Cli, command: str, flag: str) -> tuple[object, str, str]:
-    """Value, origin and its name, as `trtopt config` shows them."""
+    """Return value, origin and its name, as `trtopt config` shows them."""
     done = cli("config", command, "--format", "json")
     assert done.code == 0, done.err
     setting = json.loads(done.out)["commands"][command][flag]
@@ -38,7 +38,7 @@ def shown(cli: Cli, command: str, flag: str) -> tuple[object, str, str]:
 
 
 def refusal(done: Done) -> str:
-    """The one line of a refusal."""
+    """Return the only line of an error."""
     assert done.code == 2, (done.code, done.out, done.err)
     assert done.out == ""
     lines = done.err.splitlines()
@@ -57,8 +57,8 @@ def test_without_a_file_every_value_is_the_default(cli: Cli) -> None:
     assert commands["compare"]["data"]["value"] is None
 
 
-def test_a_flag_goes_before_the_environment_and_that_before_the_file(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The precision is said to be unknown, by the name that counted.
+def test_precedence_is_flag_environment_file(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The error names the precision that took effect.
     refused = "unknown precision"
     write('[convert]\nprecision = "file8"\n')
     assert f"{refused} 'file8'" in cli("convert", DIGITS, "--no-compare").err
@@ -67,7 +67,7 @@ def test_a_flag_goes_before_the_environment_and_that_before_the_file(cli: Cli, m
     assert f"{refused} 'flag8'" in cli("convert", DIGITS, "--no-compare", "-p", "flag8").err
 
 
-def test_config_says_where_each_value_is_from(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_config_shows_the_origin_of_each_value(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     write('[convert]\nprecision = "int8"\nmethod = "entropy"\n')
     monkeypatch.setenv("TRTOPT_CONVERT_METHOD", "minmax")
     assert shown(cli, "convert", "precision") == ("int8", "file", "trtopt.toml")
@@ -122,21 +122,21 @@ def test_trtopt_toml_wins_over_pyproject_and_says_so(cli: Cli) -> None:
     write("[compare]\nworst = 1\n")
     write("[tool.trtopt.compare]\nworst = 5\nlayers = true\n", "pyproject.toml")
     done = cli("config", "compare", "--format", "json")
-    assert done.err == "warning: trtopt.toml is read, and [tool.trtopt] in pyproject.toml is not\n"
+    assert done.err == "warning: [tool.trtopt] in pyproject.toml is ignored because trtopt.toml exists\n"
     flags = json.loads(done.out)["commands"]["compare"]
     assert flags["worst"]["value"] == 1
     assert flags["layers"]["origin"] == "default"
 
 
 @pytest.mark.parametrize("text", ["[project]\ndependencies = ['trtopt']", "[tool.other]\nx = 1", "not = toml = at all"])
-def test_a_pyproject_of_others_is_let_be(text: str, cli: Cli) -> None:
+def test_a_pyproject_without_trtopt_is_ignored(text: str, cli: Cli) -> None:
     write(text, "pyproject.toml")
     done = cli("config", "compare", "--format", "json")
     assert (done.code, done.err) == (0, "")
     assert json.loads(done.out)["file"] is None
 
 
-def test_a_run_takes_everything_it_needs_from_the_file(cli: Cli, here: Path) -> None:
+def test_a_run_can_take_all_its_flags_from_the_file(cli: Cli, here: Path) -> None:
     write(
         f"""
         [calibrate]
@@ -159,7 +159,7 @@ def test_a_run_takes_everything_it_needs_from_the_file(cli: Cli, here: Path) -> 
     )
     calibrated = cli("calibrate", DIGITS)
     assert calibrated.code == 0, calibrated.err
-    assert "run/calibration.json" in calibrated.out  # a relative path means the working directory
+    assert "run/calibration.json" in calibrated.out  # paths are relative to the working directory
     converted = cli("convert", DIGITS)
     assert converted.code == 0, converted.err
     assert "sqnr" in converted.out
@@ -177,34 +177,34 @@ def test_a_run_takes_everything_it_needs_from_the_file(cli: Cli, here: Path) -> 
     [
         ("[convrt]", "unknown table [convrt]. Did you mean [convert]?"),
         ('["\\u001b[31m"]', "unknown table [\\x1b[31m]"),
-        ("[serve]", "unknown table [serve]. There are [convert], "),
+        ("[serve]", "unknown table [serve]. Known tables: [convert], "),
         ("[convert]\nprecison = 'int8'", "unknown key 'precison' in [convert]. Did you mean precision?"),
         ("[convert]\nmodel = 'm.onnx'", "unknown key 'model' in [convert]"),
         ("[compare]\nhelp = true", "unknown key 'help' in [compare]"),
-        ("precision = 'int8'", "precision stands in no table: each command has one. Write flags below [convert]"),
-        ("convert = 'int8'", "convert stands in no table: each command has one. Write flags below [convert]"),
+        ("precision = 'int8'", "precision is not inside a table: each command has its own. Write it below [convert]"),
+        ("convert = 'int8'", "convert is not inside a table: each command has its own. Write it below [convert]"),
         ("[convert]\nskip-bad = true\nskip_bad = true", "skip-bad and skip_bad in [convert] are the same flag"),
-        ("[compare]\nworst = '3'", "worst in [compare] is a text: it must be a whole number"),
+        ("[compare]\nworst = '3'", "worst in [compare] is a string: it must be an integer"),
         ("[compare]\nworst = 3.5", "worst in [compare]"),
-        ("[compare]\nworst = true", "worst in [compare] is true or false: it must be a single text or number"),
+        ("[compare]\nworst = true", "worst in [compare] is true or false: it must be a single string or number"),
         ("[compare]\nworst = 99", "worst in [compare] cannot be '99'"),
-        ("[compare]\nlayers = 1", "layers in [compare] is a whole number: it must be true or false"),
-        ("[compare]\nlayers = 'yes'", "layers in [compare] is a text: it must be true or false"),
-        ("[compare]\nkind = 'a=scores'", "kind in [compare] is a text: it must be a list"),
-        ("[compare]\nkind = [1]", "kind in [compare] is a whole number: it must be a text"),
-        ("[compare]\ngate = 5", "gate in [compare] is a whole number: it must be a text"),
-        ("[compare]\ngate = [1]", "gate in [compare] is a whole number: it must be a text"),
+        ("[compare]\nlayers = 1", "layers in [compare] is an integer: it must be true or false"),
+        ("[compare]\nlayers = 'yes'", "layers in [compare] is a string: it must be true or false"),
+        ("[compare]\nkind = 'a=scores'", "kind in [compare] is a string: it must be a list"),
+        ("[compare]\nkind = [1]", "kind in [compare] is an integer: it must be a string"),
+        ("[compare]\ngate = 5", "gate in [compare] is an integer: it must be a string"),
+        ("[compare]\ngate = [1]", "gate in [compare] is an integer: it must be a string"),
         ("[compare]\ndata = ['a']", "data in [compare] is a list"),
         ("[compare.gate]", "gate in [compare] is a table"),
         ("[compare]\ngate = 2020-01-01", "gate in [compare] is a date or time"),
         ("[compare]\nformat = 'xml'", "format in [compare] cannot be 'xml'"),
-        ("[compare]\nout = 1", "out in [compare] is a whole number: it must be a text"),
-        ("[convert]\nexport-timeout = '60'", "export-timeout in [convert] is a text: it must be a number"),
-        ("[compare", "is no TOML"),
-        ("a = " + "[" * 100_000, "is no TOML"),
+        ("[compare]\nout = 1", "out in [compare] is an integer: it must be a string"),
+        ("[convert]\nexport-timeout = '60'", "export-timeout in [convert] is a string: it must be a number"),
+        ("[compare", "is not valid TOML"),
+        ("a = " + "[" * 100_000, "is not valid TOML"),
     ],
 )
-def test_what_is_no_setting_is_refused_and_the_file_named(text: str, said: str, cli: Cli) -> None:
+def test_an_invalid_setting_is_an_error_that_names_the_file(text: str, said: str, cli: Cli) -> None:
     write(text)
     line = refusal(cli("doctor"))
     assert line.startswith("trtopt.toml")
@@ -218,7 +218,7 @@ def test_a_number_may_be_written_without_a_point(cli: Cli) -> None:
 
 def test_a_file_that_cannot_be_read_is_refused(cli: Cli) -> None:
     Path("trtopt.toml").write_bytes(b"\xff\xfe")
-    assert "is no TOML" in refusal(cli("config"))
+    assert "is not valid TOML" in refusal(cli("config"))
     Path("trtopt.toml").unlink()
     Path("trtopt.toml").mkdir()
     assert "trtopt.toml cannot be read" in refusal(cli("config"))
@@ -228,11 +228,11 @@ def test_a_file_that_cannot_be_read_is_refused(cli: Cli) -> None:
     ("text", "said"),
     [
         ("[tool.trtopt.compar]", "unknown table [tool.trtopt.compar]. Did you mean [tool.trtopt.compare]?"),
-        ("[tool]\ntrtopt = 5", "tool.trtopt is no table"),
-        ("trtopt is here", "is no TOML"),
+        ("[tool]\ntrtopt = 5", "tool.trtopt is not a table"),
+        ("trtopt is here", "is not valid TOML"),
     ],
 )
-def test_what_is_wrong_in_pyproject_is_refused_and_the_file_named(text: str, said: str, cli: Cli) -> None:
+def test_an_invalid_setting_in_pyproject_is_an_error_that_names_the_file(text: str, said: str, cli: Cli) -> None:
     write(text, "pyproject.toml")
     line = refusal(cli("config"))
     assert line.startswith("pyproject.toml")
@@ -245,16 +245,16 @@ def test_what_is_wrong_in_pyproject_is_refused_and_the_file_named(text: str, sai
         (
             "TRTOPT_CONVERT_PRECISON",
             "int8",
-            "sets nothing: there is no such flag. Did you mean TRTOPT_CONVERT_PRECISION?",
+            "is unknown: it matches no flag. Did you mean TRTOPT_CONVERT_PRECISION?",
         ),
-        ("TRTOPT_VERBOSE", "1", "sets nothing: there is no such flag. It must be TRTOPT_<COMMAND>_<FLAG>"),
+        ("TRTOPT_VERBOSE", "1", "is unknown: it matches no flag. Write TRTOPT_<COMMAND>_<FLAG>"),
         ("TRTOPT_COMPARE_WORST", "many", "cannot be 'many'"),
         ("TRTOPT_COMPARE_LAYERS", "maybe", "cannot be 'maybe'"),
         ("TRTOPT_COMPARE_FORMAT", "xml", "cannot be 'xml'"),
         ("TRTOPT_CONVERT_SHAPE", "'a=1", "No closing quotation"),
     ],
 )
-def test_a_variable_that_is_no_setting_is_refused(
+def test_an_invalid_variable_is_an_error(
     name: str, value: str, said: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)
@@ -263,7 +263,7 @@ def test_a_variable_that_is_no_setting_is_refused(
     assert said in line
 
 
-def test_the_switch_for_tracebacks_is_no_setting(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variable_for_tracebacks_is_accepted(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRTOPT_DEBUG", "1")
     assert cli("config").code == 0
 
@@ -273,7 +273,7 @@ def test_config_of_an_unknown_command_is_answered_with_the_nearest(word: str, sa
     assert said in refusal(cli("config", word))
 
 
-def test_help_and_completion_need_no_file_that_is_in_order(here: Path) -> None:
+def test_help_and_completion_work_with_an_invalid_file(here: Path) -> None:
     write("[[[")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TRTOPT_")}
     helped = subprocess.run(

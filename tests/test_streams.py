@@ -1,4 +1,4 @@
-"""What goes to stdout and what to stderr, in pipes and on a real terminal, whatever the environment says of colours."""
+"""Contents of stdout and stderr, in pipes and on a real terminal, with any colour settings in the environment."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ESCAPE = "\x1b"
 STYLE = re.compile(r"\x1b\[[0-9;]*m")
 COLOR = re.compile(r"\x1b\[(?:[0-9]+;)*(?:3[0-8]|4[0-8]|9[0-7])[0-9;]*m")
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-ln-z]")
-"""Whatever is more than a style: a cursor hidden or moved, a line erased."""
+"""Escape codes other than styles: hiding or moving the cursor, erasing a line."""
 
 ENVIRONMENTS = [{}, {"CI": "1"}, {"NO_COLOR": "1"}, {"FORCE_COLOR": "1"}, {"TERM": "dumb"}]
 
@@ -33,14 +33,14 @@ def named(environment: dict[str, str]) -> str:
 
 
 def clean(extra: dict[str, str]) -> dict[str, str]:
-    """This environment without what speaks of colours, and with `extra`."""
+    """Return the environment without variables about colours, and with `extra`."""
     unsaid = ("CI", "GITHUB_ACTIONS", "NO_COLOR", "FORCE_COLOR", "COLORTERM", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
     return {**{k: v for k, v in os.environ.items() if k not in unsaid}, "TERM": "xterm", "COLUMNS": "120", **extra}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty of the digits, with their labels."""
+    """Write forty digits with their labels, and return the path."""
     path = tmp_path_factory.mktemp("data") / "few.npz"
     with np.load(EVAL) as archive:
         np.savez(path, **{name: archive[name][:40] for name in archive.files})
@@ -48,7 +48,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compare(data: Path, out: Path, *more: str) -> list[str]:
-    """The command line that compares the digits network with itself."""
+    """Return the command line that compares the digits network with itself."""
     return [*PROGRAM, "compare", str(DIGITS), str(DIGITS), "--data", str(data), "-o", str(out), *more]
 
 
@@ -58,7 +58,7 @@ def in_pipes(command: list[str], environment: dict[str, str]) -> Done:
 
 
 def on_terminals(command: list[str], environment: dict[str, str], where: tuple[str, ...] = ("out", "err")) -> Done:
-    """Run with a pseudo-terminal for each stream in `where`, a pipe for the other; `out` alone when they are one."""
+    """Run with a pseudo-terminal for each stream in `where`, and a pipe for the other; both on one give only `out`."""
     ends = {name: pty.openpty() if name in where else os.pipe() for name in ("out", "err")}
     texts: dict[str, str] = {}
 
@@ -90,13 +90,13 @@ def on_terminals(command: list[str], environment: dict[str, str], where: tuple[s
 
 
 def stage_lines(text: str, stage: str) -> int:
-    """How many lines tell of that stage and its time."""
+    """Return the number of lines with that stage and its time."""
     plain = STYLE.sub("", CONTROL.sub("", text)).replace("\r", "\n")
     return len(re.findall(rf"^[^\w\n]*{stage} +[0-9.]+ s", plain, re.MULTILINE))
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS, ids=named)
-def test_in_pipes_stdout_is_the_result_and_stderr_one_line_a_stage(
+def test_in_pipes_stdout_is_the_result_and_stderr_one_line_per_stage(
     environment: dict[str, str], data: Path, tmp_path: Path
 ) -> None:
     done = in_pipes(compare(data, tmp_path, "--gate", "sqnr=1", "--format", "json"), environment)
@@ -104,14 +104,12 @@ def test_in_pipes_stdout_is_the_result_and_stderr_one_line_a_stage(
     assert json.loads(done.out)["verdict"] == "pass"
     assert ESCAPE not in done.out
     assert stage_lines(done.err, "compare") == 1
-    assert not CONTROL.search(done.err)  # no bar, even where colours are forced
+    assert not CONTROL.search(done.err)  # no bar, even if colours are forced
     assert (ESCAPE in done.err) == ("FORCE_COLOR" in environment)
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS, ids=named)
-def test_on_a_terminal_bars_and_colours_are_where_they_may_be(
-    environment: dict[str, str], data: Path, tmp_path: Path
-) -> None:
+def test_bars_and_colours_appear_only_on_a_terminal(environment: dict[str, str], data: Path, tmp_path: Path) -> None:
     done = on_terminals(compare(data, tmp_path, "--gate", "sqnr=1"), environment)
     assert done.code == 0, done.err
     assert "PASS" in done.out
@@ -122,7 +120,7 @@ def test_on_a_terminal_bars_and_colours_are_where_they_may_be(
     assert bool(COLOR.search(done.err)) == colored
     if environment.get("TERM") == "dumb":
         assert ESCAPE not in done.out + done.err
-    # Each stage is told once: as it comes, on stderr.
+    # Each stage is reported once, on stderr, when it ends.
     assert (stage_lines(done.err, "compare"), stage_lines(done.out, "compare")) == (1, 0)
 
 
@@ -132,14 +130,14 @@ def test_a_json_report_is_pure_on_a_terminal_too(data: Path, tmp_path: Path) -> 
     assert ESCAPE not in done.out
 
 
-def test_a_report_that_is_piped_tells_of_the_stages_and_has_no_escape_codes(data: Path, tmp_path: Path) -> None:
+def test_a_piped_report_lists_the_stages_and_has_no_escape_codes(data: Path, tmp_path: Path) -> None:
     done = on_terminals(compare(data, tmp_path, "--gate", "sqnr=1"), {}, where=("err",))
     assert ESCAPE not in done.out
     assert (stage_lines(done.err, "compare"), stage_lines(done.out, "compare")) == (1, 1)
     assert CONTROL.search(done.err)
 
 
-def test_a_report_on_a_terminal_tells_of_the_stages_when_nobody_saw_them(data: Path, tmp_path: Path) -> None:
+def test_a_report_on_a_terminal_lists_the_stages_when_stderr_is_not_one(data: Path, tmp_path: Path) -> None:
     done = on_terminals(compare(data, tmp_path, "--gate", "sqnr=1"), {}, where=("out",))
     assert COLOR.search(done.out)
     assert ESCAPE not in done.err
@@ -148,7 +146,7 @@ def test_a_report_on_a_terminal_tells_of_the_stages_when_nobody_saw_them(data: P
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    """A net, the same net with a NaN where an input is positive, and data for both."""
+    """Write a net, the same net with a NaN for positive inputs, and data for both."""
     folder = tmp_path_factory.mktemp("nan")
     weight = numpy_helper.from_array(np.full((16, 8, 8), 1.0, np.float32), "w")
     healthy = save(folder / "healthy.onnx", [helper.make_node("Mul", ["x", "w"], ["y"], "m")], [weight])
@@ -181,12 +179,12 @@ def test_json_goes_through_a_pipe_for_every_verdict(
 @pytest.mark.parametrize(
     ("gate", "pipe", "code"),
     [
-        ("equal=99%", "| exec true", 1),  # the reader of the report goes away: the verdict stands
+        ("equal=99%", "| exec true", 1),  # the pipe of the report is closed; the verdict is unchanged
         ("sqnr=1", "| exec true", 0),
         ("sqnr=1", "2>&1 | exec true", 2),  # that of the progress: there is none
     ],
 )
-def test_a_reader_that_goes_away_changes_no_verdict(
+def test_a_closed_pipe_does_not_change_the_verdict(
     gate: str, pipe: str, code: int, environment: dict[str, str], data: Path, tmp_path: Path
 ) -> None:
     command = shlex.join(compare(data, tmp_path, "--gate", gate))
@@ -211,7 +209,7 @@ def test_json_is_json_without_a_verdict(tmp_path: Path) -> None:
 
 
 def strict(text: str) -> dict[str, object]:
-    """The document, as a reader takes it that knows JSON and no more: without NaN and infinities."""
+    """Parse a document as strict JSON, which has no NaN or infinities."""
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is no JSON")
@@ -234,8 +232,8 @@ def test_help_has_no_escape_codes_in_a_pipe_wherever_it_runs() -> None:
 
 
 @pytest.mark.parametrize("module", ["shutil", "typer", "rich.console", "numpy", "onnx", "onnxruntime.capi"])
-def test_an_interrupt_while_modules_are_imported_is_no_traceback(module: str, data: Path, tmp_path: Path) -> None:
-    # `-X importtime` tells, line by line, which import has just ended.
+def test_an_interrupt_during_imports_prints_no_traceback(module: str, data: Path, tmp_path: Path) -> None:
+    # `-X importtime` prints a line at the end of each import.
     command = [sys.executable, "-X", "importtime", *PROGRAM[1:], *compare(data, tmp_path)[3:]]
     with subprocess.Popen(
         command, env=clean({}), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -247,4 +245,4 @@ def test_an_interrupt_while_modules_are_imported_is_no_traceback(module: str, da
                 break
         seen = [line for line in child.stderr if not line.startswith("import time:")]
     assert child.returncode == 130, seen
-    assert seen == ["error: interrupted; finished stages are kept, and the next run goes on from there\n"]
+    assert seen == ["error: interrupted; completed stages are cached: run again to resume\n"]

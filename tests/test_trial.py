@@ -1,7 +1,8 @@
-"""Trials of quantized networks on calibration samples, and the equalization that is chosen by them."""
+"""Trials of quantized networks on calibration samples, which decide equalization, bias correction and method."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -16,12 +17,11 @@ from trtopt.data.dataset import Dataset
 from trtopt.engine.onnxruntime import open_runner
 from trtopt.errors import ModelError, OutOfMemoryError
 from trtopt.events import Warned, silent
-from trtopt.export.onnx import describe, load_ir
-from trtopt.export.prepare import save
+from trtopt.graph.file import describe, load_ir
+from trtopt.graph.prepare import save
 from trtopt.precision import Request, precision
+from trtopt.stages import calibrate, equalize, observe, set_precision
 from trtopt.stages.context import Context, Target
-from trtopt.stages.graph import set_precision
-from trtopt.stages.samples import calibrate, equalize, observe
 from trtopt.stages.trial import output_error, rough, scratch
 from trtopt.store import open_store
 from trtopt.types import CalibrationTable, OnnxModel
@@ -34,7 +34,7 @@ def network(
 ) -> OnnxModel:
     text = f'<ir_version: 10, opset_import: ["": 19]> g (float[n, 16] x) => ({outputs}) {body}'
     proto = onnx.parser.parse_model(text)
-    # What the wide channels lead to is small: the narrow ones matter as much.
+    # Weights compensate for the spread of the channels, so that all of them matter equally.
     weight = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32) / SPREAD[:, None]
     proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
     for node in proto.graph.node:
@@ -74,7 +74,7 @@ def test_the_error_is_that_of_the_quantized_outputs(context: Context, tmp_path: 
     error = output_error(context, model, data, "int8")
     fine = error(model, request)
     assert 0 < fine < 0.01
-    assert error(model) == fine  # by a request of its own
+    assert error(model) == fine  # with its own default request
     assert error(model, coarser(request, 20)) > 20 * fine
 
 
@@ -84,43 +84,45 @@ def test_a_sample_in_which_a_tensor_is_empty_does_not_count_in_its_means(context
     assert rough(context, model, data).means["h"].tolist() == [3.0] * 16
 
 
-def test_channels_that_differ_are_equalized_and_the_function_stays(context: Context, tmp_path: Path) -> None:
+def test_channels_that_differ_are_equalized_and_the_outputs_stay(context: Context, tmp_path: Path) -> None:
     model, data = network(tmp_path), dataset(SPREAD)
-    made = equalize(context, model, data, "int8")
-    assert made.notes[0] == "1 activation equalized, 1 with an inserted Mul"
-    assert made.notes[1].endswith("dB SQNR on 16 samples")
+    equalized = equalize(context, model, data, "int8")
+    assert equalized.notes[0] == "1 activation equalized, 1 with an inserted Mul"
+    assert equalized.notes[1].endswith("dB SQNR on 16 samples")
     feed = data.load(0)
     np.testing.assert_allclose(
-        open_runner(made.path).run(feed)["y"], open_runner(model.path).run(feed)["y"], rtol=1e-4, atol=1e-4
+        open_runner(equalized.path).run(feed)["y"], open_runner(model.path).run(feed)["y"], rtol=1e-4, atol=1e-4
     )
     error = output_error(context, model, data, "int8")
-    assert error(made, rough(context, made, data)) < error(model, rough(context, model, data)) / 10
+    assert error(equalized, rough(context, equalized, data)) < error(model, rough(context, model, data)) / 10
 
 
-def test_what_is_not_better_is_not_kept(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # No network is known to be worse for certain: the trial is made to say so.
+def test_an_equalization_without_gain_is_not_kept(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No network is certain to become worse, so the result of the trial is replaced.
     verdict = lambda candidate, *_: float(bool(candidate.notes))  # noqa: E731
-    monkeypatch.setattr("trtopt.stages.samples.output_error", lambda *_: verdict)
-    made = equalize(context, network(tmp_path), dataset(SPREAD), "int8")
-    assert made.notes == ("not equalized: no significant gain in output SQNR",)
-    assert [node.op_type for node in onnx.load(made.path).graph.node] == ["HardSwish", "MatMul"]
+    monkeypatch.setattr(sys.modules["trtopt.stages.equalize"], "output_error", lambda *_: verdict)
+    equalized = equalize(context, network(tmp_path), dataset(SPREAD), "int8")
+    assert equalized.notes == ("not equalized: no significant gain in output SQNR",)
+    assert [node.op_type for node in onnx.load(equalized.path).graph.node] == ["HardSwish", "MatMul"]
 
 
 @pytest.mark.parametrize("body", ["{ y = MatMul(x, w) }", "{ h = Clip(x) y = MatMul(h, w) }"])
 def test_a_network_with_nothing_to_equalize_is_copied(context: Context, tmp_path: Path, body: str) -> None:
-    made = equalize(context, network(tmp_path, body), dataset(SPREAD), "int8")
-    assert made.notes == ()
-    assert [node.op_type for node in onnx.load(made.path).graph.node][-1] == "MatMul"
+    equalized = equalize(context, network(tmp_path, body), dataset(SPREAD), "int8")
+    assert equalized.notes == ()
+    assert [node.op_type for node in onnx.load(equalized.path).graph.node][-1] == "MatMul"
 
 
-def test_channels_that_are_alike_are_left_as_they_are(context: Context, tmp_path: Path) -> None:
+def test_channels_of_similar_range_are_unchanged(context: Context, tmp_path: Path) -> None:
     model = network(tmp_path)
     proto = onnx.load(model.path)
     proto.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.eye(16, 24, dtype=np.float32), "w"))
     onnx.save(proto, model.path)
-    made = equalize(context, describe(model.path), dataset(1.0), "int8")
-    assert made.notes == ()
-    assert [node.op_type for node in onnx.load(made.path).graph.node] == ["HardSwish", "MatMul"]
+    equalized = equalize(context, describe(model.path), dataset(1.0), "int8")
+    assert equalized.notes == ()
+    assert [node.op_type for node in onnx.load(equalized.path).graph.node] == ["HardSwish", "MatMul"]
 
 
 BIASED = "{ h = HardSwish(x) z = MatMul(h, w) y = Add(z, b) }"
@@ -136,14 +138,14 @@ def with_bias(folder: Path) -> OnnxModel:
 
 
 def backgrounds(count: int = 40) -> Dataset:
-    """Samples that are alike nearly everywhere, as the paper around a line of text; few values go far beyond."""
+    """Return samples that are nearly constant, like the paper around a line of text, with a few large values."""
     random = np.random.default_rng(2)
     paper = random.uniform(3, 4, size=16).astype(np.float32)
     ink = [np.where(random.random((32, 16)) < 0.02, 30 * random.random((32, 16)), paper) for _ in range(count)]
     return replace(dataset(1.0), load=lambda i: {"x": ink[i].astype(np.float32)}, digest="paper")
 
 
-def test_where_most_values_are_equal_biases_correct_the_rounding_of_inputs(context: Context, tmp_path: Path) -> None:
+def test_biases_correct_the_rounding_of_nearly_constant_inputs(context: Context, tmp_path: Path) -> None:
     model, data = with_bias(tmp_path), backgrounds()
     table = rough(context, model, data).table
     seen = observe(context, model, data, TARGET, table)
@@ -158,11 +160,13 @@ def test_where_most_values_are_equal_biases_correct_the_rounding_of_inputs(conte
     assert np.square(right - wanted).sum() < np.square(left - wanted).sum() / 2
 
 
-def test_biases_are_left_alone_where_correcting_them_is_no_better(
+def test_biases_are_unchanged_if_correcting_them_has_no_gain(
     context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As above: the trial is made to say so.
-    monkeypatch.setattr("trtopt.stages.samples.output_error", lambda *_: lambda _, request: float(bool(request.means)))
+    # As above, the result of the trial is replaced.
+    monkeypatch.setattr(
+        sys.modules["trtopt.stages.observe"], "output_error", lambda *_: lambda _, request: float(bool(request.means))
+    )
     model, data = with_bias(tmp_path), backgrounds()
     table = rough(context, model, data).table
     seen = observe(context, model, data, TARGET, table)
@@ -175,17 +179,17 @@ def test_biases_are_left_alone_where_correcting_them_is_no_better(
 @pytest.mark.parametrize(("errors", "best", "gain"), [((1.0, np.inf, 0.1), "weights and inputs", 10.0),
                                                       ((np.inf, 0.5, np.inf), "", 0.0),
                                                       ((np.inf, np.inf, np.inf), "", 0.0)])  # fmt: skip
-def test_a_correction_that_cannot_be_tried_is_no_candidate(
+def test_a_correction_that_cannot_be_tried_is_not_chosen(
     context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, errors: tuple[float, ...], best: str, gain: float
 ) -> None:
     found = iter(errors)
-    monkeypatch.setattr("trtopt.stages.samples.output_error", lambda *_: lambda *_: next(found))
+    monkeypatch.setattr(sys.modules["trtopt.stages.observe"], "output_error", lambda *_: lambda *_: next(found))
     model, data = with_bias(tmp_path), backgrounds()
     seen = observe(context, model, data, TARGET, rough(context, model, data).table)
     assert (seen.correction, seen.gain) == (best, pytest.approx(gain))
 
 
-def test_a_trial_that_cannot_run_is_told_and_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_cannot_run_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(context: Context, name: str) -> AbstractContextManager[Path]:
         if name == "trial.onnx":
             raise ModelError("onnxruntime cannot load trial.onnx", why="no kernel for it")
@@ -201,13 +205,13 @@ def test_a_trial_that_cannot_run_is_told_and_ends_nothing(tmp_path: Path, monkey
         seen = observe(context, equalized, data, TARGET, table)
     assert equalized.notes == ("not equalized: the quantized network could not be evaluated",)
     assert (table.method, table.tried, seen.correction) == ("mse", {}, "")
-    told = [event.message for event in events if isinstance(event, Warned)]
-    assert len(told) == 3  # each stage once, however much it tried
-    assert all("no kernel for it" in message for message in told)
+    messages = [event.message for event in events if isinstance(event, Warned)]
+    assert len(messages) == 3  # one per stage, however many candidates it tried
+    assert all("no kernel for it" in message for message in messages)
 
 
 @pytest.mark.parametrize("last", ["Reciprocal(z)", "Div(z, z)"])  # 1 / 0 and 0 / 0
-def test_outputs_that_are_not_finite_are_infinitely_far(context: Context, tmp_path: Path, last: str) -> None:
+def test_outputs_that_are_not_finite_have_an_infinite_error(context: Context, tmp_path: Path, last: str) -> None:
     model, data = network(tmp_path, f"{{ h = HardSwish(x) z = MatMul(h, w) y = {last} }}"), dataset(1.0)
     request = rough(context, model, data)
     error = output_error(context, model, data, "int8")
@@ -215,21 +219,23 @@ def test_outputs_that_are_not_finite_are_infinitely_far(context: Context, tmp_pa
     assert error(model, coarser(request, 1e6)) == np.inf
 
 
-def test_where_fp32_is_infinite_an_output_does_not_count(context: Context, tmp_path: Path) -> None:
+def test_outputs_with_infinities_in_fp32_are_not_counted(context: Context, tmp_path: Path) -> None:
     body = "{ h = HardSwish(x) y = MatMul(h, w) s = Relu(x) n = Log(s) }"  # half of n is minus infinity
     model, data = network(tmp_path, body, "float[n, 24] y, float[n, 16] n"), dataset(1.0)
     (tmp_path / "alone").mkdir()
     alone = network(tmp_path / "alone", "{ h = HardSwish(x) y = MatMul(h, w) }")
     error = output_error(context, model, data, "int8")(model)
-    assert error == pytest.approx(output_error(context, alone, data, "int8")(alone) / 2)  # the mean of it and of none
+    assert error == pytest.approx(
+        output_error(context, alone, data, "int8")(alone) / 2
+    )  # the mean of its error and of 0
 
 
-def test_an_output_that_is_nan_in_fp32_is_no_measure(context: Context, tmp_path: Path) -> None:
+def test_the_error_is_infinite_if_all_outputs_are_nan_in_fp32(context: Context, tmp_path: Path) -> None:
     model = network(tmp_path, "{ h = HardSwish(x) z = MatMul(h, w) y = Sqrt(z) }")
     assert output_error(context, model, dataset(1.0), "int8")(model) == np.inf
 
 
-def test_a_trial_for_which_memory_does_not_suffice_ends_the_stage_and_leaves_nothing(
+def test_out_of_memory_in_a_trial_ends_the_stage_and_leaves_nothing(
     context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def exhausted(context: Context, name: str) -> AbstractContextManager[Path]:
@@ -245,18 +251,18 @@ def test_a_trial_for_which_memory_does_not_suffice_ends_the_stage_and_leaves_not
     assert calibrate(context, model, data, AUTO, "int8").tried
 
 
-def test_methods_are_tried_in_the_precision_that_is_asked_for(context: Context, tmp_path: Path) -> None:
+def test_methods_are_tried_in_the_requested_precision(context: Context, tmp_path: Path) -> None:
     model, data = network(tmp_path), dataset(1.0)
     int8, fp8 = (calibrate(context, model, data, AUTO, kind) for kind in ("int8", "fp8"))
     assert (int8.precision, fp8.precision) == ("int8", "fp8")
-    assert max(fp8.tried.values()) < max(int8.tried.values())  # of evenly spread values 8 bits keep more than 4
+    assert max(fp8.tried.values()) < max(int8.tried.values())  # INT8 has 8 bits for evenly spread values, FP8 only 4
     for name in fp8.tried:
         error = output_error(context, model, data, "fp8")
         of_it = replace(rough(context, model, data), table=calibrate(context, model, data, name, "fp8"))
         assert fp8.tried[name] == pytest.approx(-10 * np.log10(error(model, of_it)))
 
 
-def test_indices_are_as_far_as_the_share_of_them_that_differs(context: Context, tmp_path: Path) -> None:
+def test_the_error_of_indices_is_the_fraction_that_differs(context: Context, tmp_path: Path) -> None:
     data, body = dataset(SPREAD), "{ h = HardSwish(x) z = MatMul(h, w) y = ArgMax<axis=1>(z) }"
     model = network(tmp_path, body, "int64[n, 1] y")
     request = rough(context, model, data)
@@ -271,7 +277,7 @@ def test_indices_are_as_far_as_the_share_of_them_that_differs(context: Context, 
     assert 0 < share == np.mean(np.array(first) != np.array(second)) < 1
 
 
-def test_auto_takes_the_method_whose_network_is_nearest_to_fp32(context: Context, tmp_path: Path) -> None:
+def test_auto_takes_the_method_with_the_highest_output_sqnr(context: Context, tmp_path: Path) -> None:
     model, data = network(tmp_path), dataset(1.0)
     table = calibrate(context, model, data, AUTO, "int8")
     assert table.method == max(table.tried, key=table.tried.__getitem__)
@@ -282,7 +288,7 @@ def test_auto_takes_the_method_whose_network_is_nearest_to_fp32(context: Context
         assert decibels == pytest.approx(-10 * np.log10(error(model, of_it)))
 
 
-def test_outputs_of_other_shapes_are_infinitely_far(context: Context, tmp_path: Path) -> None:
+def test_outputs_of_other_shapes_have_an_infinite_error(context: Context, tmp_path: Path) -> None:
     model, data = (
         network(tmp_path, "{ h = HardSwish(x) z = MatMul(h, w) n = NonZero(z) y = Cast<to=1>(n) }"),
         dataset(1.0),

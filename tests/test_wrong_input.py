@@ -1,4 +1,4 @@
-"""Every bad input a user can give: one clear line on stderr, no traceback, exit code 2, no half-written file."""
+"""Wrong input of all kinds: one clear line on stderr, no traceback, exit code 2, no half-written file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def refused(done: Done, *fragments: str) -> None:
-    """Exit code 2 and one line that starts with `error:` and holds the fragments."""
+    """Check for exit code 2 and a single line that starts with `error:` and contains the fragments."""
     assert done.code == 2, (done.code, done.out, done.err)
     errors = [line for line in done.err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1, done.err
@@ -40,7 +40,7 @@ def test_missing_model(cli: Cli, out: Path) -> None:
 
 
 def test_not_an_onnx_file(cli: Cli, out: Path, tmp_path: Path) -> None:
-    (tmp_path / "text.onnx").write_text("this is no protobuf at all")
+    (tmp_path / "text.onnx").write_text("this is not a protobuf")
     refused(cli("convert", tmp_path / "text.onnx", "--data", EVAL, "-o", out), "is not an ONNX model")
 
 
@@ -61,7 +61,7 @@ def test_no_calibration_data(cli: Cli, out: Path) -> None:
 
 
 def test_no_data_at_all(cli: Cli, out: Path) -> None:
-    refused(cli("convert", DIGITS, "-o", out), "nothing to compare on", "--data", "--no-compare")
+    refused(cli("convert", DIGITS, "-o", out), "no data to compare on", "--data", "--no-compare")
 
 
 def test_empty_calibration_folder(cli: Cli, out: Path, tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_empty_calibration_folder(cli: Cli, out: Path, tmp_path: Path) -> None:
     refused(cli("convert", DIGITS, "-p", "int8", "--calib", tmp_path / "empty", "-o", out), "no samples")
 
 
-def test_unreadable_picture_among_good_ones(cli: Cli, out: Path, tmp_path: Path) -> None:
+def test_unreadable_image_among_good_ones(cli: Cli, out: Path, tmp_path: Path) -> None:
     shutil.copytree(CALIB, tmp_path / "digits")
     broken = sorted((tmp_path / "digits").rglob("*.png"))[17]
     broken.write_bytes(broken.read_bytes()[:60])
@@ -83,7 +83,7 @@ def test_unreadable_picture_among_good_ones(cli: Cli, out: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("flag", ["--data", "--calib"])
-def test_samples_that_the_engine_would_not_take(flag: str, cli: Cli, out: Path, tmp_path: Path) -> None:
+def test_samples_that_do_not_fit_the_engine(flag: str, cli: Cli, out: Path, tmp_path: Path) -> None:
     value = [helper.make_tensor_value_info(name, 1, ["n", 4, "length"]) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", value[:1], value[1:])
     opset = [helper.make_opsetid("", 17)]
@@ -91,7 +91,7 @@ def test_samples_that_the_engine_would_not_take(flag: str, cli: Cli, out: Path, 
     np.save(tmp_path / "x.npy", np.ones((8, 4, 20), np.float32))
     command = ("convert", tmp_path / "m.onnx", flag, tmp_path / "x.npy", "-o", out, "--shape")
     refused(cli(*command[:-1]), "--shape x=1x4x20:8x4x20:32x4x20", "as in the samples")
-    refused(cli(*command, "x=4x4x8:8x4x16:8x4x16"), "the shape 1x4x20", "from 4x4x8 to 8x4x16", "--shape x=")
+    refused(cli(*command, "x=4x4x8:8x4x16:8x4x16"), "the shape 1x4x20", "4x4x8 to 8x4x16", "--shape x=")
     assert cli(*command, "x=4x4x8:8x4x16:8x4x32", "--backend", "onnxruntime", "--gate", "sqnr=20").code == 0
 
 
@@ -188,7 +188,7 @@ def test_no_permission_to_write(cli: Cli) -> None:
 
 
 def test_full_disk_leaves_no_half_written_file(tmp_path: Path) -> None:
-    # A limit on the size of files stands in for a full disk: every write beyond it fails, in any library.
+    # A limit on the size of files acts like a full disk: every write beyond it fails, in any library.
     out = tmp_path / "run"
     arguments = ["convert", DIGITS, "-p", "int8", "--calib", CALIB, "--data", EVAL, "-o", out]
     done = subprocess.run(
@@ -203,7 +203,7 @@ def test_full_disk_leaves_no_half_written_file(tmp_path: Path) -> None:
     assert not list(out.glob(".tmp-*"))
 
 
-def test_model_whose_output_is_no_tensor(cli: Cli, out: Path, tmp_path: Path) -> None:
+def test_model_whose_output_is_not_a_tensor(cli: Cli, out: Path, tmp_path: Path) -> None:
     sequence = helper.make_tensor_sequence_value_info("y", onnx.TensorProto.FLOAT, None)
     graph = helper.make_graph(
         [helper.make_node("SequenceConstruct", ["x"], ["y"], "s")],
@@ -225,8 +225,8 @@ def test_compare_with_a_model_that_has_other_inputs(cli: Cli, out: Path, conv_ne
 
 def test_a_gate_of_an_output_that_does_not_exist(cli: Cli, out: Path) -> None:
     done = cli("convert", DIGITS, "--data", EVAL, "-o", out, "--gate", "emb:cosine=0.9")
-    refused(done, "emb, which is no output", "Its outputs are: logits")
+    refused(done, "has no output emb", "Choose one of logits")
 
 
-def test_missing_model_is_said_before_missing_data(cli: Cli, out: Path) -> None:
+def test_missing_model_is_reported_before_missing_data(cli: Cli, out: Path) -> None:
     refused(cli("convert", "nowhere.onnx", "-o", out), "nowhere.onnx")

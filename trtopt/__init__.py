@@ -15,27 +15,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trtopt.comparison import compare as compare_models
-    from trtopt.config import BuildPlan, ComparePlan, ConvertPlan, DataPlan
+    from trtopt.commands.compare import compare as compare_models
+    from trtopt.commands.convert import convert
     from trtopt.errors import TrtoptError
-    from trtopt.pipeline import convert
+    from trtopt.plan import BuildPlan, ComparePlan, ConvertPlan, DataPlan
     from trtopt.types import Comparison, Engine, Report, TypedModel
 
 __version__ = "0.1.0"
 
-# Where each public name lives. `compare_models` is `comparison.compare`: `trtopt.compare` is the folder of that name.
+# Where each public name is defined. `compare_models` has that name because `trtopt.compare` is a package.
 _HOMES = {
-    "BuildPlan": "config",
-    "ComparePlan": "config",
+    "BuildPlan": "plan",
+    "ComparePlan": "plan",
     "Comparison": "types",
-    "ConvertPlan": "config",
-    "DataPlan": "config",
+    "ConvertPlan": "plan",
+    "DataPlan": "plan",
     "Engine": "types",
     "Report": "types",
     "TrtoptError": "errors",
     "TypedModel": "types",
-    "compare_models": "comparison",
-    "convert": "pipeline",
+    "compare_models": "commands.compare",
+    "convert": "commands.convert",
 }
 
 __all__ = [

@@ -1,6 +1,6 @@
-"""What a user may name as the candidate of a comparison: a run directory, an engine of one, or an ONNX file.
+"""Candidates of a comparison: a run directory, its engine, or an ONNX file.
 
-An engine is code: one is taken only from a run directory whose manifest holds its digest.
+A serialized engine is code. It is accepted only from a run directory whose manifest records its digest.
 
 Touches: reads the candidate and the manifest beside it.
 """
@@ -13,14 +13,26 @@ from pathlib import Path
 
 from trtopt.codec import decode
 from trtopt.errors import ModelError, UsageError
-from trtopt.stages import ENGINE_NOT_RUN
 from trtopt.store import read_result
 from trtopt.types import Benchmark, CalibratedTensor, CalibrationTable, Engine, OnnxModel, Timing, TypedModel
+
+ENGINE_NOT_RUN = " (the typed graph of the engine; TensorRT itself was not run)"
+"""Remark on where a candidate ran whose engine was not run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """The graph to run, what is known of how it was made, calibrated and timed, and a remark on where it runs."""
+    """A candidate, with the known results of its conversion.
+
+    Attributes:
+        onnx: the graph to run.
+        typed: the typed model of the run directory.
+        engine: the engine that was built from it.
+        ran: a remark on what is run in place of an engine.
+        calibrated_on: fingerprints of the calibration samples.
+        timings: earlier results of `trtopt bench`.
+        calibration: the tensors with the largest quantization error.
+    """
 
     onnx: OnnxModel
     typed: TypedModel | None = None
@@ -31,37 +43,37 @@ class Candidate:
     calibration: tuple[CalibratedTensor, ...] = ()
 
     def fastest(self) -> Timing | None:
-        """The timing of the smallest batch that was measured, without copies where there is one; None: never timed."""
+        """Return the timing of the smallest measured batch, preferably without copies; None without timings."""
         return min(self.timings, key=lambda timing: (timing.batch, timing.copies), default=None)
 
 
 def resolve(path: Path) -> Candidate:
-    """Return what `path` stands for.
+    """Return the candidate at `path`.
 
     Raises:
-        UsageError: it does not exist.
-        ModelError: it is neither, or an engine that no manifest vouches for.
+        UsageError: `path` does not exist.
+        ModelError: it is not a run directory or an ONNX file, or it is an engine that no manifest records.
     """
     if not path.exists():
         raise UsageError(f"{path} does not exist", fix="Give an engine, an ONNX file or a run directory")
     if path.is_dir():
         return _from_run(path)
     if path.suffix == ".onnx":
-        from trtopt.export.onnx import describe
+        from trtopt.graph.file import describe
 
         return Candidate(onnx=describe(path))
     engine = read_result(path.parent, "build", Engine)
     if engine is None or engine.path.resolve() != path.resolve():
         raise ModelError(
-            f"{path} is no engine that trtopt built",
-            why="no manifest beside it holds its digest, and a serialized engine is code",
+            f"{path} is not an engine that trtopt built",
+            why="no manifest beside it records its digest, and a serialized engine is code",
             fix="Give the run directory that `trtopt convert` wrote",
         )
     candidate = _from_run(path.parent)
     if candidate.engine is None:
         raise ModelError(
             f"{path} was built from another graph than {candidate.onnx.path}",
-            why="a later run changed the graph and did not build it",
+            why="a later run changed the graph without building an engine",
             fix="Run `trtopt convert` again",
         )
     return candidate
@@ -74,11 +86,13 @@ def _from_run(folder: Path) -> Candidate:
     if typed is None:
         below = sorted(path.parent.name for path in folder.glob("*/manifest.json"))
         raise ModelError(
-            f"{folder} is no complete run directory",
-            why="it holds no typed model that a manifest vouches for",
-            fix=f"Name one of the runs in it: {', '.join(below)}" if below else "Give what `trtopt convert` wrote",
+            f"{folder} is not a complete run directory",
+            why="its manifest records no typed model",
+            fix=f"Name one of the runs in it: {', '.join(below)}"
+            if below
+            else "Give the run directory that `trtopt convert` wrote",
         )
-    # An engine of an earlier graph may still lie there, when a later run was stopped before it built its own.
+    # If a later run was stopped before it built its engine, the engine of the earlier graph may still be there.
     engine = read_result(folder, "build", Engine, typed=typed.onnx.digest)
     table = read_result(folder, "calibrate", CalibrationTable)
     return Candidate(
@@ -93,7 +107,7 @@ def _from_run(folder: Path) -> Candidate:
 
 
 def _timings(folder: Path) -> tuple[Timing, ...]:
-    """What `trtopt bench` left in the run directory; nothing when it left nothing that can be read."""
+    """Return the timings that `trtopt bench` wrote to the run directory, or none if they cannot be read."""
     try:
         benchmark = decode(Benchmark, json.loads((folder / "benchmark.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError):

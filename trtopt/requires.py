@@ -1,4 +1,4 @@
-"""Lazy import of heavy and optional packages, with an error that names the extra to install.
+"""Import of heavy and optional packages on demand, with an error that names the extra to install.
 
 Touches: imports modules; nothing on disk.
 """

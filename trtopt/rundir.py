@@ -1,15 +1,15 @@
-"""The run directory of a command when `-o` names none.
+"""Default run directory of a command without `-o`.
 
     trtopt-out/<model>/<precision>                    convert, calibrate
     trtopt-out/<model>/export                         export; <model> is the ONNX file that it writes
     trtopt-out/compare/<baseline>/<candidate>
     trtopt-out/bench/<targets>
 
-Such a directory belongs to one source: `source.txt` in `<model>`, `<baseline>`, ... names it. Another source of the
-same name gets a directory of its own, with a digest behind the name: `model-1a2b3c`. One without `source.txt`, of an
-earlier version say, goes to the first source that comes.
+Each directory belongs to one source, named in `source.txt` in `<model>`, `<baseline>`, ... Another source of the same
+name gets its own directory with a digest after the name: `model-1a2b3c`. A directory without `source.txt`, such as one
+of an earlier version, goes to the first source that claims it.
 
-Touches: `trtopt-out`, once a directory is claimed.
+Touches: `trtopt-out`, when a directory is claimed.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ if TYPE_CHECKING:
 ROOT = Path("trtopt-out")
 OWNER = "source.txt"
 _LOCK = ".claims.lock"
-_PATIENCE = 60
-"""Seconds to wait for the lock; it is held for the blink of an eye."""
+_LOCK_TIMEOUT = 60
+"""Timeout for the lock in seconds; it is held only briefly."""
 
 _DIGITS = (6, 12, 64)
-"""Lengths of the digest behind a name; the longer ones are for when another source has the shorter one."""
+"""Lengths of the digest after a name; a longer one is used if another source has the shorter one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DefaultDir:
-    """A directory that is chosen when it is claimed: nothing is written for a run that is refused.
+    """Directory that is chosen when it is claimed, so that rejected runs write nothing.
 
-    `levels` are the folders from `trtopt-out` down, each with the text that names its owner (empty: it needs none).
+    `levels` are the folders below `trtopt-out`, each with the text that identifies its owner (empty: no owner).
     """
 
     levels: tuple[tuple[str, str], ...]
 
 
 def of_source(source: Source, precision: str) -> DefaultDir:
-    """Return the run directory of a source that is converted to, or calibrated for, a precision."""
+    """Return the run directory of a source for a precision."""
     owner = source.text if source.kind == "factory" else _place(Path(source.text))
     return DefaultDir(levels=((source.name, owner), (precision, "")))
 
@@ -64,7 +64,7 @@ def of_comparison(baseline: Path, candidates: Sequence[Path]) -> DefaultDir:
 
 
 def of_bench(targets: Sequence[Path]) -> DefaultDir:
-    """Return the run directory of a benchmark: `model`, `model-and-int8`, or how many targets there are."""
+    """Return the run directory of a benchmark: `model`, `model-and-int8`, or `<n>-targets`."""
     absolute = [_absolute(target) for target in targets]
     names = [target.name if target.is_dir() else target.stem for target in absolute]
     name = "-and-".join(names) if len(names) <= 2 else f"{len(names)}-targets"
@@ -72,7 +72,7 @@ def of_bench(targets: Sequence[Path]) -> DefaultDir:
 
 
 def claimed(directory: Path | DefaultDir) -> Path:
-    """Return the directory itself; one that `-o` named is taken as it is.
+    """Return the run directory; a directory given with `-o` is returned unchanged.
 
     Raises:
         OSError: `trtopt-out` cannot be read or written.
@@ -83,14 +83,14 @@ def claimed(directory: Path | DefaultDir) -> Path:
 
     folder = ROOT
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(ROOT / _LOCK, timeout=_PATIENCE):  # two first runs at once must not both find a directory free
+    with FileLock(ROOT / _LOCK, timeout=_LOCK_TIMEOUT):  # two concurrent first runs must not claim the same directory
         for name, owner in directory.levels:
             folder = _claimed(folder, name, owner) if owner else folder / name
     return folder
 
 
 def _claimed(parent: Path, name: str, owner: str) -> Path:
-    """Return the folder of that owner, or else make the first that is free its own."""
+    """Return the owner's folder; if there is none, create one under the first free name."""
     text = os.fsencode(f"{owner}\n")
     digest = hashlib.sha256(text).hexdigest()
     folders = [parent / name, *(parent / f"{name}-{digest[:length]}" for length in _DIGITS)]
@@ -107,7 +107,7 @@ def _claimed(parent: Path, name: str, owner: str) -> Path:
 
 
 def _owner(folder: Path) -> bytes:
-    """What `source.txt` says; nothing where there is none."""
+    """Return the content of `source.txt`, empty if there is none."""
     try:
         return (folder / OWNER).read_bytes()
     except FileNotFoundError:
@@ -119,8 +119,10 @@ def _places(paths: Sequence[Path]) -> str:
 
 
 def _place(path: Path) -> str:
-    """The same text for every spelling of a path: without links, and relative to where `trtopt-out` is if below it, so
-    that a project that is moved, or restored on another machine, keeps its runs.
+    """Return one text for all spellings of a path.
+
+    Links are resolved. A path below the folder of `trtopt-out` is relative to it, so that a project that is moved, or
+    restored on another machine, keeps its runs.
     """
     resolved = Path(os.path.realpath(path))
     here = Path(os.path.realpath(ROOT)).parent
@@ -128,5 +130,5 @@ def _place(path: Path) -> str:
 
 
 def _absolute(path: Path) -> Path:
-    """The path with a name, which `.` and `..` have not; a link keeps its own name."""
+    """Return the absolute path, which has a name even for `.` and `..`; a link keeps its own name."""
     return Path(os.path.abspath(path))  # noqa: PTH100  (`resolve` would follow links)

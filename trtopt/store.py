@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -35,6 +36,7 @@ from trtopt.types import StageOutcome
 
 T = TypeVar("T")
 SCHEMA_VERSION = 1
+_RENDERING = ("cli", "report")
 # Errors of the operating system that concern the run directory itself, with the reason that the user reads.
 _WRITE_ERRORS = {
     errno.ENOSPC: "the disk is full",
@@ -259,8 +261,23 @@ def _folder(root: Path, stage: str) -> Iterator[Path]:
 
 
 def _key_digest(name: str, key: Mapping[str, Any]) -> str:
-    text = json.dumps({"stage": name, "trtopt": __version__, **key}, sort_keys=True)
+    text = json.dumps({"stage": name, "trtopt": __version__, "code": code_digest(), **key}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@functools.cache
+def code_digest() -> str:
+    """Return the SHA-256 of trtopt's code that computes results; a corrected algorithm must not return an old result.
+
+    What only reads flags or renders reports is left out.
+    """
+    package = Path(__file__).parent
+    sha = hashlib.sha256()
+    for path in sorted(path for pattern in ("*.py", "*.cu") for path in package.rglob(pattern)):
+        if path.relative_to(package).parts[0] not in _RENDERING:
+            sha.update(path.relative_to(package).as_posix().encode())
+            sha.update(path.read_bytes())
+    return sha.hexdigest()
 
 
 def _read_manifest(root: Path, emit: Emit) -> dict[str, Any]:

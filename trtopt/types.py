@@ -1,10 +1,10 @@
-"""The values that flow through the pipeline: frozen dataclasses, standard library only.
+"""Values that flow through the pipeline: frozen dataclasses that depend on the standard library only.
 
     Source --export--> OnnxModel --prepare--> OnnxModel --calibrate--> CalibrationTable
     OnnxModel + CalibrationTable --precision--> TypedModel --build--> Engine
     OnnxModel + TypedModel/Engine --compare--> Comparison --report--> Report
 
-Touches: nothing. Reading and writing these values is the run store's work (`trtopt.store`).
+Touches: nothing. The run store (`trtopt.store`) reads and writes these values.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ from pathlib import Path
 from typing import Literal
 
 Verdict = Literal["pass", "fail", "inconclusive", "unchecked"]
-"""`inconclusive`: what was measured does not settle it. `unchecked`: the user asked for no comparison, or for no gate.
-Neither is a pass; `trtopt.verdict` says what follows from each."""
+"""Outcome of a gate or of a run.
+
+`inconclusive` means that the measurements do not settle it. `unchecked` means that the user turned off the comparison
+or set no gate. Neither counts as a pass; `trtopt.verdict` defines the consequences of each.
+"""
 
 Dim = int | str
-"""A fixed size, or the name of a dynamic dimension (an unnamed one is called `?`)."""
+"""A fixed size, or the name of a dynamic dimension (`?` for an unnamed one)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:
     """Name, dtype and shape of a model's input or output.
 
-    `dtype` is numpy's name of it (`float32`, `int64`, ..., `bfloat16`); a dynamic dimension in `shape` is a name.
+    `dtype` is a numpy name (`float32`, `int64`, ...) or `bfloat16`.
     """
 
     name: str
@@ -37,7 +40,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShapeRange:
-    """The shapes one dynamic input may take: one entry of a TensorRT optimization profile."""
+    """Minimum, optimum and maximum shape of a dynamic input: one entry of a TensorRT optimization profile."""
 
     name: str
     min: tuple[int, ...]
@@ -47,7 +50,7 @@ class ShapeRange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxModel:
-    """An ONNX file. `digest` is the SHA-256 of the file and of the external data that it names."""
+    """An ONNX file. `digest` is the SHA-256 of the file and its external data; `notes` are remarks for the user."""
 
     path: Path
     digest: str
@@ -59,14 +62,18 @@ class OnnxModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationTable:
-    """One positive, finite, symmetric INT8 scale (zero point 0) for each calibrated tensor.
+    """INT8 scales of the calibrated tensors: positive, finite and symmetric (zero point 0).
 
-    `scales[t]` is `amax[t] / 127`, where `amax[t]` is the largest magnitude that method chose to represent. `ranges[t]`
-    is the largest magnitude seen, where that is known (a TensorRT calibration cache does not say). `precision` is what
-    the network was to be quantized to when it was equalized and calibrated. `tried` is how near to FP32 the outputs
-    were on a few samples, in dB, by method, where the method was chosen by it. `model_digest` and `data_digest` tie the
-    table to what it was made from; they are empty in a table read from a TensorRT cache. `fingerprints` are those of
-    the samples (`trtopt.data.overlap`), where they are known.
+    Attributes:
+        method: the calibration method.
+        scales: `amax / 127` by tensor, where amax is the clipping threshold that the method chose.
+        precision: the precision for which the model was equalized and calibrated.
+        ranges: the observed absmax by tensor. A TensorRT calibration cache does not record it.
+        tried: output SQNR in dB on a few samples by candidate method. Empty unless the method was chosen by it.
+        samples: the number of calibration samples.
+        model_digest: digest of the calibrated model. Empty in a table read from a TensorRT cache.
+        data_digest: digest of the calibration data. Empty in a table read from a TensorRT cache.
+        fingerprints: those of the samples (`trtopt.data.overlap`), if they are known.
     """
 
     method: str
@@ -82,13 +89,18 @@ class CalibrationTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """What was seen while `samples` samples ran through the FP32 model.
+    """Statistics of the FP32 model's floating-point tensors over `samples` samples.
 
-    `ranges[t]` is the largest magnitude of each floating-point tensor, `sizes[t]` how many elements it had. `means` is
-    an .npz with the mean of each channel, float64, of every tensor that a weighted operator reads, and of what rounding
-    adds to it; `digest` is the SHA-256 of its content. `correction` says of whose errors biases are corrected: of
-    nothing's (empty), of the `weights`', or of the `weights and inputs`'; `gain` by how many dB the outputs are nearer
-    to FP32 for it.
+    Attributes:
+        ranges: the absmax by tensor.
+        sizes: the number of elements by tensor.
+        samples: the number of samples.
+        means: an .npz of float64 means per channel, for every input tensor of a weighted operator and for its
+            quantization error.
+        digest: SHA-256 of the content of `means`.
+        correction: the quantization errors that bias correction compensates: `weights`, or `weights and inputs`. Empty
+            if biases are not corrected.
+        gain: increase of the output SQNR by bias correction, in dB.
     """
 
     ranges: Mapping[str, float]
@@ -102,7 +114,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
-    """A node that TensorRT does not take: its name, operator, TensorRT's error code, and what it said."""
+    """A node that TensorRT does not support: its name and operator, and TensorRT's error code and message."""
 
     node: str
     op: str
@@ -112,14 +124,14 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Support:
-    """What TensorRT's parser said of a model: nothing, when it takes every node."""
+    """Result of TensorRT's parser for a model. `rejections` is empty if it supports every node."""
 
     rejections: tuple[Rejection, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """Which precision a node of the typed graph computes in, and why."""
+    """The precision in which a node of the typed graph computes, and the reason."""
 
     node: str
     op: str
@@ -129,10 +141,10 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TypedModel:
-    """An ONNX graph that carries its precision in itself (Q/DQ pairs, casts), and the decision about every node.
+    """An ONNX graph with its precision written into it (Q/DQ nodes, casts), and the decision about every node.
 
-    `precision` is the one asked for; `rest` is the type of what was not quantized. `decisions` lists every node that
-    computes on floating-point numbers, in graph order.
+    `precision` is the requested one and `rest` the fallback precision of nodes that were not quantized. `decisions`
+    lists every node that computes on floating-point numbers, in graph order.
     """
 
     onnx: OnnxModel
@@ -141,11 +153,11 @@ class TypedModel:
     decisions: tuple[Decision, ...]
 
     def kept(self) -> tuple[Decision, ...]:
-        """Nodes that stay in FP32 although a lower precision was asked for."""
+        """Return the nodes that stay in FP32 although a lower precision was requested."""
         return tuple(d for d in self.decisions if d.precision == "fp32" and self.precision != "fp32")
 
     def counts(self) -> dict[str, int]:
-        """Number of computing nodes by precision."""
+        """Return the number of nodes by precision."""
         counts: dict[str, int] = {}
         for decision in self.decisions:
             counts[decision.precision] = counts.get(decision.precision, 0) + 1
@@ -154,10 +166,10 @@ class TypedModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """What was built: a serialized TensorRT engine (`backend` tensorrt), or the typed ONNX itself (onnxruntime).
+    """The deployable result: a serialized TensorRT engine (`backend` tensorrt), or the typed ONNX file (onnxruntime).
 
-    `builder` names the library and its version; `device` what the engine was built for; `audit` counts layers by the
-    precision that was *read back* after the build, and `audited` says from where it was read.
+    `builder` is the library and its version, and `device` the device that the engine was built for. `audit` is the
+    number of layers by precision, *read back* after the build, and `audited` the source that it was read from.
     """
 
     path: Path
@@ -172,7 +184,7 @@ class Engine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """A histogram: `counts[i]` values lie in [`edges[i]`, `edges[i + 1]`); there is one edge more than counts."""
+    """A histogram: `counts[i]` values lie in [`edges[i]`, `edges[i + 1]`), so there is one more edge than counts."""
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
@@ -180,7 +192,10 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorstSample:
-    """A sample far from FP32: its name, its place in the dataset, its SQNR in dB (NaN: none), and a remark."""
+    """A sample with a large error: its name, its index in the dataset, its SQNR, and a note.
+
+    `sqnr` is in dB. It is NaN for an output whose values are not subtracted, such as boxes.
+    """
 
     sample: str
     index: int
@@ -190,15 +205,19 @@ class WorstSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputDrift:
-    """How far one output of the candidate is from the baseline's.
+    """Difference between one output of the candidate and the same output of the baseline.
 
-    `kind` is how the output was read: the name of a module of `trtopt.compare.kinds`, or `own` for what a metric of the
-    user's own returned (`output` is its name then). `values` maps a metric's name to its value. `counts` are the whole
-    numbers of samples that statistics rest on: `samples`; with classes `agree` (both chose the same) and `top5`; with
-    labels `both`, `only_fp32`, `only_candidate` (who was right), or `unfit`: how many FP32 is right on where that is no
-    better than guessing. `first_bad` names the first sample with a NaN or Inf.
-    `spread` is the histogram of the SQNR of single samples in dB, identical ones left out; `worst` are the samples with
-    the lowest, the worst first.
+    Attributes:
+        output: the output's name; for a custom metric, the function's name.
+        kind: how the output was read: a module of `trtopt.compare.kinds`, or `own` for a custom metric.
+        values: metric values by name.
+        counts: the numbers of samples that statistics are based on: `samples`; for classes `agree` (both models chose
+            the same class), `top5` and `chosen` (distinct classes that FP32 chose); with labels `both`, `only_fp32` and
+            `only_candidate` (the model that was right); with labels of other classes `unfit` (the samples on which FP32
+            is right, which is not better than guessing). For detections, `boxes` is the number of FP32's boxes.
+        first_bad: the first sample with a NaN or Inf.
+        spread: histogram of the SQNR per sample in dB, without identical samples.
+        worst: the samples with the lowest SQNR, the worst first.
     """
 
     output: str
@@ -212,10 +231,19 @@ class OutputDrift:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateResult:
-    """One threshold and what became of it. `limit` is in the metric's own unit; `reason` is a sentence.
+    """Result of one gate.
 
-    `low` and `high` bound `value` with the confidence that the reason states (NaN where the metric has no sampling
-    error). `needed` is how many samples would settle an inconclusive one (0: not known).
+    Attributes:
+        output: the output that was judged.
+        metric: the metric's name.
+        value: the measured value, in the metric's unit. NaN if it could not be evaluated.
+        limit: the threshold, in the metric's unit.
+        verdict: the outcome.
+        reason: a sentence that explains the verdict.
+        default: true for a default gate.
+        low: lower confidence bound of `value`. NaN for a metric without sampling error.
+        high: upper confidence bound of `value`. NaN for a metric without sampling error.
+        needed: the number of samples that would settle an inconclusive verdict. 0 if unknown.
     """
 
     output: str
@@ -231,15 +259,16 @@ class GateResult:
 
     @property
     def passed(self) -> bool:
-        """Whether the threshold is shown to hold."""
+        """True if the samples show that the threshold holds."""
         return self.verdict == "pass"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerDrift:
-    """How far the result of one node is from FP32's: SQNR in dB at its output, and at the worst of its inputs.
+    """Quantization error at the output of one node, compared with FP32.
 
-    `added` is the noise, relative to the output's own energy, that came in at this node.
+    `sqnr` is that of the output `tensor` and `sqnr_in` the lowest of the node's inputs, both in dB. `added` is the
+    error energy that this node adds, relative to the signal energy of its output.
     """
 
     node: str
@@ -253,8 +282,10 @@ class LayerDrift:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layers:
-    """Drift layer by layer, in graph order. `jump` is the node where it first jumps (empty: nowhere); `reason` says why
-    that one, and `data` on which samples it was seen.
+    """Drift layer by layer, in graph order.
+
+    `jump` is the first divergent node, or empty if there is none, and `reason` explains the choice. `data` and
+    `samples` are the source and the number of the samples.
     """
 
     layers: tuple[LayerDrift, ...]
@@ -266,12 +297,12 @@ class Layers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Drift of a candidate against the FP32 baseline, and the gate's verdict.
+    """Drift of a candidate compared with the FP32 baseline, and the verdict.
 
-    `baseline` and `candidate` name the models; `baseline_ran` and `candidate_ran` say where each one really ran. As the
-    stage `compare` leaves it there are no `gates` and the verdict is `unchecked`; `trtopt.compare.gate.judged` gives it
-    both, and `remarks` on what the gates did not look at and where to look first. `calibrated_on` is how many of the
-    samples the candidate was calibrated on: they are no evidence for unseen data.
+    `baseline` and `candidate` are the models' names; `baseline_ran` and `candidate_ran` describe what actually ran, and
+    where. The stage `compare` returns no `gates` and the verdict `unchecked`; `trtopt.compare.gate.judged` adds both,
+    and `remarks` about outputs without a gate and the samples to look at first. `calibrated_on` is the number of
+    samples on which the candidate was calibrated: they are not evidence for unseen data.
     """
 
     baseline: str
@@ -291,10 +322,16 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibratedTensor:
-    """The magnitudes of one tensor over the calibration samples, and the threshold that was chosen for it.
+    """Calibration result of one tensor.
 
-    `amax` is that threshold (127 times the scale), `largest` the largest magnitude seen, `clipped` the share of values
-    above the threshold. `spread` counts non-zero magnitudes. `noise` is the expected quantization noise over signal.
+    Attributes:
+        tensor: the tensor's name.
+        method: the calibration method.
+        amax: the clipping threshold (127 times the scale).
+        largest: the observed absmax.
+        clipped: fraction of values above the threshold.
+        noise: expected energy of the quantization error over the signal energy.
+        spread: histogram of the non-zero magnitudes.
     """
 
     tensor: str
@@ -308,7 +345,7 @@ class CalibratedTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """Where a measured value lies, in its own unit."""
+    """Confidence interval of a measured value, in the value's unit."""
 
     low: float
     high: float
@@ -316,14 +353,20 @@ class Interval:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Latency of one target at one batch size over `iterations` runs, in milliseconds, and its throughput in samples a
-    second.
+    """Latency and throughput of one target at one batch size.
 
-    `copies` says whether copies between host and device are in it. `noise` is half the 95 % confidence interval of the
-    mean, relative to it. `readings` are what the system said meanwhile (`trtopt.bench` names them and their units):
-    what could not be read is absent. `bounds` are the 95 % bounds, each one-sided, of `mean` and of the percentiles
-    (infinite where the runs were too few), and of `speedup`, which is against the first target of the same batch (NaN:
-    it is the first).
+    Attributes:
+        target: the target's name.
+        batch: the batch size.
+        copies: true if copies between host and device are included.
+        iterations: the number of timed runs.
+        mean, p50, p90, p95, p99: latency in milliseconds.
+        noise: half the width of the mean's 95 % confidence interval, relative to the mean.
+        throughput: samples per second.
+        readings: system measurements during the runs; `trtopt.bench` defines their names and units. Unavailable ones
+            are absent.
+        bounds: one-sided 95 % bounds of `mean`, the percentiles and `speedup`. Infinite with too few runs.
+        speedup: compared with the first target at the same batch size. NaN for the first target itself.
     """
 
     target: str
@@ -344,8 +387,9 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchTarget:
-    """One timed target: its name in the table, its file, what ran it and where, and on which kind of device (empty: an
-    earlier version did not record it).
+    """A timed target: its name in tables, its file, and a description of what actually ran, and where.
+
+    `device` is the kind of device. It is empty in a report of an earlier version, which did not record it.
     """
 
     name: str
@@ -356,8 +400,13 @@ class BenchTarget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchProbe:
-    """One batch size, tried in a process of its own: the memory that it took in bytes (0: not known), its median
-    latency in milliseconds (NaN: not run to its end), and in `failed` why it does not fit (empty: it does).
+    """One batch size, tried in a process of its own.
+
+    Attributes:
+        batch: the batch size.
+        memory: memory used, in bytes. 0 if unknown.
+        latency: median latency in milliseconds. NaN if the probe did not finish.
+        failed: why the batch does not fit. Empty if it fits.
     """
 
     batch: int
@@ -368,13 +417,25 @@ class BatchProbe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLimit:
-    """The largest batch that fits (0: none) on `device` (`cpu`, `cuda`), what the next larger one exceeds, and in `why`
-    the same as a sentence. `profile` is that of the engine; `time` is how long one probe may take, `search` the largest
-    batch that is tried; `refused` is a batch that the model, or what runs it, cannot do.
+    """The largest batch of a target that fits.
 
-    `memory_limit` is in bytes, `latency_limit` in milliseconds (NaN: none). At `batch` the target takes `total` bytes:
-    `weights` and `inputs_outputs` by their shapes, `base` before the model was loaded, the rest activations and work
-    space. With other batches it takes about `bytes_fixed + batch * bytes_per_sample`.
+    Attributes:
+        target: the target's name.
+        device: `cpu` or `cuda`.
+        batch: the largest batch that fits. 0 if not even one sample does.
+        limited_by: the limit that the next larger batch exceeds: `memory`, `latency`, the engine's `profile`, the
+            `time` that one probe may take, the largest batch that is tried (`search`), or `refused` if the model or its
+            runtime does not support the batch.
+        why: the same as a sentence.
+        memory_limit: in bytes.
+        latency_limit: in milliseconds. NaN if there is none.
+        total: memory used at `batch`, in bytes. Beyond the three parts below it is activations and workspace.
+        base: memory used before the model was loaded, in bytes.
+        weights: size of the weights by their shapes, in bytes.
+        inputs_outputs: size of inputs and outputs by their shapes, in bytes.
+        bytes_fixed: with `bytes_per_sample`, an estimate for other batches: `bytes_fixed + batch * bytes_per_sample`.
+        bytes_per_sample: see `bytes_fixed`.
+        probes: the batch sizes that were tried.
     """
 
     target: str
@@ -395,10 +456,10 @@ class BatchLimit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Benchmark:
-    """Timings of one or more targets, side by side; `speedup` gates hold the last target against the first.
+    """Timings of one or more targets. `speedup` gates compare the last target with the first.
 
-    `complete` is false when the sweep was interrupted or ran out of memory: what had been measured is here. `limit` is
-    the largest batch of the (one) target, where it was searched.
+    `complete` is false if the sweep was interrupted or ran out of memory; `timings` are those measured until then.
+    `limit` is the result of a search for the largest batch, which has only one target.
     """
 
     targets: tuple[BenchTarget, ...]
@@ -414,9 +475,10 @@ class Benchmark:
 class CandidateReport:
     """One of several candidates that were compared with the same baseline.
 
-    `size_bytes` is that of the engine where all of them have one, else that of the typed ONNX file.
-    `latency` is the median in milliseconds at `latency_batch`, where it was measured (else NaN and 0); `pareto` says
-    that no other candidate is better in one of size, drift and latency and no worse in the others.
+    `size_bytes` is the size of the engine if all candidates have one, and of the typed ONNX file otherwise. `latency`
+    is the median in milliseconds at batch size `latency_batch`; they are NaN and 0 if it was not measured. `pareto` is
+    true for a Pareto-optimal candidate: no other is better in one of size, drift and latency without being worse in
+    another.
     """
 
     name: str
@@ -430,7 +492,7 @@ class CandidateReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageOutcome:
-    """What one stage did: `ran`, `cached`, `skipped` or `unavailable`; its wall time in seconds; a line about it."""
+    """Outcome of one stage: its status (`ran`, `cached`, `skipped`, `unavailable`), wall time and one-line summary."""
 
     name: str
     status: str
@@ -440,12 +502,12 @@ class StageOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """The outcome of one run, as it is written to `report.json`. Paths are those of the run directory.
+    """Result of one run, as written to `report.json`. Paths are those in the run directory.
 
-    `parity` compares an exported source, run by its framework, with the ONNX model that came out. `calibration` holds
-    the tensors with the most quantization noise. `candidates` are there, and `comparison` is not, when several were
-    compared. `allow_inconclusive` says that the user takes an inconclusive verdict for enough, `list_worst` how many of
-    the worst samples he wants listed.
+    `parity` compares the exported ONNX model with its source, run by its framework. `calibration` lists the tensors
+    with the largest quantization error. When several candidates were compared, `candidates` replaces `comparison`.
+    `allow_inconclusive` is true if the user accepts an inconclusive verdict. `list_worst` is the number of worst
+    samples to list.
     """
 
     schema_version: int

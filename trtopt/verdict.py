@@ -1,12 +1,12 @@
-"""What a verdict means for the run: which gates keep an engine from being deployed, and the exit code.
+"""Consequences of a verdict: the gates that block the deployment of an engine, and the exit code.
 
     130, 2   the run ended early: it was interrupted, or a stage failed
-    1        a gate failed, whether the user asked for it or not
-    4        a gate that the user asked for is inconclusive, without --allow-inconclusive
-    3        this machine could not do all of it: no engine was built, or memory was exhausted
-    0        else; an inconclusive default gate is reported, and decides nothing
+    1        a gate failed, a default one or one of --gate
+    4        a gate of --gate is inconclusive, without --allow-inconclusive
+    3        not possible on this machine: no engine was built, or memory was exhausted
+    0        otherwise; an inconclusive default gate is only reported
 
-The first line that applies counts.
+The first line that applies decides.
 
 Touches: nothing.
 """
@@ -34,7 +34,7 @@ def blocks(report: Report, gate: GateResult) -> bool:
 def exit_code(report: Report, ended_by: TrtoptError | None = None) -> int:
     """Return the exit code of the run that made the report.
 
-    `ended_by` is what kept the run from its end, or from an engine (None: nothing did).
+    `ended_by` is the error that ended the run early or prevented an engine (None: no error).
     """
     if ended_by is not None and ended_by.exit_code != EXIT_UNABLE:
         return ended_by.exit_code

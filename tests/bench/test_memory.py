@@ -22,7 +22,7 @@ from trtopt.bench.memory import Limits
 from trtopt.bench.probe import Question
 from trtopt.errors import EnvironmentUnableError, MissingDependencyError, ModelError
 from trtopt.events import silent
-from trtopt.export.onnx import describe
+from trtopt.graph.file import describe
 from trtopt.shapes import profile
 from trtopt.types import BatchProbe
 

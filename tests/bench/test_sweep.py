@@ -20,12 +20,12 @@ from trtopt.bench.gate import judged, parse_gates
 from trtopt.bench.inputs import Sizes, from_data, random
 from trtopt.bench.sweep import Plan, sweep
 from trtopt.bench.targets import EngineSession, Target, open_onnx
-from trtopt.config import BenchPlan, DataPlan, SpeedPlan
 from trtopt.data import open_dataset
 from trtopt.engine.onnxruntime import CudaOptions
 from trtopt.errors import EnvironmentUnableError, MissingDependencyError, ModelError, UsageError
 from trtopt.events import Progress, silent
-from trtopt.export.onnx import describe
+from trtopt.graph.file import describe
+from trtopt.plan import BenchPlan, DataPlan, SpeedPlan
 from trtopt.shapes import profile
 from trtopt.stages import bench as preparing
 from trtopt.types import Benchmark, BenchTarget, OnnxModel, ShapeRange, TensorSpec, Timing

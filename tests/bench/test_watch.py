@@ -360,7 +360,10 @@ def test_an_address_is_a_host_and_a_port() -> None:
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--format", "junit"], "watch prints no junit"), (["--once", "--listen", "127.0.0.1:0"], "exclude each other")],
+    [
+        (["--format", "junit"], "watch does not support --format junit"),
+        (["--once", "--listen", "127.0.0.1:0"], "cannot be combined"),
+    ],
 )
 def test_contradicting_flags_are_rejected(cli: Callable[..., Done], flags: list[str], message: str) -> None:
     done = cli("watch", *flags)

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtopt.calibrate import entropy, kernels
+from trtopt.calibrate import kernels
 from trtopt.calibrate.histogram import Histogram
+from trtopt.calibrate.methods import entropy
 
 
 def reference(counts: list[float], i: int, levels: int) -> float:

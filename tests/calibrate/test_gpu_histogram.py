@@ -11,7 +11,7 @@ from calibrate.host_gpu import HostGpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtopt.calibrate import gpu_histogram, methods
+from trtopt.calibrate import gpu_histogram
 from trtopt.calibrate.gpu_histogram import BLOCKS, SMALLEST_SHARE, THREADS, Counters, pack
 from trtopt.calibrate.histogram import BINS, Histogram
 from trtopt.errors import CalibrationError
@@ -164,7 +164,3 @@ def test_the_constants_of_the_kernel_and_of_its_launch_agree() -> None:
     assert "#define SHIFT 14\n" in source
     assert BINS == 1 << (31 - 14)
     assert "tensor.slot << 17" in source
-
-
-def test_the_gpu_modules_are_not_methods() -> None:
-    assert not [name for name in methods() if name.startswith("gpu")]

@@ -10,8 +10,8 @@ import pytest
 
 from trtopt.calibrate.gpu_histogram import Counters
 from trtopt.calibrate.histogram import Histogram
-from trtopt.engine.cuda import open_device
-from trtopt.engine.observing import DeviceCounting
+from trtopt.calibrate.source import DeviceCounting
+from trtopt.engine.cuda.device import open_device
 
 pytestmark = pytest.mark.gpu
 RANDOM = np.random.default_rng(0)

@@ -14,8 +14,8 @@ from trtopt.calibrate.gpu_observe import OnGpu, observe_on_gpu
 from trtopt.calibrate.histogram import Histogram
 from trtopt.calibrate.observe import observe
 from trtopt.data.dataset import Array, Dataset
-from trtopt.engine.binding import BoundRun
 from trtopt.engine.onnxruntime import OrtRunner, open_runner
+from trtopt.engine.runner.binding import BoundRun
 from trtopt.errors import CalibrationError, DataError, OutOfMemoryError
 from trtopt.events import Event, Progress, Warned, silent
 

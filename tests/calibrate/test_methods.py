@@ -6,12 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from trtopt.calibrate import method, methods, mse, percentile
+from trtopt.calibrate import method, method_names
 from trtopt.calibrate.histogram import ALL_ZERO_AMAX, Histogram
+from trtopt.calibrate.methods import mse, percentile
 from trtopt.calibrate.table import to_scale
 from trtopt.errors import UsageError
 
-ALL = methods()
+ALL = method_names()
 
 
 def counted(values: object) -> Histogram:

@@ -13,13 +13,13 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from trtopt.calibrate import methods
+from trtopt.calibrate import method_names
 from trtopt.calibrate.observe import observe, tap
 from trtopt.calibrate.table import make_table
 from trtopt.data.dataset import Array, Dataset, Feed
 from trtopt.errors import CalibrationError, DataError, ModelError
 from trtopt.events import Event, Progress, silent
-from trtopt.export.onnx import describe
+from trtopt.graph.file import describe
 from trtopt.types import OnnxModel
 
 RNG = np.random.default_rng(0)
@@ -183,7 +183,7 @@ def test_histograms_count_the_values_that_the_model_computes(model: OnnxModel) -
     assert histograms["x"].amax == np.abs(SAMPLES).max()
 
 
-@pytest.mark.parametrize("method", methods())
+@pytest.mark.parametrize("method", method_names())
 def test_the_table_is_the_same_bit_for_bit_in_any_order_of_the_samples(model: OnnxModel, method: str) -> None:
     forward = dataset()
     shuffled = dataset(order=np.random.default_rng(1).permutation(len(SAMPLES)))
@@ -191,7 +191,7 @@ def test_the_table_is_the_same_bit_for_bit_in_any_order_of_the_samples(model: On
     assert tables[0] == tables[1]
 
 
-@pytest.mark.parametrize("method", methods())
+@pytest.mark.parametrize("method", method_names())
 def test_the_table_is_the_same_bit_for_bit_for_any_number_of_workers(model: OnnxModel, method: str) -> None:
     tap(model, TENSORS, model.path.with_name("tapped.onnx"))
     run, data = runner(model.path.with_name("tapped.onnx")), dataset()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trtopt.calibrate import methods
+from trtopt.calibrate import method_names
 from trtopt.calibrate.histogram import Histogram
 from trtopt.calibrate.table import check_table, make_table, read_table, to_scale, write_cache, write_json
 from trtopt.data.dataset import Dataset
@@ -30,11 +30,11 @@ QUICK = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCh
 def tables(draw: st.DrawFn) -> CalibrationTable:
     scales = draw(st.dictionaries(NAMES, SCALES, max_size=6))
     return CalibrationTable(
-        method=draw(st.sampled_from(methods())),
+        method=draw(st.sampled_from(method_names())),
         scales=scales,
         precision=draw(st.sampled_from(["int8", "fp8"])),
         ranges={name: draw(SCALES) for name in scales},
-        tried=draw(st.dictionaries(st.sampled_from(methods()), st.floats(-300, 300))),
+        tried=draw(st.dictionaries(st.sampled_from(method_names()), st.floats(-300, 300))),
         samples=draw(st.integers(0, 10**6)),
         model_digest=draw(st.sampled_from(["", "c" * 64])),
         data_digest="d" * 64,

@@ -1,4 +1,4 @@
-"""Detections: which boxes are the same, and which outputs are taken for boxes."""
+"""Detections: matching of boxes, and recognition of outputs with boxes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtopt.compare.kinds.boxes import Boxes, Match, matches
-from trtopt.compare.kinds.outputs import Outputs
+from trtopt.compare.measures.boxes import Boxes, Match, matches
+from trtopt.compare.measures.outputs import Outputs
 from trtopt.compare.metrics import Metrics
 from trtopt.errors import ModelError
 from trtopt.types import OutputDrift
@@ -25,7 +25,7 @@ IOU = 90 / 110
 
 
 def made(*boxes: tuple[float, ...], scores: Sequence[float] = (), labels: Sequence[int] = ()) -> Made:
-    """One sample as torchvision's detectors give it: no batch axis, as many rows as there are boxes."""
+    """Return the outputs of one sample in the form of torchvision: no batch axis, one row per box."""
     count = len(boxes)
     return {
         "boxes": np.array(boxes, np.float32).reshape(count, 4),
@@ -35,7 +35,7 @@ def made(*boxes: tuple[float, ...], scores: Sequence[float] = (), labels: Sequen
 
 
 def drifts(*pairs: tuple[Made, Made], asked: Mapping[str, str] | None = None) -> tuple[OutputDrift, ...]:
-    """One pair of FP32's outputs and the candidate's for each sample, run one by one."""
+    """Return the drift of samples that run one by one; a pair is FP32's and the candidate's outputs of a sample."""
     metrics = Metrics(asked or {})
     for i, (reference, candidate) in enumerate(pairs):
         metrics.add(Outputs(reference=reference, candidate=candidate, indices=(i,)))
@@ -57,35 +57,35 @@ def test_the_same_boxes_match() -> None:
     assert found.worst == ()
 
 
-def test_a_lost_box_and_an_extra_one_are_counted_over_all_samples() -> None:
+def test_a_missed_box_and_an_extra_one_are_counted_over_all_samples() -> None:
     found = one((TWO, made(NEAR)), (TWO, made(FAR, BOX, (20.0, 20.0, 30.0, 30.0))))
     assert found.values["matched"] == pytest.approx(100 * 3 / 4)
     assert found.values["extra"] == pytest.approx(100 * 1 / 4)
     assert found.values["iou"] == pytest.approx((IOU + 1 + 1) / 3)
     assert [(each.sample, each.note) for each in found.worst] == [
-        ("0.png", "1 of 2 boxes lost, 0 extra"),
-        ("1.png", "0 of 2 boxes lost, 1 extra"),
+        ("0.png", "1 of 2 boxes missed, 0 extra"),
+        ("1.png", "0 of 2 boxes missed, 1 extra"),
     ]
 
 
-def test_another_class_is_no_match() -> None:
+def test_boxes_of_different_classes_do_not_match() -> None:
     values = one((made(BOX, FAR, labels=[1, 2]), made(BOX, FAR, labels=[1, 3]))).values
     assert (values["matched"], values["extra"]) == (50.0, 50.0)
 
 
-def test_boxes_below_the_threshold_need_no_partner() -> None:
+def test_boxes_below_the_threshold_do_not_need_a_match() -> None:
     values = one((made(BOX, FAR, scores=[0.9, 0.29]), made(BOX, (20, 20, 30, 30), scores=[0.9, 0.29]))).values
     assert (values["matched"], values["extra"]) == (100.0, 0.0)
 
 
-def test_a_box_is_lost_when_its_score_falls_below_half_the_threshold() -> None:
+def test_a_box_is_missed_when_its_score_falls_below_half_the_threshold() -> None:
     for score, share in ((0.29, 100.0), (0.15, 100.0), (0.149, 50.0)):
         strong, weak = made(BOX, FAR, scores=[0.9, 0.31]), made(BOX, FAR, scores=[0.9, score])
         assert one((strong, weak)).values["matched"] == share
         assert one((weak, strong)).values["extra"] == 100.0 - share
 
 
-def test_samples_without_boxes_are_no_evidence() -> None:
+def test_samples_without_boxes_have_no_metrics() -> None:
     none = made()
     values = one((TWO, TWO), (none, none)).values
     assert values["matched"] == 100.0
@@ -108,7 +108,7 @@ def boxes(*corners: tuple[float, ...], scores: Sequence[float] = (), classes: Se
 
 
 def test_the_highest_score_takes_its_best_box_first() -> None:
-    # The second box overlaps both of FP32's, and BOX more; it comes first and takes it, so the first finds none.
+    # The second box overlaps both of FP32's boxes, BOX more. It comes first and takes it, so the first one finds none.
     truth = boxes(BOX, (4.0, 0.0, 14.0, 10.0))
     assert matches(truth, boxes(BOX, NEAR, scores=[0.5, 0.9])) == [Match(0, 1, pytest.approx(IOU))]
     assert matches(truth, boxes(BOX, NEAR, scores=[0.9, 0.5])) == [Match(0, 0, 1.0), Match(1, 1, pytest.approx(7 / 13))]
@@ -134,7 +134,7 @@ SETS = st.lists(st.tuples(CORNERS, st.integers(0, 10), st.integers(0, 1)), max_s
 
 @settings(deadline=None, max_examples=80)
 @given(SETS, SETS)
-def test_matching_is_what_plain_loops_say(truth: list[Any], own: list[Any]) -> None:
+def test_matching_equals_plain_loops(truth: list[Any], own: list[Any]) -> None:
     found = matches(
         boxes(*[t[0] for t in truth], classes=[t[2] for t in truth]),
         boxes(*[o[0] for o in own], scores=[o[1] for o in own], classes=[o[2] for o in own]),
@@ -163,7 +163,7 @@ def test_the_number_of_boxes_may_differ_and_the_other_outputs_are_read_with_them
     assert metrics.notes() == ["boxes is read as detections, with scores, labels"]
 
 
-def test_masks_of_boxes_are_not_compared_and_that_is_said() -> None:
+def test_masks_of_boxes_are_not_compared_with_a_note() -> None:
     pair = [{**TWO, "masks": np.zeros((2, 1, 4, 4), np.float32)}, {**made(BOX), "masks": np.zeros((1, 1, 4, 4))}]
     metrics = Metrics({})
     metrics.add(Outputs(reference=pair[0], candidate=pair[1], indices=(0,)))
@@ -172,7 +172,7 @@ def test_masks_of_boxes_are_not_compared_and_that_is_said() -> None:
 
 
 def padded(*samples: Made, rows: int = 4) -> dict[str, Array]:
-    """A batch with a fixed number of rows, the names of TensorFlow's detectors, and classes that are floats."""
+    """Return a batch with a fixed number of rows, the names of TensorFlow's detectors, and classes as floats."""
     found = {
         "detection_boxes": np.zeros((len(samples), rows, 4), np.float32),
         "detection_scores": np.zeros((len(samples), rows), np.float32),
@@ -188,7 +188,7 @@ def padded(*samples: Made, rows: int = 4) -> dict[str, Array]:
 
 
 def single(*samples: Made, rows: int = 4) -> dict[str, Array]:
-    """The same as one output: corners, score, class."""
+    """Return the same as one output: corners, score, class."""
     parts = padded(*samples, rows=rows)
     one = [parts["detection_boxes"], parts["detection_scores"][..., None], parts["detection_classes"][..., None]]
     return {"output0": np.concatenate(one, axis=2)}
@@ -219,14 +219,14 @@ def test_every_form_of_the_same_boxes_has_the_same_metrics_however_they_are_batc
         assert [each.note for each in found.worst] == [each.note for each in expected.worst]
 
 
-def test_a_number_of_detections_that_is_none_makes_the_sample_bad() -> None:
+def test_a_number_of_detections_that_is_nan_makes_the_sample_bad() -> None:
     reference, candidate = padded(TWO), padded(TWO)
     candidate["num_detections"][0] = np.nan
     found = drifts((reference, reference), (reference, candidate))[0]
     assert (found.values["nonfinite"], found.first_bad) == (1.0, "1.png")
 
 
-def test_rows_beyond_the_number_of_detections_are_not_looked_at() -> None:
+def test_rows_beyond_the_number_of_detections_are_ignored() -> None:
     reference, candidate = padded(TWO), padded(TWO)
     candidate["detection_boxes"][0, 2:] = np.nan
     (found,) = drifts((reference, candidate))
@@ -235,12 +235,12 @@ def test_rows_beyond_the_number_of_detections_are_not_looked_at() -> None:
 
 @pytest.mark.parametrize("part", ["boxes", "scores"])
 @pytest.mark.parametrize("broken", ["FP32", "candidate"])
-def test_nan_names_the_sample_and_is_in_no_share(part: str, broken: str) -> None:
+def test_a_sample_with_nan_is_named_and_not_counted(part: str, broken: str) -> None:
     spoiled = {name: array.copy() for name, array in TWO.items()}
     spoiled[part][0] = np.nan
     found = one((TWO, TWO), (spoiled, TWO) if broken == "FP32" else (TWO, spoiled))
     assert found.values == {"matched": 100.0, "extra": 0.0, "iou": 1.0, "nonfinite": 1.0}
-    assert found.first_bad == "1.png" + ("; FP32 itself gives it in 1" if broken == "FP32" else "")
+    assert found.first_bad == "1.png" + ("; FP32 itself has it in 1" if broken == "FP32" else "")
 
 
 ONE = made(BOX)
@@ -252,39 +252,39 @@ CENTRES = {**TWO, "boxes": np.array([[5, 5, 2, 2], [55, 55, 4, 4]], np.float32)}
     [
         {"boxes": TWO["boxes"]},  # no scores
         {"points": TWO["boxes"], "scores": TWO["scores"]},  # no name
-        {**TWO, "scores": TWO["scores"] * 40},  # no probabilities
+        {**TWO, "scores": TWO["scores"] * 40},  # not probabilities
         CENTRES,  # centres and sizes
         ONE,  # one row in every sample: any four numbers
         {"y": np.random.default_rng(0).normal(size=(1, 20, 6)).astype(np.float32)},
         {"y": np.zeros((1, 20, 6), np.float32)},
-        {"y": np.array([[[0, 0, 9, 9, 0.9, 1.5], [0, 0, 9, 9, 0.9, 1]]], np.float32)},  # no class
+        {"y": np.array([[[0, 0, 9, 9, 0.9, 1.5], [0, 0, 9, 9, 0.9, 1]]], np.float32)},  # not a class index
     ],
 )
-def test_what_may_be_something_else_is_not_taken_for_boxes(outputs: Made) -> None:
+def test_ambiguous_outputs_are_not_read_as_boxes(outputs: Made) -> None:
     assert {drift.kind for drift in drifts((outputs, outputs))} <= {"values", "exact", "scores"}
 
 
-def test_rows_that_turn_out_not_to_be_boxes_are_lost_where_their_number_differs() -> None:
+def test_rows_that_are_not_boxes_count_as_wrong_when_their_number_differs() -> None:
     boxes = drifts((CENTRES, ONE))[0]
     assert (boxes.kind, boxes.values["sqnr_min"] <= 0) == ("values", True)
 
 
-def test_boxes_without_scores_are_taken_for_sure_where_the_user_says_that_they_are_boxes() -> None:
+def test_boxes_without_scores_have_a_score_of_1_when_the_user_names_the_kind() -> None:
     corners = {"points": TWO["boxes"]}
     (found,) = drifts((corners, {"points": TWO["boxes"][:1]}), asked={"points": "detection"})
     assert found.values["matched"] == 50.0
 
 
-def test_centres_and_sizes_are_refused_where_the_user_says_that_they_are_boxes() -> None:
-    with pytest.raises(ModelError, match="output boxes cannot be read as detection: its boxes are no corners"):
+def test_centres_and_sizes_are_refused_when_the_user_names_the_kind() -> None:
+    with pytest.raises(ModelError, match="output boxes cannot be read as detection: its boxes are not corners"):
         drifts((CENTRES, CENTRES), asked={"boxes": "detection"})
 
 
-def test_scores_that_are_asked_for_by_themselves_are_not_read_with_the_boxes() -> None:
+def test_scores_with_a_kind_of_their_own_are_not_read_with_the_boxes() -> None:
     found = drifts((TWO, TWO), asked={"scores": "values", "boxes": "detection"})
     assert [(drift.output, drift.kind) for drift in found] == [("boxes", "detection"), ("scores", "values")]
 
 
-def test_parts_that_do_not_go_together_are_refused() -> None:
-    with pytest.raises(ModelError, match=r"output scores does not go with the boxes of boxes: their shapes are \[2\]"):
+def test_outputs_that_do_not_fit_together_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"output scores does not fit the boxes of boxes: their shapes are \[2\]"):
         drifts((TWO, {**TWO, "boxes": TWO["boxes"][:1]}), asked={"boxes": "detection"})

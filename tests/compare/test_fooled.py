@@ -42,7 +42,7 @@ FP32: dict[str, Callable[[Array], Array]] = {
 
 
 def one_in_a_thousand(x: Array, y: Array) -> Array:
-    """Turn one sample of all upside down; it is among the first 40."""
+    """Invert the outputs of a single sample, which is among the first 40."""
     whole, one = FP32_ALL[y.shape[1:]], (x == X[11]).all(axis=1).reshape(-1, *[1] * (y.ndim - 1))
     return np.where(one, whole.max() + whole.min() - y, y)
 
@@ -60,7 +60,7 @@ RUINED: dict[str, Callable[[Array, Array], Array]] = {
 FP32_ALL: dict[tuple[int, ...], Array] = {}
 """FP32's outputs on all samples, by their shape."""
 
-# These leave the answers as they were, or, of a temperature, off by less than a tenth in one sample.
+# These change no answer, or change the temperature of one sample by less than a tenth.
 HARMLESS = {
     ("one sample inverted", "temperature"),
     ("half as large", "ids"),
@@ -153,7 +153,7 @@ def test_labels_shifted_by_one_fail() -> None:
     assert "labels do not fit" in found.gates[0].reason
 
 
-def test_five_points_of_a_yes_or_no_question_fail() -> None:
+def test_five_points_of_a_binary_classifier_fail() -> None:
     labels = tuple(int(score > 0) for score in (X @ WEIGHTS)[:, 0])
     near = lambda x: expit(np.sort((x @ WEIGHTS)[:, :1] - np.float32(0.9), axis=1))  # noqa: E731
     found = verdict({"yes_prob": FP32["yes_prob"]}, {"yes_prob": near}, MANY, labels)
@@ -170,7 +170,7 @@ def test_no_samples_fail() -> None:
     assert verdict({"logits": FP32["logits"]}, {"logits": FP32["logits"]}, 0).verdict == "fail"
 
 
-def test_a_reference_that_always_chooses_one_class_is_never_a_pass() -> None:
+def test_a_reference_that_always_chooses_one_class_never_passes() -> None:
     one = {"logits": lambda x: x @ WEIGHTS * np.float32(0.1) + np.eye(12, dtype=np.float32)[4] * 50}
     assert verdict(one, one, MANY).verdict == "inconclusive"
     assert verdict(one, {"logits": FP32["logits"]}, MANY).verdict == "fail"

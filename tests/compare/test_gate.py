@@ -1,4 +1,4 @@
-"""Gates: how they are written, that a limit holds at the limit and not beyond it, and that doubt fails."""
+"""Gates: their syntax, limits that hold exactly at the limit, and failure in case of doubt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from trtopt.compare.catalog import METRICS
 from trtopt.compare.gate import DEFAULTS, judge, verdict
-from trtopt.compare.limits import Gate, gate, parse_gates
+from trtopt.compare.gates import Gate, gate, parse_gates
 from trtopt.errors import UsageError
 from trtopt.types import GateResult, OutputDrift, Verdict
 
@@ -27,14 +27,14 @@ def one(output: OutputDrift, gates: str = "") -> GateResult:
 
 
 def agreeing(agree: int, samples: int, output: str = "logits", top5: int = 0) -> OutputDrift:
-    """An output with classes, without labels."""
+    """Return an output with classes, without labels."""
     values = {"top1": 100.0 * agree / samples, "top5": 100.0 * top5 / samples}
     counts = {"samples": samples, "agree": agree, "top5": top5}
     return OutputDrift(output=output, kind="scores", values=values, counts=counts)
 
 
 def labelled(both: int, only_fp32: int, only_candidate: int, neither: int = 0) -> OutputDrift:
-    """An output with classes and labels: how many samples were right in both, in one, in neither."""
+    """Return an output with classes and labels, by the numbers of samples on which both, one or none are right."""
     samples = both + only_fp32 + only_candidate + neither
     values = {
         "accuracy_fp32": 100.0 * (both + only_fp32) / samples,
@@ -55,18 +55,18 @@ def test_gates_are_parsed() -> None:
     )
 
 
-def test_an_output_name_may_hold_colons() -> None:
+def test_an_output_name_may_contain_colons() -> None:
     assert parse_gates("Identity:0:top1=1") == (gate("top1", 1.0, "Identity:0"),)
 
 
-def test_a_metric_of_the_users_own_says_which_side_is_good() -> None:
+def test_a_custom_metric_states_which_side_is_good() -> None:
     assert parse_gates("wer<=0.1, boxes:my_map >= 0.5") == (
         Gate(metric="wer", limit=0.1, sense="at most"),
         Gate(metric="my_map", limit=0.5, sense="at least", output="boxes"),
     )
 
 
-def test_a_known_metric_may_be_written_with_its_own_side() -> None:
+def test_a_known_metric_may_state_its_side() -> None:
     assert parse_gates("cosine>=0.9,rmse<=1") == parse_gates("cosine=0.9,rmse=1")
 
 
@@ -110,12 +110,12 @@ def test_a_limit_that_makes_no_sense_is_refused(text: str, message: str) -> None
     assert message in str(error.value)
 
 
-def test_a_small_share_is_taken_when_its_unit_says_so() -> None:
+def test_a_small_percentage_is_accepted_with_its_unit() -> None:
     assert parse_gates("equal=0.99%") == (gate("equal", 0.99),)
 
 
 @given(st.integers(1, 2000), st.data())
-def test_a_limit_of_zero_is_judged_on_the_samples_themselves(count: int, data: st.DataObject) -> None:
+def test_a_limit_of_zero_is_compared_with_the_estimate_itself(count: int, data: st.DataObject) -> None:
     agree = data.draw(st.integers(0, count))
     assert one(agreeing(agree, count), "top1=0%").passed == (agree == count)
 
@@ -130,16 +130,14 @@ def test_a_limit_of_zero_is_judged_on_the_samples_themselves(count: int, data: s
         (300, 300, "pass"),
     ],
 )
-def test_agreement_passes_when_it_is_shown_and_fails_when_the_contrary_is(
-    agree: int, samples: int, verdict: Verdict
-) -> None:
+def test_agreement_passes_or_fails_only_when_it_is_shown(agree: int, samples: int, verdict: Verdict) -> None:
     assert one(agreeing(agree, samples), "top1=1%").verdict == verdict
 
 
 @pytest.mark.parametrize(
     ("right", "verdict"), [(999, "pass"), (993, "inconclusive"), (985, "inconclusive"), (970, "fail")]
 )
-def test_a_floor_of_accuracy_is_settled_by_its_bounds(right: int, verdict: Verdict) -> None:
+def test_a_minimum_of_accuracy_is_settled_by_its_bounds(right: int, verdict: Verdict) -> None:
     result = one(labelled(right, 0, 0, 1000 - right), "accuracy=99%")
     assert result.verdict == verdict
     assert result.low < result.value < result.high
@@ -188,12 +186,12 @@ def test_nan_never_passes(metric: str) -> None:
 
 
 @pytest.mark.parametrize("sign", [">=", "<="])
-def test_nan_of_the_users_own_metric_never_passes(sign: str) -> None:
+def test_nan_of_a_custom_metric_never_passes(sign: str) -> None:
     assert one(drift("own", mine=math.nan), f"mine{sign}0.5").verdict == "fail"
 
 
 @pytest.mark.parametrize("gate", ["mine<=0.5", "mine>=0.5"])
-def test_an_infinity_of_the_users_own_metric_never_passes(gate: str) -> None:
+def test_an_infinity_of_a_custom_metric_never_passes(gate: str) -> None:
     for value in (math.inf, -math.inf):
         assert one(drift("own", mine=value), gate).verdict == "fail"
 
@@ -213,7 +211,7 @@ def test_an_infinity_of_the_users_own_metric_never_passes(gate: str) -> None:
     ],
 )
 @pytest.mark.parametrize("gate", ["top1=1%", "accuracy=1%"])
-def test_counts_that_cannot_be_are_no_evidence(wrong: dict[str, int | None], gate: str) -> None:
+def test_inconsistent_counts_fail(wrong: dict[str, int | None], gate: str) -> None:
     output = labelled(90, 1, 1, 8)
     counts = {name: count for name, count in {**output.counts, **wrong}.items() if count is not None}
     result = one(replace(output, counts=counts), gate)
@@ -272,7 +270,7 @@ def test_without_gates_every_output_is_judged_by_the_default_of_its_kind(kind: s
     ]
 
 
-def test_boxes_that_the_candidate_makes_up_fail_by_default() -> None:
+def test_spurious_boxes_fail_by_default() -> None:
     results = judge([drift("detection", matched=100.0, extra=1.5)], (), 9)
     assert [(each.metric, each.verdict) for each in results] == [("matched", "pass"), ("extra", "fail")]
 
@@ -288,7 +286,7 @@ def test_a_default_gate_without_its_metric_fails() -> None:
     [
         ("equal=99%", "equal could not be evaluated: logits (scores) does not have this metric"),
         ("accuracy=90%", "accuracy could not be evaluated: logits (scores) does not have labels that fit"),
-        ("lgits:top1=1%", "top1 could not be evaluated: there is no output lgits, only logits"),
+        ("lgits:top1=1%", "top1 could not be evaluated: unknown output lgits; the outputs are logits"),
     ],
 )
 def test_a_gate_that_cannot_be_evaluated_fails_and_says_why(gate: str, why: str) -> None:
@@ -303,7 +301,7 @@ def test_a_gate_is_on_every_output_that_has_the_metric() -> None:
     assert [(r.output, r.passed, r.default) for r in results] == [("a", True, False), ("b", False, False)]
 
 
-def test_an_output_without_a_gate_of_the_users_is_judged_by_its_default() -> None:
+def test_an_output_without_a_gate_is_judged_by_its_defaults() -> None:
     outputs = [drift(output="a", cosine=1.0), drift("values", "b", cosine=0.5), drift("exact", "c", equal=90.0)]
     results = judge(outputs, parse_gates("a:cosine=0.9"), 9)
     assert [(r.output, r.metric, r.passed, r.default) for r in results] == [
@@ -313,7 +311,7 @@ def test_an_output_without_a_gate_of_the_users_is_judged_by_its_default() -> Non
     ]
 
 
-def test_metrics_that_an_output_need_not_have_are_gated_where_they_are_measured() -> None:
+def test_optional_metrics_have_a_default_gate_only_if_measured() -> None:
     plain = judge([drift("values", cosine=1.0)], (), 9)
     assert [each.metric for each in plain] == ["cosine"]
     parts = judge([drift("values", cosine=1.0, cosine_part=0.5, r2=0.5, sqnr_min=7.9)], (), 9)
@@ -369,7 +367,7 @@ def test_nothing_to_judge_fails(gates: str) -> None:
         assert not any(result.passed for result in results)
 
 
-def test_labels_that_contradict_fp32_fail_the_gate_that_they_were_given_for() -> None:
+def test_labels_that_contradict_fp32_fail_the_gate_on_accuracy() -> None:
     counts = {"samples": 1000, "agree": 1000, "unfit": 98}
     output = OutputDrift(output="logits", kind="scores", values={"top1": 100.0, "cosine": 1.0}, counts=counts)
     for gates in ("", "top1=1%"):
@@ -378,7 +376,7 @@ def test_labels_that_contradict_fp32_fail_the_gate_that_they_were_given_for() ->
         assert "the labels do not fit: FP32 itself is right on 9.80 % of samples" in result.reason
 
 
-def test_labels_of_another_output_leave_this_one_to_agreement() -> None:
+def test_an_output_without_fitting_labels_is_judged_by_agreement() -> None:
     counts = {"samples": 1000, "agree": 1000, "unfit": 98}
     other = OutputDrift(output="aux", kind="scores", values={"top1": 100.0}, counts=counts)
     results = judge([other, labelled(900, 0, 0, 100)], parse_gates("top1=1%"), 1000)

@@ -1,4 +1,4 @@
-"""Drift layer by layer: each node is blamed for its own noise, and a damaged layer is found by name."""
+"""Drift layer by layer: a node is blamed for its own quantization error only, and a damaged layer is found."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ import pytest
 from onnx import numpy_helper
 from support import CALIB, DIGITS, EVAL
 
+from trtopt.commands.convert import convert
 from trtopt.compare.layers import Subject, look, worst
-from trtopt.config import BuildPlan, ConvertPlan, DataPlan
 from trtopt.data import open_dataset
 from trtopt.data.dataset import Array, Dataset
 from trtopt.errors import DataError, ModelError
 from trtopt.events import Event, Progress, StageCached, silent
-from trtopt.export.onnx import describe, load_ir
-from trtopt.export.prepare import infer_shapes, save
-from trtopt.pipeline import convert
+from trtopt.graph.file import describe, load_ir
+from trtopt.graph.prepare import infer_shapes, save
+from trtopt.plan import BuildPlan, ConvertPlan, DataPlan
 from trtopt.precision import Request, precision
 from trtopt.stages import Context
 from trtopt.stages.layers import _source, layers
@@ -38,7 +38,7 @@ Net = Callable[..., OnnxModel]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`runs(precision)`: a finished conversion of the digits network."""
+    """Return `runs(precision)`, which gives the directory of a finished conversion of the digits network."""
     made: dict[str, Path] = {}
 
     def run(name: str) -> Path:
@@ -65,7 +65,7 @@ def digits() -> Dataset:
 
 @pytest.fixture
 def net(tmp_path: Path) -> Net:
-    """`net(body, name, w=..., b=...)`: the file of a graph from `x` to `y`, with those constants."""
+    """Return `net(body, name, w=..., b=...)`, which writes a graph from `x` to `y` with these constants."""
 
     def net(body: str, name: str = "fp32.onnx", **constants: Array) -> OnnxModel:
         proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 19]> g {body}')
@@ -81,7 +81,7 @@ def net(tmp_path: Path) -> Net:
 
 @pytest.fixture
 def halved(tmp_path: Path) -> Callable[[OnnxModel], OnnxModel]:
-    """The FP16 graph of a graph, with no word about its range."""
+    """Return `halved(model)`, which writes the FP16 graph of a model without observed ranges."""
 
     def halved(model: OnnxModel) -> OnnxModel:
         graph = load_ir(model.path)
@@ -124,14 +124,14 @@ def source_of(run: Path) -> OnnxModel:
 
 
 def scales(path: Path, *, weights: bool) -> list[tuple[str, str]]:
-    """(scale, the node that reads what it scales) of each Q/DQ of activations, or of weights, in graph order."""
+    """Return (scale, consumer of the scaled tensor) of each Q/DQ of activations, or of weights, in graph order."""
     pairs = [node for node in load_ir(path).graph if node.op_type == "DequantizeLinear"]
     chosen = [node for node in pairs if (node.inputs[0].producer() is None) == weights]  # type: ignore[union-attr]
     return [(str(node.inputs[1].name), str(next(iter(node.outputs[0].uses())).node.name)) for node in chosen]  # type: ignore[union-attr]
 
 
 def damaged(path: Path, scale: str, target: Path, factor: float = 0.1) -> OnnxModel:
-    """A copy of a typed graph in which one scale is `factor` of what it was."""
+    """Write a copy of a typed graph in which one scale is multiplied by `factor`."""
     graph = load_ir(path)
     value = graph.graph.initializers[scale]
     array = value.const_value.numpy()  # type: ignore[union-attr]
@@ -150,7 +150,7 @@ def db(signal: Array, noise: Array) -> float:
 
 @pytest.mark.parametrize("name", ["int8", "fp8", "fp16", "bf16"])
 @pytest.mark.parametrize("own", [True, False], ids=["against its source", "against the user's model"])
-def test_a_sound_network_has_no_jump(
+def test_a_sound_network_has_no_divergent_layer(
     runs: Callable[[str], Path], digits: Dataset, tmp_path: Path, name: str, own: bool
 ) -> None:
     typed = typed_of(runs(name))
@@ -170,7 +170,7 @@ def test_a_sound_network_has_no_jump(
 @pytest.mark.parametrize("own", [True, False], ids=["against its source", "against the user's model"])
 @pytest.mark.parametrize("place", ["first", "middle", "last"])
 @pytest.mark.parametrize("weights", [True, False], ids=["weight", "activation"])
-def test_the_layer_whose_scale_is_ten_times_too_small_is_the_jump(
+def test_the_layer_whose_scale_is_ten_times_too_small_is_divergent(
     runs: Callable[[str], Path], digits: Dataset, tmp_path: Path, weights: bool, place: str, own: bool
 ) -> None:
     run = runs("int8")
@@ -183,7 +183,7 @@ def test_the_layer_whose_scale_is_ten_times_too_small_is_the_jump(
     assert found.reason.startswith(f"{reader} (")
 
 
-def test_a_node_is_not_blamed_for_noise_that_it_was_given(net: Net, drift: Callable[..., Layers]) -> None:
+def test_a_node_is_not_blamed_for_the_error_of_its_inputs(net: Net, drift: Callable[..., Layers]) -> None:
     body = "(float[n, 32] x) => (float[n, 32] y) { a = Mul(x, w)\n y = Relu(a) }"
     found = drift(net(body, w=np.float32(2)), net(body, "typed.onnx", w=np.float32(1.5)))
     first, second = found.layers
@@ -195,7 +195,7 @@ def test_a_node_is_not_blamed_for_noise_that_it_was_given(net: Net, drift: Calla
     assert found.jump == "make_a"
 
 
-def test_a_node_that_magnifies_noise_is_no_jump(net: Net, drift: Callable[..., Layers]) -> None:
+def test_a_node_that_magnifies_an_error_is_not_divergent(net: Net, drift: Callable[..., Layers]) -> None:
     body = "(float[n, 32] x) => (float[n, 32] y) { a = Add(x, w)\n y = Sub(a, v) }"
     exact = {"w": np.float32(1000), "v": np.float32(1000)}
     found = drift(net(body, **exact), net(body, "typed.onnx", **exact | {"w": np.float32(1001)}))
@@ -204,10 +204,10 @@ def test_a_node_that_magnifies_noise_is_no_jump(net: Net, drift: Callable[..., L
     assert found.jump == ""
 
 
-def test_a_difference_of_numbers_that_its_type_cannot_tell_apart_is_a_jump(
+def test_a_difference_of_numbers_that_round_to_the_same_value_is_divergent(
     net: Net, halved: Callable[[OnnxModel], OnnxModel], drift: Callable[..., Layers]
 ) -> None:
-    # 1000 + x in FP16 is off by up to a quarter, which does not show before the 1000 is gone.
+    # 1000 + x in FP16 is off by up to 0.25, which is visible only after the 1000 is subtracted.
     model = net("(float[n, 32] x) => (float[n, 32] y) { a = Add(x, w)\n y = Sub(a, w) }", w=np.float32(1000))
     found = drift(model, halved(model))
     assert row(found, "make_a").sqnr > 60
@@ -223,7 +223,7 @@ def test_sqnr_is_that_of_the_rounded_numbers(
     assert drift(model, halved(model)).layers[0].sqnr == pytest.approx(db(exact, rounded - exact), abs=0.01)
 
 
-def test_the_node_that_overflows_is_the_jump(
+def test_the_node_that_overflows_is_divergent(
     net: Net, halved: Callable[[OnnxModel], OnnxModel], drift: Callable[..., Layers]
 ) -> None:
     body = "(float[n, 32] x) => (float[n, 32] y) { a = Mul(x, w)\n b = Mul(a, w)\n c = Mul(b, v)\n y = Mul(c, v) }"
@@ -235,7 +235,7 @@ def test_the_node_that_overflows_is_the_jump(
     assert row(found, "make_a").sqnr > 60
 
 
-def test_an_overflow_that_only_drift_brings_about_is_found_too(net: Net, drift: Callable[..., Layers]) -> None:
+def test_an_overflow_that_only_drift_causes_is_found(net: Net, drift: Callable[..., Layers]) -> None:
     body = "(float[n, 32] x) => (float[n, 32] y) { a = Add(x, w)\n b = Sqrt(a)\n y = Mul(b, b) }"
     found = drift(net(body, w=np.float32(0)), net(body, "typed.onnx", w=np.float32(-0.01)), np.abs(X))
     assert row(found, "make_a").added < 1e-3
@@ -243,7 +243,7 @@ def test_an_overflow_that_only_drift_brings_about_is_found_too(net: Net, drift: 
     assert found.jump == "make_b"
 
 
-def test_a_stand_in_for_infinity_is_no_drift(
+def test_a_substitute_for_infinity_is_not_drift(
     net: Net, halved: Callable[[OnnxModel], OnnxModel], drift: Callable[..., Layers]
 ) -> None:
     mask = np.where(np.arange(32) < 8, np.float32(-3.4e38), np.float32(0))
@@ -254,7 +254,7 @@ def test_a_stand_in_for_infinity_is_no_drift(
 
 
 def test_a_product_and_its_bias_are_one_layer(net: Net, drift: Callable[..., Layers]) -> None:
-    # What the rounded weight loses on average is given back by the bias, as bias correction does.
+    # The bias compensates for the mean quantization error of the weight, as bias correction does.
     body = "(float[n, 32] x) => (float[n, 32] y) { a = MatMul(x, w)\n b = Add(a, c)\n y = Relu(b) }"
     bias, data = RANDOM.normal(size=32).astype(np.float32), np.repeat(X[:1], 4, axis=0)
     rounded = np.round(W)
@@ -265,14 +265,14 @@ def test_a_product_and_its_bias_are_one_layer(net: Net, drift: Callable[..., Lay
     assert found.layers[0].added < 1e-9
 
 
-def test_a_tensor_that_is_nothing_but_zero_is_left_out(net: Net, drift: Callable[..., Layers]) -> None:
+def test_a_tensor_of_zeros_is_left_out(net: Net, drift: Callable[..., Layers]) -> None:
     body = "(float[n, 32] x) => (float[n, 32] y) { a = Mul(x, w)\n b = Relu(a)\n y = Add(b, x) }"
     model = net(body, w=np.float32(-1))
     found = drift(model, net(body, "typed.onnx", w=np.float32(-1.01)), np.abs(X))
     assert [layer.node for layer in found.layers] == ["make_a", "make_y"]
 
 
-def test_a_tensor_of_another_shape_is_no_counterpart(net: Net, drift: Callable[..., Layers]) -> None:
+def test_a_tensor_of_another_shape_is_not_a_counterpart(net: Net, drift: Callable[..., Layers]) -> None:
     reference = net("(float[n, 32] x) => (float[n, 32] y) { a = Relu(x)\n y = Exp(a) }")
     other = "{ r = Reshape(x, s)\n a = Relu(r)\n q = Reshape(a, t)\n y = Exp(q) }"
     typed = onnx.load(net(f"(float[n, 32] x) => (float[n, 32] y) {other}", "typed.onnx").path)
@@ -283,7 +283,7 @@ def test_a_tensor_of_another_shape_is_no_counterpart(net: Net, drift: Callable[.
     assert [layer.node for layer in found.layers] == ["make_y"]
 
 
-def test_noise_of_a_node_without_counterpart_counts_to_the_next_and_is_said(
+def test_the_error_of_a_node_without_counterpart_counts_for_the_next_with_a_note(
     net: Net, drift: Callable[..., Layers]
 ) -> None:
     reference = net("(float[n, 32] x) => (float[n, 32] y) { a = Mul(x, w)\n y = Relu(a) }", w=np.float32(1))
@@ -302,7 +302,7 @@ def test_graphs_without_a_common_tensor_have_no_layers(net: Net, drift: Callable
 
 
 def test_quantized_outputs_are_matched_behind_their_dequantization(net: Net, drift: Callable[..., Layers]) -> None:
-    # onnxruntime's quantizer lets the last DequantizeLinear take the output's name.
+    # onnxruntime's quantizer gives the output's name to the last DequantizeLinear.
     reference = net("(float[n, 32] x) => (float[n, 32] y) { y = Relu(x) }")
     body = (
         "(float[n, 32] x) => (float[n, 32] y) { r = Relu(x)\n q = QuantizeLinear(r, s)\n y = DequantizeLinear(q, s) }"
@@ -314,7 +314,7 @@ def test_quantized_outputs_are_matched_behind_their_dequantization(net: Net, dri
     assert found.layers[0].sqnr == pytest.approx(db(relu, codes - relu), abs=0.01)
 
 
-def test_a_quantization_that_does_the_work_of_a_relu_is_taken_for_it(net: Net, drift: Callable[..., Layers]) -> None:
+def test_a_quantization_that_replaces_a_relu_is_its_counterpart(net: Net, drift: Callable[..., Layers]) -> None:
     # onnxruntime's quantizer drops the Relu, gives its name to its input, and quantizes to 0 and above.
     reference = net("(float[n, 32] x) => (float[n, 32] y) { a = Mul(x, w)\n b = Relu(a)\n y = Exp(b) }", w=W[0])
     body = "{ b = Mul(x, w)\n q = QuantizeLinear(b, s)\n d = DequantizeLinear(q, s)\n y = Exp(d) }"
@@ -324,7 +324,7 @@ def test_a_quantization_that_does_the_work_of_a_relu_is_taken_for_it(net: Net, d
     assert found.jump == ""
 
 
-def test_arithmetic_on_whole_numbers_is_not_missed(net: Net, drift: Callable[..., Layers]) -> None:
+def test_arithmetic_on_integers_is_not_missed(net: Net, drift: Callable[..., Layers]) -> None:
     body = (
         "(float[n, 32] x) => (float[n, 32] y) { i = Cast<to = 7>(x)\n j = Abs(i)\n f = Cast<to = 1>(j)\n y = Exp(f) }"
     )
@@ -332,7 +332,7 @@ def test_arithmetic_on_whole_numbers_is_not_missed(net: Net, drift: Callable[...
     assert drift(model, model).reason == "no layer adds any quantization error"
 
 
-def test_several_goes_give_the_result_of_one(runs: Callable[[str], Path], digits: Dataset, tmp_path: Path) -> None:
+def test_several_passes_give_the_result_of_one(runs: Callable[[str], Path], digits: Dataset, tmp_path: Path) -> None:
     typed = typed_of(runs("int8"))
     for reference in (source_of(runs("int8")), describe(DIGITS)):
         subject = Subject(reference=reference, typed=typed.onnx)
@@ -393,7 +393,7 @@ def test_the_worst_layers_come_worst_first(net: Net, drift: Callable[..., Layers
     assert len(worst(found, 9)) == 3
 
 
-def test_the_stage_holds_a_run_against_its_own_source_and_is_cached(
+def test_the_stage_compares_a_run_with_its_own_source_and_is_cached(
     runs: Callable[[str], Path], digits: Dataset, tmp_path: Path
 ) -> None:
     typed = typed_of(runs("int8"))

@@ -1,4 +1,4 @@
-"""Drift metrics: each is what plain numpy says of all samples at once, however the samples are batched."""
+"""Metrics: each equals plain numpy on all samples at once, however the samples are batched."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scipy.special import rel_entr, softmax
 
 from trtopt.compare import kinds
 from trtopt.compare.gate import judge
-from trtopt.compare.kinds.outputs import Outputs
+from trtopt.compare.measures.outputs import Outputs
 from trtopt.compare.metrics import Metrics
 from trtopt.errors import ModelError, UsageError
 from trtopt.types import OutputDrift
@@ -61,7 +61,7 @@ def batch(
 
 @st.composite
 def outputs(draw: st.DrawFn) -> tuple[Floats, Floats, list[int]]:
-    """Reference, candidate, and where to cut them into batches."""
+    """Draw reference, candidate, and the rows at which they are cut into batches."""
     shape = draw(st.tuples(st.integers(1, 9), st.integers(1, 12)))
     reference = draw(hnp.arrays(np.float32, shape, elements=FINITE))
     candidate = draw(hnp.arrays(np.float32, shape, elements=FINITE))
@@ -70,7 +70,7 @@ def outputs(draw: st.DrawFn) -> tuple[Floats, Floats, list[int]]:
 
 @QUICK
 @given(outputs())
-def test_errors_are_what_numpy_says_of_all_samples_at_once(drawn: tuple[Floats, Floats, list[int]]) -> None:
+def test_errors_equal_numpy_on_all_samples_at_once(drawn: tuple[Floats, Floats, list[int]]) -> None:
     reference, candidate, cuts = drawn
     x, y = reference.astype(np.float64), candidate.astype(np.float64)
     found = measure(reference, candidate, cuts=cuts).values
@@ -94,7 +94,7 @@ def test_cosine_takes_all_samples_as_one_vector(drawn: tuple[Floats, Floats, lis
     assert measure(reference, candidate, cuts=cuts).values["cosine"] == pytest.approx(expected, abs=1e-9)
 
 
-def test_a_sample_that_is_all_but_empty_does_not_decide_the_cosine() -> None:
+def test_an_almost_empty_sample_does_not_decide_the_cosine() -> None:
     reference = np.array([[1.0, 2.0, 3.0], [1e-9, 0.0, 0.0]])
     candidate = np.array([[1.0, 2.0, 3.0], [0.0, 1e-9, 0.0]])
     assert measure(reference, candidate).values["cosine"] == pytest.approx(1.0)
@@ -102,7 +102,7 @@ def test_a_sample_that_is_all_but_empty_does_not_decide_the_cosine() -> None:
 
 @st.composite
 def scored(draw: st.DrawFn) -> tuple[Floats, Floats, list[int], list[int]]:
-    """Class scores with many ties, labels, and where to cut them."""
+    """Draw class scores with many ties, labels, and the rows at which they are cut into batches."""
     count, classes = draw(st.integers(1, 12)), draw(st.integers(2, 14))
     elements = st.integers(-3, 3).map(float)
     reference = draw(hnp.arrays(np.float32, (count, classes), elements=elements))
@@ -113,7 +113,7 @@ def scored(draw: st.DrawFn) -> tuple[Floats, Floats, list[int], list[int]]:
 
 @QUICK
 @given(scored())
-def test_agreement_is_what_a_stable_sort_says(drawn: tuple[Floats, Floats, list[int], list[int]]) -> None:
+def test_agreement_equals_a_stable_sort(drawn: tuple[Floats, Floats, list[int], list[int]]) -> None:
     reference, candidate, _, cuts = drawn
     found = measure(reference, candidate, name="logits", cuts=cuts).values
     best = reference.argmax(axis=1)
@@ -140,7 +140,7 @@ def test_wide_outputs_do_not_depend_on_the_batches_to_the_last_bit(count: int, w
     assert measure(reference, candidate) == measure(reference, candidate, cuts=range(1, count))
 
 
-def test_accuracy_counts_who_is_right() -> None:
+def test_accuracy_counts_the_model_that_is_right() -> None:
     labels = [0, 1, 2, 0, 1, 2, 0, 1]
     reference = np.eye(3, dtype=np.float32)[labels]
     candidate = np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1, 2, 1, 0]]
@@ -194,7 +194,7 @@ def test_labels_do_not_make_an_embedding_scores() -> None:
     assert found.values["cosine"] == pytest.approx(-1)
 
 
-def test_labels_numbered_in_another_way_give_no_accuracy() -> None:
+def test_labels_in_another_order_give_no_accuracy() -> None:
     truth = np.random.default_rng(0).integers(0, 10, 200)
     logits = np.eye(10, dtype=np.float32)[truth]
     shifted = measure(logits, logits, ((truth + 1) % 10).tolist(), name="logits")
@@ -222,7 +222,7 @@ def test_infinities_that_fp32_has_too_are_equal(infinity: float, kind: str) -> N
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("where", ["reference", "candidate", "both"])
 @pytest.mark.parametrize("kind", ["scores", "values", "exact"])
-def test_nonfinite_samples_are_counted_and_in_no_mean(bad: float, where: str, kind: str) -> None:
+def test_nonfinite_samples_are_counted_but_not_averaged(bad: float, where: str, kind: str) -> None:
     reference = np.random.default_rng(0).normal(size=(5, 10)).astype(np.float32)
     candidate = reference + np.float32(0.5)
     if where != "candidate":
@@ -230,7 +230,7 @@ def test_nonfinite_samples_are_counted_and_in_no_mean(bad: float, where: str, ki
     if where != "reference":
         candidate[3, 7] = bad
     found = measure(reference, candidate, name="logits", kind=kind)
-    assert found.first_bad == "eval.npz[3]" + ("; FP32 itself gives it in 1" if where != "candidate" else "")
+    assert found.first_bad == "eval.npz[3]" + ("; FP32 itself has it in 1" if where != "candidate" else "")
     values = found.values
     assert values["nonfinite"] == 1.0
     if kind == "exact":
@@ -239,7 +239,7 @@ def test_nonfinite_samples_are_counted_and_in_no_mean(bad: float, where: str, ki
     assert all(math.isfinite(value) for value in values.values())
 
 
-def test_nothing_but_nan_gives_no_metric_but_their_count() -> None:
+def test_all_samples_nan_gives_only_their_count() -> None:
     array = np.full((2, 3), np.nan, np.float32)
     assert measure(array, array).values == {"nonfinite": 2.0}
 
@@ -292,7 +292,11 @@ def test_memory_does_not_grow_with_the_size_of_outputs() -> None:
     [
         (np.zeros((2, 4), np.float32), 2, r"output y has another shape in the candidate: \[2, 3\] in FP32, \[2, 4\]"),
         (np.zeros((2, 3), np.int64), 2, "output y has another type in the candidate: float32 in FP32, int64"),
-        (np.zeros((2, 3), np.float32), 4, r"output y has no row for each sample: its shape is \[2, 3\] for 4 samples"),
+        (
+            np.zeros((2, 3), np.float32),
+            4,
+            r"output y does not have one row per sample: its shape is \[2, 3\] for 4 samples",
+        ),
     ],
 )
 def test_outputs_that_cannot_be_compared_are_refused(
@@ -345,7 +349,7 @@ def test_the_divergence_of_logits_is_that_of_their_softmax(drawn: tuple[Floats, 
     assert found.values["kl"] == pytest.approx(rel_entr(p, q).sum(axis=1).mean(), abs=1e-9)
 
 
-def test_the_divergence_of_a_softmax_is_taken_as_it_is() -> None:
+def test_the_divergence_of_a_softmax_is_that_of_its_values() -> None:
     p = np.array([[0.5, 0.25, 0.25], [0.9, 0.1, 0.0]], np.float32)
     q = np.array([[0.25, 0.5, 0.25], [0.8, 0.1, 0.1]], np.float32)
     expected = (0.5 * np.log(2) - 0.25 * np.log(2) + 0.9 * np.log(9 / 8)) / 2
@@ -353,7 +357,7 @@ def test_the_divergence_of_a_softmax_is_taken_as_it_is() -> None:
     assert measure(p, p).values["kl"] == 0.0
 
 
-def test_a_probability_that_underflows_costs_no_infinite_divergence() -> None:
+def test_a_probability_that_underflows_has_a_finite_divergence() -> None:
     p, q = np.array([[1 - 1e-5, 1e-5]], np.float32), np.array([[1.0, 0.0]], np.float32)
     assert 0 < measure(p, q).values["kl"] < 1e-2
 
@@ -381,7 +385,7 @@ def test_the_worst_cosine_is_that_of_one_sample() -> None:
     assert found["cosine"] > 0.999
 
 
-def test_samples_that_differ_are_named_with_how_much_of_them_does() -> None:
+def test_differing_samples_are_named_with_the_number_of_differences() -> None:
     reference = np.arange(12).reshape(4, 3)
     candidate = reference.copy()
     candidate[1, 0] = candidate[2, 0] = candidate[3, 0] = candidate[3, 1] = 99
@@ -427,22 +431,22 @@ def test_the_kind_that_is_asked_for_is_the_one_that_is_measured(asked: str, arra
         ("detection", (4, 6), r"cannot be read as detection: it is float32 \[4, 6\]"),
     ],
 )
-def test_a_kind_that_an_output_cannot_be_of_is_refused(asked: str, shape: tuple[int, ...], message: str) -> None:
+def test_a_kind_that_does_not_fit_the_output_is_refused(asked: str, shape: tuple[int, ...], message: str) -> None:
     array = np.zeros(shape, np.float32)
     with pytest.raises(UsageError, match=message):
         measure(array, array, kind=asked)
 
 
-def test_scores_whose_number_changes_are_none() -> None:
+def test_vectors_of_changing_length_are_not_scores() -> None:
     metrics = Metrics({"y": "scores"})
     for i, classes in enumerate((3, 4)):
         array = np.ones((1, classes), np.float32)
         metrics.add(batch(array, array, (i,)))
-    with pytest.raises(ModelError, match="output y cannot be read as scores: its shape changes from sample to sample"):
+    with pytest.raises(ModelError, match="output y cannot be read as scores: its shape differs between samples"):
         metrics.drifts(["a", "b"])
 
 
-def test_a_kind_of_no_output_is_refused_with_a_suggestion() -> None:
+def test_a_kind_of_an_unknown_output_is_refused_with_a_suggestion() -> None:
     array = np.zeros((1, 3), np.float32)
     with pytest.raises(UsageError, match=r"--kind names an unknown output 'logit'. Did you mean logits"):
         Metrics({"logit": "scores"}).add(batch(array, array, (0,), name="logits"))

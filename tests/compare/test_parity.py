@@ -41,7 +41,7 @@ def check(truth: list[Array], outputs: Mapping[str, Array]) -> parity.Comparison
     return parity.check(reference, Fixed(outputs), [{}], "1 random input")
 
 
-def test_random_inputs_have_the_smallest_and_the_usual_shapes_and_are_the_same_each_time() -> None:
+def test_random_inputs_have_the_minimum_and_optimum_shapes_and_are_the_same_every_time() -> None:
     feeds = parity.random((IDS, IMAGE), RANGES)
     first, second = feeds.draw(), feeds.draw()
     assert [feed["ids"].shape for feed in first] == [(1, 2), (1, 2), (4, 6), (4, 6)]

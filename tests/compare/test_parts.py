@@ -1,4 +1,4 @@
-"""Parts of different scale in one output: each has a cosine of its own, and nothing hides behind a larger one."""
+"""Parts of different scale in one output: each has its own cosine, so a larger part does not hide its errors."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import numpy.typing as npt
 import pytest
 
 from trtopt.compare.gate import judge
-from trtopt.compare.kinds.outputs import Outputs
-from trtopt.compare.kinds.parts import Parts
+from trtopt.compare.measures.outputs import Outputs
+from trtopt.compare.measures.parts import Parts
 from trtopt.compare.metrics import Metrics
 from trtopt.types import OutputDrift
 
@@ -89,7 +89,7 @@ def test_the_parts_of_a_sample_do_not_depend_on_the_batch() -> None:
     assert drift(reference, candidate)[0] == drift(reference, candidate, one_by_one=True)[0]
 
 
-def test_an_axis_whose_length_changes_counts_positions() -> None:
+def test_an_axis_whose_length_changes_is_one_of_positions() -> None:
     parts = Parts()
     for length in (4, 6):
         values = np.geomspace(1, 1e4, 8 * length, dtype=np.float32).reshape(length, 8)
@@ -97,7 +97,7 @@ def test_an_axis_whose_length_changes_counts_positions() -> None:
     assert {part.axis for part in parts.found()} <= {2}
 
 
-def test_channels_are_named_in_runs() -> None:
+def test_channels_are_named_as_ranges() -> None:
     parts = Parts()
     values = np.full((9, 4), 1000, np.float32)
     values[[0, 1, 2, 5, 7, 8]] = 10

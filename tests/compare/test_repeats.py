@@ -9,12 +9,12 @@ import pytest
 from onnx import helper, numpy_helper
 from support import save
 
+from trtopt.commands.convert import convert
 from trtopt.compare.repeats import check_repeats, random_nodes
-from trtopt.config import ConvertPlan, DataPlan
 from trtopt.data.dataset import Dataset
 from trtopt.engine.onnxruntime import open_runner
 from trtopt.errors import ModelError
-from trtopt.pipeline import convert
+from trtopt.plan import ConvertPlan, DataPlan
 
 NOISE = helper.make_node("RandomNormalLike", ["x"], ["noise"], "draw")
 SAMPLES = np.random.default_rng(0).normal(size=(4, 16, 8, 8)).astype(np.float32)
@@ -57,7 +57,7 @@ def test_dropout_draws_in_training_mode_only(tmp_path: Path, training: bool) -> 
     assert random_nodes(path) == (["drop (Dropout)"] if training else [])
 
 
-def test_noise_that_is_multiplied_by_nothing_is_no_matter(tmp_path: Path) -> None:
+def test_noise_that_is_multiplied_by_zero_does_not_matter(tmp_path: Path) -> None:
     path = noisy(tmp_path, 0.0)
     check_repeats(open_runner(path), dataset(), path)
 

@@ -66,7 +66,7 @@ def test_channels_without_evidence_are_unchanged() -> None:
     np.testing.assert_array_equal(rescaling.apply(point("a"), x), x)
 
 
-def test_the_last_axis_holds_the_channels_of_a_product() -> None:
+def test_the_channels_of_a_product_are_its_last_axis() -> None:
     rescaling, factors = Rescaling(), np.array([1.0, 3.0, 9.0])
     x = np.random.default_rng(1).normal(size=(7, 3)).astype(np.float32)
     rescaling.add(point("a", Link("consumer", -1)), x, (x * factors).astype(np.float32))

@@ -88,14 +88,14 @@ def test_labels_turn_drift_into_accuracy() -> None:
     assert not any("labels" in warning for warning in found.warnings)
 
 
-def test_labels_that_do_not_fit_are_said_and_never_pass_a_broken_candidate() -> None:
+def test_labels_that_do_not_fit_are_reported_and_never_pass_a_broken_candidate() -> None:
     shifted = tuple((label + 5) % 12 for label in LABELS)
     found = drift(model(logits=same), model(logits=lambda x: -x), dataset(labels=shifted))
     assert (found.verdict, found.labelled) == ("fail", False)
     assert found.warnings[0] == ("eval.npz: the labels do not fit: FP32 itself is right on 0 of 9 samples by logits")
 
 
-def test_a_failed_gate_names_the_samples_that_are_farthest_from_fp32() -> None:
+def test_a_failed_gate_names_the_samples_with_the_lowest_sqnr() -> None:
     shift = np.zeros((9, 12), np.float32)
     shift[[5, 2, 7, 8]] = np.array([9, 8, 7, 1])[:, None]  # samples 5, 2, 7 and 8, the worst first
     places = {SAMPLES[i].tobytes(): i for i in range(9)}
@@ -123,7 +123,7 @@ def test_a_ruined_output_fails_when_the_gate_is_on_another() -> None:
 def test_no_samples_fail(gates: str) -> None:
     found = drift(model(logits=same), model(logits=same), dataset(SAMPLES[:0]), gates)
     assert (found.verdict, found.samples) == ("fail", 0)
-    assert found.gates[0].reason == "there was not one sample to compare on"
+    assert found.gates[0].reason == "there are no samples"
 
 
 @pytest.mark.parametrize("broken", ["baseline", "candidate"])
@@ -153,7 +153,7 @@ def test_samples_are_joined_when_outputs_keep_them_apart() -> None:
     [
         lambda x: x.mean(axis=0),  # one row for all samples
         lambda x: np.stack([x, x]),  # layers, then samples: two rows, whatever the batch
-        lambda x: np.concatenate([x, x]),  # two rows a sample
+        lambda x: np.concatenate([x, x]),  # two rows per sample
     ],
 )
 def test_samples_run_one_by_one_when_an_output_mixes_them(output: Callable[[Array], Array]) -> None:
@@ -188,7 +188,7 @@ def test_a_graph_with_a_batch_of_one_written_inside_runs_one_by_one(tmp_path: Pa
 
 
 def grouped(samples: Array, size: int, labels: tuple[int, ...] | None = None) -> Dataset:
-    """The samples as they are fed to a model whose batch is fixed."""
+    """Return the samples as they are fed to a model with a fixed batch."""
     inputs = (TensorSpec(name="x", dtype="float32", shape=(size, 12)),)
     return to_dataset(
         Samples(
@@ -218,7 +218,7 @@ def test_a_fixed_batch_changes_no_metric(size: int, labels: tuple[int, ...] | No
     assert not any("labels" in warning for warning in found.warnings)
 
 
-def test_what_fills_the_last_group_is_not_counted() -> None:
+def test_rows_that_fill_the_last_group_are_not_counted() -> None:
     def spoiled(x: Array) -> Array:  # all but the first three rows, whose samples are there three times
         return np.where(np.arange(len(x))[:, None] < 3, x, np.float32(np.nan))
 
@@ -241,19 +241,19 @@ def test_progress_counts_the_samples_of_groups() -> None:
     assert events == [Progress("compare", done, 9) for done in (4, 8, 9)]
 
 
-def test_a_group_whose_output_has_no_row_for_each_sample_is_one_sample_and_that_is_said() -> None:
+def test_a_group_without_a_row_per_sample_is_one_sample_with_a_note() -> None:
     def mixed(x: Array) -> Array:
         return x.mean(axis=0)
 
     found = drift(model(logits=same, y=mixed), model(logits=same, y=mixed), grouped(SAMPLES, 4, LABELS))
     assert (found.samples, found.labelled) == (3, False)
     assert found.warnings[-1] == (
-        "eval.npz: an output has no row for each sample of a group, so that a group counts as one sample; "
+        "eval.npz: an output does not have one row per sample of a group, so each group counts as one sample; "
         "labels are not used"
     )
 
 
-def test_a_metric_of_the_users_own_gets_the_samples_of_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_custom_metric_gets_the_samples_of_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "of_groups.py").write_text(
         "def right(reference, candidate, labels):\n"
         "    return {'right': float((candidate['logits'].argmax(axis=1) == labels).mean()), 'n': len(labels)}\n"
@@ -269,37 +269,37 @@ FOLDERS = ClassList(count=3, what="class folders (a, b, c)")
 
 
 @pytest.mark.parametrize("size", [None, 4])
-def test_labels_that_are_places_in_another_list_than_the_scores_are_refused_at_once(size: int | None) -> None:
+def test_labels_that_index_a_list_of_another_length_than_the_scores_are_refused_at_once(size: int | None) -> None:
     data = dataset(labels=LABELS) if size is None else grouped(SAMPLES, size, LABELS)
     baseline = model(logits=same)
-    with pytest.raises(DataError, match=r"places among 3 class folders \(a, b, c\), and output logits has 12 scores"):
+    with pytest.raises(DataError, match=r"indices into 3 class folders \(a, b, c\), and output logits has 12 scores"):
         drift(baseline, model(logits=same), replace(data, class_list=FOLDERS))
-    assert len(baseline.sizes) <= 3  # what finds out how samples are fed, and the first run
+    assert len(baseline.sizes) <= 3  # the runs that find out whether samples can be joined, and the first batch
 
 
 @pytest.mark.parametrize(
     "outputs",
     [
         {"logits": same, "few": lambda x: x[:, :3]},  # as many as there are classes
-        {"map": lambda x: np.stack([x, x], axis=1)},  # no class scores
+        {"map": lambda x: np.stack([x, x], axis=1)},  # not class scores
         {"ids": lambda x: x.argmax(axis=1).astype(np.int64)},
     ],
 )
-def test_places_in_a_list_are_taken_where_no_score_contradicts_them(
+def test_labels_are_accepted_if_no_scores_contradict_their_list(
     outputs: dict[str, Callable[[Array], Array]],
 ) -> None:
     found = drift(model(**outputs), model(**outputs), dataset(labels=LABELS, class_list=FOLDERS))
     assert found.samples == 9
 
 
-def test_an_output_that_is_not_class_scores_contradicts_no_list() -> None:
+def test_an_output_that_is_not_class_scores_does_not_contradict_a_list() -> None:
     pair = Pair(baseline=model(y=same), candidate=model(y=same), names=("a", "b"))
     data = dataset(labels=LABELS, class_list=FOLDERS)
     assert not compare(pair, data, Measure(kinds={"y": "values"}), emit=silent).labelled
 
 
 def net(folder: Path, name: str, *outputs: tuple[str, float]) -> OrtRunner:
-    """An onnxruntime session of a net that gives its input, times a factor, under each of these names."""
+    """Return a runner of a net with these outputs; each is the input, multiplied by its factor."""
     made = [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["n", 12]) for output, _ in outputs]
     graph = helper.make_graph(
         [helper.make_node("Mul", ["x", f"{output}_by"], [output]) for output, _ in outputs],
@@ -326,9 +326,9 @@ def test_two_onnx_files_are_judged_by_their_labels(tmp_path: Path) -> None:
         assert found.baseline_ran.endswith(", CPU")
 
 
-def test_two_onnx_files_with_other_outputs_are_no_pair(tmp_path: Path) -> None:
+def test_two_onnx_files_with_different_outputs_are_refused(tmp_path: Path) -> None:
     baseline, candidate = net(tmp_path, "a", ("y", 1.0), ("z", 1.0)), net(tmp_path, "b", ("y", 1.0))
-    with pytest.raises(ModelError, match="the candidate has no output z: it gives y"):
+    with pytest.raises(ModelError, match="the candidate has no output z: its outputs are y"):
         compare(Pair(baseline=baseline, candidate=candidate, names=("a", "b")), dataset(), Measure(), emit=silent)
 
 
@@ -356,7 +356,7 @@ def test_outputs_are_matched_by_name() -> None:
 
 
 def test_a_missing_output_is_an_error() -> None:
-    with pytest.raises(ModelError, match="the candidate has no output b: it gives a"):
+    with pytest.raises(ModelError, match="the candidate has no output b: its outputs are a"):
         drift(model(a=same, b=same), model(a=same), dataset())
 
 
@@ -365,7 +365,7 @@ def test_an_output_of_another_shape_is_an_error() -> None:
         drift(model(y=same), model(y=lambda x: x[:, :5]), dataset())
 
 
-def test_what_the_reader_assumed_is_in_the_warnings() -> None:
+def test_assumptions_of_the_reader_are_warnings() -> None:
     found = drift(model(y=same), model(y=same), dataset(notes=("recipe imagenet assumed",)))
     assert found.warnings == ("eval.npz: recipe imagenet assumed",)
 
@@ -386,7 +386,7 @@ def exhausted_beyond(most: int) -> Function:
     return Function(run)
 
 
-def test_the_batch_is_halved_where_memory_is_exhausted_and_no_sample_is_lost() -> None:
+def test_the_batch_is_halved_when_memory_is_exhausted_and_no_sample_is_lost() -> None:
     events: list[Event] = []
     baseline, candidate = model(logits=same), exhausted_beyond(2)
     pair = Pair(baseline=baseline, candidate=candidate, names=("a", "b"))
@@ -414,12 +414,12 @@ def test_a_few_bytes_are_kept_for_each_sample() -> None:
     assert (peaks[1] - peaks[0]) / 3000 < 120
 
 
-def test_memory_that_does_not_hold_one_sample_is_an_error() -> None:
+def test_out_of_memory_for_a_single_sample_is_an_error() -> None:
     with pytest.raises(OutOfMemoryError):
         drift(model(logits=same), exhausted_beyond(0), dataset())
 
 
-def test_the_kinds_that_the_user_names_are_those_of_the_outputs() -> None:
+def test_outputs_are_read_as_the_kinds_that_the_user_names() -> None:
     pair = Pair(baseline=model(logits=same), candidate=model(logits=same), names=("a", "b"))
     found = compare(pair, dataset(), Measure(kinds={"logits": "values"}), emit=silent)
     assert [(output.output, output.kind) for output in found.outputs] == [("logits", "values")]
@@ -432,7 +432,7 @@ def test_the_kinds_that_the_user_names_are_those_of_the_outputs() -> None:
         (Measure(metrics=("no_such_module:metric",)), "--metric no_such_module:metric cannot be imported"),
     ],
 )
-def test_what_the_user_misspelt_is_said_before_anything_runs(measure: Measure, message: str) -> None:
+def test_misspelt_names_are_refused_before_anything_runs(measure: Measure, message: str) -> None:
     baseline = model(y=same)
     with pytest.raises(UsageError) as error:
         compare(Pair(baseline=baseline, candidate=baseline, names=("a", "b")), dataset(), measure, emit=silent)

@@ -1,4 +1,4 @@
-"""Maps of classes: when an output is taken for one, and that agreement and mIoU are what plain numpy says."""
+"""Segmentation: recognition of maps of classes, and agreement and mIoU equal to plain numpy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.special import softmax
 
 from trtopt.compare.gate import judge
-from trtopt.compare.kinds.outputs import Outputs
+from trtopt.compare.measures.outputs import Outputs
 from trtopt.compare.metrics import Metrics
 from trtopt.errors import ModelError
 from trtopt.types import OutputDrift
@@ -42,7 +42,7 @@ def random(*shape: int, seed: int = 0) -> Array:
 
 @st.composite
 def maps(draw: st.DrawFn) -> tuple[Array, Array, list[int]]:
-    """Classes of FP32 and of the candidate, [n, height, width], and where to cut them into batches."""
+    """Draw classes of FP32 and of the candidate, [n, height, width], and the rows at which they are cut."""
     shape = draw(st.tuples(st.integers(1, 4), st.integers(2, 4), st.integers(2, 4)))
     classes = hnp.arrays(np.int32, shape, elements=st.integers(0, 5))
     return draw(classes), draw(classes), [cut for cut in range(1, shape[0]) if draw(st.booleans())]
@@ -57,7 +57,7 @@ def by_hand(x: Array, y: Array) -> dict[str, float]:
 
 @QUICK
 @given(maps())
-def test_agreement_and_miou_are_what_numpy_says_of_all_samples_at_once(drawn: tuple[Array, Array, list[int]]) -> None:
+def test_agreement_and_miou_equal_numpy_on_all_samples_at_once(drawn: tuple[Array, Array, list[int]]) -> None:
     x, y, cuts = drawn
     assert measure(x, y, cuts=cuts).values == pytest.approx(by_hand(x, y))
 
@@ -99,14 +99,14 @@ def test_the_rounding_of_a_sigmoid_does_not_make_probabilities_logits(excess: fl
     assert found.values["pixels"] == pytest.approx(100 * float(((x >= 0.5) == (y >= 0.5)).mean()))
 
 
-def test_a_map_of_one_class_is_never_a_pass() -> None:
+def test_a_map_of_one_class_never_passes() -> None:
     x = np.full((3, 1, 8, 8), 0.1, np.float32)
     found = measure(x, x, name="mask")
     assert found.kind == "segmentation"
     assert judge([found], (), 3)[0].verdict == "inconclusive"
 
 
-def test_a_class_that_only_the_candidate_sees_counts() -> None:
+def test_a_class_that_only_the_candidate_assigns_counts() -> None:
     x = np.zeros((1, 10, 10), np.uint8)
     y = x.copy()
     y[0, 0, 0] = 3
@@ -122,12 +122,12 @@ INSIDE = softmax(random(3, 2, 8, 8), axis=1)[:, 0]
     [
         ("out", SMOOTH, "segmentation"),  # a softmax at every pixel
         ("out", SMOOTH.astype(np.float16), "segmentation"),
-        ("out", SMOOTH.astype(ml_dtypes.bfloat16), "values"),  # rounded too much to have the sum 1
+        ("out", SMOOTH.astype(ml_dtypes.bfloat16), "values"),  # rounded too coarsely to sum to 1
         ("segmentation", random(3, 4, 8, 8), "segmentation"),
         ("logits", random(3, 4, 8, 8), "segmentation"),
         ("features", random(3, 4, 8, 8), "values"),
         ("cls_logits", random(3, 4, 8, 8), "values"),  # of a detector: anchors times classes
-        ("pred_masks", random(3, 4, 8, 8), "values"),  # one mask a query, not one class a pixel
+        ("pred_masks", random(3, 4, 8, 8), "values"),  # one mask per query, not one class per pixel
         ("attention", softmax(random(3, 4, 8, 8), axis=3), "values"),  # a softmax over another axis
         ("mask", INSIDE, "segmentation"),
         ("sigmoid_0.tmp_0", INSIDE[:, None], "segmentation"),
@@ -146,30 +146,30 @@ INSIDE = softmax(random(3, 2, 8, 8), axis=1)[:, 0]
         ("seg", random(3, 8), "values"),
     ],
 )
-def test_only_what_can_be_nothing_else_is_taken_for_a_map_of_classes(name: str, array: Array, kind: str) -> None:
+def test_ambiguous_outputs_are_not_read_as_classes(name: str, array: Array, kind: str) -> None:
     for cuts in ((), (1,), (1, 2)):
         assert measure(array, array, name=name, cuts=cuts).kind == kind
 
 
-def test_one_pixel_that_is_no_softmax_leaves_plain_values() -> None:
+def test_one_pixel_that_is_not_a_softmax_makes_plain_values() -> None:
     spoiled = SMOOTH.copy()
     spoiled[2, :, 7, 7] = 1
     assert measure(spoiled, spoiled, name="out", cuts=[1]).kind == "values"
 
 
-def test_probabilities_are_in_at_a_half() -> None:
+def test_the_threshold_of_probabilities_is_a_half() -> None:
     x = np.array([[[0.1, 0.6], [0.5, 0.4]]], np.float32)
     y = np.array([[[0.2, 0.9], [0.4, 0.4]]], np.float32)
     assert measure(x, y, name="mask").values["pixels"] == 75.0
 
 
-def test_scores_that_are_no_probabilities_are_in_at_nothing_where_the_user_says_that_they_are_a_mask() -> None:
+def test_the_threshold_of_logits_is_zero_when_the_user_names_the_kind() -> None:
     x = np.array([[[0.1, 0.6], [0.2, 0.4]], [[0.1, -3.0], [5.0, 0.4]]], np.float32)
     y = np.array([[[0.2, 0.9], [-0.1, 0.4]], [[0.1, -3.0], [5.0, 0.4]]], np.float32)
     assert measure(x, y, name="y", kind="segmentation", cuts=[1]).values["pixels"] == 87.5
 
 
-def test_the_errors_of_scores_and_the_worst_samples_are_there_too() -> None:
+def test_scores_also_have_errors_and_worst_samples() -> None:
     y = SMOOTH.copy()
     y[1, :, 0, :4] = y[1, ::-1, 0, :4]
     found = measure(SMOOTH, y, name="out", cuts=[1])
@@ -178,7 +178,7 @@ def test_the_errors_of_scores_and_the_worst_samples_are_there_too() -> None:
     assert found.spread is not None
 
 
-def test_of_classes_the_worst_samples_are_those_with_the_fewest_pixels_that_agree() -> None:
+def test_the_worst_samples_of_classes_have_the_fewest_agreeing_pixels() -> None:
     x = np.zeros((3, 4, 4), np.int32)
     y = x.copy()
     y[1, 0, 0] = 1
@@ -203,13 +203,15 @@ def test_a_sample_with_nan_is_named_and_its_pixels_do_not_count(broken: str) -> 
     assert "% of pixels agree" in found.worst[0].note
 
 
-def test_numbers_that_are_no_classes_are_refused_where_the_user_says_that_they_are() -> None:
+def test_integers_that_are_not_classes_are_refused_when_the_user_names_the_kind() -> None:
     x = np.full((1, 4, 4), -1)
-    with pytest.raises(ModelError, match="output y cannot be read as segmentation: it holds numbers outside 0 to 6553"):
+    with pytest.raises(
+        ModelError, match="output y cannot be read as segmentation: it contains integers outside 0 to 6553"
+    ):
         measure(x, x, name="y", kind="segmentation")
 
 
-def test_maps_may_have_another_size_in_each_sample() -> None:
+def test_maps_may_differ_in_size_between_samples() -> None:
     metrics = Metrics({})
     for i, side in enumerate((4, 6)):
         made = {"seg": np.eye(side, dtype=np.int32)[None]}

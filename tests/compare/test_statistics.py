@@ -1,4 +1,4 @@
-"""Bounds of shares and of paired drops, and the verdicts that rest on them."""
+"""Bounds of fractions and of paired drops, and the verdicts based on them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import binom, binomtest, norm
 
 from trtopt.compare.gate import judge
-from trtopt.compare.limits import parse_gates
+from trtopt.compare.gates import parse_gates
 from trtopt.compare.statistics import Bounds, drop, mcnemar, needed, settles, share
 from trtopt.types import OutputDrift
 
@@ -21,7 +21,7 @@ RUNS = 1000
 
 
 def literal_score(only_before: int, only_after: int, samples: int, delta: float) -> float:
-    """Tango's statistic with the nuisance rate found by maximizing the likelihood, not by its closed form."""
+    """Return Tango's statistic, with the nuisance rate from a numeric maximum of the likelihood."""
     rest = samples - only_before - only_after
 
     def unlikely(rate: float) -> float:
@@ -46,7 +46,7 @@ def test_the_drop_is_bounded_where_a_literal_score_test_rejects(before: int, aft
 
 
 @pytest.mark.parametrize("samples", [10, 100, 1000])
-def test_without_discordant_samples_the_bounds_are_those_of_a_share_of_none(samples: int) -> None:
+def test_without_discordant_samples_the_bounds_are_those_of_a_fraction_of_zero(samples: int) -> None:
     found = drop(0, 0, samples)
     assert found.value == 0.0
     assert found.high == pytest.approx(share(0, samples).high, rel=1e-6)
@@ -65,7 +65,7 @@ def test_the_bounds_enclose_the_estimate_and_mirror_with_the_roles(counts: list[
 
 
 @pytest.mark.parametrize(("hits", "samples"), [(0, 7), (7, 7), (1, 30), (13, 1000)])
-def test_a_share_has_the_exact_bounds(hits: int, samples: int) -> None:
+def test_a_fraction_has_the_exact_bounds(hits: int, samples: int) -> None:
     wanted = binomtest(hits, samples).proportion_ci(0.9, method="exact")
     found = share(hits, samples)
     assert found.low == pytest.approx(wanted.low, abs=1e-9)
@@ -97,7 +97,7 @@ def test_a_limit_is_settled_only_by_a_bound() -> None:
     assert settles(bounds, 0.01, floor=True) == "inconclusive"
 
 
-def test_a_limit_of_nothing_is_held_against_the_samples_themselves() -> None:
+def test_a_limit_of_zero_is_compared_with_the_estimate_itself() -> None:
     assert settles(share(0, 10), 0.0) == "pass"
     assert settles(share(1, 1000), 0.0) == "fail"
     assert settles(share(10, 10), 1.0, floor=True) == "pass"
@@ -107,7 +107,7 @@ def test_a_limit_of_nothing_is_held_against_the_samples_themselves() -> None:
 @pytest.mark.parametrize(
     ("hits", "samples", "limit"), [(0, 100, 0.01), (2, 100, 0.01), (2, 100, 0.05), (30, 1000, 0.025)]
 )
-def test_the_samples_said_to_be_needed_settle_it(hits: int, samples: int, limit: float) -> None:
+def test_the_reported_number_of_samples_settles_it(hits: int, samples: int, limit: float) -> None:
     def estimate(count: int) -> Bounds:
         return share(hits * count / samples, count)
 
@@ -122,7 +122,10 @@ def test_no_number_of_samples_settles_a_value_at_its_limit() -> None:
 
 
 def verdicts(true_drop: float, churn: float, samples: int, limit: float) -> list[str]:
-    """Verdicts of `RUNS` comparisons: a sample turns wrong with chance `churn + true_drop`, right with `churn`."""
+    """Return the verdicts of `RUNS` comparisons.
+
+    A sample becomes wrong with probability `churn + true_drop`, and right with probability `churn`.
+    """
     generator = np.random.default_rng(round(1e6 * true_drop) + samples)
     cells = [churn + true_drop, churn, 1.0 - 2.0 * churn - true_drop]
     return [

@@ -1,4 +1,4 @@
-"""Class names: the forms of a file, what is wrong in one, and lists that do not fit a model's scores."""
+"""Class names: the file formats, their errors, and lists that do not fit a model's scores."""
 
 from pathlib import Path
 
@@ -18,15 +18,15 @@ def written(folder: Path, text: str, name: str = "classes.txt") -> Path:
 @pytest.mark.parametrize(
     "text", ["circle\nring\nsquare", "circle\r\nring\r\nsquare\r\n", "\ufeffcircle\n ring\nsquare \n\n\n"]
 )
-def test_a_text_file_holds_one_name_per_line(tmp_path: Path, text: str) -> None:
-    found = read_classes(written(tmp_path, text))
-    assert found.index == {"circle": 0, "ring": 1, "square": 2}
-    assert found.complete
+def test_a_text_file_contains_one_name_per_line(tmp_path: Path, text: str) -> None:
+    classes = read_classes(written(tmp_path, text))
+    assert classes.index == {"circle": 0, "ring": 1, "square": 2}
+    assert classes.complete
 
 
 def test_a_whole_line_is_a_name(tmp_path: Path) -> None:
-    found = read_classes(written(tmp_path, "n01440764 tench, Tinca tinca\nn01443537 goldfish, Carassius auratus\n"))
-    assert found.index == {"n01440764 tench, Tinca tinca": 0, "n01443537 goldfish, Carassius auratus": 1}
+    classes = read_classes(written(tmp_path, "n01440764 tench, Tinca tinca\nn01443537 goldfish, Carassius auratus\n"))
+    assert classes.index == {"n01440764 tench, Tinca tinca": 0, "n01443537 goldfish, Carassius auratus": 1}
 
 
 @pytest.mark.parametrize(
@@ -38,36 +38,36 @@ def test_a_whole_line_is_a_name(tmp_path: Path) -> None:
         ('{"7": 1, "1": 7}', {"7": 1, "1": 7}, False),
     ],
 )
-def test_json_holds_a_list_or_says_the_index_of_each_name(
+def test_json_contains_a_list_or_the_index_of_each_name(
     tmp_path: Path, text: str, index: dict[str, int], complete: bool
 ) -> None:
-    found = read_classes(written(tmp_path, text, "classes.JSON"))
-    assert (found.index, found.complete) == (index, complete)
+    classes = read_classes(written(tmp_path, text, "classes.JSON"))
+    assert (classes.index, classes.complete) == (index, complete)
 
 
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
-        ("c.txt", "", "holds no class names"),
-        ("c.txt", " \n\n", "holds no class names"),
+        ("c.txt", "", "contains no class names"),
+        ("c.txt", " \n\n", "contains no class names"),
         ("c.txt", "a\n\nb", "the name of class 1 is blank"),
-        ("c.txt", "a\nb\n a ", "a is there twice: as class 0 and as class 2"),
+        ("c.txt", "a\nb\n a ", "a appears twice: as class 0 and as class 2"),
         ("c.json", "", "cannot be read as JSON"),
         ("c.json", "[" * 100_000, "cannot be read as JSON"),
-        ("c.json", "[]", "holds no class names"),
-        ("c.json", "{}", "holds no class names"),
+        ("c.json", "[]", "contains no class names"),
+        ("c.json", "{}", "contains no class names"),
         ("c.json", '["a", 3]', "the name of class 1 is 3, which is not text"),
-        ("c.json", '["a", "a"]', "a is there twice"),
-        ("c.json", '{"a": 0, "a": 1}', "'a' is there twice"),
-        ("c.json", '{"0": "a", "1": "a"}', "a is there twice: as class 0 and as class 1"),
+        ("c.json", '["a", "a"]', "a appears twice"),
+        ("c.json", '{"a": 0, "a": 1}', "'a' appears twice"),
+        ("c.json", '{"0": "a", "1": "a"}', "a appears twice: as class 0 and as class 1"),
         ("c.json", '{"a": 1, "b": 1}', "two classes have index 1: a and b"),
         ("c.json", '{"0": "a", "00": "b"}', "two classes have index 0"),
         ("c.json", '{"a": -1}', "the index of a is -1"),
-        ("c.json", '{"a": true}', "does not hold class names"),
-        ("c.json", '{"a": 1.0}', "does not hold class names"),
+        ("c.json", '{"a": true}', "does not contain class names"),
+        ("c.json", '{"a": 1.0}', "does not contain class names"),
         ("c.json", '{"0": ["n01440764", "tench"]}', "the name of class 0 is ['n01440764', 'tench'], which is not text"),
-        ("c.json", '"a"', "does not hold class names"),
-        ("c.json", '{"id2label": {"0": "a"}}', "does not hold class names"),
+        ("c.json", '"a"', "does not contain class names"),
+        ("c.json", '{"id2label": {"0": "a"}}', "does not contain class names"),
     ],
 )
 def test_a_wrong_file_is_refused_by_name(tmp_path: Path, name: str, text: str, reason: str) -> None:
@@ -113,6 +113,6 @@ def test_a_list_of_another_length_is_refused(count: int, scores: int) -> None:
     with pytest.raises(DataError) as caught:
         check_count(listed(count), {"logits": scores})
     assert str(caught.value).startswith(
-        f"eval: the labels do not fit the model: they are places among {count} class folders (circle, ring), and "
+        f"eval: the labels do not fit the model: they are indices into {count} class folders (circle, ring), and "
         f"output logits has {scores} scores. Give --classes FILE"
     )

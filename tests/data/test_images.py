@@ -1,4 +1,4 @@
-"""Pictures: labels from folders, the recipe's arithmetic, and broken or hostile files."""
+"""Images: labels from folders, the recipe's arithmetic, and broken or hostile files."""
 
 import struct
 import zlib
@@ -21,7 +21,7 @@ RGB = (TensorSpec(name="x", dtype="float32", shape=("n", 3, 6, 8)),)
 PLAIN = Recipe(name="plain", image=ImageRecipe(scale=0.5))
 
 
-def picture(path: Path, value: int = 10, size: tuple[int, int] = (8, 6), mode: str = "RGB") -> Path:
+def save_image(path: Path, value: int = 10, size: tuple[int, int] = (8, 6), mode: str = "RGB") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, value if mode != "RGB" else (value, value + 1, value + 2)).save(path)
     return path
@@ -45,27 +45,27 @@ def refusal(folder: Path, recipe: Recipe = PLAIN) -> str:
 
 def labels_of(tmp_path: Path, folders: Sequence[str]) -> Dataset:
     for folder in folders:
-        picture(tmp_path / folder / "a.png")
+        save_image(tmp_path / folder / "a.png")
     return opened(tmp_path)
 
 
-def test_pictures_come_in_the_order_of_their_names(tmp_path: Path) -> None:
+def test_images_come_in_the_order_of_their_names(tmp_path: Path) -> None:
     for name in ("c.png", "a.jpg", "B.bmp"):
-        picture(tmp_path / name)
+        save_image(tmp_path / name)
     dataset = opened(tmp_path)
     assert dataset.ids == ("B.bmp", "a.jpg", "c.png")
     assert dataset.labels is None
     assert dataset.batched
 
 
-def test_subfolders_give_labels_by_their_place_and_the_mapping_is_said(tmp_path: Path) -> None:
+def test_labels_are_indices_of_sorted_subfolders_and_a_note_lists_them(tmp_path: Path) -> None:
     dataset = labels_of(tmp_path, ["dog", "cat"])
     assert dataset.ids == ("cat/a.png", "dog/a.png")
     assert dataset.labels == (0, 1)
     assert any("0=cat, 1=dog" in note for note in dataset.notes)
 
 
-def test_an_empty_class_keeps_its_place(tmp_path: Path) -> None:
+def test_an_empty_class_keeps_its_index(tmp_path: Path) -> None:
     (tmp_path / "bee").mkdir()
     assert labels_of(tmp_path, ["ant", "cat"]).labels == (0, 2)
 
@@ -76,26 +76,26 @@ def test_subfolders_that_are_numbers_are_the_labels(tmp_path: Path) -> None:
     assert dataset.labels == (10, 2)
 
 
-def test_a_single_subfolder_is_no_labelling(tmp_path: Path) -> None:
+def test_a_single_subfolder_is_not_a_label(tmp_path: Path) -> None:
     dataset = labels_of(tmp_path, ["images"])
     assert dataset.labels is None
-    assert any("not taken for a label" in note for note in dataset.notes)
+    assert any("its name is not used as a label" in note for note in dataset.notes)
 
 
-def test_pictures_both_in_and_beside_subfolders_are_refused(tmp_path: Path) -> None:
-    picture(tmp_path / "loose.png")
-    picture(tmp_path / "cat" / "a.png")
-    assert "loose.png is in none" in refusal(tmp_path)
+def test_images_both_in_and_beside_subfolders_are_refused(tmp_path: Path) -> None:
+    save_image(tmp_path / "loose.png")
+    save_image(tmp_path / "cat" / "a.png")
+    assert "loose.png is directly in the folder" in refusal(tmp_path)
 
 
 def test_hidden_files_are_passed_over(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+    save_image(tmp_path / "a.png")
     (tmp_path / "._a.png").write_bytes(b"resource fork")
     assert opened(tmp_path).ids == ("a.png",)
 
 
 def test_pixels_go_through_scale_mean_and_std_in_the_order_of_the_colours(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png", 10)
+    save_image(tmp_path / "a.png", 10)
     how = ImageRecipe(color="BGR", scale=0.5, mean=(1, 2, 3), std=(1, 2, 4))
     x = opened(tmp_path, Recipe(name="r", image=how)).load(0)["x"]
     assert x.dtype == np.float32
@@ -111,7 +111,7 @@ def test_pixels_go_through_scale_mean_and_std_in_the_order_of_the_colours(tmp_pa
     layout=st.sampled_from(["NCHW", "NHWC"]),
     interpolation=st.sampled_from(["nearest", "bilinear", "bicubic", "lanczos"]),
 )
-def test_the_announced_shape_is_the_shape_that_is_made(
+def test_the_shape_from_the_header_is_the_shape_of_the_array(
     size: tuple[int, int],
     resize: int | tuple[int, int] | None,
     crop: tuple[int, int] | None,
@@ -124,31 +124,31 @@ def test_the_announced_shape_is_the_shape_that_is_made(
     except DataError:
         assert crop is not None
         return
-    made = to_array(Image.new("RGB", (size[1], size[0])), how)
-    assert made.shape == announced
-    assert made.flags.c_contiguous
+    array = to_array(Image.new("RGB", (size[1], size[0])), how)
+    assert array.shape == announced
+    assert array.flags.c_contiguous
 
 
 def test_the_crop_is_taken_from_the_centre() -> None:
     pixels = np.arange(30, dtype=np.uint8).reshape(5, 6)
-    made = to_array(Image.fromarray(pixels), ImageRecipe(color="gray", crop=(3, 2)))
-    assert made[0].tolist() == pixels[1:4, 2:4].tolist()
+    array = to_array(Image.fromarray(pixels), ImageRecipe(color="gray", crop=(3, 2)))
+    assert array[0].tolist() == pixels[1:4, 2:4].tolist()
 
 
 def test_the_longer_side_is_rounded_down_as_in_torchvision() -> None:
     assert output_shape((480, 641), ImageRecipe(resize=256), "a.png") == (3, 256, 341)
 
 
-def test_a_crop_larger_than_the_picture_is_refused(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+def test_a_crop_larger_than_the_image_is_refused(tmp_path: Path) -> None:
+    save_image(tmp_path / "a.png")
     recipe = Recipe(name="r", image=ImageRecipe(crop=(16, 16)))
     assert "a.png: 6x8 is too small: the recipe crops 16x16" in refusal(tmp_path, recipe)
 
 
-def test_a_picture_of_another_size_is_refused_by_name(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
-    picture(tmp_path / "b.png", size=(9, 6))
-    assert "b.png: x has shape [3, 6, 9]: the model wants [n, 3, 6, 8]" in refusal(tmp_path)
+def test_an_image_of_another_size_is_refused_by_name(tmp_path: Path) -> None:
+    save_image(tmp_path / "a.png")
+    save_image(tmp_path / "b.png", size=(9, 6))
+    assert "b.png: x has shape [3, 6, 9]: the model takes [n, 3, 6, 8]" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK"])
@@ -163,14 +163,14 @@ def test_a_palette_with_transparency_is_read_without_a_warning(tmp_path: Path) -
     assert opened(tmp_path).load(0)["x"].shape == (1, 3, 6, 8)
 
 
-def test_sixteen_bits_a_channel_are_refused_rather_than_clipped(tmp_path: Path) -> None:
+def test_sixteen_bits_per_channel_are_refused_rather_than_clipped(tmp_path: Path) -> None:
     Image.fromarray(np.full((6, 8), 4000, np.uint16)).save(tmp_path / "a.png")
     assert "a.png: more than 8 bits per channel" in refusal(tmp_path)
 
 
-def test_a_file_that_is_no_picture_is_refused_by_name(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
-    (tmp_path / "b.png").write_bytes(b"not a picture")
+def test_a_file_that_is_not_an_image_is_refused_by_name(tmp_path: Path) -> None:
+    save_image(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"not an image")
     assert "b.png: cannot be read as an image" in refusal(tmp_path)
 
 
@@ -180,17 +180,17 @@ def test_postscript_named_png_is_not_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "webp"])
-def test_a_truncated_picture_is_refused_by_name(tmp_path: Path, suffix: str) -> None:
-    picture(tmp_path / f"a.{suffix}")
+def test_a_truncated_image_is_refused_by_name(tmp_path: Path, suffix: str) -> None:
+    save_image(tmp_path / f"a.{suffix}")
     path = noise(tmp_path / f"b.{suffix}")
     content = path.read_bytes()
     path.write_bytes(content[: len(content) * 3 // 4])
     assert f"b.{suffix}: cannot be read as an image" in refusal(tmp_path)
 
 
-def test_skip_bad_leaves_out_broken_pictures_and_lists_them(tmp_path: Path) -> None:
+def test_skip_bad_leaves_out_broken_images_and_lists_them(tmp_path: Path) -> None:
     for label in ("0", "1", "2"):
-        noise(picture(tmp_path / label / "a.png"))
+        noise(save_image(tmp_path / label / "a.png"))
     broken = tmp_path / "1" / "a.png"
     broken.write_bytes(broken.read_bytes()[:100])
     dataset = opened(tmp_path, skip_bad=True)
@@ -211,57 +211,57 @@ def test_a_decompression_bomb_is_refused_without_being_decoded(tmp_path: Path, s
     assert "a.png: too many pixels" in refusal(tmp_path)
 
 
-def test_pictures_for_a_model_with_two_inputs_are_refused(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+def test_images_for_a_model_with_two_inputs_are_refused(tmp_path: Path) -> None:
+    save_image(tmp_path / "a.png")
     second = TensorSpec(name="y", dtype="float32", shape=("n", 1))
     with pytest.raises(DataError, match="images feed one input: the model has 2: x, y"):
         open_dataset(str(tmp_path), (*RGB, second), recipe=PLAIN)
 
 
-def test_a_recipe_for_text_is_refused_for_pictures(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+def test_a_recipe_for_text_is_refused_for_images(tmp_path: Path) -> None:
+    save_image(tmp_path / "a.png")
     assert "has no [image] table" in refusal(tmp_path, Recipe(name="r"))
 
 
 def test_an_input_of_bytes_takes_untouched_pixels(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png", 200)
+    save_image(tmp_path / "a.png", 200)
     spec = (TensorSpec(name="x", dtype="uint8", shape=("n", 6, 8, 3)),)
     recipe = Recipe(name="r", image=ImageRecipe(layout="NHWC"))
     x = open_dataset(str(tmp_path), spec, recipe=recipe).load(0)["x"]
     assert x.dtype == np.uint8
     assert x[0, 0, 0].tolist() == [200, 201, 202]
-    with pytest.raises(UsageError, match="states scale, mean or std"):
+    with pytest.raises(UsageError, match="sets scale, mean or std"):
         open_dataset(str(tmp_path), spec, recipe=PLAIN)
 
 
 def test_a_half_precision_input_gets_half_precision(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+    save_image(tmp_path / "a.png")
     spec = (TensorSpec(name="x", dtype="float16", shape=("n", 3, 6, 8)),)
     assert open_dataset(str(tmp_path), spec, recipe=PLAIN).load(0)["x"].dtype == np.float16
 
 
-def test_an_input_of_whole_numbers_is_refused(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+def test_an_integer_input_is_refused(tmp_path: Path) -> None:
+    save_image(tmp_path / "a.png")
     spec = (TensorSpec(name="x", dtype="int64", shape=("n", 3, 6, 8)),)
     with pytest.raises(DataError, match="images cannot feed input x: it is int64"):
         open_dataset(str(tmp_path), spec, recipe=PLAIN)
 
 
-def test_pictures_of_different_sizes_feed_a_dynamic_input_one_at_a_time(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png", size=(8, 6))
-    picture(tmp_path / "b.png", size=(10, 4))
+def test_images_of_different_sizes_feed_a_dynamic_input_one_at_a_time(tmp_path: Path) -> None:
+    save_image(tmp_path / "a.png", size=(8, 6))
+    save_image(tmp_path / "b.png", size=(10, 4))
     spec = (TensorSpec(name="x", dtype="float32", shape=("n", 3, "h", "w")),)
     dataset = open_dataset(str(tmp_path), spec, recipe=PLAIN)
     assert [batch.feed["x"].shape for batch in batches(dataset, 2)] == [(1, 3, 6, 8), (1, 3, 4, 10)]
 
 
 def test_the_digest_changes_with_a_pixel_a_label_and_the_recipe(tmp_path: Path) -> None:
-    picture(tmp_path / "0" / "a.png", 1)
-    picture(tmp_path / "1" / "a.png", 2)
+    save_image(tmp_path / "0" / "a.png", 1)
+    save_image(tmp_path / "1" / "a.png", 2)
     digests = [opened(tmp_path).digest, opened(tmp_path).digest]
     assert digests[0] == digests[1]
     digests.append(opened(tmp_path, Recipe(name="plain", image=ImageRecipe(scale=0.25))).digest)
-    picture(tmp_path / "1" / "a.png", 3)
+    save_image(tmp_path / "1" / "a.png", 3)
     digests.append(opened(tmp_path).digest)
     (tmp_path / "1").rename(tmp_path / "2")
     digests.append(opened(tmp_path).digest)

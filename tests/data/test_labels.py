@@ -1,4 +1,4 @@
-"""Labels of images: from names of the classes, and from a CSV file."""
+"""Labels of images, from subfolders with class names and from a CSV file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,40 +78,40 @@ def test_a_number_is_not_a_class_where_classes_have_other_names(tmp_path: Path, 
     assert "3 is not a class" in refusal(images(tmp_path / "d", "3/a.png"), classes=shapes)
 
 
-def test_an_explicit_index_is_no_place_in_a_list(tmp_path: Path) -> None:
+def test_explicit_indices_make_no_class_list(tmp_path: Path) -> None:
     classes = written(tmp_path / "c.json", '{"ring": 207, "circle": 3}')
     dataset = opened(images(tmp_path / "d", "ring/a.png", "circle/a.png"), classes=classes)
     assert labels(dataset) == {"circle/a.png": 3, "ring/a.png": 207}
     assert dataset.class_list is None
 
 
-def test_the_names_of_a_recipe_hold_unless_others_are_given(tmp_path: Path, shapes: Path) -> None:
+def test_class_names_of_a_recipe_are_used_unless_others_are_given(tmp_path: Path, shapes: Path) -> None:
     folder = images(tmp_path / "d", "ring/a.png", "circle/a.png")
     written(folder / "recipe.toml", 'classes = ["ring", "circle"]\n[image]\nscale = 0.5\n')
     assert open_dataset(str(folder), INPUTS).labels == (1, 0)
     assert open_dataset(str(folder), INPUTS, labelling=Labelling(classes=read_classes(shapes))).labels == (0, 2)
 
 
-def test_places_in_sorted_order_say_among_how_many_folders(tmp_path: Path) -> None:
+def test_sorted_subfolders_are_the_class_list(tmp_path: Path) -> None:
     dataset = opened(images(tmp_path / "d", "ring/a.png", "circle/a.png"))
     assert dataset.class_list is not None
     assert (dataset.class_list.count, dataset.class_list.what) == (2, "class folders (circle, ring)")
 
 
-def test_numbers_are_no_places(tmp_path: Path) -> None:
+def test_numbered_subfolders_make_no_class_list(tmp_path: Path) -> None:
     assert opened(images(tmp_path / "d", "3/a.png", "7/a.png")).class_list is None
 
 
 @pytest.mark.parametrize("names", [("circle", "ring", "square"), ("0", "1", "2")])
 @pytest.mark.parametrize("given", [True, False])
-def test_an_empty_class_is_told(tmp_path: Path, names: tuple[str, ...], given: bool) -> None:
+def test_a_note_names_an_empty_class(tmp_path: Path, names: tuple[str, ...], given: bool) -> None:
     folder = images(tmp_path / "d", *(f"{name}/a.png" for name in names[:2]))
     written(folder / names[2] / "readme.txt", "to come")
     classes = written(tmp_path / "c.txt", "\n".join(names)) if given else None
     assert any(f"no samples of class {names[2]}" in note for note in opened(folder, classes=classes).notes)
 
 
-def test_names_that_nothing_is_called_by_are_told(tmp_path: Path, shapes: Path) -> None:
+def test_a_note_says_that_class_names_are_not_used(tmp_path: Path, shapes: Path) -> None:
     dataset = opened(images(tmp_path / "d", "a.png"), classes=shapes)
     assert dataset.labels is None
     assert any(f"the class names of {shapes} are not used" in note for note in dataset.notes)
@@ -136,7 +136,7 @@ def test_a_csv_file_in_the_folder_gives_labels_by_file_name(tmp_path: Path, head
     assert f"labels are read from {folder / 'labels.csv'}" in dataset.notes
 
 
-def test_a_csv_file_that_is_named_goes_before_the_folders(tmp_path: Path) -> None:
+def test_a_csv_file_takes_precedence_over_the_folders(tmp_path: Path) -> None:
     folder = images(tmp_path / "d", "0/a.png", "1/b.png")
     written(folder / "labels.csv", "0/a.png,5\n1/b.png,6\n")
     assert labels(opened(folder)) == {"0/a.png": 5, "1/b.png": 6}
@@ -144,7 +144,7 @@ def test_a_csv_file_that_is_named_goes_before_the_folders(tmp_path: Path) -> Non
     assert labels(opened(folder, file=other)) == {"0/a.png": 7, "1/b.png": 8}
 
 
-def test_a_csv_file_may_hold_names_of_classes(tmp_path: Path, shapes: Path) -> None:
+def test_a_csv_file_may_contain_class_names(tmp_path: Path, shapes: Path) -> None:
     folder = images(tmp_path / "d", "a.png", "b.png")
     written(folder / "labels.csv", "a.png,ring\nb.png,4\n")
     dataset = opened(folder, classes=shapes)
@@ -154,7 +154,7 @@ def test_a_csv_file_may_hold_names_of_classes(tmp_path: Path, shapes: Path) -> N
     assert opened(folder, classes=shapes).class_list is None
 
 
-def test_a_name_that_is_a_number_goes_before_the_index(tmp_path: Path) -> None:
+def test_a_class_name_that_is_a_number_takes_precedence_over_the_index(tmp_path: Path) -> None:
     folder = images(tmp_path / "d", "a.png")
     written(folder / "labels.csv", "a.png,7\n")
     assert labels(opened(folder, classes=written(tmp_path / "c.txt", "9\n8\n7\n"))) == {"a.png": 2}
@@ -168,19 +168,19 @@ def test_a_name_that_is_a_number_goes_before_the_index(tmp_path: Path) -> None:
         ("file,label\n", "no label for 2 of 2 images"),
         ("a.png,1\nc.png,1\nb.png,1\n", "labels.csv:2: c.png is not an image in"),
         ("a.png,1\n/tmp/b.png,1\n", "labels.csv:2: /tmp/b.png is not an image in"),
-        ("a.png,1\nb.png,1\na.png,1\n", "labels.csv:3: a.png has a label already"),
-        ("a.png,1\nb.png,-1\n", "labels.csv:2: label '-1' is not the index of a class, 0 or more"),
-        ("a.png,1\nb.png,1.0\n", "label '1.0' is not the index"),
+        ("a.png,1\nb.png,1\na.png,1\n", "labels.csv:3: a.png already has a label"),
+        ("a.png,1\nb.png,-1\n", "labels.csv:2: label '-1' is not a class index (an integer from 0)"),
+        ("a.png,1\nb.png,1.0\n", "label '1.0' is not a class index"),
         (
             "a.png,1\nb.png,ring\n",
-            "label 'ring' is not the index of a class, 0 or more. Give an index, or the classes'",
+            "label 'ring' is not a class index (an integer from 0). Give an index, or the class names",
         ),
-        ("a.png,1\nb.png,\u0664\n", "is not the index"),
-        ("a.png,1\nb.png," + "9" * 5000 + "\n", "is not the index"),
+        ("a.png,1\nb.png,\u0664\n", "is not a class index"),
+        ("a.png,1\nb.png," + "9" * 5000 + "\n", "is not a class index"),
         ("a.png,1\nb.png,\n", "labels.csv:2: no label"),
-        ("a.png,1\nb.png\n", "labels.csv:2: 1 column in place of 2. A line is FILE,LABEL"),
-        ("a.png;1\nb.png;1\n", "labels.csv:1: 1 column in place of 2"),
-        ("a.png,1,2\nb.png,1,2\n", "labels.csv:1: 3 columns in place of 2"),
+        ("a.png,1\nb.png\n", "labels.csv:2: 1 column instead of 2. A line is FILE,LABEL"),
+        ("a.png;1\nb.png;1\n", "labels.csv:1: 1 column instead of 2"),
+        ("a.png,1,2\nb.png,1,2\n", "labels.csv:1: 3 columns instead of 2"),
         ('a.png,1\n"b.png,1\n', "labels.csv: cannot be read as a CSV file of labels"),
     ],
 )
@@ -222,7 +222,7 @@ def test_skip_bad_leaves_out_a_broken_image_with_its_label(tmp_path: Path) -> No
         opened(folder, skip_bad=True)
 
 
-def test_labels_change_no_digest(tmp_path: Path, shapes: Path) -> None:
+def test_labels_do_not_change_the_digest(tmp_path: Path, shapes: Path) -> None:
     folder = images(tmp_path / "d", "ring/a.png", "circle/a.png")
     first = opened(folder).digest
     assert opened(folder, classes=shapes).digest == first
@@ -231,7 +231,7 @@ def test_labels_change_no_digest(tmp_path: Path, shapes: Path) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--classes", "--labels"])
-def test_labelling_of_what_holds_its_labels_itself_is_refused(tmp_path: Path, shapes: Path, flag: str) -> None:
+def test_labelling_is_refused_for_data_with_labels_of_its_own(tmp_path: Path, shapes: Path, flag: str) -> None:
     source = written(tmp_path / "rows.jsonl", '{"x": [1]}\n')
-    with pytest.raises(UsageError, match=f"{flag} is for a folder of images: .*rows.jsonl is none"):
+    with pytest.raises(UsageError, match=f"{flag} is for a folder of images: .*rows.jsonl is not one"):
         opened(source, classes=shapes if flag == "--classes" else None, file=shapes if flag == "--labels" else None)

@@ -1,4 +1,4 @@
-"""The one way in: what a source is decides how it is read, and what does not fit is refused in one line."""
+"""`open_dataset`: the source decides how it is read, and data that do not fit the model are refused in one line."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def error(source: object, inputs: tuple[TensorSpec, ...] = ONE) -> str:
     return str(caught.value)
 
 
-def test_a_missing_path_is_refused_with_what_could_be_given(tmp_path: Path) -> None:
+def test_a_missing_path_is_refused_with_the_supported_sources(tmp_path: Path) -> None:
     message = error(tmp_path / "nowhere")
     assert "nowhere: no such file or folder" in message
     assert ".npz" in message
@@ -43,7 +43,7 @@ def test_a_missing_path_is_refused_with_what_could_be_given(tmp_path: Path) -> N
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data.csv").write_text("1,2,3")
-    assert "not a kind of data" in error(tmp_path / "data.csv")
+    assert "data.csv: unsupported data format" in error(tmp_path / "data.csv")
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_zero_rows_are_refused(tmp_path: Path) -> None:
     assert "no samples" in error(save(tmp_path / "x.npy", rows=0))
 
 
-def test_a_folder_of_both_pictures_and_arrays_is_refused(tmp_path: Path) -> None:
+def test_a_folder_of_both_images_and_arrays_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "x.npy")
     Image.new("L", (3, 3)).save(tmp_path / "a.png")
     message = error(tmp_path)
@@ -62,10 +62,10 @@ def test_a_folder_of_both_pictures_and_arrays_is_refused(tmp_path: Path) -> None
     assert "x.npy" in message
 
 
-def test_a_missing_input_is_named_beside_what_was_found(tmp_path: Path) -> None:
+def test_a_missing_input_is_named_with_the_arrays_that_are_there(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", ids=np.zeros((2, 4), np.int64))
     message = error(tmp_path / "d.npz", TWO)
-    assert "nothing for input mask" in message
+    assert "no array for input mask" in message
     assert "it has ids" in message
 
 
@@ -126,7 +126,7 @@ def test_a_value_that_is_not_finite_is_refused_at_its_sample(tmp_path: Path, bad
         list(batches(dataset, 2))
 
 
-def test_skip_bad_leaves_out_what_cannot_be_used_and_says_which(tmp_path: Path) -> None:
+def test_skip_bad_leaves_out_bad_samples_and_names_them(tmp_path: Path) -> None:
     values = np.arange(12, dtype=np.float32).reshape(4, 3)
     values[1, 0] = np.nan
     np.savez(tmp_path / "d.npz", x=values, labels=np.arange(4))
@@ -156,14 +156,14 @@ def test_samples_that_have_a_batch_axis_of_one_are_joined(tmp_path: Path) -> Non
     assert [batch.feed["x"].shape for batch in batches(dataset, 3)] == [(3, 3), (1, 3)]
 
 
-def test_samples_that_are_whole_batches_are_fed_as_they_are(tmp_path: Path) -> None:
+def test_samples_that_are_whole_batches_are_fed_unchanged(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((4, 2, 3), np.float32))
     dataset = open_dataset(str(tmp_path / "x.npy"), ONE)
     assert not dataset.batched
     assert [batch.feed["x"].shape for batch in batches(dataset, 3)] == [(2, 3)] * 4
 
 
-def test_a_first_axis_that_is_time_is_not_taken_for_a_batch(tmp_path: Path) -> None:
+def test_a_time_axis_is_not_mistaken_for_a_batch_axis(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", input=np.zeros((6, 9, 5), np.float32), h=np.zeros((6, 1, 1, 2), np.float32))
     dataset = open_dataset(str(tmp_path / "d.npz"), TIME_FIRST)
     assert not dataset.batched
@@ -192,7 +192,7 @@ def test_samples_for_a_larger_fixed_batch_are_grouped_and_the_last_group_is_fill
     assert any("the last one filled with 2 samples from the start" in note for note in dataset.notes)
 
 
-def test_a_group_says_which_samples_it_holds_and_what_they_are(tmp_path: Path) -> None:
+def test_a_group_has_the_ids_and_labels_of_its_samples(tmp_path: Path) -> None:
     fixed = (TensorSpec(name="x", dtype="float32", shape=(3, 3)),)
     np.savez(tmp_path / "d.npz", x=np.zeros((4, 3), np.float32), labels=np.array([7, 8, 9, 5]))
     groups = open_dataset(str(tmp_path / "d.npz"), fixed).groups
@@ -215,7 +215,7 @@ def test_samples_of_different_shapes_cannot_fill_a_fixed_batch(tmp_path: Path) -
     assert "only samples of one shape can be joined" in error(tmp_path, fixed)
 
 
-def test_whole_feeds_for_a_fixed_batch_are_fed_as_they_are(tmp_path: Path) -> None:
+def test_whole_feeds_for_a_fixed_batch_are_fed_unchanged(tmp_path: Path) -> None:
     fixed = (TensorSpec(name="x", dtype="float32", shape=(2, 3)),)
     np.save(tmp_path / "x.npy", np.zeros((4, 2, 3), np.float32))
     assert open_dataset(str(tmp_path / "x.npy"), fixed).load(3)["x"].shape == (2, 3)
@@ -233,14 +233,14 @@ def test_samples_that_differ_in_shape_are_fed_one_at_a_time(tmp_path: Path) -> N
 
 @settings(max_examples=40, deadline=None)
 @given(rows=st.integers(1, 23), size=st.integers(1, 9), workers=st.integers(1, 5))
-def test_batches_hold_every_sample_once_and_in_order(
+def test_batches_contain_every_sample_once_and_in_order(
     tmp_path_factory: pytest.TempPathFactory, rows: int, size: int, workers: int
 ) -> None:
     dataset = open_dataset(save(tmp_path_factory.mktemp("d") / "x.npy", rows=rows), ONE)
-    made = list(batches(dataset, size, workers=workers))
-    assert [i for batch in made for i in batch.indices] == list(range(rows))
-    assert all(len(batch.indices) == size for batch in made[:-1])
-    joined = np.concatenate([batch.feed["x"] for batch in made])
+    loaded = list(batches(dataset, size, workers=workers))
+    assert [i for batch in loaded for i in batch.indices] == list(range(rows))
+    assert all(len(batch.indices) == size for batch in loaded[:-1])
+    joined = np.concatenate([batch.feed["x"] for batch in loaded])
     assert np.array_equal(joined, np.arange(rows * 3).reshape(rows, 3))
 
 

@@ -1,4 +1,4 @@
-"""Fingerprints of samples: the same for a sample however it is fed."""
+"""Fingerprints of samples: the same whether a sample is fed alone or in a group."""
 
 from pathlib import Path
 
@@ -10,11 +10,12 @@ from trtopt.types import Dim, TensorSpec
 
 
 def fingerprints(source: Path, batch: Dim) -> dict[int, str]:
-    seen: dict[int, str] = {}
-    dataset = fingerprinted(open_dataset(str(source), (TensorSpec(name="x", dtype="float32", shape=(batch, 3)),)), seen)
+    by_index: dict[int, str] = {}
+    inputs = (TensorSpec(name="x", dtype="float32", shape=(batch, 3)),)
+    dataset = fingerprinted(open_dataset(str(source), inputs), by_index)
     for i in range(len(dataset)):
         dataset.load(i)
-    return seen
+    return by_index
 
 
 def test_samples_of_a_group_have_the_fingerprints_that_they_have_alone(tmp_path: Path) -> None:

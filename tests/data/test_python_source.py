@@ -1,4 +1,4 @@
-"""A function as a source: it is run once, to its end, and its failures are the user's to read in one line."""
+"""A function as a source: it runs once, to its end, and its failures are reported in one line."""
 
 import gc
 import importlib
@@ -36,7 +36,7 @@ def refusal(source: str) -> str:
     return str(caught.value)
 
 
-def test_a_generator_in_the_current_folder_is_run_once_and_said_to_be_run(module: Module) -> None:
+def test_a_generator_in_the_current_folder_runs_once_with_a_note(module: Module) -> None:
     source = module(
         "runs = []\n"
         "def samples():\n"
@@ -50,11 +50,11 @@ def test_a_generator_in_the_current_folder_is_run_once_and_said_to_be_run(module
     assert np.concatenate([b.feed["x"] for b in batches(dataset, 2)])[:, 0].tolist() == [0, 1, 2, 3, 4]
     assert dataset.labels == (0, 1, 0, 1, 0)
     assert dataset.ids[4] == f"{source}[4]"
-    assert any(f"the code of {source} was run" in note for note in dataset.notes)
+    assert any(f"the code of {source} was run and returned 5 samples" in note for note in dataset.notes)
     assert sys.modules["my_loader_for_tests"].runs == [1]
 
 
-def test_a_returned_list_is_read_too_and_fed_on_disk_or_not_alike(
+def test_a_returned_list_is_read_the_same_in_memory_and_on_disk(
     module: Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = module("def samples():\n    return [{'x': np.arange(3, dtype=np.float32)}] * 4")
@@ -74,7 +74,7 @@ def test_the_temporary_file_is_closed_with_the_dataset(module: Module) -> None:
     gc.collect()  # an unclosed file would be a ResourceWarning, which is an error here
 
 
-def test_the_digest_is_of_what_was_produced(module: Module) -> None:
+def test_the_digest_is_of_the_samples(module: Module) -> None:
     source = module("value = 0\ndef samples():\n    yield {'x': np.full(3, value, np.float32)}")
     first = open_dataset(source, ONE).digest
     assert open_dataset(source, ONE).digest == first
@@ -93,15 +93,15 @@ def test_the_digest_is_of_what_was_produced(module: Module) -> None:
         ("def samples():\n    yield {'x': np.zeros(3, np.float32)}\n    raise SystemExit", "[1]: the function failed"),
         ("def samples(): return 3", "returned int: it must yield or return dicts"),
         ("def samples(): return {'x': 3}", "returned dict"),
-        ("def samples(): yield np.zeros(3)", "is ndarray: a sample is a dict"),
-        ("def samples(): yield {'x': object()}", "x holds Python objects"),
+        ("def samples(): yield np.zeros(3)", "is ndarray: a sample must be a dict"),
+        ("def samples(): yield {'x': object()}", "x contains Python objects"),
         ("def samples(): yield {'x': [[1], [1, 2]]}", "[0]: the function failed: ValueError"),
         ("def samples(): yield {'x': [0.0, 1.0, 2.0]}", "x is float64"),
-        ("def samples(): yield {'y': np.zeros(3, np.float32)}", "nothing for input x: it has y"),
+        ("def samples(): yield {'y': np.zeros(3, np.float32)}", "no array for input x: it has y"),
         ("def samples(): return iter(())", "no samples"),
     ],
 )
-def test_what_is_no_source_of_samples_is_refused(module: Module, code: str, reason: str) -> None:
+def test_a_function_without_usable_samples_is_refused(module: Module, code: str, reason: str) -> None:
     assert reason in refusal(module(code))
 
 
@@ -112,4 +112,4 @@ def test_a_missing_module_is_refused() -> None:
 def test_a_function_without_end_is_stopped(module: Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(python, "MAX_SAMPLES", 50)
     source = module("def samples():\n    while True:\n        yield {'x': np.zeros(3, np.float32)}")
-    assert "still yields after 50 samples" in refusal(source)
+    assert "yields more than 50 samples" in refusal(source)

@@ -1,4 +1,4 @@
-"""Recipes: what is not stated is not done, what is misspelt is refused, and an assumed one is said aloud."""
+"""Recipes: steps that are not listed are not done, misspelt keys are refused, and an assumed recipe is reported."""
 
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def test_every_key_of_an_image_recipe_is_read(tmp_path: Path) -> None:
     )
 
 
-def test_what_an_image_recipe_does_not_state_is_not_done(tmp_path: Path) -> None:
+def test_steps_that_a_recipe_does_not_list_are_not_done(tmp_path: Path) -> None:
     image = load_recipe(write(tmp_path, '[image]\nresize = "none"\ncrop = "none"')).image
     assert image == ImageRecipe(resize=None, crop=None, scale=1.0, mean=(), std=())
 
@@ -103,8 +103,8 @@ def test_the_shorter_side_can_be_stated(tmp_path: Path) -> None:
         ('[text]\ntokenizer = "t.json"', "max_length must be"),
         ('[text]\ntokenizer = "t.json"\nmax_length = 8\npadding = "left"', "padding is 'left'"),
         ("classes = 3\n[image]", "classes is 3. Write a list of names, or the path of a file of names"),
-        ("classes = []\n[image]", "classes of .*: holds no class names"),
-        ('classes = ["a", "a"]\n[image]', "a is there twice"),
+        ("classes = []\n[image]", "classes of .*: contains no class names"),
+        ('classes = ["a", "a"]\n[image]', "a appears twice"),
         ('classes = ["a", 1]\n[image]', "the name of class 1 is 1, which is not text"),
         ('classes = "gone.txt"\n[image]', "gone.txt: cannot be read as class names"),
         ('[image]\nclasses = ["a"]', "unknown key classes. Write it above the first table"),
@@ -171,7 +171,7 @@ def test_an_input_of_bytes_is_assumed_to_take_untouched_pixels(tmp_path: Path) -
 
 
 def test_a_dynamic_size_needs_a_recipe(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"height or width is dynamic\. Say how to resize with --recipe"):
+    with pytest.raises(DataError, match=r"height or width is dynamic\. Give a recipe with a resize"):
         recipe_for(tmp_path, inputs("n", 3, "h", "w"))
 
 

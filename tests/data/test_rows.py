@@ -31,7 +31,7 @@ def refusal(source: str, inputs: tuple[TensorSpec, ...] = (IDS,)) -> str:
     return str(caught.value)
 
 
-def test_token_ids_take_the_inputs_types_and_blank_lines_are_passed_over(tmp_path: Path) -> None:
+def test_token_ids_take_the_inputs_types_and_blank_lines_are_skipped(tmp_path: Path) -> None:
     first = {"input_ids": [1, 2], "attention_mask": [1, 1]}
     dataset = open_dataset(rows(tmp_path, first, "", {"input_ids": [3, 4], "attention_mask": [1, 0]}), BOTH)
     assert dataset.ids == ("rows.jsonl:1", "rows.jsonl:3")
@@ -46,10 +46,10 @@ def test_rows_of_different_length_are_fed_one_at_a_time(tmp_path: Path) -> None:
     assert [batch.feed["input_ids"].shape for batch in batches(dataset, 2)] == [(1, 1), (1, 2)]
 
 
-def test_labels_are_read_and_other_fields_are_said_to_be_unread(tmp_path: Path) -> None:
+def test_labels_are_read_and_a_note_lists_ignored_fields(tmp_path: Path) -> None:
     dataset = open_dataset(rows(tmp_path, {"input_ids": [1], "label": 4, "source": "web"}), (IDS,))
     assert dataset.labels == (4,)
-    assert any("not read: source" in note for note in dataset.notes)
+    assert any("ignored fields that are not inputs: source" in note for note in dataset.notes)
 
 
 def test_a_row_without_a_label_among_labelled_ones_is_refused(tmp_path: Path) -> None:
@@ -63,14 +63,14 @@ def test_a_row_without_a_label_among_labelled_ones_is_refused(tmp_path: Path) ->
         ('{"input_ids": [1, ', "rows.jsonl:2: not JSON"),
         ("[" * 100_000, "rows.jsonl:2: not JSON"),
         ("[1, 2]", "rows.jsonl:2: not a JSON object"),
-        ({"ids": [1, 2]}, "rows.jsonl:2: nothing for input input_ids: it has ids"),
-        ({"input_ids": None}, "nothing for input input_ids"),
+        ({"ids": [1, 2]}, "rows.jsonl:2: no field for input input_ids: it has ids"),
+        ({"input_ids": None}, "no field for input input_ids"),
         ({"input_ids": []}, "input_ids is empty"),
-        ({"input_ids": [1.5]}, "input_ids holds float64 values"),
-        ({"input_ids": ["a"]}, "input_ids holds"),
+        ({"input_ids": [1.5]}, "input_ids contains float64 values"),
+        ({"input_ids": ["a"]}, "input_ids contains"),
         ({"input_ids": [[1], [2, 3]]}, "input_ids is ragged"),
         ({"input_ids": [2**63]}, "does not fit int64"),
-        ({"input_ids": [2**70]}, "input_ids holds object values"),
+        ({"input_ids": [2**70]}, "input_ids contains object values"),
         ({"input_ids": 5}, "input_ids has shape []"),
     ],
 )
@@ -100,7 +100,7 @@ def test_text_without_a_recipe_is_refused(tmp_path: Path) -> None:
     assert "rows of text need a tokenizer" in refusal(rows(tmp_path, {"text": "hello"}))
 
 
-def test_text_with_a_recipe_for_pictures_is_refused(tmp_path: Path) -> None:
+def test_text_with_a_recipe_for_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"recipe imagenet has no \[text\] table"):
         open_dataset(rows(tmp_path, {"text": "hello"}), (IDS,), recipe=load_recipe("imagenet"))
 
@@ -108,7 +108,7 @@ def test_text_with_a_recipe_for_pictures_is_refused(tmp_path: Path) -> None:
 def test_a_missing_tokenizer_file_is_named(tmp_path: Path) -> None:
     recipe = tmp_path / "r.toml"
     recipe.write_text('[text]\ntokenizer = "gone.json"\nmax_length = 4')
-    with pytest.raises(UsageError, match=r"no tokenizer file .*gone\.json"):
+    with pytest.raises(UsageError, match=r"tokenizer file .*gone\.json does not exist"):
         open_dataset(rows(tmp_path, {"text": "hello"}), (IDS,), recipe=load_recipe(recipe))
 
 
@@ -141,9 +141,9 @@ def test_a_tokenizer_without_a_padding_token_cannot_pad(tmp_path: Path) -> None:
         tokenized(tmp_path, (IDS,), "max_length", pad=False)
 
 
-def test_an_input_that_no_tokenizer_makes_is_refused(tmp_path: Path) -> None:
+def test_an_input_without_a_tokenizer_output_is_refused(tmp_path: Path) -> None:
     pixels = TensorSpec(name="pixels", dtype="int64", shape=("n", 4))
-    with pytest.raises(DataError, match="a tokenizer makes nothing for input pixels"):
+    with pytest.raises(DataError, match="a tokenizer has no output for input pixels"):
         tokenized(tmp_path, (IDS, pixels), "max_length")
 
 

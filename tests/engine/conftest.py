@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from trtopt.engine.cuda import PACKAGES, Device, open_device
+from trtopt.engine.cuda.device import PACKAGES, Device, open_device
 from trtopt.errors import MissingDependencyError
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from trtopt.engine.cuda_backend import Array, CudaError, Launch
+from trtopt.engine.cuda.backend import Array, CudaError, Launch
 from trtopt.errors import OutOfMemoryError
 
 

@@ -8,8 +8,8 @@ from functools import cache
 import numpy as np
 import psutil
 
-from trtopt.engine.cuda import Device, Kernel, Launch, Stream, open_device
-from trtopt.engine.runner_program import Port, Shape
+from trtopt.engine.cuda.device import Device, Kernel, Launch, Stream, open_device
+from trtopt.engine.runner.program import Port, Shape
 
 SOURCE = """
 extern "C" __global__ void scaled(float *y, const float *x, float by, int n) {

@@ -9,15 +9,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from trtopt.engine import tensorrt
-from trtopt.engine.audit import audit_engine, audit_network, count_inspected
-from trtopt.engine.diagnosis import logger
-from trtopt.engine.locate import RTX
+from trtopt.engine.trt.audit import audit_engine, audit_network, count_inspected
+from trtopt.engine.trt.diagnosis import logger
+from trtopt.engine.trt.locate import RTX
 from trtopt.errors import AuditError
 from trtopt.events import silent
-from trtopt.export.onnx import describe, load_ir
-from trtopt.export.prepare import infer_shapes, save
+from trtopt.graph.file import describe, load_ir
+from trtopt.graph.prepare import infer_shapes, save
 from trtopt.precision import Request, precision
-from trtopt.precision.placement import place
+from trtopt.precision.passes.placement import place
 from trtopt.types import CalibrationTable, Decision, TypedModel
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from engine.cuda_on_host import HostBackend, at, has_driver
 
-from trtopt.engine.cuda import PACKAGES, CudaError, Device, open_device
+from trtopt.engine.cuda.device import PACKAGES, CudaError, Device, open_device
 from trtopt.errors import EXIT_UNABLE, EnvironmentUnableError, MissingDependencyError, OutOfMemoryError, UsageError
 
 
@@ -41,7 +41,7 @@ def test_the_error_without_a_driver_names_libcuda() -> None:
 
 @with_cuda_python
 def test_the_error_about_an_old_driver_names_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("trtopt.engine.cuda_python")
+    module = importlib.import_module("trtopt.engine.cuda.python")
     bindings = importlib.import_module("cuda.bindings").__version__
     monkeypatch.setattr(module, "driver", lambda: 11040)
     with pytest.raises(EnvironmentUnableError) as error:
@@ -53,7 +53,7 @@ def test_the_error_about_an_old_driver_names_both_versions(monkeypatch: pytest.M
 
 @with_cuda_python
 def test_the_error_without_nvrtc_names_its_package() -> None:
-    module = importlib.import_module("trtopt.engine.cuda_python")
+    module = importlib.import_module("trtopt.engine.cuda.python")
     try:
         importlib.import_module("cuda.bindings.nvrtc").nvrtcVersion()
     except RuntimeError:
@@ -65,7 +65,7 @@ def test_the_error_without_nvrtc_names_its_package() -> None:
 
 @with_cuda_python
 def test_a_gpu_too_old_for_nvrtc_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("trtopt.engine.cuda_python")
+    module = importlib.import_module("trtopt.engine.cuda.python")
     nvrtc = importlib.import_module("cuda.bindings.nvrtc")
     monkeypatch.setattr(nvrtc, "nvrtcGetSupportedArchs", lambda: (0, [75, 80, 90]))
     with pytest.raises(EnvironmentUnableError, match=r"is 7\.0, and NVRTC supports 7\.5 and later\. Install"):

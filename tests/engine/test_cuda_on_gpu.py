@@ -13,7 +13,7 @@ import pytest
 from engine.kernels import ONE_THREAD, kernel, resident, spin_for
 from support import ROOT
 
-from trtopt.engine.cuda import CudaError, Device, Launch, open_device
+from trtopt.engine.cuda.device import CudaError, Device, Launch, open_device
 from trtopt.errors import EXIT_UNABLE, EnvironmentUnableError, OutOfMemoryError
 
 pytestmark = pytest.mark.gpu
@@ -217,7 +217,7 @@ def test_a_crashed_kernel_is_an_error_at_synchronization_and_closing_raises_noth
     code = (
         "import numpy as np\n"
         "from engine.kernels import ONE_THREAD, kernel\n"
-        "from trtopt.engine.cuda import CudaError, open_device\n"
+        "from trtopt.engine.cuda.device import CudaError, open_device\n"
         f"with open_device(package={package!r}) as device:\n"
         "    stream, crash = device.stream(), kernel(device, 'crash')\n"
         "    device.allocate(8), device.pinned(8)\n"

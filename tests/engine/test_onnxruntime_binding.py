@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from trtopt.engine.binding import BoundRun, DeviceTensor, exhausted, failure, first_line
 from trtopt.engine.onnxruntime import OrtRunner, open_runner
+from trtopt.engine.runner.binding import BoundRun, DeviceTensor, exhausted, failure, first_line
 from trtopt.errors import EXIT_UNABLE, DataError, OutOfMemoryError, UsageError
 
 MODEL = """<ir_version: 8, opset_import: ["": 17]>

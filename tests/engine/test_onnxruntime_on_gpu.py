@@ -14,14 +14,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from trtopt.calibrate.observe import observe, tap
+from trtopt.calibrate.source import observe_where_it_runs
 from trtopt.data.dataset import Dataset
-from trtopt.engine.binding import DeviceTensor
-from trtopt.engine.cuda import Device, open_device
-from trtopt.engine.observing import observe_where_it_runs
+from trtopt.engine.cuda.device import Device, open_device
 from trtopt.engine.onnxruntime import CudaOptions, open_runner
+from trtopt.engine.runner.binding import DeviceTensor
 from trtopt.errors import EnvironmentUnableError, ModelError, OutOfMemoryError
 from trtopt.events import Event, Warned, silent
-from trtopt.export.onnx import describe
+from trtopt.graph.file import describe
 
 pytestmark = pytest.mark.gpu
 RANDOM = np.random.default_rng(0)

@@ -11,8 +11,9 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from trtopt.cli.doctor import doctor
-from trtopt.engine import probe as probing
-from trtopt.engine.probe import Gpu, probe, read_driver, versions
+from trtopt.commands.doctor import probe, versions
+from trtopt.engine import driver as probing
+from trtopt.engine.driver import Gpu, read_driver
 
 app = Typer()
 app.command()(doctor)
@@ -184,7 +185,8 @@ def test_an_onnxruntime_that_cannot_be_imported_is_reported_without_an_error(no_
 
 def test_a_probe_imports_no_training_framework():
     code = (
-        "import sys; from trtopt.engine.probe import probe; probe(); print({'torch', 'tensorflow'} & set(sys.modules))"
+        "import sys; from trtopt.commands.doctor import probe; probe();"
+        "print({'torch', 'tensorflow'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 from support import Done
 
-from trtopt.engine import refusal
+from trtopt.engine.trt import refusal
 from trtopt.types import Rejection
 
 
@@ -84,7 +84,7 @@ def test_inspect_shows_what_tensorrt_refuses(deform: Path, cli: Callable[..., Do
     done = cli("inspect", deform, "--tensorrt")
     assert done.code == 0, done.err
     text = " ".join(done.out.split())
-    assert "refuses 1 node" in text
+    assert "does not support 1 node" in text
     for part in ("Det", "determinant", "opset 19", "Relu first", "onnxruntime"):
         assert part in text, part
     refused = json.loads(cli("inspect", deform, "--tensorrt", "--format", "json").out)["refused"]
@@ -92,8 +92,8 @@ def test_inspect_shows_what_tensorrt_refuses(deform: Path, cli: Callable[..., Do
 
 
 def test_inspect_says_that_tensorrt_takes_a_model(conv_net: Path, cli: Callable[..., Done]) -> None:
-    assert "takes every operator" in cli("inspect", conv_net, "--tensorrt").out
-    assert "takes every operator" not in cli("inspect", conv_net).out
+    assert "all operators are supported" in cli("inspect", conv_net, "--tensorrt").out
+    assert "all operators are supported" not in cli("inspect", conv_net).out
 
 
 def test_convert_stops_before_calibration(deform: Path, cli: Callable[..., Done], tmp_path: Path) -> None:

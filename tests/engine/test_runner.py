@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from engine.cuda_on_host import HostBackend, at
 
-from trtopt.engine.cuda import CudaError, Device
-from trtopt.engine.runner import EngineRunner
-from trtopt.engine.runner_program import Port, Shape
-from trtopt.engine.runner_slot import SHAPES_KEPT
+from trtopt.engine.cuda.device import CudaError, Device
+from trtopt.engine.runner.engine import EngineRunner
+from trtopt.engine.runner.program import Port, Shape
+from trtopt.engine.runner.slot import SHAPES_KEPT
 from trtopt.errors import DataError, OutOfMemoryError, UsageError
 
 F32 = np.dtype(np.float32)

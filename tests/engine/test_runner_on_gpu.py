@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from engine.kernels import Scaling, resident, spin_for
 
-from trtopt.engine.cuda import Device, open_device
-from trtopt.engine.runner import EngineRunner
+from trtopt.engine.cuda.device import Device, open_device
+from trtopt.engine.runner.engine import EngineRunner
 from trtopt.errors import OutOfMemoryError
 
 pytestmark = pytest.mark.gpu

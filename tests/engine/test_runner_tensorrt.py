@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from engine.cuda_on_host import has_driver
 
-from trtopt.engine import runner_tensorrt
-from trtopt.engine.locate import RTX, TensorRT, find
+from trtopt.engine.runner import tensorrt as runner_tensorrt
+from trtopt.engine.trt.locate import RTX, TensorRT, find
 from trtopt.errors import EXIT_UNABLE, EnvironmentUnableError, MissingDependencyError, ModelError
 
 pytest.importorskip(RTX)
@@ -26,7 +26,7 @@ def trt() -> TensorRT:
 @pytest.fixture(scope="module")
 def engine(trt: TensorRT, tmp_path_factory: pytest.TempPathFactory) -> Path:
     module = trt.module
-    from trtopt.engine.diagnosis import logger
+    from trtopt.engine.trt.diagnosis import logger
 
     builder = module.Builder(logger(RTX))
     network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trtopt.engine.onnxruntime import open_runner
-from trtopt.engine.simulate import simulate
-from trtopt.export.prepare import check_types, infer_shapes, save
+from trtopt.graph.prepare import check_types, infer_shapes, save
+from trtopt.graph.simulate import simulate
 from trtopt.precision import Request, precision
 
 F32, F16, BF16 = np.float32, np.float16, ml_dtypes.bfloat16

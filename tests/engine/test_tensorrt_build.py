@@ -12,11 +12,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from trtopt.engine import tensorrt
-from trtopt.engine.locate import RTX
-from trtopt.engine.progress import join
+from trtopt.engine.trt.locate import RTX
+from trtopt.engine.trt.progress import join
 from trtopt.errors import BuildError, UsageError
 from trtopt.events import Progress, Warned, silent
-from trtopt.export.onnx import describe
+from trtopt.graph.file import describe
 from trtopt.types import Decision, ShapeRange, TypedModel
 
 OPTIONS = tensorrt.BuildOptions()

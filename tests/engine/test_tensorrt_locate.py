@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from trtopt.engine import tensorrt
-from trtopt.engine.locate import RTX, load
+from trtopt.engine.trt.locate import RTX, load
 from trtopt.errors import EnvironmentUnableError, UsageError
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from trtopt.errors import ModelError
-from trtopt.export.containers import container
-from trtopt.export.onnx import describe
+from trtopt.graph.containers import container
+from trtopt.graph.file import describe
 
 
 def zipped(*names: str) -> bytes:

@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto
 
 from trtopt.errors import ModelError
-from trtopt.export.onnx import describe, digest, external_files, load_ir, load_proto
+from trtopt.graph.file import describe, digest, external_files, load_ir, load_proto
 from trtopt.types import TensorSpec
 
 MODEL = """<ir_version: 8, opset_import: ["": 17]>
@@ -152,7 +152,7 @@ def test_rejects_a_pipe_instead_of_waiting_on_it(tmp_path: Path) -> None:
 def test_reads_external_data_in_full_and_maps_it_only_when_it_is_large(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    monkeypatch.setattr("trtopt.export.onnx._MAPPED_BYTES", limit)
+    monkeypatch.setattr("trtopt.graph.file._MAPPED_BYTES", limit)
     path = external(tmp_path)
     assert external_files(load_proto(path)) == ["w.bin"]
     weight = load_ir(path).graph.initializers["w"].const_value

@@ -11,9 +11,9 @@ import onnxruntime as ort
 import pytest
 
 from trtopt.errors import ModelError
-from trtopt.export import prepare as module
-from trtopt.export.onnx import describe, external_files, load_proto
-from trtopt.export.prepare import check_types, prepare, save
+from trtopt.graph import prepare as module
+from trtopt.graph.file import describe, external_files, load_proto
+from trtopt.graph.prepare import check_types, prepare, save
 from trtopt.types import OnnxModel, ShapeRange
 
 CONV_BN = """<ir_version: 8, opset_import: ["": {opset}]>

@@ -13,9 +13,9 @@ import torch
 
 from trtopt.errors import DataError, ModelError, TrtoptError, UsageError
 from trtopt.export import pytorch
-from trtopt.export.onnx import describe
 from trtopt.export.request import Example, Exported, Request
 from trtopt.export.source import Source, identify
+from trtopt.graph.file import describe
 from trtopt.types import ShapeRange
 
 # torch's warnings while it exports are for its own developers, and stay in the child process.

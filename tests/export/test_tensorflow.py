@@ -12,9 +12,9 @@ import tensorflow as tf
 
 from trtopt.errors import DataError, ModelError, UsageError
 from trtopt.export import tensorflow
-from trtopt.export.onnx import describe
 from trtopt.export.request import Request
 from trtopt.export.source import identify
+from trtopt.graph.file import describe
 
 # The warnings of TensorFlow and Keras are for their own developers, and stay in the child process.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from trtopt.export.prepare import check_types, infer_shapes, save
+from trtopt.graph.prepare import check_types, infer_shapes, save
 
 Parse = Callable[..., ir.Model]
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import onnx_ir as ir
 import pytest
 
-from trtopt.precision.attention import REASON, masked_products
-from trtopt.precision.placement import place
+from trtopt.precision.passes.attention import REASON, masked_products
+from trtopt.precision.passes.placement import place
 
 Parse = Callable[..., ir.Model]
 HEAD = """(float[2, 32, 32] q, float[2, 32, 32] k, float[2, 32, 32] v, float[2, 1, 32] m, bool[2, 1, 32] c)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trtopt.calibrate.ranges import Channels
-from trtopt.precision.divisors import LEVELS, MAX_RATIO, WAYS, choose, squared_error
+from trtopt.precision.passes.smoothing import LEVELS, MAX_RATIO, WAYS, choose, squared_error
 
 
 def activation(seed: int, spread: float, channels: int = 24, values: int = 4000) -> Channels:

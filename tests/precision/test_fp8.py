@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from trtopt.engine import tensorrt
 from trtopt.engine.onnxruntime import open_runner
 from trtopt.events import silent
-from trtopt.export.onnx import describe
+from trtopt.graph.file import describe
 from trtopt.precision import Request, precision
-from trtopt.precision.qdq import FP8, quantize
+from trtopt.precision.passes.qdq import FP8, quantize
 from trtopt.types import CalibrationTable, ShapeRange, TypedModel
 
 Parse = Callable[..., ir.Model]

@@ -12,9 +12,10 @@ import onnx_ir as ir
 import pytest
 
 from trtopt.engine.onnxruntime import open_runner
-from trtopt.export.onnx import describe
-from trtopt.precision import Request, half, precision
-from trtopt.precision.half import BF16, FP16
+from trtopt.graph.file import describe
+from trtopt.precision import Request, precision
+from trtopt.precision.passes import half
+from trtopt.precision.passes.half import BF16, FP16
 from trtopt.types import Decision
 
 Parse = Callable[..., ir.Model]

@@ -14,9 +14,9 @@ import pytest
 from trtopt.engine.onnxruntime import open_runner
 from trtopt.errors import ModelError, TableError, UsageError
 from trtopt.precision import Request, precision, precisions
-from trtopt.precision.eight_bits import rounding_errors
-from trtopt.precision.placement import place
-from trtopt.precision.qdq import FORMATS
+from trtopt.precision.passes.eight_bits import rounding_errors
+from trtopt.precision.passes.placement import place
+from trtopt.precision.passes.qdq import FORMATS
 from trtopt.types import CalibrationTable, Decision
 
 Parse = Callable[..., ir.Model]

@@ -11,8 +11,8 @@ import pytest
 
 from trtopt.engine.onnxruntime import open_runner
 from trtopt.precision import Request, precision
-from trtopt.precision.half import BF16, FP16
-from trtopt.precision.keep import RANGE_MARGIN, keep
+from trtopt.precision.passes.half import BF16, FP16
+from trtopt.precision.passes.keep import RANGE_MARGIN, keep
 
 Parse = Callable[..., ir.Model]
 Write = Callable[[ir.Model], Path]

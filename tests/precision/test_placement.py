@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from trtopt.errors import ModelError
-from trtopt.precision.placement import NEVER, Placement, place, weighted_inputs
+from trtopt.precision.passes.placement import NEVER, Placement, place, weighted_inputs
 
 Parse = Callable[..., ir.Model]
 Shapes = dict[str, tuple[int, ...]]

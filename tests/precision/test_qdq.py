@@ -16,8 +16,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trtopt.engine.onnxruntime import open_runner
-from trtopt.precision.graph import names
-from trtopt.precision.qdq import (
+from trtopt.graph.query import names
+from trtopt.precision.passes.qdq import (
     FP8,
     INT8,
     Format,

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import onnx_ir as ir
 import pytest
 
-from trtopt.precision.placement import place
-from trtopt.precision.residual import skip_inputs
+from trtopt.precision.passes.placement import place
+from trtopt.precision.passes.residual import skip_inputs
 
 Parse = Callable[..., ir.Model]
 HEAD = "(float[n, 16, 8, 8] x) => (float[n, 16, 8, 8] z)"

@@ -147,7 +147,7 @@ BY_DEFAULT = replace(
         COMPARISON, verdict="inconclusive", gates=(replace(OPEN, default=True),), calibrated_on=COMPARISON.samples
     ),
 )
-"""A default gate that is inconclusive, on the calibration samples."""
+"""Default gate that is inconclusive, on the calibration samples."""
 LAYERS = Layers(
     layers=(
         LayerDrift(node="stem", op="Conv", tensor="a", precision="int8", sqnr=41.5, sqnr_in=math.inf, added=7e-5),
@@ -189,7 +189,7 @@ SEVERAL = replace(
 )
 
 NASTY = "a[/b]|`<i>&*_:grin:\x1b[2J\r\n%,::error::\\ \ud7ff\ufffe\x00é"
-"""A name that a hostile model may carry: markup of rich and Markdown, HTML, a terminal escape, what XML cannot hold."""
+"""Name in a hostile model: markup of rich and Markdown, HTML, a terminal escape, characters invalid in XML."""
 
 HOSTILE = replace(
     FAILED,

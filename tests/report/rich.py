@@ -1,4 +1,4 @@
-"""A report with every part that a page can have: layers, calibration, a benchmark, several candidates."""
+"""Report with every section that a page can have: layers, calibration, a benchmark, several candidates."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ WORST = tuple(
 
 
 def layers(count: int, *, damaged: int) -> Layers:
-    """Drift that grows slowly, and jumps at one layer."""
+    """Return drift that grows slowly, with one divergent layer."""
     chance = random.Random(count)
     found, before = [], 52.0
     for place in range(count):
@@ -103,7 +103,7 @@ def layers(count: int, *, damaged: int) -> Layers:
 
 
 def decisions(count: int) -> tuple[Decision, ...]:
-    """Nodes as `layers` has them, with reasons."""
+    """Return a decision, with its reason, for each node of `layers`."""
     reasons = {"int8": "quantized", "fp16": "not quantized by rule: TensorRT fuses it", "fp32": "its range leaves fp16"}
     return tuple(
         Decision(node=layer.node, op=layer.op, precision=layer.precision, reason=reasons[layer.precision])
@@ -112,7 +112,7 @@ def decisions(count: int) -> tuple[Decision, ...]:
 
 
 def tensor(place: int, bins: int = 2048) -> CalibratedTensor:
-    """An activation with a long tail."""
+    """Return an activation with a long tail."""
     width = 0.01 * (1 + place)
     counts = tuple(int(400_000 * math.exp(-bin / (60 + 12 * place))) + (bin % 97 == 0) for bin in range(bins))
     return CalibratedTensor(
@@ -127,7 +127,7 @@ def tensor(place: int, bins: int = 2048) -> CalibratedTensor:
 
 
 def timing(target: str, batch: int, *, base: float) -> Timing:
-    """A latency that grows with the batch size, and what follows from it."""
+    """Return a latency that grows with the batch size, and the numbers derived from it."""
     latency, speedup = base * (0.6 + 0.4 * batch), 1.9 / base if base < 1.9 else math.nan
     return Timing(
         target=target, batch=batch, copies=True, iterations=1200, mean=latency * 1.01, p50=latency, p90=latency * 1.05,
@@ -188,7 +188,7 @@ def stage(name: str, seconds: float, summary: str, status: str = "ran") -> Stage
 
 
 def rich(count: int) -> Report:
-    """A failed conversion of a model with so many layers, and all that is known of it."""
+    """Return the report of a failed conversion of a model with `count` layers, with all details."""
     return replace(
         PASSED,
         verdict="fail",
@@ -248,4 +248,4 @@ PARTS = {
     name: replace(report, calibration=report.calibration and (tensor(0, bins=4),))
     for name, report in (("rich", rich(12)), ("several", SEVERAL), ("inconclusive", PARTLY_OPEN))
 }
-"""Every kind of part, with few numbers."""
+"""Report with every section, but few numbers."""

@@ -1,4 +1,4 @@
-"""Every format renders whatever report there is, and none invents a pass."""
+"""Tests that every format renders every report, and never shows a pass that is not one."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def test_every_format_renders_every_report_and_ends_in_one_newline(format: str, 
 
 
 @pytest.mark.parametrize("format", ["github", "html", "json", "junit", "markdown", "text"])
-def test_a_report_from_elsewhere_may_hold_what_no_run_writes(format: str) -> None:
+def test_a_report_with_values_that_no_run_writes_is_rendered(format: str) -> None:
     comparison = PASSED.comparison
     assert comparison is not None
     gates = (replace(comparison.gates[0], verdict="unchecked"),)
     spread = Spread(edges=(1.0,), counts=(3, 4))
     outputs = (replace(comparison.outputs[0], spread=spread),)
     odd = replace(PASSED, comparison=replace(comparison, gates=gates, outputs=outputs), precision="<b>*")
-    assert ("<b>" in render(format, odd)) <= (format in ("json", "text", "github"))  # there it is no markup
+    assert ("<b>" in render(format, odd)) <= (format in ("json", "text", "github"))  # not markup in these formats
 
 
 @pytest.mark.parametrize("format", ["github", "html", "json", "junit", "markdown", "text"])
@@ -52,5 +52,5 @@ def test_show_prints_the_report_once(format: str, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize("format", ["github", "markdown", "text"])
 def test_a_report_that_failed_with_nothing_judged_says_no_pass(format: str) -> None:
     text = render(format, EMPTY)
-    assert "FAIL: nothing was judged" in text
+    assert "FAIL: no gate was evaluated" in text
     assert "PASS" not in text

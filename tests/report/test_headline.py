@@ -1,4 +1,4 @@
-"""The verdict in one line: what failed or is not shown, what would show it, and what it is no evidence for."""
+"""Tests of the one-line verdict: what failed or is inconclusive, what would settle it, and limits of the evidence."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from report.reports import (
     UNCHECKED,
 )
 
-from trtopt.report.headline import verdict
+from trtopt.report.page.headline import verdict
 from trtopt.types import GateResult, Report
 
 CALIBRATED = "on the calibration samples themselves: no evidence for unseen data"
@@ -36,10 +36,10 @@ def inconclusive(*gates: GateResult, samples: int = 200) -> Report:
     [
         (PASSED, "PASS: 1/1 gates passed"),
         (FAILED, "FAIL: boxes:0: sqnr; equal"),
-        (JUMPED, "FAIL: boxes:0: sqnr; equal; drift first jumps at body"),
+        (JUMPED, "FAIL: boxes:0: sqnr; equal; first divergent layer: body"),
         (SEVERAL, "FAIL: out/int8: boxes:0: sqnr"),
-        (EMPTY, "FAIL: nothing was judged"),
-        (UNCHECKED, "UNCHECKED: no comparison was asked for"),
+        (EMPTY, "FAIL: no gate was evaluated"),
+        (UNCHECKED, "UNCHECKED: no comparison was requested"),
         (NO_ENGINE, "PASS: 1/1 gates passed (no engine was built)"),
         (replace(NO_ENGINE, command="compare"), "PASS: 1/1 gates passed"),
     ],
@@ -75,11 +75,11 @@ def test_defaults_of_several_outputs_have_no_short_flag() -> None:
 
 @pytest.mark.parametrize(("report", "said"), [(INCONCLUSIVE, "exit 4 unless --allow-inconclusive"),
                                               (ALLOWED, "accepted by --allow-inconclusive")])  # fmt: skip
-def test_an_inconclusive_gate_of_the_users_says_whether_it_is_accepted(report: Report, said: str) -> None:
+def test_an_inconclusive_requested_gate_says_whether_it_is_accepted(report: Report, said: str) -> None:
     assert verdict(report).endswith(f"are needed to show at most 1 % ({said})")
 
 
-def test_the_users_gate_that_takes_the_most_samples_is_explained_and_the_others_are_counted() -> None:
+def test_the_requested_gate_that_needs_the_most_samples_is_explained_and_the_others_are_counted() -> None:
     larger = replace(OPEN, output="b", value=0.25, needed=4000)
     default = replace(OPEN, output="c", needed=9000, default=True)
     assert verdict(inconclusive(default, OPEN, larger)) == (
@@ -97,14 +97,14 @@ def test_the_users_gate_that_takes_the_most_samples_is_explained_and_the_others_
         ("accuracy", 96.5, 97.0, 3000, "96.50 %, but about 3000 are needed to show less than 97 %"),
     ],
 )
-def test_what_more_samples_would_show_is_on_the_side_of_what_was_measured(
+def test_the_expected_outcome_of_more_samples_agrees_with_the_measurement(
     metric: str, value: float, limit: float, needed: int, said: str
 ) -> None:
     gate = replace(OPEN, metric=metric, value=value, limit=limit, needed=needed)
     assert f": 200 samples show {said} (" in verdict(inconclusive(gate))
 
 
-def test_what_no_number_of_samples_settles_is_told_by_its_reason() -> None:
+def test_a_gate_that_more_samples_cannot_settle_shows_its_reason() -> None:
     gate = replace(OPEN, value=100.0, needed=0, reason="FP32 chooses one and the same class: agreement shows nothing")
     assert verdict(inconclusive(gate)).startswith(f"INCONCLUSIVE: logits: top1: {gate.reason} (exit 4")
 

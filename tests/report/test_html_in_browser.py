@@ -1,4 +1,4 @@
-"""`report.html` in a real browser: it opens without a word on the console and without a request, and fits the screen.
+"""Tests of `report.html` in a real browser: no console messages, no requests, and no overflow of the screen.
 
 Needs Debian's `chromium` and `chromium-driver` (`make test` installs them where it can).
 """
@@ -32,7 +32,7 @@ FLAGS = (
     "disable-component-update", "disable-sync", "hide-scrollbars",
 )  # fmt: skip
 PHONE, DESKTOP, PAPER = 390, 1100, 688
-"""Widths in CSS pixels; the last is A4 less its margins."""
+"""Widths in CSS pixels; the last is A4 without its margins."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
 
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or driver is None:
-        missing = "there is no browser to open report.html in: apt-get install chromium chromium-driver"
+        missing = "no browser to open report.html: apt-get install chromium chromium-driver"
         pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
     options = ChromeOptions()
     options.binary_location = chromium
@@ -70,7 +70,7 @@ def show(browser: Chrome, page: Path, width: int, *, dark: bool = False, media: 
 
 
 def requests(browser: Chrome) -> list[str]:
-    """Addresses that were asked for since the last call, but for those that hold their own content."""
+    """Return the addresses requested since the last call, except data URLs."""
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
     return [each["request"]["url"] for each in sent if not each["request"]["url"].startswith("data:")]
@@ -89,7 +89,7 @@ def test_it_opens_without_a_word_on_the_console_and_without_a_request(
 
 
 def test_the_browser_would_report_a_request_and_an_error(browser: Chrome, tmp_path: Path) -> None:
-    """What the test above relies on."""
+    """Check the assumption of the tests above."""
     page = tmp_path / "page.html"
     page.write_text("<title>t</title><link rel=icon href=data:,><img src=missing.png><script>throw 1</script>")
     requests(browser)

@@ -1,4 +1,4 @@
-"""JUnit XML is held against the schema of the Jenkins xUnit plugin (`schemas/junit-10.xsd`, with its licence in it)."""
+"""Validation of JUnit XML with the schema of the Jenkins xUnit plugin (`schemas/junit-10.xsd`, with its licence)."""
 
 from __future__ import annotations
 

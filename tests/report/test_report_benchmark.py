@@ -1,4 +1,4 @@
-"""A benchmark in words: columns only for what there is, and names from outside as harmless as everywhere."""
+"""Tests of benchmark tables: only columns with values, and untrusted names without effect."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from xml.etree import ElementTree
 import pytest
 from report.reports import COMPARED, NASTY
 
-from trtopt.report import benchmark, render
+from trtopt.report import render
+from trtopt.report.page import benchmark
 from trtopt.types import BatchLimit, BatchProbe, Benchmark, BenchTarget, GateResult, Interval, Timing
 
 FP32 = Timing(
@@ -81,10 +82,10 @@ def test_the_largest_batch_says_what_memory_is() -> None:
     assert dict(benchmark.facts(found)) == {
         "model.onnx": "onnxruntime, CPU; says nothing about the GPU",
         "largest batch": "24; batch 25: it takes more than the limit",
-        "may take": "200 MB of memory and 20 ms",
-        "takes": "195 MB: 1.50 MB weights, 500 kB inputs and outputs, 138 MB activations and work space, "
-        "55.0 MB the process before the model",
-        "other batches": "about 60.0 MB, and 5.60 MB a sample",
+        "limits": "200 MB of memory and 20 ms",
+        "memory needed": "195 MB: 1.50 MB weights, 500 kB inputs and outputs, 138 MB activations and workspace, "
+        "55.0 MB used by the process before the model",
+        "other batches": "about 60.0 MB plus 5.60 MB per sample",
     }
     (table,) = benchmark.tables(found)
     assert table.rows == (

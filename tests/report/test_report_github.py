@@ -1,4 +1,4 @@
-"""The report as workflow commands: few, the worst first, and escaped as GitHub reads them."""
+"""Tests of the report as workflow commands: few, the worst first, and escaped as GitHub expects."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_github_prints_one_notice_when_all_is_well() -> None:
 
 def test_github_warns_of_an_unchecked_run() -> None:
     assert render("github", replace(UNCHECKED, warnings=())) == (
-        "::warning title=trtopt convert::UNCHECKED: no comparison was asked for\n"
+        "::warning title=trtopt convert::UNCHECKED: no comparison was requested\n"
     )
 
 
@@ -66,7 +66,7 @@ def test_github_escapes_as_the_runner_unescapes() -> None:
     assert render("github", report).splitlines()[1] == "::error title=trtopt a%3Ab%2Cc%3A equal::50 %25%0D%0Aof it"
 
 
-def test_github_annotates_the_layer_where_drift_jumps_behind_the_verdict() -> None:
+def test_github_annotates_the_first_divergent_layer_after_the_verdict() -> None:
     verdict, layer = render("github", JUMPED).splitlines()[:2]
     assert verdict.startswith("::error title=trtopt convert::FAIL: ")
     assert layer == (

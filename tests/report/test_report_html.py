@@ -1,4 +1,4 @@
-"""The report as one HTML page: what it says, that names stay names, that nothing is missing or left over."""
+"""Tests of the report as one HTML page: its content, escaped names, and nothing missing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from report.rich import (
 )
 
 from trtopt.codec import decode, encode
-from trtopt.report import headline, picked, render
+from trtopt.report import render
+from trtopt.report.page import headline, picked
 from trtopt.types import Report
 
 REPORTS = {**ALL, **PARTS}
@@ -39,7 +40,7 @@ MIB = 1 << 20
 
 
 class Page(HTMLParser):
-    """A page as a list of elements, and its text by the section that it stands in."""
+    """Page as a list of elements, and its text by section."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -89,13 +90,13 @@ def test_the_verdict_comes_first_and_says_which_output_metric_layer_and_sample()
     assert head.index("FAIL") < head.index("1 failed and 1 inconclusive of 4 gates") < head.index("top1")
     assert "✕ fail logits top1 top-1 accuracy drops by 2.30 points" in head
     assert f"Worst sample {WORST[0].sample}, 4.2 dB, another class than FP32, only FP32 right" in head
-    assert f"drift first jumps at layer {RICH.layers.jump} (Conv, int8), from 51.1 dB at its inputs" in head  # type: ignore[union-attr]
+    assert f"First divergent layer: {RICH.layers.jump} (Conv, int8), from 51.1 dB at its inputs" in head  # type: ignore[union-attr]
 
 
 def test_an_inconclusive_verdict_says_how_many_samples_would_settle_it() -> None:
     head = page(PARTLY_OPEN).sections["header"]
     assert "INCONCLUSIVE 1 inconclusive of 3 gates" in head
-    assert "To settle it about 12,400 samples" in head
+    assert "Samples needed about 12,400" in head
     assert "(exit 4 unless --allow-inconclusive)" in head
     allowed = page(replace(PARTLY_OPEN, allow_inconclusive=True)).sections["header"]
     assert "INCONCLUSIVE 1 inconclusive of 3 gates (accepted by --allow-inconclusive)" in allowed
@@ -107,8 +108,8 @@ def test_the_header_says_what_must_not_be_overlooked(report: Report) -> None:
         assert all(note in page(report).sections["header"] for note in headline.qualifiers(report))
 
 
-@pytest.mark.parametrize(("report", "said"), [(PASSED, "PASS 1/1 gates passed"), (EMPTY, "FAIL nothing was judged"),
-                                              (UNCHECKED, "UNCHECKED no comparison was asked for")])  # fmt: skip
+@pytest.mark.parametrize(("report", "said"), [(PASSED, "PASS 1/1 gates passed"), (EMPTY, "FAIL no gate was evaluated"),
+                                              (UNCHECKED, "UNCHECKED no comparison was requested")])  # fmt: skip
 def test_a_verdict_without_open_gates_is_a_sentence(report: Report, said: str) -> None:
     assert said in page(report).sections["header"]
 
@@ -125,7 +126,8 @@ def test_a_report_without_a_pass_never_says_pass() -> None:
         ("gates", ["2.30 % 1.12 % to 3.48 % 1.00 %", "embedding cosine 0.9971 0.99", "speedup 3.45 3.41 to 3.49 2"]),
         ("drift", ["logits scores 76.10 % 73.80 % 93.40 %", "14.21 dB", "293 val/n01440764/ILSVRC2012_val_",
                    "1,000 samples, with labels", "16-bit rounding simulated"]),
-        ("layers", ["First jump: /layer3/block.4/conv/Conv adds noise", "41 /layer3/block.4/conv/Conv first jump"]),
+        ("layers", ["First divergent layer: /layer3/block.4/conv/Conv; ",
+                    "41 /layer3/block.4/conv/Conv first divergent layer"]),
         ("benchmark", ["fp32 TensorRT 11.0, NVIDIA H200", "int8 32 with 7.44 0.4 % 7.37 7.74 8.03 8.84 4,342 3.45x",
                        "int8 32 with 1.0 cores 2.40 GB 412 W", "largest batch 192; batch 256 takes 81.3 GB"]),
         ("precision", ["60 int8 quantized", "20 fp32 its range leaves fp16", "/layer0/block.6/add/Add (Add)"]),
@@ -139,7 +141,7 @@ def test_each_part_says_what_was_found(section: str, texts: list[str]) -> None:
         assert text in said
 
 
-def test_several_candidates_stand_in_one_table_the_best_marked() -> None:
+def test_several_candidates_share_one_table_with_the_best_marked() -> None:
     found = page(SEVERAL)
     said = found.sections["candidates"]
     assert "★ Pareto-best fp16/ fp16 51.2 MB" in said
@@ -198,15 +200,15 @@ def test_the_page_can_be_read_by_everyone(report: Report) -> None:
     assert all(cell.get("scope") in ("row", "col") for cell in found.all("th"))
     tables = [tag for tag, _ in found.elements if tag in ("table", "caption")]
     assert tables == ["table", "caption"] * (len(tables) // 2)
-    for picture in found.all("svg"):
-        assert picture.get("aria-hidden") == "true" or (picture["role"] == "img" and picture["aria-label"])
+    for chart in found.all("svg"):
+        assert chart.get("aria-hidden") == "true" or (chart["role"] == "img" and chart["aria-label"])
     ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert {str(anchor["href"])[1:] for anchor in found.all("a")} <= set(ids)
 
 
 def _named(report: Report, name: str) -> Report:
-    """The report with that name in the place of every text, keys of maps included."""
+    """Return the report with every text replaced by that name, including the keys of maps."""
     fixed = {"verdict", "status", "limited_by", "metric"}
     known = ("inf", "-inf", "nan", "", "cpu", "cuda")
 
@@ -296,21 +298,21 @@ def test_every_layer_has_its_mark_until_they_are_too_many_to_tell_apart() -> Non
 
     assert [drawn(count)[1] for count in (3, 300, 301)] == [3, 300, 0]
     for count in (3, 300, 301, 1500):
-        picture, _ = drawn(count)
-        assert picture.count('class="ring"') == 1
-        assert len(picture) < 60_000
-        assert f"first jump: {layers(count, damaged=count // 2).jump}, " in picture
+        chart, _ = drawn(count)
+        assert chart.count('class="ring"') == 1
+        assert len(chart) < 60_000
+        assert f"first divergent layer: {layers(count, damaged=count // 2).jump}, " in chart
 
 
-def test_layers_without_a_jump_are_drawn_without_one() -> None:
+def test_layers_without_a_divergent_one_are_drawn_without_a_mark() -> None:
     calm = replace(RICH, layers=replace(layers(12, damaged=4), jump="", reason="no layer stands out"))
     text = render("html", calm)
-    assert "No jump: no layer stands out." in text
+    assert "No divergent layer; no layer stands out." in text
     assert 'class="ring"' not in text
-    assert "drift first jumps" not in text
+    assert "First divergent layer" not in text
 
 
-def test_values_that_are_no_numbers_are_said_not_drawn() -> None:
+def test_non_finite_values_are_listed_but_not_drawn() -> None:
     broken = layers(4, damaged=2).layers
     values = (math.nan, -math.inf, math.inf, 1e308)
     drift = tuple(
@@ -333,7 +335,7 @@ def _palette(css: str) -> dict[str, str]:
 
 
 def _luminance(colour: str) -> float:
-    """Relative luminance, as WCAG 2.2 defines it."""
+    """Return the relative luminance, as WCAG 2.2 defines it."""
     channels = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue

@@ -1,4 +1,4 @@
-"""What `inspect` found, for a terminal."""
+"""Tests of the result of `inspect` for a terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from report.reports import ENGINE, MODEL, NASTY, TYPED
 from rich.console import Console
 
 from trtopt.inspection import Inspection
-from trtopt.report.inspection import renderable
+from trtopt.report.page.inspection import renderable
 from trtopt.types import Decision
 
 

@@ -1,4 +1,4 @@
-"""The report as JSON: strict, as published in its schema, and read back as it was."""
+"""Tests of the report as JSON: strict, valid under its published schema, and unchanged when read back."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_schema_refuses_another_report(field: str, value: object) -> None:
 
 
 def _classes(kind: Any) -> set[type]:
-    """The dataclasses in a type annotation, and those in their fields."""
+    """Return the dataclasses in a type annotation, and those in their fields."""
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind).values()
         return {typing.cast(type, kind)}.union(*(_classes(hint) for hint in hints))
@@ -82,7 +82,7 @@ def test_the_schema_has_the_version_that_is_written() -> None:
 
 
 def _objects(node: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
-    """Where in a report there are objects with fixed fields (and so no maps, which the codec writes alike)."""
+    """Return the places in a report that are objects with fixed fields (not maps, which the codec writes alike)."""
     if isinstance(node, list):
         return [found for index, each in enumerate(node[:1]) for found in _objects(each, (*path, index))]
     if not isinstance(node, dict):

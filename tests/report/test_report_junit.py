@@ -1,4 +1,4 @@
-"""The report as JUnit XML: a case a gate, true counts, and the shape that CI servers read."""
+"""Tests of the report as JUnit XML: one case per gate, correct counts, and the structure that CI servers read."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_junit_has_the_shape_that_ci_servers_read(report: Report) -> None:
     assert all(set(found.keys()) == {"message", "type"} for found in suite.iter("failure"))
 
 
-def test_junit_has_a_case_a_gate_and_says_what_failed() -> None:
+def test_junit_has_a_case_per_gate_and_says_what_failed() -> None:
     suite = _suite(FAILED)
     names = [(case.get("classname"), case.get("name")) for case in suite.findall("testcase")]
     assert names == [
@@ -67,9 +67,9 @@ def test_junit_says_where_it_ran() -> None:
     assert found["summary"] == "PASS: 1/1 gates passed"
 
 
-def test_junit_has_the_layer_where_drift_jumps_in_the_failure() -> None:
+def test_junit_names_the_first_divergent_layer_in_the_failure() -> None:
     failure = next(_suite(JUMPED).iter("failure"))
-    assert "drift first jumps at body: the noise that it adds is 89 % of its output" in (failure.text or "")
+    assert "first divergent layer: body; the noise that it adds is 89 % of its output" in (failure.text or "")
 
 
 def test_junit_keeps_candidates_apart() -> None:

@@ -1,4 +1,4 @@
-"""The report as Markdown: evidence in tables that no name breaks, below GitHub's limit."""
+"""Tests of the report as Markdown: tables that no name breaks, and a size below GitHub's limit."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_markdown_of_a_huge_report_fits_a_github_summary_and_says_what_it_cut() 
 
 def test_markdown_cells_stay_cells() -> None:
     text = render("markdown", HOSTILE)
-    assert "<i>" not in re.sub("`[^`]*`", "", text.replace("\\`", ""))  # in a code span it is only text
+    assert "<i>" not in re.sub("`[^`]*`", "", text.replace("\\`", ""))  # code spans are literal text
     assert all(ord(character) >= 32 or character == "\n" for character in text)
     for row in (line for line in text.splitlines() if line.startswith("|")):
         bars = row.replace("\\\\", "").replace("\\|", "").count("|")
@@ -50,7 +50,7 @@ def test_markdown_cells_stay_cells() -> None:
 
 def test_markdown_shows_the_worst_layers_and_samples() -> None:
     text = render("markdown", JUMPED)
-    assert "**Drift first jumps at `body`:** the noise that it adds is 89 % of its output" in text
+    assert "**First divergent layer: `body`.** the noise that it adds is 89 % of its output" in text
     assert "| body | Conv | int8 | 0.5 dB | 41.5 dB | 89 % |" in text
     assert "| boxes:0 | cat.png | 3.2 dB | another class than FP32 |" in text
 

@@ -1,4 +1,4 @@
-"""The report for a terminal: evidence, where it ran, and nothing that a name could break."""
+"""Tests of the report for a terminal: results, where they were measured, and untrusted names without effect."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from report.reports import ALL, COMPARED, FAILED, HUGE, INCONCLUSIVE, JUMPED, NO_ENGINE, PASSED, SEVERAL
 from rich.console import Console
 
-from trtopt.report import headline, render, show, words
+from trtopt.report import render, show
+from trtopt.report.page import headline, words
 from trtopt.report.text import renderable
 from trtopt.types import Decision, Report
 
@@ -27,7 +28,7 @@ engine
 
   file      out/model.engine  (2.50 MB)
   built by  tensorrt_rtx 1.7.1
-  for       compute capability 8.9
+  target    compute capability 8.9
   audit     10 fp16, 7 int8 layers, read back from the parsed network
 
 kept in higher precision
@@ -57,7 +58,7 @@ gates
 
 warning: eval.npz: recipe imagenet assumed
 
-where it comes from: trtopt compare MODEL CANDIDATE --data DATA --layers
+to find the first divergent layer: trtopt compare MODEL CANDIDATE --data DATA --layers
 report: out/report.json
 FAIL: boxes:0: sqnr; equal
 """
@@ -102,7 +103,7 @@ def test_many_nodes_of_one_reason_are_counted_and_the_first_are_named() -> None:
     assert "  7  fp16  small\n           n0 (Conv), n1 (Conv), n2 (Conv), n3 (Conv), and 3 more\n" in text
 
 
-def test_text_leaves_out_what_there_is_none_of() -> None:
+def test_text_leaves_out_empty_sections() -> None:
     text = render("text", COMPARED)
     for part in ("audit", "engine", "built by", "kept in higher precision", "warning"):
         assert part not in text
@@ -132,7 +133,7 @@ def test_an_engine_that_was_not_audited_says_so() -> None:
 
 def test_text_groups_many_reasons() -> None:
     text = render("text", replace(HUGE, comparison=None, stages=(), warnings=()))
-    assert "2992 more nodes for 2992 other reasons: trtopt inspect out --nodes" in text
+    assert "2992 more nodes with 2992 other reasons: trtopt inspect out --nodes" in text
 
 
 def test_show_colours_the_verdict_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +150,7 @@ def test_show_colours_the_verdict_on_a_terminal_only(monkeypatch: pytest.MonkeyP
     assert "\x1b[1;32mPASS: 1/1 gates passed\x1b[0m\n" in shown[1]
 
 
-def test_what_the_samples_cannot_tell_is_inconclusive() -> None:
+def test_too_few_samples_are_inconclusive() -> None:
     assert "  inconclusive  logits: top1  top-1 differs from FP32" in render("text", INCONCLUSIVE)
 
 
@@ -160,7 +161,7 @@ def test_the_verdict_is_the_last_line_however_long_it_is(report: Report) -> None
 
 def test_text_lists_the_worst_layers_and_samples() -> None:
     lines = [" ".join(line.split()) for line in render("text", JUMPED).splitlines()]
-    assert "drift by layer, the worst of 3, on 8 samples of eval.npz" in lines
+    assert "drift by layer, the worst of 3 layers, on 8 samples of eval.npz" in lines
     assert lines.index("body Conv int8 0.5 dB 41.5 dB 89 %") < lines.index("stem Conv int8 41.5 dB identical 0.007 %")
     assert "boxes:0 cat.png 3.2 dB another class than FP32" in lines
 

@@ -1,4 +1,4 @@
-"""Scales and ticks: round, in order, and around what they are for, whatever the numbers are."""
+"""Tests of scales and ticks: round, in order, and enclosing the data, for any numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtopt.report.svg import Scale, compact, linear, logarithmic, round_ticks
+from trtopt.report.page.svg import Scale, compact, linear, logarithmic, round_ticks
 
 SIZES = st.floats(1e-30, 1e30)
 

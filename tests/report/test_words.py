@@ -1,4 +1,4 @@
-"""Numbers and lists in words."""
+"""Tests of numbers and lists as text."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 from report.reports import FAILED, INCONCLUSIVE, JUMPED, LAYERS, PASSED, SEVERAL, UNCHECKED
 
-from trtopt.report import words
+from trtopt.report.page import words
 from trtopt.types import Decision
 
 
-def test_a_metric_of_the_users_own_keeps_its_name() -> None:
+def test_a_custom_metric_keeps_its_name() -> None:
     assert words.label("sqnr") == "SQNR"
     assert words.label("word_errors") == "word_errors"
     assert words.number("word_errors", 0.123456789) == "0.12346"
@@ -97,7 +97,7 @@ def test_decisions_are_grouped_by_precision_and_reason_the_largest_first() -> No
         ("fp32", "fp32", []),
     ],
 )
-def test_what_stays_in_higher_precision_is_what_could_have_been_lower(
+def test_only_nodes_that_could_be_lower_are_listed_as_kept_in_higher_precision(
     precision: str, rest: str, kept: list[str]
 ) -> None:
     decisions = (
@@ -115,4 +115,4 @@ def test_ten_thousand_kept_nodes_are_listed_at_once() -> None:
     report = replace(PASSED, typed=replace(PASSED.typed, decisions=decisions))
     start = time.process_time()
     assert len(words.unquantized(report)) == 10_000
-    assert time.process_time() - start < 1.0  # a search for each node among all kept ones takes five
+    assert time.process_time() - start < 1.0  # searching all kept nodes for each node would take 5 s

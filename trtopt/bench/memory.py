@@ -217,7 +217,7 @@ def weights(path: Path) -> int:
     """Return the size of an ONNX file's weights in bytes, computed from their shapes and types."""
     import onnx_ir as ir
 
-    from trtopt.export.onnx import load_proto
+    from trtopt.graph.file import load_proto
 
     graph = load_proto(path).graph
     return sum(

@@ -164,7 +164,7 @@ def _answer(question: Question) -> Answer:
         require("onnxruntime")
         base = resident()
         return replace(_run(question, question.limit, _peak), base=base)
-    from trtopt.engine.cuda import open_device
+    from trtopt.engine.cuda.device import open_device
 
     with open_device() as device:
         free = device.free_bytes()

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from trtopt.bench.inputs import Sizes
 from trtopt.bench.latency import Run
 from trtopt.data.dataset import Feed
-from trtopt.engine.binding import exhausted, first_line
 from trtopt.engine.onnxruntime import CudaOptions, OrtRunner, open_runner
+from trtopt.engine.runner.binding import exhausted, first_line
 from trtopt.errors import EnvironmentUnableError, ModelError, OutOfMemoryError
 from trtopt.requires import require
 
 if TYPE_CHECKING:
-    from trtopt.engine.runner import EngineRunner
+    from trtopt.engine.runner.engine import EngineRunner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +175,8 @@ def open_engine(path: Path, builder: str) -> EngineSession:
         OutOfMemoryError: the GPU has too little memory for the engine's largest shapes.
         MissingDependencyError: neither cuda-python nor pycuda is installed.
     """
-    from trtopt.engine import locate, runner_tensorrt
+    from trtopt.engine.runner import tensorrt as runner_tensorrt
+    from trtopt.engine.trt import locate
 
     trt = locate.find(locate.RTX if builder.startswith("TensorRT-RTX") else "tensorrt")
     return EngineSession(runner_tensorrt.open_engine(trt, path, streams=1))

@@ -1,12 +1,8 @@
-"""Calibration: one scale per tensor, derived from observed activations. `--method NAME` is the module of that name.
+"""Calibration: one scale per tensor, derived from observed activations.
 
-A method's module has one function, `amax(histogram) -> float`. It returns the largest magnitude that the scale must
-represent, positive and finite, from the histogram alone.
-
-The other modules are shared by the methods:
-
+- `methods/` holds the calibration methods, one file each;
 - `histogram` counts the values of a tensor, and `kernels` holds its compiled loops;
-- `observe` fills histograms from samples; `gpu_observe` and `gpu_histogram` do the same on a GPU;
+- `observe` fills histograms from samples; `gpu_observe` and `gpu_histogram` do the same on a GPU, and `source` decides;
 - `ranges` collects statistics of all activations over a small subset of samples;
 - `table` derives the scales, and reads and writes their files;
 - `auto` chooses the method that suits a network;
@@ -15,24 +11,21 @@ The other modules are shared by the methods:
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import pkgutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
-from trtopt.errors import UsageError
+from trtopt import plugins
 
 if TYPE_CHECKING:
     from trtopt.calibrate.histogram import Histogram
 
 AUTO = "auto"
-_SHARED = {AUTO, "gpu_histogram", "gpu_observe", "histogram", "kernels", "noisiest", "observe", "ranges", "table"}
+_METHODS = "trtopt.calibrate.methods"
 
 
-def methods() -> tuple[str, ...]:
-    """Return the names that `--method` accepts besides `AUTO`: the modules of this folder that are not shared."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _SHARED))
+def method_names() -> tuple[str, ...]:
+    """Return the names that `--method` accepts besides `AUTO`."""
+    return plugins.names(_METHODS)
 
 
 def check_name(name: str) -> None:
@@ -41,13 +34,7 @@ def check_name(name: str) -> None:
     Raises:
         UsageError: the method is unknown; the message suggests the closest name.
     """
-    known = (*methods(), AUTO)
-    if name not in known:
-        closest = difflib.get_close_matches(name.lower(), known, 1)
-        raise UsageError(
-            f"unknown calibration method {name!r}",
-            fix=f"Did you mean {closest[0]}?" if closest else f"Choose one of {', '.join(known)}",
-        )
+    plugins.check(_METHODS, name, "calibration method", also=(AUTO,))
 
 
 def method(name: str) -> Callable[[Histogram], float]:
@@ -56,6 +43,4 @@ def method(name: str) -> Callable[[Histogram], float]:
     Raises:
         UsageError: the method is unknown; the message suggests the closest name.
     """
-    check_name(name)
-    module = importlib.import_module(f"{__name__}.{name}")
-    return cast("Callable[[Histogram], float]", module.amax)
+    return cast("Callable[[Histogram], float]", plugins.load(_METHODS, name, "calibration method").amax)

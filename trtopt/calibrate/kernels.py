@@ -150,7 +150,7 @@ def _squared_error(bins: Any, scale: float, limit: float) -> float:
             # A bin without width: all its values are equal.
             total += counts[i] * ((low - n) * scale) ** 2
             continue
-        # F(upper) - F(lower), with F of `trtopt.calibrate.mse`.
+        # F(upper) - F(lower), with F of `trtopt.calibrate.methods.mse`.
         at_low = n / 12 + (low - n) ** 3 / 3
         n = min(math.floor(high + 0.5), 127.0)
         at_high = n / 12 + (high - n) ** 3 / 3

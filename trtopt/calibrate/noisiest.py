@@ -50,7 +50,7 @@ def read(folder: Path) -> tuple[CalibratedTensor, ...]:
 
 
 def _relative_error(scale: float, histogram: Histogram) -> float:
-    """Return the expected squared error of rounding and clipping (see `trtopt.calibrate.mse`) over the energy."""
+    """Return the expected squared error of rounding and clipping (see `calibrate.methods.mse`) over the energy."""
     from trtopt.calibrate import kernels
 
     lower, upper, counts = histogram.bins()

@@ -24,7 +24,7 @@ from trtopt.calibrate.histogram import Histogram
 from trtopt.data.dataset import Array, Dataset, Feed
 from trtopt.errors import CalibrationError, DataError, ModelError
 from trtopt.events import Emit, Progress
-from trtopt.export.onnx import external_files, load_proto
+from trtopt.graph.file import external_files, load_proto
 from trtopt.types import OnnxModel
 
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""Command line: one small module a command. Touches: the terminal."""
+"""Command line, one small module per command. Touches: the terminal."""

@@ -1,9 +1,9 @@
-"""The way into the program, and the exit code of whatever can end it.
+"""Entry point of the program, and its exit codes.
 
-    0 pass    1 a gate failed    2 usage, input or stage error    3 this machine cannot do it
-    4 a gate that the user asked for is inconclusive    130 interrupted
+    0 pass    1 a gate failed    2 usage, input or stage error    3 not possible on this machine
+    4 a requested gate is inconclusive    130 interrupted
 
-Touches: nothing itself. Before the first `try` it imports nothing but what is quick: Ctrl-C is answered from there on.
+Touches: nothing itself. It imports only fast modules before the first `try`, from where on Ctrl-C is handled.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import sys
 
 from trtopt.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PASS, TrtoptError
 
-INTERRUPTED = "interrupted; finished stages are kept, and the next run goes on from there"
+INTERRUPTED = "interrupted; completed stages are cached: run again to resume"
 
 
 def main() -> None:
-    """Run the command line; every way out has its exit code, and 1 means nothing but a failed gate."""
+    """Run the command line and exit with the code of its outcome; 1 always means a failed gate."""
     try:
         _own_stdout()
         from trtopt.cli.commands import app
@@ -28,8 +28,8 @@ def main() -> None:
         code = app(standalone_mode=False) or EXIT_PASS  # the code of a typer.Exit, and 130 after Ctrl-C
         sys.stdout.flush()
     except SystemExit as leave:
-        # How typer and rich end the program when the reader of stdout went away. Verdicts are not lost in this way:
-        # `finish` and `Narrator` see to it.
+        # typer and rich end the program this way when the reader of stdout went away. `finish` and `Narrator` ensure
+        # that the verdict is not lost.
         if isinstance(leave.__context__, BrokenPipeError):
             sys.exit(EXIT_PASS)
         sys.exit(leave.code if leave.code in (EXIT_PASS, EXIT_INTERRUPTED) else EXIT_ERROR)  # 0: shell completion
@@ -45,34 +45,34 @@ def main() -> None:
         _complain(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
         sys.exit(EXIT_ERROR)
     except Exception as error:
-        if hasattr(error, "exit_code") and hasattr(error, "show"):  # a usage error of the command-line library
+        if hasattr(error, "exit_code") and hasattr(error, "show"):  # a usage error raised by the command-line library
             error.show()
             sys.exit(EXIT_ERROR)
         if os.environ.get("TRTOPT_DEBUG"):
             raise
         text = next(iter(str(error).splitlines()), "")
         _complain(
-            f"internal error: {type(error).__name__}: {text}. This is a defect of trtopt: "
+            f"internal error: {type(error).__name__}: {text}. This is a bug in trtopt: "
             "run again with TRTOPT_DEBUG=1 for the traceback"
         )
         sys.exit(EXIT_ERROR)
     if code == EXIT_INTERRUPTED:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # another Ctrl-C must not break into the message and the way out
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # another Ctrl-C must not interrupt the message and the exit
         _complain(INTERRUPTED)
     sys.exit(code)
 
 
 def _own_stdout() -> None:
-    """Keep stdout for the result: what libraries in C++ print there (TensorRT's builder does) goes to stderr."""
+    """Reserve stdout for the result: the output of C++ libraries (such as TensorRT's builder) goes to stderr."""
     try:
         if sys.stdout.fileno() != 1:
             return
-    except (AttributeError, OSError, io.UnsupportedOperation):  # closed, or not a file: nothing of ours to protect
+    except (AttributeError, OSError, io.UnsupportedOperation):  # closed, or not a file
         return
     sys.stdout.flush()
     ours = os.dup(1)
     os.dup2(2, 1)
-    # Names that no console font or encoding can show are escaped: a report must not die of a model's names.
+    # Names that the encoding cannot represent are escaped, so that a model's names cannot make a report fail.
     stream = io.TextIOWrapper(os.fdopen(ours, "wb"), sys.stdout.encoding, "backslashreplace", line_buffering=True)
     sys.stdout = stream
 
@@ -82,7 +82,7 @@ def _complain(line: str) -> None:
 
     from trtopt.cli.console import stderr_console
 
-    with contextlib.suppress(SystemExit, OSError):  # nobody reads stderr: the exit code says it all the same
+    with contextlib.suppress(SystemExit, OSError):  # if nobody reads stderr, the exit code remains
         stderr_console().print(f"[bold red]error:[/] {escape(line)}")
 
 

@@ -1,4 +1,4 @@
-"""`trtopt bench`: how fast targets are, side by side over batch sizes; or with `--max-batch`, which batch fits.
+"""`trtopt bench`: compare the speed of targets over batch sizes; with `--max-batch`, find the largest batch that fits.
 
 Touches: the run directory; prints the report on stdout.
 """
@@ -22,7 +22,7 @@ from trtopt.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from trtopt.config import MaxBatchPlan, SpeedPlan
+    from trtopt.plan import MaxBatchPlan, SpeedPlan
     from trtopt.rundir import DefaultDir
 
 
@@ -30,19 +30,19 @@ def bench(
     targets: Annotated[
         list[Path],
         typer.Argument(
-            help="ONNX files, engines in run directories, or run directories: their engine where it runs here, else "
+            help="ONNX files, engines in run directories, or run directories: their engine if it runs here, else "
             "their graph in onnxruntime.",
             show_default=False,
         ),
     ],
     batch: Annotated[
-        str | None, typer.Option(help="Batch sizes: 1,4,16. Default: 1,8,16,32,64, or the one that is fixed.")
+        str | None, typer.Option(help="Batch sizes: 1,4,16. Default: 1,8,16,32,64, or the model's fixed size.")
     ] = None,
     seconds: Annotated[
-        float, typer.Option(help="Time for each target at each batch size; the noise tells whether it was enough.")
+        float, typer.Option(help="Time per target and batch size; the reported noise tells whether it was enough.")
     ] = 2.0,
     data: Annotated[
-        str | None, typer.Option(help="Samples to run on. Default: random ones.", show_default=False)
+        str | None, typer.Option(help="Samples to run on. Default: random samples.", show_default=False)
     ] = None,
     recipe: RecipeFlag = None,
     skip_bad: SkipBadFlag = False,
@@ -50,28 +50,27 @@ def bench(
     gate: Annotated[
         list[str] | None,
         typer.Option(
-            help="Thresholds for the last target, at every batch or one: latency_p99=5ms,throughput@8=1000. "
-            "speedup=1.5x is against the first target. May be repeated."
+            help="Thresholds for the last target, at every batch size or at one: latency_p99=5ms,throughput@8=1000. "
+            "speedup=1.5x is relative to the first target. May be repeated."
         ),
     ] = None,
     allow_inconclusive: AllowInconclusiveFlag = False,
     max_batch: Annotated[
-        bool, typer.Option("--max-batch", help="Search the largest batch of one target that fits, instead of a sweep.")
+        bool, typer.Option("--max-batch", help="Find the largest batch of one target that fits, instead of a sweep.")
     ] = False,
     memory_limit: Annotated[
-        str | None, typer.Option(help="For --max-batch: memory it may take, 8GiB. Default: what is free.")
+        str | None, typer.Option(help="For --max-batch: limit of memory, such as 8GiB. Default: all free memory.")
     ] = None,
     latency_limit: Annotated[
-        str | None, typer.Option(help="For --max-batch: median time a batch may take, 20ms.", show_default=False)
+        str | None,
+        typer.Option(help="For --max-batch: limit of the median time per batch, such as 20ms.", show_default=False),
     ] = None,
     device: Annotated[
         Device,
-        typer.Option(
-            help="Where to run. auto: on a GPU where it works; gates judge the CPU only where cpu is asked for."
-        ),
+        typer.Option(help="Where to run. auto: on a GPU if one works. On the CPU, gates are decided only with cpu."),
     ] = Device.auto,
     tf32: Annotated[
-        bool, typer.Option("--tf32", help="On a GPU, let onnxruntime round FP32 products to TF32.")
+        bool, typer.Option("--tf32", help="On a GPU, let onnxruntime compute FP32 products in TF32.")
     ] = False,
     cuda_graphs: Annotated[
         bool, typer.Option("--cuda-graphs", help="Let onnxruntime capture CUDA graphs, as engines always do.")
@@ -79,36 +78,41 @@ def bench(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="Where report.json and benchmark.json go. Default: trtopt-out/bench/<targets>."
+            "--out", "-o", help="Directory of report.json and benchmark.json. Default: trtopt-out/bench/<targets>."
         ),
     ] = None,
     format: FormatFlag = Format.text,
 ) -> None:
-    """Time targets side by side over batch sizes, with the noise beside each number.
+    """Time targets side by side over batch sizes, with the noise of each measurement.
 
-    Exits 0 when every gate passes (or there is none), 1 when one fails, 4 when one is inconclusive (as on a CPU without
-    --device cpu), 3 when memory is exhausted, 130 on Ctrl-C; what was measured by then is kept and shown.
+    Exits 0 if every gate passes (or there are none), 1 if one fails, 4 if one is inconclusive (as on a CPU without
+    --device cpu), 3 if memory is exhausted, 130 on Ctrl-C; results measured until then are kept and shown.
     """
     from dataclasses import replace
 
-    from trtopt import benching, rundir
+    from trtopt import rundir
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import finish
-    from trtopt.config import BenchPlan, DataPlan, SpeedPlan
+    from trtopt.commands import bench as benching
     from trtopt.errors import UsageError
+    from trtopt.plan import BenchPlan, DataPlan, SpeedPlan
 
     speed = SpeedPlan(device=device.value, shapes=tuple(shape or ()), tf32=tf32, graphs=cuda_graphs)
     run_dir = out or rundir.of_bench(targets)
     if max_batch:
         for flag, value in (("--batch", batch), ("--gate", gate), ("--data", data)):
             if value:
-                raise UsageError(f"{flag} is for a sweep", why="--max-batch searches", fix="Leave one of them out")
+                raise UsageError(
+                    f"{flag} cannot be combined with --max-batch",
+                    why="it applies to a sweep",
+                    fix="Leave out one of them",
+                )
         search = _max_batch(targets, run_dir, speed, (memory_limit, latency_limit))
         with Narrator() as emit:
             report = benching.max_batch(replace(search, allow_inconclusive=allow_inconclusive), emit)
         finish(report, format.value)
     if memory_limit or latency_limit:
-        raise UsageError("--memory-limit and --latency-limit are for --max-batch", fix="Add it, or use --gate")
+        raise UsageError("--memory-limit and --latency-limit need --max-batch", fix="Add it, or use --gate instead")
     plan = BenchPlan(
         targets=tuple(targets),
         run_dir=run_dir,
@@ -125,7 +129,7 @@ def bench(
 
 
 def _batches(text: str | None) -> tuple[int, ...]:
-    """Batch sizes as written, in ascending order: memory then grows from one to the next."""
+    """Parse batch sizes and sort them, so that memory grows from one to the next."""
     import re
 
     from trtopt.errors import UsageError
@@ -134,7 +138,7 @@ def _batches(text: str | None) -> tuple[int, ...]:
         return ()
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch(r"[1-9][0-9]{0,6}", part) for part in parts):
-        raise UsageError(f"--batch {text} does not parse", fix="Write batch sizes from 1 on: --batch 1,4,16")
+        raise UsageError(f"invalid --batch {text}", fix="Write positive integers: --batch 1,4,16")
     return tuple(sorted({int(part) for part in parts}))
 
 
@@ -144,7 +148,9 @@ def _positive(seconds: float) -> float:
     from trtopt.errors import UsageError
 
     if not 0 < seconds < math.inf:
-        raise UsageError(f"--seconds {seconds:g} is no time to measure in", fix="Write --seconds 2")
+        raise UsageError(
+            f"invalid --seconds {seconds:g}", why="it must be positive and finite", fix="Write --seconds 2"
+        )
     return seconds
 
 
@@ -154,13 +160,11 @@ def _max_batch(
     import math
 
     from trtopt.bench.units import BYTES, MILLISECONDS, quantity
-    from trtopt.config import MaxBatchPlan
     from trtopt.errors import UsageError
+    from trtopt.plan import MaxBatchPlan
 
     if len(targets) != 1:
-        raise UsageError(
-            f"--max-batch is of one target, and {len(targets)} are named", fix="Search one after the other"
-        )
+        raise UsageError(f"--max-batch takes one target, but {len(targets)} are given", fix="Run it once per target")
     memory, latency = limits
     return MaxBatchPlan(
         target=targets[0],

@@ -1,4 +1,4 @@
-"""`trtopt calibrate`: from an ONNX file and samples to a calibration table, and no further.
+"""`trtopt calibrate`: write a calibration table for an ONNX file, and nothing else.
 
 Touches: the run directory; prints the table's summary on stdout.
 """
@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from trtopt.calibrate import method_names
 from trtopt.cli.options import Device, DeviceFlag, OutFlag, RecipeFlag, SkipBadFlag
 
 
@@ -17,28 +18,30 @@ def calibrate(
     model: Annotated[Path, typer.Argument(help="The trained network, as FP32 ONNX.", show_default=False)],
     calib: Annotated[
         str,
-        typer.Option(help="Samples: a folder of pictures, .npy, .npz, .jsonl, .parquet, module:function."),
+        typer.Option(help="Samples: a folder of images, .npy, .npz, .jsonl, .parquet, module:function."),
     ],
-    precision: Annotated[str, typer.Option("--precision", "-p", help="What the table is for: int8 or fp8.")] = "int8",
-    method: Annotated[str, typer.Option(help="auto tries mse, entropy, percentile and minmax.")] = "auto",
+    precision: Annotated[str, typer.Option("--precision", "-p", help="Precision of the table: int8 or fp8.")] = "int8",
+    method: Annotated[str, typer.Option(help=f"auto picks the best of {', '.join(method_names())}.")] = "auto",
     recipe: RecipeFlag = None,
     skip_bad: SkipBadFlag = False,
     no_equalization: Annotated[
-        bool, typer.Option("--no-equalization", help="Do not bring the channels of activations to similar ranges.")
+        bool, typer.Option("--no-equalization", help="Do not equalize activations across channels.")
     ] = False,
-    shape: Annotated[list[str] | None, typer.Option(help="Shapes of a dynamic input, as for trtopt convert.")] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option(help="Shapes of an input with dynamic dimensions, as in trtopt convert.")
+    ] = None,
     out: OutFlag = None,
     device: DeviceFlag = Device.cpu,
 ) -> None:
-    """Measure one scale for each tensor, and leave them as JSON and, for INT8, as a TensorRT calibration cache.
+    """Measure one scale per tensor, and write them as JSON and, for INT8, as a TensorRT calibration cache.
 
-    A later `trtopt convert` into the same directory finds the table there; `--calib-table` takes it anywhere else.
+    A later `trtopt convert` into the same directory reuses the table; elsewhere, pass it with `--calib-table`.
     """
     from trtopt import rundir
     from trtopt.cli.console import Narrator
-    from trtopt.config import BuildPlan, ConvertPlan, DataPlan
+    from trtopt.commands.calibrate import calibrate as run
     from trtopt.export.source import identify
-    from trtopt.pipeline import calibrate as run
+    from trtopt.plan import BuildPlan, ConvertPlan, DataPlan
     from trtopt.stages.tables import of_equalized
 
     plan = ConvertPlan(
@@ -60,4 +63,6 @@ def calibrate(
         if (run_dir / name).exists():
             print(run_dir / name)
     if of_equalized(table):
-        print(f"The scales are of {run_dir / 'equalized.onnx'}: --calib-table takes the JSON, beside the same --calib.")
+        print(
+            f"The scales belong to {run_dir / 'equalized.onnx'}: use the JSON with --calib-table and the same --calib."
+        )

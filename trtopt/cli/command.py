@@ -1,4 +1,4 @@
-"""The class of every command: a flag that takes one value is given once, and an error says which settings it is about.
+"""Class of every command. It rejects repeated flags, and errors name the settings they are about.
 
 Touches: nothing.
 """
@@ -16,14 +16,14 @@ from trtopt.cli.settings import origins
 from trtopt.errors import UsageError
 
 Context = Any
-"""The context of a command: its class is in a package of its own, or inside typer, depending on typer's version."""
+"""Context of a command. Its class is in a package of its own or inside typer, depending on typer's version."""
 
 
 class Command(TyperCommand):
-    """A command that drops nothing that was typed."""
+    """Command that never silently drops a flag that was typed."""
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
-        """Parse what was typed.
+        """Parse the arguments.
 
         Raises:
             UsageError: a flag that takes one value is given more than once.
@@ -37,7 +37,7 @@ class Command(TyperCommand):
         """Run the command.
 
         Raises:
-            UsageError: as the command raises it, with the origin of the flags in it that were not typed.
+            UsageError: from the command, extended by the origin of flags that were not typed.
         """
         try:
             return super().invoke(ctx)
@@ -50,7 +50,7 @@ class Command(TyperCommand):
             raise UsageError(error.what, why=error.why, fix=f"{error.fix} ({note})".strip()) from error
 
     def _refuse_repeated(self, ctx: Context, args: list[str]) -> None:
-        # The parser keeps the last value of a flag and forgets the others, unless the flag takes several.
+        # The parser keeps only the last value of a flag, unless the flag takes several.
         keeping_all = copy.copy(self)
         keeping_all.params = [_taking_several(param) for param in self.params]
         typed, _, _ = keeping_all.make_parser(ctx).parse_args(list(args))
@@ -63,7 +63,7 @@ class Command(TyperCommand):
 
 
 def _takes_one(param: object) -> bool:
-    """Whether it is a flag with a value, and with no more than one."""
+    """Return whether the parameter is a flag that takes exactly one value."""
     return isinstance(param, TyperOption) and not param.is_flag and not param.multiple
 
 

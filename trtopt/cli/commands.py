@@ -32,21 +32,21 @@ app = typer.Typer(
     help="Turn a trained network into a TensorRT engine that is safe to deploy.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # rich's panels cut words that are longer than a column
+    rich_markup_mode=None,  # rich's panels truncate words longer than a column
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 register = partial(app.command, cls=Command)
-register(short_help="Turn a network into an engine, and judge it against FP32.")(convert)
-register(short_help="Write a framework's network as ONNX, checked against it.")(export)
-register(short_help="Measure INT8 scales on samples, and no more.")(calibrate)
-register(short_help="Judge candidates by their drift from FP32 on your data.")(compare)
-register(short_help="Measure how fast targets are, side by side, or which batch fits.")(bench)
-register(short_help="Print what a run found, once more, in any format.")(report)
-register(short_help="Show what is in a model, and each node's precision.")(inspect)
+register(short_help="Turn a network into an engine, and compare it with FP32.")(convert)
+register(short_help="Write a framework's network as ONNX, and verify it.")(export)
+register(short_help="Measure INT8 or FP8 scales on samples.")(calibrate)
+register(short_help="Gate candidates by their drift from FP32 on your data.")(compare)
+register(short_help="Compare the speed of targets, or find the largest batch.")(bench)
+register(short_help="Print the report of a run again, in any format.")(report)
+register(short_help="Show a model's contents, and each node's precision.")(inspect)
 register(short_help="Show what this machine can build and run.")(doctor)
-register(short_help="Show what the GPUs do now, live or for Prometheus.")(watch)
+register(short_help="Show the state of the GPUs, live or for Prometheus.")(watch)
 register(short_help="Write a trtopt.toml for a model, explained line by line.")(init)
-register(short_help="Show every setting, and where its value is from.")(config)
+register(short_help="Show every setting and the origin of its value.")(config)
 
 
 def _version(value: bool) -> None:
@@ -58,9 +58,9 @@ def _version(value: bool) -> None:
 @app.callback()
 def _root(
     context: typer.Context,
-    version: Annotated[  # noqa: ARG001  (its callback does it all)
+    version: Annotated[  # noqa: ARG001  (handled by its callback)
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    if not {*context.help_option_names} & {*sys.argv}:  # help must not need a file that is in order
+    if not {*context.help_option_names} & {*sys.argv}:  # help must work even if the file is invalid
         apply(context, os.environ)

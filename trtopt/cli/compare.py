@@ -1,4 +1,4 @@
-"""`trtopt compare`: the drift of candidates against the FP32 baseline, as a deployment gate.
+"""`trtopt compare`: measure the drift of candidates from the FP32 baseline, and gate their deployment.
 
 Touches: the run directory; prints the report on stdout.
 """
@@ -28,7 +28,7 @@ from trtopt.cli.options import (
 from trtopt.cli.settings import is_typed
 
 _OF_A_RUN = ("data", "recipe", "classes", "labels", "skip_bad", "kind", "metric", "layers", "out", "device")
-"""Flags that say how something is run, or where to."""
+"""Flags that control a run or its output, and do not apply to stored results."""
 
 
 def compare(
@@ -39,7 +39,7 @@ def compare(
         typer.Argument(help="Run directories, engines in them, or ONNX files.", show_default=False),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Samples to compare on, with labels where there are any.", show_default=False)
+        str | None, typer.Option(help="Samples to compare on, with labels if available.", show_default=False)
     ] = None,
     recipe: RecipeFlag = None,
     classes: ClassesFlag = None,
@@ -50,48 +50,52 @@ def compare(
     kind: KindFlag = None,
     metric: MetricFlag = None,
     layers: Annotated[
-        bool, typer.Option("--layers", help="Show the drift layer by layer, also when no gate fails.")
+        bool, typer.Option("--layers", help="Show the drift layer by layer even if no gate fails.")
     ] = False,
-    worst: Annotated[int, typer.Option(help="List so many of the worst samples.", min=0, max=50)] = 0,
+    worst: Annotated[int, typer.Option(help="Number of worst samples to list.", min=0, max=50)] = 0,
     from_: Annotated[
         Path | None,
-        typer.Option("--from", help="Judge again what this run directory holds, with new gates; nothing is run."),
+        typer.Option(
+            "--from", help="Apply new gates to the results in this run directory, without running the models."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Where report.json goes. Default: trtopt-out/compare/<baseline>/<candidate>."),
+        typer.Option(
+            "--out", "-o", help="Directory of report.json. Default: trtopt-out/compare/<baseline>/<candidate>."
+        ),
     ] = None,
     device: DeviceFlag = Device.cpu,
     format: FormatFlag = Format.text,
 ) -> None:
-    """Compare candidates with FP32 on your data, and judge them.
+    """Compare candidates with FP32 on your data, and gate them.
 
-    Exits 0 when every gate passes (too few samples for a default one are reported only), 1 when one fails, 2 on an
-    error, 4 when a gate of --gate is inconclusive.
+    Exits 0 if every gate passes (inconclusive default gates are only reported), 1 if one fails, 2 on an error, 4 if a
+    gate of --gate is inconclusive.
     """
     from trtopt import rundir
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import finish
-    from trtopt.comparison import compare as run
-    from trtopt.comparison import judge_again
-    from trtopt.config import ComparePlan, DataPlan, JudgePlan, MeasurePlan
+    from trtopt.commands.compare import compare as run
+    from trtopt.commands.judge import judge_again
     from trtopt.errors import UsageError
+    from trtopt.plan import ComparePlan, DataPlan, JudgePlan, MeasurePlan
 
     measure = MeasurePlan(kinds=tuple(kind or ()), metrics=tuple(metric or ()))
     if from_ is not None:
-        # Settings are there for other runs, too: only what was typed is refused.
+        # Settings also serve other runs, so only flags that were typed are rejected.
         typed = [name for name in _OF_A_RUN if is_typed(context, name)]
         if baseline or typed:
             flags = ", ".join(["models"] * bool(baseline) + [f"--{name.replace('_', '-')}" for name in typed])
-            raise UsageError("--from runs nothing", why="it judges what was measured", fix=f"Leave out {flags}")
+            raise UsageError("--from runs no model", why="it applies gates to stored results", fix=f"Leave out {flags}")
         judged = JudgePlan(
             run=from_, measure=measure, gates=joined(gate), allow_inconclusive=allow_inconclusive, worst=worst
         )
         finish(judge_again(judged), format.value)
     if baseline is None or not candidates:
-        raise UsageError("nothing to compare", fix="Name the FP32 ONNX file, then a candidate or more")
+        raise UsageError("nothing to compare", fix="Give the FP32 ONNX file, then one or more candidates")
     if data is None:
-        raise UsageError("nothing to compare on", fix="Add --data DATA (samples that were not calibrated on)")
+        raise UsageError("no data to compare on", fix="Add --data DATA (samples that were not used for calibration)")
     plan = ComparePlan(
         baseline=baseline,
         candidates=tuple(candidates),

@@ -1,4 +1,4 @@
-"""`trtopt config`: every setting, and where its value is from.
+"""`trtopt config`: show every setting and the origin of its value.
 
 Touches: prints on stdout.
 """
@@ -26,10 +26,10 @@ def config(
     ] = None,
     format: Annotated[Format, typer.Option(help="text or json.")] = Format.text,
 ) -> None:
-    """Show the value of every flag when nobody types it: from the environment, from a file, or its default.
+    """Show the value of every flag that is not typed: from the environment, a file, or the default.
 
-    A flag typed on the command line goes before TRTOPT_<COMMAND>_<FLAG>, that before trtopt.toml (or [tool.trtopt] in
-    pyproject.toml), and that before the default.
+    Precedence: the command line, TRTOPT_<COMMAND>_<FLAG>, trtopt.toml (or [tool.trtopt] in pyproject.toml), the
+    default.
     """
     import json
     import os
@@ -41,13 +41,13 @@ def config(
     from trtopt.errors import UsageError
 
     if format not in (Format.text, Format.json):
-        raise UsageError(f"config prints no {format.value}", fix="Choose text or json")
+        raise UsageError(f"config does not support --format {format.value}", fix="Choose text or json")
     group = context.find_root().command
     assert isinstance(group, TyperGroup)
     commands = flags(group)
     if command is not None and command not in commands:
         fix = near(command, commands, f"There are {', '.join(commands)}")
-        raise UsageError(f"there are no settings of a command {command!r}", fix=fix)
+        raise UsageError(f"no command {command!r} has settings", fix=fix)
     settings = gather(group, os.environ)
     chosen = [command] if command else list(commands)
     values = {name: _values(commands[name], settings.found[name]) for name in chosen}
@@ -67,7 +67,7 @@ def _values(options: Mapping[str, TyperOption], found: Mapping[str, Setting]) ->
 
 
 def _plain(default: object) -> Value | None:
-    """A flag's default as it would stand in a file."""
+    """Return a flag's default as it would be written in a file."""
     if isinstance(default, Enum):
         return str(default.value)
     return default if default is None or isinstance(default, bool | int | float) else str(default)
@@ -82,7 +82,9 @@ def _print(values: Mapping[str, Mapping[str, Setting]], file: str) -> None:
 
     console = Console(highlight=False)
     if not file:
-        console.print("no trtopt.toml here, and no [tool.trtopt] in a pyproject.toml", markup=False, style="dim")
+        console.print(
+            "no trtopt.toml, and no [tool.trtopt] in pyproject.toml, in this directory", markup=False, style="dim"
+        )
     for command, settings in values.items():
         table = Table.grid(padding=(0, 3))
         table.add_column(no_wrap=True)

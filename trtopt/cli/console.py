@@ -1,4 +1,4 @@
-"""What a person sees while stages work: progress bars on a terminal, one plain line a stage everywhere else.
+"""Progress of stages: bars on a terminal, otherwise one plain line per stage.
 
 stdout is for results, stderr for progress and messages. `NO_COLOR`, `FORCE_COLOR` and `CI` are honoured.
 
@@ -21,16 +21,16 @@ from trtopt.errors import TrtoptError
 
 
 def stderr_console() -> Console:
-    """The console for everything that is not a result."""
+    """Return the console for everything except results."""
     return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 class Narrator:
-    """A context manager that is also the `emit` of a pipeline: it renders events on stderr as they come."""
+    """Context manager that is also the `emit` of a pipeline: it renders events on stderr as they arrive."""
 
     def __init__(self) -> None:
         self._console = stderr_console()
-        # FORCE_COLOR makes rich believe in a terminal: a bar may be drawn only on a real one, and never in CI logs.
+        # FORCE_COLOR makes rich assume a terminal. Bars are only for real terminals, never for CI logs.
         self._animated = sys.stderr.isatty() and not os.environ.get("CI")
         self._progress = Progress(
             TextColumn("  [bold]{task.fields[stage]:<10}"),
@@ -54,8 +54,8 @@ class Narrator:
         with contextlib.suppress(SystemExit, BrokenPipeError):
             self._progress.stop()
         if isinstance(error, SystemExit):
-            why = "nobody reads its messages any more, or code that it ran ended the program"
-            raise TrtoptError("the run was ended before it was done", why=why) from error
+            why = "stderr was closed, or code of the user exited"
+            raise TrtoptError("the run ended early", why=why) from error
 
     def __call__(self, event: events.Event) -> None:
         """Render one event."""

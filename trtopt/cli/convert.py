@@ -1,4 +1,4 @@
-"""`trtopt convert`: from a trained network to a judged engine.
+"""`trtopt convert`: turn a trained network into an engine with a verdict.
 
 Touches: the run directory; prints the report on stdout.
 """
@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from trtopt.calibrate import method_names
 from trtopt.cli.options import (
     AllowDriftFlag,
     AllowInconclusiveFlag,
@@ -32,6 +33,7 @@ from trtopt.cli.options import (
     WeightsFlag,
     joined,
 )
+from trtopt.precision import precisions
 
 
 def convert(
@@ -43,27 +45,29 @@ def convert(
             show_default=False,
         ),
     ],
-    precision: Annotated[str, typer.Option("--precision", "-p", help="fp32, fp16, bf16, int8 or fp8.")] = "fp16",
+    precision: Annotated[str, typer.Option("--precision", "-p", help=f"One of {', '.join(precisions())}.")] = "fp16",
     calib: Annotated[
         str | None,
         typer.Option(
-            help="Samples to calibrate on: a folder of pictures, .npy, .npz, .jsonl, .parquet, module:function."
+            help="Samples to calibrate on: a folder of images, .npy, .npz, .jsonl, .parquet, module:function."
         ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Samples to compare on, with labels where there are any. Not those of --calib.")
+        str | None, typer.Option(help="Samples to compare on, with labels if available; not those of --calib.")
     ] = None,
     recipe: RecipeFlag = None,
     classes: ClassesFlag = None,
     labels: LabelsFlag = None,
     skip_bad: SkipBadFlag = False,
     method: Annotated[
-        str, typer.Option(help="How scales are chosen. auto tries mse, entropy, percentile and minmax.")
+        str, typer.Option(help=f"How scales are chosen. auto picks the best of {', '.join(method_names())}.")
     ] = "auto",
     calib_table: Annotated[
-        Path | None, typer.Option(help="Use this calibration table (JSON, or TensorRT's cache) instead of calibrating.")
+        Path | None, typer.Option(help="Use this calibration table (JSON or TensorRT's cache) instead of calibrating.")
     ] = None,
-    rest: Annotated[str, typer.Option(help="Type of what is not quantized: fp16, bf16 or fp32.")] = "fp16",
+    rest: Annotated[
+        str, typer.Option(help="Fallback precision of nodes that are not quantized: fp16, bf16 or fp32.")
+    ] = "fp16",
     shape: ShapeFlag = None,
     dtype: DtypeFlag = None,
     weights: WeightsFlag = None,
@@ -71,19 +75,19 @@ def convert(
     allow_export_drift: AllowDriftFlag = False,
     export_timeout: ExportTimeoutFlag = 1800.0,
     no_equalization: Annotated[
-        bool, typer.Option("--no-equalization", help="Do not bring the channels of activations to similar ranges.")
+        bool, typer.Option("--no-equalization", help="Do not equalize activations across channels.")
     ] = False,
     no_bias_correction: Annotated[
-        bool, typer.Option("--no-bias-correction", help="Do not correct biases for what rounding loses on average.")
+        bool, typer.Option("--no-bias-correction", help="Do not compensate for the mean quantization error.")
     ] = False,
     gate: GateFlag = None,
     allow_inconclusive: AllowInconclusiveFlag = False,
     kind: KindFlag = None,
     metric: MetricFlag = None,
-    no_compare: Annotated[bool, typer.Option("--no-compare", help="Build without a verdict.")] = False,
+    no_compare: Annotated[bool, typer.Option("--no-compare", help="Build without comparing with FP32.")] = False,
     out: OutFlag = None,
     backend: Annotated[
-        str, typer.Option(help="tensorrt, or onnxruntime: the typed ONNX itself is the result.")
+        str, typer.Option(help="tensorrt, or onnxruntime, whose result is the typed ONNX itself.")
     ] = "tensorrt",
     tensorrt: Annotated[
         str | None, typer.Option(help="tensorrt or tensorrt_rtx. Default: the first one found.")
@@ -100,28 +104,26 @@ def convert(
     device: DeviceFlag = Device.cpu,
     format: FormatFlag = Format.text,
 ) -> None:
-    """Convert a network to a TensorRT engine, and judge it against FP32 on your data.
+    """Convert a network to a TensorRT engine, and compare it with FP32 on your data.
 
-    Exits 0 when every gate passes (too few samples for a default one are reported only), 1 when one fails, 2 on an
-    error, 3 when this machine has no TensorRT, 4 when a gate of --gate is inconclusive.
+    Exits 0 if every gate passes (inconclusive default gates are only reported), 1 if one fails, 2 on an error, 3 if
+    this machine cannot build the engine, 4 if a gate of --gate is inconclusive.
     """
     from trtopt import rundir
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import finish
-    from trtopt.config import BuildPlan, ConvertPlan, DataPlan, ExportPlan, MeasurePlan
+    from trtopt.commands.convert import convert as run
     from trtopt.errors import UsageError
     from trtopt.export.source import identify
-    from trtopt.pipeline import convert as run
+    from trtopt.plan import BuildPlan, ConvertPlan, DataPlan, ExportPlan, MeasurePlan
 
     source = data or calib
     if (classes or labels) and not source:
-        raise UsageError(
-            f"{'--classes' if classes else '--labels'} is for samples to compare on", fix="Add --data DATA"
-        )
+        raise UsageError(f"{'--classes' if classes else '--labels'} needs samples to compare on", fix="Add --data DATA")
     judged_on = (
         DataPlan(source=source, recipe=recipe, classes=classes, labels=labels, skip_bad=skip_bad) if source else None
     )
-    # Calibration takes no labels.
+    # Calibration uses no labels.
     plain = DataPlan(source=calib, recipe=recipe, skip_bad=skip_bad) if calib else None
     plan = ConvertPlan(
         source=model,

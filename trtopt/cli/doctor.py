@@ -1,4 +1,4 @@
-"""`trtopt doctor`: what this machine has, what can be built and run here, and what to install for the rest.
+"""`trtopt doctor`: show the environment, what can be built and run in it, and how to install the rest.
 
 Touches: prints on stdout.
 """
@@ -14,24 +14,24 @@ from trtopt.cli.options import Format
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from trtopt.engine.probe import Environment
+    from trtopt.commands.doctor import Environment
 
 
 def doctor(
     format: Annotated[Format, typer.Option(help="text or json.")] = Format.text,
 ) -> None:
-    """Show what this machine has, what can be built and run on it, and what to install for the rest.
+    """Show the environment of this machine, what can be built and run on it, and how to install the rest.
 
-    Exits 0 when an engine can be built here, else 3.
+    Exits 0 if an engine can be built here, else 3.
     """
     import json
 
     from trtopt.codec import encode
-    from trtopt.engine.probe import probe
+    from trtopt.commands.doctor import probe
     from trtopt.errors import EXIT_UNABLE, UsageError
 
     if format not in (Format.text, Format.json):
-        raise UsageError(f"doctor prints no {format.value}", fix="Choose text or json")
+        raise UsageError(f"doctor does not support --format {format.value}", fix="Choose text or json")
     found = probe()
     if format is Format.json:
         print(json.dumps({"schema_version": 1, **encode(found)}, indent=1))
@@ -76,7 +76,7 @@ def _renderables(found: Environment) -> list[RenderableType]:
     for warning in found.warnings:
         row("warning", warning, "yellow")
     for advice in found.advice:
-        row("to add", f"{advice.what}: {advice.command}")
+        row("to install", f"{advice.what}: {advice.command}")
     table.add_row()
     for index, note in enumerate(found.portability):
         row("" if index else "portability", note, "dim")

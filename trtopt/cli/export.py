@@ -1,4 +1,4 @@
-"""`trtopt export`: from a framework's model to FP32 ONNX that is known to compute the same.
+"""`trtopt export`: write a framework's model as FP32 ONNX and verify its outputs.
 
 Touches: the run directory and the ONNX file; prints the report on stdout.
 """
@@ -39,7 +39,7 @@ def export(
     signature: SignatureFlag = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Samples to check the export on. Default: random ones, seeded, and said to be so."),
+        typer.Option(help="Samples to verify the export on. Default: seeded random samples, as the report says."),
     ] = None,
     recipe: RecipeFlag = None,
     skip_bad: SkipBadFlag = False,
@@ -49,13 +49,13 @@ def export(
 ) -> None:
     """Export a network to ONNX, and compare onnxruntime's outputs with the framework's own.
 
-    Exits 0 when they agree, 2 when they do not or on another error, 3 when the framework is not installed.
+    Exits 0 if they agree, 2 if they do not or on another error, 3 if the framework is not installed.
     """
     from trtopt import rundir
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import finish
-    from trtopt.config import DataPlan, ExportOnlyPlan, ExportPlan
-    from trtopt.pipeline import export as run
+    from trtopt.commands.export import export as run
+    from trtopt.plan import DataPlan, ExportOnlyPlan, ExportPlan
 
     plan = ExportOnlyPlan(
         source=source,

@@ -1,4 +1,4 @@
-"""`trtopt init`: a trtopt.toml to start from, made for one model and explained line by line.
+"""`trtopt init`: write a commented trtopt.toml for one model.
 
 Touches: reads the model; writes trtopt.toml in the working directory.
 """
@@ -19,34 +19,32 @@ if TYPE_CHECKING:
 
 _TOKENS = (8, 32, 128)
 _SIDE = (224, 224, 224)
-"""Smallest, usual and largest of a dynamic dimension that is no batch: of token ids, and of anything else."""
+"""Smallest, usual and largest size of a dynamic dimension other than the batch: of token ids, and of anything else."""
 
 _SETTINGS = """\
 # Settings of trtopt for {model}
 #
 {tensors}
 #
-# A table is a command, a key one of its flags: `trtopt convert --help` explains them all. What is typed on the command
-# line goes before the environment (TRTOPT_CONVERT_PRECISION=fp16), and that before this file. `trtopt config` shows
-# which value holds, and where it is from.
+# Each table is a command, each key one of its flags; `trtopt convert --help` explains them. Precedence: the command
+# line, the environment (TRTOPT_CONVERT_PRECISION=fp16), this file. `trtopt config` shows each value and its origin.
 
 [convert]
-# int8 stores weights in a quarter of FP32's size, and needs calib. fp16 and bf16 take half, need no calibration, and
-# drift less.
+# int8 weights need a quarter of FP32's size, and calibration. fp16 and bf16 need half, no calibration, and drift less.
 precision = "int8"
 
-# YOURS TO FILL IN. Samples that INT8 scales are measured on, 100 to 500 of them, like those of production: a folder of
-# pictures, .npy, .npz, .jsonl, .parquet, or package.module:function.
+# TO FILL IN: calibration samples, 100 to 500, representative of production: a folder of images, .npy, .npz, .jsonl,
+# .parquet, or package.module:function.
 calib = "data/calib"
 
-# YOURS TO FILL IN. Samples that the result is judged on: others than those of calib, as many as you have. With labels
-# (folders named after classes, or an array `labels`) the gate is about accuracy, without about agreement with FP32.
+# TO FILL IN: evaluation samples, as many as you have, other than those of calib. With labels (folders named after
+# classes, or an array `labels`) the gate checks accuracy, otherwise agreement with FP32.
 data = "data/eval"
 {recipe}
 {shape}
 
-# What decides between exit codes 0, 1 (a gate failed) and 4 (too few samples to tell). Without this line there are
-# defaults by kind of output, and too few samples for one of them exit 0.
+# Thresholds that decide the exit code: 0, 1 (a gate failed) or 4 (too few samples). Without this line, the gates are
+# defaults for the kind of output, and too few samples for them exit 0.
 {reasons}
 {gate}
 
@@ -61,9 +59,9 @@ def init(
     context: typer.Context,
     model: Annotated[Path, typer.Argument(help="The trained network, as for trtopt convert.", show_default=False)],
 ) -> None:
-    """Write a trtopt.toml for a model into the working directory: shapes and gates that fit it, each explained.
+    """Write a trtopt.toml for a model into the working directory, with suitable shapes and gates, each explained.
 
-    What is there already is never overwritten.
+    Existing settings are never overwritten.
     """
     import os
 
@@ -77,31 +75,31 @@ def init(
     assert isinstance(group, TyperGroup)
     there = gather(group, os.environ).file
     if there:
-        raise UsageError(f"{there} holds settings already", fix="Edit it, or move it away first")
+        raise UsageError(f"{there} already contains settings", fix="Edit it, or move it away first")
     text = settings(identify(str(model)))
     path = Path(FILE)
     try:
         with path.open("x", encoding="utf-8") as stream:
             stream.write(text)
     except OSError as error:
-        raise StoreError(f"{FILE} cannot be written here", why=error.strerror or str(error)) from error
+        raise StoreError(f"cannot write {FILE}", why=error.strerror or str(error)) from error
     print(f"{FILE}: put your samples into calib and data, then run: trtopt convert {model}")
 
 
 def settings(source: Source) -> str:
-    """The text of a trtopt.toml for a source; for one that only its framework can read, with less of its own.
+    """Return the text of a trtopt.toml for a source; it is less specific for one that only its framework can read.
 
     Raises:
-        ModelError: it is an ONNX file that cannot be read.
+        ModelError: the source is an ONNX file that cannot be read.
     """
-    from trtopt.export.onnx import describe
-    from trtopt.report.words import plain
+    from trtopt.graph.file import describe
+    from trtopt.report.page.words import plain
 
     model = plain(source.text)
     if source.kind != "onnx":
         return _SETTINGS.format(
             model=model,
-            tensors="# Inputs and outputs are known once it is exported: `trtopt export`, then `trtopt inspect`.",
+            tensors="# To see inputs and outputs: `trtopt export`, then `trtopt inspect`.",
             recipe=_recipe(()),
             shape=_FREE_SHAPE,
             reasons='# For example "top1=1%" for class scores, "cosine=0.99" for embeddings.',
@@ -124,28 +122,28 @@ def settings(source: Source) -> str:
 
 
 _FREE_SHAPE = """
-# Shapes of each input, smallest:usual:largest, where neither the model nor the data say them; and types other than
+# Shapes of each input, smallest:usual:largest, if neither the model nor the data give them; and types other than
 # float32.
 # shape = ["image=1x3x224x224:8x3x224x224:32x3x224x224"]
 # dtype = ["ids=int64"]"""
 
 
 def _line(role: str, spec: TensorSpec) -> str:
-    from trtopt.report.words import plain
+    from trtopt.report.page.words import plain
 
     return plain(f"#   {role:<8}{spec.name}  {spec.dtype} [{', '.join(map(str, spec.shape))}]")
 
 
 def _quoted(text: str) -> str:
-    """A TOML string: JSON's, but for one control character that JSON leaves as it is."""
+    """Quote as a TOML string: JSON's, except for one control character that JSON does not escape."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _recipe(inputs: Sequence[TensorSpec]) -> str:
-    """How images or texts become inputs, and what classes are called, where the model looks like taking them."""
+    """Return settings for recipe and class names if the inputs look like images or texts; else an empty text."""
     if any(spec.dtype in ("int64", "int32") for spec in inputs):
         return (
-            "\n# How texts become token ids: a recipe's name, or a TOML file. Not needed for data that holds ids.\n"
+            "\n# How texts become token ids: a recipe's name, or a TOML file. Not needed if the data contains ids.\n"
             '# recipe = "bert"'
         )
     channels = {size for spec in inputs if len(spec.shape) == 4 for size in (spec.shape[1], spec.shape[3])} & {1, 3}
@@ -162,7 +160,7 @@ def _recipe(inputs: Sequence[TensorSpec]) -> str:
 
 
 def _shape(inputs: Sequence[TensorSpec]) -> str:
-    from trtopt.report.words import plain
+    from trtopt.report.page.words import plain
     from trtopt.shapes import DEFAULT_BATCH
 
     tokens = {dim for spec in inputs if spec.dtype.startswith("int") for dim in spec.shape[1:]}
@@ -176,28 +174,28 @@ def _shape(inputs: Sequence[TensorSpec]) -> str:
         flags.append(f"{spec.name}=" + ":".join("x".join(map(str, sizes)) for sizes in zip(*ranges, strict=True)))
         guessed += [f"{spec.shape[axis]} of {spec.name}" for axis in dynamic if axis]
     if not flags:
-        return "\n# Every input has a fixed shape: there is nothing to say about shapes."
-    hint = f"\n# GUESSED, put your own sizes: {plain(', '.join(guessed))}." if guessed else ""
+        return "\n# Every input has a fixed shape, so shape is not needed."
+    hint = f"\n# GUESSED, use your own sizes: {plain(', '.join(guessed))}." if guessed else ""
     lines = "".join(f"\n  {_quoted(flag)}," for flag in flags)
     return f"""
-# Shapes of each dynamic input, smallest:usual:largest. The engine takes what lies between, and is fastest at the usual
-# one; a batch of 1 to {DEFAULT_BATCH[2]} is what is assumed without this.{hint}
+# Shapes of each dynamic input, smallest:usual:largest. The engine accepts all sizes between, fastest at the usual
+# one. Without this line, a batch of 1 to {DEFAULT_BATCH[2]} is assumed.{hint}
 shape = [{lines}
 ]"""
 
 
 def _gate(outputs: Sequence[TensorSpec]) -> tuple[str, str]:
-    """Gates for all outputs, and a comment with the reason of each; no gates where several outputs are read as one."""
+    """Return gates for all outputs and a comment with the reason of each; no gates for detection outputs."""
     from trtopt.compare.catalog import METRICS
     from trtopt.compare.gate import DEFAULTS
-    from trtopt.compare.limits import parse_gates
+    from trtopt.compare.gates import parse_gates
     from trtopt.errors import UsageError
-    from trtopt.report.words import plain
+    from trtopt.report.page.words import plain
 
     if any(re.search("box|detect", spec.name.lower()) or _may_be_boxes(spec) for spec in outputs):
         return (
             "",
-            "# Maybe detections: matched is the share of FP32's boxes that are found again, extra that of new ones.",
+            "# Possibly detections: matched is the share of FP32's boxes that are found, extra that of spurious ones.",
         )
     gates, reasons = [], []
     for spec in outputs:
@@ -207,7 +205,7 @@ def _gate(outputs: Sequence[TensorSpec]) -> tuple[str, str]:
         named = f"{spec.name}:{gate}" if len(outputs) > 1 else gate
         try:
             parse_gates(named)
-        except UsageError:  # a name that cannot stand in a gate: the metric then holds for every output that has it
+        except UsageError:  # names that --gate cannot contain: the metric then applies to every output that has it
             named = gate
         gates.append(named)
         reasons.append(plain(f"# {spec.name}: {reason}"))
@@ -215,21 +213,26 @@ def _gate(outputs: Sequence[TensorSpec]) -> tuple[str, str]:
 
 
 def _may_be_boxes(spec: TensorSpec) -> bool:
-    """Whether only its values can tell if it holds corners, score and class of boxes (`kinds/detection.py`)."""
+    """Return whether the output may contain boxes (`kinds/detection.py`), which only its values can tell."""
     return spec.dtype.startswith(("float", "bfloat")) and len(spec.shape) == 3 and spec.shape[-1] == 6
 
 
 def _kind(spec: TensorSpec) -> tuple[str, str]:
-    """How the output is most likely read, a key of `trtopt.compare.gate.DEFAULTS`, and what a gate on it says."""
+    """Return the most likely kind of an output, a key of `trtopt.compare.gate.DEFAULTS`, and an explanation of its
+    gate.
+    """
     from trtopt.compare.kinds.segmentation import named_classes
 
     if not spec.dtype.startswith(("float", "bfloat")):
         if named_classes(spec.name, len(spec.shape)):
-            return "segmentation", "classes of pixels: miou is the mean overlap with FP32's pixels of each class."
-        return "exact", "whole numbers: equal is the share of elements that must stay the same."
+            return "segmentation", "pixel classes: miou is the mean IoU with FP32's classes."
+        return "exact", "integers: equal is the minimum share of unchanged elements."
     vector = len(spec.shape) > 1 and spec.shape[-1] != 1 and all(size == 1 for size in spec.shape[1:-1])
     if vector and re.search("logit|score|prob|class|softmax", spec.name.lower()):
-        return "scores", "class scores: top1 is the largest drop of accuracy (without labels: of agreement), in points."
+        return (
+            "scores",
+            "class scores: top1 is the largest accepted drop of accuracy (without labels: of agreement), in points.",
+        )
     hint = " For class scores: top1=1%, the largest drop." if vector else ""
     hint = " For a segmentation: miou=99%." if len(spec.shape) == 4 else hint
-    return "values", f"cosine is the least similarity with FP32, 1 being identical.{hint}"
+    return "values", f"cosine is the minimum similarity with FP32, where 1 is identical.{hint}"

@@ -1,4 +1,4 @@
-"""`trtopt inspect`: what is in an ONNX file or a run directory, and what INT8 would do with each node, and why.
+"""`trtopt inspect`: show the contents of an ONNX file or run directory, and each node's precision with its reason.
 
 Touches: reads the file; prints on stdout.
 """
@@ -17,18 +17,19 @@ def inspect(
     file: Annotated[
         Path, typer.Argument(help="An ONNX file, a run directory or an engine in one.", show_default=False)
     ],
-    nodes: Annotated[bool, typer.Option("--nodes", help="List the decision about every node.")] = False,
+    nodes: Annotated[bool, typer.Option("--nodes", help="List every node with its precision and the reason.")] = False,
     tensorrt: Annotated[
-        bool, typer.Option("--tensorrt", help="Ask TensorRT's parser which nodes it refuses, and say what helps.")
+        bool,
+        typer.Option("--tensorrt", help="Ask TensorRT's parser which nodes it does not support, and suggest fixes."),
     ] = False,
     format: Annotated[Format, typer.Option(help="text or json.")] = Format.text,
 ) -> None:
-    """Show inputs, outputs, operators, parameters and precision of a model, and why each node has the one it has."""
+    """Show inputs, outputs, operators, parameters and precision of a model, with the reason for each precision."""
     import json
 
     from trtopt.codec import encode
+    from trtopt.commands.inspect import look
     from trtopt.errors import UsageError
-    from trtopt.inspection import look
 
     found = look(file, tensorrt=tensorrt)
     if format is Format.json:
@@ -36,8 +37,8 @@ def inspect(
     elif format is Format.text:
         from rich.console import Console
 
-        from trtopt.report.inspection import renderable
+        from trtopt.report.page.inspection import renderable
 
         Console(highlight=False).print(renderable(found, nodes=nodes))
     else:
-        raise UsageError(f"inspect prints no {format.value}", fix="Choose text or json")
+        raise UsageError(f"inspect does not support --format {format.value}", fix="Choose text or json")

@@ -1,4 +1,4 @@
-"""Flags that several commands share, declared once.
+"""Flags shared by several commands.
 
 Touches: nothing.
 """
@@ -7,26 +7,27 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trtopt.compare.kinds import kinds
 from trtopt.errors import UsageError
+from trtopt.report import formats
 
+if TYPE_CHECKING:
 
-class Format(str, Enum):
-    """How the result is printed on stdout."""
+    class Format(str, Enum):
+        """Output format on stdout: a plug-in of `trtopt.report`. These two are named in code."""
 
-    text = "text"
-    json = "json"
-    junit = "junit"
-    markdown = "markdown"
-    github = "github"
-    html = "html"
+        text = "text"
+        json = "json"
+else:
+    Format = Enum("Format", {name: name for name in ("text", *formats())}, type=str)
 
 
 class Device(str, Enum):
-    """Where onnxruntime runs."""
+    """Device of onnxruntime."""
 
     auto = "auto"
     cpu = "cpu"
@@ -36,26 +37,26 @@ class Device(str, Enum):
 ShapeFlag = Annotated[
     list[str] | None,
     typer.Option(
-        help="Shapes of an input, smallest:usual:largest: input=1x3x224x224:8x3x224x224:32x3x224x224, or one that is "
-        "fixed."
+        help="Shapes of an input, smallest:usual:largest: input=1x3x224x224:8x3x224x224:32x3x224x224, or one "
+        "fixed shape."
     ),
 ]
 DtypeFlag = Annotated[
     list[str] | None,
-    typer.Option(help="Type of an input of a factory or of TorchScript, where it is not float32: ids=int64."),
+    typer.Option(help="Type of an input of a factory or of TorchScript, if it is not float32: ids=int64."),
 ]
 WeightsFlag = Annotated[
     Path | None, typer.Option(help="Weights for a factory's module: .safetensors, or a .pt of a state_dict.")
 ]
 SignatureFlag = Annotated[str | None, typer.Option(help="The signature of a SavedModel. Default: serving_default.")]
 AllowDriftFlag = Annotated[
-    bool, typer.Option("--allow-export-drift", help="Go on when the exported model does not compute the same.")
+    bool, typer.Option("--allow-export-drift", help="Continue if the outputs of the exported model differ.")
 ]
-ExportTimeoutFlag = Annotated[float, typer.Option(help="Seconds that a framework may take to export.", min=1)]
+ExportTimeoutFlag = Annotated[float, typer.Option(help="Time limit for the export, in seconds.", min=1)]
 RecipeFlag = Annotated[
     str | None,
     typer.Option(
-        help="How pictures or texts become inputs: a recipe's name (imagenet, grayscale, bert) or a TOML file."
+        help="How images or texts become inputs: the name of a recipe (imagenet, grayscale, bert) or a TOML file."
     ),
 ]
 ClassesFlag = Annotated[
@@ -68,30 +69,26 @@ ClassesFlag = Annotated[
 LabelsFlag = Annotated[
     Path | None,
     typer.Option(
-        help="A CSV file of lines FILE,LABEL for a folder of images. Default: labels.csv in it, where there is one."
+        help="A CSV file with lines FILE,LABEL for a folder of images. Default: its labels.csv, if there is one."
     ),
 ]
-SkipBadFlag = Annotated[
-    bool, typer.Option("--skip-bad", help="Leave unreadable samples out, listed, instead of failing.")
-]
+SkipBadFlag = Annotated[bool, typer.Option("--skip-bad", help="Skip and list unreadable samples instead of failing.")]
 GateFlag = Annotated[
     list[str] | None,
     typer.Option(
-        help="Thresholds that decide: top1=1%,cosine=0.99,OUTPUT:sqnr=20. May be repeated. Default: by kind of output."
+        help="Thresholds: top1=1%,cosine=0.99,OUTPUT:sqnr=20. May be repeated. Default: depends on the kind of output."
     ),
 ]
 AllowInconclusiveFlag = Annotated[
-    bool, typer.Option("--allow-inconclusive", help="Exit 0, not 4, when a gate that you asked for is inconclusive.")
+    bool, typer.Option("--allow-inconclusive", help="Exit 0, not 4, if a gate of --gate is inconclusive.")
 ]
 KindFlag = Annotated[
     list[str] | None,
-    typer.Option(
-        help="How to read an output where the guess is wrong: OUTPUT=scores|values|exact|segmentation|detection."
-    ),
+    typer.Option(help=f"Kind of an output, if the guess is wrong: OUTPUT={'|'.join(kinds())}."),
 ]
 MetricFlag = Annotated[
     list[str] | None,
-    typer.Option(help="A metric of your own, package.module:function(reference, candidate, labels) -> dict."),
+    typer.Option(help="A custom metric, package.module:function(reference, candidate, labels) -> dict."),
 ]
 DeviceFlag = Annotated[Device, typer.Option(help="Where onnxruntime runs the baseline and the typed graph.")]
 FormatFlag = Annotated[Format, typer.Option(help="How the result is printed on stdout.")]
@@ -100,19 +97,19 @@ OutFlag = Annotated[
     typer.Option(
         "--out",
         "-o",
-        help="Run directory. Default: trtopt-out/<model>/<precision>; <model> gets a digest where another one has its "
-        "name.",
+        help="Run directory. Default: trtopt-out/<model>/<precision>; <model> gets a digest if another one has "
+        "the same name.",
     ),
 ]
 
 
 def joined(gates: list[str] | None) -> str:
-    """Return the texts of all `--gate` flags as one text; an empty one when there are none.
+    """Join the texts of all `--gate` flags; empty if there are none.
 
     Raises:
-        UsageError: one is blank, as a variable is that was never set: it must not loosen the gates.
+        UsageError: one is blank, such as from an unset variable, which must not loosen the gates.
     """
     texts = gates or []
     if not all(text.strip() for text in texts):
-        raise UsageError("--gate is empty", fix="Write METRIC=LIMIT, or leave it out")
+        raise UsageError("--gate is empty", fix="Write METRIC=LIMIT, or leave out the flag")
     return ",".join(texts)

@@ -1,4 +1,4 @@
-"""`trtopt report`: what a run found, once more and in any format.
+"""`trtopt report`: print the report of a run again, in any format.
 
 Touches: reads the run directory; prints on stdout.
 """
@@ -17,10 +17,9 @@ def report(
     run: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)],
     format: FormatFlag = Format.text,
 ) -> None:
-    """Print the report that a run left, in any format: one run, and an annotation, a summary and a JUnit file of it.
+    """Print the report of a run in any format, so that one run can yield an annotation, a summary and a JUnit file.
 
-    Exits 0 whatever the verdict is: the run itself had its exit code. To judge what was measured by other gates, use
-    trtopt compare --from.
+    Exits 0 for any verdict. To apply other gates to the results, use trtopt compare --from.
     """
     from trtopt.report import show
     from trtopt.stages.report import load

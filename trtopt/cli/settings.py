@@ -1,10 +1,10 @@
-"""What a flag is when nobody types it:
+"""Values of flags that are not typed. Precedence:
 
     flag  >  TRTOPT_<COMMAND>_<FLAG>  >  trtopt.toml, or [tool.trtopt] in pyproject.toml  >  default
 
-A file holds a table for each command, and in it a key for each flag; the commands themselves say which flags there are.
-Whatever names nothing, or has the wrong type, is refused: a threshold that nobody reads is worse than none. Relative
-paths mean the working directory, where the file is.
+A file has a table for each command, with a key for each flag; the flags are those that the commands declare. Unknown
+names and wrong types are errors: a threshold that is silently ignored is worse than none. Paths are relative to the
+working directory, where the file is.
 
 Touches: reads the two files in the working directory.
 """
@@ -33,17 +33,17 @@ _NO_FLAG = frozenset({"TRTOPT_DEBUG"})
 """Variables that are read elsewhere."""
 
 _COMMA_SEPARATED = frozenset({"gate"})
-"""Flags that hold several values in one text: a file may give them as a text where others need a list."""
+"""Flags that take several values in one text. A file may give them as a text; other repeatable flags need a list."""
 
 _SETTINGS = "trtopt.settings"
-"""Where the settings are kept for the command that comes next."""
+"""Key of the settings in the context of the command."""
 
 Value = str | bool | int | float | list[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """The value of a flag and where it is from; `name` is that of the file or the variable, empty for a default."""
+    """Value of a flag and its origin; `name` is the file or variable, empty for a default."""
 
     value: Value | None
     origin: Literal["default", "file", "environment"]
@@ -52,7 +52,10 @@ class Setting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What was found, by command and flag (`precision`, `calib-table`).
+    """Settings by command and flag (`precision`, `calib-table`).
+
+    `file` is the file that was read (empty: none). `ignored` is a file with settings that `file` overrides (empty:
+    none).
 
     `file` is the one that was read, `ignored` one that holds settings too and gives way to it; empty: there is none.
     """
@@ -64,7 +67,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _File:
-    """A file's tables by command. `prefix` is what stands before a command's name in a table's heading."""
+    """Tables of a file by command. `prefix` precedes a command's name in the heading of a table."""
 
     name: str
     tables: Mapping[str, object]
@@ -75,10 +78,10 @@ class _File:
 
 
 def gather(group: TyperGroup, environment: Mapping[str, str]) -> Settings:
-    """Read what the working directory and the environment set. `group` is that of all commands.
+    """Read the settings of the working directory and the environment. `group` contains all commands.
 
     Raises:
-        UsageError: a file cannot be read, or something in it or in the environment is no setting, or cannot be one.
+        UsageError: a file cannot be read, or a setting in it or in the environment is unknown or invalid.
     """
     commands = flags(group)
     file, ignored = _file()
@@ -92,7 +95,7 @@ def gather(group: TyperGroup, environment: Mapping[str, str]) -> Settings:
 
 
 def apply(context: typer.Context, environment: Mapping[str, str]) -> None:
-    """Make what was found the defaults of the command that comes next; say on stderr which file does not count.
+    """Make the settings the defaults of the command; warn on stderr if a file is ignored.
 
     Raises:
         UsageError: as in `gather`.
@@ -103,7 +106,9 @@ def apply(context: typer.Context, environment: Mapping[str, str]) -> None:
     if settings.ignored:
         from trtopt.cli.console import stderr_console
 
-        stderr_console().print(f"[yellow]warning:[/] {FILE} is read, and \\[tool.trtopt] in {settings.ignored} is not")
+        stderr_console().print(
+            f"[yellow]warning:[/] \\[tool.trtopt] in {settings.ignored} is ignored because {FILE} exists"
+        )
     context.meta[_SETTINGS] = settings
     context.default_map = {
         command: {option.name: _default(option, found[flag]) for flag, option in options.items() if flag in found}
@@ -113,12 +118,12 @@ def apply(context: typer.Context, environment: Mapping[str, str]) -> None:
 
 
 def _default(option: TyperOption, setting: Setting) -> Value | None:
-    """The setting's value as the default of a flag."""
+    """Return the setting's value as the default of a flag."""
     return [setting.value] if option.multiple and isinstance(setting.value, str) else setting.value
 
 
 def origins(context: typer.Context) -> dict[str, str]:
-    """The file or the variable that set each flag (`--gate`) of a command; flags that were typed are left out."""
+    """Return the file or variable that set each flag (`--gate`) of a command, without flags that were typed."""
     settings: Settings | None = context.meta.get(_SETTINGS)
     if settings is None:
         return {}
@@ -129,13 +134,13 @@ def origins(context: typer.Context) -> dict[str, str]:
 
 
 def is_typed(context: typer.Context, name: str) -> bool:
-    """Whether the parameter `name` was given on the command line."""
+    """Return whether the parameter `name` was given on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
 
 def flags(group: TyperGroup) -> dict[str, dict[str, TyperOption]]:
-    """The flags of every command that has any, by their names without the dashes in front."""
+    """Return the flags of every command that has any, by name without the leading dashes."""
     found = {}
     for name, command in group.commands.items():
         options = [param for param in command.params if isinstance(param, TyperOption)]
@@ -145,12 +150,12 @@ def flags(group: TyperGroup) -> dict[str, dict[str, TyperOption]]:
 
 
 def variable(command: str, flag: str) -> str:
-    """The environment variable that sets a flag."""
+    """Return the environment variable that sets a flag."""
     return f"{PREFIX}{command}_{flag}".replace("-", "_").upper()
 
 
 def near(word: str, known: Iterable[str], otherwise: str, shown: str = "{}") -> str:
-    """`Did you mean X?`, or `otherwise` where nothing is near."""
+    """Return `Did you mean X?`, or `otherwise` if no known word is similar."""
     found = difflib.get_close_matches(word, list(known), 1)
     return f"Did you mean {shown.format(found[0])}?" if found else otherwise
 
@@ -160,19 +165,21 @@ def _long(option: TyperOption) -> str:
 
 
 def _file() -> tuple[_File | None, str]:
-    """The file that counts, and the name of one that does not."""
+    """Return the file to use, and the name of a file that is ignored."""
     own, shared = _read(FILE), _read(PYPROJECT, only_with=b"trtopt")
     tool = shared.get("tool", {}) if shared is not None else {}
     inner = tool.get("trtopt") if isinstance(tool, dict) else None
     if inner is not None and not isinstance(inner, dict):
-        raise UsageError(f"{PYPROJECT}: tool.trtopt is no table", fix="Write [tool.trtopt.convert], and flags below it")
+        raise UsageError(
+            f"{PYPROJECT}: tool.trtopt is not a table", fix="Write [tool.trtopt.convert], with flags below it"
+        )
     if own is None:
         return (None if inner is None else _File(name=PYPROJECT, tables=inner, prefix="tool.trtopt.")), ""
     return _File(name=FILE, tables=own), "" if inner is None else PYPROJECT
 
 
 def _read(name: str, only_with: bytes = b"") -> dict[str, object] | None:
-    """The parsed file; None when there is none, or when it does not hold the bytes `only_with`."""
+    """Return the parsed file; None if it does not exist or does not contain the bytes `only_with`."""
     path = Path(name)
     try:
         if not path.exists():
@@ -180,35 +187,37 @@ def _read(name: str, only_with: bytes = b"") -> dict[str, object] | None:
         content = path.read_bytes()
         if only_with not in content:
             return None
-        # Parsing TOML costs more to import than all of this: only where there is a file.
+        # Importing the TOML parser is slow, so it is imported only if there is a file.
         toml = require("tomllib" if sys.version_info >= (3, 11) else "tomli")
         parsed: dict[str, object] = toml.loads(content.decode())
     except OSError as error:
         raise UsageError(f"{name} cannot be read", why=error.strerror or str(error)) from error
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{name} is no TOML", why=str(error), fix="Correct it there") from error
+        raise UsageError(f"{name} is not valid TOML", why=str(error), fix="Correct the file") from error
     return parsed
 
 
 def _table(file: _File, name: str, keys: object, group: TyperGroup) -> Iterable[tuple[str, Setting]]:
-    """The settings in one table, each checked."""
+    """Yield the settings in one table, each checked."""
     commands = flags(group)
-    shown = repr(name)[1:-1]  # a key may hold anything, such as what moves a terminal's cursor
+    shown = repr(name)[1:-1]  # a key may contain characters that move a terminal's cursor
     heading = f"[{file.prefix}{shown}]"
     if not isinstance(keys, dict):
         below = [name] if name in commands else [each for each in commands if name.replace("_", "-") in commands[each]]
         tables = " or ".join(f"[{file.prefix}{each}]" for each in below or ("convert",))
-        raise file.refuse(f"{shown} stands in no table", why="each command has one", fix=f"Write flags below {tables}")
+        raise file.refuse(
+            f"{shown} is not inside a table", why="each command has its own", fix=f"Write it below {tables}"
+        )
     if name not in commands:
         known = ", ".join(f"[{file.prefix}{command}]" for command in commands)
-        fix = near(name, commands, f"There are {known}", f"[{file.prefix}{{}}]")
+        fix = near(name, commands, f"Known tables: {known}", f"[{file.prefix}{{}}]")
         raise file.refuse(f"unknown table {heading}", fix=fix)
     given: dict[str, str] = {}
     for key, value in keys.items():
         flag = key.replace("_", "-")
         option = commands[name].get(flag)
         if option is None:
-            otherwise = f"trtopt {name} --help lists its flags; arguments stand on the command line"
+            otherwise = f"trtopt {name} --help lists its flags; arguments go on the command line"
             raise file.refuse(f"unknown key {key!r} in {heading}", fix=near(flag, commands[name], otherwise))
         if flag in given:
             raise file.refuse(f"{given[flag]} and {key} in {heading} are the same flag", fix="Keep one of them")
@@ -218,7 +227,7 @@ def _table(file: _File, name: str, keys: object, group: TyperGroup) -> Iterable[
 
 
 def _check(where: str, value: object, option: TyperOption, group: TyperGroup) -> Value:
-    """The value, if it is of the flag's type and one that the flag takes; `where` names both file and key."""
+    """Return the value if the flag accepts it; `where` names both file and key."""
     items = value if option.multiple and isinstance(value, list) else [value]
     if option.multiple and items is not value and option.name not in _COMMA_SEPARATED:
         raise UsageError(f"{where} is {_kind(value)}", why="it must be a list", fix="Write [ ] around it")
@@ -226,20 +235,20 @@ def _check(where: str, value: object, option: TyperOption, group: TyperGroup) ->
         kind = _kind(item)
         if option.is_flag:
             wanted = "true or false"
-        elif kind in ("a text", "a number", "a whole number"):
+        elif kind in ("a string", "a number", "an integer"):
             wanted = _kind(_parsed(option, str(item), group, where))
         else:
-            wanted = "a single text or number"
-        if kind != wanted and (kind, wanted) != ("a whole number", "a number"):
+            wanted = "a single string or number"
+        if kind != wanted and (kind, wanted) != ("an integer", "a number"):
             raise UsageError(f"{where} is {kind}", why=f"it must be {wanted}")
     return cast(Value, value)
 
 
 def _parsed(option: TyperOption, text: str, group: TyperGroup, where: str) -> object:
-    """What the flag makes of the text, as if it had been typed.
+    """Parse the text as if it had been typed as the flag's value.
 
     Raises:
-        UsageError: it does not take it.
+        UsageError: the flag does not accept it.
     """
     try:
         value = option.process_value(typer.Context(group), [text] if option.multiple else text)
@@ -253,12 +262,12 @@ def _kind(value: object) -> str:
         return "true or false"
     if type(value).__module__ == "datetime":
         return "a date or time"
-    kinds = {int: "a whole number", float: "a number", list: "a list", dict: "a table"}
-    return kinds.get(type(value), "a text")  # paths and choices are written as texts
+    kinds = {int: "an integer", float: "a number", list: "a list", dict: "a table"}
+    return kinds.get(type(value), "a string")  # paths and choices are written as strings
 
 
 def _environment(environment: Mapping[str, str], group: TyperGroup) -> Iterable[tuple[str, str, Setting]]:
-    """The command, the flag and the setting of each variable; an empty one sets nothing."""
+    """Yield command, flag and setting of each variable; an empty variable sets nothing."""
     known = {
         variable(command, flag): (command, flag, option)
         for command, options in flags(group).items()
@@ -269,9 +278,9 @@ def _environment(environment: Mapping[str, str], group: TyperGroup) -> Iterable[
             continue
         if name not in known:
             names = [each.removeprefix(PREFIX) for each in known]
-            otherwise = f"It must be {PREFIX}<COMMAND>_<FLAG>; trtopt config lists both"
+            otherwise = f"Write {PREFIX}<COMMAND>_<FLAG>; trtopt config lists both"
             fix = near(name.removeprefix(PREFIX), names, otherwise, f"{PREFIX}{{}}")
-            raise UsageError(f"environment variable {name} sets nothing", why="there is no such flag", fix=fix)
+            raise UsageError(f"environment variable {name} is unknown", why="it matches no flag", fix=fix)
         command, flag, option = known[name]
         text = environment[name]
         if not text.strip():

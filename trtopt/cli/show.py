@@ -1,4 +1,4 @@
-"""Print a report on stdout and leave with its exit code.
+"""Output of a report on stdout, and exit with its code.
 
 Touches: stdout.
 """
@@ -17,19 +17,19 @@ from trtopt.verdict import exit_code
 
 
 def finish(report: Report, format: str, ended_by: TrtoptError | None = None) -> NoReturn:
-    """Print `report`, and leave with the exit code that `trtopt.verdict.exit_code` gives it.
+    """Print `report`, and exit with its code from `trtopt.verdict.exit_code`.
 
-    A reader of stdout that went away changes nothing.
+    The code is the same if the reader of stdout went away.
 
     Raises:
-        TrtoptError: `ended_by`, where the exit code is its own.
+        TrtoptError: `ended_by`, if it decides the exit code.
     """
     from trtopt.report import show
 
     try:
         show(format, report)
         sys.stdout.flush()
-    except (BrokenPipeError, SystemExit):  # SystemExit is what rich makes of it
+    except (BrokenPipeError, SystemExit):  # rich turns it into SystemExit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     code = exit_code(report, ended_by)
     if ended_by is not None and code == ended_by.exit_code:

@@ -1,4 +1,4 @@
-"""`trtopt watch`: what the GPUs do now, live, and as Prometheus text.
+"""`trtopt watch`: show the state of all GPUs, live and as Prometheus text.
 
 Touches: prints on stdout; a TCP port with `--listen`.
 """
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 def watch(
     run: Annotated[
         Path | None,
-        typer.Argument(help="A run directory: show the batch size of it that would fit now.", show_default=False),
+        typer.Argument(help="A run directory: show its batch size that would fit now.", show_default=False),
     ] = None,
     interval: Annotated[float, typer.Option(help="Seconds between two readings.", min=0.1)] = 1.0,
     listen: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Serve Prometheus text at /metrics: 127.0.0.1:9400.")
     ] = None,
-    once: Annotated[bool, typer.Option("--once", help="Read once, print, and leave.")] = False,
-    format: Annotated[Format, typer.Option(help="text or json; json prints one object a reading.")] = Format.text,
+    once: Annotated[bool, typer.Option("--once", help="Read once, print, and exit.")] = False,
+    format: Annotated[Format, typer.Option(help="text or json; json prints one object per reading.")] = Format.text,
 ) -> None:
     """Show memory, utilisation, temperature, power and clocks of every GPU, until Ctrl-C.
 
-    Exits 3 when there is no GPU to watch. With --listen and no terminal it serves, and prints nothing.
+    Exits 3 if this machine has no GPU. With --listen and without a terminal, it serves and prints nothing.
     """
     from contextlib import ExitStack
 
@@ -46,9 +46,13 @@ def watch(
     from trtopt.errors import EXIT_INTERRUPTED, UsageError
 
     if format not in (Format.text, Format.json):
-        raise UsageError(f"watch prints no {format.value}", fix="Choose text or json")
+        raise UsageError(f"watch does not support --format {format.value}", fix="Choose text or json")
     if once and listen:
-        raise UsageError("--once and --listen exclude each other", why="a server of one reading would be gone at once")
+        raise UsageError(
+            "--once and --listen cannot be combined",
+            why="the server would stop after one reading",
+            fix="Leave out one of them",
+        )
     address = prometheus.parse_address(listen) if listen else None
     limit = measured_limit(run) if run else None
     try:
@@ -67,12 +71,12 @@ def watch(
                 if once:
                     return
                 time.sleep(interval)
-    except KeyboardInterrupt:  # how watching ends: nothing was lost that a line must tell
+    except KeyboardInterrupt:  # the normal end: nothing was lost, so no message is needed
         raise SystemExit(EXIT_INTERRUPTED) from None
 
 
 def _shower(held: ExitStack, format: Format, *, quiet: bool) -> Callable[[Seen], None]:
-    """How a reading is printed: as a line of JSON, or as a table, which on a terminal takes the place of the last."""
+    """Return a function that prints a reading: as a line of JSON, or as a table, which a terminal updates in place."""
     from rich.console import Console
     from rich.live import Live
 
@@ -118,7 +122,7 @@ def _table(seen: Seen) -> Table:
 
 
 def _of(values: tuple[float | None, ...], unit: float, name: str, digits: int = 0) -> str:
-    """`312 / 700 W`; a dash for what the GPU does not say."""
+    """Format as `312 / 700 W`, with a dash for what the GPU does not report."""
     if all(value is None for value in values):
         return "–"
     return " / ".join("–" if value is None else f"{value / unit:,.{digits}f}" for value in values) + f" {name}"

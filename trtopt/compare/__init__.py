@@ -1,1 +1,1 @@
-"""Drift of a candidate against the FP32 baseline, and the gate."""
+"""Drift of a candidate compared with the FP32 baseline, and gates."""

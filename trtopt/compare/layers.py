@@ -29,8 +29,8 @@ from trtopt.compare.taps import Point, give, points, show
 from trtopt.data.dataset import Dataset, Feed
 from trtopt.errors import DataError, ModelError
 from trtopt.events import Emit, Progress
-from trtopt.precision.graph import dims
-from trtopt.precision.half import INFINITY_STAND_IN
+from trtopt.graph.query import dims
+from trtopt.precision.passes.half import INFINITY_STAND_IN
 from trtopt.types import Decision, LayerDrift, Layers, OnnxModel
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ class _Workspace:
     def view(self, model: OnnxModel, tensors: Iterable[str], given: Iterable[Point] = ()) -> _View:
         """Open a copy of the graph that returns `tensors` and takes the values of `given`."""
         from trtopt.engine.onnxruntime import open_runner
-        from trtopt.export.prepare import save
+        from trtopt.graph.prepare import save
 
         graph = _load(model)
         inputs = give(graph, tuple(given))
@@ -257,8 +257,8 @@ def _load(model: OnnxModel, feed: Feed | None = None) -> ir.Model:
     """Return the graph with types and shapes inferred, for the shapes of `feed` if it is given."""
     import onnx_ir as ir
 
-    from trtopt.export.onnx import load_ir
-    from trtopt.export.prepare import infer_shapes
+    from trtopt.graph.file import load_ir
+    from trtopt.graph.prepare import infer_shapes
 
     graph = load_ir(model.path)
     for value in graph.graph.inputs:

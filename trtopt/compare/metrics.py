@@ -1,8 +1,8 @@
-"""Drift of a candidate's outputs from the baseline's, accumulated batch by batch.
+"""Metrics of the candidate's outputs compared with the baseline's, accumulated batch by batch.
 
-Every output is read as each kind that it may be (`trtopt.compare.kinds`) until all samples have been run: only then is
-it known whether a vector is a softmax, or a map one of classes. Memory does not grow with the size of the outputs; a
-few bytes per sample are kept, for statistics over samples.
+An output is measured as every kind that it may be (`trtopt.compare.kinds`) until all samples have run: only then is it
+known whether a vector is a softmax, or a map contains classes. Memory does not grow with the size of the outputs. A few
+bytes per sample are kept for statistics over samples.
 
 Touches: nothing.
 """
@@ -13,24 +13,27 @@ import difflib
 from collections.abc import Mapping, Sequence
 
 from trtopt.compare.kinds import Opening, Reader, kind, kinds
-from trtopt.compare.kinds.outputs import Outputs, joined
+from trtopt.compare.measures.outputs import Outputs, joined
 from trtopt.errors import ModelError, UsageError
 from trtopt.types import OutputDrift
 
 _GATHERED_VALUES = 1 << 15
 _GATHERED_SAMPLES = 256
-"""Small outputs are measured many batches at a time: numpy takes little longer for them than for one. More at a time
-would only take more memory.
+"""Batches of small outputs are gathered up to these limits and measured together, because numpy's cost per call exceeds
+the cost per value. Larger limits would only take more memory.
 """
 
-_Shapes = list[tuple[str, object, tuple[int, ...]]]
+_Layout = list[tuple[str, object, tuple[int, ...]]]
+"""Name, dtype and shape per sample of every output."""
 
 
 class Metrics:
-    """The metrics of all outputs of two models; feed it with `add`, read it with `drifts`.
+    """Metrics of all outputs of two models: `add` takes the batches, `drifts` returns the result.
 
-    `asked` are the kinds that the user named, by output. `apart` says that every output has one row per sample,
-    whatever the batch. With `plain`, outputs are read as `values` or `exact` only.
+    Args:
+        asked: the kinds that the user named, by output.
+        apart: every output has one row per sample, so batches may be joined.
+        plain: read outputs as `values` or `exact` only.
     """
 
     def __init__(self, asked: Mapping[str, str], *, apart: bool = False, plain: bool = False) -> None:
@@ -38,7 +41,7 @@ class Metrics:
         self._apart = apart
         self._kinds = [module for module in map(kind, kinds()) if module.PLAIN or not plain]
         self._gathered: list[Outputs] = []
-        self._gathered_layout: _Shapes | None = None
+        self._gathered_layout: _Layout | None = None
         self._gathered_values = self._gathered_samples = 0
         self._readers: dict[str, list[Reader]] = {}
         self._errors: dict[str, ModelError] = {}
@@ -47,14 +50,14 @@ class Metrics:
         """Add the outputs for some samples.
 
         Raises:
-            ModelError: the candidate lacks an output, or gives one that cannot be compared with FP32's.
-            UsageError: the user named an unknown output, or a kind that the output cannot be.
+            ModelError: an output of the candidate is missing, or cannot be compared with FP32's.
+            UsageError: the user named an unknown output, or a kind that does not fit the output.
         """
         for name in batch.reference:
             if name not in batch.candidate:
                 raise ModelError(
                     f"the candidate has no output {name}",
-                    why=f"it gives {', '.join(batch.candidate)}",
+                    why=f"its outputs are {', '.join(batch.candidate)}",
                     fix="Compare a model with a candidate that was made from it",
                 )
         layout = _layout(batch) if self._apart else None
@@ -65,14 +68,14 @@ class Metrics:
         self._gathered_values += sum(array.size for array in batch.reference.values())
         self._gathered_samples += len(batch.indices)
         full = self._gathered_values >= _GATHERED_VALUES or self._gathered_samples >= _GATHERED_SAMPLES
-        # The first batch is not kept waiting, so that faults are reported at once.
+        # The first batch is measured immediately, so that errors are reported early.
         if full or layout is None or not self._readers:
             self._flush()
 
     def drifts(self, ids: Sequence[str]) -> tuple[OutputDrift, ...]:
-        """Return the metrics of every output, in order; outputs that are read together have one entry.
+        """Return the metrics of every output, in order. Outputs that are read together have one entry.
 
-        `ids` name the samples of the dataset.
+        `ids` are the names of the dataset's samples.
 
         Raises:
             ModelError: an output is not of the kind that the user named, or cannot be compared with FP32's.
@@ -85,12 +88,14 @@ class Metrics:
         return [reader.note for reader in self._chosen().values() if reader.note]
 
     def _chosen(self) -> dict[str, Reader]:
+        """Return the first reader of each output that fits all samples."""
         self._flush()
-        first = {name: next((r for r in readers if r.fits()), None) for name, readers in self._readers.items()}
-        read = {other for reader in first.values() if reader is not None for other in reader.reads}
+        fitting = {name: next((r for r in readers if r.fits()), None) for name, readers in self._readers.items()}
+        # Outputs that another output's reader includes.
+        included = {other for reader in fitting.values() if reader is not None for other in reader.reads}
         chosen = {}
-        for name, reader in first.items():
-            if name in read:
+        for name, reader in fitting.items():
+            if name in included:
                 continue
             if reader is None:
                 raise self._errors.get(name) or _not_of(name, self._asked[name])
@@ -98,6 +103,7 @@ class Metrics:
         return chosen
 
     def _flush(self) -> None:
+        """Measure the gathered batches."""
         if not self._gathered:
             return
         batch = joined(self._gathered)
@@ -105,14 +111,15 @@ class Metrics:
         if not self._readers:
             self._readers = self._opened(batch)
         for name, readers in self._readers.items():
-            self._readers[name] = [reader for reader in readers if self._taken(name, reader, batch)]
-        # An output that no reader is left for is no fault while another one's reader may need it.
+            self._readers[name] = [reader for reader in readers if self._accepts(name, reader, batch)]
+        # An output without a reader is an error, unless the reader of another output may include it.
         claimed = {other for readers in self._readers.values() for reader in readers for other in reader.reads}
         for name, readers in self._readers.items():
             if not readers and name not in claimed:
                 raise self._errors[name]
 
-    def _taken(self, name: str, reader: Reader, batch: Outputs) -> bool:
+    def _accepts(self, name: str, reader: Reader, batch: Outputs) -> bool:
+        """Add the batch and return True; keep the error and return False if the reader cannot read it."""
         try:
             reader.add(batch)
         except ModelError as error:
@@ -121,6 +128,7 @@ class Metrics:
         return True
 
     def _opened(self, first: Outputs) -> dict[str, list[Reader]]:
+        """Return the possible readers of every output, given the first batch."""
         for name in self._asked:
             if name not in first.reference:
                 near = difflib.get_close_matches(name, first.reference, 1)
@@ -133,17 +141,17 @@ class Metrics:
     def _open(self, name: str, first: Outputs) -> list[Reader]:
         beside = tuple(other for other in first.reference if other != name and other not in self._asked)
         if name in self._asked:
-            wanted = kind(self._asked[name])
-            reader = wanted.reader(Opening(name=name, first=first, asked=True, beside=beside))
+            module = kind(self._asked[name])
+            reader = module.reader(Opening(name=name, first=first, asked=True, beside=beside))
             if reader is None:
                 array = first.reference[name]
                 raise UsageError(
                     f"output {name} cannot be read as {self._asked[name]}",
-                    why=f"it is {array.dtype.name} {list(array.shape)}, and {self._asked[name]} takes {wanted.TAKES}",
+                    why=f"it is {array.dtype.name} {list(array.shape)}, and {self._asked[name]} takes {module.TAKES}",
                 )
             return [reader]
         opening = Opening(name=name, first=first, beside=beside)
-        # The kinds that take everything come last.
+        # Specific kinds come before those that accept everything.
         modules = sorted(self._kinds, key=lambda module: module.PLAIN)
         return [reader for module in modules if (reader := module.reader(opening)) is not None]
 
@@ -151,15 +159,15 @@ class Metrics:
 def _not_of(name: str, kind: str) -> ModelError:
     return ModelError(
         f"output {name} cannot be read as {kind}",
-        why="its shape changes from sample to sample",
+        why="its shape differs between samples",
         fix=f"Leave --kind {name}={kind} out",
     )
 
 
-def _layout(batch: Outputs) -> _Shapes | None:
-    """Return names, types and shapes after the first axis: batches that have these in common can be joined.
+def _layout(batch: Outputs) -> _Layout | None:
+    """Return the layout of the outputs; batches of the same layout can be joined.
 
-    It is None where the first axis does not count samples.
+    It is None if an output does not have one row per sample.
     """
     arrays = [*batch.reference.items(), *batch.candidate.items()]
     apart = all(array.shape[:1] == (len(batch.indices),) for _, array in arrays)

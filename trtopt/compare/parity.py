@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from trtopt.compare.gate import judge, verdict
-from trtopt.compare.kinds.outputs import Array, Outputs
-from trtopt.compare.limits import Gate, gate
+from trtopt.compare.gates import Gate, gate
+from trtopt.compare.measures.outputs import Array, Outputs
 from trtopt.compare.metrics import Metrics
 from trtopt.compare.run import Runner
 from trtopt.data.dataset import Dataset

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trtopt.compare.kinds.outputs import Array, is_float
+from trtopt.compare.measures.outputs import Array, is_float
 from trtopt.compare.run import Runner
 from trtopt.data.dataset import Dataset, batches
 from trtopt.errors import ModelError
@@ -33,7 +33,7 @@ _SHOWN = 3
 
 def random_nodes(path: Path) -> list[str]:
     """Return the nodes of an ONNX file that draw random numbers, those of subgraphs too, as `name (Operator)`."""
-    from trtopt.export.onnx import load_proto
+    from trtopt.graph.file import load_proto
 
     proto = load_proto(path)
     graphs = [proto.graph.node, *(function.node for function in proto.functions)]

@@ -1,8 +1,8 @@
 """Channel factors between an equalized tensor of a typed graph and the FP32 tensor of its name.
 
 Equalization divides channel c of an activation by s[c] and multiplies the weights that consume it by s[c]; the largest
-s is 1 (`trtopt.precision.equalize`). Relative to the FP32 graph before equalization, channel c of such a tensor is
-therefore multiplied by a factor of at least 1. These factors are not recorded. They are estimated by a least-squares
+s is 1 (`trtopt.precision.passes.equalize`). Relative to the FP32 graph before equalization, channel c of such a tensor
+is therefore multiplied by a factor of at least 1. These factors are not recorded. They are estimated by a least-squares
 fit of the typed channel to the FP32 channel, over the samples.
 
 A fit alone would mistake a weight that is 10 times too small for a property of the equalization. If the smallest factor

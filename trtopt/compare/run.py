@@ -1,4 +1,4 @@
-"""Run baseline and candidate on the same samples, and measure the drift.
+"""Comparison of a candidate with the baseline on the same samples.
 
 Touches: nothing itself; the runners run models.
 """
@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from trtopt.compare.custom import OwnMetric, opened
 from trtopt.compare.kinds import check_name
-from trtopt.compare.kinds.outputs import Array, Outputs, is_float
+from trtopt.compare.measures.outputs import Array, Outputs, is_float
 from trtopt.compare.metrics import Metrics
-from trtopt.compare.own import OwnMetric, opened
 from trtopt.data.classes import check_count, score_count
 from trtopt.data.dataset import Batch, Dataset, Groups, batches
 from trtopt.errors import DataError, OutOfMemoryError, UsageError
@@ -22,21 +22,21 @@ from trtopt.types import Comparison, OutputDrift
 
 
 class Runner(Protocol):
-    """Anything that runs a model; `where` describes what runs, and where, for tables."""
+    """Anything that runs a model."""
 
     @property
     def where(self) -> str:
-        """Description of what runs, and where."""
+        """Description of the runtime and the device, for tables."""
         ...
 
     def run(self, feed: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Return the outputs, by name, for one feed."""
+        """Return the outputs for one feed, by name."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """The two runners, and their (baseline, candidate) names in the report."""
+    """The runners of both models, and their `names` in the report: (baseline, candidate)."""
 
     baseline: Runner
     candidate: Runner
@@ -45,8 +45,10 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
-    """How outputs are compared: the kinds of those that are not to be guessed, by output, and the user's own metrics as
-    `package.module:function`.
+    """The user's choice of metrics.
+
+    `kinds` maps an output to the kind that it is read as; other outputs are recognized. `metrics` are custom metrics,
+    written as `package.module:function`.
     """
 
     kinds: Mapping[str, str] = field(default_factory=dict)
@@ -54,45 +56,52 @@ class Measure:
 
 
 BATCH = 8
-"""Samples joined into one run where data and models allow it: faster than one by one, small enough for any memory."""
+"""Default number of samples per run: much faster than single samples, and small enough for most memories."""
 
 
 def compare(pair: Pair, dataset: Dataset, measure: Measure, *, emit: Emit, batch: int = BATCH) -> Comparison:
     """Return the drift of the candidate on all samples; `trtopt.compare.gate.judged` adds the verdict.
 
-    `batch` is the most samples joined into one run; one by one where the dataset, or a model, does not keep them apart.
-    It is halved, with a warning, when memory is exhausted.
+    Samples run one by one if the dataset or a model cannot batch them.
+
+    Args:
+        pair: the models.
+        dataset: the samples.
+        measure: the kinds of outputs and the custom metrics.
+        emit: receives progress and warnings.
+        batch: the largest number of samples per run. It is halved, with a warning, when memory is exhausted.
 
     Raises:
-        ModelError: the candidate lacks an output, or gives it another shape or type.
-        DataError: a sample cannot be loaded or run, or the labels are of other classes than the model's.
+        ModelError: an output of the candidate is missing, or has another shape or type than the baseline's.
+        DataError: a sample cannot be loaded or run, or the labels belong to other classes than the model's.
         OutOfMemoryError: a single sample does not fit in memory.
-        UsageError: `measure` names a kind or an output that there is not, or a function that is no metric.
+        UsageError: `measure` names an unknown kind or output, or a custom metric cannot be used.
     """
     for kind in measure.kinds.values():
         check_name(kind)
-    own = opened(measure.metrics)
+    custom = opened(measure.metrics)
     size = batch if _joinable(pair, dataset) else 1
+    # With a fixed batch, samples are measured one by one if every output has a row for each of them.
     groups = dataset.groups if dataset.groups and _apart(pair, dataset.load(0), dataset.groups.size) else None
     samples = groups or dataset
     metrics = Metrics(measure.kinds, apart=size > 1 or groups is not None)
     done = 0
     for outputs in _outputs(pair, dataset, size, emit):
-        each = _ungrouped(outputs, groups) if groups else outputs
+        per_sample = _ungrouped(outputs, groups) if groups else outputs
         if not done and samples.labels is not None:
-            _check_classes(dataset, each, measure)
-        metrics.add(each)
-        for metric in own:
-            metric.add(each)
-        done += len(each.indices)
+            _check_classes(dataset, per_sample, measure)
+        metrics.add(per_sample)
+        for metric in custom:
+            metric.add(per_sample)
+        done += len(per_sample.indices)
         emit(Progress("compare", done, len(samples.ids)))
     drifts = metrics.drifts(samples.ids)
-    _check_clashes(own, drifts)
+    _check_clashes(custom, drifts)
     notes = [f"{dataset.source}: {note}" for note in dataset.notes]
     if dataset.groups and not groups:
-        what = "an output has no row for each sample of a group, so that a group counts as one sample"
-        notes.append(f"{dataset.source}: {what}" + ("; labels are not used" if dataset.groups.labels else ""))
-    notes += metrics.notes() + [f"the code of {metric.source} was run" for metric in own]
+        note = "an output does not have one row per sample of a group, so each group counts as one sample"
+        notes.append(f"{dataset.source}: {note}" + ("; labels are not used" if dataset.groups.labels else ""))
+    notes += metrics.notes() + [f"the code of {metric.source} was run" for metric in custom]
     return Comparison(
         baseline=pair.names[0],
         candidate=pair.names[1],
@@ -101,19 +110,23 @@ def compare(pair: Pair, dataset: Dataset, measure: Measure, *, emit: Emit, batch
         data=dataset.source,
         samples=done,
         labelled=any("accuracy" in output.values for output in drifts),
-        outputs=drifts + tuple(metric.drift() for metric in own),
+        outputs=drifts + tuple(metric.drift() for metric in custom),
         warnings=(*notes, *_unfit(drifts, samples, dataset.source)),
     )
 
 
 def _outputs(pair: Pair, dataset: Dataset, size: int, emit: Emit) -> Iterator[Outputs]:
-    """Run both models on all samples, up to `size` at a time, and half as many from where memory is exhausted."""
+    """Yield the outputs of both models for all samples, up to `size` at a time.
+
+    When memory is exhausted, the size is halved for the rest of the samples.
+    """
     for loaded in batches(dataset, size):
+        # Parts of the batch that are still to run, in order.
         waiting = deque([loaded])
         while waiting:
             part = waiting.popleft()
             count = len(part.indices)
-            if count > size:
+            if count > size:  # the batch was loaded before the size was halved
                 waiting.extendleft([_part(part, slice(size, None)), _part(part, slice(size))])
                 continue
             try:
@@ -136,7 +149,7 @@ def _outputs(pair: Pair, dataset: Dataset, size: int, emit: Emit) -> Iterator[Ou
 
 
 def _resembling(feed: Mapping[str, Array], outputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the inputs that an output could be a copy of."""
+    """Return the inputs that have the shape of an output, which could be a copy of them."""
     shapes = {array.shape for array in outputs.values()}
     return {name: array for name, array in feed.items() if array.shape in shapes}
 
@@ -146,7 +159,7 @@ def _part(batch: Batch, rows: slice) -> Batch:
 
 
 def _ungrouped(outputs: Outputs, groups: Groups) -> Outputs:
-    """Return the outputs of a group as those of its samples, without the rows that only filled it."""
+    """Return the outputs of a group per sample, without the rows that only fill it up."""
     members = groups.members(outputs.indices[0])
     return Outputs(
         reference={name: array[: len(members)] for name, array in outputs.reference.items()},
@@ -157,10 +170,10 @@ def _ungrouped(outputs: Outputs, groups: Groups) -> Outputs:
 
 
 def _joinable(pair: Pair, dataset: Dataset) -> bool:
-    """Return whether samples may be joined: the data allow it, and both models keep joined samples apart.
+    """Return whether samples may be joined: the dataset allows it, and both models return one row per sample.
 
-    A dynamic batch axis of the inputs does not promise that: a Reshape inside may have a batch of 1 written into it,
-    and an output's first axis may be time, detections or layers. One sample and then two show which axis grows.
+    A dynamic batch axis of the inputs does not guarantee that: a Reshape in the model may assume a batch of 1, and the
+    first axis of an output may be time, detections or layers. Runs of one sample and of two show which axis grows.
     """
     if not dataset.batched or len(dataset) < 2:
         return False
@@ -168,11 +181,11 @@ def _joinable(pair: Pair, dataset: Dataset) -> bool:
 
 
 def _apart(pair: Pair, feed: Mapping[str, Array], size: int) -> bool:
-    """Return whether every output of both models has a row for each of the `size` samples of a feed."""
+    """Return whether every output of both models has one row per sample of a feed of `size` samples."""
     for runner in (pair.baseline, pair.candidate):
         try:
             outputs = runner.run(feed)
-        except (DataError, OutOfMemoryError):  # if the sample itself is at fault, the run one by one says so
+        except (DataError, OutOfMemoryError):  # if the sample itself is at fault, running it alone reports it
             return False
         if any(array.shape[:1] != (size,) for array in outputs.values()):
             return False
@@ -180,21 +193,19 @@ def _apart(pair: Pair, feed: Mapping[str, Array], size: int) -> bool:
 
 
 def _check_classes(dataset: Dataset, outputs: Outputs, measure: Measure) -> None:
-    """Refuse labels that are of other classes than the model's."""
-    rows = {
-        name: array.shape[1:]
-        for name, array in outputs.reference.items()
-        if measure.kinds.get(name, "scores") == "scores"
-        and is_float(array)
-        and array.shape[:1] == (len(outputs.indices),)
-    }
-    check_count(dataset, {name: score_count(row) for name, row in rows.items()})
+    """Raise DataError if the labels belong to other classes than the model's."""
+    scores = {}
+    for name, array in outputs.reference.items():
+        may_be_scores = measure.kinds.get(name, "scores") == "scores" and is_float(array)
+        if may_be_scores and array.shape[:1] == (len(outputs.indices),):
+            scores[name] = score_count(array.shape[1:])
+    check_count(dataset, scores)
 
 
-def _check_clashes(own: Sequence[OwnMetric], outputs: Sequence[OutputDrift]) -> None:
-    """Refuse a function that has the name of an output: a gate could not tell them apart."""
+def _check_clashes(custom: Sequence[OwnMetric], outputs: Sequence[OutputDrift]) -> None:
+    """Raise UsageError for a custom metric with the name of an output: a gate could not tell them apart."""
     names = {output.output for output in outputs}
-    for metric in own:
+    for metric in custom:
         if metric.name in names:
             raise UsageError(
                 f"--metric {metric.source} has the name of output {metric.name}", fix="Rename the function"
@@ -202,11 +213,11 @@ def _check_clashes(own: Sequence[OwnMetric], outputs: Sequence[OutputDrift]) -> 
 
 
 def _unfit(outputs: Sequence[OutputDrift], samples: Dataset | Groups, source: str) -> list[str]:
-    """Say that there are labels and that no output's accuracy could be measured with them."""
+    """Return a warning if there are labels but no output's accuracy could be measured with them."""
     if samples.labels is None or any("accuracy" in output.values for output in outputs):
         return []
     unfit = {output.output: output.counts["unfit"] for output in outputs if "unfit" in output.counts}
     if not unfit:
-        return [f"{source}: the labels are not used: no output fits them"]
+        return [f"{source}: the labels are not used: they fit no output"]
     shares = ", ".join(f"{count} of {len(samples.ids)} samples by {name}" for name, count in unfit.items())
     return [f"{source}: the labels do not fit: FP32 itself is right on {shares}"]

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trtopt.precision.equalize import SUFFIX
-from trtopt.precision.graph import FLOAT_COMPUTE_FREE, cast, constant, dims, names, unique
+from trtopt.graph.query import FLOAT_COMPUTE_FREE, cast, constant, dims, names, unique
+from trtopt.precision.passes.equalize import SUFFIX
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -1,4 +1,6 @@
-"""A folder, a file or a function to samples that fit the model. `open_dataset` is the one way in.
+"""Calibration and evaluation data: a folder, a file or a function, read as samples that fit the model.
+
+`open_dataset` is the only entry point.
 
 Touches: reads the user's data; runs code only for a `package.module:function`.
 """
@@ -46,16 +48,27 @@ def open_dataset(
 ) -> Dataset:
     """Return the samples of `source`, checked against the model's inputs.
 
-    What the source is decides how it is read: a folder of images (`images`, `labels`), a .npy or .npz or a folder of
-    them (`arrays`), a .jsonl or .parquet (`text`), or `package.module:function` (`python`); each of these modules
-    states its format. Names, types and shapes of all samples are checked now, from headers; values (truncated images,
-    NaN) when a sample is loaded. With `skip_bad` every sample is loaded once now, and the bad ones are left out and
-    listed in `Dataset.notes`. Class names of `labelling` go before those of the recipe.
+    The reader depends on the source. Each reader's module documents its format:
+        a folder of images: `images` and `labels`
+        a .npy or .npz file, or a folder of them: `arrays`
+        a .jsonl or .parquet file: `text`
+        `package.module:function`: `python`
+
+    Names, types and shapes of all samples are checked now, from headers. Values (truncated images, NaN) are checked
+    when a sample is loaded.
+
+    Args:
+        source: the path, or `package.module:function`.
+        inputs: the model's inputs.
+        recipe: the preprocessing; by default that of the folder, or one that is assumed from the inputs.
+        labelling: class names and labels of images. Its class names take precedence over the recipe's.
+        skip_bad: load every sample once now, leave out the bad ones, and list them in `Dataset.notes`.
 
     Raises:
-        DataError: there is nothing at `source`, it holds no samples, or a sample or a label does not fit; it is named.
+        DataError: `source` does not exist or holds no samples, or a sample or a label does not fit. The message names
+            it.
         UsageError: the recipe or the labelling cannot be used for this data.
-        MissingDependencyError: a package for this kind of data is not installed.
+        MissingDependencyError: the package that reads this data is not installed.
     """
     folder = Path(source)
     try:
@@ -68,7 +81,7 @@ def open_dataset(
             flag = "--labels" if labelling.file else "--classes"
             raise UsageError(
                 f"{flag} is for a folder of images",
-                why=f"{source} is none; other data hold class indices themselves",
+                why=f"{source} is not one; other data contain their own class indices",
                 fix="Leave it out",
             )
         return to_dataset(samples, inputs, skip_bad=skip_bad)
@@ -81,7 +94,7 @@ def _read(source: str, inputs: tuple[TensorSpec, ...], recipe: Recipe | None, *,
     if path.is_dir():
         files = arrays.find(path)
         if not files:
-            raise DataError(f"{path}: no samples", why="it holds no images, .npy or .npz", fix=_KINDS)
+            raise DataError(f"{path}: no samples", why="it contains no images, .npy or .npz", fix=_KINDS)
         return _without(recipe, arrays.read_folder(path, files, inputs, skip_bad=skip_bad))
     suffix = path.suffix.lower()
     if path.is_file() and suffix in text.SUFFIXES:
@@ -89,7 +102,7 @@ def _read(source: str, inputs: tuple[TensorSpec, ...], recipe: Recipe | None, *,
     if path.is_file() and suffix in arrays.SUFFIXES:
         return _without(recipe, arrays.read_file(path, inputs))
     if path.exists():
-        raise DataError(f"{source}: not a kind of data that trtopt reads", fix=_KINDS)
+        raise DataError(f"{source}: unsupported data format", fix=_KINDS)
     if python.is_function(source):
         return _without(recipe, python.read_function(source, inputs))
     raise DataError(f"{source}: no such file or folder", fix=_KINDS)
@@ -100,19 +113,20 @@ def _read_images(
 ) -> Samples:
     if files := arrays.find(folder):
         raise DataError(
-            f"{folder}: holds images and arrays",
+            f"{folder}: contains both images and arrays",
             why=f"{names[0]} and {files[0]}, among others",
-            fix="Keep them in folders of their own",
+            fix="Keep them in separate folders",
         )
     assumed, note = (recipe, "") if recipe is not None else recipe_for(folder, inputs)
     samples = images.read_images(folder, names, assumed, inputs)
-    found = labels.label(folder, names, replace(labelling, classes=labelling.classes or assumed.classes))
-    notes = (*found.notes, note) if note else found.notes
-    return replace(samples, labels=found.indices, class_list=found.class_list, notes=notes)
+    labelled = labels.label(folder, names, replace(labelling, classes=labelling.classes or assumed.classes))
+    notes = (*labelled.notes, note) if note else labelled.notes
+    return replace(samples, labels=labelled.indices, class_list=labelled.class_list, notes=notes)
 
 
 def _without(recipe: Recipe | None, samples: Samples) -> Samples:
+    """Return the samples, with a note that a given recipe is not applied to them."""
     if recipe is None:
         return samples
-    note = f"recipe {recipe.name} is not applied to {samples.source}: arrays are fed as they are"
+    note = f"recipe {recipe.name} is not applied to {samples.source}: arrays are used unchanged"
     return replace(samples, notes=(*samples.notes, note))

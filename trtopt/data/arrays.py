@@ -1,8 +1,10 @@
 """Arrays in NumPy's formats: one .npy or .npz whose first axis counts samples, or a folder with one sample per file.
 
-Nothing is unpickled. Of an array that is stored as it is (.npy, and .npz made by `numpy.savez`) one sample at a time is
-read, so memory does not grow with the file. A compressed array cannot be read in part: it is unpacked once and kept.
-The checksums in a .npz are compared when it is opened (of stored arrays) and when it is unpacked (of compressed ones).
+Nothing is unpickled.
+Uncompressed arrays (.npy, and .npz made by `numpy.savez`) are read one sample at a time, so memory does not grow with
+the file. A compressed array cannot be read in part: it is unpacked once and kept in memory.
+The checksums in a .npz are verified: those of uncompressed arrays when it is opened, those of compressed ones when they
+are unpacked.
 
 Touches: reads .npy and .npz files.
 """
@@ -27,7 +29,7 @@ from trtopt.types import TensorSpec
 SUFFIXES = frozenset({".npy", ".npz"})
 
 MAX_UNPACKED = 8 << 30
-"""Bytes that the compressed arrays of one .npz may unpack to."""
+"""Limit, in bytes, on the unpacked size of all compressed arrays of one .npz."""
 
 _LOCAL_HEADER = 30
 _CHUNK = 1 << 20
@@ -35,7 +37,11 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """Where an array is: in a file from `offset` on, or compressed in the zip member `member` (`offset` -1)."""
+    """Location, dtype and shape of an array in a file.
+
+    An uncompressed array starts at byte `offset` of the file. A compressed one is the zip member `member`, and its
+    `offset` is -1. `fortran` means column-major order.
+    """
 
     path: Path
     member: str
@@ -45,10 +51,10 @@ class Stored:
     offset: int
 
     def read(self) -> Array:
-        """Return the array: mapped, or unpacked when it is compressed.
+        """Return the array: memory-mapped, or unpacked when it is compressed.
 
         Raises:
-            DataError: it is corrupt.
+            DataError: the array is corrupt.
         """
         if 0 in self.shape:
             return np.zeros(self.shape, self.dtype)
@@ -60,17 +66,19 @@ class Stored:
                 return values.reshape(self.shape[::-1]).T if self.fortran else values.reshape(self.shape)
             with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
                 values = np.asarray(np.lib.format.read_array(file, allow_pickle=False))
-                while file.read(_CHUNK):  # the checksum is that of the whole member, and compared at its end
+                while file.read(_CHUNK):  # zipfile verifies the checksum at the end of the member
                     pass
                 return values
         except Exception as error:
             raise _unreadable(where, error) from error
 
     def row(self, i: int) -> Array:
-        """Return a copy of the i-th array along the first axis; unless in Fortran's order, no more than it is read.
+        """Return a copy of row i, the i-th entry along the first axis.
+
+        Only this row is read from the file, except in Fortran order, where the rows are interleaved.
 
         Raises:
-            DataError: it cannot be read.
+            DataError: the row cannot be read.
         """
         if self.fortran or 0 in self.shape:
             return np.array(self.read()[i])
@@ -83,10 +91,12 @@ class Stored:
 
 
 def open_file(path: Path, single: str) -> dict[str, Stored]:
-    """Return the arrays of a .npz by name, or that of a .npy under the name `single`; only headers are read.
+    """Return the arrays of a .npz by name, or the array of a .npy under the name `single`.
+
+    Only headers are read.
 
     Raises:
-        DataError: the file is corrupt, holds Python objects, or unpacks to more than `MAX_UNPACKED` bytes.
+        DataError: the file is corrupt, contains Python objects, or unpacks to more than `MAX_UNPACKED` bytes.
     """
     try:
         if path.suffix.lower() == ".npz":
@@ -103,7 +113,7 @@ def open_file(path: Path, single: str) -> dict[str, Stored]:
 
 
 def read_file(path: Path, inputs: tuple[TensorSpec, ...]) -> Samples:
-    """Return the samples of one .npy or .npz: the first axis of every array counts them.
+    """Return the samples of one .npy or .npz, one per index of the first axis of its arrays.
 
     Raises:
         DataError: the file cannot be read, an array is damaged, or the arrays differ in length.
@@ -111,15 +121,15 @@ def read_file(path: Path, inputs: tuple[TensorSpec, ...]) -> Samples:
     single = _single(path, inputs)
     stored = open_file(path, single)
     digest = _digest(path)
-    if any(not array.shape for array in stored.values()):
-        name = next(name for name, array in stored.items() if not array.shape)
-        raise DataError(f"{path}: {name} has no axis", why="the first axis of an array counts the samples")
+    scalar = next((name for name, array in stored.items() if not array.shape), None)
+    if scalar is not None:
+        raise DataError(f"{path}: {scalar} is a scalar", why="the first axis of an array is the sample axis")
     key = label_key(tuple(stored), inputs)
     arrays = {name: array for name, array in stored.items() if name != key}
     counts = {name: array.shape[0] for name, array in arrays.items()}
     if len(set(counts.values())) > 1:
-        found = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise DataError(f"{path}: the arrays hold different numbers of samples", why=found)
+        lengths = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise DataError(f"{path}: the arrays have different numbers of samples", why=lengths)
     count = next(iter(counts.values()), 0)
     headers = {name: Header(array.dtype.name, array.shape[1:]) for name, array in arrays.items()}
     rows = {name: _rows(array) for name, array in arrays.items()}
@@ -141,13 +151,16 @@ def read_file(path: Path, inputs: tuple[TensorSpec, ...]) -> Samples:
 
 
 def find(folder: Path) -> tuple[str, ...]:
-    """Return the sorted names of the folder's own .npy and .npz files, without the hidden ones."""
+    """Return the sorted names of the .npy and .npz files directly in the folder, without hidden files."""
     files = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
     return tuple(sorted(path.name for path in files if not path.name.startswith(".")))
 
 
 def read_folder(folder: Path, names: tuple[str, ...], inputs: tuple[TensorSpec, ...], *, skip_bad: bool) -> Samples:
-    """Return one sample for each file. With `skip_bad` an unreadable file costs its label, not the others'.
+    """Return one sample per file.
+
+    With `skip_bad`, an unreadable file becomes a sample that fails when it is read; the labels of the other files are
+    kept.
 
     Raises:
         DataError: only some of the files have a label, or (unless `skip_bad`) one cannot be read or is damaged.
@@ -174,10 +187,10 @@ def read_folder(folder: Path, names: tuple[str, ...], inputs: tuple[TensorSpec, 
         return np.array(stored[key].read()) if key else None
 
     digests: list[str] = []
-    given: dict[int, Array | None] = {}
+    file_labels: dict[int, Array | None] = {}
     for i, name in enumerate(names):
         try:
-            given[i] = label(i)
+            file_labels[i] = label(i)
             digests.append(_digest(folder / name))
         except DataError as error:
             if not skip_bad:
@@ -185,26 +198,33 @@ def read_folder(folder: Path, names: tuple[str, ...], inputs: tuple[TensorSpec, 
             bad[i] = error
             digests.append(of_file(folder / name))
     readable = [i for i in range(len(names)) if i not in bad]
-    found = single_labels([given[i] for i in readable], tuple(names[i] for i in readable), str(folder))
-    by_place = dict(zip(readable, found, strict=True)) if found is not None else {}
+    indices = single_labels([file_labels[i] for i in readable], tuple(names[i] for i in readable), str(folder))
+    labels = None
+    if indices is not None:
+        index_of = dict(zip(readable, indices, strict=True))
+        # -1 is a placeholder: a bad file is left out of the dataset together with it.
+        labels = tuple(index_of.get(i, -1) for i in range(len(names)))
     return Samples(
         source=str(folder),
         digest=of_named(zip(names, digests, strict=True)),
         ids=names,
         peek=peek,
         read=read,
-        labels=tuple(by_place.get(i, -1) for i in range(len(names))) if found is not None else None,
+        labels=labels,
     )
 
 
 def label_key(names: tuple[str, ...], inputs: tuple[TensorSpec, ...]) -> str:
-    """Return which of the names holds labels, or an empty string."""
+    """Return the name of the array that contains labels, or an empty string.
+
+    A name that the model has an input for is that input, not labels.
+    """
     taken = {spec.name for spec in inputs}
     return next((name for name in names if name in LABEL_KEYS and name not in taken), "")
 
 
 def _digest(path: Path) -> str:
-    """Return the digest of the file's bytes; those of an .npz are compared with its checksums on the way."""
+    """Return the SHA-256 of the file's bytes; for a .npz, verify the checksums of its uncompressed arrays as well."""
     if path.suffix.lower() != ".npz":
         return of_file(path)
     with zipfile.ZipFile(path) as archive:
@@ -214,6 +234,7 @@ def _digest(path: Path) -> str:
 
 
 def _single(path: Path, inputs: tuple[TensorSpec, ...]) -> str:
+    """Return the name of the input that a .npy file feeds."""
     if path.suffix.lower() == ".npy" and len(inputs) != 1:
         names = ", ".join(spec.name for spec in inputs)
         raise DataError(
@@ -223,6 +244,7 @@ def _single(path: Path, inputs: tuple[TensorSpec, ...]) -> str:
 
 
 def _rows(array: Stored) -> Callable[[int], Array]:
+    """Return a function that reads row i; a compressed array is unpacked now."""
     if array.offset < 0:
         whole = array.read()
         return lambda i: whole[i]
@@ -230,30 +252,30 @@ def _rows(array: Stored) -> Callable[[int], Array]:
 
 
 def _open_npz(path: Path) -> dict[str, Stored]:
-    found = {}
+    arrays = {}
     with zipfile.ZipFile(path) as archive:
         packed = [info for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
         if sum(info.file_size for info in packed) > MAX_UNPACKED:
             raise DataError(
                 f"{path}: unpacks to more than {MAX_UNPACKED >> 30} GiB",
-                fix="Save the arrays without compression (numpy.savez), so that they are read a sample at a time",
+                fix="Save the arrays without compression (numpy.savez), so that they are read one sample at a time",
             )
         for info in archive.infolist():
             name = info.filename.removesuffix(".npy")
             if name == info.filename:
-                raise DataError(f"{path}: {name} in it is not an array")
+                raise DataError(f"{path}: its member {name} is not an array")
             with archive.open(info) as file:
                 dtype, shape, fortran = _header(file, f"{path.name}: {name}")
                 _fits(path, info.file_size - file.tell(), dtype, shape)
                 offset = -1 if info in packed else _data_offset(path, info) + file.tell()
-            found[name] = Stored(
+            arrays[name] = Stored(
                 path=path, member=info.filename, dtype=dtype, shape=shape, fortran=fortran, offset=offset
             )
-    return found
+    return arrays
 
 
 def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
-    # The local header repeats the name and may have another extra field than the central directory.
+    # The extra field of the local header may differ from that of the central directory, so its length is read here.
     with path.open("rb") as file:
         file.seek(info.header_offset)
         header = file.read(_LOCAL_HEADER)
@@ -264,12 +286,12 @@ def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
 def _header(file: IO[bytes], where: str) -> tuple[np.dtype[np.generic], tuple[int, ...], bool]:
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
-        raise DataError(f"{where}: version {version[0]}.{version[1]} of the .npy format is not read")
+        raise DataError(f"{where}: version {version[0]}.{version[1]} of the .npy format is not supported")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(file)
     if dtype.hasobject:
         raise DataError(
-            f"{where}: holds Python objects",
+            f"{where}: contains Python objects",
             why="they would have to be unpickled, which runs code",
             fix="Save a plain array of one shape and a numeric type",
         )
@@ -277,9 +299,10 @@ def _header(file: IO[bytes], where: str) -> tuple[np.dtype[np.generic], tuple[in
 
 
 def _fits(path: Path, size: int, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> None:
+    """Raise DataError unless the `size` bytes after the header are enough for the array."""
     wanted = dtype.itemsize * math.prod(shape)
     if size < wanted or any(side < 0 for side in shape):
-        raise DataError(f"{path}: truncated", why=f"{wanted} bytes of values are announced and {size} are there")
+        raise DataError(f"{path}: truncated", why=f"the header announces {wanted} bytes of values, the file has {size}")
 
 
 def _unreadable(where: str, error: Exception) -> DataError:

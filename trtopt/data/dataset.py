@@ -1,6 +1,6 @@
-"""A dataset as the rest of the pipeline sees it: samples by index, each one a complete feed of the model.
+"""Dataset as the rest of the pipeline sees it: samples by index, each a complete feed of the model.
 
-Touches: nothing itself; `load` reads the files that the reader found.
+Touches: nothing itself; `load` reads the files of the data source.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Feed = dict[str, Array]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassList:
-    """A list of classes that labels are places in: `count` classes, which are `what`, in words."""
+    """The list that labels index: its length `count`, and a description of it, `what`."""
 
     count: int
     what: str
@@ -27,10 +27,10 @@ class ClassList:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Groups:
-    """Samples that are fed `size` at a time, because the model's batch is fixed: their own `ids` and `labels`.
+    """Samples that are fed `size` at a time, because the model's batch is fixed.
 
-    Row i of each array of a feed is that of the i-th of its `members`. The rows that the last feed lacks are filled
-    with samples from the start.
+    `ids` and `labels` are those of single samples. Row i of each array of a feed belongs to the i-th of its `members`.
+    The last feed is filled up with samples from the start of the dataset.
     """
 
     size: int
@@ -38,7 +38,7 @@ class Groups:
     labels: tuple[int, ...] | None = None
 
     def members(self, feed: int) -> tuple[int, ...]:
-        """Return the indices of the samples that a feed holds, without those that only fill it."""
+        """Return the indices of the samples in a feed, without those that only fill it up."""
         return tuple(range(feed * self.size, min((feed + 1) * self.size, len(self.ids))))
 
 
@@ -47,18 +47,18 @@ class Dataset:
     """Samples for calibration or evaluation.
 
     Attributes:
-        source: where they are from, as the user wrote it.
+        source: where the samples come from, as the user wrote it.
         digest: SHA-256 of the content and of the recipe, but not of the labels.
         ids: the name of each sample: a file name, or `calib.npz[3]`.
-        load: returns sample i as a feed: one array per model input, already of that input's dtype and rank.
-        batched: the first axis of every array is a batch axis of size 1, and samples may be joined along it. Otherwise
-            a sample is fed on its own (for a model whose first axis is time, say).
-        labels: the class index of each sample, where the source has labels.
-        class_list: the list that labels are places in, if so: right only for a model with as many scores.
-        shapes: the different shapes that samples have, each as the model's inputs are fed, in their order.
-        groups: the samples in each feed, where the model's batch is fixed above 1. A feed is then what is called a
-            sample above; labels are in `groups` only.
-        notes: assumptions that the reader made and that the user must be told.
+        load: returns sample i as a feed: one array per model input, of that input's dtype and rank.
+        batched: true when the first axis of every array is a batch axis of size 1, so samples may be joined along it.
+            Otherwise each sample is fed on its own (for example, to a model whose first axis is time).
+        labels: the class index of each sample, if the source has labels.
+        class_list: the list that labels index, if it is known. It must have as many classes as the model has scores.
+        shapes: the distinct shapes of the samples. Each entry has one shape per model input, in the inputs' order.
+        groups: the samples in each feed, if the model's batch is fixed above 1. Index i then refers to a feed, not to a
+            single sample, and labels are in `groups` only.
+        notes: assumptions to report to the user.
     """
 
     source: str
@@ -78,17 +78,18 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """One or more samples joined along the first axis of every input; `indices` are their places in the dataset."""
+    """One or more samples joined along the first axis of every input, and their `indices` in the dataset."""
 
     indices: tuple[int, ...]
     feed: Mapping[str, Array]
 
 
 def batches(dataset: Dataset, size: int = 1, *, workers: int = 4) -> Iterator[Batch]:
-    """Yield every sample once, in order, `size` at a time (fewer in the last batch; 1 when not `dataset.batched`).
+    """Yield every sample once, in order, in batches of `size`.
 
-    Samples are loaded by `workers` threads, at most `2 * workers + size` ahead of the consumer, so that memory does not
-    grow with the number of samples. An error in `load` is raised here, at its sample.
+    The last batch may be smaller. Batches have one sample unless `dataset.batched`.
+    `workers` threads load samples at most `2 * workers + size` ahead of the consumer, so that memory does not grow with
+    the number of samples. An error in `load` is raised when the iteration reaches its sample.
     """
     size = size if dataset.batched else 1
     with ThreadPoolExecutor(workers, thread_name_prefix="trtopt-data") as pool:

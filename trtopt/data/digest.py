@@ -1,6 +1,6 @@
-"""SHA-256 of what a dataset was read from, so that a table or a cached stage can be tied to it.
+"""SHA-256 digests of a dataset's files. They tie calibration tables and cached stages to their data.
 
-Touches: reads the files that it is given.
+Touches: reads the given files.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _CHUNK = 1 << 20
 
 
 class Span(NamedTuple):
-    """A part of a file, of `size` bytes from `start` on, whose CRC-32 is known; `name` is for an error."""
+    """Bytes `start` to `start + size` of a file, with their expected CRC-32; error messages call them `name`."""
 
     name: str
     start: int
@@ -26,12 +26,12 @@ class Span(NamedTuple):
 
 
 def of_file(path: Path, *more: str, spans: Sequence[Span] = ()) -> str:
-    """Return the digest of the file's bytes and of `more` (a recipe's digest, say), in hexadecimal.
+    """Return the digest, in hexadecimal, of the file's bytes and of `more` (for example a recipe's digest).
 
-    The file is read once, a piece at a time, also to compare `spans` with their checksums.
+    The checksums of `spans` are verified in the same pass over the file.
 
     Raises:
-        DataError: a span does not have its checksum.
+        DataError: a span does not match its checksum.
     """
     whole = hashlib.sha256()
     sums = [0] * len(spans)
@@ -40,12 +40,13 @@ def of_file(path: Path, *more: str, spans: Sequence[Span] = ()) -> str:
         while chunk := file.read(_CHUNK):
             whole.update(chunk)
             for i, span in enumerate(spans):
+                # The part of this span that is in the chunk, as offsets into the chunk.
                 first, last = max(span.start - position, 0), span.start + span.size - position
                 if first < min(last, len(chunk)):
                     sums[i] = zlib.crc32(memoryview(chunk)[first:last], sums[i])
             position += len(chunk)
-    for span, found in zip(spans, sums, strict=True):
-        if found != span.crc:
+    for span, crc in zip(spans, sums, strict=True):
+        if crc != span.crc:
             raise DataError(
                 f"{path}: {span.name} is damaged",
                 why="its values do not match the checksum that was saved with them",

@@ -1,7 +1,7 @@
-"""Images: a folder of them. `labels` says of which classes they are.
+"""Folders of images. The module `labels` reads the classes of the images.
 
-Touches: reads image files. Pillow decodes them; only the formats below are tried, truncated data is an error, and so is
-an image with more pixels than Pillow's guard against decompression bombs allows.
+Touches: reads image files. Pillow decodes them, in the formats listed below only. Truncated data is an error, and so is
+an image with more pixels than Pillow's limit against decompression bombs.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from trtopt.errors import DataError, UsageError
 from trtopt.types import TensorSpec
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
+    from PIL.Image import Image as PilImage
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-# Named, so that no file makes Pillow try its rarer decoders (EPS starts Ghostscript).
+# An explicit list keeps Pillow from trying its rarer decoders (EPS starts Ghostscript).
 _FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _TYPES = ("float32", "float16", "float64", "uint8")
 
 
 def find(folder: Path) -> tuple[str, ...]:
-    """Return the sorted names, relative to the folder, of the images in it and below it, without hidden files."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    files = (path.relative_to(folder) for path in found)
+    """Return the sorted names, relative to the folder, of all images in it and its subfolders, without hidden files."""
+    images = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = (path.relative_to(folder) for path in images)
     return tuple(sorted(path.as_posix() for path in files if not any(part.startswith(".") for part in path.parts)))
 
 
 def read_images(folder: Path, ids: tuple[str, ...], recipe: Recipe, inputs: tuple[TensorSpec, ...]) -> Samples:
-    """Return the images of these names as samples of the model's one input, made by the recipe.
+    """Return the named images as samples for the model's only input, preprocessed with the recipe.
 
     Raises:
-        DataError: the model has several inputs, or one of a type that images cannot have.
-        UsageError: the recipe has no [image] table, or it does arithmetic for an input of integers.
+        DataError: the model has several inputs, or the input's dtype does not fit images.
+        UsageError: the recipe has no [image] table, or it scales or normalizes pixels for a uint8 input.
     """
     if len(inputs) != 1:
         names = ", ".join(spec.name for spec in inputs)
@@ -56,10 +56,10 @@ def read_images(folder: Path, ids: tuple[str, ...], recipe: Recipe, inputs: tupl
         raise DataError(f"{folder}: images cannot feed input {name}", why=f"it is {dtype}")
     how = recipe.image
     if how is None:
-        raise UsageError(f"recipe {recipe.name} has no [image] table", why=f"{folder} holds images")
+        raise UsageError(f"recipe {recipe.name} has no [image] table", why=f"{folder} contains images")
     if dtype == "uint8" and (how.scale != 1 or any(how.mean) or any(x != 1 for x in how.std)):
         raise UsageError(
-            f"recipe {recipe.name} states scale, mean or std",
+            f"recipe {recipe.name} sets scale, mean or std",
             why=f"input {name} is uint8, so the model takes untouched pixels",
         )
 
@@ -73,74 +73,82 @@ def read_images(folder: Path, ids: tuple[str, ...], recipe: Recipe, inputs: tupl
 
 
 def header_size(path: Path) -> tuple[int, int]:
-    """Return (height, width) from the file's header, without decoding it.
+    """Return (height, width) from the file's header, without decoding the image.
 
     Raises:
-        DataError: it is not an image, has too many pixels, or has more than 8 bits per channel.
+        DataError: the file is not an image, or the image has too many pixels or more than 8 bits per channel.
     """
     from PIL import Image
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as picture:
-                mode, (width, height) = picture.mode, picture.size
+            with Image.open(path, formats=_FORMATS) as image:
+                mode, (width, height) = image.mode, image.size
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: too many pixels", why=str(error), fix="Make the image smaller") from error
     except Exception as error:
         raise _unreadable(path, error) from error
     if mode.startswith(("I", "F")):
-        # Pillow would clip 16 bits to 8 when it converts.
+        # Pillow would clip the values to 8 bits in its conversion to RGB.
         raise DataError(f"{path}: more than 8 bits per channel (mode {mode})", fix="Convert it to 8 bits, or give .npy")
     return height, width
 
 
-def decode(path: Path) -> Picture:
-    """Return the whole image in memory.
+def decode(path: Path) -> PilImage:
+    """Return the fully decoded image.
 
     Raises:
-        DataError: it is corrupt or truncated.
+        DataError: the file is corrupt or truncated.
     """
     from PIL import Image
 
     try:
-        with Image.open(path, formats=_FORMATS) as picture:
-            picture.load()
-            # A palette with transparency goes through RGBA, or Pillow warns; the transparency is then dropped.
-            whole: Picture = picture.convert("RGBA") if "transparency" in picture.info else picture.copy()
-            return whole
+        with Image.open(path, formats=_FORMATS) as image:
+            image.load()
+            # Pillow warns when a palette with transparency is converted directly to RGB, so it becomes RGBA first.
+            # `to_array` then drops the transparency.
+            decoded: PilImage = image.convert("RGBA") if "transparency" in image.info else image.copy()
+            return decoded
     except Exception as error:
         raise _unreadable(path, error) from error
 
 
-def to_array(picture: Picture, how: ImageRecipe) -> npt.NDArray[np.float32] | npt.NDArray[np.uint8]:
-    """Return the image as [c, h, w] or [h, w, c]: uint8 where the recipe has no arithmetic, else float32."""
+def to_array(image: PilImage, how: ImageRecipe) -> npt.NDArray[np.float32] | npt.NDArray[np.uint8]:
+    """Return the image as an array [c, h, w] or [h, w, c], preprocessed with the recipe.
+
+    The dtype is uint8 if the recipe neither scales nor normalizes pixels, and float32 otherwise.
+    """
     from PIL import Image
 
-    picture = picture.convert("L" if how.color == "gray" else "RGB")
-    height, width = _resized((picture.height, picture.width), how)
-    if (height, width) != (picture.height, picture.width):
-        picture = picture.resize((width, height), Image.Resampling[how.interpolation.upper()])
+    image = image.convert("L" if how.color == "gray" else "RGB")
+    height, width = _resized((image.height, image.width), how)
+    if (height, width) != (image.height, image.width):
+        image = image.resize((width, height), Image.Resampling[how.interpolation.upper()])
     if how.crop:
         top, left = round((height - how.crop[0]) / 2), round((width - how.crop[1]) / 2)
-        picture = picture.crop((left, top, left + how.crop[1], top + how.crop[0]))
-    pixels: npt.NDArray[np.uint8] = np.asarray(picture)
-    pixels = pixels[:, :, np.newaxis] if pixels.ndim == 2 else pixels
-    pixels = pixels[:, :, ::-1] if how.color == "BGR" else pixels
-    pixels = pixels.transpose(2, 0, 1) if how.layout == "NCHW" else pixels
+        image = image.crop((left, top, left + how.crop[1], top + how.crop[0]))
+    pixels: npt.NDArray[np.uint8] = np.asarray(image)
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, np.newaxis]
+    if how.color == "BGR":
+        pixels = pixels[:, :, ::-1]
+    if how.layout == "NCHW":
+        pixels = pixels.transpose(2, 0, 1)
     if how.scale == 1 and not how.mean and not how.std:
         return np.ascontiguousarray(pixels)
-    aligned = (-1, 1, 1) if how.layout == "NCHW" else (-1,)
+    # The shape that broadcasts one value per channel over the pixels.
+    per_channel = (-1, 1, 1) if how.layout == "NCHW" else (-1,)
     values: npt.NDArray[np.float32] = np.multiply(pixels, np.float32(how.scale), order="C", dtype=np.float32)
     if how.mean:
-        values -= np.asarray(how.mean, np.float32).reshape(aligned)
+        values -= np.asarray(how.mean, np.float32).reshape(per_channel)
     if how.std:
-        values /= np.asarray(how.std, np.float32).reshape(aligned)
+        values /= np.asarray(how.std, np.float32).reshape(per_channel)
     return values
 
 
 def output_shape(size: tuple[int, int], how: ImageRecipe, name: str) -> tuple[int, ...]:
-    """Return the shape that `to_array` makes of an image of that (height, width).
+    """Return the shape of the array that `to_array` returns for an image of `size` (height, width).
 
     Raises:
         DataError: the crop is larger than the image.
@@ -150,7 +158,7 @@ def output_shape(size: tuple[int, int], how: ImageRecipe, name: str) -> tuple[in
         raise DataError(
             f"{name}: {height}x{width} is too small",
             why=f"the recipe crops {how.crop[0]}x{how.crop[1]}",
-            fix="Let the recipe resize first",
+            fix="Add a resize to the recipe",
         )
     height, width = how.crop or (height, width)
     channels = 1 if how.color == "gray" else 3
@@ -158,9 +166,10 @@ def output_shape(size: tuple[int, int], how: ImageRecipe, name: str) -> tuple[in
 
 
 def _resized(size: tuple[int, int], how: ImageRecipe) -> tuple[int, int]:
+    """Return (height, width) after the recipe's resize."""
     height, width = size
     if isinstance(how.resize, int):
-        # torchvision's rule: the longer side is rounded down.
+        # The longer side is rounded down, as in torchvision.
         if height <= width:
             return how.resize, how.resize * width // height
         return how.resize * height // width, how.resize

@@ -1,11 +1,13 @@
-"""Class labels of a folder of images: from a CSV file, or from the subfolders that the images are in.
+"""Class labels of a folder of images, from a CSV file or from the names of subfolders.
 
-A line of the CSV file is FILE,LABEL: the name of an image, relative to the folder, and the index of its class, or the
-class's name where names are given (`classes`). The first line is a header when it does not begin with an image's name.
-Every image has one line. `labels.csv` in the folder is used without being named.
+A line of the CSV file is FILE,LABEL: an image's name relative to the folder, and the index of its class, or the name of
+its class if class names are given (`classes`). The first line is a header unless it begins with an image's name.
+Every image has one line. A `labels.csv` inside the folder is used by default.
 
-Without a CSV file, images in subfolders have the class that the top one is named after: its index among the given
-names; without names the number, when all subfolders are numbers, else its place among the sorted names.
+Without a CSV file, the top-level subfolder of an image names its class. The label is
+    the index of that name in the given class names;
+    without class names, the subfolder's name itself if all subfolders are numbers;
+    otherwise the subfolder's index among the sorted names.
 
 Touches: reads the CSV file; lists the folder.
 """
@@ -24,7 +26,7 @@ from trtopt.data.images import SUFFIXES
 from trtopt.errors import DataError
 
 FILE_NAME = "labels.csv"
-"""A file of this name inside a folder of images holds their labels."""
+"""Name of the file with labels inside a folder of images."""
 
 _SHOWN = 5
 _FORM = "A line is FILE,LABEL: an image's name relative to the folder, and the index or the name of its class"
@@ -32,7 +34,7 @@ _FORM = "A line is FILE,LABEL: an image's name relative to the folder, and the i
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labelling:
-    """The user's choice of labels: names of the model's classes, and a CSV file."""
+    """The user's flags about labels: the names of the model's classes, and a CSV file."""
 
     classes: Classes | None = None
     file: Path | None = None
@@ -40,38 +42,36 @@ class Labelling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labels:
-    """The class index of each image, where they have labels; the list that these are places in; remarks."""
+    """The class index of each image (None without labels), the list that they index, and notes for the user."""
 
     indices: tuple[int, ...] | None
     class_list: ClassList | None = None
     notes: tuple[str, ...] = ()
 
 
-def label(folder: Path, names: Sequence[str], given: Labelling) -> Labels:
-    """Return the labels of the folder's images; `names` are relative to it.
+def label(folder: Path, names: Sequence[str], labelling: Labelling) -> Labels:
+    """Return the labels of the images `names`, which are relative to the folder.
 
     Raises:
-        DataError: the CSV file cannot be read or is wrong, a subfolder is not among the class names, or some images are
-            in subfolders and some are not.
+        DataError: the CSV file cannot be read or is wrong, a subfolder is not among the class names, or only some of
+            the images are in subfolders.
     """
-    file = given.file or (folder / FILE_NAME if (folder / FILE_NAME).is_file() else None)
+    file = labelling.file or (folder / FILE_NAME if (folder / FILE_NAME).is_file() else None)
     if file is not None:
-        return _from_file(file, folder, names, given.classes)
+        return _from_file(file, folder, names, labelling.classes)
     loose = [name for name in names if "/" not in name]
     if len(loose) == len(names):
-        note = (
-            f"the images have no labels: the class names of {given.classes.source} are not used"
-            if given.classes
-            else ""
-        )
-        return Labels(indices=None, notes=(note,) if note else ())
+        if labelling.classes is None:
+            return Labels(indices=None)
+        note = f"the images have no labels: the class names of {labelling.classes.source} are not used"
+        return Labels(indices=None, notes=(note,))
     if loose:
         raise DataError(
             f"{folder}: some images are in class subfolders and some are not",
-            why=f"{loose[0]} is in none",
-            fix="Sort all of them into subfolders, or none",
+            why=f"{loose[0]} is directly in the folder",
+            fix="Put either all images or none into subfolders",
         )
-    return _from_folders(folder, names, given.classes)
+    return _from_folders(folder, names, labelling.classes)
 
 
 def _from_folders(folder: Path, names: Sequence[str], classes: Classes | None) -> Labels:
@@ -83,25 +83,25 @@ def _from_folders(folder: Path, names: Sequence[str], classes: Classes | None) -
     if classes is not None:
         index = {name: classes.find(name, str(folder)) for name in folders}
         mapping = ", ".join(f"{name}={place}" for name, place in list(index.items())[:_SHOWN])
-        notes.append(f"labels are those of the subfolders' names in {classes.source} ({mapping}{_more(folders)})")
+        notes.append(f"labels are the indices of the subfolders' names in {classes.source} ({mapping}{_more(folders)})")
         class_list = _list_of(classes)
     elif all(is_index(name) for name in folders):
         index = {name: int(name) for name in folders}
     elif len(folders) == 1:
-        note = f"the images are in one subfolder, {folders[0]}, which is not taken for a label"
+        note = f"all images are in one subfolder, {folders[0]}, so its name is not used as a label"
         return Labels(indices=None, notes=(note,))
     else:
         index = {name: place for place, name in enumerate(folders)}
         mapping = ", ".join(f"{place}={name}" for name, place in list(index.items())[:_SHOWN])
         notes.append(
-            f"labels are the places of the {len(folders)} subfolders in sorted order ({mapping}{_more(folders)})"
+            f"labels are the indices of the {len(folders)} subfolders in sorted order ({mapping}{_more(folders)})"
         )
         class_list = ClassList(count=len(folders), what=f"class folders ({_shown(folders)})")
     return Labels(indices=tuple(index[top] for top in tops), class_list=class_list, notes=tuple(notes))
 
 
 def _from_file(path: Path, folder: Path, names: Sequence[str], classes: Classes | None) -> Labels:
-    found: dict[str, int] = {}
+    labels: dict[str, int] = {}
     known = frozenset(names)
     by_name = False
     for line, name, text in _lines(path):
@@ -110,11 +110,11 @@ def _from_file(path: Path, folder: Path, names: Sequence[str], classes: Classes 
             near = difflib.get_close_matches(name, names, n=1)
             fix = f"Did you mean {near[0]}?" if near else "Names are relative to the folder of images"
             raise DataError(f"{where}: {name} is not an image in {folder}", fix=fix)
-        if name in found:
-            raise DataError(f"{where}: {name} has a label already", fix="Keep one line per image")
+        if name in labels:
+            raise DataError(f"{where}: {name} already has a label", fix="Keep one line per image")
         by_name |= classes is not None and text in classes.index
-        found[name] = _index(text, classes, where)
-    missing = [name for name in names if name not in found]
+        labels[name] = _index(text, classes, where)
+    missing = [name for name in names if name not in labels]
     if missing:
         raise DataError(
             f"{path}: no label for {len(missing)} of {len(names)} images",
@@ -122,14 +122,14 @@ def _from_file(path: Path, folder: Path, names: Sequence[str], classes: Classes 
             fix="Add a line for each image, or remove those without a label",
         )
     return Labels(
-        indices=tuple(found[name] for name in names),
+        indices=tuple(labels[name] for name in names),
         class_list=_list_of(classes) if classes and by_name else None,
         notes=(f"labels are read from {path}",),
     )
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Yield line number, image and label, without the header."""
+    """Yield the line number, the image's name and the label text of every line but the header."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file, skipinitialspace=True, strict=True)
@@ -139,7 +139,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str, str]]:
                     continue
                 if len(row) != 2:
                     columns = f"{len(row)} column{'s' * (len(row) != 1)}"
-                    raise DataError(f"{path}:{rows.line_num}: {columns} in place of 2", fix=_FORM)
+                    raise DataError(f"{path}:{rows.line_num}: {columns} instead of 2", fix=_FORM)
                 name, text = (field.strip() for field in row)
                 if not first or Path(name).suffix.lower() in SUFFIXES:
                     yield rows.line_num, Path(name).as_posix(), text
@@ -149,6 +149,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str, str]]:
 
 
 def _index(text: str, classes: Classes | None, where: str) -> int:
+    """Return the class index that a label's text gives, as a class name or as a number."""
     if classes is not None and text in classes.index:
         return classes.index[text]
     if is_index(text):
@@ -157,11 +158,12 @@ def _index(text: str, classes: Classes | None, where: str) -> int:
         return int(text)
     if classes is not None and text:
         return classes.find(text, where)
-    what = f"label {text!r} is not the index of a class, 0 or more" if text else "no label"
-    raise DataError(f"{where}: {what}", fix="Give an index, or the classes' names with --classes FILE")
+    what = f"label {text!r} is not a class index (an integer from 0)" if text else "no label"
+    raise DataError(f"{where}: {what}", fix="Give an index, or the class names with --classes FILE")
 
 
 def _list_of(classes: Classes) -> ClassList | None:
+    """Return the list that labels index, if the names cover all classes."""
     return ClassList(count=len(classes.index), what=f"names in {classes.source}") if classes.complete else None
 
 

@@ -1,6 +1,8 @@
-"""Find evaluation samples that were calibrated on: drift measured on them is not evidence.
+"""Fingerprints of samples, to find evaluation samples that were also used for calibration.
 
-Touches: nothing; it looks at samples as they are loaded for other work.
+Drift measured on calibration samples is not evidence.
+
+Touches: nothing; samples are fingerprinted when another stage loads them.
 """
 
 from __future__ import annotations
@@ -13,19 +15,19 @@ import numpy as np
 from trtopt.data.dataset import Dataset, Feed
 
 
-def fingerprinted(dataset: Dataset, seen: dict[int, str]) -> Dataset:
-    """Return the same dataset, whose `load` also keeps the sample's fingerprint (64 bits, hex) in `seen`, by index.
+def fingerprinted(dataset: Dataset, fingerprints: dict[int, str]) -> Dataset:
+    """Return the same dataset, whose `load` also writes the sample's fingerprint to `fingerprints`, by index.
 
-    Of a group, every sample has its own.
+    A fingerprint is a 64-bit hash in hexadecimal. Each sample of a group gets its own.
     """
 
     def load(index: int) -> Feed:
         feed = dataset.load(index)
         if dataset.groups is None:
-            seen[index] = _fingerprint(feed)
+            fingerprints[index] = _fingerprint(feed)
         else:
             for row, sample in enumerate(dataset.groups.members(index)):
-                seen[sample] = _fingerprint({name: array[row : row + 1] for name, array in feed.items()})
+                fingerprints[sample] = _fingerprint({name: array[row : row + 1] for name, array in feed.items()})
         return feed
 
     return dataclasses.replace(dataset, load=load)

@@ -1,7 +1,7 @@
 """Samples from a Python function, `package.module:function`, that yields (or returns) dicts of arrays by input name.
 
-The function is run once, to its end. Its samples go to a temporary file, which is removed with the dataset, so that
-memory does not grow with their number; the digest is that of what it produced.
+The function runs once, to its end. Its samples are written to a temporary file, so that memory does not grow with
+their number; the file is removed with the dataset. The digest is that of the samples.
 
 Touches: imports and runs the user's code, with the current folder importable; writes a temporary file.
 """
@@ -29,25 +29,26 @@ from trtopt.errors import DataError
 from trtopt.types import TensorSpec
 
 MAX_SAMPLES = 100_000
-"""A function that yields more is taken for an endless one."""
+"""Limit on the number of samples; a function that yields more is assumed to be endless."""
 
 _NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-# Samples up to here stay in memory; more go to disk.
+# Bytes of samples that are kept in memory before the rest is written to disk.
 _IN_MEMORY = 64 << 20
 
 _Place = tuple[str, np.dtype[np.generic], tuple[int, ...], int]
+"""An array in the temporary file: input name, dtype, shape, and offset in bytes."""
 
 
 def is_function(source: str) -> bool:
-    """Say whether the source is written like `package.module:function`."""
+    """Return whether the source is written as `package.module:function`."""
     return _NAME.fullmatch(source) is not None
 
 
 def read_function(source: str, inputs: tuple[TensorSpec, ...]) -> Samples:
-    """Run the function and return its samples; a class index may stand under `label`.
+    """Run the function and return its samples. A sample may have a class index under the key `label`.
 
     Raises:
-        DataError: it cannot be found, fails, or yields something else than dicts of arrays.
+        DataError: the function cannot be found, fails, or yields anything but dicts of arrays.
     """
     spool = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - lives as long as the dataset
     lock = threading.Lock()
@@ -74,26 +75,29 @@ def read_function(source: str, inputs: tuple[TensorSpec, ...]) -> Samples:
         peek=lambda i: {name: Header(dtype.name, shape) for name, dtype, shape, _ in places[i]},
         read=read,
         labels=single_labels(labels, ids, source),
-        notes=(f"the code of {source} was run to make {len(ids)} samples",),
+        notes=(f"the code of {source} was run and returned {len(ids)} samples",),
     )
 
 
 def _run(source: str) -> Iterator[dict[str, Array]]:
+    """Yield the samples of the function as dicts of arrays."""
     module, _, function = source.partition(":")
     with current_folder_importable():
-        made = _call(source, module, function)
+        samples = _call(source, module, function)
         count = 0
         while True:
             where = f"{source}[{count}]"
             try:
-                sample = next(made)
+                sample = next(samples)
             except StopIteration:
                 return
             except (Exception, SystemExit) as error:  # the user's code may raise anything, and must not end the run
                 raise _failed(where, error) from error
             if count == MAX_SAMPLES:
                 raise DataError(
-                    f"{source}: still yields after {MAX_SAMPLES} samples", why="it may be endless", fix="Let it end"
+                    f"{source}: yields more than {MAX_SAMPLES} samples",
+                    why="it may be endless",
+                    fix="Make the function stop after the samples that you need",
                 )
             count += 1
             yield _arrays(sample, where)
@@ -101,33 +105,32 @@ def _run(source: str) -> Iterator[dict[str, Array]]:
 
 def _call(source: str, module: str, function: str) -> Iterator[Any]:
     try:
-        found = getattr(importlib.import_module(module), function)
-        made = found()
+        samples = getattr(importlib.import_module(module), function)()
     except (Exception, SystemExit) as error:  # the user's code may raise anything, and must not end the run
         raise _failed(source, error) from error
-    if not isinstance(made, Iterable) or isinstance(made, Mapping | str | bytes):
-        raise DataError(f"{source}: returned {type(made).__name__}", why="it must yield or return dicts of arrays")
-    return iter(made)
+    if not isinstance(samples, Iterable) or isinstance(samples, Mapping | str | bytes):
+        raise DataError(f"{source}: returned {type(samples).__name__}", why="it must yield or return dicts of arrays")
+    return iter(samples)
 
 
 def _arrays(sample: Any, where: str) -> dict[str, Array]:
     if not isinstance(sample, Mapping):
-        raise DataError(f"{where}: is {type(sample).__name__}", why="a sample is a dict of arrays by input name")
+        raise DataError(f"{where}: is {type(sample).__name__}", why="a sample must be a dict of arrays by input name")
     arrays = {}
     for name, value in sample.items():
         try:
             array = np.asarray(value)
-        except Exception as error:  # whatever the user's type raises on conversion
+        except Exception as error:  # the conversion of a user's type may raise anything
             raise _failed(where, error) from error
         if array.dtype.hasobject:
-            raise DataError(f"{where}: {name} holds Python objects", why="a sample is a dict of numeric arrays")
+            raise DataError(f"{where}: {name} contains Python objects", why="a sample must be a dict of numeric arrays")
         arrays[str(name)] = array
     return arrays
 
 
 @contextmanager
 def current_folder_importable() -> Iterator[None]:
-    """Let modules in the current folder be found, as `python -m` does."""
+    """Make modules in the current folder importable, as `python -m` does."""
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
@@ -138,6 +141,7 @@ def current_folder_importable() -> Iterator[None]:
 
 
 def _put(spool: IO[bytes], array: Array) -> int:
+    """Append the array's bytes to the file and return their offset."""
     offset = spool.tell()
     spool.write(np.ascontiguousarray(array).tobytes())
     return offset
@@ -146,6 +150,7 @@ def _put(spool: IO[bytes], array: Array) -> int:
 def _get(
     spool: IO[bytes], lock: threading.Lock, dtype: np.dtype[np.generic], shape: tuple[int, ...], offset: int
 ) -> Array:
+    """Read an array back from the file; the lock keeps other threads from moving the file's position."""
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     with lock:
         spool.seek(offset)

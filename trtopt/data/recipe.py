@@ -1,14 +1,16 @@
-"""Recipes: how an image or a text becomes a model's input. A recipe is a TOML file with an [image] or a [text] table.
+"""Recipes for preprocessing images or text into a model's input.
 
-    classes = "classes.txt"     # names of the classes, in the order of the scores: a file (see `classes`), or a list
+A recipe is a TOML file with an [image] or a [text] table:
+
+    classes = "classes.txt"     # class names in the order of the scores: a file (see `classes`) or a list
 
     [image]
-    resize = "shorter:256"      # the shorter side; or [height, width]; left out: not resized
-    crop = [224, 224]           # height and width, from the centre; left out: not cropped
+    resize = "shorter:256"      # length of the shorter side, or [height, width]; default: no resize
+    crop = [224, 224]           # height and width of a centre crop; default: no crop
     interpolation = "bilinear"  # nearest, box, bilinear, hamming, bicubic, lanczos
     color = "RGB"               # RGB, BGR, gray
     layout = "NCHW"             # NCHW, NHWC
-    scale = 0.00392156862745098 # multiplied to each pixel (0 to 255), before mean and std
+    scale = 0.00392156862745098 # factor for each pixel (0 to 255), applied before mean and std
     mean = [0.485, 0.456, 0.406]
     std = [0.229, 0.224, 0.225] # input = (pixel * scale - mean) / std, channels in the order of `color`
 
@@ -17,7 +19,9 @@
     max_length = 128
     padding = "max_length"      # or "none"
 
-What is not stated is not done. Touches: reads recipe files.
+A step that is not listed is not done.
+
+Touches: reads recipe files.
 """
 
 from __future__ import annotations
@@ -42,7 +46,7 @@ Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lan
 Padding = Literal["max_length", "none"]
 
 FILE_NAME = "recipe.toml"
-"""A recipe of this name inside a folder of images belongs to them."""
+"""Name of the recipe file inside a folder of images."""
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _SCALE = 1 / 255
@@ -50,10 +54,10 @@ _SCALE = 1 / 255
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRecipe:
-    """How an image becomes an array; see the module's text for each field.
+    """Preprocessing of an image into an array. The module's docstring describes each field.
 
-    `resize` is the length of the shorter side, or (height, width). `mean` and `std` are empty, or have one value, or
-    one for each channel. EXIF orientation is not applied, as in torchvision.
+    `resize` is the length of the shorter side, or (height, width). `mean` and `std` are empty, or have one value for
+    all channels or one per channel. EXIF orientation is ignored, as in torchvision.
     """
 
     resize: int | tuple[int, int] | None = None
@@ -79,7 +83,7 @@ class ImageRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextRecipe:
-    """How a text becomes token ids: the tokenizer file, the length in tokens, whether to pad to it."""
+    """Tokenization of a text: the tokenizer file, the maximum length in tokens, and whether to pad to it."""
 
     tokenizer: Path
     max_length: int
@@ -88,7 +92,7 @@ class TextRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A recipe: `name` says where it is from."""
+    """A recipe, with the name or path that it was loaded from."""
 
     name: str
     image: ImageRecipe | None = None
@@ -97,18 +101,18 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the settings (not of the name, the classes or the tokenizer file)."""
+        """SHA-256 of the settings, without the name, the classes and the tokenizer file."""
         text = (self.text.max_length, self.text.padding) if self.text else None
         return hashlib.sha256(repr((self.image, text)).encode()).hexdigest()
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
-    """Return the recipe of that file, or the one of that name that comes with trtopt (imagenet, grayscale, bert).
+    """Return the recipe in a file, or one of the recipes that come with trtopt (imagenet, grayscale, bert).
 
-    A tokenizer is looked for beside a recipe file, and in the current folder for a recipe that comes with trtopt.
+    The path of a tokenizer is relative to the recipe file, or to the current folder for a recipe of trtopt.
 
     Raises:
-        UsageError: there is no such recipe, it is not TOML, or a key or a value in it is wrong.
+        UsageError: the recipe does not exist, is not TOML, or has a wrong key or value.
     """
     path = Path(name_or_path)
     if path.suffix == ".toml" or path.is_file():
@@ -120,21 +124,24 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     if name not in shipped:
         raise UsageError(
             f"no recipe is named {name}",
-            why=f"there are {', '.join(shipped)}",
+            why=f"the recipes of trtopt are {', '.join(shipped)}",
             fix=f"{_suggest(name, shipped)}Or give the path of a .toml file",
         )
     return parse_recipe(_read(shipped[name]), name, Path())
 
 
 def recipe_for(folder: Path, inputs: tuple[TensorSpec, ...]) -> tuple[Recipe, str]:
-    """Return the recipe for a folder of images when the user named none, and a sentence that says which one it is.
+    """Return the default recipe for a folder of images, and a sentence for the user that describes it.
 
-    It is the folder's `recipe.toml`; else, for an input of rank 4 with 1 or 3 channels and a fixed height and width, a
-    common one: ImageNet's for 3 channels (the shorter side to 256/224 of the size, centre crop, mean and std, as in
-    torchvision's reference weights), 0 to 1 for 1 channel, untouched pixels for a uint8 input.
+    A `recipe.toml` in the folder is used if there is one. Otherwise the recipe is assumed from the model's input, which
+    must have rank 4, 1 or 3 channels, and a fixed height and width:
+        3 channels: ImageNet's, as in torchvision's reference weights (shorter side resized to 256/224 of the size,
+            centre crop, mean and std). An oblong input is resized without a crop.
+        1 channel: resized, pixels scaled to [0, 1].
+        uint8: as above, without scaling or normalization.
 
     Raises:
-        DataError: the input is not image-shaped, or its height or width is dynamic.
+        DataError: the input does not have the shape of an image, or its height or width is dynamic.
         UsageError: the folder's recipe is wrong.
     """
     if (folder / FILE_NAME).is_file():
@@ -146,14 +153,14 @@ def recipe_for(folder: Path, inputs: tuple[TensorSpec, ...]) -> tuple[Recipe, st
         raise DataError(
             f"{folder}: images do not fit the model",
             why=f"{wanted}, which is not [batch, channels, height, width] with 1 or 3 channels",
-            fix="Give arrays (.npy, .npz), or say how with --recipe",
+            fix="Give arrays (.npy, .npz), or a recipe with --recipe",
         )
     channels, h, w = spec.shape[1:] if nchw else (spec.shape[3], *spec.shape[1:3])
     if not isinstance(h, int) or not isinstance(w, int):
         raise DataError(
-            f"{folder}: the size of the images is not known",
+            f"{folder}: the size of the images is unknown",
             why=f"{wanted}, so its height or width is dynamic",
-            fix="Say how to resize with --recipe",
+            fix="Give a recipe with a resize (--recipe)",
         )
     raw = spec.dtype == "uint8"
     image = ImageRecipe(
@@ -166,18 +173,18 @@ def recipe_for(folder: Path, inputs: tuple[TensorSpec, ...]) -> tuple[Recipe, st
         std=() if raw or channels == 1 else _STD,
     )
     return Recipe(name="default", image=image), (
-        f"no recipe was given, so this one is assumed for images: {image}; if the model was trained otherwise, "
-        "its results are wrong: say how with --recipe"
+        f"no recipe was given, so this one is assumed for images: {image}; if the model was trained with another, "
+        "its results are wrong: give that one with --recipe"
     )
 
 
 def parse_recipe(table: Mapping[str, Any], name: str, folder: Path) -> Recipe:
-    """Return the recipe that a parsed TOML file states; relative paths are taken from `folder`.
+    """Return the recipe in a parsed TOML file; relative paths in it are resolved from `folder`.
 
     Raises:
         UsageError: a key or a value is wrong.
     """
-    _known(table, ("image", "text", "classes"), name, "table or key")
+    _check_keys(table, ("image", "text", "classes"), name, "table or key")
     if not table:
         raise UsageError(f"{name}: the recipe is empty", why="it needs an [image] or a [text] table")
     parts = {key: table.get(key) for key in ("image", "text")}
@@ -202,7 +209,7 @@ def _classes(value: Any, name: str, folder: Path) -> Classes:
 
 
 def _image(table: Mapping[str, Any], where: str) -> ImageRecipe:
-    _known(table, tuple(ImageRecipe.__dataclass_fields__), where, "key")
+    _check_keys(table, tuple(ImageRecipe.__dataclass_fields__), where, "key")
     color = cast(Color, _one_of(table, "color", get_args(Color), where))
     scale = _numbers(table.get("scale", 1.0), "scale", 1, where)
     recipe = ImageRecipe(
@@ -221,12 +228,12 @@ def _image(table: Mapping[str, Any], where: str) -> ImageRecipe:
 
 
 def _text(table: Mapping[str, Any], where: str, folder: Path) -> TextRecipe:
-    _known(table, tuple(TextRecipe.__dataclass_fields__), where, "key")
+    _check_keys(table, tuple(TextRecipe.__dataclass_fields__), where, "key")
     tokenizer, length = table.get("tokenizer"), table.get("max_length")
     if not isinstance(tokenizer, str) or not tokenizer:
         raise UsageError(f"{where}: tokenizer must be the path of a tokenizer.json")
     if type(length) is not int or length < 1:
-        raise UsageError(f"{where}: max_length must be a number of tokens, 1 or more")
+        raise UsageError(f"{where}: max_length must be a number of tokens, at least 1")
     padding = cast(Padding, _one_of(table, "padding", get_args(Padding), where))
     return TextRecipe(tokenizer=folder / tokenizer, max_length=length, padding=padding)
 
@@ -245,14 +252,15 @@ def _size(value: Any, key: str, where: str) -> tuple[int, int] | None:
         return None
     if isinstance(value, list) and len(value) == 2 and all(type(side) is int and side > 0 for side in value):
         return value[0], value[1]
-    also = ' or "shorter:256"' if key == "resize" else ""
-    raise UsageError(f"{where}: {key} is {value!r}", fix=f'Write it as [height, width]{also} or "none"')
+    shorter = ' or "shorter:256"' if key == "resize" else ""
+    raise UsageError(f"{where}: {key} is {value!r}", fix=f'Write it as [height, width]{shorter} or "none"')
 
 
 def _numbers(value: Any, key: str, count: int, where: str) -> tuple[float, ...]:
+    """Return a number, or a list of none, one or `count` numbers, as a tuple. `scale` must not be empty."""
     values = value if isinstance(value, list) else [value]
-    good = all(type(x) in (int, float) and math.isfinite(x) for x in values)
-    if not good or len(values) not in {0, 1, count} or (key == "scale" and not values):
+    finite = all(type(x) in (int, float) and math.isfinite(x) for x in values)
+    if not finite or len(values) not in {0, 1, count} or (key == "scale" and not values):
         many = f" or a list of {count}" if count > 1 else ""
         raise UsageError(f"{where}: {key} is {value!r}", why=f"it must be one finite number{many}")
     return tuple(float(x) for x in values)
@@ -265,15 +273,21 @@ def _one_of(table: Mapping[str, Any], key: str, allowed: tuple[str, ...], where:
     return cast(str, value)
 
 
-def _known(table: Mapping[str, Any], allowed: tuple[str, ...], where: str, kind: str) -> None:
+def _check_keys(table: Mapping[str, Any], allowed: tuple[str, ...], where: str, called: str) -> None:
+    """Raise UsageError for a key that is not allowed; `called` is the word for keys in the message."""
     for key in table:
-        if key not in allowed:
-            fix = f"{_suggest(key, allowed)}There are {', '.join(allowed)}"
-            fix = "Write it above the first table" if kind == "key" and key == "classes" else fix
-            raise UsageError(f"{where}: unknown {kind} {key}", fix=fix)
+        if key in allowed:
+            continue
+        if called == "key" and key == "classes":
+            # A key after a table header belongs to that table in TOML.
+            fix = "Write it above the first table"
+        else:
+            fix = f"{_suggest(key, allowed)}Choose from {', '.join(allowed)}"
+        raise UsageError(f"{where}: unknown {called} {key}", fix=fix)
 
 
 def _suggest(word: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
+    """Return a suggestion, with a space behind it, or an empty string if nothing is similar."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"Did you mean {near[0]}? " if near else ""
 
@@ -292,5 +306,5 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _shipped_folder() -> Path:
     packaged = Path(__file__).parent / "recipes"
-    # In a checkout the recipes are where users look for them; the wheel carries a copy inside the package.
+    # The wheel has a copy of the recipes inside the package; a checkout has only the top-level folder.
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "calibration" / "recipes"

@@ -1,14 +1,14 @@
-"""Samples of a reader, checked against the model's inputs and turned into a `Dataset`.
+"""Conversion of a reader's samples into a `Dataset`, checked against the model's inputs.
 
-The rule for the batch axis, for each array of a sample: when its rank is one less than the input's, an axis of 1 is put
-in front; when the ranks are equal, it is fed as it is. Samples may be joined (`Dataset.batched`) when the first
-dimension of every input is dynamic, the first axis of every array is 1, and all samples have the same shapes. When the
-model's batch is fixed at N > 1, N samples in a row make one feed.
+Batch axis: an array whose rank is one less than the input's gets a first axis of size 1. An array of the input's rank
+is fed unchanged. Samples may be joined into batches (`Dataset.batched`) if the first dimension of every input is
+dynamic, the first axis of every array is 1, and all samples have the same shapes. If the model's batch is fixed at
+N > 1, N consecutive samples are one feed.
 
-The rule for types: an array has the input's dtype. Only an integer array is converted, to a wider integer type that
-holds all of its values (int32 for an int64 input).
+Dtypes: an array must have the input's dtype. The only conversion is from an integer type to a wider one that can
+represent all of its values (for example int32 to int64).
 
-Touches: nothing itself; `read` and `peek` open the files that the reader found.
+Touches: nothing itself; `read` and `peek` open the files of the data source.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from trtopt.errors import DataError
 from trtopt.types import Dim, TensorSpec
 
 LABEL_KEYS = ("label", "labels")
-"""Names under which a source may hold class indices, unless an input of the model is called so."""
+"""Names of arrays and fields with class indices, unless the model has an input of that name."""
 
 _SHOWN = 5
 _INTEGERS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 
 
 class Header(NamedTuple):
-    """Type and shape of one array of a sample, known without reading the array."""
+    """Dtype and shape of one array of a sample, read without its values."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -39,10 +39,10 @@ class Header(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Samples:
-    """Samples as a reader found them: no batch axis added, nothing checked.
+    """Samples as a reader returns them, without an added batch axis and not yet checked.
 
-    `peek(i)` is cheap and returns the header of every array of sample i; `read(i)` returns the arrays. Both raise
-    DataError, which names the sample, when it cannot be read. `read` is called from several threads at once.
+    `peek(i)` returns the header of every array of sample i and must be fast. `read(i)` returns the arrays. Both raise
+    a DataError that names the sample if it cannot be read. Several threads call `read` at once.
     """
 
     source: str
@@ -56,12 +56,13 @@ class Samples:
 
 
 def to_dataset(samples: Samples, inputs: tuple[TensorSpec, ...], *, skip_bad: bool = False) -> Dataset:
-    """Check every sample's names, types and shapes now, its values when it is loaded, and return the dataset.
+    """Return the samples as a dataset for the model's inputs.
 
-    With `skip_bad` every sample is also loaded once, and those that fail are left out and listed in `notes`.
+    Names, dtypes and shapes of all samples are checked now; values are checked when a sample is loaded. With `skip_bad`
+    every sample is also loaded once now, and those that fail are left out and listed in `notes`.
 
     Raises:
-        DataError: there is no sample, or one does not fit the model.
+        DataError: there are no samples, or one does not fit the model.
     """
     kept, shapes, failed = _survey(samples, inputs, skip_bad=skip_bad)
     if not kept:
@@ -73,7 +74,7 @@ def to_dataset(samples: Samples, inputs: tuple[TensorSpec, ...], *, skip_bad: bo
         notes.append(f"left out {len(failed)} of {len(samples.ids)} samples: {'; '.join(failed[:_SHOWN])}{more}")
     dynamic = all(spec.shape and isinstance(spec.shape[0], str) for spec in inputs)
     if dynamic and len(shapes) > 1:
-        notes.append("the samples differ in shape, so they are fed one at a time")
+        notes.append("the samples have different shapes, so they are fed one at a time")
     labels = samples.labels
 
     def load(place: int) -> Feed:
@@ -96,7 +97,7 @@ def to_dataset(samples: Samples, inputs: tuple[TensorSpec, ...], *, skip_bad: bo
         return dataset
     if len(shapes) > 1:
         raise DataError(
-            f"{samples.source}: the samples differ in shape",
+            f"{samples.source}: the samples have different shapes",
             why=f"the model's batch is fixed at {batch}, and only samples of one shape can be joined",
         )
     return _grouped(dataset, batch)
@@ -105,7 +106,7 @@ def to_dataset(samples: Samples, inputs: tuple[TensorSpec, ...], *, skip_bad: bo
 def _survey(
     samples: Samples, inputs: tuple[TensorSpec, ...], *, skip_bad: bool
 ) -> tuple[list[int], set[tuple[tuple[int, ...], ...]], list[str]]:
-    """Return the usable places, the set of shapes that they feed, and why the others are unusable."""
+    """Return the indices of the usable samples, the set of their shapes as fed, and an error text per other sample."""
     kept: list[int] = []
     shapes: set[tuple[tuple[int, ...], ...]] = set()
     failed: list[str] = []
@@ -125,17 +126,17 @@ def _survey(
 
 
 def check(headers: Mapping[str, Header], inputs: tuple[TensorSpec, ...], sample: str) -> tuple[tuple[int, ...], ...]:
-    """Return the shape that each input is fed (1 for an added batch axis), in the order of `inputs`.
+    """Return the shape in which the sample is fed to each input, including an added batch axis, in the inputs' order.
 
     Raises:
-        DataError: an input has no array, an array has no input, or a type or a shape is wrong.
+        DataError: the sample lacks an input or has an unknown one, or a dtype or a shape is wrong.
     """
     wanted = ", ".join(f"{spec.name} ({spec.dtype} {shape_text(spec.shape)})" for spec in inputs)
     names = [spec.name for spec in inputs]
     missing = [name for name in names if name not in headers]
     if missing:
-        found = f"it has {', '.join(map(str, headers))}" if headers else "it has no arrays"
-        raise DataError(f"{sample}: nothing for input {', '.join(missing)}", why=f"{found}; the model wants {wanted}")
+        arrays = f"it has {', '.join(map(str, headers))}" if headers else "it has no arrays"
+        raise DataError(f"{sample}: no array for input {', '.join(missing)}", why=f"{arrays}; the model takes {wanted}")
     unknown = [str(name) for name in headers if name not in names]
     if unknown:
         raise DataError(f"{sample}: {', '.join(unknown)} is not an input", why=f"the model's inputs are {wanted}")
@@ -143,7 +144,7 @@ def check(headers: Mapping[str, Header], inputs: tuple[TensorSpec, ...], sample:
     fed = tuple(_check_one(headers[spec.name], spec, batch, sample) for spec in inputs)
     added = {len(headers[spec.name].shape) < len(spec.shape) for spec in inputs}
     if batch > 1 and len(added) > 1:
-        raise DataError(f"{sample}: some arrays have a batch axis and some have not", why=f"the model wants {wanted}")
+        raise DataError(f"{sample}: only some arrays have a batch axis", why=f"the model takes {wanted}")
     return fed
 
 
@@ -151,33 +152,33 @@ def _check_one(header: Header, spec: TensorSpec, batch: int, sample: str) -> tup
     if not _castable(header.dtype, spec.dtype):
         raise DataError(
             f"{sample}: {spec.name} is {header.dtype}",
-            why=f"the model wants {spec.dtype}, and values are never cast silently",
+            why=f"the model takes {spec.dtype}, and values are never cast silently",
             fix=f"Save the array as {spec.dtype} (array.astype(numpy.{spec.dtype}))",
         )
     rank = len(spec.shape)
     wrong = DataError(
         f"{sample}: {spec.name} has shape {shape_text(header.shape)}",
-        why=f"the model wants {shape_text(spec.shape)}, with or without the first axis",
+        why=f"the model takes {shape_text(spec.shape)}, with or without the first axis",
     )
     if len(header.shape) == rank - 1:
         shape, first = (1, *header.shape), spec.shape[0]
         if isinstance(first, int) and first not in (1, batch):
             raise wrong
-        pairs = list(zip(header.shape, spec.shape[1:], strict=True))
+        dims = list(zip(header.shape, spec.shape[1:], strict=True))
     elif len(header.shape) == rank:
-        shape, pairs = header.shape, list(zip(header.shape, spec.shape, strict=True))
+        shape, dims = header.shape, list(zip(header.shape, spec.shape, strict=True))
     else:
         raise wrong
-    if 0 in shape or any(isinstance(want, int) and have != want for have, want in pairs):
+    if 0 in shape or any(isinstance(want, int) and have != want for have, want in dims):
         raise wrong
     return shape
 
 
 def fit(feed: Feed, inputs: tuple[TensorSpec, ...], sample: str) -> Feed:
-    """Return the sample as the model takes it: the inputs' types, C order, batch axis added.
+    """Return the sample in the form that the model takes: the inputs' dtypes, C order, with a batch axis.
 
     Raises:
-        DataError: a floating-point array holds NaN or infinity.
+        DataError: a floating-point array contains NaN or infinity.
     """
     fitted: Feed = {}
     for spec in inputs:
@@ -188,6 +189,7 @@ def fit(feed: Feed, inputs: tuple[TensorSpec, ...], sample: str) -> Feed:
                 f"{sample}: {bad} of {array.size} values of {spec.name} are NaN or infinite",
                 fix="Fix the sample, or leave such samples out with --skip-bad",
             )
+        # A NumPy file may store values in the other byte order.
         native = array.dtype.newbyteorder("=") if array.dtype.name == spec.dtype else np.dtype(spec.dtype)
         array = np.ascontiguousarray(array, dtype=native).reshape(array.shape)
         fitted[spec.name] = array[np.newaxis] if array.ndim < len(spec.shape) else array
@@ -198,24 +200,24 @@ def class_indices(values: Array, count: int, where: str) -> tuple[int, ...]:
     """Return labels as ints.
 
     Raises:
-        DataError: they are not `count` non-negative integers in one axis.
+        DataError: `values` is not an array of `count` non-negative integers with one axis.
     """
     if values.dtype.kind not in "iu":
-        raise DataError(f"{where}: labels are {values.dtype.name}", why="a label is the integer index of a class")
+        raise DataError(f"{where}: labels are {values.dtype.name}", why="a label must be the integer index of a class")
     if values.shape != (count,):
         raise DataError(
-            f"{where}: labels have shape {shape_text(values.shape)}", why=f"{count} samples want shape [{count}]"
+            f"{where}: labels have shape {shape_text(values.shape)}", why=f"the shape for {count} samples is [{count}]"
         )
     if count and values.min() < 0:
-        raise DataError(f"{where}: a label is {values.min()}", why="a label is the index of a class, 0 or more")
+        raise DataError(f"{where}: a label is {values.min()}", why="a label must be a class index, 0 or more")
     return tuple(int(value) for value in values)
 
 
 def single_labels(values: list[Array | None], ids: tuple[str, ...], source: str) -> tuple[int, ...] | None:
-    """Return the labels of samples that each hold their own, or None when none does.
+    """Return the labels of samples that each contain their own, or None if none of them has one.
 
     Raises:
-        DataError: only some samples have one, or one is not a class index.
+        DataError: only some samples have a label, or a label is not a class index.
     """
     if all(value is None for value in values):
         return None
@@ -228,35 +230,39 @@ def single_labels(values: list[Array | None], ids: tuple[str, ...], source: str)
 
 
 def shape_text(shape: tuple[Dim, ...]) -> str:
-    """Return `[batch, 3, 224, 224]`."""
+    """Return a shape as text, such as `[batch, 3, 224, 224]`."""
     return f"[{', '.join(map(str, shape))}]"
 
 
 def _castable(have: str, want: str) -> bool:
+    """Return whether the dtypes are equal, or both are integer types and `want` can represent all values of `have`."""
     if have == want:
         return True
     return {have, want} <= _INTEGERS and np.can_cast(np.dtype(have), np.dtype(want), "safe")
 
 
 def _fixed_batch(inputs: tuple[TensorSpec, ...]) -> int:
-    """Return the first dimension that all inputs share when it is fixed, else 1."""
+    """Return the batch size if it is fixed: the first dimension that all inputs share. Otherwise return 1."""
     firsts = {spec.shape[0] if spec.shape else 1 for spec in inputs}
     first = firsts.pop() if len(firsts) == 1 else 1
     return first if isinstance(first, int) else 1
 
 
 def _grouped(dataset: Dataset, size: int) -> Dataset:
+    """Return the samples as feeds of `size` samples each."""
     groups, count = Groups(size=size, ids=dataset.ids, labels=dataset.labels), len(dataset)
     members = [groups.members(feed) for feed in range(-(-count // size))]
     missing = len(members) * size - count
 
     def load(feed: int) -> Feed:
-        # Others than the last sample, so that no sample weighs much more than another in what is measured on feeds.
+        # The last feed is filled up with the first samples, not with copies of the last one: calibration measures whole
+        # feeds, and no sample should weigh much more there than another.
         samples = [dataset.load(i % count) for i in range(feed * size, (feed + 1) * size)]
         return {name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]}
 
     note = f"the model's batch is fixed at {size}: {count} samples are fed in groups of {size}"
-    note += f", the last one filled with {missing} sample{'s' * (missing != 1)} from the start" if missing else ""
+    if missing:
+        note += f", the last one filled with {missing} sample{'s' * (missing != 1)} from the start"
     return Dataset(
         source=dataset.source,
         digest=dataset.digest,

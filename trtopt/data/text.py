@@ -1,7 +1,7 @@
-"""Rows of a .jsonl or .parquet file: token ids keyed by input name, or a `text` for a recipe's tokenizer.
+"""Rows of a .jsonl or .parquet file: token ids by input name, or a field `text` for a recipe's tokenizer.
 
-A row may hold a class index under `label`. Other fields are not read, and said so. The ids of all rows are kept in
-memory: they are small beside a model.
+A row may have a class index in the field `label`. Other fields are ignored, with a note. The token ids of all rows are
+kept in memory: they are small compared with a model.
 
 Touches: reads the file and the tokenizer's file.
 """
@@ -29,12 +29,12 @@ _PADS = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>")
 
 
 def read_rows(path: Path, inputs: tuple[TensorSpec, ...], recipe: Recipe | None) -> Samples:
-    """Return one sample for each row.
+    """Return one sample per row.
 
     Raises:
         DataError: the file cannot be read, a row lacks an input, or its values do not fit the input's type.
         UsageError: the recipe has no [text] table, or its tokenizer cannot be used.
-        MissingDependencyError: tokenizers or pyarrow is needed and not installed.
+        MissingDependencyError: the package tokenizers or pyarrow is needed but not installed.
     """
     ids, rows = _table(path)
     names = {spec.name for spec in inputs}
@@ -57,11 +57,12 @@ def read_rows(path: Path, inputs: tuple[TensorSpec, ...], recipe: Recipe | None)
         peek=lambda i: {name: Header(array.dtype.name, array.shape) for name, array in feeds[i].items()},
         read=lambda i: feeds[i],
         labels=single_labels(labels, ids, str(path)) if labels else None,
-        notes=(f"fields that no input has are not read: {', '.join(unread)}",) if unread else (),
+        notes=(f"ignored fields that are not inputs: {', '.join(unread)}",) if unread else (),
     )
 
 
 def _table(path: Path) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
+    """Return the name of each row, for messages, and the rows."""
     if path.suffix.lower() == ".parquet":
         parquet = require("pyarrow.parquet")
         try:
@@ -94,32 +95,38 @@ def _feed(row: Mapping[str, Any], inputs: tuple[TensorSpec, ...], sample: str) -
         names = ", ".join(spec.name for spec in inputs)
         fix = "Give token ids, or a recipe with a [text] table (--recipe)" if "text" in row else ""
         raise DataError(
-            f"{sample}: nothing for input {', '.join(missing)}",
-            why=f"it has {', '.join(row) or 'no fields'}; the model wants {names}",
+            f"{sample}: no field for input {', '.join(missing)}",
+            why=f"it has {', '.join(row) or 'no fields'}; the model takes {names}",
             fix=fix,
         )
     return {spec.name: _array(row[spec.name], spec, sample) for spec in inputs}
 
 
 def _array(value: object, spec: TensorSpec, sample: str) -> Array:
-    """Return JSON numbers, which have no width, in the input's type; a value that the type cannot hold is an error."""
+    """Return a JSON value as an array of the input's dtype, to which JSON numbers are converted if they fit.
+
+    Raises:
+        DataError: the value is ragged or empty, is of another kind (for example fractions for an integer input), or is
+            outside the dtype's range.
+    """
     try:
-        found = np.asarray(value)
+        values = np.asarray(value)
     except ValueError as error:
         raise DataError(f"{sample}: {spec.name} is ragged", why="its lists differ in length") from error
     try:
-        dtype = np.dtype(spec.dtype)
+        dtype = np.dtype(spec.dtype)  # raises for bfloat16
     except TypeError as error:
         raise DataError(f"{sample}: rows cannot feed input {spec.name}", why=f"it is {spec.dtype}") from error
+    # Kinds of JSON values that each kind of input dtype can take.
     fits = {"i": "iu", "u": "iu", "f": "iuf", "b": "b"}.get(dtype.kind, "")
-    if not found.size or found.dtype.kind not in fits:
-        what = f"holds {found.dtype.name} values" if found.size else "is empty"
-        raise DataError(f"{sample}: {spec.name} {what}", why=f"the model wants {spec.dtype}")
+    if not values.size or values.dtype.kind not in fits:
+        what = f"contains {values.dtype.name} values" if values.size else "is empty"
+        raise DataError(f"{sample}: {spec.name} {what}", why=f"the model takes {spec.dtype}")
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
-        if int(found.min()) < limits.min or int(found.max()) > limits.max:
+        if int(values.min()) < limits.min or int(values.max()) > limits.max:
             raise DataError(f"{sample}: a value of {spec.name} does not fit {spec.dtype}")
-    return found.astype(dtype)
+    return values.astype(dtype)
 
 
 def _text_recipe(path: Path, recipe: Recipe | None) -> TextRecipe:
@@ -127,12 +134,12 @@ def _text_recipe(path: Path, recipe: Recipe | None) -> TextRecipe:
         raise DataError(
             f"{path}: rows of text need a tokenizer",
             why="they have a field `text` and no token ids",
-            fix="Name a recipe with a [text] table (--recipe)",
+            fix="Give a recipe with a [text] table (--recipe)",
         )
     if recipe.text is None:
-        raise UsageError(f"recipe {recipe.name} has no [text] table", why=f"{path} holds rows of text")
+        raise UsageError(f"recipe {recipe.name} has no [text] table", why=f"{path} contains rows of text")
     if not recipe.text.tokenizer.is_file():
-        raise UsageError(f"recipe {recipe.name}: no tokenizer file {recipe.text.tokenizer}")
+        raise UsageError(f"recipe {recipe.name}: tokenizer file {recipe.text.tokenizer} does not exist")
     return recipe.text
 
 
@@ -143,19 +150,20 @@ def _tokenize(
     for row, sample in zip(rows, ids, strict=True):
         if not isinstance(row.get("text"), str):
             raise DataError(f"{sample}: text is not a string")
+    # Input name -> the attribute of the tokenizer's encoding that feeds it.
     part = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
     wanted = {spec.name: part.get(spec.name, "ids" if len(inputs) == 1 else "") for spec in inputs}
     unknown = [name for name, field in wanted.items() if not field]
     if unknown:
         raise DataError(
-            f"a tokenizer makes nothing for input {', '.join(unknown)}",
-            why=f"it makes {', '.join(part)}",
-            fix="Give token ids keyed by input name",
+            f"a tokenizer has no output for input {', '.join(unknown)}",
+            why=f"its outputs are {', '.join(part)}",
+            fix="Give token ids by input name",
         )
     encoded = tokenizer.encode_batch([row["text"] for row in rows])
     return [
-        {spec.name: _array(getattr(one, wanted[spec.name]), spec, sample) for spec in inputs}
-        for one, sample in zip(encoded, ids, strict=True)
+        {spec.name: _array(getattr(encoding, wanted[spec.name]), spec, sample) for spec in inputs}
+        for encoding, sample in zip(encoded, ids, strict=True)
     ]
 
 
@@ -165,7 +173,7 @@ def _tokenizer(how: TextRecipe) -> Any:
         tokenizer = tokenizers.Tokenizer.from_file(str(how.tokenizer))
     except Exception as error:
         raise UsageError(f"{how.tokenizer}: cannot be read as a tokenizer", why=str(error)[:200]) from error
-    own = tokenizer.padding
+    own = tokenizer.padding  # the padding that the tokenizer's file states, or None
     tokenizer.enable_truncation(how.max_length)
     tokenizer.no_padding()
     if how.padding == "none":

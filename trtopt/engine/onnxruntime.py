@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from trtopt.engine.binding import BoundRun, DeviceTensor, Place, exhausted, failure, first_line
-from trtopt.engine.simulate import simulate
+from trtopt.engine.runner.binding import BoundRun, DeviceTensor, Place, exhausted, failure, first_line
 from trtopt.errors import DataError, EnvironmentUnableError, ModelError, OutOfMemoryError, UsageError
+from trtopt.graph.simulate import simulate
 from trtopt.requires import require
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def open_runner(path: Path, *, device: str = "cpu", cuda: CudaOptions = _EXACT, 
         session = _session(ort, path, "CPUExecutionProvider", threads=threads)
         return OrtRunner(session, f"{version}, CPU", callers=callers)
     with tempfile.TemporaryDirectory(prefix="trtopt-") as folder:
-        from trtopt.export.prepare import save
+        from trtopt.graph.prepare import save
 
         file = Path(folder) / "simulated.onnx"
         save(typed, file)
@@ -217,8 +217,8 @@ def _described(place: Place, cuda: CudaOptions) -> str:
 
 def _simulated(path: Path) -> Any:
     """Return the model rewritten by `simulate` (an `onnx_ir.Model`), or None if it has no 16-bit computation."""
-    from trtopt.export.onnx import load_ir
-    from trtopt.export.prepare import infer_shapes
+    from trtopt.graph.file import load_ir
+    from trtopt.graph.prepare import infer_shapes
 
     if not _is_16_bit(path):
         return None
@@ -229,7 +229,7 @@ def _simulated(path: Path) -> Any:
 
 def _is_16_bit(path: Path) -> bool:
     """Return whether an ONNX file contains FP16 or BF16 values."""
-    from trtopt.export.onnx import load_proto
+    from trtopt.graph.file import load_proto
 
     return _has_16_bit_values(load_proto(path).graph)
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trtopt.engine.audit import audit_engine, audit_network
-from trtopt.engine.diagnosis import build_error, logger, onnx_node, rejected, rejections
-from trtopt.engine.locate import RTX, RTX_DEVICES, TensorRT, find
-from trtopt.engine.progress import build_serialized
+from trtopt.engine.trt.audit import audit_engine, audit_network
+from trtopt.engine.trt.diagnosis import build_error, logger, onnx_node, rejected, rejections
+from trtopt.engine.trt.locate import RTX, RTX_DEVICES, TensorRT, find
+from trtopt.engine.trt.progress import build_serialized
 from trtopt.errors import BuildError, EnvironmentUnableError, UsageError
 from trtopt.events import Emit, Warned
 from trtopt.types import Engine, OnnxModel, Rejection, ShapeRange, TensorSpec, TypedModel
@@ -255,7 +255,7 @@ def _save_timing_cache(path: Path, config: Any, emit: Emit) -> None:
 
 def _failure(trt: TensorRT, network: Any, path: Path) -> BuildError:
     """Return the error for a network that TensorRT cannot build."""
-    from trtopt.export.onnx import load_proto
+    from trtopt.graph.file import load_proto
 
     # TensorRT's messages name layers. The network tells the ONNX node of each layer.
     layers = [network.get_layer(index) for index in range(network.num_layers)]
@@ -285,7 +285,7 @@ def _device(trt: TensorRT, counts: Mapping[str, int]) -> str:
 
 def _gpu() -> str:
     """Return the GPU models of this machine; TensorRT does not tell which of several it has used."""
-    from trtopt.engine.probe import read_driver
+    from trtopt.engine.driver import read_driver
 
     names = dict.fromkeys(f"{gpu.name}, compute capability {gpu.compute_capability}" for gpu in read_driver().gpus)
     return " or ".join(names) or "the GPU of the machine that built it"

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trtopt.export.onnx import load_proto
+from trtopt.graph.file import load_proto
 
 if TYPE_CHECKING:
     import onnx

@@ -5,35 +5,29 @@ A precision module has:
     NEEDS_TABLE   whether it quantizes activations, and so needs a calibration table
     apply         rewrites the model in place and returns a `Decision` for each node
 
-The other modules of this folder are shared by them:
+The folder `passes/` holds what they share:
     eight_bits    the common part of INT8 and FP8
     placement     which inputs are quantized, and why the others are not; with `residual` and `attention`
     qdq           scales, and Q/DQ pairs written into the graph
-    equalize      activations equalized across channels; with `divisors`, which chooses the smoothing scales
+    equalize      activations equalized across channels; with `smoothing`, which chooses the smoothing scales
     bias          biases corrected for the mean quantization error
     keep          which nodes must stay in FP32 beside a 16-bit type
     half          casts to a 16-bit type written into the graph
-    graph         queries and small edits of an ONNX graph
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, cast
 
-from trtopt.errors import UsageError
+from trtopt import plugins
 from trtopt.types import CalibrationTable, Decision
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import onnx_ir as ir
-
-_SHARED = frozenset("attention bias divisors eight_bits equalize graph half keep placement qdq residual".split())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,20 +63,14 @@ class Precision(Protocol):
 
 
 def precisions() -> tuple[str, ...]:
-    """Return the names that `--precision` accepts: the modules of this folder, without the shared ones."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _SHARED))
+    """Return the names that `--precision` accepts."""
+    return plugins.names(__name__)
 
 
 def precision(name: str) -> Precision:
     """Return the precision module of that name.
 
     Raises:
-        UsageError: the name is unknown; the message suggests the most similar one.
+        UsageError: the name is unknown; the message suggests the closest one.
     """
-    if name not in precisions():
-        similar = difflib.get_close_matches(name.lower(), precisions(), 1)
-        raise UsageError(
-            f"unknown precision {name!r}",
-            fix=f"Did you mean {similar[0]}?" if similar else f"Choose one of {', '.join(precisions())}",
-        )
-    return cast(Precision, importlib.import_module(f"{__name__}.{name}"))
+    return cast(Precision, plugins.load(__name__, name, "precision"))

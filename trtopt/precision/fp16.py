@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trtopt.precision import Request, half
-from trtopt.precision.keep import keep
+from trtopt.precision import Request
+from trtopt.precision.passes import half
+from trtopt.precision.passes.keep import keep
 from trtopt.types import Decision
 
 if TYPE_CHECKING:

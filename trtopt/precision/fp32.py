@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from trtopt.graph.query import FLOAT_COMPUTE_FREE, float_nodes
 from trtopt.precision import Request
-from trtopt.precision.graph import FLOAT_COMPUTE_FREE, float_nodes
-from trtopt.precision.half import REQUESTED
+from trtopt.precision.passes.half import REQUESTED
 from trtopt.types import Decision
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trtopt.precision import Request, eight_bits, qdq
+from trtopt.precision import Request
+from trtopt.precision.passes import eight_bits, qdq
 from trtopt.types import Decision
 
 if TYPE_CHECKING:

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import math
 
-from trtopt.report import headline, words
+from trtopt.report.page import headline, words
 from trtopt.types import GateResult, Report
 
-MAX_ANNOTATIONS = 10  # GitHub shows ten of each kind a step
+MAX_ANNOTATIONS = 10  # GitHub shows ten of each kind per step
 
 
 def render(report: Report) -> str:
-    """Return the verdict as one annotation (`::error` if the run fails by it, `::notice` for a pass, else `::warning`),
-    then `::error` lines for the layer where drift jumps and for each gate that blocks, and `::warning` lines for
-    warnings.
+    """Return the verdict as one annotation, followed by annotations for details.
+
+    The verdict is `::error` if it fails the run, `::notice` if it is a pass, and `::warning` otherwise. The first
+    divergent layer and each gate that blocks are `::error` lines; warnings are `::warning` lines.
     """
     blocking = sorted(words.blocking(report), key=lambda each: _severity(each.gate), reverse=True)
     stops = bool(blocking) or report.verdict == "fail"
@@ -35,7 +36,7 @@ def render(report: Report) -> str:
 
 
 def _severity(gate: GateResult) -> float:
-    """How far beyond its limit, relative to it; what could not be judged comes first."""
+    """Return how far the value is beyond its limit, relative to the limit; infinity if it could not be judged."""
     excess = abs(gate.value - gate.limit) / max(abs(gate.limit), 1e-9)
     return math.inf if math.isnan(excess) else excess
 

@@ -1,8 +1,9 @@
-"""The report as one HTML page that needs nothing else: no network, no script, no font, no picture beside it.
+"""Report as one self-contained HTML page: no network, scripts, fonts or image files.
 
-What the page says is in `templates/`, what it picks from the report in `picked`, how that is drawn in `charts` and
-`graph_charts`. Names come from untrusted files: every value is cut to length and loses its control characters, then
-Jinja2 escapes it, and the page's own Content-Security-Policy forbids scripts and requests whatever it holds.
+The text of the page is in `page/templates/`; `picked` selects from the report, `charts` and `graph_charts` draw. Names
+come
+from untrusted files: every value is cut to length and stripped of control characters, then Jinja2 escapes it, and the
+page's Content-Security-Policy forbids scripts and requests.
 
 Touches: nothing.
 """
@@ -16,19 +17,19 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from trtopt.report import benchmark, charts, graph_charts, headline, picked, words
-from trtopt.report.svg import clipped
+from trtopt.report.page import benchmark, charts, graph_charts, headline, picked, words
+from trtopt.report.page.svg import clipped
 from trtopt.types import Report
 
 LIMIT = 1 << 20
-"""No page has more bytes."""
+"""Maximum size of a page in bytes."""
 
 _ROW_BYTES = 110
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The first of many, and how many more there are."""
+    """First rows of a list, and the number of rows left out."""
 
     rows: Sequence[object]
     more: int
@@ -36,8 +37,10 @@ class Cut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
-    """How much of a report the page has room for: characters of a name, of a name in a list of many, and of a sentence;
-    rows of a table, and bytes of a list that is as long as the graph.
+    """Space that a page has for parts of a report.
+
+    The lengths are in characters: of a name, of a name in a long list, and of a sentence. `rows` limits tables, and
+    `list_bytes` lists that are as long as the graph.
     """
 
     name: int
@@ -47,24 +50,24 @@ class Room:
     list_bytes: int
 
     def clean(self, value: object) -> object:
-        """A value as text without control characters and not too long; markup of our own as it is."""
+        """Return a value as text without control characters, cut to length; our own markup is returned unchanged."""
         return value if isinstance(value, Markup) else clipped(str(value), self.name)
 
     def short(self, text: str) -> str:
-        """A name in a list of many."""
+        """Shorten a name in a long list."""
         return clipped(text, self.listed)
 
     def prose(self, text: str) -> Markup:
-        """A sentence, which may be longer than a name."""
+        """Shorten a sentence, which may be longer than a name."""
         return escape(clipped(text, self.sentence))
 
     def most(self, rows: Sequence[object], count: int | None = None) -> Cut:
-        """The first rows of a table."""
+        """Return the first rows of a table."""
         count = self.rows if count is None else min(count, self.rows)
         return Cut(rows[:count], max(len(rows) - count, 0))
 
     def within(self, rows: Sequence[object], *names: str) -> Cut:
-        """As many rows of a long list as there is room for; `names` are the fields that are written."""
+        """Return as many rows of a long list as fit; `names` are the fields that are written."""
         used, kept = 0, 0
         for row in rows:
             used += _ROW_BYTES + sum(len(escape(self.short(getattr(row, name))).encode()) for name in names)
@@ -78,11 +81,11 @@ ROOMS = (
     Room(name=160, listed=80, sentence=600, rows=40, list_bytes=250_000),
     Room(name=40, listed=30, sentence=100, rows=10, list_bytes=50_000),
 )
-"""The second is for names of absurd lengths: with it a page cannot reach `LIMIT`."""
+"""Limits for normal reports, and for names of extreme length; with the latter a page cannot exceed `LIMIT`."""
 
 
 def render(report: Report) -> str:
-    """The page, `LIMIT` bytes at most; parts that the report does not have are left out of it."""
+    """Return the page, at most `LIMIT` bytes; parts that the report does not have are left out."""
     page = ""
     for room in ROOMS:
         template = _environment(room).get_template("report.html.jinja")
@@ -95,7 +98,7 @@ def render(report: Report) -> str:
 @cache
 def _environment(room: Room) -> Environment:
     found = Environment(
-        loader=PackageLoader("trtopt.report"),
+        loader=PackageLoader("trtopt.report.page"),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=room.clean,

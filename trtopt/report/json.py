@@ -1,4 +1,4 @@
-"""The report as JSON: what `report.json` holds. Its schema is `docs/report.schema.json`.
+"""Report as JSON, as in `report.json`. Its schema is `docs/report.schema.json`.
 
 Touches: nothing.
 """
@@ -12,5 +12,5 @@ from trtopt.types import Report
 
 
 def render(report: Report) -> str:
-    """Strict JSON, indented; infinities and NaN are strings (see `trtopt.codec`)."""
+    """Return strict, indented JSON; infinities and NaN are strings (see `trtopt.codec`)."""
     return json.dumps(encode(report), indent=1, allow_nan=False) + "\n"

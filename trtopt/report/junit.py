@@ -1,4 +1,4 @@
-"""The report as JUnit XML, one test case a gate, for CI servers that show test results.
+"""Report as JUnit XML, one test case per gate, for CI servers that show test results.
 
 Touches: nothing. The shape is that of the Jenkins xUnit plugin's `junit-10.xsd`.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from trtopt.report import benchmark, headline, words
+from trtopt.report.page import benchmark, headline, words
 from trtopt.types import GateResult, Report
 from trtopt.verdict import blocks, comparisons
 
@@ -16,8 +16,10 @@ _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 def render(report: Report) -> str:
-    """Return an XML document: a gate that blocks is a `failure`; one that is inconclusive and does not, and a run that
-    nobody judged, are `skipped`.
+    """Return an XML document with one test case per gate.
+
+    A gate that blocks is a `failure`. A gate that is inconclusive without blocking, and a run without gates, are
+    `skipped`.
     """
     gates = words.judged(report)
     failures = len(words.blocking(report)) if gates else int(report.verdict == "fail")
@@ -47,7 +49,7 @@ def _is_skipped(gate: GateResult, report: Report) -> bool:
 
 
 def _add_properties(suite: Element, report: Report) -> None:
-    """Say what the verdict is, what was measured on, and where it ran."""
+    """Add the verdict, the data, and where each model ran."""
     facts = {"model": report.model, "precision": report.precision, "verdict": report.verdict}
     facts["summary"] = headline.verdict(report)
     for name, comparison in comparisons(report):
@@ -58,7 +60,7 @@ def _add_properties(suite: Element, report: Report) -> None:
     if report.benchmark is not None:
         facts |= dict(benchmark.facts(report.benchmark))
     if report.layers is not None:
-        facts["drift first jumps at"] = report.layers.jump or "no layer"
+        facts["first divergent layer"] = report.layers.jump or "none"
     properties = SubElement(suite, "properties")
     for name, value in facts.items():
         SubElement(properties, "property", {"name": _clean(name), "value": _clean(value)})
@@ -79,7 +81,7 @@ def _add_case(suite: Element, report: Report, judged: words.Judged) -> None:
 def _jump(report: Report) -> str:
     if report.layers is None or not report.layers.jump:
         return ""
-    return f"\ndrift first jumps at {report.layers.jump}: {report.layers.reason}"
+    return f"\nfirst divergent layer: {report.layers.jump}; {report.layers.reason}"
 
 
 def _clean(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The report as GitHub-flavoured Markdown, for a step summary (1 MiB at most) or a merge request.
+"""Report as GitHub-flavoured Markdown, for a step summary (at most 1 MiB) or a merge request.
 
 Touches: nothing.
 """
@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trtopt.report import benchmark, headline, words
+from trtopt.report.page import benchmark, headline, words
 from trtopt.types import Comparison, Layers, Report
 
 _ICONS = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "unchecked": "⚠️"}
 _MARKS = {"pass": "pass", "fail": "FAIL", "inconclusive": "inconclusive", "unchecked": "?"}
 _MAX_LAYERS = 10
 
-# A cell is at most 5 bytes a character (`&amp;`), and no table has more than about a dozen cells of
-# free text and short numbers a row: whatever the report, the page stays below the 1 MiB that GitHub takes.
+# A cell has at most 5 bytes per character (`&amp;`), and a row about a dozen cells of free text and short numbers.
+# So the page always stays below GitHub's limit of 1 MiB.
 _MAX_ROWS = 60
 _MAX_CELL = 200
 _MAX_VERDICT = 1000
@@ -23,7 +23,7 @@ _ESCAPES = {ord("&"): "&amp;", ord("<"): "&lt;"} | {ord(mark): f"\\{mark}" for m
 
 
 def render(report: Report) -> str:
-    """A heading with the verdict, then gates, layers, drift, stages and what was kept in higher precision."""
+    """Return a heading with the verdict, then gates, layers, drift, stages and the nodes kept in higher precision."""
     lines = [
         f"## {_ICONS[report.verdict]} trtopt {_cell(report.command)}: {_cell(headline.verdict(report), _MAX_VERDICT)}",
         "",
@@ -51,7 +51,7 @@ def render(report: Report) -> str:
     groups = words.grouped(words.unquantized(report))
     if groups:
         kept = [(str(len(group.nodes)), group.precision, group.reason, ", ".join(group.nodes[:4])) for group in groups]
-        lines += ["### Kept in higher precision", "", *_table(("nodes", "in", "reason", "first of them"), kept)]
+        lines += ["### Kept in higher precision", "", *_table(("nodes", "precision", "reason", "first nodes"), kept)]
     lines += [f"- warning: {_cell(line)}" for line in report.warnings[:_MAX_ROWS]]
     if len(report.warnings) > _MAX_ROWS:
         lines.append(f"- … and {len(report.warnings) - _MAX_ROWS} more warnings")
@@ -59,7 +59,7 @@ def render(report: Report) -> str:
 
 
 def _gates(judged: Sequence[words.Judged]) -> list[str]:
-    """Those that do not hold first, so that no cut hides them."""
+    """Return the table of gates, those that did not pass first, so that no limit on rows hides them."""
     order = ("fail", "inconclusive", "unchecked", "pass")
     rows = [
         (_MARKS[each.gate.verdict], each.title, each.gate.reason + (" (default)" if each.gate.default else ""))
@@ -69,12 +69,12 @@ def _gates(judged: Sequence[words.Judged]) -> list[str]:
 
 
 def _layers(found: Layers) -> list[str]:
-    jump = f"**Drift first jumps at {_code(found.jump)}:** " if found.jump else ""
+    jump = f"**First divergent layer: {_code(found.jump)}.** " if found.jump else ""
     return [f"{jump}{_cell(found.reason)}", "", *_table(words.LAYER_HEAD, words.layers(found, _MAX_LAYERS))]
 
 
 def _comparison(comparison: Comparison) -> list[str]:
-    """Drift with one row an output, and where both ran."""
+    """Return the drift with one row per output, and where both models ran."""
     metrics = [dict(words.metrics(output)) for output in comparison.outputs]
     labels = words.labels(comparison.outputs)
     drift = [
@@ -109,7 +109,7 @@ def _short(text: str, most: int = _MAX_CELL) -> str:
 
 
 def _cell(text: str, most: int = _MAX_CELL) -> str:
-    """Text as it is: not markup, not HTML, and within its cell."""
+    """Escape text so that it is neither markup nor HTML and fits into its cell."""
     return _short(text, most).translate(_ESCAPES)
 
 

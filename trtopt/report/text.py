@@ -1,9 +1,9 @@
-"""The report for a terminal: what was done, what came out of it, and the verdict as the last line.
+"""Report for a terminal: stages, results, and the verdict as the last line.
 
-Everything from outside is put into `rich.text.Text`, never into markup: a name may hold brackets, emoji codes and
-terminal escapes.
+Untrusted text goes into `rich.text.Text`, never into markup: names may contain brackets, emoji codes and terminal
+escapes.
 
-Touches: nothing; `renderable` is printed by whoever has a console.
+Touches: nothing; the caller prints the result of `renderable`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from trtopt.report import benchmark, headline, words
+from trtopt.report.page import benchmark, headline, words
 from trtopt.types import Benchmark, Comparison, Layers, Report
 
 WIDTH = 100
-"""Columns where there is no terminal to ask."""
+"""Width in columns if there is no terminal."""
 
 _INDENT = 2
 _MAX_NODES = 4
@@ -38,7 +38,7 @@ _MARKS = {
 
 
 def render(report: Report) -> str:
-    """Return the report as plain text, `WIDTH` columns wide; the verdict, the last line, is as long as it is."""
+    """Return the report as plain text, `WIDTH` columns wide; the verdict, the last line, is not wrapped."""
     stream = io.StringIO()
     Console(file=stream, width=WIDTH, color_system=None, highlight=False).print(Group(*_body(report, stages=True)))
     lines = [line.rstrip() for line in stream.getvalue().splitlines()]
@@ -46,7 +46,7 @@ def render(report: Report) -> str:
 
 
 def renderable(report: Report, *, stages: bool = True) -> RenderableType:
-    """Return the report as something that rich prints; without `stages` where they have been seen already."""
+    """Return the report as a rich renderable, without `stages` if they have been shown already."""
     return Group(*_body(report, stages=stages), text(headline.verdict(report), _STYLES[report.verdict]))
 
 
@@ -79,17 +79,17 @@ def _body(report: Report, *, stages: bool) -> list[RenderableType]:
 
 
 def text(content: str, style: str = "") -> Text:
-    """Text from outside, shown as it is: no markup, and nothing that moves the cursor."""
+    """Return untrusted text to be shown literally: without markup, and without characters that move the cursor."""
     return Text(words.plain(content), style=style, overflow="fold")
 
 
 def block(content: RenderableType) -> tuple[RenderableType, ...]:
-    """What stands below a heading: indented, between blank lines."""
+    """Return content below a heading: indented, between blank lines."""
     return "", Padding(content, (0, 0, 0, _INDENT)), ""
 
 
 def facts(rows: Sequence[tuple[str, str]]) -> Table:
-    """A fact a row, its name in bold."""
+    """Return a table with one fact per row, its name in bold."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
@@ -99,7 +99,7 @@ def facts(rows: Sequence[tuple[str, str]]) -> Table:
 
 
 def reasons(groups: Sequence[words.Reason]) -> Table:
-    """A row for each reason: how many nodes, their precision, the reason, and below it the first of their names."""
+    """Return a table with one row per reason: number of nodes, precision, reason, and below it the first names."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(justify="right", no_wrap=True)
     grid.add_column(no_wrap=True)
@@ -129,7 +129,7 @@ def _engine(report: Report) -> list[RenderableType]:
     rows = [
         ("file", f"{engine.path}  ({words.size(engine.size_bytes)})"),
         ("built by", engine.builder),
-        ("for", engine.device),
+        ("target", engine.device),
         ("audit", words.audit(engine)),
     ]
     return [text("engine", "bold"), *block(facts(rows))]
@@ -144,12 +144,12 @@ def _kept(report: Report) -> list[RenderableType]:
     if not rest:
         return [title, *block(reasons(groups))]
     nodes = sum(len(group.nodes) for group in rest)
-    more = text(f"{nodes} more nodes for {len(rest)} other reasons: trtopt inspect {report.run_dir} --nodes", "dim")
+    more = text(f"{nodes} more nodes with {len(rest)} other reasons: trtopt inspect {report.run_dir} --nodes", "dim")
     return [title, *block(Group(reasons(groups[:_MAX_REASONS]), more))]
 
 
 def _drift(comparison: Comparison, what: str) -> list[RenderableType]:
-    """Each output's name, and below it its metrics, as many in a line as fit."""
+    """Return each output's name, and below it its metrics, as many per line as fit."""
     parts: list[RenderableType] = []
     for output in comparison.outputs:
         found = [text(f"{label} ", "dim").append(value, style="default") for label, value in words.metrics(output)]
@@ -168,7 +168,10 @@ def _candidates(report: Report) -> list[RenderableType]:
     title = f"candidates against FP32 on {first.samples} samples of {first.data}"
     where = [("FP32 ran in", first.baseline_ran)]
     where += [(each.name, each.comparison.candidate_ran) for each in report.candidates]
-    note = text("best: no other candidate is better in size, drift or latency without being worse in another", "dim")
+    note = text(
+        "best (Pareto): every other candidate that is better in size, drift or latency is worse in another of them",
+        "dim",
+    )
     return [text(title, "bold"), *block(Group(_grid(head, rows), "", note, "", facts(where)))]
 
 
@@ -180,9 +183,9 @@ def _benchmark(found: Benchmark) -> list[RenderableType]:
 
 
 def _layers(found: Layers) -> list[RenderableType]:
-    """Where the drift jumps, then the layers that are farthest from FP32."""
-    jump = f"drift first jumps at {found.jump}: {found.reason}" if found.jump else found.reason
-    title = f"drift by layer, the worst of {len(found.layers)}, on {found.samples} samples of {found.data}"
+    """Return the layers with the lowest SQNR, and the first divergent layer."""
+    jump = f"first divergent layer: {found.jump}; {found.reason}" if found.jump else found.reason
+    title = f"drift by layer, the worst of {len(found.layers)} layers, on {found.samples} samples of {found.data}"
     table = _grid(words.LAYER_HEAD, words.layers(found, _MAX_LAYERS))
     return [text(title, "bold"), *block(Group(table, "", text(jump, "bold" if found.jump else "dim")))]
 
@@ -190,7 +193,7 @@ def _layers(found: Layers) -> list[RenderableType]:
 def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     grid = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     for i, name in enumerate(head):
-        # Numbers keep to one line; names and reasons share what is left.
+        # Numbers are not wrapped; names and reasons share the remaining width.
         is_long = i == 0 or any(len(row[i]) > _MAX_CELL for row in rows)
         grid.add_column(text(name), overflow="fold", no_wrap=not is_long, ratio=1 if is_long else None)
     for row in rows:
@@ -199,7 +202,7 @@ def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 
 
 def _gates(judged: Sequence[words.Judged]) -> list[RenderableType]:
-    """Failed gates last, near the verdict."""
+    """Return the gates, failed ones last, next to the verdict."""
     if not judged:
         return []
     grid = Table.grid(padding=(0, 2))

@@ -1,16 +1,22 @@
-"""The stages of a run: the cache key, the files and the summary line of each.
+"""The stages: one file for each line that a run prints, and what they share.
 
-The key of a stage holds everything that can change its result: digests of its inputs, its options, and the versions of
-the libraries that it uses.
+A stage's key holds everything that can change its result: digests of its inputs, its options, and the versions of the
+libraries that do the work.
 """
 
+from trtopt.stages.build import build
+from trtopt.stages.calibrate import calibrate
+from trtopt.stages.check import check_operators
+from trtopt.stages.compare import Evaluation, check_randomness, compare
 from trtopt.stages.context import Context, Target, environment, versions
-from trtopt.stages.engine import ENGINE_NOT_RUN, Evaluation, build, check_randomness, compare, gate
-from trtopt.stages.graph import check_operators, prepare, set_precision
-from trtopt.stages.samples import calibrate, equalize, observe, open_data, sizes
+from trtopt.stages.equalize import equalize
+from trtopt.stages.gate import gate
+from trtopt.stages.observe import observe
+from trtopt.stages.precision import set_precision
+from trtopt.stages.prepare import prepare
+from trtopt.stages.samples import open_data, open_samples, sizes
 
 __all__ = [
-    "ENGINE_NOT_RUN",
     "Context",
     "Evaluation",
     "Target",
@@ -24,6 +30,7 @@ __all__ = [
     "gate",
     "observe",
     "open_data",
+    "open_samples",
     "prepare",
     "set_precision",
     "sizes",

@@ -12,15 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trtopt.bench import gpu, inputs, probe, targets
-from trtopt.candidate import resolve
+from trtopt.candidate import ENGINE_NOT_RUN, resolve
 from trtopt.codec import decode
-from trtopt.config import BenchPlan, SpeedPlan
 from trtopt.data.dataset import Array, Dataset, Feed
 from trtopt.engine.onnxruntime import CudaOptions
 from trtopt.errors import EnvironmentUnableError, MissingDependencyError, OutOfMemoryError, UsageError
 from trtopt.events import Emit, Warned
+from trtopt.plan import BenchPlan, SpeedPlan
 from trtopt.shapes import DEFAULT_BATCH, profile
-from trtopt.stages import ENGINE_NOT_RUN
 from trtopt.stages.samples import open_data
 from trtopt.types import Engine, OnnxModel, ShapeRange, TensorSpec
 

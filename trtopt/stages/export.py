@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtopt.codec import encode
-from trtopt.config import DataPlan, ExportPlan
 from trtopt.errors import ModelError, UsageError
 from trtopt.events import Warned
 from trtopt.export.request import DTYPES, Example, Request
 from trtopt.export.source import Source, digest
+from trtopt.plan import DataPlan, ExportPlan
 from trtopt.shapes import DEFAULT_BATCH, free_shape, profile
 from trtopt.stages.context import Context, versions
 from trtopt.stages.samples import open_data
@@ -59,7 +59,7 @@ def ready(source: Source, plan: ExportPlan) -> OnnxModel | None:
         ModelError: the ONNX file cannot be read.
         UsageError: an option does not apply to this kind of source.
     """
-    from trtopt.export.onnx import describe
+    from trtopt.graph.file import describe
 
     for flag, value, kinds, described in (
         ("--weights", plan.weights, ("factory",), "package.module:factory"),
@@ -105,7 +105,7 @@ def _export(context: Context, request: Request, timeout: float) -> OnnxModel:
 
     def make(folder: Path) -> OnnxModel:
         from trtopt.export import child
-        from trtopt.export.onnx import describe
+        from trtopt.graph.file import describe
 
         exported = child.export(request, folder, timeout)
         model = describe(exported.path)

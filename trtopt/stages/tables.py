@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from trtopt.config import ConvertPlan
 from trtopt.data.dataset import Dataset
 from trtopt.errors import UsageError
 from trtopt.events import Warned
+from trtopt.plan import ConvertPlan
 from trtopt.stages.context import Context
 from trtopt.store import RunStore
 from trtopt.types import CalibrationTable, OnnxModel, StageOutcome
@@ -49,7 +49,7 @@ def read(context: Context, plan: ConvertPlan, calib: Dataset | None) -> Calibrat
 
 def of_equalized(table: CalibrationTable) -> bool:
     """Return whether the table was made for an equalized network, judged by its tensor names."""
-    from trtopt.precision.equalize import SUFFIX
+    from trtopt.precision.passes.equalize import SUFFIX
 
     return any(name.endswith(SUFFIX) for name in table.scales)
 
@@ -63,8 +63,8 @@ def follow(context: Context, plan: ConvertPlan, model: OnnxModel, table: Calibra
         TableError: the table was made for another model, or lacks a tensor.
     """
     from trtopt.calibrate.table import check_table
-    from trtopt.export.onnx import load_ir
-    from trtopt.precision.placement import place
+    from trtopt.graph.file import load_ir
+    from trtopt.precision.passes.placement import place
 
     check_table(table, model, place(load_ir(model.path)).tensors())
     assert plan.table is not None

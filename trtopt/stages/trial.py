@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trtopt.calibrate.auto import FALLBACK
+from trtopt.calibrate.auto import FALLBACK, TINY
 from trtopt.data.dataset import Array, Dataset, Feed
 from trtopt.errors import CalibrationError, EnvironmentUnableError, MissingDependencyError, TrtoptError
 from trtopt.events import Warned
@@ -65,8 +65,8 @@ def output_error(
     """
     from trtopt.calibrate.ranges import few
     from trtopt.engine.onnxruntime import open_runner
-    from trtopt.export.onnx import load_ir
-    from trtopt.export.prepare import BETWEEN_STAGES, save
+    from trtopt.graph.file import load_ir
+    from trtopt.graph.prepare import BETWEEN_STAGES, save
     from trtopt.precision import precision
 
     samples = few(dataset)
@@ -144,9 +144,9 @@ def rough(context: Context, model: OnnxModel, dataset: Dataset, table: Calibrati
     from trtopt.calibrate.table import make_table
     from trtopt.engine.onnxruntime import open_runner
     from trtopt.events import silent
-    from trtopt.export.onnx import load_ir
-    from trtopt.precision.graph import float_nodes
-    from trtopt.precision.placement import channel_axes, place
+    from trtopt.graph.file import load_ir
+    from trtopt.graph.query import float_nodes
+    from trtopt.precision.passes.placement import channel_axes, place
 
     graph, samples = load_ir(model.path), few(dataset)
     axes = channel_axes(list(float_nodes(graph.graph)))
@@ -166,3 +166,8 @@ def rough(context: Context, model: OnnxModel, dataset: Dataset, table: Calibrati
         histograms = observe(run_and_average, tensors, samples, stage="equalize", emit=silent)
     table = table or make_table(FALLBACK, histograms, model=model, dataset=samples)
     return Request(rest="fp32", table=table, means=means.result())
+
+
+def decibels(before: float, after: float) -> float:
+    """Return by how many dB the SQNR rises when the relative error falls from `before` to `after`."""
+    return 10 * math.log10(max(before, TINY) / max(after, TINY))

@@ -1,32 +1,35 @@
-"""Kinds of outputs: `--kind OUTPUT=NAME` names a module of this folder, and so does `OutputDrift.kind`.
+"""Kinds of outputs: one module per kind, named in `--kind OUTPUT=NAME` and `OutputDrift.kind`.
 
-A module has `reader(opening)`, which returns an accumulator of the metrics of an output, or None for an output that
-cannot be of this kind; `TAKES`, a description of the outputs that can; and `PLAIN`, whether it takes what no other kind
-does. The kinds share the modules `outputs` (a batch of both models' outputs), `noise` (errors value by value), `parts`
-(groups of channels of one scale), `explained` (against trivial guesses), `boxes` (matching) and `worst` (samples).
+A module has
+    `reader(opening)`, which returns an accumulator of the output's metrics, or None for an output of another kind;
+    `TAKES`, a description of the outputs that it reads;
+    `PLAIN`, true for a kind that reads any output, as the fallback.
+
+What they share is in `trtopt.compare.measures`.
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
-from trtopt.compare.kinds.outputs import Outputs
-from trtopt.errors import UsageError
+from trtopt import plugins
 from trtopt.types import OutputDrift
 
-_SHARED = frozenset({"boxes", "explained", "noise", "outputs", "parts", "worst"})
+if TYPE_CHECKING:
+    from trtopt.compare.measures.outputs import Outputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
-    """An output to be read: its name, the first batch, whether the user named its kind, and outputs to read with it.
+    """An output for which a reader is needed.
 
-    Where the user named the kind, shapes must still fit, but names and values need not suggest it.
+    Attributes:
+        name: the output's name.
+        first: the first batch.
+        asked: true if the user named the kind. The shape must still fit, but the output's name and values need not.
+        beside: the other outputs, which the reader may read as well.
     """
 
     name: str
@@ -36,13 +39,14 @@ class Opening:
 
 
 class Reader(Protocol):
-    """Accumulates the metrics of an output. They do not depend on how samples are batched; a few bytes a sample are
-    kept, whatever the size of the output.
+    """Accumulator of the metrics of an output.
+
+    The metrics do not depend on how samples are batched. A few bytes per sample are kept, whatever the output's size.
     """
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The other outputs that are read with this one, and need no reader of their own."""
+        """Other outputs that are read together with this one, and do not need a reader."""
         ...
 
     @property
@@ -54,16 +58,16 @@ class Reader(Protocol):
         """Add one batch.
 
         Raises:
-            ModelError: the two models' outputs cannot be compared so.
+            ModelError: the outputs of the two models cannot be compared as this kind.
         """
         ...
 
     def fits(self) -> bool:
-        """Return whether everything that was added looks like this kind."""
+        """Return whether all added samples look like this kind."""
         ...
 
     def drift(self, ids: Sequence[str]) -> OutputDrift:
-        """Return the metrics of all that was added; `ids` name the samples of the dataset."""
+        """Return the metrics of all added samples; `ids` are the names of the dataset's samples."""
         ...
 
 
@@ -74,35 +78,28 @@ class Kind(Protocol):
     PLAIN: bool
 
     def reader(self, opening: Opening) -> Reader | None:
-        """Return a reader of the output, or None when the first batch shows that it is not of this kind."""
+        """Return a reader of the output, or None if the first batch shows that it is of another kind."""
         ...
 
 
 def kinds() -> tuple[str, ...]:
-    """Return the names that `--kind OUTPUT=NAME` takes: the modules of this folder that are not shared helpers."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _SHARED))
+    """Return the names that `--kind OUTPUT=NAME` accepts."""
+    return plugins.names(__name__)
 
 
 def check_name(name: str) -> None:
-    """Refuse an unknown kind of output.
+    """Check that the kind of output exists.
 
     Raises:
-        UsageError: the message suggests the nearest name.
+        UsageError: it does not; the message suggests the nearest name.
     """
-    known = kinds()
-    if name not in known:
-        near = difflib.get_close_matches(name.lower(), known, 1)
-        raise UsageError(
-            f"--kind names an unknown kind of output {name!r}",
-            fix=f"Did you mean {near[0]}?" if near else f"Choose one of {', '.join(known)}",
-        )
+    plugins.check(__name__, name, "kind of output")
 
 
 def kind(name: str) -> Kind:
     """Return the module of that kind.
 
     Raises:
-        UsageError: there is none; the message suggests the nearest.
+        UsageError: the kind is unknown; the message suggests the nearest name.
     """
-    check_name(name)
-    return cast(Kind, importlib.import_module(f"{__name__}.{name}"))
+    return cast(Kind, plugins.load(__name__, name, "kind of output"))

@@ -1,8 +1,8 @@
-"""Boxes around objects: which of FP32's the candidate finds again.
+"""Object detection: the boxes of FP32 that the candidate also finds.
 
-Boxes are the output `[n, k, 4]` of corners, with the outputs of scores, classes and their number that stand beside it
-(`[k, 4]` where every sample has a number of its own), or one output `[n, k, 6]` of corners, score and class. The two
-models may give different numbers of boxes.
+Detections are either an output `[n, k, 4]` of corners, with outputs of scores, classes and the number of boxes beside
+it, or a single output `[n, k, 6]` of corners, score and class. A sample that is fed alone may have `[k, 4]`. The two
+models may return different numbers of boxes.
 
 Touches: nothing.
 """
@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from trtopt.compare.kinds import Opening
-from trtopt.compare.kinds.boxes import Boxes, matches
-from trtopt.compare.kinds.outputs import TOLERANCE, Array, Mask, Outputs, is_float
-from trtopt.compare.kinds.worst import first_bad, worst
+from trtopt.compare.measures.boxes import Boxes, matches
+from trtopt.compare.measures.outputs import TOLERANCE, Array, Mask, Outputs, is_float
+from trtopt.compare.measures.worst import first_bad, worst
 from trtopt.errors import ModelError
 from trtopt.types import OutputDrift
 
@@ -31,10 +31,10 @@ TAKES = (
 PLAIN = False
 
 SCORE = 0.3
-"""Boxes from this score on must be in the other model, too. Programs that draw detections start at 0.25 to 0.5."""
+"""Least score of a box that must have a match in the other model. Applications usually draw boxes from 0.25 to 0.5."""
 
 FAINT = SCORE / 2
-"""The least score of a box's partner: a box at the threshold is not lost when rounding moves its score below."""
+"""Least score of a matching box: a box at the threshold is not missed because rounding lowers its score a little."""
 
 _BOXES = re.compile(r"box")
 _ROLES = {
@@ -47,9 +47,13 @@ _UNREAD = re.compile(r"mask|keypoint")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """The outputs that hold the parts of a detection: `single` means that `boxes` holds scores and classes, too.
+    """The outputs that make up the detections.
 
-    `unread` have a row for each box, and are not compared: their rows are not those of the other model.
+    Attributes:
+        boxes: the output with the corners.
+        single: true if that output also contains scores and classes.
+        roles: the outputs by role: `scores`, `classes`, `number`.
+        unread: outputs with one row per box that are not compared, because the other model's rows are other boxes.
     """
 
     boxes: str
@@ -59,16 +63,16 @@ class Layout:
 
 
 class Detection:
-    """Counts boxes: FP32's, the candidate's, and those that are the same."""
+    """Counts of FP32's boxes, the candidate's boxes, and their matches."""
 
     def __init__(self, layout: Layout, *, asked: bool, alone: bool) -> None:
         self.layout = layout
         self._asked = asked
         self._possible = True
-        # A sample that comes alone, with one row, may be anything; with more or none they are boxes.
+        # A sample that is fed alone and has one row may be anything; another number of rows shows that rows are boxes.
         self._counted = not alone
         self._indices = array("q")
-        # Boxes of a sample: FP32's, the candidate's, those of FP32 that the candidate has, those that only it has.
+        # Number of boxes per sample: FP32's, the candidate's, FP32's with a match, the candidate's without a match.
         self._reference, self._candidate = array("q"), array("q")
         self._matched, self._extra = array("q"), array("q")
         self._overlap = 0.0
@@ -77,25 +81,26 @@ class Detection:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The outputs of scores, classes and numbers, and those that are not compared."""
+        """Outputs of scores, classes and numbers of boxes, and those that are not compared."""
         return (*self.layout.roles.values(), *self.layout.unread)
 
     @property
     def note(self) -> str:
-        """Which outputs make up the detections, and which have no metric."""
+        """Outputs that make up the detections, and outputs without a metric."""
         name, roles, unread = self.layout.boxes, self.layout.roles, self.layout.unread
         read = f"{name} is read as detections" + (f", with {', '.join(roles.values())}" if roles else "")
         return read + (f"; not compared: {', '.join(unread)}" if unread else "")
 
     def add(self, batch: Outputs) -> None:
-        """Take one batch.
+        """Add one batch.
 
         Raises:
-            ModelError: the parts do not fit together, or the user says that boxes are corners and they are not.
+            ModelError: the outputs do not fit together, or the user named this kind and the boxes are not corners.
         """
         both = [self._samples(outputs, batch) for outputs in (batch.reference, batch.candidate)]
         for index, reference, candidate in zip(batch.indices, *both, strict=True):
-            # Padding may be infinite. Boxes have no place in common, so infinities are compared by their number.
+            # Padding may be infinite. Row i is not the same box in both models, so only the numbers of infinities are
+            # compared.
             bad_fp32 = _has_nan(reference)
             infinite_fp32, infinite = (~_finite(boxes) for boxes in (reference, candidate))
             if bad_fp32 or _has_nan(candidate) or infinite.sum() > infinite_fp32.sum():
@@ -107,18 +112,19 @@ class Detection:
             self._add(index, *(boxes.chosen(boxes.scores >= FAINT) for boxes in (reference, candidate)))
 
     def _add(self, index: int, reference: Boxes, candidate: Boxes) -> None:
-        sure, own = reference.scores >= SCORE, candidate.scores >= SCORE
+        """Add the finite boxes of one sample that have at least the score `FAINT`."""
+        sure_fp32, sure = reference.scores >= SCORE, candidate.scores >= SCORE
         pairs = matches(reference, candidate)
-        for pair in pairs:  # one by one: the last bit does not depend on how samples are batched
-            self._overlap += pair.iou if sure[pair.reference] else 0.0
+        for pair in pairs:  # added one by one, so that the last bit does not depend on the batch
+            self._overlap += pair.iou if sure_fp32[pair.reference] else 0.0
         self._indices.append(index)
-        self._reference.append(int(sure.sum()))
-        self._candidate.append(int(own.sum()))
-        self._matched.append(sum(bool(sure[pair.reference]) for pair in pairs))
-        self._extra.append(int(own.sum()) - sum(bool(own[pair.candidate]) for pair in pairs))
+        self._reference.append(int(sure_fp32.sum()))
+        self._candidate.append(int(sure.sum()))
+        self._matched.append(sum(bool(sure_fp32[pair.reference]) for pair in pairs))
+        self._extra.append(int(sure.sum()) - sum(bool(sure[pair.candidate]) for pair in pairs))
 
     def _samples(self, outputs: Mapping[str, Array], batch: Outputs) -> list[Boxes]:
-        """The boxes of one model, sample by sample, all of them."""
+        """Return all boxes of one model, per sample."""
         name, roles, count = self.layout.boxes, self.layout.roles, len(batch.indices)
         width = 6 if self.layout.single else 4
         boxes = outputs[name]
@@ -126,16 +132,16 @@ class Detection:
             self._counted |= len(boxes) != 1
             boxes = boxes[None]
         if boxes.ndim != 3 or boxes.shape[0] != count or boxes.shape[2] != width:
-            raise ModelError(f"output {name} holds no boxes", why=f"its shape is {list(outputs[name].shape)}")
+            raise ModelError(f"output {name} does not contain boxes", why=f"its shape is {list(outputs[name].shape)}")
         lead = boxes.shape[:2]
         parts = {role: outputs[other] for role, other in roles.items()}
         for role, part in parts.items():
             wanted = count if role == "number" else lead[0] * lead[1]
             if part.size != wanted:
                 raise ModelError(
-                    f"output {roles[role]} does not go with the boxes of {name}",
+                    f"output {roles[role]} does not fit the boxes of {name}",
                     why=f"their shapes are {list(part.shape)} and {list(outputs[name].shape)}",
-                    fix=f"Read it in another way: --kind {roles[role]}=values",
+                    fix=f"Read it as another kind: --kind {roles[role]}=values",
                 )
         corners = boxes[..., :4].astype(np.float64)
         scores, classes = np.ones(lead), np.zeros(lead)
@@ -146,30 +152,38 @@ class Detection:
         if "classes" in parts:
             classes = parts["classes"].astype(np.float64).reshape(lead)
         number = parts["number"].reshape(count).astype(np.float64) if "number" in parts else np.full(count, lead[1])
-        scores[~np.isfinite(number)] = np.nan  # which rows are boxes, nobody knows
-        cuts = [(i, slice(max(int(np.nan_to_num(number[i], nan=lead[1])), 0))) for i in range(count)]
-        return [Boxes(corners=corners[at], scores=scores[at], classes=classes[at]) for at in cuts]
+        scores[~np.isfinite(number)] = np.nan  # it is unknown which rows are boxes, so the sample counts as bad
+        samples = []
+        for i in range(count):
+            end = max(int(np.nan_to_num(number[i], nan=lead[1])), 0)
+            samples.append(Boxes(corners=corners[i, :end], scores=scores[i, :end], classes=classes[i, :end]))
+        return samples
 
     def _check(self, boxes: Boxes) -> None:
-        """Rule out what cannot be detections, by FP32's boxes: scores beyond [0, 1], or boxes that are not corners."""
+        """Check that FP32's boxes can be detections: ordered corners, integers as classes, scores in [0, 1].
+
+        Raises:
+            ModelError: the user named this kind, and the boxes are not corners.
+        """
         real = boxes.chosen(boxes.scores > 0)
         corners = bool((real.corners[:, 2:] >= real.corners[:, :2]).all())
         if self._asked and not corners:
             raise ModelError(
                 f"output {self.layout.boxes} cannot be read as detection",
-                why="its boxes are no corners: x2 is less than x1, or y2 less than y1",
-                fix="Let the model give corners (x1, y1, x2, y2), not centres and sizes",
+                why="its boxes are not corners: x2 is less than x1, or y2 less than y1",
+                fix="Export a model with corners (x1, y1, x2, y2) instead of centres and sizes",
             )
-        whole = bool((real.classes == np.floor(real.classes)).all() and (real.classes >= 0).all())
-        likely = bool((boxes.scores >= -1).all() and (boxes.scores <= 1 + TOLERANCE).all())  # -1 says: not a box
-        self._possible &= corners and whole and likely
+        indices = bool((real.classes == np.floor(real.classes)).all() and (real.classes >= 0).all())
+        # Some detectors mark padding by a score of -1.
+        likely = bool((boxes.scores >= -1).all() and (boxes.scores <= 1 + TOLERANCE).all())
+        self._possible &= corners and indices and likely
 
     def fits(self) -> bool:
-        """Whether all of FP32's boxes look like boxes, and there are some."""
+        """Return whether FP32 found boxes, and all of them look like boxes."""
         return self._asked or (self._possible and self._counted and sum(self._reference) > 0)
 
     def drift(self, ids: Sequence[str]) -> OutputDrift:
-        """Return the shares of boxes that have a partner in the other model."""
+        """Return the percentages of matched and of extra boxes, and the mean IoU of matches."""
         reference, candidate, matched = sum(self._reference), sum(self._candidate), sum(self._matched)
         values = {}
         if reference:
@@ -179,28 +193,30 @@ class Detection:
         if matched:
             values["iou"] = self._overlap / matched
         values["nonfinite"] = float(len(self._bad))
-        alone = [self._lost(i) + extra for i, extra in enumerate(self._extra)]
+        unmatched = [self._missed(i) + extra for i, extra in enumerate(self._extra)]
         return OutputDrift(
             output=self.layout.boxes,
             kind="detection",
             values=values,
             counts={"samples": len(self._indices), "boxes": reference},
             first_bad=first_bad(self._bad, self._bad_fp32, ids),
-            worst=worst(alone, self._indices, ids, self._story),
+            worst=worst(unmatched, self._indices, ids, self._note),
         )
 
-    def _lost(self, place: int) -> int:
-        return self._reference[place] - self._matched[place]
+    def _missed(self, index: int) -> int:
+        """Return the number of FP32's boxes without a match in one sample."""
+        return self._reference[index] - self._matched[index]
 
-    def _story(self, place: int) -> str:
-        return f"{self._lost(place)} of {self._reference[place]} boxes lost, {self._extra[place]} extra"
+    def _note(self, index: int) -> str:
+        """Return a note on one sample."""
+        return f"{self._missed(index)} of {self._reference[index]} boxes missed, {self._extra[index]} extra"
 
 
 def reader(opening: Opening) -> Detection | None:
-    """Return a reader of boxes.
+    """Return a reader of boxes, or None for an output that is not one of boxes.
 
-    An output is taken for boxes where its name has `box` in it and an output of scores fits it, or where the values of
-    a `[n, k, 6]` can be nothing else.
+    An output `[n, k, 4]` is read as boxes if its name contains `box` and an output of scores fits it. An output
+    `[n, k, 6]` is read as boxes if all of its values allow it.
     """
     boxes, count = opening.first.reference[opening.name], len(opening.first.indices)
     alone = boxes.ndim == 2 and count == 1
@@ -226,19 +242,19 @@ def reader(opening: Opening) -> Detection | None:
 
 
 def _roles(opening: Opening, lead: tuple[int, ...]) -> dict[str, str]:
-    """The outputs beside the boxes that their names and shapes fit; of several, the one with the most similar name."""
-    found: dict[str, str] = {}
+    """Return the output for each role, chosen by name and shape; among several, the one named most like the boxes."""
+    roles: dict[str, str] = {}
     for role, pattern in _ROLES.items():
         fitting = [
             other
             for other in opening.beside
-            if other not in found.values()
+            if other not in roles.values()
             and pattern.search(other.lower())
             and _fits(opening.first.reference[other], role, lead, len(opening.first.indices))
         ]
         if fitting:
-            found[role] = max(fitting, key=lambda other: difflib.SequenceMatcher(None, other, opening.name).ratio())
-    return found
+            roles[role] = max(fitting, key=lambda other: difflib.SequenceMatcher(None, other, opening.name).ratio())
+    return roles
 
 
 def _fits(part: Array, role: str, lead: tuple[int, ...], count: int) -> bool:
@@ -248,7 +264,7 @@ def _fits(part: Array, role: str, lead: tuple[int, ...], count: int) -> bool:
 
 
 def _finite(boxes: Boxes) -> Mask:
-    """Return which boxes are finite in all their numbers."""
+    """Return, per box, whether all of its numbers are finite."""
     finite: Mask = np.isfinite(boxes.corners).all(axis=1) & np.isfinite(boxes.scores) & np.isfinite(boxes.classes)
     return finite
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from trtopt.compare.kinds import Opening
-from trtopt.compare.kinds.outputs import Array, Outputs, is_float
-from trtopt.compare.kinds.worst import first_bad, worst
+from trtopt.compare.measures.outputs import Array, Outputs, is_float
+from trtopt.compare.measures.worst import first_bad, worst
 from trtopt.types import OutputDrift
 
 TAKES = "anything of any shape"
@@ -21,10 +21,10 @@ PLAIN = True
 
 
 class Exact:
-    """Counts, per sample, how many elements differ.
+    """Counts of differing elements per sample.
 
-    Where the number of rows differs (what is left after non-maximum suppression), rows are matched whatever their
-    order, and those without a match differ.
+    If the models return different numbers of rows (as after non-maximum suppression), equal rows are matched in any
+    order, and rows without a match count as different.
     """
 
     reads: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ class Exact:
             self._bad_fp32 += int(np.count_nonzero(~rows.comparable_fp32))
 
     def _add_rows(self, index: int, reference: Array, candidate: Array) -> None:
-        """Add one sample whose rows are matched."""
+        """Add one sample, with its rows matched in any order."""
         x, y = (Counter(map(repr, rows.tolist())) for rows in (reference, candidate))
         rows = max(x.total(), y.total())
         width = max(reference.size, candidate.size) // rows
@@ -69,11 +69,11 @@ class Exact:
         self._sizes.append(rows * width)
 
     def fits(self) -> bool:
-        """Return True: any elements do."""
+        """Return True: any elements can be compared."""
         return True
 
     def drift(self, ids: Sequence[str]) -> OutputDrift:
-        """Return the share of equal elements, and the samples with differences. No elements at all are equal."""
+        """Return the percentage of equal elements, and the samples with differences. An empty output is equal."""
         elements = sum(self._sizes)
         values = {"equal": 100.0 - 100.0 * sum(self._differing) / max(elements, 1)} if self._indices else {}
         if self._floats:
@@ -90,6 +90,6 @@ class Exact:
 
 
 def reader(opening: Opening) -> Exact | None:
-    """Return a reader of what is not of a floating-point type, and of that where the user asks for it."""
+    """Return a reader of an output that is not floating-point; of any output if the user named this kind."""
     floats = is_float(opening.first.reference[opening.name])
     return Exact(opening.name, floats=floats) if opening.asked or not floats else None

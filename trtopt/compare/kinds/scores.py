@@ -1,7 +1,7 @@
-"""Class scores, one vector per sample: the chosen class, and with labels who is right.
+"""Class scores, one vector per sample: agreement on the chosen class, and with labels the accuracy of both models.
 
-One number per sample, `[n]` or `[n, 1]`, is the score of a yes-or-no question: a probability, yes above 0.5, or the
-argument of a sigmoid, yes above 0.
+One number per sample, `[n]` or `[n, 1]`, is the score of a binary classifier: a probability, with threshold 0.5, or a
+logit, with threshold 0.
 
 Touches: nothing.
 """
@@ -17,29 +17,31 @@ import numpy as np
 import numpy.typing as npt
 
 from trtopt.compare.kinds import Opening
-from trtopt.compare.kinds.noise import Noise, summed
-from trtopt.compare.kinds.outputs import TOLERANCE, Array, Floats, Mask, Outputs, are_probabilities, is_float
+from trtopt.compare.measures.noise import Noise, summed
+from trtopt.compare.measures.outputs import TOLERANCE, Array, Floats, Mask, Outputs, are_probabilities, is_float
 from trtopt.types import OutputDrift
 
 TAKES = "one vector of numbers per sample, [n, classes] or [n, classes, 1, 1], or one number, [n] or [n, 1]"
 PLAIN = False
 
 TOP5_CLASSES = 10
-"""With fewer classes, the candidate's top 5 holds the baseline's choice too easily to mean anything."""
+"""Least number of classes for a top-5 metric. With fewer, the top 5 contain the baseline's class almost always."""
 
 _LARGE = 1e300
 
 _NAMES = re.compile(r"logit|score|prob|class|softmax")
 _YES_OR_NO = re.compile(r"sigmoid|prob|logit")
-"""A name that says of a single number that it answers a question; a score alone may be a rating."""
+"""Names of the score of a binary classifier. A plain `score` is not one of them, because it may be a rating."""
 
 
 @dataclass(slots=True)
 class _Choices:
-    """The chosen classes of all samples that could be compared, in order.
+    """The chosen classes of all comparable samples.
 
-    `agree` tells whether both models chose the same class; `right` who was right: FP32 (1), the candidate (2), both
-    (3). `chosen` are the classes that FP32 chose at all.
+    Attributes:
+        agree: 1 per sample if both models chose the same class, and 0 otherwise.
+        right: the model that is right per sample: FP32 (1), the candidate (2), both (3) or neither (0).
+        chosen: the distinct classes that FP32 chose.
     """
 
     agree: bytearray = field(default_factory=bytearray)
@@ -47,21 +49,21 @@ class _Choices:
     chosen: set[int] = field(default_factory=set)
 
     def add(
-        self, best: npt.NDArray[np.intp], other: npt.NDArray[np.intp], labels: npt.NDArray[np.int64] | None
+        self, reference: npt.NDArray[np.intp], candidate: npt.NDArray[np.intp], labels: npt.NDArray[np.int64] | None
     ) -> None:
-        """Add FP32's classes, the candidate's, and the labels if there are any."""
-        self.agree.extend((best == other).astype(np.uint8))
-        self.chosen.update(np.unique(best).tolist())
+        """Add FP32's and the candidate's classes, and the labels if there are any; all are [n]."""
+        self.agree.extend((reference == candidate).astype(np.uint8))
+        self.chosen.update(np.unique(reference).tolist())
         if labels is not None:
-            self.right.extend(((best == labels) + 2 * (other == labels)).astype(np.uint8))
+            self.right.extend(((reference == labels) + 2 * (candidate == labels)).astype(np.uint8))
 
     def hits(self) -> int:
-        """Return the number of samples that FP32 is right on."""
+        """Return the number of samples on which FP32 is right."""
         return self.right.count(1) + self.right.count(3)
 
 
 class Scores:
-    """Agreement and accuracy, and errors value by value."""
+    """Accumulator of agreement, accuracy and quantization error."""
 
     reads: tuple[str, ...] = ()
     note = ""
@@ -73,14 +75,14 @@ class Scores:
         names = _YES_OR_NO if classes == 1 else _NAMES
         self._named = names.search(opening.name.lower()) is not None
         self._classes = classes
-        # Of one number per sample the threshold is 0.5 or 0: which it is, only all samples tell, so both are counted.
+        # For a binary classifier, only all samples together show whether the threshold is 0.5 or 0; both are counted.
         self._choices = {0.5: _Choices(), 0.0: _Choices()} if classes == 1 else {0.0: _Choices()}
         self._softmax = True
         self._probabilities = True
         self._in_range = True
         self._top5 = 0
         self._yes = 0
-        # Divergence of the scores as they are, and of their softmax: which of the two, only all samples tell.
+        # Divergences of the scores themselves and of their softmax: only all samples together show which is right.
         self._divergence = np.zeros(2)
 
     def add(self, batch: Outputs) -> None:
@@ -96,34 +98,36 @@ class Scores:
             self._add(_good(rows.x, rows.comparable), _good(rows.y, rows.comparable), labels)
 
     def _add(self, x: Floats, y: Floats, labels: npt.NDArray[np.int64] | None) -> None:
+        """Add the scores [n, classes] of comparable samples: FP32's `x`, the candidate's `y`."""
         self._probabilities = self._probabilities and are_probabilities(x)
         if labels is not None:
             self._in_range &= bool(((labels >= 0) & (labels < max(self._classes, 2))).all())
             self._yes += int((labels == 1).sum())
         if self._classes == 1:
             for threshold, choices in self._choices.items():
-                best, other = ((scores[:, 0] > threshold).astype(np.intp) for scores in (x, y))
-                choices.add(best, other, labels)
+                reference, candidate = ((scores[:, 0] > threshold).astype(np.intp) for scores in (x, y))
+                choices.add(reference, candidate, labels)
             return
         self._softmax = self._softmax and self._probabilities and bool(np.allclose(x.sum(axis=1), 1.0, atol=TOLERANCE))
-        best, other = x.argmax(axis=1), y.argmax(axis=1)
-        self._choices[0.0].add(best, other, labels)
-        # The rank of FP32's class in a stable sort of the candidate's: ties go to the lower index, as with argmax.
+        best = x.argmax(axis=1)
+        self._choices[0.0].add(best, y.argmax(axis=1), labels)
+        # The rank of FP32's class among the candidate's scores; ties go to the lower index, as with argmax.
         score = np.take_along_axis(y, best[:, None], axis=1)
         before = (y > score) | ((y == score) & (np.arange(self._classes) < best[:, None]))
         self._top5 += int(np.count_nonzero(before.sum(axis=1) < 5))
-        as_is = _divergence(x, y) if self._softmax else np.zeros(len(x))
-        self._divergence = summed(self._divergence, np.stack([as_is, _softmax_divergence(x, y)], axis=1))
+        unchanged = _divergence(x, y) if self._softmax else np.zeros(len(x))
+        self._divergence = summed(self._divergence, np.stack([unchanged, _softmax_divergence(x, y)], axis=1))
 
     @property
     def _counted(self) -> _Choices:
+        """Choices at the right threshold, as far as the samples so far show it."""
         return self._choices[0.5 if self._classes == 1 and self._probabilities else 0.0]
 
     def fits(self) -> bool:
-        """Return whether these are scores.
+        """Return whether the output contains class scores.
 
-        They are if the user or the name says so, if every vector of FP32 is a softmax (non-negative, sum 1), or if the
-        labels fit.
+        That is so if the user or the output's name says so, if every vector of FP32 is a softmax (non-negative, with
+        sum 1), or if the labels fit.
         """
         if not self._classes:
             return False
@@ -135,13 +139,14 @@ class Scores:
 
     @property
     def labels_fit(self) -> bool:
-        """Whether the labels are those of this output: in range, and FP32 beats guessing.
+        """True if the labels belong to this output: they are in range, and FP32 is better than guessing.
 
-        An output that holds something else (an embedding beside the logits), or labels numbered in another way, would
-        give FP32 and any candidate the same accuracy near zero, and a gate on its drop would pass whatever happened.
-        Guessing among c classes is right on n/c of n samples, with a standard deviation of sqrt(n (1/c) (1 - 1/c));
-        FP32 must be two of them above it, or right every time. Of one number per sample, guessing always says what most
-        labels are.
+        For another output (such as an embedding beside the logits), or for labels in another order, FP32 and any
+        candidate would have the same accuracy near zero, and a gate on the drop would always pass.
+
+        A random choice among c classes is right on n/c of n samples, with a standard deviation of
+        sqrt(n (1/c) (1 - 1/c)). FP32 must exceed that by two standard deviations, or be right on all samples. For a
+        binary classifier, the guess is the most frequent label.
         """
         choices = self._counted
         if not choices.right or not self._in_range or not self._classes:
@@ -152,7 +157,7 @@ class Scores:
         return hits == count or hits > count * chance + 2.0 * math.sqrt(count * chance * (1.0 - chance))
 
     def drift(self, ids: Sequence[str]) -> OutputDrift:
-        """Return agreement, accuracy where labels fit, and the errors."""
+        """Return agreement, accuracy if the labels fit, and quantization error."""
         return OutputDrift(
             output=self.name,
             kind="scores",
@@ -160,7 +165,7 @@ class Scores:
             counts=self._counts(),
             first_bad=self.noise.first_bad(ids),
             spread=self.noise.spread(),
-            worst=self.noise.worst(ids, self._story),
+            worst=self.noise.worst(ids, self._note),
         )
 
     def _counts(self) -> dict[str, int]:
@@ -171,8 +176,9 @@ class Scores:
         if self._classes >= TOP5_CLASSES:
             counts["top5"] = self._top5
         if self.labels_fit:
-            sides = ((3, "both"), (1, "only_fp32"), (2, "only_candidate"))
-            counts |= {name: choices.right.count(who) for who, name in sides}
+            counts["both"] = choices.right.count(3)
+            counts["only_fp32"] = choices.right.count(1)
+            counts["only_candidate"] = choices.right.count(2)
         elif choices.right:
             counts["unfit"] = choices.hits()
         return counts
@@ -191,15 +197,18 @@ class Scores:
                 values["kl"] = float(self._divergence[0 if self._softmax else 1]) / samples
         return values | self.noise.values()
 
-    def _story(self, place: int) -> str:
+    def _note(self, index: int) -> str:
+        """Return a note on the choices for one comparable sample."""
         choices = self._counted
-        who = ("both wrong", "only FP32 right", "only the candidate right", "both right")
-        same = "same class" if choices.agree[place] else "another class than FP32"
-        return f"{same}, {who[choices.right[place]]}" if self.labels_fit else same
+        agreement = "same class" if choices.agree[index] else "another class than FP32"
+        if not self.labels_fit:
+            return agreement
+        right = ("both wrong", "only FP32 right", "only the candidate right", "both right")
+        return f"{agreement}, {right[choices.right[index]]}"
 
 
 def reader(opening: Opening) -> Scores | None:
-    """Return a reader of one vector of floats, or one float, per sample."""
+    """Return a reader of one vector or one number per sample, or None for other shapes or dtypes."""
     classes = _classes(opening.first, opening.name)
     if not classes or not (opening.asked or is_float(opening.first.reference[opening.name])):
         return None
@@ -207,25 +216,26 @@ def reader(opening: Opening) -> Scores | None:
 
 
 def _classes(batch: Outputs, name: str) -> int:
-    """Return the length of the vectors, or 0 where the output is not one vector or number per sample."""
+    """Return the length of the vectors, or 0 if the output is not one vector or number per sample."""
     shape = batch.reference[name].shape
     vectors = shape[:1] == (len(batch.indices),) and sum(size > 1 for size in shape[1:]) <= 1
     return math.prod(shape[1:]) if vectors else 0
 
 
 def _good(array: Array, comparable: Mask) -> Floats:
+    """Return the rows of the comparable samples as float64."""
     return array[comparable].astype(np.float64)
 
 
 def _divergence(x: Floats, y: Floats) -> Floats:
     """Return sum(x log(x / y) - x + y) of each row.
 
-    That is the Kullback-Leibler divergence where both sum to 1, and is never negative where rounding keeps them from it
-    (`scipy.special.kl_div`).
+    It equals the Kullback-Leibler divergence if both rows sum to 1, and cannot become negative if rounding changes the
+    sums (`scipy.special.kl_div`).
     """
     from scipy.special import kl_div
 
-    # An exact 0 of a low precision is a number too small for it, not an impossible class of infinite cost.
+    # A 0 in a low precision is an underflow, not an impossible class, so its divergence must not be infinite.
     least = np.where(x > 0, float(np.finfo(np.float32).tiny), 0.0)
     divergence: Floats = kl_div(np.maximum(x, 0.0), np.maximum(y, least)).sum(axis=1)
     return divergence
@@ -235,8 +245,8 @@ def _softmax_divergence(x: Floats, y: Floats) -> Floats:
     """Return the Kullback-Leibler divergence of the softmax of each row."""
     from scipy.special import log_softmax
 
-    # Infinities that both models share (a class that is out of the question) stay comparable as large numbers.
+    # Infinities that both models share (classes that are ruled out) are replaced by large finite numbers.
     p, q = (log_softmax(np.clip(scores, -_LARGE, _LARGE), axis=1) for scores in (x, y))
-    # The sum may be below 0 by rounding alone.
+    # Rounding alone may make the sum negative.
     divergence: Floats = np.maximum((np.exp(p) * (p - q)).sum(axis=1), 0.0)
     return divergence

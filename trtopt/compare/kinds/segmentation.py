@@ -1,4 +1,4 @@
-"""A class for every pixel: scores of classes, one probability (in or out), or the classes themselves.
+"""Segmentation, a class per pixel: scores of several classes, one probability (in or out), or class indices.
 
 Touches: nothing.
 """
@@ -15,35 +15,39 @@ import numpy as np
 import numpy.typing as npt
 
 from trtopt.compare.kinds import Opening
-from trtopt.compare.kinds.noise import Noise
-from trtopt.compare.kinds.outputs import TOLERANCE, Array, Outputs, are_probabilities, is_float
-from trtopt.compare.kinds.worst import worst
+from trtopt.compare.measures.noise import Noise
+from trtopt.compare.measures.outputs import TOLERANCE, Array, Outputs, are_probabilities, is_float
+from trtopt.compare.measures.worst import worst
 from trtopt.errors import ModelError
 from trtopt.types import OutputDrift
 
 TAKES = (
     "a map per sample: scores [n, classes, height, width], one score [n, height, width] or [n, 1, height, width], "
-    "or integers of that shape that are classes"
+    "or class indices of that shape"
 )
 PLAIN = False
 
 MAX_CLASSES = 1 << 16
-"""Integers from here on are not classes."""
+"""Limit on the number of classes; larger integers are not class indices."""
 
 _SCORES = re.compile(r"seg|parsing|panoptic|^logits?$")
 _MAPS = re.compile(r"seg|parsing|panoptic|saliency|mask")
 _PROBABILITIES = re.compile(r"sigmoid|prob")
 _OTHERS = re.compile(r"feat|embed|hidden|attention")
-"""Names that speak for classes of pixels, and against: maps of features, of depth, and images have the same shapes."""
+"""Names of outputs with a class per pixel, and of others: feature maps, depth maps and images have the same shapes."""
 
 _Counts = npt.NDArray[np.int64]
 
 
 @dataclass(slots=True)
 class Tally:
-    """Pixels by class: `reference[c]` have class c in FP32, `candidate[c]` in the candidate, `both[c]` in both.
+    """Numbers of pixels by class.
 
-    `agree` is the share of pixels that have the same class in both, one number per sample.
+    Attributes:
+        reference: the number of pixels to which FP32 assigns each class, [classes].
+        candidate: the number of pixels to which the candidate assigns each class, [classes].
+        both: the number of pixels to which both assign the same class, by that class, [classes].
+        agree: fraction of pixels with the same class in both models, per sample.
     """
 
     reference: _Counts = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -52,7 +56,7 @@ class Tally:
     agree: array[float] = field(default_factory=lambda: array("d"))
 
     def add(self, reference: Array, candidate: Array) -> None:
-        """Add the classes of the pixels of one sample, integers from 0."""
+        """Add one sample: FP32's and the candidate's class of every pixel, integers from 0."""
         x, y = reference.reshape(-1).astype(np.intp), candidate.reshape(-1).astype(np.intp)
         if not x.size:
             return
@@ -63,9 +67,9 @@ class Tally:
         self.agree.append(np.count_nonzero(same) / x.size)
 
     def values(self) -> dict[str, float]:
-        """Return in percent the pixels of the same class (over all samples, of the worst), and the mean IoU of classes.
+        """Return the agreement of pixels (of all samples, and of the worst) and the mean IoU of classes, in percent.
 
-        A class that neither model gives to any pixel of the dataset is in no mean.
+        The mean does not include classes that neither model assigns to any pixel of the dataset.
         """
         pixels = int(self.reference.sum())
         if not pixels:
@@ -73,8 +77,8 @@ class Tally:
         count = max(len(self.reference), len(self.candidate))
         both = _added(self.both, np.zeros(count, np.int64))
         union = _added(self.reference, self.candidate) - both
-        found = union > 0
-        overlap = both[found] / union[found]
+        used = union > 0
+        overlap = both[used] / union[used]
         return {
             "pixels": 100.0 * int(both.sum()) / pixels,
             "pixels_min": 100.0 * min(self.agree),
@@ -82,16 +86,17 @@ class Tally:
         }
 
     def counts(self) -> dict[str, int]:
-        """Return how many classes FP32 gave to any pixel: where it is one, agreement shows nothing."""
-        return {"samples": len(self.agree), "chosen": int(np.count_nonzero(self.reference))} if self.agree else {}
+        """Return the number of samples, and of classes that FP32 assigns; with only one, agreement shows nothing."""
+        if not self.agree:
+            return {}
+        return {"samples": len(self.agree), "chosen": int(np.count_nonzero(self.reference))}
 
 
 class Segmentation:
-    """Agreement of classes per pixel, and for scores their errors value by value.
+    """Accumulator of the agreement of classes per pixel, and of the quantization error of scores.
 
-    One score per pixel is a probability, inside where it is at least 0.5, when all of FP32's lie in [0, 1] (up to
-    rounding), and else the argument of a sigmoid, inside where it is at least 0. Which of the two, only all samples
-    tell: both are counted.
+    One score per pixel is a probability, with threshold 0.5, if all of FP32's scores are in [0, 1] (up to rounding).
+    Otherwise it is a logit, with threshold 0. Only all samples together show which is right, so both are counted.
     """
 
     reads: tuple[str, ...] = ()
@@ -106,13 +111,13 @@ class Segmentation:
         self._possible = True
         self._in_range = True
         self._tally, self._signs = Tally(), Tally()
-        self._seen = array("q")
+        self._indices = array("q")
 
     def add(self, batch: Outputs) -> None:
         """Add one batch.
 
         Raises:
-            ModelError: the user says that it holds classes, and they are negative or too large.
+            ModelError: the user named this kind, and the integers are not class indices (negative or too large).
         """
         reference, candidate = batch.both(self.name)
         if _form(batch, self.name) != self._form:
@@ -133,17 +138,17 @@ class Segmentation:
             if self._asked:
                 raise ModelError(
                     f"output {self.name} cannot be read as segmentation",
-                    why=f"it holds numbers outside 0 to {MAX_CLASSES - 1}, which are not classes",
+                    why=f"it contains integers outside 0 to {MAX_CLASSES - 1}, which are not class indices",
                     fix=f"Leave --kind {self.name}=segmentation out",
                 )
             self._possible = False
             return
-        self._seen.extend(batch.indices)
+        self._indices.extend(batch.indices)
         for x, y in zip(reference, candidate, strict=True):
             self._tally.add(x, y)
 
     def _add_scores(self, reference: Any, candidate: Any) -> None:
-        """Add one sample that can be compared."""
+        """Add the scores of one comparable sample."""
         if self._form == "scores":
             self._possible &= self._sure or _is_softmax(reference)
             self._tally.add(reference.argmax(axis=0), candidate.argmax(axis=0))
@@ -155,16 +160,16 @@ class Segmentation:
             self._signs.add(reference >= 0, candidate >= 0)
 
     def fits(self) -> bool:
-        """Return whether the name says so and the values allow it, or every pixel of FP32 holds a softmax."""
+        """Return whether the name says so and the values allow it, or every pixel of FP32 is a softmax over classes."""
         return self._possible and (self._sure or bool(self._tally.agree))
 
     def drift(self, ids: Sequence[str]) -> OutputDrift:
-        """Return the agreement with FP32, and the errors of scores."""
+        """Return the agreement with FP32, and the quantization error of scores."""
         tally = self._tally if self._in_range else self._signs
         values = tally.values()
         if self._form == "classes":
-            lost = [1.0 - share for share in tally.agree]
-            samples = worst(lost, self._seen, ids, lambda i: _story(tally, i))
+            differing = [1.0 - fraction for fraction in tally.agree]
+            samples = worst(differing, self._indices, ids, lambda i: _note(tally, i))
             return OutputDrift(
                 output=self.name, kind="segmentation", values=values, counts=tally.counts(), worst=samples
             )
@@ -175,14 +180,14 @@ class Segmentation:
             counts=tally.counts(),
             first_bad=self.noise.first_bad(ids),
             spread=self.noise.spread(),
-            worst=self.noise.worst(ids, lambda i: _story(tally, i)),
+            worst=self.noise.worst(ids, lambda i: _note(tally, i)),
         )
 
 
 def reader(opening: Opening) -> Segmentation | None:
-    """Return a reader of a map per sample.
+    """Return a reader of a map per sample, or None for an output that is not one of classes.
 
-    One score per pixel, or integers, are taken for classes only where the name says so.
+    A single score per pixel, or integers, are read as classes only if the output's name says so.
     """
     form = _form(opening.first, opening.name)
     named = _is_named(opening.name.lower(), form, opening.first.reference[opening.name].ndim)
@@ -192,28 +197,30 @@ def reader(opening: Opening) -> Segmentation | None:
 
 
 def named_classes(name: str, axes: int) -> bool:
-    """Return whether a name says that integers of so many axes are classes of pixels, as `reader` takes them."""
+    """Return whether an output of integers with this name and number of axes is read as classes of pixels."""
     return axes in (3, 4) and _is_named(name.lower(), "classes", axes)
 
 
 def _is_named(name: str, form: str, axes: int) -> bool:
-    """Return whether a name says that an output of this form holds classes of pixels."""
+    """Return whether the name says that an output of this form contains classes of pixels."""
     if _OTHERS.search(name):
         return False
-    if form == "score" and axes == 4 and _PROBABILITIES.search(name):  # of three axes one may be time
+    if form == "score" and axes == 4 and _PROBABILITIES.search(name):  # with three axes, one may be time
         return True
     return (_SCORES if form == "scores" else _MAPS).search(name) is not None
 
 
 def _form(batch: Outputs, name: str) -> str:
-    """Return what the pixels of a map hold: `scores` of classes, one `score`, or `classes`; empty for other shapes."""
+    """Return the content of a map's pixels: `scores` of classes, one `score`, or `classes`; empty for other outputs."""
     array = batch.reference[name]
     shape = array.shape
     if shape[:1] != (len(batch.indices),) or len(shape) not in (3, 4) or min(shape[-2:]) < 2:
         return ""
     if len(shape) == 4 and shape[1] > 1:
         return "scores" if is_float(array) else ""
-    return "score" if is_float(array) else "classes" if array.dtype.kind in "iub" else ""
+    if is_float(array):
+        return "score"
+    return "classes" if array.dtype.kind in "iub" else ""
 
 
 def _are_classes(array: Array) -> bool:
@@ -221,16 +228,17 @@ def _are_classes(array: Array) -> bool:
 
 
 def _is_softmax(scores: Any) -> bool:
-    """Return whether the numbers at each pixel, over the first axis, are non-negative and have the sum 1."""
+    """Return whether the scores [classes, height, width] of each pixel are non-negative and sum to 1."""
     return are_probabilities(scores) and bool(np.allclose(scores.sum(axis=0, dtype=np.float64), 1.0, atol=TOLERANCE))
 
 
-def _story(tally: Tally, place: int) -> str:
-    return f"{100.0 * tally.agree[place]:.2f} % of pixels agree"
+def _note(tally: Tally, index: int) -> str:
+    """Return a note on one comparable sample."""
+    return f"{100.0 * tally.agree[index]:.2f} % of pixels agree"
 
 
 def _added(one: _Counts, other: _Counts) -> _Counts:
-    """Return their sum, the shorter one padded with zeros."""
+    """Return the sum of two vectors, the shorter one padded with zeros."""
     if len(one) < len(other):
         one, other = other, one
     total: _Counts = one.copy()

@@ -1,4 +1,4 @@
-"""Floating-point numbers of which nothing else is known: regressions, embeddings, feature maps.
+"""Floating-point outputs without further structure: regressions, embeddings, feature maps.
 
 Touches: nothing.
 """
@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from trtopt.compare.kinds import Opening
-from trtopt.compare.kinds.explained import Explained
-from trtopt.compare.kinds.noise import Noise
-from trtopt.compare.kinds.outputs import Array, Outputs, is_float
-from trtopt.compare.kinds.parts import Part, Parts
+from trtopt.compare.measures.explained import Explained
+from trtopt.compare.measures.noise import Noise
+from trtopt.compare.measures.outputs import Array, Outputs, is_float
+from trtopt.compare.measures.parts import Part, Parts
 from trtopt.types import OutputDrift
 
 TAKES = "numbers of any shape"
@@ -23,7 +23,7 @@ _SHOWN = 4
 
 
 class Values:
-    """Errors value by value: over all samples, per sample, per part, and against what varies at all."""
+    """Accumulator of the quantization error over all samples, per sample and per part, and of r2."""
 
     reads: tuple[str, ...] = ()
 
@@ -36,11 +36,12 @@ class Values:
 
     @property
     def note(self) -> str:
-        """Parts of different scale, and samples with another number of rows."""
+        """Remark on parts of different scale, and on samples with another number of rows."""
         notes = [self._about_parts(self.parts.found())] if self.parts.found() else []
         if self._lost:
+            lost = f"{len(self._lost)} samples, which count as entirely wrong"
             notes.append(
-                f"{self.name} has another number of rows than FP32 in {len(self._lost)} samples, which count as lost; "
+                f"{self.name} has another number of rows than FP32 in {lost}; "
                 f"if its rows are boxes: --kind {self.name}=detection"
             )
         return "; ".join(notes)
@@ -55,17 +56,17 @@ class Values:
         reference, candidate = (_samples(array, batch) for array in batch.both(self.name))
         fed = [_samples(array, batch) for array in batch.inputs.values()]
         for i in np.flatnonzero(rows.comparable).tolist():
-            if not (np.isfinite(rows.signal[i]) and np.isfinite(rows.energy[i])):
+            if not (np.isfinite(rows.signal[i]) and np.isfinite(rows.energy[i])):  # the squares overflowed
                 continue
             x, y = reference[i], candidate[i]
-            if np.isinf(x).any():  # the same in both: such values are out of the question, and have no size
+            if np.isinf(x).any():  # both models share them, for values that are ruled out; they have no scale
                 x, y = (np.where(np.isinf(x), 0, values) for values in (x, y))
             self.parts.add(x, y)
             inputs = {name: array[i] for name, array in zip(batch.inputs, fed, strict=True) if i < len(array)}
             self.explained.add(x, y, inputs)
 
     def _add_lost(self, batch: Outputs) -> None:
-        """Count samples with another number of rows as wholly different."""
+        """Add samples with another number of rows, which count as entirely wrong."""
         reference, candidate = (_samples(outputs[self.name], batch) for outputs in (batch.reference, batch.candidate))
         for index, x, y in zip(batch.indices, reference, candidate, strict=True):
             energies = [float(np.square(values[np.isfinite(values)].astype(np.float64)).sum()) for values in (x, y)]
@@ -73,13 +74,11 @@ class Values:
             self._lost.append(index)
 
     def fits(self) -> bool:
-        """Return True: any numbers do."""
+        """Return True: any numbers can be compared."""
         return True
 
     def drift(self, ids: Sequence[str]) -> OutputDrift:
-        """Return the errors; some only where they say something: `cosine_part` where there are parts, `r2` where the
-        output varies.
-        """
+        """Return the metrics. `cosine_part` exists only if there are parts, and `r2` only if the output varies."""
         values = self.noise.values()
         if "cosine" in values:
             values |= {"cosine_min": self.noise.least_cosine, "relative": self.noise.relative}
@@ -101,17 +100,17 @@ class Values:
         like = " (boxes, and class scores, of a raw detection head?)" if head is not None else ""
         listed = "; ".join(f"channels {part} of axis {part.axis}: {part.cosine:.4f}" for part in parts[:_SHOWN])
         more = f"; and {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
-        return f"{self.name} has parts of different scale{like}, each compared by itself: cosine {listed}{more}"
+        return f"{self.name} has parts of different scale{like}, each compared separately: cosine {listed}{more}"
 
 
 def reader(opening: Opening) -> Values | None:
-    """Return a reader of any numbers of a floating-point type, and of others where the user asks for it."""
+    """Return a reader of a floating-point output; of integers as well if the user named this kind."""
     array = opening.first.reference[opening.name]
     return Values(opening.name) if is_float(array) or (opening.asked and array.dtype.kind in "iub") else None
 
 
 def _samples(array: Array, batch: Outputs) -> Sequence[Array]:
-    """Return the array of each sample; one that was fed alone may have no batch axis."""
+    """Return the array of each sample; the output of a sample that was fed alone may lack a batch axis."""
     if array.shape[:1] == (len(batch.indices),):
         return list(array)
     return [array]

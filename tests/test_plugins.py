@@ -1,0 +1,90 @@
+"""A plug-in is one file: nothing else names a precision, a calibration method, a kind of output or a report format."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import CALIB, DIGITS, EVAL
+
+import trtopt
+
+PLUG_INS = {
+    "precision/toy.py": """
+from trtopt.precision import fp16
+OPSET, NEEDS_TABLE = fp16.OPSET, False
+def apply(model, request):
+    return fp16.apply(model, request)
+""",
+    "calibrate/methods/toy.py": """
+def amax(histogram):
+    return 2.0 * histogram.amax
+""",
+    "compare/kinds/toy.py": """
+from dataclasses import replace
+from trtopt.compare.kinds.values import Values
+TAKES, PLAIN = "anything", False
+class Toy(Values):
+    def drift(self, ids):
+        return replace(super().drift(ids), kind="toy")
+def reader(opening):
+    return Toy(opening.name) if opening.asked else None
+""",
+    "report/toy.py": """
+def render(report):
+    return f"toy: {report.precision} {report.comparison.outputs[0].kind} {report.verdict}\\n"
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the package with one more file in each folder of plug-ins."""
+    root = tmp_path_factory.mktemp("package")
+    source = Path(trtopt.__file__).parent
+    shutil.copytree(source, root / "trtopt", ignore=shutil.ignore_patterns("__pycache__"))
+    for name, code in PLUG_INS.items():
+        (root / "trtopt" / name).write_text(code)
+    return root
+
+
+def run(package: Path, *arguments: object) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "trtopt", *map(str, arguments)],
+        cwd=package,
+        env=os.environ | {"PYTHONPATH": str(package)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_precision_a_kind_and_a_format_of_one_file_each_work(package: Path) -> None:
+    flags = ("--backend", "onnxruntime", "--kind", "logits=toy", "--gate", "sqnr=20", "--format", "toy")
+    assert run(package, "convert", DIGITS, "-p", "toy", "--data", EVAL, *flags) == "toy: toy toy pass\n"
+
+
+def test_a_method_of_one_file_works(package: Path) -> None:
+    run(package, "calibrate", DIGITS, "--calib", CALIB, "--method", "toy", "-o", package / "table")
+    assert '"toy"' in (package / "table/calibration.json").read_text()
+
+
+@pytest.mark.parametrize("flag", ["--precision", "--kind", "--method", "--format"])
+def test_help_names_it(package: Path, flag: str) -> None:
+    text = run(package, "convert", "--help")
+    assert "toy" in text[text.index(flag) :][:400]
+
+
+def test_changed_code_runs_the_stages_again(package: Path) -> None:
+    flags = ("convert", DIGITS, "-p", "fp32", "--data", EVAL, "--backend", "onnxruntime", "-o", package / "code")
+    assert " cached " not in run(package, *flags)
+    assert " cached " in run(package, *flags)
+    with (package / "trtopt/compare/statistics.py").open("a") as file:
+        file.write("# corrected\n")
+    assert " cached " not in run(package, *flags)

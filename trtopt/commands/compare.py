@@ -1,0 +1,140 @@
+"""The command `trtopt compare`: candidates compared with one baseline, and new gates for an earlier measurement.
+
+Touches: the run directory, through the store; an earlier run's report.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from trtopt import stages
+from trtopt.candidate import Candidate, resolve
+from trtopt.commands import checks
+from trtopt.errors import UsageError
+from trtopt.events import Emit, Warned, silent
+from trtopt.plan import ComparePlan
+from trtopt.shapes import fixed
+from trtopt.stages import layers as layering
+from trtopt.stages import report as reporting
+from trtopt.store import open_store
+from trtopt.types import CandidateReport, Comparison, Report
+
+
+def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
+    """Compare candidates with the FP32 baseline, and return the report with the verdict.
+
+    Raises:
+        TrtoptError: an argument cannot be used, or a stage failed.
+    """
+    from trtopt.compare.gate import verdict
+    from trtopt.graph.file import describe
+
+    if not plan.candidates:
+        raise UsageError("nothing to compare", fix="Name at least one candidate")
+    if plan.layers and len(plan.candidates) > 1:
+        raise UsageError("--layers takes a single candidate", fix="Name only the candidate to look into")
+    baseline = describe(plan.baseline)
+    candidates = {str(path): resolve(path) for path in plan.candidates}
+    checks.measure(plan.measure)
+    checks.outputs(plan.gates, plan.measure, baseline)
+    for candidate in candidates.values():
+        checks.pair(baseline, candidate.onnx)
+    checks.exists(plan.data)
+    warnings: list[str] = []
+    with open_store(plan.run_dir, emit) as store:
+        reporting.forget(store)
+        context = stages.Context(store=store, emit=reporting.recording(emit, warnings), device=plan.device)
+        # A candidate may have fixed a dimension that is dynamic in the baseline: samples must fit both.
+        shapes = {spec.name: spec.shape for candidate in candidates.values() for spec in candidate.onnx.inputs}
+        dataset = stages.open_data(plan.data, replace(baseline, inputs=fixed(baseline.inputs, shapes)))
+        for note in dataset.notes:
+            context.emit(Warned(f"{plan.data.source}: {note}"))
+        checks.classes(dataset, plan.measure, baseline)
+        comparisons: dict[str, Comparison] = {}
+        for name, candidate in candidates.items():
+            suffix = f" {name}" if len(candidates) > 1 else ""
+            evaluation = stages.Evaluation(
+                dataset=dataset, measure=plan.measure, ran=candidate.ran, calibrated_on=candidate.calibrated_on
+            )
+            measured = stages.compare(context, baseline, candidate.onnx, evaluation, f"compare{suffix}")
+            comparisons[name] = stages.gate(context, measured, plan.gates, f"gate{suffix}")
+        only = next(iter(candidates.values())) if len(candidates) == 1 else None
+        overall = verdict(comparisons.values())
+        layers = None
+        if only and (plan.layers or overall == "fail"):
+            explain = layering.layers if plan.layers else layering.explained
+            layers = explain(context, baseline, only.onnx, only.typed, dataset)
+        report = Report(
+            schema_version=reporting.REPORT_SCHEMA,
+            command="compare",
+            verdict=overall,
+            model=str(plan.baseline),
+            precision=only.typed.precision if only and only.typed else "",
+            run_dir=store.root,
+            stages=tuple(store.outcomes),
+            typed=only.typed if only else None,
+            engine=only.engine if only else None,
+            comparison=next(iter(comparisons.values())) if only else None,
+            warnings=reporting.remarks(warnings, *comparisons.values()),
+            environment=stages.environment(),
+            layers=layers,
+            calibration=only.calibration if only else (),
+            candidates=() if only else _table(candidates, comparisons),
+            allow_inconclusive=plan.allow_inconclusive,
+            list_worst=plan.worst,
+        )
+        reporting.write(store, report)
+    return report
+
+
+def _table(candidates: dict[str, Candidate], comparisons: dict[str, Comparison]) -> tuple[CandidateReport, ...]:
+    """Return one row per candidate, with the Pareto-optimal ones marked."""
+    # The size of an engine is not comparable with that of a graph, so engines count only if all candidates have one.
+    built = all(candidate.engine is not None for candidate in candidates.values())
+    rows = [_row(name, candidate, comparisons[name], built) for name, candidate in candidates.items()]
+    return tuple(replace(row, pareto=not any(_beats(other, row) for other in rows)) for row in rows)
+
+
+def _row(name: str, candidate: Candidate, comparison: Comparison, built: bool) -> CandidateReport:
+    timing = candidate.fastest()
+    engine = candidate.engine if built else None
+    return CandidateReport(
+        name=name,
+        precision=candidate.typed.precision if candidate.typed else "",
+        size_bytes=engine.size_bytes if engine else candidate.onnx.path.stat().st_size,
+        comparison=comparison,
+        latency=timing.p50 if timing else math.nan,
+        latency_batch=timing.batch if timing else 0,
+        pareto=False,
+    )
+
+
+def _beats(other: CandidateReport, row: CandidateReport) -> bool:
+    """Return whether `other` is better than `row` in size, drift or latency, and worse in none of them.
+
+    A latency counts only if both have one.
+    """
+    pairs = zip(_costs(row), _costs(other), strict=True)
+    known = [(row_cost, other_cost) for row_cost, other_cost in pairs if not math.isnan(row_cost + other_cost)]
+    better = any(other_cost < row_cost for row_cost, other_cost in known)
+    worse = any(other_cost > row_cost for row_cost, other_cost in known)
+    return better and not worse
+
+
+def _costs(row: CandidateReport) -> tuple[float, float, float]:
+    """Return size, drift and latency; less is better, and NaN means unknown."""
+    return float(row.size_bytes), -quality(row.comparison), row.latency
+
+
+def quality(comparison: Comparison) -> float:
+    """Return the number by which candidates are ranked for drift; higher is better.
+
+    It is the SQNR in dB of the worst floating-point output. Without such an output, it is the percentage of FP32's
+    boxes, pixels or elements that the candidate reproduces. It is NaN without any of these metrics.
+    """
+    for metric in ("sqnr", "matched", "pixels", "equal"):
+        measured = [output.values[metric] for output in comparison.outputs if metric in output.values]
+        if measured:
+            return min(measured)
+    return math.nan

@@ -1,0 +1,181 @@
+"""Pipeline of stages, in order: export, parity, prepare, calibrate, observe, precision, build, compare,
+gate, layers (when the gate failed), report.
+
+This module only orders the stages. `trtopt.stages` implements them, with the packages of the same names.
+
+Touches: the run directory, through the store.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from trtopt import stages
+from trtopt.candidate import ENGINE_NOT_RUN
+from trtopt.commands import checks
+from trtopt.commands.calibrate import calibrated
+from trtopt.data.dataset import Dataset
+from trtopt.errors import EnvironmentUnableError, MissingDependencyError, TrtoptError
+from trtopt.events import Emit, StageUnavailable, Warned, silent
+from trtopt.plan import ConvertPlan
+from trtopt.shapes import named, profile
+from trtopt.stages import export as exporting
+from trtopt.stages import layers as layering
+from trtopt.stages import report as reporting
+from trtopt.store import open_store
+from trtopt.types import (
+    CalibrationTable,
+    Comparison,
+    Engine,
+    Observation,
+    OnnxModel,
+    Report,
+    ShapeRange,
+    StageOutcome,
+    TypedModel,
+)
+
+
+def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | None]:
+    """Convert a model, and compare the result with FP32.
+
+    Returns the report, and the reason why no engine could be built on this machine (None if one was built). All steps
+    that do not need TensorRT have completed in either case.
+
+    Raises:
+        TrtoptError: a stage failed; the results of earlier stages stay in the store.
+    """
+    from trtopt.calibrate import AUTO
+    from trtopt.export.source import identify
+    from trtopt.precision import precision
+
+    checks.compared(plan)
+    checks.names(plan)
+    kind = precision(plan.precision)
+    given = identify(str(plan.source))
+    checks.data_flags(plan, needs_table=kind.NEEDS_TABLE)
+    ready = exporting.ready(given, plan.export)
+    if ready is not None:
+        profile(
+            ready.inputs, plan.shapes, lambda: stages.sizes((plan.data, plan.calib), ready)
+        )  # fail fast on a bad --shape
+    warnings: list[str] = []
+    with open_store(plan.run_dir, emit) as store:
+        reporting.forget(store)
+        context = stages.Context(store=store, emit=reporting.recording(emit, warnings), device=plan.device)
+        wanted = exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.data or plan.calib)
+        source, parity = (ready, None) if ready else exporting.bring(context, given, wanted)
+        checks.outputs(plan.gates, plan.measure, source)
+        ranges, assumed = profile(source.inputs, plan.shapes)
+        if assumed and plan.build.backend == "tensorrt":
+            context.emit(Warned(assumed))
+        # Unreadable samples must fail here, not after an hour of calibration.
+        data, calib = (stages.open_samples(context, each, source, ranges) for each in (plan.data, plan.calib))
+        judged_on = data or calib
+        if judged_on is not None:
+            if plan.compare:
+                checks.classes(judged_on, plan.measure, source)
+            checks.within(judged_on, source.inputs, [entry for entry in ranges if entry.name in named(plan.shapes)])
+        if judged_on is not None and plan.compare:
+            stages.check_randomness(context, source, judged_on)
+        model, table = calibrated(context, plan, source, ranges, calib)
+        # The samples of --data are for evaluation, so they must not correct biases.
+        corrects = plan.bias_correction and calib is not None
+        if plan.bias_correction and table is not None and not corrects:
+            context.emit(Warned("biases are not corrected: bias correction needs --calib in addition to the table"))
+        if not kind.NEEDS_TABLE and (plan.table is not None or plan.method != AUTO):
+            context.emit(Warned(f"--calib-table and --method are ignored: {plan.precision} has no scales"))
+        target = stages.Target(precision=plan.precision, rest=plan.rest, bias_correction=corrects)
+        seen = _magnitudes(context, target, model, calib or data, table)
+        typed = stages.set_precision(context, model, target, table, seen)
+        store.discard("build", typed=typed.onnx.digest)  # an engine of another graph is stale
+        engine, unable = _build(context, plan, typed, ranges)
+        comparison = _compare(context, plan, source, typed, judged_on, table)
+        layers = None
+        if judged_on is not None and comparison is not None and comparison.verdict == "fail":
+            layers = layering.explained(context, source, typed.onnx, typed, judged_on)
+        report = replace(_report(context, plan, typed, engine, comparison, warnings), parity=parity, layers=layers)
+        reporting.write(store, report)
+    return report, unable
+
+
+def _magnitudes(
+    context: stages.Context,
+    target: stages.Target,
+    model: OnnxModel,
+    dataset: Dataset | None,
+    table: CalibrationTable | None,
+) -> Observation | None:
+    if target.precision == "fp32":
+        return None
+    if dataset is None:
+        context.emit(Warned("no samples: activations are not checked for overflow of the 16-bit range"))
+        return None
+    return stages.observe(context, model, dataset, target, table)
+
+
+def _build(
+    context: stages.Context, plan: ConvertPlan, typed: TypedModel, ranges: tuple[ShapeRange, ...]
+) -> tuple[Engine | None, TrtoptError | None]:
+    try:
+        return stages.build(context, typed, ranges, plan.build), None
+    except (EnvironmentUnableError, MissingDependencyError) as error:
+        context.emit(StageUnavailable("build", str(error)))
+        context.store.outcomes.append(StageOutcome(name="build", status="unavailable", seconds=0.0, summary=str(error)))
+        return None, error
+
+
+def _compare(
+    context: stages.Context,
+    plan: ConvertPlan,
+    source: OnnxModel,
+    typed: TypedModel,
+    dataset: Dataset | None,
+    table: CalibrationTable | None,
+) -> Comparison | None:
+    if not plan.compare or dataset is None:
+        context.store.outcomes.append(
+            StageOutcome(name="compare", status="skipped", seconds=0.0, summary="--no-compare")
+        )
+        return None
+    evaluation = stages.Evaluation(
+        dataset=dataset,
+        measure=plan.measure,
+        ran="" if plan.build.backend == "onnxruntime" else ENGINE_NOT_RUN,
+        calibrated_on=table.fingerprints if table else (),
+    )
+    measured = stages.compare(context, source, typed.onnx, evaluation)
+    if plan.data is None:  # also without fingerprints, as with a TensorRT cache or no table
+        measured = replace(measured, calibrated_on=measured.samples)
+    return stages.gate(context, measured, plan.gates)
+
+
+def _report(
+    context: stages.Context,
+    plan: ConvertPlan,
+    typed: TypedModel,
+    engine: Engine | None,
+    comparison: Comparison | None,
+    warnings: list[str],
+) -> Report:
+    from trtopt.calibrate import noisiest
+    from trtopt.precision import precision
+
+    run_dir = context.store.root
+    calibrated = precision(plan.precision).NEEDS_TABLE and not plan.table
+    return Report(
+        schema_version=reporting.REPORT_SCHEMA,
+        command="convert",
+        verdict=comparison.verdict if comparison else "unchecked",
+        model=str(plan.source),
+        precision=plan.precision,
+        run_dir=run_dir,
+        stages=tuple(context.store.outcomes),
+        typed=typed,
+        engine=engine,
+        comparison=comparison,
+        warnings=reporting.remarks(warnings, comparison),
+        environment=stages.environment(),
+        calibration=noisiest.read(run_dir) if calibrated else (),
+        allow_inconclusive=plan.allow_inconclusive,
+    )

@@ -1,0 +1,73 @@
+"""`trtopt inspect`: what a model or a run directory holds, and what a conversion would decide.
+
+Touches: reads the model; TensorRT's parser, if asked for.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from trtopt.engine.trt.refusal import Refusal
+from trtopt.inspection import Inspection
+from trtopt.types import Decision
+
+
+def look(path: Path, *, tensorrt: bool = False) -> Inspection:
+    """Return the contents of the model at `path`; with `tensorrt`, also the nodes that TensorRT does not support.
+
+    Raises:
+        EnvironmentUnableError: `tensorrt` is set, but TensorRT is not available.
+        UsageError: `path` does not exist.
+        ModelError: the model cannot be read, or no manifest records it.
+    """
+    from trtopt.candidate import resolve
+    from trtopt.graph.file import load_ir
+
+    candidate = resolve(path)
+    model = load_ir(candidate.onnx.path)
+    asked, refused = _ask(candidate.onnx.path) if tensorrt else ("", ())
+    parameters = 0
+    weights: Counter[str] = Counter()
+    for value in model.graph.initializers.values():
+        if value.const_value is not None and value.dtype is not None:
+            parameters += value.const_value.size
+            weights[value.dtype.name.lower()] += value.const_value.nbytes
+    typed = candidate.typed
+    return Inspection(
+        path=path,
+        onnx=candidate.onnx,
+        operators=dict(Counter(node.op_type for node in model.graph).most_common()),
+        parameters=parameters,
+        weights=dict(weights.most_common()),
+        decided="typed" if typed else "int8 would",
+        decisions=typed.decisions if typed else _would_decide(candidate.onnx.path),
+        engine=candidate.engine,
+        asked=asked,
+        refused=refused,
+    )
+
+
+def _ask(path: Path) -> tuple[str, tuple[Refusal, ...]]:
+    """Return the name of the TensorRT in use, and the nodes that its parser does not support."""
+    from trtopt.engine import tensorrt
+    from trtopt.engine.trt.refusal import explain
+
+    trt = tensorrt.find(None)
+    return trt.title, explain(path, tensorrt.check(trt, path))
+
+
+def _would_decide(path: Path) -> tuple[Decision, ...]:
+    """Return the decisions that a conversion to INT8 would make."""
+    from trtopt.errors import ModelError
+    from trtopt.graph.file import load_ir
+    from trtopt.graph.prepare import infer_shapes
+    from trtopt.precision.passes.placement import place
+
+    model = load_ir(path)
+    infer_shapes(model)
+    try:
+        placement = place(model)
+    except ModelError:  # the model is already quantized
+        return ()
+    return placement.decisions()

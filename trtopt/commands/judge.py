@@ -1,0 +1,46 @@
+"""`trtopt compare --from`: new gates for what an earlier run measured.
+
+Touches: reads the earlier run's report.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from trtopt.commands import checks
+from trtopt.errors import UsageError
+from trtopt.plan import JudgePlan
+from trtopt.stages import report as reporting
+from trtopt.types import Report
+
+
+def judge_again(plan: JudgePlan) -> Report:
+    """Judge the measurements of an earlier run by new gates; nothing is run, and nothing is written.
+
+    Raises:
+        UsageError: the directory has no report of this version, or its measurements are not those asked for.
+    """
+    from trtopt.compare.gate import judged, verdict
+
+    earlier = reporting.load(plan.run)
+    before = [earlier.comparison] if earlier.comparison else [row.comparison for row in earlier.candidates]
+    if not before:
+        why = f"its report is one of trtopt {earlier.command}"
+        raise UsageError(f"{plan.run} does not contain a comparison", why=why, fix="Run trtopt compare")
+    for comparison in before:
+        checks.measured(plan.run, plan.measure, comparison)
+    after = [judged(comparison, plan.gates) for comparison in before]
+    # Remarks about the old gates must not stay among the warnings.
+    stale = {line for comparison in before for line in comparison.remarks}
+    rows = () if earlier.comparison else zip(earlier.candidates, after, strict=True)
+    return replace(
+        earlier,
+        command="compare",
+        verdict=verdict(after),
+        comparison=after[0] if earlier.comparison else None,
+        candidates=tuple(replace(row, comparison=new) for row, new in rows),
+        stages=tuple(stage for stage in earlier.stages if stage.name.partition(" ")[0] != "gate"),
+        warnings=reporting.remarks([line for line in earlier.warnings if line not in stale], *after),
+        allow_inconclusive=plan.allow_inconclusive,
+        list_worst=plan.worst,
+    )

@@ -1,0 +1,1 @@
+"""CUDA behind one interface, for cuda-python and pycuda."""

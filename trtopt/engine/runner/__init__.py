@@ -1,0 +1,1 @@
+"""Running a TensorRT engine: memory, streams, CUDA graphs."""

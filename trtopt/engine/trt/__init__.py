@@ -1,0 +1,1 @@
+"""TensorRT: finding the package, auditing an engine, explaining refusals, progress of a build."""

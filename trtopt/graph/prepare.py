@@ -1,0 +1,290 @@
+"""Preparation of an FP32 ONNX model: shapes frozen, constants and batch norms folded, opset raised, nodes named.
+
+Libraries do the work:
+    onnxslim    folds and fuses. On the models tried it leaves fewer nodes than onnxscript's optimizer, and it folds
+                the Pad chains of older PyTorch exports.
+    onnxscript  converts opsets. It also optimizes the models that are too large for onnxslim, which keeps several
+                copies of the weights in memory.
+
+Touches: reads the source model; writes `fp32.onnx` (and `fp32.onnx.data`) into the folder it is given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trtopt.errors import ModelError
+from trtopt.graph.file import describe, external_files, load_proto, opset
+from trtopt.types import OnnxModel, ShapeRange
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+LARGE_BYTES = 1_500_000_000
+"""Models with more weights than this are optimized with the weights on disk, memory-mapped.
+
+Their weights are stored as external data: a protobuf message is limited to 2 GiB.
+"""
+
+_INLINE_BYTES = 1_000_000_000
+BETWEEN_STAGES = 16 << 20
+"""Bytes of weights up to which a file passed from stage to stage stores them inline.
+
+Stages read its graph more often than its weights, and parsing the graph alone is fast when they are external.
+"""
+_RESIZE_HAS_MODES = 11  # the opset that added coordinate_transformation_mode and nearest_mode to Resize
+_MEANING_CHANGED = {"Scan": 9, "Hardmax": 13}
+"""Operators whose semantics changed in that opset, and which the version converters do not adapt."""
+_MAX_OPSET = 23  # the newest that TensorRT 10.12's parser is documented to support
+
+
+def prepare(source: Path, folder: Path, *, min_opset: int, profile: Sequence[ShapeRange]) -> OnnxModel:
+    """Write the prepared model to `folder/fp32.onnx` and return its description, with notes on what was changed.
+
+    Args:
+        source: the model, which stays as it is.
+        folder: where to write.
+        min_opset: the opset is raised to this when it is lower, and never lowered.
+        profile: shape ranges by input. A dimension whose minimum and maximum are equal becomes fixed.
+
+    Raises:
+        ModelError: the model is invalid, or its opset cannot be converted.
+    """
+
+    proto = load_proto(source)
+    _check(source)
+    notes = []
+    weight_bytes = _weight_bytes(source, proto)
+    nodes_before = len(proto.graph.node)
+    with _quiet():
+        if weight_bytes > LARGE_BYTES:
+            model = _optimize_large(source, profile)
+            notes.append(f"{weight_bytes / 1e9:.1f} GB of weights: optimized in place, without onnxslim")
+        else:
+            try:
+                model = _optimize(source, profile)
+            except Exception as error:  # noqa: BLE001 - the model is valid, so the failure is onnxslim's
+                model = _optimize_large(source, profile)
+                notes.append(f"optimized without onnxslim, which failed: {_first_line(error)}")
+        source_opset = opset(proto)
+        if source_opset < min_opset:
+            _raise_opset(model, source_opset, min_opset)
+            notes.append(f"opset {source_opset} raised to {min_opset}")
+        elif source_opset > _MAX_OPSET:
+            notes.append(f"opset {source_opset} is newer than TensorRT 10.12 supports ({_MAX_OPSET})")
+        _finish(model)
+    notes.insert(0, f"{nodes_before} nodes become {model.graph.num_nodes()}")
+    dropped = sorted(_input_names(proto) - {value.name or "" for value in model.graph.inputs})
+    if dropped:
+        notes.append(f"dropped inputs that no output depends on: {', '.join(dropped)}")
+    path = folder / "fp32.onnx"
+    save(model, path, inline=BETWEEN_STAGES)
+    return describe(path, tuple(notes))
+
+
+def _input_names(proto: onnx.ModelProto) -> set[str]:
+    return {value.name for value in proto.graph.input} - {tensor.name for tensor in proto.graph.initializer}
+
+
+def save(model: ir.Model, path: Path, *, inline: int = _INLINE_BYTES) -> None:
+    """Write the model to `path`; if its weights exceed `inline` bytes in total, they go to `path` + `.data`."""
+    import onnx_ir as ir
+
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    if size > inline:
+        ir.save(model, path, external_data=path.name + ".data")
+    else:
+        # Weights that are still memory-mapped would be written as references to the file that they come from.
+        ir.external_data.load_to_model(model)
+        ir.save(model, path)
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Infer the dtypes and shapes of all intermediate tensors, where onnx can, and add them to the model in place."""
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    ShapeInferencePass(data_prop=True)(model)
+
+
+def check_types(path: Path) -> None:
+    """Raise an error if a graph that trtopt wrote does not pass ONNX's full checker, which includes operator types.
+
+    A failure is a defect of trtopt, not of the user's model.
+
+    Raises:
+        ModelError: the checker rejects the graph.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:
+        raise ModelError(
+            f"{path.name} does not pass ONNX's checker", why=_first_line(error), fix="Please report it with the model"
+        ) from error
+
+
+def _check(source: Path) -> None:
+    """Raise ModelError if the source is not a valid ONNX model."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(source))
+    except Exception as error:
+        raise ModelError(
+            f"{source} is not a valid ONNX model", why=_first_line(error), fix="Export it again"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip(" .\t") for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _weight_bytes(source: Path, proto: onnx.ModelProto) -> int:
+    files = [source, *(source.parent / name for name in external_files(proto))]
+    return sum(file.stat().st_size for file in files)
+
+
+def _optimize(source: Path, profile: Sequence[ShapeRange]) -> ir.Model:
+    import onnx
+    import onnx_ir as ir
+    import onnxslim
+
+    model = onnx.load(str(source))
+    _freeze(model, profile)
+    # Folding an Expand or a Range can turn a small graph into a large file: fold constants of at most 1 MiB.
+    slim: onnx.ModelProto = onnxslim.slim(model, size_threshold=1 << 20)
+    return ir.from_proto(slim)
+
+
+def _optimize_large(source: Path, profile: Sequence[ShapeRange]) -> ir.Model:
+    """Optimize with onnxscript, which leaves the weights memory-mapped."""
+    import onnx
+    import onnx_ir as ir
+    from onnxscript import optimizer
+
+    proto = onnx.load(str(source), load_external_data=False)
+    _freeze(proto, profile)
+    model = ir.from_proto(proto)
+    ir.external_data.set_base_dir(model.graph, source.parent)
+    optimizer.optimize_ir(model)
+    return model
+
+
+def _freeze(model: onnx.ModelProto, profile: Sequence[ShapeRange]) -> None:
+    """Fix the dimensions that have one size in the profile, and name the dynamic ones that have no name."""
+    ranges = {shape_range.name: shape_range for shape_range in profile}
+    frozen: dict[str, int] = {}  # size by the name of the dimension
+    for value in model.graph.input:
+        shape_range = ranges.get(value.name)
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if dim.HasField("dim_value") and dim.dim_value >= 1:
+                continue
+            if shape_range and shape_range.min[axis] == shape_range.max[axis]:
+                size = shape_range.max[axis]
+                if dim.dim_param:
+                    frozen[dim.dim_param] = size
+                dim.dim_value = size
+            elif not dim.dim_param:
+                # Unnamed, or written as 0 or -1: name it, so that shape inference can track it.
+                dim.dim_param = f"{value.name}_dim{axis}"
+    # The same name is the same size wherever it appears: in other inputs, in outputs, and between the nodes.
+    for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in frozen:
+                dim.dim_value = frozen[dim.dim_param]
+            elif dim.HasField("dim_value") and dim.dim_value < 1:
+                dim.ClearField("dim_value")
+
+
+def _raise_opset(model: ir.Model, source_opset: int, target: int) -> None:
+    """Convert the model to the `target` opset in place.
+
+    Raises:
+        ModelError: an operator changed its semantics in between, or the converter fails.
+    """
+    from onnxscript import version_converter
+
+    what = f"opset {source_opset} cannot be raised to {target}"
+    fix = f"Export the model at opset {target}"
+    for node in model.graph.all_nodes():
+        changed_in = _MEANING_CHANGED.get(node.op_type, 0)
+        if source_opset < changed_in:
+            raise ModelError(what, why=f"{node.op_type} changed its meaning in opset {changed_in}", fix=fix)
+    try:
+        version_converter.convert_version(model, target, fallback=True)
+    except Exception as error:
+        raise ModelError(what, why=_first_line(error), fix=fix) from error
+    if model.opset_imports.get("", 0) != target:
+        raise ModelError(what, why="the converter left it unchanged", fix=fix)
+    if source_opset < _RESIZE_HAS_MODES:
+        _keep_old_sampling(model)
+
+
+def _keep_old_sampling(model: ir.Model) -> None:
+    """Set the sampling points of every Resize to those of opset 10 and earlier, in place.
+
+    Resize and Upsample then sampled at `x_resized / scale`, rounded down. Since opset 11 these are modes, and not the
+    default ones; the converters leave them out.
+    """
+    import onnx_ir as ir
+
+    for node in model.graph.all_nodes():
+        if node.op_type == "Resize":
+            for name, value in (("coordinate_transformation_mode", "asymmetric"), ("nearest_mode", "floor")):
+                node.attributes[name] = ir.AttrString(name, value)
+
+
+def _distinguish_nodes(model: ir.Model) -> None:
+    """Give every node a unique name, including those of subgraphs: TensorRT names layers of both after their nodes."""
+    taken: set[str] = set()
+    for node in model.graph.all_nodes():
+        name, number = node.name or node.op_type, 1
+        while name in taken:
+            name, number = f"{node.name or node.op_type}_{number}", number + 1
+        taken.add(name)
+        node.name = name
+
+
+def _finish(model: ir.Model) -> None:
+    """Clean up the optimized graph in place: constants as initializers, nodes sorted and named, shapes inferred."""
+    from onnx_ir.passes.common import (
+        ClearMetadataAndDocStringPass,
+        LiftConstantsToInitializersPass,
+        NameFixPass,
+        RemoveUnusedNodesPass,
+        TopologicalSortPass,
+    )
+
+    # Names are fixed last, as earlier passes add and remove nodes. TensorRT's layers, the report and the calibration
+    # table all refer to nodes and tensors by name.
+    for step in (
+        ClearMetadataAndDocStringPass(),
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        RemoveUnusedNodesPass(),
+        TopologicalSortPass(),
+        NameFixPass(),
+    ):
+        step(model)
+    _distinguish_nodes(model)
+    model.ir_version = max(model.ir_version, 10)  # the first with FP16 scales and INT4; TensorRT reads it
+    infer_shapes(model)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Suppress the libraries' warnings, which are about their own fallbacks and not about the model."""
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "ONNXSlim", "onnxslim")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

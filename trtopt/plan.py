@@ -1,0 +1,206 @@
+"""Plans: the immutable request of each command, and the parsing of flags that need more than a type.
+
+Touches: nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trtopt.errors import UsageError
+from trtopt.rundir import DefaultDir
+
+BACKENDS = ("tensorrt", "onnxruntime")
+RESTS = ("fp16", "bf16", "fp32")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataPlan:
+    """Source of samples.
+
+    `recipe` is a name or a path; by default it is the recipe in the folder of images, or an assumed one. `classes` is a
+    file of class names and `labels` a CSV file with the classes of images.
+    """
+
+    source: str
+    recipe: str | None = None
+    classes: Path | None = None
+    labels: Path | None = None
+    skip_bad: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasurePlan:
+    """Metrics of a comparison.
+
+    `kinds` are flags `OUTPUT=KIND` for outputs whose kind is not to be recognized. `metrics` are custom metrics, as
+    `package.module:function`.
+    """
+
+    kinds: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildPlan:
+    """Options of the engine build. `tensorrt` forces one of `tensorrt` and `tensorrt_rtx`; sizes are in bytes."""
+
+    backend: str = "tensorrt"
+    tensorrt: str | None = None
+    workspace_bytes: int | None = None
+    optimization_level: int | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    timing_cache: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportPlan:
+    """Options of an export to ONNX.
+
+    `dtypes` are flags `NAME=DTYPE`. `weights` is for a factory, `signature` for a SavedModel. `timeout` is in seconds.
+    `allow_drift` accepts an export whose outputs differ from the framework's.
+    """
+
+    dtypes: tuple[str, ...] = ()
+    weights: Path | None = None
+    signature: str | None = None
+    timeout: float = 1800.0
+    allow_drift: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertPlan:
+    """One conversion, from an ONNX file or another source of `trtopt.export.source` to a judged engine."""
+
+    source: Path
+    precision: str
+    run_dir: Path | DefaultDir
+    rest: str = "fp16"
+    calib: DataPlan | None = None
+    method: str = "auto"
+    table: Path | None = None
+    data: DataPlan | None = None
+    equalization: bool = True
+    bias_correction: bool = True
+    compare: bool = True
+    measure: MeasurePlan = MeasurePlan()
+    gates: str = ""
+    allow_inconclusive: bool = False
+    shapes: tuple[str, ...] = ()
+    device: str = "cpu"
+    build: BuildPlan = BuildPlan()
+    export: ExportPlan = ExportPlan()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOnlyPlan:
+    """One export of a framework's model to the ONNX file `out`, checked on the samples of `data`."""
+
+    source: Path
+    out: Path
+    run_dir: Path | DefaultDir
+    shapes: tuple[str, ...] = ()
+    data: DataPlan | None = None
+    device: str = "cpu"
+    export: ExportPlan = ExportPlan()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparePlan:
+    """A comparison of candidates (engines, ONNX files or run directories) with an FP32 ONNX file.
+
+    `layers` looks for the source of the drift even if the gates pass. `worst` is the number of worst samples to list.
+    """
+
+    baseline: Path
+    candidates: tuple[Path, ...]
+    run_dir: Path | DefaultDir
+    data: DataPlan
+    measure: MeasurePlan = MeasurePlan()
+    gates: str = ""
+    allow_inconclusive: bool = False
+    layers: bool = False
+    worst: int = 0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgePlan:
+    """New gates for the measurements in an earlier run directory, `run`.
+
+    If `measure` is not empty, the measurements must have been made with it.
+    """
+
+    run: Path
+    measure: MeasurePlan = MeasurePlan()
+    gates: str = ""
+    allow_inconclusive: bool = False
+    worst: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeedPlan:
+    """Execution of timed targets.
+
+    `device` is `auto` (CUDA if it works), `cpu` or `cuda`. `shapes` are flags for dynamic inputs. On a GPU, onnxruntime
+    may use TF32 for FP32 products (`tf32`) and capture CUDA graphs (`graphs`).
+    """
+
+    device: str = "auto"
+    shapes: tuple[str, ...] = ()
+    tf32: bool = False
+    graphs: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchPlan:
+    """A benchmark of targets (engines, ONNX files or run directories) over batch sizes.
+
+    An empty `batches` means the default sizes. Each target takes about `seconds` per batch size. Inputs are random
+    without `data`.
+    """
+
+    targets: tuple[Path, ...]
+    run_dir: Path | DefaultDir
+    batches: tuple[int, ...] = ()
+    seconds: float = 2.0
+    data: DataPlan | None = None
+    gates: str = ""
+    allow_inconclusive: bool = False
+    speed: SpeedPlan = SpeedPlan()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaxBatchPlan:
+    """A search for the largest batch of a target.
+
+    `memory_limit` is in bytes; 0 means the free memory. `latency_limit` is in milliseconds; infinity means no limit.
+    """
+
+    target: Path
+    run_dir: Path | DefaultDir
+    memory_limit: int = 0
+    latency_limit: float = math.inf
+    allow_inconclusive: bool = False
+    speed: SpeedPlan = SpeedPlan()
+
+
+def output_kinds(flags: Sequence[str]) -> dict[str, str]:
+    """Return the kind of each output that a flag `--kind OUTPUT=KIND` names.
+
+    Raises:
+        UsageError: a flag does not parse, or an output is named twice.
+    """
+    kinds: dict[str, str] = {}
+    for flag in flags:
+        output, _, kind = flag.rpartition("=")
+        if not output:
+            raise UsageError(f"--kind {flag!r} does not parse", fix="Write OUTPUT=KIND, such as logits=scores")
+        if output in kinds:
+            raise UsageError(f"--kind is given twice for output {output}", fix="Keep one of the two")
+        kinds[output] = kind
+    return kinds

@@ -1,0 +1,1 @@
+"""Rewrites of an ONNX graph that the precisions share."""

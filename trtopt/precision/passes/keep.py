@@ -1,0 +1,287 @@
+"""Selection of the nodes that must stay in FP32 beside a 16-bit type, each with the reason.
+
+There is one small function per reason:
+    _unsupported              the operator does not support the type
+    _index_nodes              it computes positions, which must be exact
+    _constant_out_of_range    a constant overflows the type, or rounds to 0
+    _guarded_divisions        a constant that rounds to 0 guards a division or a logarithm
+    _activation_out_of_range  an observed activation comes close to the type's maximum
+    _sum_out_of_range         a sum inside the operator overflows
+
+Touches: nothing; it reads an onnx-ir model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trtopt.graph.query import FLOAT_COMPUTE_FREE, constant, dims, float_nodes, is_float
+from trtopt.precision.passes.half import INFINITY_STAND_IN, Half, supports
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+RANGE_MARGIN = 2.0
+"""A tensor stays in FP32 when `RANGE_MARGIN` times its observed absmax exceeds the type's maximum.
+
+The margin is for inputs with larger activations than those of the observed samples.
+"""
+
+STEPS = 127
+"""A tensor stays in FP32 when its absmax is below `STEPS` times the type's smallest positive value.
+
+Eight bits would resolve it better than the 16-bit type does, and their scale would be 0 in that type.
+"""
+
+# The data type of their output is an attribute, which is left as it is.
+_TYPE_IS_ATTRIBUTE = frozenset(
+    "CastLike EyeLike RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial "
+    "HannWindow HammingWindow BlackmanWindow MelWeightMatrix".split()
+)
+_AVERAGES = frozenset({"ReduceMean", "GlobalAveragePool"})
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN"})
+# Operators that positions and sizes are usually computed with.
+_INDEX_ARITHMETIC = FLOAT_COMPUTE_FREE | frozenset(
+    "Add Sub Mul Div Mod Pow Sqrt Floor Ceil Round Neg Abs Sign Min Max Clip Range CumSum "
+    "ReduceMax ReduceMin ReduceSum ReduceProd".split()
+)
+# Operators that keep a value away from 0 with a tiny constant, and those that may follow before the division.
+_GUARDS = frozenset({"Add", "Max", "Clip"})
+_BETWEEN_GUARD_AND_DIVISION = FLOAT_COMPUTE_FREE | frozenset({"Sqrt", "Pow", "Abs", "Neg", "Reciprocal"})
+
+
+def keep(
+    model: ir.Model, half: Half, ranges: Mapping[str, float], sizes: Mapping[str, int] = MappingProxyType({})
+) -> dict[ir.Node, str]:
+    """Return the floating-point nodes that must stay in FP32, each with the reason.
+
+    Args:
+        model: the FP32 model.
+        half: the 16-bit type of the other nodes.
+        ranges: observed absmax by tensor name. A tensor without an entry is assumed to be in range.
+        sizes: observed number of elements by tensor name, for sums over dynamic dimensions.
+    """
+    opset = model.opset_imports.get("", 1)
+    index_nodes = _index_nodes(model.graph)
+    guarded = _guarded_divisions(model.graph, half)
+    kept: dict[ir.Node, str] = {}
+    for node in float_nodes(model.graph):
+        reason = (
+            _unsupported(node, opset, half)
+            or ("computes positions or sizes" if node in index_nodes else "")
+            or _constant_out_of_range(node, half)
+            or ("a tiny constant guards its division or logarithm against 0" if node in guarded else "")
+            or _activation_out_of_range(node, half, ranges)
+            or _weight_out_of_range(node, half)
+            or _sum_out_of_range(node, half, ranges, sizes)
+        )
+        if reason:
+            kept[node] = reason
+    _fill_islands(model.graph, kept)
+    return kept
+
+
+def _unsupported(node: ir.Node, opset: int, half: Half) -> str:
+    """Return why the operator cannot compute in the type; empty if it can."""
+    import onnx_ir as ir
+
+    if any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values()):
+        return "it contains a subgraph"
+    if node.op_type in _TYPE_IS_ATTRIBUTE:
+        return "its data type is an attribute"
+    supported = supports(node, opset, half)
+    if supported is None:
+        return "a custom operator: the types that it supports are unknown"
+    inputs, outputs = supported
+    has_fp32_output = any(is_float(value) and not ok for value, ok in zip(node.outputs, outputs, strict=True))
+    if has_fp32_output or not any(inputs + outputs):
+        return f"the operator does not support {half.name.upper()}"
+    # The schema allows BF16 statistics, but the attribute stash_type makes them FP32.
+    if node.op_type == "LayerNormalization" and any(is_float(value) for value in node.outputs[1:]):
+        return "its statistics are FP32 outputs"
+    return ""
+
+
+def _index_nodes(graph: ir.Graph) -> set[ir.Node]:
+    """Return the nodes that compute positions: those between a cast from integers and a cast to integers.
+
+    Positions must be exact, and FP16 rounds 2049 to 2048.
+    """
+    import onnx_ir as ir
+
+    casts = [node for node in graph if node.op_type == "Cast"]
+    to_float = [node for node in casts if node.outputs[0].dtype == ir.DataType.FLOAT and not is_float(node.inputs[0])]
+    integers = (ir.DataType.INT64, ir.DataType.INT32)
+    to_integer = [node for node in casts if is_float(node.inputs[0]) and node.outputs[0].dtype in integers]
+    after = _reachable(to_float, lambda node: node.successors())
+    before = _reachable(to_integer, lambda node: node.predecessors())
+    return after & before
+
+
+def _reachable(start: Iterable[ir.Node], step: Callable[[ir.Node], Iterable[ir.Node]]) -> set[ir.Node]:
+    """Return the nodes reachable from `start` through floating-point index arithmetic, `start` included.
+
+    Other operators end the walk. Otherwise a network with uint8 images as its input and a class index as its output
+    would consist of positions.
+    """
+    todo = list(start)
+    reached = set(todo)
+    while todo:
+        for node in step(todo.pop()):
+            floating = any(is_float(value) for value in [*node.inputs, *node.outputs])
+            if node not in reached and floating and node.op_type in _INDEX_ARITHMETIC:
+                reached.add(node)
+                todo.append(node)
+    return reached
+
+
+def _vanishing(node: ir.Node, half: Half) -> float | None:
+    """Return the magnitude of a constant of the node that rounds to 0 in `half`; None if there is none.
+
+    An array counts if all of its non-zero elements round to 0; a quantization scale if any does, as 0 is not a scale.
+    """
+    is_quantization = node.op_type in ("QuantizeLinear", "DequantizeLinear")
+    for value in node.inputs:
+        array = constant(value)
+        if array is None or not is_float(value):
+            continue
+        magnitudes = np.abs(array[array != 0])
+        if not magnitudes.size:
+            continue
+        deciding = magnitudes.min() if is_quantization else magnitudes.max()
+        # Half of the smallest positive value is a tie, which rounds to the even neighbour, 0.
+        if deciding <= half.tiny / 2:
+            return float(magnitudes.min())
+    return None
+
+
+def _constant_out_of_range(node: ir.Node, half: Half) -> str:
+    """Return the reason if a constant overflows or rounds to 0; empty otherwise. Masks are exempt: they are clamped."""
+    for value in node.inputs:
+        array = constant(value)
+        if array is None or not is_float(value):
+            continue
+        magnitudes = np.abs(array[np.isfinite(array)])
+        values = magnitudes[magnitudes < INFINITY_STAND_IN]
+        if values.size and values.max() > half.max:
+            return f"its constant reaches {values.max():.3g} {_limit(half)}"
+    vanishing = _vanishing(node, half)
+    return "" if vanishing is None else f"its constant {vanishing:.3g} would become 0 in {half.name.upper()}"
+
+
+def _limit(half: Half) -> str:
+    return f"({half.name.upper()} maximum: {half.max:.5g})"
+
+
+def _step(half: Half) -> str:
+    return f"({half.name.upper()} step: {half.tiny:.3g})"
+
+
+def _guarded_divisions(graph: ir.Graph, half: Half) -> set[ir.Node]:
+    """Return the divisions and logarithms of `x + 1e-12`, `max(x, 1e-12)` or a root of these, and the nodes between.
+
+    The guard itself stays in FP32, because its constant rounds to 0. If its result were cast to 16 bits, it could still
+    round to 0, and the division would give infinity.
+    """
+    todo = [node for node in float_nodes(graph) if node.op_type in _GUARDS and _vanishing(node, half) is not None]
+    passed, guarded = set(todo), set()
+    # Forward from the guards, to the divisions.
+    while todo:
+        node = todo.pop()
+        # The reciprocal of a small value overflows, so the Mul by it is part of the division.
+        is_inverse = node.op_type in ("Reciprocal", "Pow")
+        for value in node.outputs:
+            for consumer, index in value.uses():
+                is_log = consumer.op_type == "Log"
+                is_divisor = consumer.op_type == "Div" and index == 1
+                is_factor = consumer.op_type == "Mul" and is_inverse
+                if is_log or is_divisor or is_factor:
+                    guarded.add(consumer)
+                elif consumer.op_type in _BETWEEN_GUARD_AND_DIVISION and consumer not in passed:
+                    passed.add(consumer)
+                    todo.append(consumer)
+    # Back from the divisions, to add the nodes between. Nodes that do not lead to a division are left out.
+    todo = list(guarded)
+    while todo:
+        for node in todo.pop().predecessors():
+            if node in passed and node not in guarded:
+                guarded.add(node)
+                todo.append(node)
+    return guarded
+
+
+def _activation_out_of_range(node: ir.Node, half: Half, ranges: Mapping[str, float]) -> str:
+    """Return the reason if an input or output comes close to the type's maximum; empty otherwise."""
+    for value in [*node.outputs, *node.inputs]:
+        if value is None or not is_float(value):
+            continue
+        absmax = ranges.get(value.name or "", 0.0)
+        if absmax * RANGE_MARGIN > half.max:
+            return f"{value.name} reaches {absmax:.3g} {_limit(half)}"
+        if 0 < absmax < STEPS * half.tiny:
+            return f"{value.name} reaches only {absmax:.3g} {_step(half)}"
+    return ""
+
+
+def _weight_out_of_range(node: ir.Node, half: Half) -> str:
+    """Return the reason if the type would round away a weight of the node; empty otherwise."""
+    for value in node.inputs if node.op_type in _WEIGHTED else ():
+        array = constant(value)
+        if array is None or array.ndim < 2 or not is_float(value):
+            continue
+        absmax = float(np.abs(array).max(initial=0.0))
+        if 0 < absmax < STEPS * half.tiny:
+            return f"its weight reaches only {absmax:.3g} {_step(half)}"
+    return ""
+
+
+def _sum_out_of_range(node: ir.Node, half: Half, ranges: Mapping[str, float], sizes: Mapping[str, int]) -> str:
+    """Return the reason if a sum inside the operator overflows, although its result is in range; empty otherwise.
+
+    The sum inside a mean is the mean times the number of terms; that inside an L2 norm is the square of the norm.
+    """
+    absmax = ranges.get(node.outputs[0].name or "", 0.0)
+    if node.op_type == "ReduceL2":
+        total, result = absmax**2, "norm"
+    elif node.op_type in _AVERAGES:
+        total, result = absmax * _terms(node, sizes), "mean"
+    else:
+        return ""
+    if total <= half.max:
+        return ""
+    return f"the sum inside its {result} reaches {total:.3g} {_limit(half)}"
+
+
+def _terms(node: ir.Node, sizes: Mapping[str, int]) -> float:
+    """Return how many elements a reduction sums for each result: by observed sizes, or else by the static shapes.
+
+    In shapes a dynamic dimension counts as 1, so that nothing is kept without evidence.
+    """
+    value, result = node.inputs[0], node.outputs[0]
+    input_size, output_size = sizes.get((value and value.name) or "", 0), sizes.get(result.name or "", 0)
+    if input_size and output_size:
+        return input_size / output_size
+    input_shape, output_shape = dims(value), dims(result)
+    if input_shape is None or output_shape is None:
+        return 1.0
+    return float(np.prod([dim or 1 for dim in input_shape]) / np.prod([dim or 1 for dim in output_shape]))
+
+
+def _fill_islands(graph: ir.Graph, kept: dict[ir.Node, str]) -> None:
+    """Keep the nodes whose neighbours are all kept, in place: in 16 bits they would only add two casts.
+
+    Weighted operators are exempt, since they are faster in 16 bits even so.
+    """
+    changed = True
+    while changed:
+        changed = False
+        for node in float_nodes(graph):
+            neighbours = [*node.predecessors(), *node.successors()]
+            is_island = neighbours and all(neighbour in kept for neighbour in neighbours)
+            if node not in kept and is_island and node.op_type not in _WEIGHTED:
+                kept[node] = "all its neighbours stay in FP32"
+                changed = True

@@ -1,0 +1,1 @@
+"""Contents of reports: wording, tables, charts, and the templates of the HTML page."""

@@ -1,0 +1,80 @@
+"""The stage `calibrate`: one scale per tensor, from samples.
+
+Touches: the run directory, through the store; reads the samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from trtopt.calibrate.histogram import Histogram
+from trtopt.calibrate.ranges import SAMPLES
+from trtopt.data.dataset import Dataset
+from trtopt.engine.onnxruntime import CudaOptions
+from trtopt.events import Warned
+from trtopt.stages.context import Context, versions
+from trtopt.stages.trial import output_error, rough, tapped
+from trtopt.types import CalibrationTable, OnnxModel
+
+
+def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str, precision: str) -> CalibrationTable:
+    """Return a table with one scale per tensor (`calibration.json`; for INT8 also TensorRT's `calibration.cache`).
+
+    With `auto`, each method's network is evaluated in the requested precision, with bias correction for the weights and
+    with FP32 as the fallback precision. Flags do not change this, because scales do not depend on them. `precision` is
+    what the network will be quantized to.
+    """
+
+    def make(folder: Path) -> CalibrationTable:
+        from trtopt.calibrate import AUTO, auto, method_names, noisiest, table
+        from trtopt.data.overlap import fingerprinted
+
+        fingerprints: dict[int, str] = {}
+        # TF32 is off for entropy only: its divergence is flat around the minimum, so small errors move its choice.
+        tf32 = method not in ("entropy", AUTO)
+        histograms = _histograms(context, model, fingerprinted(dataset, fingerprints), CudaOptions(tf32=tf32))
+        names = method_names() if method == AUTO else [method]
+        tables = {name: table.make_table(name, histograms, model=model, dataset=dataset) for name in names}
+        if method == AUTO:
+            error = output_error(context, model, dataset, precision)
+            request = rough(context, model, dataset, tables[auto.FALLBACK])
+            chosen = auto.choose(tables, lambda table: error(model, replace(request, table=table)))
+        else:
+            chosen = tables[method]
+        chosen = replace(chosen, precision=precision, fingerprints=tuple(sorted(set(fingerprints.values()))))
+        table.write_json(chosen, folder / "calibration.json", histograms)
+        if precision == table.CACHED:
+            table.write_cache(chosen, folder / "calibration.cache")
+        noisiest.write(noisiest.noisiest(chosen, histograms), folder)
+        return chosen
+
+    key = {"model": model.digest, "data": dataset.digest, "method": method, "device": context.device}
+    key |= {"for": precision, **versions("onnxruntime", "onnxruntime-gpu", "onnx-ir", "numba")}
+    return context.store.stage("calibrate", key, CalibrationTable, make, _calibrated_line)
+
+
+def _histograms(context: Context, model: OnnxModel, dataset: Dataset, cuda: CudaOptions) -> dict[str, Histogram]:
+    """Return histograms of the tensors to quantize. The session and its memory are released on return."""
+    from trtopt.calibrate.observe import callers
+    from trtopt.calibrate.source import observe_where_it_runs
+    from trtopt.engine.onnxruntime import open_runner
+    from trtopt.graph.file import load_ir
+    from trtopt.precision.passes.placement import place
+
+    tensors = place(load_ir(model.path)).tensors()
+    with tapped(context, model, tensors) as path:
+        runner = open_runner(path, device=context.device, cuda=cuda, callers=callers())
+        if runner.place.kind == "cuda":
+            context.emit(Warned(f"calibrated in {runner.where}"))
+        return observe_where_it_runs(runner, tensors, dataset, stage="calibrate", emit=context.emit)
+
+
+def _calibrated_line(table: CalibrationTable) -> str:
+    """Return the summary line, with the output SQNR of each candidate method, best first."""
+    line = f"{len(table.scales)} scales from {table.samples} samples by {table.method}"
+    if not table.tried:
+        return line
+    best_first = sorted(table.tried.items(), key=lambda item: -item[1])
+    candidates = ", ".join(f"{name} {decibels:.1f} dB" for name, decibels in best_first)
+    return f"{line} (output SQNR on {min(SAMPLES, table.samples)} samples: {candidates})"

@@ -1,0 +1,98 @@
+"""The stage `equalize`: channels of activations are equalized where a trial shows a gain.
+
+Touches: the run directory, through the store; reads the samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from trtopt.calibrate.ranges import SAMPLES, Channels
+from trtopt.data.dataset import Dataset
+from trtopt.stages.context import Context, versions
+from trtopt.stages.trial import decibels, output_error, scratch, tapped
+from trtopt.types import OnnxModel
+
+WORTH = 0.9
+"""Equalization is kept only if the error at the outputs falls to this share or less. A smaller gain is within the
+variation between samples."""
+
+
+def equalize(context: Context, model: OnnxModel, dataset: Dataset, precision: str) -> OnnxModel:
+    """Return the model with the ranges of its channels equalized (`equalized.onnx`); it computes the same function.
+
+    Several ways to equalize are evaluated on a few samples, and the network without equalization as well. The one with
+    the smallest error at the network's outputs is used, because a smaller error in each layer does not guarantee a
+    smaller error at the outputs. `precision` is what the network will be quantized to.
+    """
+
+    def make(folder: Path) -> OnnxModel:
+        from trtopt.calibrate.ranges import channels
+        from trtopt.engine.onnxruntime import open_runner
+        from trtopt.graph.file import load_ir
+        from trtopt.precision.passes.equalize import links
+        from trtopt.precision.passes.smoothing import WAYS
+
+        path = folder / "equalized.onnx"
+        axes = {link.name: link.axis for link in links(load_ir(model.path))}
+        if not axes:
+            return _equalized(model, {}, (), path)
+        with tapped(context, model, list(axes)) as tapped_path:
+            statistics = channels(open_runner(tapped_path, device=context.device).run, dataset, axes)
+
+        # Evaluate every way that changes the network.
+        error = output_error(context, model, dataset, precision)
+        errors: dict[tuple[float, ...], float] = {}
+        for exponents in WAYS:
+            with scratch(context, "equalized.onnx") as trial_path:
+                candidate = _equalized(model, statistics, exponents, trial_path)
+                if candidate.notes:
+                    errors[exponents] = error(candidate, None)
+        if not errors:
+            return _equalized(model, {}, (), path)
+
+        plain = error(model, None)
+        best = min(errors, key=errors.__getitem__)
+        if not math.isfinite(plain):
+            return _not_equalized(model, path, "the quantized network could not be evaluated")
+        if not errors[best] < WORTH * plain:
+            return _not_equalized(model, path, "no significant gain in output SQNR")
+        equalized = _equalized(model, statistics, best, path)
+        gain = f"+{decibels(plain, errors[best]):.1f} dB SQNR on {min(SAMPLES, len(dataset))} samples"
+        return replace(equalized, notes=(*equalized.notes, gain))
+
+    key = {"model": model.digest, "data": dataset.digest, "device": context.device, "worth": str(WORTH)}
+    key |= {"for": precision, **versions("onnxruntime", "onnxruntime-gpu", "onnx-ir")}
+    return context.store.stage("equalize", key, OnnxModel, make, _equalized_line)
+
+
+def _equalized(
+    model: OnnxModel, statistics: Mapping[str, Channels], exponents: Sequence[float], path: Path
+) -> OnnxModel:
+    """Write the equalized network to `path`, or a copy if there are no exponents. A note says what was equalized."""
+    from trtopt.graph.file import describe, load_ir
+    from trtopt.graph.prepare import BETWEEN_STAGES, save
+    from trtopt.precision.passes.equalize import equalize, links
+
+    graph = load_ir(model.path)
+    absorbed, inserted = equalize(graph, links(graph) if exponents else [], statistics, exponents)
+    save(graph, path, inline=BETWEEN_STAGES)
+    count = len(absorbed) + len(inserted)
+    if not count:
+        return describe(path, ())
+    note = f"{count} activation{'s' * (count != 1)} equalized"
+    if inserted:
+        note += f", {len(inserted)} with an inserted Mul"
+    return describe(path, (note,))
+
+
+def _not_equalized(model: OnnxModel, path: Path, why: str) -> OnnxModel:
+    """Write a copy of the model to `path`, with a note that says why it was not equalized."""
+    return replace(_equalized(model, {}, (), path), notes=(f"not equalized: {why}",))
+
+
+def _equalized_line(equalized: OnnxModel) -> str:
+    return "; ".join(equalized.notes) or "no channels to equalize"

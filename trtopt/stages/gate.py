@@ -1,0 +1,44 @@
+"""The stage `gate`: the verdict on a comparison.
+
+Touches: the run directory, through the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+
+from trtopt.codec import encode
+from trtopt.stages.context import Context, versions
+from trtopt.types import Comparison
+
+
+def gate(context: Context, comparison: Comparison, gates: str, name: str = "gate") -> Comparison:
+    """Return the comparison with the results of its gates and a verdict.
+
+    Args:
+        context: the context of the stage.
+        comparison: the measured drift.
+        gates: the thresholds, in the syntax of `--gate`; the defaults if blank.
+        name: the name of the stage, if there are several.
+    """
+
+    def make(_: Path) -> Comparison:
+        from trtopt.compare.gate import judged
+
+        return judged(comparison, gates)
+
+    # Gates are judged again only if the measured drift or the thresholds have changed.
+    measured = hashlib.sha256(json.dumps(encode(comparison)).encode()).hexdigest()
+    key = {"comparison": measured, "gates": gates, **versions("scipy")}
+    return context.store.stage(name, key, Comparison, make, judged_line)
+
+
+def judged_line(comparison: Comparison) -> str:
+    """Return the summary line of the gates: how many passed, and how many did not."""
+    counts = Counter(gate.verdict for gate in comparison.gates)
+    line = f"{counts['pass']}/{len(comparison.gates)} gates passed"
+    line += f", {counts['fail']} failed" if counts["fail"] else ""
+    return line + (f", {counts['inconclusive']} inconclusive" if counts["inconclusive"] else "")

@@ -1,0 +1,118 @@
+"""The stage `observe`: absmax of all tensors, and means for bias correction, on a few samples.
+
+Touches: the run directory, through the store; reads the samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from trtopt.calibrate.ranges import Seen
+from trtopt.data.dataset import Dataset
+from trtopt.precision import Request
+from trtopt.stages.context import Context, Target, versions
+from trtopt.stages.trial import decibels, output_error, tapped
+from trtopt.store import file_digest
+from trtopt.types import CalibrationTable, Observation, OnnxModel
+
+_CORRECTED = {"weights": "weights", "weights and inputs": "weights and activations"}
+"""Values of `Observation.correction` as the summary line names them."""
+
+
+def observe(
+    context: Context, model: OnnxModel, dataset: Dataset, target: Target, table: CalibrationTable | None
+) -> Observation:
+    """Return the absmax of all tensors over a few samples, and the means for bias correction (`observed.npz`).
+
+    With a table and bias correction, the corrections are evaluated on the samples, and the best one is chosen. A
+    precision without scales has no table.
+    """
+    corrects = table is not None and target.bias_correction
+
+    def make(folder: Path) -> Observation:
+        from trtopt.calibrate.ranges import look
+        from trtopt.engine.onnxruntime import open_runner
+        from trtopt.graph.file import load_ir
+        from trtopt.graph.query import float_nodes, is_float
+        from trtopt.precision.passes.eight_bits import rounding_errors
+        from trtopt.precision.passes.placement import channel_axes
+        from trtopt.precision.passes.qdq import FORMATS
+
+        graph = load_ir(model.path)
+        nodes = list(float_nodes(graph.graph))
+        tensors = [value.name or "" for node in nodes for value in node.outputs if is_float(value)]
+        request = Request(rest=target.rest, table=table)
+        roundings = rounding_errors(graph, request, FORMATS[target.precision]) if corrects else {}
+        with tapped(context, model, tensors) as tapped_path:
+            run = open_runner(tapped_path, device=context.device).run
+            seen = look(run, dataset, channel_axes(nodes), roundings, stage="observe", emit=context.emit)
+        path = folder / "observed.npz"
+        _write_means(seen, path)
+        correction, gain = "", 0.0
+        if corrects:
+            request = replace(request, ranges=seen.ranges, sizes=seen.sizes)
+            error = output_error(context, model, dataset, target.precision)
+            correction, gain = _best_correction(error, model, request, seen)
+        return Observation(
+            ranges=seen.ranges,
+            sizes=seen.sizes,
+            samples=seen.samples,
+            means=path,
+            digest=file_digest(path),
+            correction=correction,
+            gain=gain,
+        )
+
+    key = {
+        "model": model.digest,
+        "data": dataset.digest,
+        "device": context.device,
+        "target": asdict(target),
+        "table": dict(sorted(table.scales.items())) if table else None,
+        **versions("onnxruntime", "onnxruntime-gpu", "onnx-ir"),
+    }
+    return context.store.stage("observe", key, Observation, make, lambda seen: _observed_line(seen, corrects=corrects))
+
+
+def _write_means(seen: Seen, path: Path) -> None:
+    """Write the means and mean rounding errors per channel to an .npz file.
+
+    Its keys are indices into the array `names`, because tensor names may not be valid names inside an archive.
+    """
+    import numpy as np
+
+    arrays: dict[str, Any] = {"names": np.array(list(seen.means), dtype=np.str_)}
+    for i, (name, mean) in enumerate(seen.means.items()):
+        arrays[str(i)] = mean
+        if name in seen.errors:
+            arrays[f"{i} rounding"] = seen.errors[name]
+    np.savez(path, allow_pickle=False, **arrays)
+
+
+def _best_correction(
+    error: Callable[[OnnxModel, Request | None], float], model: OnnxModel, request: Request, seen: Seen
+) -> tuple[str, float]:
+    """Return the best value of `Observation.correction`, empty for none, and its gain in output SQNR in dB."""
+    candidates = {
+        "": request,
+        "weights": replace(request, means=seen.means),
+        "weights and inputs": replace(request, means=seen.means, errors=seen.errors),
+    }
+    errors = {name: error(model, candidate) for name, candidate in candidates.items()}
+    if not math.isfinite(errors[""]):
+        return "", 0.0  # without a reference a gain cannot be measured
+    best = min(errors, key=errors.__getitem__)
+    return best, decibels(errors[""], errors[best])
+
+
+def _observed_line(observation: Observation, *, corrects: bool) -> str:
+    """Return the summary line, with the bias correction if one was evaluated."""
+    line = f"absmax of {len(observation.ranges)} tensors over {observation.samples} samples"
+    if observation.correction:
+        corrected = _CORRECTED[observation.correction]
+        return f"{line}; bias correction for {corrected}: +{observation.gain:.1f} dB SQNR"
+    return f"{line}; no bias correction: no gain in output SQNR" if corrects else line

@@ -1,0 +1,94 @@
+"""The stage `precision`: FP32 ONNX to the typed graph.
+
+Touches: the run directory, through the store.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trtopt.stages.context import Context, Target, versions
+from trtopt.types import CalibrationTable, Observation, OnnxModel, TypedModel
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Means = dict[str, NDArray[np.float64]]
+
+
+def set_precision(
+    context: Context, model: OnnxModel, target: Target, table: CalibrationTable | None, seen: Observation | None
+) -> TypedModel:
+    """Return the ONNX graph with its precision written into it, as Q/DQ nodes and casts (`typed.onnx`).
+
+    Args:
+        context: the context of the stage.
+        model: the FP32 model, prepared and possibly equalized.
+        target: the requested precision.
+        table: the scales; None for a precision without scales.
+        seen: statistics of the activations; None if there are no samples.
+    """
+
+    def make(folder: Path) -> TypedModel:
+        from trtopt.graph.file import describe, load_ir
+        from trtopt.graph.prepare import check_types, save
+        from trtopt.precision import Request, precision
+
+        graph = load_ir(model.path)
+        means, errors = _read_means(seen) if seen else ({}, {})
+        request = Request(
+            rest=target.rest,
+            table=table,
+            ranges=seen.ranges if seen else {},
+            sizes=seen.sizes if seen else {},
+            means=means,
+            errors=errors,
+        )
+        decisions = precision(target.precision).apply(graph, request)
+        path = folder / "typed.onnx"
+        save(graph, path)
+        check_types(path)
+        return TypedModel(onnx=describe(path), precision=target.precision, rest=target.rest, decisions=decisions)
+
+    statistics = None
+    if seen is not None:
+        statistics = [
+            dict(sorted(seen.ranges.items())),
+            dict(sorted(seen.sizes.items())),
+            seen.digest,
+            seen.correction,
+        ]
+    key = {
+        "model": model.digest,
+        "target": asdict(target),
+        "table": dict(sorted(table.scales.items())) if table else None,
+        "seen": statistics,
+        **versions("onnx", "onnx-ir"),
+    }
+    return context.store.stage("precision", key, TypedModel, make, _count_line)
+
+
+def _read_means(seen: Observation) -> tuple[Means, Means]:
+    """Return the data for bias correction: by tensor, the means per channel and the mean rounding errors per channel.
+
+    Either is empty if the correction does not use it.
+    """
+    import numpy as np
+
+    if not seen.correction:
+        return {}, {}
+    means: Means = {}
+    errors: Means = {}
+    with np.load(seen.means, allow_pickle=False) as archive:
+        for i, name in enumerate(archive["names"]):
+            means[str(name)] = archive[str(i)]
+            if seen.correction != "weights" and f"{i} rounding" in archive:
+                errors[str(name)] = archive[f"{i} rounding"]
+    return means, errors
+
+
+def _count_line(typed: TypedModel) -> str:
+    return ", ".join(f"{count} nodes in {name}" for name, count in sorted(typed.counts().items()))

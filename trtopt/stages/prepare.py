@@ -1,0 +1,44 @@
+"""The stage `prepare`: FP32 ONNX as given, simplified, at a sufficient opset.
+
+Touches: the run directory, through the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trtopt.stages.context import Context, versions
+from trtopt.types import OnnxModel, ShapeRange
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Means = dict[str, NDArray[np.float64]]
+
+
+def prepare(context: Context, source: OnnxModel, ranges: Sequence[ShapeRange], min_opset: int) -> OnnxModel:
+    """Return the simplified FP32 model at a sufficient opset (`fp32.onnx`).
+
+    Args:
+        context: the context of the stage.
+        source: the FP32 model as exported or given.
+        ranges: the shape ranges of its dynamic inputs.
+        min_opset: the lowest opset that can express the requested precision.
+    """
+
+    def make(folder: Path) -> OnnxModel:
+        from trtopt.graph.prepare import prepare
+
+        return prepare(source.path, folder, min_opset=min_opset, profile=ranges)
+
+    key = {
+        "source": source.digest,
+        "profile": [asdict(entry) for entry in ranges],
+        "opset": min_opset,
+        **versions("onnx", "onnx-ir", "onnxscript", "onnxslim"),
+    }
+    return context.store.stage("prepare", key, OnnxModel, make, lambda model: "; ".join(model.notes))
