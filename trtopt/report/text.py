@@ -184,7 +184,7 @@ def _benchmark(found: Benchmark) -> list[RenderableType]:
 
 def _layers(found: Layers) -> list[RenderableType]:
     """Return the layers with the lowest SQNR, and the first divergent layer."""
-    jump = f"first divergent layer: {found.jump}; {found.reason}" if found.jump else found.reason
+    jump = f"first divergent layer: {found.reason}" if found.jump else found.reason
     title = f"drift by layer, the worst of {len(found.layers)} layers, on {found.samples} samples of {found.data}"
     table = _grid(words.LAYER_HEAD, words.layers(found, _MAX_LAYERS))
     return [text(title, "bold"), *block(Group(table, "", text(jump, "bold" if found.jump else "dim")))]
