@@ -214,7 +214,9 @@ class OutputDrift:
         counts: the numbers of samples that statistics are based on: `samples`; for classes `agree` (both models chose
             the same class), `top5` and `chosen` (distinct classes that FP32 chose); with labels `both`, `only_fp32` and
             `only_candidate` (the model that was right); with labels of other classes `unfit` (the samples on which FP32
-            is right, which is not better than guessing). For detections, `boxes` is the number of FP32's boxes.
+            is right, which is not better than guessing) and `contradicted` (1 if there are enough of them to tell). For
+            integers `same` (samples that agree in most elements), for detections `boxes` (those of FP32), and for
+            probabilities whose errors are `harmless` 1.
         first_bad: the first sample with a NaN or Inf.
         spread: histogram of the SQNR per sample in dB, without identical samples.
         worst: the samples with the lowest SQNR, the worst first.
