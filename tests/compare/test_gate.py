@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trtopt.compare.catalog import METRICS
-from trtopt.compare.gate import DEFAULTS, judge, verdict
+from trtopt.compare.defaults import DEFAULTS
+from trtopt.compare.gate import judge, verdict
 from trtopt.compare.gates import Gate, gate, parse_gates
 from trtopt.errors import UsageError
 from trtopt.types import GateResult, OutputDrift, Verdict

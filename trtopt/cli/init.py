@@ -187,7 +187,7 @@ shape = [{lines}
 def _gate(outputs: Sequence[TensorSpec]) -> tuple[str, str]:
     """Return gates for all outputs and a comment with the reason of each; no gates for detection outputs."""
     from trtopt.compare.catalog import METRICS
-    from trtopt.compare.gate import DEFAULTS
+    from trtopt.compare.defaults import DEFAULTS
     from trtopt.compare.gates import parse_gates
     from trtopt.errors import UsageError
     from trtopt.report.page.words import plain

@@ -8,7 +8,7 @@ Touches: nothing.
 from __future__ import annotations
 
 from trtopt.compare.catalog import METRICS
-from trtopt.compare.gate import FLOORS
+from trtopt.compare.defaults import FLOORS
 from trtopt.report.page import words
 from trtopt.types import Comparison, Report
 from trtopt.verdict import comparisons
