@@ -24,8 +24,9 @@ Array = NDArray[Any]
 DRAWN = {"digits": 6, "mnist": 4, "efflite0": 4, "minilm": 4, "ocrrec": 4, "resnet18": 2, "bert": 1}
 """Damages of each kind by network, 200 in all. The last two have random weights: few damages matter there."""
 
-SAMPLES = {"digits": 600, "mnist": 600, "efflite0": 120, "minilm": 300, "ocrrec": 120, "resnet18": 120, "bert": 120}
-"""Evaluation samples by network, seen and unseen together."""
+SAMPLES = {"digits": 600, "mnist": 600, "efflite0": 120, "minilm": 716, "ocrrec": 120, "resnet18": 120, "bert": 120}
+"""Evaluation samples by network, seen and unseen together. The votes of `minilm` are noisy: on 150 unseen sentences the
+score moves by 2 points after damages that do not change it on all 716."""
 
 AGREEMENT = Task(
     "top-1 as FP32 %",

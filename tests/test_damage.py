@@ -74,6 +74,6 @@ def test_the_page_counts_and_names_what_is_missed() -> None:
     assert [must_be_caught(each, undamaged) for each in (undamaged, missed, found)] == [False, True, True]
     model = {"metric": "top-1 %", "samples": [3, 3], "fp32": 96.0, "ran": "", "machine": "", "seconds": 60.0}
     text = page({"net": {**model, "undamaged": undamaged, "damages": [missed, found]}})
-    assert "Of 2 damages, 2 must be caught: 1 are caught and 1 missed." in text
+    assert "Of 2 damages, 2 must be caught: 1 are caught and 1 missed.**" in text
     assert "| net: conv: ruined | 95.00 -> 95.00 | 0.9700 -> 0.5000 | cosine 0.99 (0.98) |" in text
     assert "net: conv: seen" not in text
