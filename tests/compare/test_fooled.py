@@ -286,3 +286,8 @@ def test_labels_of_a_rare_answer_do_not_fail_fp32_against_itself() -> None:
     told = {"prob": lambda x: np.where((x[:, :1] > 2.0), 0.9, 0.1).astype(np.float32)}
     assert verdict(told, told, MANY, labels).verdict != "fail"
     assert verdict(told, told, 12, labels).verdict != "fail"
+
+
+def test_labels_of_one_answer_only_do_not_fail_fp32_against_itself() -> None:
+    nearly = {"prob": lambda x: np.where(x[:, :1] > -1.6, 0.9, 0.1).astype(np.float32)}
+    assert verdict(nearly, nearly, MANY, (1,) * MANY).verdict != "fail"

@@ -103,3 +103,20 @@ def test_channels_are_named_as_ranges() -> None:
     values[[0, 1, 2, 5, 7, 8]] = 10
     parts.add(values, values)
     assert [str(part) for part in parts.found()] == ["3-4, 6", "0-2, 5, 7-8"]
+
+
+@pytest.mark.parametrize("shape", [(3, 9, 8, 8), (9, 8, 8), (8, 8, 3, 9), (2, 8, 8, 9), (9, 64)])
+def test_the_channels_of_a_raw_head_are_found_in_any_layout(shape: tuple[int, ...]) -> None:
+    axis = 1 + shape.index(9)
+    scale = np.where(np.arange(9) < 4, 300, 0.2).reshape([9 if i == axis else 1 for i in range(len(shape) + 1)])
+    reference = (RANDOM.uniform(0.5, 1.5, (20, *shape)) * scale).astype(np.float32)
+    candidate = np.where(scale > 1, reference, 0).astype(np.float32)
+    assert failed(drift(reference, candidate)[0]) >= {"cosine_part"}
+    assert not failed(drift(reference, reference)[0])
+
+
+def test_the_empty_border_of_a_map_is_not_a_part() -> None:
+    reference = RANDOM.normal(0, 1, (20, 4, 16, 24)).astype(np.float32)
+    reference[:, :, :3] *= 1e-3
+    candidate = reference + RANDOM.normal(0, 0.01, reference.shape).astype(np.float32)
+    assert not failed(drift(reference, candidate)[0])

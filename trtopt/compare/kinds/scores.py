@@ -158,8 +158,11 @@ class Scores:
     @property
     def _labels_contradict(self) -> bool:
         """Whether FP32 is clearly no better than guessing: many samples, and no sign of the labels."""
+        if not self._in_range:
+            return True
         hits, guessed, deviation = self._hits()
-        return not self._in_range or (len(self._counted.right) >= _MANY and hits < guessed + deviation)
+        # Without a deviation all labels are the same answer, which a good model may miss now and then.
+        return deviation > 0 and len(self._counted.right) >= _MANY and hits < guessed + deviation
 
     def _hits(self) -> tuple[float, float, float]:
         """Return FP32's accuracy, that of guessing, and the standard deviation of guessing, as fractions.

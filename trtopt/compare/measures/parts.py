@@ -106,8 +106,9 @@ class Parts:
         self._shape = shape
         if not shape:
             return
+        spatial = _spatial(shape)
         for axis, count in enumerate(shape):
-            if 2 <= count <= MAX_CHANNELS and not _is_spatial(shape, axis):
+            if 2 <= count <= MAX_CHANNELS and axis not in spatial:
                 self._axes[axis] = _Channels(
                     sums=np.zeros((4, count)),
                     low=np.full(count, np.inf),
@@ -120,15 +121,17 @@ class Parts:
         return [part for axis, channels in self._axes.items() for part in _parts(axis, channels)]
 
 
-def _is_spatial(shape: tuple[int, ...], axis: int) -> bool:
-    """Return whether an axis is the height or the width of a map: beside one of similar length, with a third axis.
+def _spatial(shape: tuple[int, ...]) -> set[int]:
+    """Return the two axes that are the height and the width of a map; none if there is no map.
 
-    The border of a map may be empty, which makes it a part of another scale, but not one that matters.
+    They are the neighbours of the most similar lengths, beside a third axis. The border of a map may be empty, which
+    makes it a part of another scale, but not one that matters.
     """
-    if len(shape) < 3 or shape[axis] < 8:
-        return False
-    beside = [shape[other] for other in (axis - 1, axis + 1) if 0 <= other < len(shape) and shape[other] >= 8]
-    return any(max(size, shape[axis]) <= 4 * min(size, shape[axis]) for size in beside)
+    pairs = [(axis, axis + 1) for axis in range(len(shape) - 1) if min(shape[axis], shape[axis + 1]) >= 8]
+    if len(shape) < 3 or not pairs:
+        return set()
+    ratio, pair = min((max(shape[a], shape[b]) / min(shape[a], shape[b]), (a, b)) for a, b in pairs)
+    return set(pair) if ratio <= 2 else set()
 
 
 def _parts(axis: int, channels: _Channels) -> list[Part]:
