@@ -30,10 +30,14 @@ def require(module: str) -> Any:
 
     Raises:
         MissingDependencyError: the module is not installed; the message contains the pip command.
+        KeyboardInterrupt: Ctrl-C arrived during the import.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        # A C extension turns an interrupt during its initialization into an ImportError.
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
         package = module.partition(".")[0]
         extra = _EXTRAS.get(package)
         target = f"'trtopt[{extra}]'" if extra else package
