@@ -16,7 +16,7 @@ import numpy.typing as npt
 from trtopt.errors import TableError, UsageError
 from trtopt.graph.query import constant, drop_unused_initializers, names
 from trtopt.precision import Request
-from trtopt.precision.passes import bias, half, qdq
+from trtopt.precision.passes import bias, half, qdq, saturate
 from trtopt.precision.passes.keep import keep
 from trtopt.precision.passes.placement import Placement, Site, place
 from trtopt.types import CalibrationTable, Decision
@@ -54,6 +54,7 @@ def apply(model: ir.Model, request: Request, format: qdq.Format) -> tuple[Decisi
     # After this the tensors have the types that their scales must have, too.
     decisions = _cast_to_fallback(model, request, kept)
     quantized: dict[object, ir.Value] = {}
+    relus: saturate.Relus = {}
     taken = names(model.graph)
     for site in placement.sites:
         value = site.node.inputs[site.index]
@@ -62,11 +63,13 @@ def apply(model: ir.Model, request: Request, format: qdq.Format) -> tuple[Decisi
         key = (value, site.axis)
         if key not in quantized and site.axis is None:
             scale = _scale(placement, site, request.table, format)
-            quantized[key] = qdq.quantize_activation(value, scale, taken, format)
+            source = saturate.unclipped(value, scale, format, relus, taken)
+            quantized[key] = qdq.quantize_activation(source, scale, taken, format)
         elif key not in quantized and site.axis is not None:
             coded = qdq.code_weight(weights[site], site.axis, value.dtype or ir.DataType.FLOAT, format)
             quantized[key] = qdq.quantize_weight(site.node, value, coded, site.axis, taken, format)
         site.node.replace_input_with(site.index, quantized[key])
+    decisions = saturate.absorb(relus, decisions)
     drop_unused_initializers(model.graph)
     model.graph.sort()
     placed = {decision.node: decision for decision in placement.decisions(format.name, request.rest)}
