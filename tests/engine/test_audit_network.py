@@ -9,9 +9,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from trtopt.engine import tensorrt
-from trtopt.engine.trt.audit import audit_engine, audit_network, count_inspected
+from trtopt.engine.trt.audit import audit_network, count_inspected, described, inspect_engine
 from trtopt.engine.trt.diagnosis import logger
-from trtopt.engine.trt.locate import RTX
+from trtopt.engine.trt.versions import RTX
 from trtopt.errors import AuditError
 from trtopt.events import silent
 from trtopt.graph.file import describe, load_ir
@@ -238,7 +238,7 @@ def test_the_error_lists_the_first_nodes_and_counts_the_others(trt, network, tmp
 
 
 def test_an_engine_that_cannot_be_loaded_here_is_not_inspected(trt):
-    assert audit_engine(trt, b"not an engine") is None
+    assert inspect_engine(trt, b"not an engine") is None
 
 
 @pytest.mark.parametrize(
@@ -266,10 +266,10 @@ def test_layers_in_the_engine_inspector_are_counted_by_their_input_type(int8, fp
         {"Name": "constant", "Inputs": [], "Outputs": [fp16]},
         "a name alone",
     ]
-    assert count_inspected(json.dumps({"Layers": layers, **io})) == {"int8": 1, "fp16": 2, "fp32": 1}
+    assert count_inspected(described(json.dumps({"Layers": layers, **io}))) == {"int8": 1, "fp16": 2, "fp32": 1}
 
 
 def test_bfloat16_is_not_mistaken_for_float16_or_float():
     tensors = [{"Format/Datatype": text} for text in ("BFloat16", "Row major linear BF16 format")]
     layers = [{"Inputs": [tensor], "Outputs": []} for tensor in tensors]
-    assert count_inspected(json.dumps({"Layers": layers})) == {"bf16": 2}
+    assert count_inspected(described(json.dumps({"Layers": layers}))) == {"bf16": 2}

@@ -11,7 +11,8 @@ import pytest
 from engine.cuda_on_host import has_driver
 
 from trtopt.engine.runner import tensorrt as runner_tensorrt
-from trtopt.engine.trt.locate import RTX, TensorRT, find
+from trtopt.engine.trt.locate import TensorRT, find
+from trtopt.engine.trt.versions import RTX
 from trtopt.errors import EXIT_UNABLE, EnvironmentUnableError, MissingDependencyError, ModelError
 
 pytest.importorskip(RTX)
@@ -84,6 +85,7 @@ def test_every_called_method_exists_in_tensorrt(trt: TensorRT) -> None:
             if owner in classes and node.attr != "__name__":
                 called.add((owner, node.attr))
     assert len(called) > 15
+    called -= {("engine", "device_memory_size"), ("engine", "create_execution_context_without_device_memory")}  # 8.x
     assert not [(owner, name) for owner, name in called if not hasattr(classes[owner], name)]
 
 

@@ -12,8 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from trtopt.engine import tensorrt
-from trtopt.engine.trt.locate import RTX
 from trtopt.engine.trt.progress import join
+from trtopt.engine.trt.versions import RTX
 from trtopt.errors import BuildError, UsageError
 from trtopt.events import Progress, Warned, silent
 from trtopt.graph.file import describe
@@ -287,7 +287,7 @@ def test_workspace_and_level_are_accepted(trt, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning")
 def test_a_timing_cache_that_cannot_be_written_is_only_a_warning(trt, tmp_path):
-    plain, events = dataclasses.replace(trt, name="tensorrt"), []
+    plain, events = dataclasses.replace(trt, name="tensorrt", version="10.13.3"), []
     options = tensorrt.BuildOptions(timing_cache=tmp_path / "none" / "t")
     typed = relu(tmp_path / "m.onnx")
     assert tensorrt.build(plain, typed, (), options, tmp_path / "e", emit=events.append).size_bytes
@@ -298,7 +298,7 @@ def test_a_timing_cache_that_cannot_be_written_is_only_a_warning(trt, tmp_path):
 @pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning")
 def test_options_of_plain_tensorrt_reach_the_builder_and_its_timing_cache_is_saved(trt, tmp_path):
     # TensorRT-RTX has the whole API of plain TensorRT, which the test machines lack: another name skips the check.
-    plain = dataclasses.replace(trt, name="tensorrt")
+    plain = dataclasses.replace(trt, name="tensorrt", version="10.13.3")
     typed, cache = relu(tmp_path / "m.onnx"), tmp_path / "timing.cache"
     options = tensorrt.BuildOptions(timing_cache=cache, hardware_compatible=True)
     tensorrt.build(plain, typed, (), options, tmp_path / "e", emit=silent)

@@ -5,7 +5,9 @@ import sys
 import pytest
 
 from trtopt.engine import tensorrt
-from trtopt.engine.trt.locate import RTX, load
+from trtopt.engine.trt import locate
+from trtopt.engine.trt.locate import load
+from trtopt.engine.trt.versions import RTX
 from trtopt.errors import EnvironmentUnableError, UsageError
 
 
@@ -37,10 +39,19 @@ def test_a_stub_is_skipped_for_the_next_package(package):
     assert tensorrt.find().name == RTX
 
 
-def test_the_first_usable_package_is_preferred(package):
+def test_tensorrt_is_preferred_where_there_is_a_gpu(package, monkeypatch):
     folder = package("__version__ = '10.12.0.36'\nBuilder = OnnxParser = object\n")
+    monkeypatch.setattr(locate, "has_gpu", lambda: True)
     trt = tensorrt.find()
     assert (trt.name, trt.version, trt.origin) == ("tensorrt", "10.12.0.36", folder)
+
+
+def test_tensorrt_for_rtx_is_preferred_without_a_gpu(package, monkeypatch):
+    package("__version__ = '10.12.0.36'\nBuilder = OnnxParser = object\n")
+    monkeypatch.setattr(locate, "has_gpu", lambda: False)
+    assert tensorrt.find().name == RTX
+    monkeypatch.setitem(sys.modules, RTX, None)
+    assert tensorrt.find().name == "tensorrt"
 
 
 @pytest.mark.parametrize(
@@ -48,7 +59,7 @@ def test_the_first_usable_package_is_preferred(package):
     [
         ("__version__ = '10.14.1'\n", "is a stub without a builder"),
         ("", "is a stub without a builder"),
-        ("__version__ = '10.9.0.34'\nBuilder = OnnxParser = object\n", "10.9.0.34 is too old: 10.12"),
+        ("__version__ = '8.4.3.1'\nBuilder = OnnxParser = object\n", "8.4.3.1 is too old: 8.5"),
         ("raise OSError('libnvinfer.so.10: cannot open shared object file')\n", "cannot be imported: libnvinfer.so.10"),
         ("import tensorrt_libs_that_are_not_there\n", "lacks its module tensorrt_libs_that_are_not_there"),
     ],
@@ -62,10 +73,10 @@ def test_the_reason_why_a_package_is_not_usable_is_reported(package, source, rea
 
 
 def test_without_a_usable_package_all_reasons_are_listed_and_rtx_is_recommended(package, monkeypatch):
-    package("__version__ = '10.9.0.34'\nBuilder = OnnxParser = object\n")
+    package("__version__ = '8.4.3.1'\nBuilder = OnnxParser = object\n")
     monkeypatch.setitem(sys.modules, RTX, None)
     with pytest.raises(
-        EnvironmentUnableError, match=r"tensorrt 10.9.0.34 is too old.*tensorrt_rtx is not installed"
+        EnvironmentUnableError, match=r"tensorrt_rtx is not installed; tensorrt 8.4.3.1 is too old"
     ) as error:
         tensorrt.find()
     assert "pip install 'trtopt[rtx]'" in error.value.fix

@@ -44,7 +44,9 @@ def test_the_input_that_is_not_a_convolution_is_the_skip(parse: Parse, body: str
 @pytest.mark.parametrize("last", ["Conv(b, w)", "Exp(b)"])
 def test_the_input_that_the_other_is_computed_from_is_the_skip(parse: Parse, order: str, last: str) -> None:
     # A linear bottleneck: its input is a convolution's output, too, and its last convolution fuses with the Add.
-    body = f"""{HEAD} {{ a = Conv(x, w)\n r = Relu(a)\n b = Conv(r, w)\n c = {last}\n s = Add({order})\n z = Relu(s) }}"""
+    body = (
+        f"""{HEAD} {{ a = Conv(x, w)\n r = Relu(a)\n b = Conv(r, w)\n c = {last}\n s = Add({order})\n z = Relu(s) }}"""
+    )
     assert skips(parse(body, WEIGHTS)) == {("s", "a")}
 
 

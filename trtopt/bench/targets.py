@@ -175,11 +175,9 @@ def open_engine(path: Path, builder: str) -> EngineSession:
         OutOfMemoryError: the GPU has too little memory for the engine's largest shapes.
         MissingDependencyError: neither cuda-python nor pycuda is installed.
     """
-    from trtopt.engine.runner import tensorrt as runner_tensorrt
-    from trtopt.engine.trt import locate
+    from trtopt.engine.tensorrt import open_runner as open_engine_runner
 
-    trt = locate.find(locate.RTX if builder.startswith("TensorRT-RTX") else "tensorrt")
-    return EngineSession(runner_tensorrt.open_engine(trt, path, streams=1))
+    return EngineSession(open_engine_runner(path, builder, streams=1))
 
 
 def open_onnx(path: Path, device: str, cuda: CudaOptions) -> OnnxSession:

@@ -13,7 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from trtopt.engine.driver import Driver, Gpu, read_driver
-from trtopt.engine.trt.locate import MINIMUM, RTX, RTX_DEVICES, load
+from trtopt.engine.trt.locate import load
+from trtopt.engine.trt.versions import MINIMUM, RTX, RTX_DEVICES
 
 _PACKAGES = (
     "trtopt onnx onnx-ir onnxruntime onnxruntime-gpu tensorrt tensorrt-rtx tensorrt-rtx-cu13 tensorrt-rtx-cu12 "

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from trtopt.engine.trt.refusal import Refusal
+from trtopt.events import silent
 from trtopt.inspection import Inspection
 from trtopt.types import Decision
 
@@ -50,11 +51,12 @@ def look(path: Path, *, tensorrt: bool = False) -> Inspection:
 
 def _ask(path: Path) -> tuple[str, tuple[Refusal, ...]]:
     """Return the name of the TensorRT in use, and the nodes that its parser does not support."""
-    from trtopt.engine import tensorrt
+    from trtopt.engine.trt import apart
+    from trtopt.engine.trt.locate import find
     from trtopt.engine.trt.refusal import explain
 
-    trt = tensorrt.find(None)
-    return trt.title, explain(path, tensorrt.check(trt, path))
+    trt = find()
+    return trt.title, explain(path, apart.check(trt, path, silent).rejections)
 
 
 def _would_decide(path: Path) -> tuple[Decision, ...]:

@@ -42,7 +42,7 @@ def read_driver() -> Driver:
     try:
         nvml: Any = importlib.import_module("pynvml")
     except ModuleNotFoundError:
-        if _KERNEL_DRIVER.exists() or shutil.which("nvidia-smi"):
+        if _has_driver():
             return Driver(absent="the NVIDIA driver cannot be queried: nvidia-ml-py is not installed")
         return Driver(absent="no NVIDIA driver")
     except Exception as error:  # noqa: BLE001 - a broken installation can raise anything, and is reported
@@ -63,6 +63,15 @@ def read_driver() -> Driver:
     finally:
         with contextlib.suppress(nvml.NVMLError):
             nvml.nvmlShutdown()
+
+
+def has_gpu() -> bool:
+    """Return whether this machine has, or may have, an NVIDIA GPU: without nvidia-ml-py only the driver can be seen."""
+    return bool(read_driver().gpus) or _has_driver()
+
+
+def _has_driver() -> bool:
+    return _KERNEL_DRIVER.exists() or shutil.which("nvidia-smi") is not None
 
 
 def _gpu(nvml: Any, handle: Any) -> Gpu:

@@ -1,49 +1,44 @@
-"""Backend `tensorrt`: builds engines from typed ONNX graphs with TensorRT 10.12 and later, 11, and TensorRT for RTX.
+"""Backend `tensorrt`: builds engines from typed ONNX graphs with TensorRT 8.5 to 11 and TensorRT for RTX.
 
-The network is strongly typed: the graph alone determines the precision, and no builder flag changes it. The parsed
-network is audited against the decisions before anything is built.
+From TensorRT 10 on the network is strongly typed: the graph alone determines the precision, and no builder flag changes
+it. TensorRT 8.5 and 8.6 receive the same decisions as flags and constraints (`trt.weak`). The parsed network is audited
+against the decisions before anything is built, and an engine that can be loaded here after it.
 
-Touches: reads the model; writes the engine, and the timing cache if one is given.
+The functions run TensorRT in this process. A crash of its parser ends the process: the stages call them through
+`trt.apart`.
+
+Touches: reads the model; writes the engine, and the timing cache if one is given; the GPU.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trtopt.engine.trt.audit import audit_engine, audit_network
+from trtopt.engine.trt import weak
+from trtopt.engine.trt.audit import audit_network, count_inspected, inspect_engine, layers_by_node
 from trtopt.engine.trt.diagnosis import build_error, logger, onnx_node, rejected, rejections
-from trtopt.engine.trt.locate import RTX, RTX_DEVICES, TensorRT, find
+from trtopt.engine.trt.locate import TensorRT, find
+from trtopt.engine.trt.options import BuildOptions, check_options, configure, save_timing_cache, write
+from trtopt.engine.trt.profile import check_profile
 from trtopt.engine.trt.progress import build_serialized
-from trtopt.errors import BuildError, EnvironmentUnableError, UsageError
+from trtopt.engine.trt.versions import PRODUCT, RTX, RTX_DEVICES
+from trtopt.errors import BuildError, EnvironmentUnableError
 from trtopt.events import Emit, Warned
-from trtopt.types import Engine, OnnxModel, Rejection, ShapeRange, TensorSpec, TypedModel
+from trtopt.types import Engine, OnnxModel, Rejection, ShapeRange, TypedModel
 
-__all__ = ["BuildOptions", "TensorRT", "build", "check", "find", "rejected"]
+if TYPE_CHECKING:
+    from trtopt.engine.runner.engine import EngineRunner
+
+__all__ = ["BuildOptions", "TensorRT", "build", "check", "find", "open_runner", "rejected"]
 
 _NUMPY_NAMES = {"float": "float32", "half": "float16", "bf16": "bfloat16"}
-_LEVELS = range(6)
 _RTX_FP8_DEVICES = "portable: compute capability 8.9, 12.0 and later, which have FP8"
 """Devices of an FP8 engine of TensorRT-RTX: older GPUs do not support FP8 (NVIDIA's support matrix)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildOptions:
-    """Options of TensorRT's builder. None and False leave TensorRT's default.
-
-    `optimization_level` is 0 to 5. A `timing_cache` that does not exist yet is created.
-    """
-
-    workspace_bytes: int | None = None
-    optimization_level: int | None = None
-    version_compatible: bool = False
-    hardware_compatible: bool = False
-    timing_cache: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +87,22 @@ def build(
         OSError: `out` cannot be written.
     """
     # All checks come before the build, which may take many minutes.
-    _check_profile(typed.onnx.inputs, profile)
-    _check_options(trt, options)
+    check_profile(typed.onnx.inputs, profile)
+    check_options(trt, options)
+    weak.check_precision(trt, typed)
     builder = _builder(trt)
-    parsed = _parse(trt, builder, typed.onnx.path)
+    with tempfile.TemporaryDirectory(prefix="trtopt-") as folder:
+        path = typed.onnx.path if trt.can.strong_typing else weak.write_widened(typed.onnx.path, Path(folder))
+        # The parser copies the weights that it reads from a file.
+        parsed = _parse(trt, builder, path)
     network = parsed.network
     if parsed.rejections:
         raise rejected(parsed.rejections)
     counts = audit_network(trt, network, typed)
+    config = configure(trt, builder, options)
+    if not trt.can.strong_typing:
+        weak.constrain(trt, network, config, typed, layers_by_node(network, typed))
     _warn_of_changed_types(network, typed.onnx, emit)
-    config = _configure(trt, builder, options)
     if profile:  # one profile, number 0: the runner reads its shapes from there
         shapes = builder.create_optimization_profile()
         for entry in profile:
@@ -110,12 +111,18 @@ def build(
     plan = build_serialized(trt, builder, network, config, emit)
     if plan is None:
         raise _failure(trt, network, typed.onnx.path)
-    # Additional evidence, where the engine can be loaded. The audit of the parsed network is the one that decides.
-    inspected = audit_engine(trt, plan)
+    # The audit of the parsed network decides for a strongly typed network, and the engine's layers are additional
+    # evidence where it can be loaded. A weakly typed network tells nothing before it is built.
+    layers = inspect_engine(trt, plan)
+    audited = "parsed network"
+    if not trt.can.strong_typing and layers is not None:
+        counts, audited = weak.audit(layers, typed, emit), "engine inspector"
+    elif layers:
+        audited += f"; engine inspector: {_count_line(count_inspected(layers))}"
     data = memoryview(plan)  # no copy: engines can have several GB
-    _write(out, data)
+    write(out, data)
     if options.timing_cache is not None:
-        _save_timing_cache(options.timing_cache, config, emit)
+        save_timing_cache(options.timing_cache, config, emit)
     return Engine(
         path=out,
         digest=hashlib.sha256(data).hexdigest(),
@@ -124,8 +131,28 @@ def build(
         device=_device(trt, counts),
         size_bytes=data.nbytes,
         audit=counts,
-        audited="parsed network" + (f"; engine inspector: {_count_line(inspected)}" if inspected else ""),
+        audited=audited,
     )
+
+
+def open_runner(path: Path, builder: str, *, streams: int = 2, graphs: bool = True) -> EngineRunner:
+    """Load an engine that is listed in a manifest, with the TensorRT that built it.
+
+    Args:
+        path: the engine file. Loading runs code from it: its digest must have been checked.
+        builder: product and version that built it, such as "TensorRT-RTX 1.3".
+        streams: number of runs that can be in flight at the same time.
+        graphs: whether to use CUDA graphs.
+
+    Raises:
+        EnvironmentUnableError: that TensorRT or a GPU is missing, or the engine does not run on the GPU.
+        OutOfMemoryError: the GPU has too little memory for the engine's largest shapes.
+        MissingDependencyError: neither cuda-python nor pycuda is installed.
+    """
+    from trtopt.engine.runner.tensorrt import open_engine
+
+    trt = find(RTX if builder.startswith("TensorRT-RTX") else PRODUCT)
+    return open_engine(trt, path, streams=streams, graphs=graphs)
 
 
 def _builder(trt: TensorRT) -> Any:
@@ -143,114 +170,22 @@ def _builder(trt: TensorRT) -> Any:
 
 
 def _parse(trt: TensorRT, builder: Any, path: Path) -> _Parsed:
-    """Parse an ONNX file into a strongly typed network."""
+    """Parse an ONNX file into a network, strongly typed where this TensorRT has that."""
     collector = logger(trt.module.__name__)
-    # Required by TensorRT 10. In 11 every network is strongly typed, and the flag is accepted.
-    network = builder.create_network(1 << int(trt.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    flags = trt.module.NetworkDefinitionCreationFlag
+    # STRONGLY_TYPED is required by TensorRT 10. In 11 every network is strongly typed, and the flag is accepted.
+    flag = flags.STRONGLY_TYPED if trt.can.strong_typing else flags.EXPLICIT_BATCH
+    network = builder.create_network(1 << int(flag))
     parser = trt.module.OnnxParser(network, collector)
     # From the file, not from memory, so that the parser finds external weights beside it.
     parsed = parser.parse_from_file(str(path))
+    collector.at("")
     rejected_nodes = rejections(parser)
     if not rejected_nodes and (not parsed or network.num_outputs == 0):  # the parser accepts an empty file
         message = "; ".join(collector.errors) or "the model has no outputs"
         rejected_nodes = (Rejection(node="", op="", code="INVALID_GRAPH", message=message),)
     collector.errors.clear()
     return _Parsed(parser, network, rejected_nodes)
-
-
-def _check_profile(inputs: tuple[TensorSpec, ...], profile: tuple[ShapeRange, ...]) -> None:
-    """Raise a UsageError unless the profile has one valid range of shapes for every dynamic input.
-
-    TensorRT's `set_shape` accepts anything; a mistake would cause another error much later.
-    """
-    specs = {spec.name: spec for spec in inputs}
-    for entry in profile:
-        spec = specs.get(entry.name)
-        if spec is None:
-            raise UsageError(
-                f"--shape {entry.name}: the model has no such input", fix=f"Its inputs are: {', '.join(specs)}"
-            )
-        _check_range(spec, entry)
-    ranged = [entry.name for entry in profile]
-    for spec in inputs:
-        dynamic = any(isinstance(dim, str) for dim in spec.shape)
-        if ranged.count(spec.name) > 1 or (dynamic and spec.name not in ranged):
-            raise UsageError(
-                f"input {spec.name} has {'two ranges of shapes' if spec.name in ranged else 'no range of shapes'}",
-                why=f"its shape is [{', '.join(map(str, spec.shape))}]",
-                fix=f"Give one: --shape {spec.name}=SMALLEST:USUAL:LARGEST",
-            )
-
-
-def _check_range(spec: TensorSpec, entry: ShapeRange) -> None:
-    """Raise a UsageError if a range of shapes does not fit its input."""
-    what = f"the shapes of input {entry.name} do not fit"
-    for shape in (entry.min, entry.opt, entry.max):
-        if len(shape) != len(spec.shape):
-            raise UsageError(what, why=f"{list(shape)} has rank {len(shape)}, the input has rank {len(spec.shape)}")
-        for size, dim in zip(shape, spec.shape, strict=True):
-            if size < 0 or (isinstance(dim, int) and size != dim):
-                expected = ", ".join(map(str, spec.shape))
-                raise UsageError(what, why=f"{list(shape)} was given, the model expects [{expected}]")
-    if not all(low <= best <= high for low, best, high in zip(entry.min, entry.opt, entry.max, strict=True)):
-        why = f"not in ascending order: {list(entry.min)}, {list(entry.opt)}, {list(entry.max)}"
-        raise UsageError(what, why=why)
-
-
-def _check_options(trt: TensorRT, options: BuildOptions) -> None:
-    """Raise a UsageError for an option that has an invalid value or that this TensorRT does not support."""
-    unsupported = []
-    # TensorRT-RTX 1.7 ignores --timing-cache and --hardware-compatible, and fails late on --version-compatible.
-    if trt.name == RTX:
-        if options.timing_cache is not None:
-            unsupported.append(("--timing-cache", "it ignores the timing cache"))
-        if options.version_compatible:
-            unsupported.append(("--version-compatible", "it has no lean runtime to include in the engine"))
-        if options.hardware_compatible:
-            unsupported.append(("--hardware-compatible", f"its engines are always {RTX_DEVICES}"))
-    if options.optimization_level is not None and options.optimization_level not in _LEVELS:
-        unsupported.append(("--optimization-level", f"{options.optimization_level} is not between 0 and {_LEVELS[-1]}"))
-    if options.workspace_bytes is not None and options.workspace_bytes <= 0:
-        unsupported.append(("--workspace", f"{options.workspace_bytes} bytes are too few"))
-    for flag, why in unsupported:
-        raise UsageError(f"{trt.title} cannot use {flag}", why=why, fix=f"Omit {flag}")
-
-
-def _configure(trt: TensorRT, builder: Any, options: BuildOptions) -> Any:
-    module, config = trt.module, builder.create_builder_config()
-    # With any lower verbosity, the engine inspector does not report the types of layers, which `audit_engine` needs.
-    config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
-    if options.workspace_bytes is not None:
-        config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, options.workspace_bytes)
-    if options.optimization_level is not None:
-        config.builder_optimization_level = options.optimization_level
-    if options.version_compatible:
-        config.set_flag(module.BuilderFlag.VERSION_COMPATIBLE)
-    if options.hardware_compatible:  # Ampere and later: the only level that covers several generations
-        config.hardware_compatibility_level = module.HardwareCompatibilityLevel.AMPERE_PLUS
-    if options.timing_cache is not None:
-        cache = config.create_timing_cache(_read_timing_cache(options.timing_cache))
-        # False: do not ignore that a cache is from another version or GPU.
-        if cache is None or not config.set_timing_cache(cache, False):
-            raise UsageError(
-                f"{options.timing_cache} is not a timing cache of {trt.title} on this GPU", fix="Name another file"
-            )
-    return config
-
-
-def _read_timing_cache(path: Path) -> bytes:
-    """Return the content of a timing cache; empty if it does not exist yet."""
-    try:
-        return path.read_bytes() if path.exists() else b""
-    except OSError as error:
-        raise UsageError(f"the timing cache {path} cannot be read", why=error.strerror or str(error)) from error
-
-
-def _save_timing_cache(path: Path, config: Any, emit: Emit) -> None:
-    try:
-        _write(path, memoryview(config.get_timing_cache().serialize()))
-    except OSError as error:  # only a warning: the engine is complete, and the cache only makes later builds faster
-        emit(Warned(f"the timing cache {path} cannot be written: {error.strerror or error}"))
 
 
 def _failure(trt: TensorRT, network: Any, path: Path) -> BuildError:
@@ -289,17 +224,6 @@ def _gpu() -> str:
 
     names = dict.fromkeys(f"{gpu.name}, compute capability {gpu.compute_capability}" for gpu in read_driver().gpus)
     return " or ".join(names) or "the GPU of the machine that built it"
-
-
-def _write(path: Path, data: memoryview) -> None:
-    """Write a file under a temporary name and rename it, so that it is never incomplete."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def _count_line(counts: Mapping[str, int]) -> str:

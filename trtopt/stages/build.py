@@ -40,6 +40,9 @@ def build(context: Context, typed: TypedModel, ranges: Sequence[ShapeRange], pla
             audited="typed graph",
         )
     from trtopt.engine import tensorrt
+    from trtopt.engine.driver import read_driver
+    from trtopt.engine.trt import apart
+    from trtopt.engine.trt.versions import RTX
 
     trt = tensorrt.find(plan.tensorrt)
     options = tensorrt.BuildOptions(
@@ -51,13 +54,15 @@ def build(context: Context, typed: TypedModel, ranges: Sequence[ShapeRange], pla
     )
 
     def make(folder: Path) -> Engine:
-        return tensorrt.build(trt, typed, tuple(ranges), options, folder / "model.engine", emit=context.emit)
+        return apart.build(trt, typed, tuple(ranges), options, folder / "model.engine", emit=context.emit)
 
     key = {
         "typed": typed.onnx.digest,
         "profile": [asdict(entry) for entry in ranges],
         "options": encode(options),
         "tensorrt": f"{trt.name} {trt.version}",
+        # An engine of TensorRT is made for the GPU that it is built on. TensorRT for RTX builds for many.
+        "gpus": None if trt.name == RTX else encode(read_driver()),
     }
     return context.store.stage("build", key, Engine, make, engine_line)
 

@@ -16,7 +16,7 @@ from trtopt.types import OnnxModel, Support
 def check_operators(context: Context, model: OnnxModel, plan: BuildPlan) -> None:
     """Check with TensorRT's parser, before calibration, that it supports every node.
 
-    The stage is omitted if TensorRT is not installed or not the backend.
+    The stage is omitted if TensorRT is not installed, does not work on this machine, or is not the backend.
 
     Raises:
         BuildError: some nodes are not supported; the message names the first.
@@ -24,6 +24,7 @@ def check_operators(context: Context, model: OnnxModel, plan: BuildPlan) -> None
     if plan.backend != "tensorrt":
         return
     from trtopt.engine import tensorrt
+    from trtopt.engine.trt import apart
 
     try:
         trt = tensorrt.find(plan.tensorrt)
@@ -31,10 +32,13 @@ def check_operators(context: Context, model: OnnxModel, plan: BuildPlan) -> None
         return
 
     def make(_: Path) -> Support:
-        return Support(rejections=tensorrt.check(trt, model.path))
+        return apart.check(trt, model.path, context.emit)
 
     key = {"model": model.digest, "tensorrt": f"{trt.name} {trt.version}"}
-    support = context.store.stage("check", key, Support, make, lambda support: _support_line(support, trt.name))
+    try:
+        support = context.store.stage("check", key, Support, make, lambda support: _support_line(support, trt.name))
+    except EnvironmentUnableError:  # TensorRT needs a GPU, and this machine has none: `build` will say so
+        return
     if support.rejections:
         from trtopt.engine.trt.refusal import error
 

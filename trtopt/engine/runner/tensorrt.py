@@ -1,4 +1,4 @@
-"""TensorRT engines for `engine.runner`, with TensorRT 10.12 and later, 11, and TensorRT for RTX.
+"""TensorRT engines for `engine.runner`, with TensorRT 8.5 to 11 and TensorRT for RTX.
 
 A serialized engine contains code, which loading runs. Callers must have checked that the file's digest is listed in a
 manifest, or that the user trusts the file.
@@ -105,7 +105,7 @@ class TensorRTProgram:
     def __init__(self, trt: TensorRT, engine: Any, weights_size: int) -> None:
         self.where = trt.title
         self.weights_size = max(weights_size, 0)  # another process may have freed memory during the measurement
-        self.workspace_size = int(engine.device_memory_size_v2)
+        self.workspace_size = int(engine.device_memory_size_v2 if trt.can.sized_memory else engine.device_memory_size)
         self._trt, self._engine = trt, engine
         # Only an execution context tells the sizes of outputs. The first execution reuses this one.
         self._spare: Any = _context(trt, engine)
@@ -119,7 +119,10 @@ class TensorRTProgram:
         """Create an execution context for input shapes; see `Program`."""
         context, self._spare = self._spare or _context(self._trt, self._engine), None
         # The context was created without memory. It must have some before it runs.
-        context.set_device_memory(workspace, self.workspace_size)
+        if self._trt.can.sized_memory:
+            context.set_device_memory(workspace, self.workspace_size)
+        else:
+            context.device_memory = workspace
         return _TensorRTExecution(self._trt, context, self.ports, shapes, addresses)
 
     def close(self) -> None:
@@ -197,7 +200,10 @@ class _TensorRTExecution:
 
 def _context(trt: TensorRT, engine: Any) -> Any:
     """Create an execution context without device memory: all contexts of a stream share one workspace."""
-    context = engine.create_execution_context(trt.module.ExecutionContextAllocationStrategy.USER_MANAGED)
+    if trt.can.sized_memory:
+        context = engine.create_execution_context(trt.module.ExecutionContextAllocationStrategy.USER_MANAGED)
+    else:
+        context = engine.create_execution_context_without_device_memory()
     if context is None:
         raise EnvironmentUnableError(f"{trt.title} cannot run the engine here", why=_take_errors(trt))
     return context
@@ -214,8 +220,12 @@ def _allocator(trt: TensorRT, pointer: int, size: int) -> Any:
             super().__init__()
             self.shape: Shape = ()
 
-        def reallocate_output_async(self, _name: str, _memory: int, wanted: int, _alignment: int, _stream: int) -> int:
+        def reallocate_output(self, _name: str, _memory: int, wanted: int, _alignment: int) -> int:
             return pointer if wanted <= size else 0  # a null pointer ends the run with an error
+
+        # TensorRT 10 and later call this one.
+        def reallocate_output_async(self, name: str, memory: int, wanted: int, alignment: int, _stream: int) -> int:
+            return self.reallocate_output(name, memory, wanted, alignment)
 
         def notify_shape(self, _name: str, shape: Any) -> None:
             self.shape = tuple(shape)

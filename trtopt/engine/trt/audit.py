@@ -52,7 +52,7 @@ def audit_network(trt: TensorRT, network: Any, typed: TypedModel) -> Mapping[str
         AuditError: a node computes in another type than decided; a convolution or product is missing in the network; or
             no node is found in it at all.
     """
-    parsed = _read(trt, network)
+    parsed = _read(trt, network, typed)
     counts: Counter[str] = Counter()
     faults = []
     for decision in typed.decisions:
@@ -61,6 +61,8 @@ def audit_network(trt: TensorRT, network: Any, typed: TypedModel) -> Mapping[str
         if achieved == NOT_FOUND:
             if decision.op in _NEVER_FOLDED:
                 faults.append(f"{decision.op} node {decision.node}, decided as {decision.precision}, is missing")
+        elif not trt.can.strong_typing and decision.precision not in _QUANTIZED:
+            pass  # a weakly typed network is in FP32: only the built engine tells
         elif achieved != decision.precision and not _widened(parsed, decision, achieved):
             faults.append(f"{decision.op} node {decision.node} is {achieved}, not {decision.precision}")
     if faults:
@@ -79,11 +81,10 @@ def audit_network(trt: TensorRT, network: Any, typed: TypedModel) -> Mapping[str
     return dict(sorted(counts.items()))
 
 
-def audit_engine(trt: TensorRT, plan: Any) -> Mapping[str, int] | None:
-    """Return the number of layers of a serialized engine by the type of their inputs, from the engine inspector.
+def inspect_engine(trt: TensorRT, plan: Any) -> list[Mapping[str, Any]] | None:
+    """Return the layers of a serialized engine, as the engine inspector describes them. A fused layer is one layer.
 
-    A fused layer counts once. The result is None if the engine cannot be loaded here: without a driver, or on another
-    GPU than it was built for.
+    The result is None if the engine cannot be loaded here: without a driver, or on another GPU than it was built for.
     """
     collector = logger(trt.module.__name__)
     runtime = trt.module.Runtime(collector)
@@ -91,29 +92,30 @@ def audit_engine(trt: TensorRT, plan: Any) -> Mapping[str, int] | None:
     collector.errors.clear()  # a failure is expected on machines without a GPU, and must not appear in later errors
     if engine is None:
         return None
-    text = engine.create_engine_inspector().get_engine_information(trt.module.LayerInformationFormat.JSON)
-    return count_inspected(text)
+    return described(engine.create_engine_inspector().get_engine_information(trt.module.LayerInformationFormat.JSON))
 
 
-def count_inspected(text: str) -> Mapping[str, int]:
-    """Return the number of layers by precision, from the engine inspector's JSON; empty if it contains no types.
+def described(text: str) -> list[Mapping[str, Any]]:
+    """Return the layers in the engine inspector's JSON, without those that are only a name (low verbosity)."""
+    return [layer for layer in json.loads(text).get("Layers", []) if isinstance(layer, dict)]
+
+
+def count_inspected(layers: Iterable[Mapping[str, Any]]) -> Mapping[str, int]:
+    """Return the number of layers by precision, from the engine inspector's layers; empty if they have no types.
 
     TensorRT 10 writes a sentence such as "Row major linear FP16 format" under `Format/Datatype`; 11 writes the type
     alone. Inputs and outputs of the engine (`Bindings` in 10, `I/O Tensors` in 11) are not layers.
     """
-    layers = json.loads(text).get("Layers", [])
     counts: Counter[str] = Counter()
     for layer in layers:
-        if not isinstance(layer, dict):  # without detailed verbosity, a layer is only its name
-            continue
         tensors = [*layer.get("Inputs", []), *layer.get("Outputs", [])]
-        precisions = [precision for tensor in tensors if (precision := _inspected(tensor))]
+        precisions = [precision for tensor in tensors if (precision := inspected(tensor))]
         # The first input decides; a layer without inputs, such as a constant, counts by its output.
         counts.update(precisions[:1])
     return dict(sorted(counts.items()))
 
 
-def _inspected(tensor: Mapping[str, Any]) -> str:
+def inspected(tensor: Mapping[str, Any]) -> str:
     """Return the precision of a tensor in the inspector's JSON, or "" if it is unknown."""
     text = " ".join(str(value) for key, value in tensor.items() if "datatype" in key.lower())
     return next((name for name, pattern in _INSPECTED if re.search(pattern, text, re.IGNORECASE)), "")
@@ -154,10 +156,21 @@ class _Parsed:
                 pending.extend(tensor.name for tensor in layer.inputs)
 
 
-def _read(trt: TensorRT, network: Any) -> _Parsed:
+def layers_by_node(network: Any, typed: TypedModel) -> dict[str, list[Any]]:
+    """Return the layers of a parsed network by the ONNX node that each comes from."""
+    names = {decision.node for decision in typed.decisions}
+    layers: dict[str, list[Any]] = {}
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        layers.setdefault(onnx_node(layer, names), []).append(layer)
+    return layers
+
+
+def _read(trt: TensorRT, network: Any, typed: TypedModel) -> _Parsed:
     """Copy the layers of TensorRT's network into plain values, with the names of types instead of enumerators."""
     dtypes = {value: name for name, value in trt.module.DataType.__members__.items()}
     layer_types = {value: name for name, value in trt.module.LayerType.__members__.items()}
+    names = {decision.node for decision in typed.decisions}
     by_node: dict[str, list[_Layer]] = {}
     producers: dict[str, _Layer] = {}
 
@@ -169,7 +182,7 @@ def _read(trt: TensorRT, network: Any) -> _Parsed:
         inputs = (raw.get_input(i) for i in range(raw.num_inputs))
         layer = _Layer(
             type=layer_types.get(raw.type, str(raw.type)),
-            node=onnx_node(raw),
+            node=onnx_node(raw, names),
             inputs=tuple(tensor(value) for value in inputs if value is not None),
             outputs=tuple(tensor(raw.get_output(i)) for i in range(raw.num_outputs)),
         )

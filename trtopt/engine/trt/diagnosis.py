@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from trtopt.errors import BuildError
@@ -25,6 +25,7 @@ _NOISE = ("cudaError 35", "Thread context has not been set", "ModelImporter.cpp"
 _PLACES = re.compile(r"\s*In \S+ at /?\S+:\d+|\[\w+\.cpp::\w+::\d+\]\s*|\[\w+\.(?:cpp|h):\d+: \w+\]\s*")
 _PREFIXES = re.compile(r"^(?:I\w+::\w+: )?Error Code \d+: [\w ]+\((.*)\)\s*$", re.DOTALL)
 _ASSERTIONS = re.compile(r"^Assertion (?:failed: |.*? failed\. (?=\S))")
+_PARSING = re.compile(r"Parsing node: (.*) \[(\w+)\]")
 _SHOWN = 3
 _ONNX_LAYER = re.compile(r"\[ONNX Layer: (.*?)(?: \| .*? \(\w+\))*\]", re.DOTALL)
 """Name of a node, which may contain any character; then, for a node of a subgraph, the graphs and nodes around it."""
@@ -46,15 +47,22 @@ _FIX_OF_MODEL = "Search NVIDIA's documentation for this message, or use --backen
 
 @functools.cache
 def logger(name: str) -> Any:
-    """Return this process's logger for the TensorRT package `name`. Its attribute `errors` collects error messages."""
+    """Return this process's logger for the TensorRT package `name`.
+
+    Its attribute `errors` collects error messages. Its function `at` is called with each node that the parser comes to,
+    as in "Range node /positions", and with "" at the end.
+    """
     module = importlib.import_module(name)
 
     class Collector(module.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.errors: list[str] = []
+            self.at: Callable[[str], None] = lambda _: None
 
         def log(self, severity: Any, message: str) -> None:
+            if match := _PARSING.match(message):
+                self.at(f"{match[2]} node {match[1]}")
             serious = severity in (module.ILogger.ERROR, module.ILogger.INTERNAL_ERROR)
             if serious and not any(noise in message for noise in _NOISE):
                 self.errors.append(message)
@@ -67,12 +75,15 @@ def rejections(parser: Any) -> tuple[Rejection, ...]:
     rejected_nodes = []
     for index in range(parser.num_errors):
         error = parser.get_error(index)
-        name = error.node_name() or (f"#{error.node()}" if error.node() >= 0 else "")
-        message = clean(error.desc().removeprefix("Invalid Node - ").removeprefix(error.node_name()))
+        # Before TensorRT 10, an error has only the index of the node.
+        node_name = error.node_name() if hasattr(error, "node_name") else ""
+        name = node_name or (f"#{error.node()}" if error.node() >= 0 else "")
+        message = clean(error.desc().removeprefix("Invalid Node - ").removeprefix(node_name))
         # The message of a failed check is just "false"; the name of the function tells what it checked.
         message = f"{error.func()}: {message}" if message in ("false", "") else message
+        op = error.node_operator() if hasattr(error, "node_operator") else ""
         code = str(error.code()).rpartition(".")[2]
-        rejected_nodes.append(Rejection(node=name, op=error.node_operator(), code=code, message=message))
+        rejected_nodes.append(Rejection(node=name, op=op, code=code, message=message))
     return tuple(rejected_nodes)
 
 
@@ -115,10 +126,20 @@ def build_error(messages: Iterable[str], layers: Mapping[str, str], ops: Mapping
     return BuildError(f"TensorRT cannot build the network{where}", why=text, fix=_fix(text, node))
 
 
-def onnx_node(layer: Any) -> str:
-    """Return the name of the ONNX node that a parsed layer comes from, or "" for a layer that the parser added."""
-    match = _ONNX_LAYER.fullmatch(layer.metadata)
-    return match[1] if match else ""
+def onnx_node(layer: Any, names: Collection[str] = ()) -> str:
+    """Return the name of the ONNX node that a parsed layer comes from, or "" for a layer that the parser added.
+
+    Before TensorRT 8.6, layers have no metadata. The parser names the first layer of a node like the node, and appends
+    a number for the next ones; `names` are the nodes to recognize.
+    """
+    metadata = getattr(layer, "metadata", None)
+    if metadata is not None:
+        match = _ONNX_LAYER.fullmatch(metadata)
+        return match[1] if match else ""
+    if layer.name in names:
+        return str(layer.name)
+    base = re.sub(r"_\d+$", "", layer.name)
+    return base if base in names else ""
 
 
 def _culprit(text: str, layers: Mapping[str, str]) -> str:

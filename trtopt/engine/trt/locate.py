@@ -10,14 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trtopt.engine.driver import has_gpu
+from trtopt.engine.trt.versions import MINIMUM, RTX, Abilities, abilities, parsed
 from trtopt.errors import EnvironmentUnableError, UsageError
-
-RTX = "tensorrt_rtx"
-MINIMUM = {"tensorrt": (10, 12), RTX: (1, 3)}
-"""Supported packages in order of preference, with the oldest version that builds strongly typed networks."""
-
-RTX_DEVICES = "portable: compute capability 8.0, 8.6, 8.9, 12.0 and later"
-"""Devices that a TensorRT-RTX engine runs on by default (NVIDIA, "CPU-Only AOT and TensorRT-RTX Engines")."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,9 +29,16 @@ class TensorRT:
         """Product name and version, as shown in reports."""
         return f"{'TensorRT-RTX' if self.name == RTX else 'TensorRT'} {self.version}"
 
+    @property
+    def can(self) -> Abilities:
+        """What this version can do."""
+        return abilities(self.name, self.version)
+
 
 def find(name: str | None = None) -> TensorRT:
     """Return the package `name`, or by default the first one that is usable here.
+
+    TensorRT needs a GPU for everything. On a machine without one, TensorRT for RTX comes first.
 
     Raises:
         UsageError: `name` is not a supported TensorRT package.
@@ -45,7 +47,8 @@ def find(name: str | None = None) -> TensorRT:
     if name is not None and name not in MINIMUM:
         raise UsageError(f"unknown TensorRT package {name!r}", fix=f"Choose {' or '.join(MINIMUM)}")
     reasons = []
-    for candidate in [name] if name else MINIMUM:
+    order = sorted(MINIMUM, key=lambda package: package != RTX) if name is None and not has_gpu() else MINIMUM
+    for candidate in [name] if name else order:
         result = load(candidate)
         if isinstance(result, TensorRT):
             return result
@@ -77,6 +80,6 @@ def load(name: str) -> TensorRT | str:
     if not version or not file or not hasattr(module, "Builder") or not hasattr(module, "OnnxParser"):
         return f"is a stub without a builder ({file or 'a folder of that name'})"
     oldest = MINIMUM[name]
-    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < oldest:
+    if parsed(version) < oldest:
         return f"{version} is too old: {'.'.join(map(str, oldest))} or later is required"
     return TensorRT(module=module, name=name, version=version, origin=Path(file).parent)

@@ -30,7 +30,8 @@ def build_serialized(trt: TensorRT, builder: Any, network: Any, config: Any, emi
         trt: the TensorRT package.
         builder: its builder.
         network: the network to build.
-        config: the builder configuration. Its progress monitor is replaced, and removed at the end.
+        config: the builder configuration. Its progress monitor is replaced, and removed at the end. Before TensorRT 8.6
+            there is none: the build shows no progress and cannot be cancelled.
         emit: receives the progress. Any exception that it raises cancels the build, too.
 
     Raises:
@@ -39,8 +40,8 @@ def build_serialized(trt: TensorRT, builder: Any, network: Any, config: Any, emi
     steps: _Steps = queue.SimpleQueue()
     cancelled = threading.Event()
     result: Future[Any] = Future()
-    monitor = _monitor(trt, steps, cancelled)
-    config.progress_monitor = monitor
+    if trt.can.progress:
+        config.progress_monitor = _monitor(trt, steps, cancelled)
 
     def work() -> None:
         try:
@@ -60,7 +61,8 @@ def build_serialized(trt: TensorRT, builder: Any, network: Any, config: Any, emi
         raise
     finally:
         join(thread)
-        config.progress_monitor = None
+        if trt.can.progress:
+            config.progress_monitor = None
     return result.result()
 
 

@@ -1,0 +1,118 @@
+"""The typed graph as TensorRT 8.5 and 8.6 take it: in FP32, with the decisions as flags and constraints."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from trtopt.engine.onnxruntime import open_runner
+from trtopt.engine.trt import weak
+from trtopt.engine.trt.versions import abilities
+from trtopt.errors import AuditError, UsageError
+from trtopt.events import Warned, silent
+from trtopt.graph.file import describe, load_ir, load_proto
+from trtopt.graph.prepare import check_types, infer_shapes, save
+from trtopt.precision import Request, precision
+from trtopt.types import CalibrationTable, Decision, TypedModel
+
+BODY = """<ir_version: 10, opset_import: ["": 19]> g (float[n, 16, 8, 8] x) => (float[n, 16, 8, 8] y) {
+    c = Conv(x, w)\n e = Exp(c)\n s = Sigmoid(e)\n y = Mul(s, c) }"""
+
+
+def make(folder: Path, name: str, **request: object) -> TypedModel:
+    proto = onnx.parser.parse_model(BODY)
+    weights = np.random.default_rng(0).normal(0, 0.2, (16, 16, 1, 1)).astype(np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
+    for node in proto.graph.node:
+        node.name = node.output[0]
+    model = ir.from_proto(proto)
+    infer_shapes(model)
+    decisions = precision(name).apply(model, Request(**request))
+    save(model, folder / "typed.onnx")
+    check_types(folder / "typed.onnx")
+    return TypedModel(onnx=describe(folder / "typed.onnx"), precision=name, rest="fp16", decisions=decisions)
+
+
+@pytest.mark.parametrize("name", ["fp16", "int8"])
+def test_the_widened_graph_is_in_fp32_and_computes_the_same(tmp_path: Path, name: str) -> None:
+    table = CalibrationTable(method="minmax", scales={"x": 0.03})
+    typed = make(tmp_path, name, table=table, rest="fp16")
+    path = weak.write_widened(typed.onnx.path, tmp_path / "..")
+    check_types(path)
+    proto = load_proto(path)
+    assert not {tensor.data_type for tensor in proto.graph.initializer} & {10, 16}
+    assert "Cast" not in [node.op_type for node in proto.graph.node]
+    feed = {"x": np.random.default_rng(1).normal(size=(2, 16, 8, 8)).astype(np.float32)}
+    half, full = (open_runner(each).run(feed)["y"] for each in (typed.onnx.path, path))
+    # Values that the 16-bit rounding moves across the border of two codes differ by one code.
+    assert 10 * np.log10((half**2).sum() / ((half - full) ** 2).sum()) > 45
+
+
+def test_16_bit_inputs_and_outputs_become_fp32(tmp_path: Path) -> None:
+    body = """<ir_version: 10, opset_import: ["": 19]> g (float16[2, 4] x) => (float16[2, 4] y, float16[2, 4] z) {
+        f = Cast<to = 1>(x)\n e = Exp(f)\n y = Cast<to = 10>(e)\n z = Neg(x) }"""
+    onnx.save(onnx.parser.parse_model(body), tmp_path / "m.onnx")
+    model = load_ir(tmp_path / "m.onnx")
+    weak.widen(model)
+    save(model, tmp_path / "w.onnx")
+    check_types(tmp_path / "w.onnx")
+    assert [node.op_type for node in model.graph] == ["Exp", "Identity", "Neg"]
+
+
+def trt(version: str) -> SimpleNamespace:
+    return SimpleNamespace(title=f"TensorRT {version}", can=abilities("tensorrt", version))
+
+
+@pytest.mark.parametrize("change", [{"precision": "fp8"}, {"rest": "bf16"}])
+def test_a_precision_that_came_later_is_refused(tmp_path: Path, change: dict[str, str]) -> None:
+    model = make(tmp_path, "fp16").onnx
+    typed = TypedModel(**{"onnx": model, "precision": "int8", "rest": "fp16", "decisions": ()} | change)
+    with pytest.raises(UsageError, match=r"TensorRT 8\.6 does not have"):
+        weak.check_precision(trt("8.6"), typed)
+    weak.check_precision(trt("10.3"), typed)
+
+
+def layer(name: str, datatype: str, tactic: str = "") -> dict[str, object]:
+    tensor = {"Name": "t", "Format/Datatype": datatype}
+    return {"Name": name, "Inputs": [tensor], "Outputs": [tensor], "TacticName": tactic}
+
+
+NAMED = "Row major linear FP32", "Channel major FP16 format", "Thirty-two wide channel vectorized row major Int8 format"
+FP32, FP16, INT8 = NAMED
+
+
+def decided(tmp_path: Path, **precisions: str) -> TypedModel:
+    decisions = tuple(Decision(node=n, op="Conv", precision=p, reason="") for n, p in precisions.items())
+    return TypedModel(onnx=make(tmp_path, "fp16").onnx, precision="int8", rest="fp16", decisions=decisions)
+
+
+def test_the_precision_of_fused_layers_is_read_from_the_engine(tmp_path: Path) -> None:
+    typed = decided(tmp_path, a="int8", b="int8", c="fp16", d="fp32", e="fp16")
+    layers = [layer("a + b", INT8), layer("PWN(c)", FP16), layer("d", FP32)]
+    assert weak.audit(layers, typed, silent) == {"fp16": 1, "fp32": 1, "int8": 2, "unknown": 1}
+
+
+def test_with_dynamic_shapes_the_tactic_tells_the_precision(tmp_path: Path) -> None:
+    typed = decided(tmp_path, a="int8", b="fp16", c="fp16")
+    unknown = "N/A due to dynamic shapes"
+    layers = [
+        layer("a", unknown, "sm80_xmma_fprop_implicit_gemm_interleaved_i8i8_i8i32_f32_nchw"),
+        layer("b", unknown, "sm80_xmma_fprop_implicit_gemm_f16f16_f16f16_f16"),
+        layer("c", unknown),
+    ]
+    assert weak.audit(layers, typed, silent) == {"fp16": 1, "int8": 1, "unknown": 1}
+
+
+def test_a_node_that_had_to_stay_in_fp32_and_did_not_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(AuditError, match="Conv node a in fp16"):
+        weak.audit([layer("a", FP16)], decided(tmp_path, a="fp32"), silent)
+
+
+def test_a_node_that_runs_in_fp32_instead_of_fp16_is_reported(tmp_path: Path) -> None:
+    events: list[object] = []
+    weak.audit([layer("a", FP32)], decided(tmp_path, a="fp16"), events.append)
+    assert isinstance(events[0], Warned)
+    assert "Conv node a in fp32" in events[0].message

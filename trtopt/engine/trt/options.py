@@ -1,0 +1,112 @@
+"""Options of TensorRT's builder: validation, the builder configuration, and the timing cache.
+
+Touches: reads and writes the timing cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trtopt.engine.trt.locate import TensorRT
+from trtopt.engine.trt.versions import RTX, RTX_DEVICES
+from trtopt.errors import UsageError
+from trtopt.events import Emit, Warned
+
+_LEVELS = range(6)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """Options of TensorRT's builder. None and False leave TensorRT's default.
+
+    `optimization_level` is 0 to 5. A `timing_cache` that does not exist yet is created.
+    """
+
+    workspace_bytes: int | None = None
+    optimization_level: int | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    timing_cache: Path | None = None
+
+
+def check_options(trt: TensorRT, options: BuildOptions) -> None:
+    """Raise a UsageError for an option that has an invalid value or that this TensorRT does not support."""
+    unsupported = []
+    # TensorRT-RTX 1.7 ignores --timing-cache and --hardware-compatible, and fails late on --version-compatible.
+    if trt.name == RTX:
+        if options.timing_cache is not None:
+            unsupported.append(("--timing-cache", "it ignores the timing cache"))
+        if options.version_compatible:
+            unsupported.append(("--version-compatible", "it has no lean runtime to include in the engine"))
+        if options.hardware_compatible:
+            unsupported.append(("--hardware-compatible", f"its engines are always {RTX_DEVICES}"))
+    if options.optimization_level is not None and options.optimization_level not in _LEVELS:
+        unsupported.append(("--optimization-level", f"{options.optimization_level} is not between 0 and {_LEVELS[-1]}"))
+    if options.workspace_bytes is not None and options.workspace_bytes <= 0:
+        unsupported.append(("--workspace", f"{options.workspace_bytes} bytes are too few"))
+    if not trt.can.builder_options:
+        given = {
+            "--optimization-level": options.optimization_level is not None,
+            "--version-compatible": options.version_compatible,
+            "--hardware-compatible": options.hardware_compatible,
+        }
+        unsupported += [(flag, "it came with TensorRT 8.6") for flag, asked in given.items() if asked]
+    for flag, why in unsupported:
+        raise UsageError(f"{trt.title} cannot use {flag}", why=why, fix=f"Omit {flag}")
+
+
+def configure(trt: TensorRT, builder: Any, options: BuildOptions) -> Any:
+    """Return the configuration of the builder for these options, without precision flags."""
+    module, config = trt.module, builder.create_builder_config()
+    # TF32 rounds the factors of FP32 products to 10 bits of mantissa. What was decided as FP32 is computed in FP32.
+    if hasattr(module.BuilderFlag, "TF32"):
+        config.clear_flag(module.BuilderFlag.TF32)
+    # With any lower verbosity, the engine inspector does not report the types of layers, which the audits need.
+    config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
+    if options.workspace_bytes is not None:
+        config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.version_compatible:
+        config.set_flag(module.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware_compatible:  # Ampere and later: the only level that covers several generations
+        config.hardware_compatibility_level = module.HardwareCompatibilityLevel.AMPERE_PLUS
+    if options.timing_cache is not None:
+        cache = config.create_timing_cache(_read_timing_cache(options.timing_cache))
+        # False: do not ignore that a cache is from another version or GPU.
+        if cache is None or not config.set_timing_cache(cache, False):
+            raise UsageError(
+                f"{options.timing_cache} is not a timing cache of {trt.title} on this GPU", fix="Name another file"
+            )
+    return config
+
+
+def _read_timing_cache(path: Path) -> bytes:
+    """Return the content of a timing cache; empty if it does not exist yet."""
+    try:
+        return path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise UsageError(f"the timing cache {path} cannot be read", why=error.strerror or str(error)) from error
+
+
+def save_timing_cache(path: Path, config: Any, emit: Emit) -> None:
+    """Write the timing cache after a build, with a warning if that fails."""
+    try:
+        write(path, memoryview(config.get_timing_cache().serialize()))
+    except OSError as error:  # only a warning: the engine is complete, and the cache only makes later builds faster
+        emit(Warned(f"the timing cache {path} cannot be written: {error.strerror or error}"))
+
+
+def write(path: Path, data: memoryview) -> None:
+    """Write a file under a temporary name and rename it, so that it is never incomplete."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()

@@ -1,0 +1,81 @@
+"""The TensorRT packages and versions, and what each of them can do: the only place that compares versions.
+
+    package         versions         networks          run by trtopt's developers
+    tensorrt        8.5, 8.6         weakly typed      8.5.3.1 on an H100
+    tensorrt        10.0 to 10.16    strongly typed    no: from NVIDIA's documentation and headers
+    tensorrt        11               strongly typed    no: from NVIDIA's documentation
+    tensorrt_rtx    1.3 and later    strongly typed    1.7.1: parser and builder, without a GPU
+
+A strongly typed network computes in the types of its tensors. A weakly typed one is in FP32: the builder may lower
+every layer to the precisions that its flags allow, and constraints keep single layers in FP32.
+
+Touches: nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PRODUCT = "tensorrt"
+RTX = "tensorrt_rtx"
+
+Version = tuple[int, int]
+"""Major and minor version."""
+
+MINIMUM: dict[str, Version] = {PRODUCT: (8, 5), RTX: (1, 3)}
+"""Supported packages in order of preference, with the oldest version of each."""
+
+
+RTX_DEVICES = "portable: compute capability 8.0, 8.6, 8.9, 12.0 and later"
+"""Devices that a TensorRT-RTX engine runs on by default (NVIDIA, "CPU-Only AOT and TensorRT-RTX Engines")."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abilities:
+    """What a TensorRT can do.
+
+    Attributes:
+        strong_typing: networks are strongly typed. Otherwise precision is set by flags and by constraints on layers.
+        explicit_batch_flag: a network needs the flag EXPLICIT_BATCH.
+        precisions: the values of `--precision` that it has.
+        node_names: layers and errors of the parser name the ONNX node; otherwise layers are named after it.
+        progress: the builder reports its progress, and can be cancelled.
+        builder_options: optimization levels, version-compatible and hardware-compatible engines.
+        sized_memory: an execution context receives its memory with the size.
+        native_calibrator: it has an entropy calibrator of its own.
+    """
+
+    strong_typing: bool
+    explicit_batch_flag: bool
+    precisions: frozenset[str]
+    node_names: bool
+    progress: bool
+    builder_options: bool
+    sized_memory: bool
+    native_calibrator: bool
+
+
+_ALL = frozenset({"fp32", "fp16", "bf16", "int8", "fp8"})
+
+
+def abilities(package: str, version: str) -> Abilities:
+    """Return the abilities of a supported version of a package, such as `10.13.3.9` of `tensorrt`."""
+    number = parsed(version)
+    rtx = package == RTX
+    ten = rtx or number >= (10, 0)
+    return Abilities(
+        strong_typing=ten,
+        explicit_batch_flag=not ten,
+        precisions=_ALL if ten else frozenset({"fp32", "fp16", "int8"}),
+        node_names=ten,
+        progress=rtx or number >= (8, 6),
+        builder_options=rtx or number >= (8, 6),
+        sized_memory=rtx or number >= (10, 1),
+        native_calibrator=not rtx and number < (11, 0),
+    )
+
+
+def parsed(version: str) -> Version:
+    """Return the major and minor number of a version; (0, 0) if it has none."""
+    numbers = [int(part) if part.isdigit() else 0 for part in version.split(".")[:2]]
+    return (numbers[0], numbers[1]) if len(numbers) == 2 else (0, 0)

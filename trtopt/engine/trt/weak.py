@@ -1,0 +1,215 @@
+"""Weakly typed networks of TensorRT 8.5 and 8.6: the decisions of a typed graph as flags and constraints on layers.
+
+These versions have no strongly typed networks. They parse the graph in FP32, with its Q/DQ pairs; FP16 and INT8 are
+flags for the whole network; and a layer that must stay in FP32 beside FP16 is constrained, with the flag
+OBEY_PRECISION_CONSTRAINTS (TensorRT 8.5 developer guide, "Reduced Precision").
+
+Touches: writes the FP32 form of the graph into the folder that it is given.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trtopt.engine.trt.locate import TensorRT
+from trtopt.errors import AuditError, UsageError
+from trtopt.events import Emit, Warned
+from trtopt.types import TypedModel
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_SHOWN = 4
+_TYPED_ATTRIBUTES = ("to", "dtype", "output_dtype")
+_UNCONSTRAINED = frozenset({"CONSTANT", "SHAPE", "QUANTIZE", "DEQUANTIZE"})
+"""Layers without arithmetic of their own; TensorRT refuses a precision for some of them."""
+
+
+def check_precision(trt: TensorRT, typed: TypedModel) -> None:
+    """Raise UsageError for a precision that this TensorRT does not have."""
+    for flag, name in (("--precision", typed.precision), ("--rest", typed.rest)):
+        if name not in trt.can.precisions:
+            raise UsageError(
+                f"{trt.title} does not have {flag} {name}",
+                why="it came with TensorRT 10",
+                fix=f"Choose one of {', '.join(sorted(trt.can.precisions))}, or use a later TensorRT",
+            )
+
+
+def write_widened(path: Path, folder: Path) -> Path:
+    """Write the FP32 form of a typed graph to `folder`, and return its path.
+
+    All 16-bit tensors become float32. The numbers stay as they are: constants and scales that were rounded to 16 bits
+    keep the rounded values.
+    """
+    from trtopt.graph.file import load_ir
+    from trtopt.graph.prepare import save
+
+    model = load_ir(path)
+    widen(model)
+    target = folder / "weak.onnx"
+    save(model, target)
+    return target
+
+
+def widen(model: ir.Model) -> None:
+    """Turn all 16-bit floating-point tensors of a graph into float32, in place, and remove the casts between them."""
+    from trtopt.graph.prepare import infer_shapes
+
+    infer_shapes(model)  # which infers the types of tensors, too
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in (*graph.inputs, *graph.initializers.values()):
+            _widen_value(value)
+        for node in list(graph):
+            _widen_attributes(node)
+            for value in node.outputs:
+                _widen_value(value)
+        for node in list(graph):
+            if node.op_type == "Cast" and node.inputs[0] is not None and node.inputs[0].dtype == node.outputs[0].dtype:
+                _bypass(graph, node)
+
+
+def _widen_value(value: ir.Value) -> None:
+    import onnx_ir as ir
+
+    if value.dtype not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+        return
+    value.type = ir.TensorType(ir.DataType.FLOAT)
+    if value.const_value is not None:
+        array = np.asarray(value.const_value.numpy()).astype(np.float32)
+        value.const_value = ir.Tensor(array, dtype=ir.DataType.FLOAT, name=value.name)
+
+
+def _widen_attributes(node: ir.Node) -> None:
+    import onnx_ir as ir
+
+    halves = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    for name, attribute in list(node.attributes.items()):
+        if attribute.type == ir.AttributeType.INT and name in _TYPED_ATTRIBUTES and attribute.value in map(int, halves):
+            node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
+        elif attribute.type == ir.AttributeType.TENSOR and attribute.value.dtype in halves:
+            array = np.asarray(attribute.value.numpy()).astype(np.float32)
+            node.attributes[name] = ir.AttrTensor(name, ir.Tensor(array, dtype=ir.DataType.FLOAT))
+
+
+def _bypass(graph: ir.Graph, node: ir.Node) -> None:
+    """Remove a Cast that changes nothing. One that computes a graph output becomes an Identity."""
+    output, source = node.outputs[0], node.inputs[0]
+    assert source is not None
+    if output.is_graph_output():
+        node.op_type = "Identity"
+        del node.attributes["to"]
+        return
+    output.replace_all_uses_with(source)
+    graph.remove(node, safe=True)
+
+
+def constrain(trt: TensorRT, network: Any, config: Any, typed: TypedModel, nodes: Mapping[str, list[Any]]) -> None:
+    """Set the flags and the constraints on layers that express the decisions of `typed`.
+
+    Args:
+        trt: the TensorRT package.
+        network: the parsed network.
+        config: the builder configuration.
+        typed: the decisions.
+        nodes: the layers of each node by its name.
+    """
+    module = trt.module
+    precisions = {decision.precision for decision in typed.decisions}
+    if "int8" in precisions:
+        config.set_flag(module.BuilderFlag.INT8)
+    halves = {spec.name for spec in (*typed.onnx.inputs, *typed.onnx.outputs) if spec.dtype == "float16"}
+    if "fp16" in precisions or halves:
+        config.set_flag(module.BuilderFlag.FP16)
+        kept = [layer for d in typed.decisions if d.precision == "fp32" for layer in nodes.get(d.node, [])]
+        for layer in kept:
+            _keep_fp32(module, layer)
+        if kept:
+            config.set_flag(module.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+    tensors = [network.get_input(i) for i in range(network.num_inputs)]
+    for tensor in [*tensors, *(network.get_output(i) for i in range(network.num_outputs))]:
+        if tensor.name in halves:
+            tensor.dtype = module.DataType.HALF
+
+
+def _keep_fp32(module: Any, layer: Any) -> None:
+    if str(layer.type).rpartition(".")[2] in _UNCONSTRAINED:
+        return
+    outputs = [layer.get_output(i) for i in range(layer.num_outputs)]
+    if not any(output.dtype == module.DataType.FLOAT for output in outputs):
+        return
+    layer.precision = module.DataType.FLOAT
+    for index, output in enumerate(outputs):
+        if output.dtype == module.DataType.FLOAT:
+            layer.set_output_type(index, module.DataType.FLOAT)
+
+
+def audit(layers: list[Mapping[str, Any]], typed: TypedModel, emit: Emit) -> Mapping[str, int]:
+    """Return the number of nodes by the precision that a built engine runs them in.
+
+    The precision of a node is read from the engine's layers that name it: from the types of the inspector, or from the
+    name of the tactic. A node that no layer names (it was folded), or whose layer tells no type (as with dynamic
+    shapes), counts as `unknown`. A node that runs in another precision than decided is reported; TensorRT is free to
+    choose FP32 for a layer where it is faster than FP16.
+
+    Args:
+        layers: the layers in the engine inspector's JSON.
+        typed: the decisions.
+        emit: receives the warnings.
+
+    Raises:
+        AuditError: a node that must stay in FP32 runs in FP16 or INT8.
+    """
+    achieved: dict[str, str] = {}
+    names = {decision.node for decision in typed.decisions}
+    for layer in layers:
+        precision = _precision(layer)
+        for node in _named(str(layer.get("Name", "")), names):
+            achieved.setdefault(node, precision)
+    counts: Counter[str] = Counter()
+    lowered: list[str] = []
+    raised: list[str] = []
+    for decision in typed.decisions:
+        found = achieved.get(decision.node, "unknown")
+        counts[found] += 1
+        if found in ("unknown", decision.precision):
+            continue
+        (lowered if decision.precision == "fp32" else raised).append(f"{decision.op} node {decision.node} in {found}")
+    if lowered:
+        raise AuditError(
+            f"{len(lowered)} nodes that must stay in FP32 run in a lower precision",
+            why="; ".join(lowered[:_SHOWN]),
+            fix="No engine was written. Use --rest fp32, or a later TensorRT",
+        )
+    if raised:
+        more = f"; and {len(raised) - _SHOWN} more" if len(raised) > _SHOWN else ""
+        emit(Warned(f"TensorRT chose another precision for {len(raised)} nodes: {'; '.join(raised[:_SHOWN])}{more}"))
+    return dict(sorted(counts.items()))
+
+
+_TACTICS = (("int8", r"i8i8|int8|imma"), ("fp16", r"f16f16|h16816|hmma|fp16|_h\d+"), ("fp32", r"f32f32|sgemm|fp32"))
+
+
+def _precision(layer: Mapping[str, Any]) -> str:
+    """Return the precision that a layer of the inspector computes in, or `unknown`."""
+    from trtopt.engine.trt.audit import inspected
+
+    inputs = [precision for tensor in layer.get("Inputs", []) if (precision := inspected(tensor))]
+    if inputs:
+        return inputs[0]
+    tactic = str(layer.get("TacticName", ""))
+    return next((name for name, pattern in _TACTICS if re.search(pattern, tactic, re.IGNORECASE)), "unknown")
+
+
+def _named(text: str, names: set[str]) -> list[str]:
+    """Return the nodes that a fused layer names: `conv1 + relu1`, `PWN(sigmoid, mul)`, `fc || gate`."""
+    if text in names:
+        return [text]
+    parts = re.split(r"\s*(?:\+|\|\||,)\s*|PWN\(|\)|\{|\}", text)
+    return [part.strip() for part in parts if part.strip() in names]
