@@ -28,7 +28,6 @@ class Candidate:
         onnx: the graph to run.
         typed: the typed model of the run directory.
         engine: the engine that was built from it.
-        ran: a remark on what is run in place of an engine.
         calibrated_on: fingerprints of the calibration samples.
         timings: earlier results of `trtopt bench`.
         calibration: the tensors with the largest quantization error.
@@ -37,7 +36,6 @@ class Candidate:
     onnx: OnnxModel
     typed: TypedModel | None = None
     engine: Engine | None = None
-    ran: str = ""
     calibrated_on: tuple[str, ...] = ()
     timings: tuple[Timing, ...] = ()
     calibration: tuple[CalibratedTensor, ...] = ()
@@ -99,7 +97,6 @@ def _from_run(folder: Path) -> Candidate:
         onnx=typed.onnx,
         typed=typed,
         engine=engine,
-        ran=ENGINE_NOT_RUN if engine else "",
         calibrated_on=table.fingerprints if table else (),
         timings=_timings(folder),
         calibration=noisiest.read(folder) if table else (),

@@ -298,13 +298,33 @@ class Layers:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineDrift:
+    """One output of an engine beside the same output of its typed graph in onnxruntime.
+
+    Attributes:
+        output: the output's name.
+        metric: `sqnr` in dB, or `equal` in percent for integers.
+        engine: the metric of the engine compared with FP32.
+        graph: the metric of the graph compared with FP32.
+        between: the metric of the engine compared with the graph.
+    """
+
+    output: str
+    metric: str
+    engine: float
+    graph: float
+    between: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """Drift of a candidate compared with the FP32 baseline, and the verdict.
 
     `baseline` and `candidate` are the models' names; `baseline_ran` and `candidate_ran` describe what actually ran, and
     where. The stage `compare` returns no `gates` and the verdict `unchecked`; `trtopt.compare.gate.judged` adds both,
     and `remarks` about outputs without a gate and the samples to look at first. `calibrated_on` is the number of
-    samples on which the candidate was calibrated: they are not evidence for unseen data.
+    samples on which the candidate was calibrated: they are not evidence for unseen data. If the candidate is an engine,
+    `engine` compares it with its graph, and `graph_ran` says where that ran.
     """
 
     baseline: str
@@ -320,6 +340,8 @@ class Comparison:
     warnings: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     calibrated_on: int = 0
+    engine: tuple[EngineDrift, ...] = ()
+    graph_ran: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,10 +55,14 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
         for name, candidate in candidates.items():
             suffix = f" {name}" if len(candidates) > 1 else ""
             evaluation = stages.Evaluation(
-                dataset=dataset, measure=plan.measure, ran=candidate.ran, calibrated_on=candidate.calibrated_on
+                dataset=dataset,
+                measure=plan.measure,
+                engine=candidate.engine,
+                calibrated_on=candidate.calibrated_on,
             )
             measured = stages.compare(context, baseline, candidate.onnx, evaluation, f"compare{suffix}")
-            comparisons[name] = stages.gate(context, measured, plan.gates, f"gate{suffix}")
+            precision = candidate.typed.precision if candidate.typed else ""
+            comparisons[name] = stages.gate(context, measured, plan.gates, precision, f"gate{suffix}")
         only = next(iter(candidates.values())) if len(candidates) == 1 else None
         overall = verdict(comparisons.values())
         layers = None

@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from trtopt import stages
-from trtopt.candidate import ENGINE_NOT_RUN
 from trtopt.commands import checks
 from trtopt.commands.calibrate import calibrated
 from trtopt.data.dataset import Dataset
@@ -90,7 +89,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         typed = stages.set_precision(context, model, target, table, seen)
         store.discard("build", typed=typed.onnx.digest)  # an engine of another graph is stale
         engine, unable = _build(context, plan, typed, ranges)
-        comparison = _compare(context, plan, source, typed, judged_on, table)
+        comparison = _compare(context, plan, source, (typed, engine), judged_on, table)
         layers = None
         if judged_on is not None and comparison is not None and comparison.verdict == "fail":
             layers = layering.explained(context, source, typed.onnx, typed, judged_on)
@@ -129,7 +128,7 @@ def _compare(
     context: stages.Context,
     plan: ConvertPlan,
     source: OnnxModel,
-    typed: TypedModel,
+    result: tuple[TypedModel, Engine | None],
     dataset: Dataset | None,
     table: CalibrationTable | None,
 ) -> Comparison | None:
@@ -138,16 +137,17 @@ def _compare(
             StageOutcome(name="compare", status="skipped", seconds=0.0, summary="--no-compare")
         )
         return None
+    typed, engine = result
     evaluation = stages.Evaluation(
         dataset=dataset,
         measure=plan.measure,
-        ran="" if plan.build.backend == "onnxruntime" else ENGINE_NOT_RUN,
+        engine=engine,
         calibrated_on=table.fingerprints if table else (),
     )
     measured = stages.compare(context, source, typed.onnx, evaluation)
     if plan.data is None:  # also without fingerprints, as with a TensorRT cache or no table
         measured = replace(measured, calibrated_on=measured.samples)
-    return stages.gate(context, measured, plan.gates)
+    return stages.gate(context, measured, plan.gates, plan.precision)
 
 
 def _report(

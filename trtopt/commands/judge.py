@@ -20,7 +20,8 @@ def judge_again(plan: JudgePlan) -> Report:
     Raises:
         UsageError: the directory has no report of this version, or its measurements are not those asked for.
     """
-    from trtopt.compare.gate import judged, verdict
+    from trtopt.compare.gate import verdict
+    from trtopt.compare.witness import judged
 
     earlier = reporting.load(plan.run)
     before = [earlier.comparison] if earlier.comparison else [row.comparison for row in earlier.candidates]
@@ -30,7 +31,8 @@ def judge_again(plan: JudgePlan) -> Report:
     for comparison in before:
         checks.measured(plan.run, plan.measure, comparison)
         checks.gated(plan.gates, [output.output for output in comparison.outputs])
-    after = [judged(comparison, plan.gates) for comparison in before]
+    precisions = [earlier.precision] if earlier.comparison else [row.precision for row in earlier.candidates]
+    after = [judged(each, plan.gates, precision) for each, precision in zip(before, precisions, strict=True)]
     # Remarks about the old gates must not stay among the warnings.
     stale = {line for comparison in before for line in comparison.remarks}
     rows = () if earlier.comparison else zip(earlier.candidates, after, strict=True)

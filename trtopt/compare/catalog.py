@@ -190,6 +190,14 @@ METRICS = {
         unit="%",
         format=".2f",
     ),
+    "engine": Metric(
+        label="engine below its graph",
+        text="SQNR that an engine loses compared with its typed graph in onnxruntime; judged wherever an engine runs",
+        sense="at most",
+        unit="dB",
+        format=".2f",
+        range=_POSITIVE,
+    ),
     "nonfinite": Metric(
         label="samples with NaN or Inf",
         text="samples in which a NaN or Inf appeared",

@@ -14,6 +14,7 @@ from trtopt.compare.custom import OwnMetric, opened
 from trtopt.compare.kinds import check_name
 from trtopt.compare.measures.outputs import Array, Outputs, is_float
 from trtopt.compare.metrics import Metrics
+from trtopt.compare.witness import Witness
 from trtopt.data.classes import check_count, score_count
 from trtopt.data.dataset import Batch, Dataset, Groups, batches
 from trtopt.errors import DataError, OutOfMemoryError, UsageError
@@ -36,11 +37,20 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """The runners of both models, and their `names` in the report: (baseline, candidate)."""
+    """The runners of both models, and their `names` in the report: (baseline, candidate).
+
+    If the candidate is an engine, `graph` runs its typed graph.
+    """
 
     baseline: Runner
     candidate: Runner
     names: tuple[str, str]
+    graph: Runner | None = None
+
+    @property
+    def runners(self) -> tuple[Runner, ...]:
+        """All runners."""
+        return (self.baseline, self.candidate, *([self.graph] if self.graph else []))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +94,14 @@ def compare(pair: Pair, dataset: Dataset, measure: Measure, *, emit: Emit, batch
     # With a fixed batch, samples are measured one by one if every output has a row for each of them.
     groups = dataset.groups if dataset.groups and _apart(pair, dataset.load(0), dataset.groups.size) else None
     samples = groups or dataset
-    metrics = Metrics(measure.kinds, apart=size > 1 or groups is not None)
+    apart = size > 1 or groups is not None
+    metrics = Metrics(measure.kinds, apart=apart)
+    witness = Witness(apart=apart) if pair.graph else None
     done = 0
     for outputs in _outputs(pair, dataset, size, emit):
         per_sample = _ungrouped(outputs, groups) if groups else outputs
+        if witness is not None:
+            witness.add(per_sample)
         if not done and samples.labels is not None:
             _check_classes(dataset, per_sample, measure)
         metrics.add(per_sample)
@@ -111,6 +125,8 @@ def compare(pair: Pair, dataset: Dataset, measure: Measure, *, emit: Emit, batch
         samples=done,
         labelled=any("accuracy" in output.values for output in drifts),
         outputs=drifts + tuple(metric.drift() for metric in custom),
+        engine=witness.drifts(samples.ids) if witness else (),
+        graph_ran=pair.graph.where if pair.graph else "",
         warnings=(*notes, *_unfit(drifts, samples, dataset.source)),
     )
 
@@ -130,7 +146,7 @@ def _outputs(pair: Pair, dataset: Dataset, size: int, emit: Emit) -> Iterator[Ou
                 waiting.extendleft([_part(part, slice(size, None)), _part(part, slice(size))])
                 continue
             try:
-                reference, candidate = pair.baseline.run(part.feed), pair.candidate.run(part.feed)
+                results = [runner.run(part.feed) for runner in pair.runners]
             except OutOfMemoryError:
                 if count == 1:
                     raise
@@ -140,11 +156,12 @@ def _outputs(pair: Pair, dataset: Dataset, size: int, emit: Emit) -> Iterator[Ou
                 continue
             labels = None if dataset.labels is None else tuple(dataset.labels[i] for i in part.indices)
             yield Outputs(
-                reference=reference,
-                candidate=candidate,
+                reference=results[0],
+                candidate=results[1],
+                graph=results[2] if len(results) > 2 else {},
                 indices=part.indices,
                 labels=labels,
-                inputs=_resembling(part.feed, reference),
+                inputs=_resembling(part.feed, results[0]),
             )
 
 
@@ -165,6 +182,7 @@ def _ungrouped(outputs: Outputs, groups: Groups) -> Outputs:
         reference={name: array[: len(members)] for name, array in outputs.reference.items()},
         candidate={name: array[: len(members)] for name, array in outputs.candidate.items()},
         inputs={name: array[: len(members)] for name, array in outputs.inputs.items()},
+        graph={name: array[: len(members)] for name, array in outputs.graph.items()},
         indices=members,
         labels=None if groups.labels is None else tuple(groups.labels[i] for i in members),
     )
@@ -183,7 +201,7 @@ def _joinable(pair: Pair, dataset: Dataset) -> bool:
 
 def _apart(pair: Pair, feed: Mapping[str, Array], size: int) -> bool:
     """Return whether every output of both models has one row per sample of a feed of `size` samples."""
-    for runner in (pair.baseline, pair.candidate):
+    for runner in pair.runners:
         try:
             outputs = runner.run(feed)
         except (DataError, OutOfMemoryError):  # if the sample itself is at fault, running it alone reports it

@@ -86,7 +86,11 @@ def _comparison(comparison: Comparison) -> list[str]:
 
 def _samples(comparison: Comparison) -> list[str]:
     where = f"FP32 ran in {_cell(comparison.baseline_ran)}; the candidate in {_cell(comparison.candidate_ran)}."
-    return [f"{comparison.samples} samples of {_code(comparison.data)}. {where}", ""]
+    lines = [f"{comparison.samples} samples of {_code(comparison.data)}. {where}", ""]
+    if comparison.engine:
+        lines += [f"The engine's graph ran in {_cell(comparison.graph_ran)}.", ""]
+        lines += [*(f"- {_cell(line)}" for line in words.engine(comparison)), ""]
+    return lines
 
 
 def _time(status: str, seconds: float) -> str:

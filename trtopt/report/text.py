@@ -158,7 +158,10 @@ def _drift(comparison: Comparison, what: str) -> list[RenderableType]:
     on = comparison.data if what.startswith("export") else f"{comparison.samples} samples of {comparison.data}"
     title = f"{what} on {on}"
     first = "source ran in" if what.startswith("export") else "FP32 ran in"
-    parts += [facts([(first, comparison.baseline_ran), ("candidate in", comparison.candidate_ran)])]
+    ran = [(first, comparison.baseline_ran), ("candidate in", comparison.candidate_ran)]
+    if comparison.engine:
+        ran += [("its graph in", comparison.graph_ran), *(("engine", line) for line in words.engine(comparison))]
+    parts += [facts(ran)]
     return [text(title, "bold"), *block(Group(*parts))]
 
 

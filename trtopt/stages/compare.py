@@ -1,20 +1,30 @@
 """The stage `compare`: the drift of a candidate from the FP32 baseline, not judged yet.
 
-Touches: the run directory, through the store; reads the samples.
+Touches: the run directory, through the store; reads the samples; the GPU, if the candidate is an engine.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from trtopt.candidate import ENGINE_NOT_RUN
 from trtopt.codec import encode
 from trtopt.data.dataset import Dataset
+from trtopt.errors import EnvironmentUnableError, MissingDependencyError
+from trtopt.events import Emit, Warned
 from trtopt.plan import MeasurePlan, output_kinds
 from trtopt.stages.context import Context, versions
-from trtopt.types import Comparison, OnnxModel
+from trtopt.types import Comparison, Engine, OnnxModel
+
+if TYPE_CHECKING:
+    from trtopt.compare.run import Pair
+    from trtopt.engine.runner.engine import EngineRunner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,13 +34,13 @@ class Evaluation:
     Attributes:
         dataset: the evaluation samples.
         measure: how outputs are interpreted and measured.
-        ran: a remark on where the candidate ran, appended to it; may be empty.
+        engine: the engine that was built from the candidate. It is what is compared, if it can run here.
         calibrated_on: the fingerprints of the samples that the candidate was calibrated on.
     """
 
     dataset: Dataset
     measure: MeasurePlan
-    ran: str = ""
+    engine: Engine | None = None
     calibrated_on: tuple[str, ...] = ()
 
 
@@ -42,49 +52,84 @@ def compare(
     `name` is the name of the stage, if there are several.
     """
 
+    engine = evaluation.engine if evaluation.engine and evaluation.engine.backend == "tensorrt" else None
+
     def make(_: Path) -> Comparison:
         from trtopt.compare.repeats import check_repeats
-        from trtopt.compare.run import Measure, Pair, compare
+        from trtopt.compare.run import Pair
         from trtopt.data.overlap import fingerprinted
         from trtopt.engine.onnxruntime import open_runner
 
-        pair = Pair(
-            baseline=open_runner(baseline.path, device=context.device),
-            candidate=open_runner(candidate.path, device=context.device),
-            names=(baseline.path.name, candidate.path.name),
-        )
-        check_repeats(pair.baseline, evaluation.dataset, baseline.path)
-        measure = Measure(kinds=output_kinds(evaluation.measure.kinds), metrics=evaluation.measure.metrics)
         # The fingerprints are recorded while the samples are loaded.
         fingerprints: dict[int, str] = {}
-        comparison = compare(pair, fingerprinted(evaluation.dataset, fingerprints), measure, emit=context.emit)
+        dataset = fingerprinted(evaluation.dataset, fingerprints)
+        reference = open_runner(baseline.path, device=context.device)
+        graph = open_runner(candidate.path, device=context.device)
+        check_repeats(reference, evaluation.dataset, baseline.path)
+        with _opened(engine, context.emit) as runner:
+            pair = Pair(
+                baseline=reference,
+                candidate=runner or graph,
+                graph=graph if runner else None,
+                names=(baseline.path.name, engine.path.name if engine and runner else candidate.path.name),
+            )
+            comparison = _measured(pair, dataset, evaluation.measure, context.emit)
+        if engine and not runner:
+            comparison = replace(comparison, candidate_ran=comparison.candidate_ran + ENGINE_NOT_RUN)
         known = frozenset(evaluation.calibrated_on)
         copies = len(fingerprints) - len(set(fingerprints.values()))
         if copies:
             note = f"{copies} of {len(fingerprints)} samples repeat others: bounds hold for independent samples"
             comparison = replace(comparison, warnings=(*comparison.warnings, note))
-        return replace(
-            comparison,
-            candidate_ran=comparison.candidate_ran + evaluation.ran,
-            calibrated_on=sum(fingerprint in known for fingerprint in fingerprints.values()),
-        )
+        return replace(comparison, calibrated_on=sum(fingerprint in known for fingerprint in fingerprints.values()))
 
     from trtopt.compare.custom import digest
+    from trtopt.engine.driver import has_gpu, read_driver
 
     samples = evaluation.dataset.groups or evaluation.dataset
     key = {
         "baseline": baseline.digest,
         "candidate": candidate.digest,
+        # The engine runs where there is a GPU and its packages are installed.
+        "engine": [engine.digest, encode(read_driver())] if engine and has_gpu() else bool(engine),
         "metrics": [digest(metric) for metric in evaluation.measure.metrics],
         "data": evaluation.dataset.digest,
         "labels": hashlib.sha256(repr(samples.labels).encode()).hexdigest(),
         "measure": encode(evaluation.measure),
         "calibrated_on": hashlib.sha256("".join(evaluation.calibrated_on).encode()).hexdigest(),
-        "ran": evaluation.ran,
         "device": context.device,
-        **versions("onnxruntime", "onnxruntime-gpu"),
+        **versions("onnxruntime", "onnxruntime-gpu", "tensorrt", "cuda-python", "cuda-bindings", "pycuda"),
     }
     return context.store.stage(name, key, Comparison, make, compared_line)
+
+
+@contextmanager
+def _opened(engine: Engine | None, emit: Emit) -> Iterator[EngineRunner | None]:
+    """Open an engine for the block. The result is None without an engine, or where it cannot run, with a warning."""
+    runner = None
+    if engine is not None:
+        from trtopt.engine.driver import has_gpu
+        from trtopt.engine.tensorrt import open_runner
+
+        try:
+            # One stream, as every run is awaited; no graphs, so that every shape is run as it is.
+            runner = open_runner(engine.path, engine.builder, streams=1, graphs=False) if has_gpu() else None
+        except (EnvironmentUnableError, MissingDependencyError) as error:
+            emit(Warned(f"the engine is not run: {error}"))
+    try:
+        yield runner
+    finally:
+        if runner is not None:
+            runner.close()
+
+
+def _measured(pair: Pair, dataset: Dataset, plan: MeasurePlan, emit: Emit) -> Comparison:
+    """Return the drift of the candidate; an engine is run with batches of at most its profile."""
+    from trtopt.compare.run import BATCH, Measure, compare
+
+    measure = Measure(kinds=output_kinds(plan.kinds), metrics=plan.metrics)
+    largest = getattr(pair.candidate, "max_batch", BATCH)
+    return compare(pair, dataset, measure, emit=emit, batch=min(BATCH, largest))
 
 
 def check_randomness(context: Context, model: OnnxModel, dataset: Dataset) -> None:

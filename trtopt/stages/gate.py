@@ -15,24 +15,25 @@ from trtopt.stages.context import Context, versions
 from trtopt.types import Comparison
 
 
-def gate(context: Context, comparison: Comparison, gates: str, name: str = "gate") -> Comparison:
+def gate(context: Context, comparison: Comparison, gates: str, precision: str = "", name: str = "gate") -> Comparison:
     """Return the comparison with the results of its gates and a verdict.
 
     Args:
         context: the context of the stage.
         comparison: the measured drift.
         gates: the thresholds, in the syntax of `--gate`; the defaults if blank.
+        precision: the precision of the candidate, for the gate `engine`.
         name: the name of the stage, if there are several.
     """
 
     def make(_: Path) -> Comparison:
-        from trtopt.compare.gate import judged
+        from trtopt.compare.witness import judged
 
-        return judged(comparison, gates)
+        return judged(comparison, gates, precision)
 
     # Gates are judged again only if the measured drift or the thresholds have changed.
     measured = hashlib.sha256(json.dumps(encode(comparison)).encode()).hexdigest()
-    key = {"comparison": measured, "gates": gates, **versions("scipy")}
+    key = {"comparison": measured, "gates": gates, "precision": precision, **versions("scipy")}
     return context.store.stage(name, key, Comparison, make, judged_line)
 
 

@@ -69,7 +69,7 @@ class Outputs:
     """Outputs of both models by name, for the samples at `indices` of the dataset, with their class `labels`.
 
     With more than one sample, the first axis of every output is the sample axis. `inputs` are the models' inputs by
-    name, without those that no metric needs.
+    name, without those that no metric needs. `graph` are the outputs of a candidate engine's own graph.
     """
 
     reference: Mapping[str, Array]
@@ -77,6 +77,7 @@ class Outputs:
     indices: tuple[int, ...]
     labels: tuple[int, ...] | None = None
     inputs: Mapping[str, Array] = field(default_factory=dict)
+    graph: Mapping[str, Array] = field(default_factory=dict)
     _rows: dict[str, Rows] = field(default_factory=dict, repr=False)
 
     def both(self, name: str) -> tuple[Array, Array]:

@@ -128,6 +128,12 @@ class EngineRunner:
         return self._idle[0]
 
     @property
+    def max_batch(self) -> int:
+        """The largest size of the first axis that all inputs accept; 1 if it is not the same for all of them."""
+        sizes = {port.max[0] for port in self._inputs if port.max}
+        return sizes.pop() if len(sizes) == 1 else 1
+
+    @property
     def in_flight(self) -> int:
         """Number of runs that were submitted but not collected."""
         return len(self._busy)

@@ -56,7 +56,7 @@ def unclipped(value: ir.Value, scale: float, format: qdq.Format, relus: Relus, t
 def absorb(relus: Relus, decisions: Sequence[Decision]) -> tuple[Decision, ...]:
     """Remove the Clips that nothing reads any more, and return the decisions with those about the Relus.
 
-    The Relu takes over the name of a removed Clip.
+    The Relu takes over the name of a removed Clip. Its output has another name: its values differ above c.
     """
     changed: dict[str, list[Decision]] = {}
     by_node: Mapping[str, Decision] = {decision.node: decision for decision in decisions}

@@ -78,6 +78,17 @@ def grouped(decisions: tuple[Decision, ...]) -> list[Reason]:
     return sorted(found, key=lambda group: (-totals[group.precision], group.precision, -len(group.nodes)))
 
 
+def engine(comparison: Comparison) -> list[str]:
+    """Return one line per output of an engine: its metric, that of its graph, and that between the two."""
+    lines = []
+    for drift in comparison.engine:
+        known = METRICS[drift.metric]
+        values = (drift.engine, drift.graph, drift.between)
+        own, graph, between = (f"{value:{known.format}} {known.unit}" for value in values)
+        lines.append(f"{drift.output}: {known.label} {own}, of its graph {graph}, between the two {between}")
+    return lines
+
+
 def unquantized(report: Report) -> tuple[Decision, ...]:
     """Return the nodes kept in higher precision.
 
