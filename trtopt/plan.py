@@ -55,6 +55,7 @@ class BuildPlan:
     version_compatible: bool = False
     hardware_compatible: bool = False
     timing_cache: Path | None = None
+    tactic_sources: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,6 +101,9 @@ def convert(
         bool, typer.Option("--hardware-compatible", help="Build an engine for other GPUs of Ampere and later.")
     ] = False,
     timing_cache: Annotated[Path | None, typer.Option(help="Builder timing cache, read and updated.")] = None,
+    tactic_sources: Annotated[
+        str, typer.Option(help="Libraries that TensorRT's builder may use, as for trtexec: -CUDNN,+CUBLAS.")
+    ] = "",
     device: DeviceFlag = Device.cpu,
     format: FormatFlag = Format.text,
 ) -> None:
@@ -157,6 +160,7 @@ def convert(
             version_compatible=version_compatible,
             hardware_compatible=hardware_compatible,
             timing_cache=timing_cache,
+            tactic_sources=tactic_sources,
         ),
     )
     with Narrator() as emit:

@@ -56,8 +56,6 @@ class Settings:
 
     `file` is the file that was read (empty: none). `ignored` is a file with settings that `file` overrides (empty:
     none).
-
-    `file` is the one that was read, `ignored` one that holds settings too and gives way to it; empty: there is none.
     """
 
     file: str

@@ -51,6 +51,7 @@ def build(context: Context, typed: TypedModel, ranges: Sequence[ShapeRange], pla
         version_compatible=plan.version_compatible,
         hardware_compatible=plan.hardware_compatible,
         timing_cache=plan.timing_cache,
+        tactic_sources=plan.tactic_sources,
     )
 
     def make(folder: Path) -> Engine:

@@ -137,10 +137,14 @@ class _Layer:
 
 @dataclass(frozen=True, slots=True)
 class _Parsed:
-    """Parsed network: the layers of each ONNX node, and the layer that produces each tensor."""
+    """Parsed network: the layers of each ONNX node, and the layer that produces each tensor.
+
+    In a weakly typed network all tensors are FLOAT: `typed` is false.
+    """
 
     by_node: Mapping[str, list[_Layer]]
     producers: Mapping[str, _Layer]
+    typed: bool
 
     def upstream(self, tensors: Iterable[_Tensor], node: str) -> Iterator[_Layer]:
         """Yield the layers upstream of `tensors`, up to and including the first layer of another node on each path."""
@@ -188,7 +192,7 @@ def _read(trt: TensorRT, network: Any, typed: TypedModel) -> _Parsed:
         )
         by_node.setdefault(layer.node, []).append(layer)
         producers.update((value.name, layer) for value in layer.outputs)
-    return _Parsed(by_node, producers)
+    return _Parsed(by_node, producers, trt.can.strong_typing)
 
 
 def _precision(parsed: _Parsed, decision: Decision) -> str:
@@ -216,7 +220,7 @@ def _is_quantized(parsed: _Parsed, layers: list[_Layer], decision: Decision) -> 
 
     def is_dequantized(value: _Tensor) -> bool:
         return any(
-            layer.type == "DEQUANTIZE" and layer.inputs[0].dtype == quantized_dtype
+            layer.type == "DEQUANTIZE" and (not parsed.typed or layer.inputs[0].dtype == quantized_dtype)
             for layer in parsed.upstream([value], decision.node)
         )
 

@@ -21,9 +21,10 @@ _LEVELS = range(6)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
-    """Options of TensorRT's builder. None and False leave TensorRT's default.
+    """Options of TensorRT's builder. None, False and "" leave TensorRT's default.
 
-    `optimization_level` is 0 to 5. A `timing_cache` that does not exist yet is created.
+    `optimization_level` is 0 to 5. A `timing_cache` that does not exist yet is created. `tactic_sources` adds libraries
+    to the default ones or removes them, as trtexec writes it: `-CUDNN,+CUBLAS`.
     """
 
     workspace_bytes: int | None = None
@@ -31,6 +32,7 @@ class BuildOptions:
     version_compatible: bool = False
     hardware_compatible: bool = False
     timing_cache: Path | None = None
+    tactic_sources: str = ""
 
 
 def check_options(trt: TensorRT, options: BuildOptions) -> None:
@@ -55,6 +57,8 @@ def check_options(trt: TensorRT, options: BuildOptions) -> None:
             "--hardware-compatible": options.hardware_compatible,
         }
         unsupported += [(flag, "it came with TensorRT 8.6") for flag, asked in given.items() if asked]
+    if options.tactic_sources and not hasattr(trt.module, "TacticSource"):
+        unsupported.append(("--tactic-sources", "it has none"))
     for flag, why in unsupported:
         raise UsageError(f"{trt.title} cannot use {flag}", why=why, fix=f"Omit {flag}")
 
@@ -75,6 +79,8 @@ def configure(trt: TensorRT, builder: Any, options: BuildOptions) -> Any:
         config.set_flag(module.BuilderFlag.VERSION_COMPATIBLE)
     if options.hardware_compatible:  # Ampere and later: the only level that covers several generations
         config.hardware_compatibility_level = module.HardwareCompatibilityLevel.AMPERE_PLUS
+    if options.tactic_sources:
+        config.set_tactic_sources(_tactic_sources(trt, config.get_tactic_sources(), options.tactic_sources))
     if options.timing_cache is not None:
         cache = config.create_timing_cache(_read_timing_cache(options.timing_cache))
         # False: do not ignore that a cache is from another version or GPU.
@@ -83,6 +89,22 @@ def configure(trt: TensorRT, builder: Any, options: BuildOptions) -> Any:
                 f"{options.timing_cache} is not a timing cache of {trt.title} on this GPU", fix="Name another file"
             )
     return config
+
+
+def _tactic_sources(trt: TensorRT, default: int, text: str) -> int:
+    """Return the bit mask of the tactic sources: `default` with the changes in `text`."""
+    known = {name.upper(): int(value) for name, value in trt.module.TacticSource.__members__.items()}
+    mask = default
+    for part in text.split(","):
+        sign, name = part.strip()[:1], part.strip()[1:].upper()
+        if sign not in ("+", "-") or name not in known:
+            raise UsageError(
+                f"--tactic-sources {text}: {part.strip() or 'an empty part'} is not one of them",
+                fix=f"Write it like -CUDNN,+CUBLAS; {trt.title} has {', '.join(known)}",
+            )
+        bit = 1 << known[name]
+        mask = mask | bit if sign == "+" else mask & ~bit
+    return mask
 
 
 def _read_timing_cache(path: Path) -> bytes:
