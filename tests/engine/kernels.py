@@ -63,6 +63,7 @@ class Scaling:
 
     where = "a kernel"
     weights_size = 0
+    max_contexts = 0
     workspace_size = 1 << 20
 
     def __init__(self, device: Device, width: int, cycles: np.int64) -> None:

@@ -24,6 +24,7 @@ class Doubling:
 
     where = "a doubling engine"
     weights_size = 5
+    max_contexts = 0
     workspace_size = 64
 
     def __init__(self, backend: HostBackend, *, dtype: Any = F32, late: bool = False, on_host: bool = False) -> None:

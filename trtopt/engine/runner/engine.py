@@ -37,7 +37,7 @@ class EngineRunner:
 
     `inputs` and `outputs` are the names of the tensors; `where` names the engine's runtime and the GPU, as reports show
     them. `no_graphs` gives the reason why CUDA graphs are not used; it is empty while they are. At most `streams` runs
-    can be in flight at the same time.
+    can be in flight at the same time, and only one with TensorRT 8.
     """
 
     def __init__(self, device: Device, program: Program, *, streams: int = 2, graphs: bool = True) -> None:
@@ -58,6 +58,8 @@ class EngineRunner:
             resources.callback(program.close)
             if streams < 1:
                 raise UsageError(f"an engine cannot run on {streams} streams", fix="Use 1 or more")
+            # Every stream needs an execution context of its own.
+            streams = min(streams, program.max_contexts or streams)
             self._idle = deque(resources.enter_context(Slot(device, program)) for _ in range(streams))
             self._resources = resources.pop_all()
         self._busy: deque[Slot] = deque()

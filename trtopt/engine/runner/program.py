@@ -73,6 +73,11 @@ class Program(Protocol):
         ...
 
     @property
+    def max_contexts(self) -> int:
+        """Largest number of execution contexts that may exist at the same time; 0 if there is no limit."""
+        ...
+
+    @property
     def weights_size(self) -> int:
         """Device memory that loading the engine took, in bytes."""
         ...

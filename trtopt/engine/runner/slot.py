@@ -149,7 +149,7 @@ class Slot:
         # The values of inputs on the host (shape tensors) are part of the key, as they determine shapes, too.
         key = tuple((name, array.shape, array.tobytes() if name in on_host else b"") for name, array in inputs.items())
         if key not in self._contexts:
-            if len(self._contexts) == SHAPES_KEPT:
+            if len(self._contexts) == (self._program.max_contexts or SHAPES_KEPT):
                 self._contexts.popitem(last=False)[1].close()
             addresses = {name: buffer.address for name, buffer in self._host_side.items() if name in on_host}
             addresses |= {name: buffer.pointer for name, buffer in self._device_side.items()}

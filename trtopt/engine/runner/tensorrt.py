@@ -9,7 +9,7 @@ Touches: reads the engine; the GPU.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,8 @@ class TensorRTProgram:
         self.where = trt.title
         self.weights_size = max(weights_size, 0)  # another process may have freed memory during the measurement
         self.workspace_size = int(engine.device_memory_size_v2 if trt.can.sized_memory else engine.device_memory_size)
+        # TensorRT 8 allows one context per optimization profile, and trtopt builds engines with one profile.
+        self.max_contexts = 0 if trt.can.shared_profiles else 1
         self._trt, self._engine = trt, engine
         # Only an execution context tells the sizes of outputs. The first execution reuses this one.
         self._spare: Any = _context(trt, engine)
@@ -123,7 +125,12 @@ class TensorRTProgram:
             context.set_device_memory(workspace, self.workspace_size)
         else:
             context.device_memory = workspace
-        return _TensorRTExecution(self._trt, context, self.ports, shapes, addresses)
+        return _TensorRTExecution(self._trt, context, self.ports, shapes, addresses, self._take_back)
+
+    def _take_back(self, context: Any) -> None:
+        """Keep the context of a closed execution for the next one, if there can be only one."""
+        if self.max_contexts == 1:
+            self._spare = context
 
     def close(self) -> None:
         """Release the engine."""
@@ -165,8 +172,9 @@ class _TensorRTExecution:
         ports: tuple[Port, ...],
         shapes: Mapping[str, Shape],
         addresses: Mapping[str, int],
+        give_back: Callable[[Any], None],
     ) -> None:
-        self._trt, self._context = trt, context
+        self._trt, self._context, self._give_back = trt, context, give_back
         self._outputs = tuple(port.name for port in ports if port.output)
         self._late: dict[str, Any] = {}
         for name, shape in shapes.items():
@@ -195,6 +203,7 @@ class _TensorRTExecution:
 
     def close(self) -> None:
         """Release the execution context."""
+        self._give_back(self._context)
         self._context = None
 
 

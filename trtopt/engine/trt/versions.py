@@ -41,6 +41,7 @@ class Abilities:
         node_names: layers and errors of the parser name the ONNX node; otherwise layers are named after it.
         progress: the builder reports its progress, and can be cancelled.
         builder_options: optimization levels, version-compatible and hardware-compatible engines.
+        shared_profiles: several execution contexts may use one optimization profile at the same time.
         sized_memory: an execution context receives its memory with the size.
         native_calibrator: it has an entropy calibrator of its own.
     """
@@ -51,6 +52,7 @@ class Abilities:
     node_names: bool
     progress: bool
     builder_options: bool
+    shared_profiles: bool
     sized_memory: bool
     native_calibrator: bool
 
@@ -70,6 +72,7 @@ def abilities(package: str, version: str) -> Abilities:
         node_names=ten,
         progress=rtx or number >= (8, 6),
         builder_options=rtx or number >= (8, 6),
+        shared_profiles=ten,
         sized_memory=rtx or number >= (10, 1),
         native_calibrator=not rtx and number < (11, 0),
     )
