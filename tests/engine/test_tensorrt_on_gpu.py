@@ -52,7 +52,7 @@ def typed(folder: Path, name: str, rest: str = "fp16", keep_fp32: str = "") -> T
     onnx.save(proto, folder / "fp32.onnx")
     model = ir.from_proto(proto)
     infer_shapes(model)
-    scales = {"x": 4 / 127, "b": 4 / 127, "r": 5 / 127, "f": 1 / 127, "c": 4 / 127}
+    scales = {"x": 4 / 127, "b": 4 / 127, "r": 5 / 127, "e": 1 / 127, "g": 1 / 127}
     ranges = {keep_fp32: 1e6} if keep_fp32 else {}
     table = CalibrationTable(method="minmax", scales=scales)
     decisions = precision(name).apply(model, Request(rest=rest, table=table, ranges=ranges))
