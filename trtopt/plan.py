@@ -12,6 +12,7 @@ from pathlib import Path
 
 from trtopt.errors import UsageError
 from trtopt.rundir import DefaultDir
+from trtopt.types import Keep
 
 BACKENDS = ("tensorrt", "onnxruntime")
 RESTS = ("fp16", "bf16", "fp32")
@@ -87,6 +88,7 @@ class ConvertPlan:
     data: DataPlan | None = None
     equalization: bool = True
     bias_correction: bool = True
+    keep: tuple[Keep, ...] = ()
     compare: bool = True
     measure: MeasurePlan = MeasurePlan()
     gates: str = ""
@@ -188,6 +190,31 @@ class MaxBatchPlan:
     latency_limit: float = math.inf
     allow_inconclusive: bool = False
     speed: SpeedPlan = SpeedPlan()
+
+
+def keeps(flags: Sequence[str], precision: str, rest: str) -> tuple[Keep, ...]:
+    """Return the values of flags `--keep PATTERN[=PRECISION]`.
+
+    Without a precision, a node of INT8 and FP8 is kept in the fallback precision, and one of FP16 and BF16 in FP32.
+
+    Raises:
+        UsageError: a flag has no pattern, or a precision that nodes cannot be kept in.
+    """
+    higher = rest if precision in ("int8", "fp8") else "fp32"
+    parsed = []
+    for flag in flags:
+        pattern, _, wanted = flag.rpartition("=")
+        if wanted not in RESTS:  # the names of nodes may contain "="
+            pattern, wanted = flag, higher
+        if not pattern:
+            raise UsageError(
+                f"--keep {flag} names no node", fix="Write --keep NODE, --keep NODE=fp32 or --keep OPERATOR"
+            )
+        if precision == "fp32" or wanted not in ("fp32", higher):
+            why = "every node is in FP32" if precision == "fp32" else f"the other nodes are in {higher}"
+            raise UsageError(f"--keep {flag}: nodes cannot be kept in {wanted}", why=why, fix="Use =fp32, or omit it")
+        parsed.append(Keep(pattern=pattern, precision="fp32" if wanted == "fp32" else ""))
+    return tuple(parsed)
 
 
 def output_kinds(flags: Sequence[str]) -> dict[str, str]:

@@ -130,6 +130,17 @@ class Support:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Keep:
+    """Nodes to keep in higher precision: a `pattern` (see `trtopt.precision.passes.wanted`), and their precision.
+
+    The precision is `fp32`, or "" for the fallback precision beside quantized nodes.
+    """
+
+    pattern: str
+    precision: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """The precision in which a node of the typed graph computes, and the reason."""
 
@@ -314,6 +325,21 @@ class EngineDrift:
     engine: float
     graph: float
     between: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFault:
+    """The nodes that make an engine differ from its graph.
+
+    Attributes:
+        nodes: the nodes; the engine is right when they are kept in higher precision. Empty if none were found.
+        builds: the number of engines that were built to find them.
+        reason: a sentence on what was found.
+    """
+
+    nodes: tuple[str, ...]
+    builds: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -528,7 +554,8 @@ class StageOutcome:
 class Report:
     """Result of one run, as written to `report.json`. Paths are those in the run directory.
 
-    `parity` compares the exported ONNX model with its source, run by its framework. `calibration` lists the tensors
+    `parity` compares the exported ONNX model with its source, run by its framework. `fault` names the nodes that make
+    the engine differ from its graph. `calibration` lists the tensors
     with the largest quantization error. When several candidates were compared, `candidates` replaces `comparison`.
     `allow_inconclusive` is true if the user accepts an inconclusive verdict. `list_worst` is the number of worst
     samples to list.
@@ -548,6 +575,7 @@ class Report:
     environment: Mapping[str, str]
     parity: Comparison | None = None
     layers: Layers | None = None
+    fault: EngineFault | None = None
     calibration: tuple[CalibratedTensor, ...] = ()
     benchmark: Benchmark | None = None
     candidates: tuple[CandidateReport, ...] = ()

@@ -22,6 +22,7 @@ from trtopt.cli.options import (
     Format,
     FormatFlag,
     GateFlag,
+    KeepFlag,
     KindFlag,
     LabelsFlag,
     MetricFlag,
@@ -68,6 +69,7 @@ def convert(
     rest: Annotated[
         str, typer.Option(help="Fallback precision of nodes that are not quantized: fp16, bf16 or fp32.")
     ] = "fp16",
+    keep: KeepFlag = None,
     shape: ShapeFlag = None,
     dtype: DtypeFlag = None,
     weights: WeightsFlag = None,
@@ -118,7 +120,7 @@ def convert(
     from trtopt.commands.convert import convert as run
     from trtopt.errors import UsageError
     from trtopt.export.source import identify
-    from trtopt.plan import BuildPlan, ConvertPlan, DataPlan, ExportPlan, MeasurePlan
+    from trtopt.plan import BuildPlan, ConvertPlan, DataPlan, ExportPlan, MeasurePlan, keeps
 
     source = data or calib
     if (classes or labels) and not source:
@@ -139,6 +141,7 @@ def convert(
         data=judged_on if data else None,
         equalization=not no_equalization,
         bias_correction=not no_bias_correction,
+        keep=keeps(keep or (), precision, rest),
         compare=not no_compare,
         measure=MeasurePlan(kinds=tuple(kind or ()), metrics=tuple(metric or ())),
         gates=joined(gate),

@@ -41,6 +41,13 @@ ShapeFlag = Annotated[
         "fixed shape."
     ),
 ]
+KeepFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Keep nodes in higher precision: NODE, a glob, an operator, first, last or block:PREFIX, with =fp32 if "
+        "--rest is lower. Repeatable."
+    ),
+]
 DtypeFlag = Annotated[
     list[str] | None,
     typer.Option(help="Type of an input of a factory or of TorchScript, if it is not float32: ids=int64."),

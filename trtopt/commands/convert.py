@@ -21,6 +21,7 @@ from trtopt.shapes import named, profile
 from trtopt.stages import export as exporting
 from trtopt.stages import layers as layering
 from trtopt.stages import report as reporting
+from trtopt.stages.fault import Suspect
 from trtopt.store import open_store
 from trtopt.types import (
     CalibrationTable,
@@ -45,6 +46,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         TrtoptError: a stage failed; the results of earlier stages stay in the store.
     """
     from trtopt.calibrate import AUTO
+    from trtopt.compare.witness import wrong
     from trtopt.export.source import identify
     from trtopt.precision import precision
 
@@ -84,7 +86,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
             context.emit(Warned("biases are not corrected: bias correction needs --calib in addition to the table"))
         if not kind.NEEDS_TABLE and (plan.table is not None or plan.method != AUTO):
             context.emit(Warned(f"--calib-table and --method are ignored: {plan.precision} has no scales"))
-        target = stages.Target(precision=plan.precision, rest=plan.rest, bias_correction=corrects)
+        target = stages.Target(precision=plan.precision, rest=plan.rest, bias_correction=corrects, keep=plan.keep)
         seen = _magnitudes(context, target, model, calib or data, table)
         typed = stages.set_precision(context, model, target, table, seen)
         store.discard("build", typed=typed.onnx.digest)  # an engine of another graph is stale
@@ -93,7 +95,23 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         layers = None
         if judged_on is not None and comparison is not None and comparison.verdict == "fail":
             layers = layering.explained(context, source, typed.onnx, typed, judged_on)
-        report = replace(_report(context, plan, typed, engine, comparison, warnings), parity=parity, layers=layers)
+        fault = None
+        if judged_on is not None and comparison is not None and engine is not None and wrong(comparison):
+            suspect = Suspect(
+                baseline=source,
+                model=model,
+                target=target,
+                table=table,
+                seen=seen,
+                typed=typed,
+                engine=engine,
+                ranges=ranges,
+                plan=plan.build,
+            )
+            fault = stages.fault(context, suspect, judged_on)
+        report = replace(
+            _report(context, plan, typed, engine, comparison, warnings), parity=parity, layers=layers, fault=fault
+        )
         reporting.write(store, report)
     return report, unable
 

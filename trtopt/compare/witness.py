@@ -88,6 +88,11 @@ def judged(comparison: Comparison, gates: str, precision: str) -> Comparison:
     return replace(result, gates=results, verdict=gate.verdict(results))
 
 
+def wrong(comparison: Comparison) -> bool:
+    """Return whether a gate on the engine failed."""
+    return any(each.metric == GATE and each.verdict == "fail" for each in comparison.gates)
+
+
 def _judged(drift: EngineDrift, precision: str) -> GateResult:
     """Return the result of the default gate on an output; a loss that is NaN fails."""
     metric = METRICS[drift.metric]

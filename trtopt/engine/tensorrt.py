@@ -103,7 +103,9 @@ def build(
     if not trt.can.strong_typing:
         weak.constrain(trt, network, config, typed, layers_by_node(network, typed))
     _warn_of_changed_types(network, typed.onnx, emit)
-    if profile:  # one profile, number 0: the runner reads its shapes from there
+    # One profile, number 0: the runner reads its shapes from there. TensorRT 8 wants one, though empty, also for a
+    # network whose only unknown sizes depend on values.
+    if profile or not trt.can.strong_typing:
         shapes = builder.create_optimization_profile()
         for entry in profile:
             shapes.set_shape(entry.name, entry.min, entry.opt, entry.max)

@@ -36,6 +36,7 @@ class Request:
 
     Attributes:
         rest: the fallback precision, of the nodes that are not quantized: `fp16`, `bf16` or `fp32`.
+        keep: the nodes that the user keeps in higher precision, by name: `fp32`, or "" for the fallback precision.
         table: the calibration table, for INT8 and FP8.
         ranges: absmax over the observed samples.
         sizes: observed number of elements.
@@ -44,6 +45,7 @@ class Request:
     """
 
     rest: str = "fp16"
+    keep: Mapping[str, str] = field(default_factory=dict)
     table: CalibrationTable | None = None
     ranges: Mapping[str, float] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)

@@ -32,6 +32,8 @@ def render(report: Report) -> str:
     lines += _gates(words.judged(report))
     if report.layers is not None:
         lines += _layers(report.layers)
+    if report.fault is not None:
+        lines += [*(_cell(line) for line in words.fault(report)), ""]
     if report.comparison is not None:
         lines += _comparison(report.comparison)
     if report.candidates:

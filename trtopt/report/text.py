@@ -65,6 +65,8 @@ def _body(report: Report, *, stages: bool) -> list[RenderableType]:
         parts += _candidates(report)
     if report.layers is not None:
         parts += _layers(report.layers)
+    if report.fault is not None:
+        parts += [text("what makes the engine wrong", "bold"), *block(Group(*map(text, words.fault(report))))]
     if report.benchmark is not None:
         parts += _benchmark(report.benchmark)
     worst = words.worst_samples(report)

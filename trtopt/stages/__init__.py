@@ -10,6 +10,7 @@ from trtopt.stages.check import check_operators
 from trtopt.stages.compare import Evaluation, check_randomness, compare
 from trtopt.stages.context import Context, Target, environment, versions
 from trtopt.stages.equalize import equalize
+from trtopt.stages.fault import fault
 from trtopt.stages.gate import gate
 from trtopt.stages.observe import observe
 from trtopt.stages.precision import set_precision
@@ -27,6 +28,7 @@ __all__ = [
     "compare",
     "environment",
     "equalize",
+    "fault",
     "gate",
     "observe",
     "open_data",

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from trtopt.codec import encode
+from trtopt.events import Emit
 from trtopt.plan import BuildPlan
 from trtopt.stages.context import Context
 from trtopt.types import Engine, ShapeRange, TypedModel
@@ -39,13 +40,33 @@ def build(context: Context, typed: TypedModel, ranges: Sequence[ShapeRange], pla
             audit=typed.counts(),
             audited="typed graph",
         )
-    from trtopt.engine import tensorrt
     from trtopt.engine.driver import read_driver
-    from trtopt.engine.trt import apart
+    from trtopt.engine.trt.locate import find
     from trtopt.engine.trt.versions import RTX
 
-    trt = tensorrt.find(plan.tensorrt)
-    options = tensorrt.BuildOptions(
+    trt = find(plan.tensorrt)
+
+    def make(folder: Path) -> Engine:
+        return build_engine(folder, typed, ranges, plan, context.emit)
+
+    key = {
+        "typed": typed.onnx.digest,
+        "profile": [asdict(entry) for entry in ranges],
+        "options": encode(plan),
+        "tensorrt": f"{trt.name} {trt.version}",
+        # An engine of TensorRT is made for the GPU that it is built on. TensorRT for RTX builds for many.
+        "gpus": None if trt.name == RTX else encode(read_driver()),
+    }
+    return context.store.stage("build", key, Engine, make, engine_line)
+
+
+def build_engine(folder: Path, typed: TypedModel, ranges: Sequence[ShapeRange], plan: BuildPlan, emit: Emit) -> Engine:
+    """Build `model.engine` in `folder` with TensorRT, in a process of its own."""
+    from trtopt.engine.trt import apart
+    from trtopt.engine.trt.locate import find
+    from trtopt.engine.trt.options import BuildOptions
+
+    options = BuildOptions(
         workspace_bytes=plan.workspace_bytes,
         optimization_level=plan.optimization_level,
         version_compatible=plan.version_compatible,
@@ -53,19 +74,7 @@ def build(context: Context, typed: TypedModel, ranges: Sequence[ShapeRange], pla
         timing_cache=plan.timing_cache,
         tactic_sources=plan.tactic_sources,
     )
-
-    def make(folder: Path) -> Engine:
-        return apart.build(trt, typed, tuple(ranges), options, folder / "model.engine", emit=context.emit)
-
-    key = {
-        "typed": typed.onnx.digest,
-        "profile": [asdict(entry) for entry in ranges],
-        "options": encode(options),
-        "tensorrt": f"{trt.name} {trt.version}",
-        # An engine of TensorRT is made for the GPU that it is built on. TensorRT for RTX builds for many.
-        "gpus": None if trt.name == RTX else encode(read_driver()),
-    }
-    return context.store.stage("build", key, Engine, make, engine_line)
+    return apart.build(find(plan.tensorrt), typed, tuple(ranges), options, folder / "model.engine", emit=emit)
 
 
 def engine_line(engine: Engine) -> str:

@@ -66,14 +66,14 @@ def compare(
         reference = open_runner(baseline.path, device=context.device)
         graph = open_runner(candidate.path, device=context.device)
         check_repeats(reference, evaluation.dataset, baseline.path)
-        with _opened(engine, context.emit) as runner:
+        with opened(engine, context.emit) as runner:
             pair = Pair(
                 baseline=reference,
                 candidate=runner or graph,
                 graph=graph if runner else None,
                 names=(baseline.path.name, engine.path.name if engine and runner else candidate.path.name),
             )
-            comparison = _measured(pair, dataset, evaluation.measure, context.emit)
+            comparison = measured(pair, dataset, evaluation.measure, context.emit)
         if engine and not runner:
             comparison = replace(comparison, candidate_ran=comparison.candidate_ran + ENGINE_NOT_RUN)
         known = frozenset(evaluation.calibrated_on)
@@ -104,7 +104,7 @@ def compare(
 
 
 @contextmanager
-def _opened(engine: Engine | None, emit: Emit) -> Iterator[EngineRunner | None]:
+def opened(engine: Engine | None, emit: Emit) -> Iterator[EngineRunner | None]:
     """Open an engine for the block. The result is None without an engine, or where it cannot run, with a warning."""
     runner = None
     if engine is not None:
@@ -123,7 +123,7 @@ def _opened(engine: Engine | None, emit: Emit) -> Iterator[EngineRunner | None]:
             runner.close()
 
 
-def _measured(pair: Pair, dataset: Dataset, plan: MeasurePlan, emit: Emit) -> Comparison:
+def measured(pair: Pair, dataset: Dataset, plan: MeasurePlan, emit: Emit) -> Comparison:
     """Return the drift of the candidate; an engine is run with batches of at most its profile."""
     from trtopt.compare.run import BATCH, Measure, compare
 

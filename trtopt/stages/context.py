@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from trtopt.events import Emit
 from trtopt.store import RunStore
+from trtopt.types import Keep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +38,13 @@ class Target:
         precision: the precision.
         rest: the fallback precision, of everything that is not quantized.
         bias_correction: whether biases are corrected.
+        keep: the nodes that the user keeps in higher precision.
     """
 
     precision: str
     rest: str
     bias_correction: bool
+    keep: tuple[Keep, ...] = ()
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -41,11 +41,12 @@ def observe(
         from trtopt.precision.passes.eight_bits import rounding_errors
         from trtopt.precision.passes.placement import channel_axes
         from trtopt.precision.passes.qdq import FORMATS
+        from trtopt.precision.passes.wanted import resolve
 
         graph = load_ir(model.path)
         nodes = list(float_nodes(graph.graph))
         tensors = [value.name or "" for node in nodes for value in node.outputs if is_float(value)]
-        request = Request(rest=target.rest, table=table)
+        request = Request(rest=target.rest, table=table, keep=resolve(graph, target.keep))
         roundings = rounding_errors(graph, request, FORMATS[target.precision]) if corrects else {}
         with tapped(context, model, tensors) as tapped_path:
             run = open_runner(tapped_path, device=context.device).run

@@ -33,25 +33,7 @@ def set_precision(
     """
 
     def make(folder: Path) -> TypedModel:
-        from trtopt.graph.file import describe, load_ir
-        from trtopt.graph.prepare import check_types, save
-        from trtopt.precision import Request, precision
-
-        graph = load_ir(model.path)
-        means, errors = _read_means(seen) if seen else ({}, {})
-        request = Request(
-            rest=target.rest,
-            table=table,
-            ranges=seen.ranges if seen else {},
-            sizes=seen.sizes if seen else {},
-            means=means,
-            errors=errors,
-        )
-        decisions = precision(target.precision).apply(graph, request)
-        path = folder / "typed.onnx"
-        save(graph, path)
-        check_types(path)
-        return TypedModel(onnx=describe(path), precision=target.precision, rest=target.rest, decisions=decisions)
+        return typed_graph(folder, model, target, table, seen)
 
     statistics = None
     if seen is not None:
@@ -69,6 +51,33 @@ def set_precision(
         **versions("onnx", "onnx-ir"),
     }
     return context.store.stage("precision", key, TypedModel, make, _count_line)
+
+
+def typed_graph(
+    folder: Path, model: OnnxModel, target: Target, table: CalibrationTable | None, seen: Observation | None
+) -> TypedModel:
+    """Write `typed.onnx` into `folder`, with the arguments of `set_precision`."""
+    from trtopt.graph.file import describe, load_ir
+    from trtopt.graph.prepare import check_types, save
+    from trtopt.precision import Request, precision
+    from trtopt.precision.passes.wanted import resolve
+
+    graph = load_ir(model.path)
+    means, errors = _read_means(seen) if seen else ({}, {})
+    request = Request(
+        rest=target.rest,
+        keep=resolve(graph, target.keep),
+        table=table,
+        ranges=seen.ranges if seen else {},
+        sizes=seen.sizes if seen else {},
+        means=means,
+        errors=errors,
+    )
+    decisions = precision(target.precision).apply(graph, request)
+    path = folder / "typed.onnx"
+    save(graph, path)
+    check_types(path)
+    return TypedModel(onnx=describe(path), precision=target.precision, rest=target.rest, decisions=decisions)
 
 
 def _read_means(seen: Observation) -> tuple[Means, Means]:

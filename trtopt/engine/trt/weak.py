@@ -68,6 +68,7 @@ def widen(model: ir.Model) -> None:
             _widen_value(value)
         for node in list(graph):
             _widen_attributes(node)
+            _name_kernel_shape(node)
             for value in node.outputs:
                 _widen_value(value)
         for node in list(graph):
@@ -96,6 +97,21 @@ def _widen_attributes(node: ir.Node) -> None:
         elif attribute.type == ir.AttributeType.TENSOR and attribute.value.dtype in halves:
             array = np.asarray(attribute.value.numpy()).astype(np.float32)
             node.attributes[name] = ir.AttrTensor(name, ir.Tensor(array, dtype=ir.DataType.FLOAT))
+
+
+def _name_kernel_shape(node: ir.Node) -> None:
+    """Write the kernel's shape as an attribute, which is optional in ONNX.
+
+    The parser of TensorRT 8.5 does not find it in a weight behind a DequantizeLinear.
+    """
+    import onnx_ir as ir
+
+    weight = node.inputs[1] if node.op_type in ("Conv", "ConvTranspose") else None
+    if weight is None or weight.shape is None or "kernel_shape" in node.attributes:
+        return
+    sizes = [size for size in weight.shape[2:] if isinstance(size, int)]
+    if len(sizes) == len(weight.shape) - 2:
+        node.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", sizes)
 
 
 def _bypass(graph: ir.Graph, node: ir.Node) -> None:
@@ -128,8 +144,14 @@ def constrain(trt: TensorRT, network: Any, config: Any, typed: TypedModel, nodes
     if "fp16" in precisions or halves:
         config.set_flag(module.BuilderFlag.FP16)
         kept = [layer for d in typed.decisions if d.precision == "fp32" for layer in nodes.get(d.node, [])]
+        producers = {
+            layer.get_output(i).name: layer
+            for layers in nodes.values()
+            for layer in layers
+            for i in range(layer.num_outputs)
+        }
         for layer in kept:
-            _keep_fp32(module, layer)
+            _keep_fp32(module, layer, producers)
         if kept:
             config.set_flag(module.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
     tensors = [network.get_input(i) for i in range(network.num_inputs)]
@@ -138,16 +160,26 @@ def constrain(trt: TensorRT, network: Any, config: Any, typed: TypedModel, nodes
             tensor.dtype = module.DataType.HALF
 
 
-def _keep_fp32(module: Any, layer: Any) -> None:
-    if str(layer.type).rpartition(".")[2] in _UNCONSTRAINED:
+def _keep_fp32(module: Any, layer: Any, producers: Mapping[str, Any]) -> None:
+    """Constrain a layer to FP32, and the layers before it to FP32 outputs: else it is fused with one in FP16."""
+    if not _is_computing(layer):
         return
     outputs = [layer.get_output(i) for i in range(layer.num_outputs)]
     if not any(output.dtype == module.DataType.FLOAT for output in outputs):
         return
     layer.precision = module.DataType.FLOAT
+    for tensor in (layer.get_input(i) for i in range(layer.num_inputs)):
+        source = producers.get(tensor.name) if tensor is not None else None
+        if source is not None and tensor.dtype == module.DataType.FLOAT and _is_computing(source):
+            index = next(i for i in range(source.num_outputs) if source.get_output(i).name == tensor.name)
+            source.set_output_type(index, module.DataType.FLOAT)
     for index, output in enumerate(outputs):
         if output.dtype == module.DataType.FLOAT:
             layer.set_output_type(index, module.DataType.FLOAT)
+
+
+def _is_computing(layer: Any) -> bool:
+    return str(layer.type).rpartition(".")[2] not in _UNCONSTRAINED
 
 
 def audit(layers: list[Mapping[str, Any]], typed: TypedModel, emit: Emit) -> Mapping[str, int]:
@@ -186,7 +218,7 @@ def audit(layers: list[Mapping[str, Any]], typed: TypedModel, emit: Emit) -> Map
         raise AuditError(
             f"{len(lowered)} nodes that must stay in FP32 run in a lower precision",
             why="; ".join(lowered[:_SHOWN]),
-            fix="No engine was written. Use --rest fp32, or a later TensorRT",
+            fix="No engine was written. Use --precision fp32, or --rest fp32 with INT8, or a later TensorRT",
         )
     if raised:
         more = f"; and {len(raised) - _SHOWN} more" if len(raised) > _SHOWN else ""

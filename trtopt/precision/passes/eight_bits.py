@@ -16,7 +16,7 @@ import numpy.typing as npt
 from trtopt.errors import TableError, UsageError
 from trtopt.graph.query import constant, drop_unused_initializers, names
 from trtopt.precision import Request
-from trtopt.precision.passes import bias, half, qdq, saturate
+from trtopt.precision.passes import bias, half, qdq, saturate, wanted
 from trtopt.precision.passes.keep import keep
 from trtopt.precision.passes.placement import Placement, Site, place
 from trtopt.types import CalibrationTable, Decision
@@ -41,7 +41,7 @@ def apply(model: ir.Model, request: Request, format: qdq.Format) -> tuple[Decisi
         raise TableError(
             f"{format.name.upper()} needs a calibration table", fix="Give --calib DATA or --calib-table FILE"
         )
-    placement = place(model)
+    placement = place(model, request.keep)
     kept = _kept(model, placement, request)
     # Before the casts to 16 bits: weights are quantized from their FP32 values, and biases corrected in FP32.
     weights = {site: _weight(site) for site in placement.sites if site.axis is not None}
@@ -88,7 +88,7 @@ def _kept(model: ir.Model, placement: Placement, request: Request) -> dict[ir.No
         if site.axis is None and value is not None and site.scale_from in ranges:
             ranges[value.name or ""] = ranges[site.scale_from]
     ranges |= {name: max(observed, ranges.get(name, 0.0)) for name, observed in request.ranges.items()}
-    return keep(model, half.HALVES[request.rest], ranges, request.sizes)
+    return keep(model, half.HALVES[request.rest], ranges, request.sizes) | wanted.in_fp32(model, request.keep)
 
 
 def _cast_to_fallback(model: ir.Model, request: Request, kept: Mapping[ir.Node, str]) -> tuple[Decision, ...]:
@@ -122,7 +122,7 @@ def rounding_errors(model: ir.Model, request: Request, format: qdq.Format) -> di
         TableError: the table lacks a scale.
     """
     assert request.table is not None
-    placement = place(model)
+    placement = place(model, request.keep)
     kept = _kept(model, placement, request)
     scales: dict[str, float] = {}
     for site in placement.sites:

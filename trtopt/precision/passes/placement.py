@@ -20,7 +20,7 @@ Touches: nothing; it reads an onnx-ir model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,7 @@ from trtopt.graph.query import (
     producer,
 )
 from trtopt.precision.passes import attention, residual
+from trtopt.precision.passes.wanted import REASON
 from trtopt.types import Decision
 
 if TYPE_CHECKING:
@@ -110,8 +111,10 @@ class Placement:
         return next((group for group in self.groups if tensor in group), frozenset({tensor}))
 
 
-def place(model: ir.Model) -> Placement:
+def place(model: ir.Model, keep: Collection[str] = ()) -> Placement:
     """Decide which inputs of a prepared FP32 model are quantized; the model stays as it is.
+
+    `keep` are the names of nodes that the user keeps in higher precision.
 
     Raises:
         ModelError: the model is quantized already.
@@ -127,7 +130,7 @@ def place(model: ir.Model) -> Placement:
     inputs: list[tuple[ir.Node, int, int | None]] = []  # (node, index of the input, channel axis)
     masked_products = attention.masked_products(graph)
     for node in float_nodes(graph):
-        why_not = masked_products.get(node) or no_int8_gain(node)
+        why_not = REASON if node.name in keep else masked_products.get(node) or no_int8_gain(node)
         if weighted_inputs(node) and not why_not:
             inputs += [(node, index, axis) for index, axis in weighted_inputs(node)]
             reasons[node] = QUANTIZED + "a weighted operator"
@@ -136,9 +139,13 @@ def place(model: ir.Model) -> Placement:
     # The following rules depend on which weighted operators are quantized.
     weighted = {node for node, _, _ in inputs}
     for node, index in residual.skip_inputs(graph, weighted):
+        if node.name in keep:
+            continue
         inputs.append((node, index, None))
         reasons[node] = QUANTIZED + "the skip input of a residual Add"
     for node in pools(graph, {(node, index) for node, index, _ in inputs}):
+        if node.name in keep:
+            continue
         inputs.append((node, 0, None))
         reasons[node] = QUANTIZED + "an average pool between quantized tensors"
     sites = tuple(Site(node, index, axis, scale_source(node.inputs[index])) for node, index, axis in inputs)

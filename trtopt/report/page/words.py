@@ -6,6 +6,7 @@ Touches: nothing.
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,6 +88,16 @@ def engine(comparison: Comparison) -> list[str]:
         own, graph, between = (f"{value:{known.format}} {known.unit}" for value in values)
         lines.append(f"{drift.output}: {known.label} {own}, of its graph {graph}, between the two {between}")
     return lines
+
+
+def fault(report: Report) -> list[str]:
+    """Return what is known about a wrong engine: a sentence, its nodes, and the flags that keep them; or nothing."""
+    if report.fault is None:
+        return []
+    if not report.fault.nodes:
+        return [report.fault.reason]
+    flags = " ".join(f"--keep {shlex.quote(node)}" for node in report.fault.nodes)
+    return [f"{report.fault.reason}: {', '.join(report.fault.nodes)}", f"convert again with {flags}"]
 
 
 def unquantized(report: Report) -> tuple[Decision, ...]:

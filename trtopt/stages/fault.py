@@ -1,0 +1,177 @@
+"""The stage `fault`: the nodes that make an engine differ from its graph, found by building engines without them.
+
+A wrong engine does not tell which of its layers is wrong, and marking intermediate tensors as outputs would change what
+TensorRT fuses. So engines are built in which some nodes are kept in higher precision, until the fewest nodes are found
+that make the engine right. Keeping a node changes the fusion around it as well: the nodes that are found belong to the
+wrong layer, or to one that it is fused with.
+
+Touches: the run directory, through the store; temporary folders; the GPU.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from trtopt.codec import encode
+from trtopt.data.dataset import Dataset
+from trtopt.errors import TrtoptError
+from trtopt.events import Progress, Warned, silent
+from trtopt.plan import BuildPlan, MeasurePlan
+from trtopt.stages.build import build_engine
+from trtopt.stages.compare import measured, opened
+from trtopt.stages.context import Context, Target
+from trtopt.stages.precision import typed_graph
+from trtopt.types import (
+    CalibrationTable,
+    Comparison,
+    Engine,
+    EngineFault,
+    Keep,
+    Observation,
+    OnnxModel,
+    ShapeRange,
+    TypedModel,
+)
+
+_MOST_BUILDS = 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suspect:
+    """A wrong engine and everything that it was made from.
+
+    Attributes:
+        baseline: the FP32 model.
+        model: the prepared model, possibly equalized.
+        target: the requested precision.
+        table: the scales, if it has any.
+        seen: statistics of the activations, if there were samples.
+        typed: the typed graph.
+        engine: the engine.
+        ranges: the shape ranges of the dynamic inputs.
+        plan: the build options.
+    """
+
+    baseline: OnnxModel
+    model: OnnxModel
+    target: Target
+    table: CalibrationTable | None
+    seen: Observation | None
+    typed: TypedModel
+    engine: Engine
+    ranges: Sequence[ShapeRange]
+    plan: BuildPlan
+
+
+def fault(context: Context, suspect: Suspect, dataset: Dataset) -> EngineFault | None:
+    """Return the nodes that make the engine wrong. An error becomes a warning: the verdict does not depend on them."""
+
+    def make(_: Path) -> EngineFault:
+        return _find(context, suspect, dataset)
+
+    key = {
+        "engine": suspect.engine.digest,
+        "typed": suspect.typed.onnx.digest,
+        "target": asdict(suspect.target),
+        "data": dataset.digest,
+        "plan": encode(suspect.plan),
+    }
+    try:
+        return context.store.stage("fault", key, EngineFault, make, lambda found: found.reason)
+    except TrtoptError as error:
+        context.emit(Warned(f"the wrong layers of the engine are not known: {error}"))
+        return None
+
+
+def _find(context: Context, suspect: Suspect, dataset: Dataset) -> EngineFault:
+    from trtopt.calibrate.ranges import few
+
+    samples = few(dataset)
+    builds = 0
+
+    def right(groups: Sequence[tuple[str, ...]]) -> bool:
+        nonlocal builds
+        builds += 1
+        context.emit(Progress("fault", builds, 0, "builds"))
+        return _is_right(context, suspect, samples, [node for group in groups for node in group])
+
+    groups = _groups(suspect)
+    found = culprits(groups, right, _MOST_BUILDS)
+    if found is None:
+        reason = f"no nodes were found whose higher precision makes the engine right, in {builds} builds"
+        return EngineFault(nodes=(), builds=builds, reason=reason)
+    nodes = tuple(node for group in found for node in group)
+    reason = f"the engine is right with {len(nodes)} of its nodes in higher precision, found in {builds} builds"
+    return EngineFault(nodes=nodes, builds=builds, reason=reason)
+
+
+def culprits(
+    groups: Sequence[tuple[str, ...]], right: Callable[[Sequence[tuple[str, ...]]], bool], most: int
+) -> list[tuple[str, ...]] | None:
+    """Return few groups such that the engine is right without them, by bisection; None if there are none.
+
+    Args:
+        groups: the nodes of each layer of the engine, in order.
+        right: whether an engine is right in which these groups are kept in higher precision.
+        most: the largest number of calls of `right`.
+    """
+    calls = 0
+
+    def tried(kept: Sequence[tuple[str, ...]]) -> bool:
+        nonlocal calls
+        calls += 1
+        return right(kept)
+
+    if not groups or not tried(groups):
+        return None
+    found: list[tuple[str, ...]] = []
+    rest = list(groups)
+    while calls < most:
+        # With `found` and the first `high` of the rest the engine is right, with the first `low` of them it is not.
+        low, high = 0, len(rest)
+        while high - low > 1 and calls < most:
+            middle = (low + high) // 2
+            if tried([*found, *rest[:middle]]):
+                high = middle
+            else:
+                low = middle
+        if high - low > 1:
+            break
+        found.append(rest[high - 1])
+        rest = rest[: high - 1]
+        if not rest or tried(found):
+            return found
+    return [*found, *rest]
+
+
+def _groups(suspect: Suspect) -> list[tuple[str, ...]]:
+    """Return the nodes in the requested precision, one per group, in the order of the typed graph."""
+    return [(d.node,) for d in suspect.typed.decisions if d.precision == suspect.target.precision]
+
+
+def _is_right(context: Context, suspect: Suspect, samples: Dataset, nodes: Sequence[str]) -> bool:
+    """Return whether an engine in which the nodes are kept in higher precision computes its graph."""
+    from trtopt.compare.run import Pair
+    from trtopt.compare.witness import judged
+    from trtopt.engine.onnxruntime import open_runner
+
+    quantized = suspect.target.precision in ("int8", "fp8")
+    keep = tuple(Keep(pattern=node, precision="" if quantized else "fp32") for node in nodes)
+    target = replace(suspect.target, keep=(*suspect.target.keep, *keep))
+    with tempfile.TemporaryDirectory(prefix="trtopt-") as name:
+        folder = Path(name)
+        typed = typed_graph(folder, suspect.model, target, suspect.table, suspect.seen)
+        engine = build_engine(folder, typed, suspect.ranges, suspect.plan, silent)
+        reference, graph = (
+            open_runner(path, device=context.device) for path in (suspect.baseline.path, typed.onnx.path)
+        )
+        with opened(engine, silent) as runner:
+            if runner is None:
+                return False
+            pair = Pair(baseline=reference, candidate=runner, graph=graph, names=("", ""))
+            comparison: Comparison = measured(pair, samples, MeasurePlan(), silent)
+    results = judged(comparison, "", suspect.target.precision).gates
+    return all(gate.verdict == "pass" for gate in results if gate.metric == "engine")
