@@ -511,7 +511,7 @@ class Report:
     `parity` compares the exported ONNX model with its source, run by its framework. `calibration` lists the tensors
     with the largest quantization error. When several candidates were compared, `candidates` replaces `comparison`.
     `allow_inconclusive` is true if the user accepts an inconclusive verdict. `list_worst` is the number of worst
-    samples to list.
+    samples to list. `written` is false for new gates on an earlier run, whose directory keeps the report of its own.
     """
 
     schema_version: int
@@ -533,3 +533,4 @@ class Report:
     candidates: tuple[CandidateReport, ...] = ()
     allow_inconclusive: bool = False
     list_worst: int = 0
+    written: bool = True

@@ -425,6 +425,14 @@ def test_inconsistent_counts_of_decisions_fail(wrong: dict[str, int | None]) -> 
     assert one(replace(output, counts=counts), "recall=80%").verdict == "fail"
 
 
+def test_an_output_that_is_nan_in_every_sample_has_no_other_complaint() -> None:
+    nothing = drift(nonfinite=9.0)
+    assert [each.metric for each in judge([nothing], (), 9)] == ["nonfinite"]
+    asked = judge([nothing], parse_gates("top1=1%"), 9)
+    assert [(each.metric, each.verdict) for each in asked] == [("nonfinite", "fail"), ("top1", "fail")]
+    assert asked[1].reason == "top1 could not be evaluated: every sample of logits has a NaN or Inf"
+
+
 def test_no_loss_at_all_may_be_asked_for() -> None:
     assert one(deciding(100, 100, 100), "recall=100%").verdict == "pass"
     assert one(deciding(99, 100, 100), "recall=100%").verdict == "fail"

@@ -80,6 +80,8 @@ def _defaults(output: OutputDrift, asked: Collection[str]) -> list[GateResult]:
     for metric, limit in DEFAULTS.get(output.kind, ()):
         if metric in asked or (asked and metric not in FLOORS):
             continue
+        if metric not in output.values and output.values.get("nonfinite"):  # no sample could be measured
+            continue
         if metric in output.values or metric not in WHERE_MEASURED:
             results.append(evaluated(default_gate(metric, limit), output, default=True))
     return results
@@ -96,7 +98,11 @@ def _why_unable(gate: Gate, outputs: Sequence[OutputDrift]) -> str:
     """Return why the gate applies to none of the outputs."""
     if not outputs:
         return "nothing was compared"
-    kinds = [f"{output.output} ({output.kind})" for output in outputs if gate.output in ("", output.output)]
+    named = [output for output in outputs if gate.output in ("", output.output)]
+    kinds = [f"{output.output} ({output.kind})" for output in named]
+    bad = [output.output for output in named if output.values.keys() == {"nonfinite"} and output.values["nonfinite"]]
+    if bad:
+        return f"every sample of {', '.join(bad)} has a NaN or Inf"
     if not kinds:
         return f"unknown output {gate.output}; the outputs are {', '.join(output.output for output in outputs)}"
     what = "labels that fit" if gate.metric.startswith("accuracy") else "this metric"
