@@ -323,3 +323,25 @@ def test_scores_of_pixels_that_lose_a_rare_class_fail() -> None:
     lost = scores.copy()
     lost[:, 59] = -3
     assert "recall" in failed(verdict({"seg": scores}, {"seg": lost}))
+
+
+# What is not a detection head, although parts of it are much larger than others.
+
+
+def bordered() -> Array:
+    """Return images from 0 to 255, [n, 3, 64, 64], of which 16 rows at either end are nearly black."""
+    images = RANDOM.uniform(0, 255, (MANY, 3, 64, 64))
+    images[:, :, :16] = RANDOM.uniform(0, 1, (MANY, 3, 16, 64))
+    images[:, :, 48:] = RANDOM.uniform(0, 1, (MANY, 3, 16, 64))
+    return images.astype(np.float32)
+
+
+def features() -> Array:
+    """Return 2048 features, [n, 2048], after a ReLU, of very different scales."""
+    return (np.maximum(RANDOM.normal(-0.5, 1, (MANY, 2048)), 0) * RANDOM.lognormal(-2, 1.5, 2048)).astype(np.float32)
+
+
+@pytest.mark.parametrize("made", [bordered, lambda: bordered().reshape(MANY, -1), features])
+def test_small_values_beside_large_ones_are_not_class_scores(made: Callable[[], Array]) -> None:
+    whole = made()
+    assert verdict({"out": whole}, rounded({"out": whole}, 30)).verdict == "pass"

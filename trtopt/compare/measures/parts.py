@@ -13,7 +13,6 @@ Touches: nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,10 +29,13 @@ MAX_CHANNELS = 1024
 """Limit on the length of an axis. Longer ones are positions (anchors, pixels, tokens), and would take memory."""
 
 FOLLOWED = 1 << 16
-"""Number of evenly spaced values of a flattened output that are followed."""
+"""Number of values of a flattened output that are followed: the first ones."""
 
 BOX = 4
 """Number of coordinates of a box."""
+
+_MOST = 0.9
+"""Share of the runs of large channels that must be boxes: a coordinate may stay below 1 by chance."""
 
 LEAST_SHARE = 0.1
 """Least fraction of the channels in a part: fewer are a few dead channels. Probabilities are a part regardless."""
@@ -119,8 +121,17 @@ class _Channels:
         if not all(len(group) for group in groups):
             return []
         boxes, scores = (float(self.sums[0, group].mean()) for group in groups)
-        fours = self._flat or all(len(run) % BOX == 0 for run in _runs(np.sort(groups[0])))
-        return groups if fours and boxes >= GAP**2 * scores else []
+        return groups if boxes >= GAP**2 * scores and self._are_boxes(np.sort(groups[0])) else []
+
+    def _are_boxes(self, large: Group) -> bool:
+        """Return whether the large channels are in fours, as boxes are; a flattened head may also begin with all boxes.
+
+        Neither is true of the rows inside the border of an image, or of the large features of an embedding.
+        """
+        runs = np.split(large, np.flatnonzero(np.diff(large) != 1) + 1)
+        if self._flat and len(runs) == 1 and large[0] == 0:
+            return len(large) % BOX == 0
+        return sum(len(run) == BOX for run in runs) >= _MOST * len(runs)
 
     def matters(self, group: Group) -> bool:
         """Return whether errors in this group of channels would have consequences."""
@@ -143,8 +154,6 @@ class Parts:
     def __init__(self) -> None:
         self._shape: tuple[int, ...] | None = None
         self._axes: dict[int, _Channels] = {}
-        # For a flattened output, the values that are followed.
-        self._followed: Group | None = None
 
     def add(self, reference: _Array, candidate: _Array) -> None:
         """Add one sample, without a batch axis and without NaN or Inf."""
@@ -159,9 +168,7 @@ class Parts:
         if not reference.size:
             return
         for axis, channels in self._axes.items():
-            x, y = (np.moveaxis(array, axis, 0) for array in (reference, candidate))
-            if self._followed is not None:
-                x, y = x[self._followed], y[self._followed]
+            x, y = (np.moveaxis(array, axis, 0)[:FOLLOWED] for array in (reference, candidate))
             x, y = (array.reshape(len(array), -1).astype(np.float64) for array in (x, y))
             channels.add(x, y)
 
@@ -169,8 +176,7 @@ class Parts:
         """Start the sums for the axes of an output whose samples have this shape."""
         self._shape = shape
         if len(shape) == 1 and shape[0] > MAX_CHANNELS:
-            self._followed = np.linspace(0, shape[0] - 1, min(shape[0], FOLLOWED)).astype(np.intp)
-            self._axes[0] = _Channels(len(self._followed), head=True, flat=True)
+            self._axes[0] = _Channels(min(shape[0], FOLLOWED), head=True, flat=True)
             return
         spatial = _spatial(shape)
         for axis, count in enumerate(shape):
@@ -199,19 +205,9 @@ class Parts:
         if not smaller:
             return []
         return [
-            Part(axis=axis + 1, channels=self._numbers(group), cosine=channels.cosine(group))
+            Part(axis=axis + 1, channels=tuple(np.sort(group).tolist()), cosine=channels.cosine(group))
             for group in (largest, *smaller)
         ]
-
-    def _numbers(self, group: Group) -> tuple[int, ...]:
-        """Return the indices of a group's channels in the output."""
-        numbers = np.sort(group) if self._followed is None else self._followed[np.sort(group)]
-        return tuple(numbers.tolist())
-
-
-def _runs(numbers: Group) -> Sequence[Group]:
-    """Return the runs of consecutive numbers among ascending ones."""
-    return np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
 
 
 def _spatial(shape: tuple[int, ...]) -> set[int]:
