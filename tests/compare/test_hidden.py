@@ -37,7 +37,7 @@ class Recorded:
         return {name: array[index] for name, array in self.outputs.items()}
 
 
-def verdict(reference: Made, candidate: Made) -> Comparison:
+def verdict(reference: Made, candidate: Made, labels: Array | None = None) -> Comparison:
     count = len(next(iter(reference.values())))
     dataset = Dataset(
         source="eval.npz",
@@ -45,7 +45,7 @@ def verdict(reference: Made, candidate: Made) -> Comparison:
         ids=tuple(f"eval.npz[{i}]" for i in range(count)),
         load=lambda i: {"i": np.full((1, 1), i)},
         batched=True,
-        labels=None,
+        labels=None if labels is None else tuple(labels.tolist()),
     )
     pair = Pair(baseline=Recorded(reference), candidate=Recorded(candidate), names=("a", "b"))
     return judged(compare(pair, dataset, Measure(), emit=silent, batch=64), "")
@@ -243,6 +243,15 @@ def test_an_answer_that_is_lost_once_or_twice_does_not_fail() -> None:
         lost[:times] = [0.1, 0.0]
         found = verdict({"logits": scores}, {"logits": lost})
         assert {gate.verdict for gate in found.gates if gate.metric == "recall"} == {expected}
+
+
+def test_decisions_on_which_fp32_is_wrong_are_no_loss() -> None:
+    labels = RANDOM.integers(0, 5, MANY)
+    wrong = RANDOM.uniform(size=MANY) < 0.4
+    scores = (10 + np.eye(5)[np.where(wrong, (labels + 1) % 5, labels)]).astype(np.float32)
+    changed = np.where(wrong[:, None], np.roll(scores, 1, axis=1), scores)
+    assert "recall" not in failed(verdict({"logits": scores}, {"logits": changed}, labels))
+    assert "recall" in failed(verdict({"logits": scores}, {"logits": changed}))
 
 
 # The class scores of a raw detection head.

@@ -110,10 +110,13 @@ class Scores:
     def _decided(self) -> Decisions:
         """The decisions with the clearest loss: the chosen classes, or every class that applies.
 
-        Several classes may apply to a sample unless the scores are a softmax, or labels say that it has one class.
+        Several classes may apply to a sample unless the scores are a softmax, or labels say that it has one class. A
+        decision that labels show to be wrong is no loss.
         """
         chosen = self._counted.decisions
-        if self._classes == 1 or self._softmax or self.labels_fit:
+        if self.labels_fit:
+            return self._counted.right_decisions
+        if self._classes == 1 or self._softmax:
             return chosen
         applies = self._applies if self._probabilities else self._applies_logits
         return max(chosen, applies, key=lambda decisions: decisions.loss)

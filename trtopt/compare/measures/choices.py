@@ -25,12 +25,14 @@ class Choices:
         agree: 1 per sample if both models chose the same class, and 0 otherwise.
         right: the model that is right per sample: FP32 (1), the candidate (2), both (3) or neither (0).
         decisions: the classes that FP32 chose, and those that the candidate chose as well.
+        right_decisions: those of them on which FP32 is right.
         hits_of_yes: number of samples with the label 1 on which FP32 chose class 1.
     """
 
     agree: bytearray = field(default_factory=bytearray)
     right: bytearray = field(default_factory=bytearray)
     decisions: Decisions = field(default_factory=Decisions)
+    right_decisions: Decisions = field(default_factory=Decisions)
     hits_of_yes: int = 0
 
     def add(
@@ -40,6 +42,8 @@ class Choices:
         self.agree.extend((reference == candidate).astype(np.uint8))
         self.decisions.add_single(reference, reference == candidate)
         if labels is not None:
+            known = reference == labels
+            self.right_decisions.add_single(reference[known], (reference == candidate)[known])
             self.right.extend(((reference == labels) + 2 * (candidate == labels)).astype(np.uint8))
             self.hits_of_yes += int(np.count_nonzero((labels == 1) & (reference == 1)))
 
