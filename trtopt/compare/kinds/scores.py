@@ -91,9 +91,10 @@ class Scores:
         self._softmax = self._softmax and self._probabilities and bool(np.allclose(x.sum(axis=1), 1.0, atol=TOLERANCE))
         best = x.argmax(axis=1)
         self._choices[0.0].add(best, y.argmax(axis=1), labels)
-        add_yes_or_no(self._applies_logits, sigmoid(x), sigmoid(y))
-        if self._probabilities:
-            add_yes_or_no(self._applies, x, y)
+        if self._named or self._asked:  # other scores are of one class: a softmax, or labels fit
+            add_yes_or_no(self._applies_logits, sigmoid(x), sigmoid(y))
+            if self._probabilities:
+                add_yes_or_no(self._applies, x, y)
         # The rank of FP32's class among the candidate's scores; ties go to the lower index, as with argmax.
         score = np.take_along_axis(y, best[:, None], axis=1)
         before = (y > score) | ((y == score) & (np.arange(self._classes) < best[:, None]))

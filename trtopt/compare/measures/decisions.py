@@ -138,7 +138,8 @@ class Decisions:
     def _worst(self) -> _Group | None:
         """Return the group whose loss has the highest lower bound."""
         groups = self._groups()
-        return max(groups, key=lambda group: group.bound(len(groups))) if groups else None
+        losing = [group for group in groups if group.kept < group.decisions] or groups[:1]
+        return max(losing, key=lambda group: group.bound(len(groups)), default=None)
 
     def _grow(self, size: int) -> None:
         missing = size - len(self.seen)
