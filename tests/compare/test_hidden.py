@@ -37,7 +37,7 @@ class Recorded:
         return {name: array[index] for name, array in self.outputs.items()}
 
 
-def verdict(reference: Made, candidate: Made, labels: Array | None = None) -> Comparison:
+def verdict(reference: Made, candidate: Made, labels: Array | None = None, batch: int = 64) -> Comparison:
     count = len(next(iter(reference.values())))
     dataset = Dataset(
         source="eval.npz",
@@ -48,7 +48,7 @@ def verdict(reference: Made, candidate: Made, labels: Array | None = None) -> Co
         labels=None if labels is None else tuple(labels.tolist()),
     )
     pair = Pair(baseline=Recorded(reference), candidate=Recorded(candidate), names=("a", "b"))
-    return judged(compare(pair, dataset, Measure(), emit=silent, batch=64), "")
+    return judged(compare(pair, dataset, Measure(), emit=silent, batch=batch), "")
 
 
 def failed(found: Comparison) -> set[str]:
@@ -354,3 +354,14 @@ def features() -> Array:
 def test_small_values_beside_large_ones_are_not_class_scores(made: Callable[[], Array]) -> None:
     whole = made()
     assert verdict({"out": whole}, rounded({"out": whole}, 30)).verdict == "pass"
+
+
+def test_the_batches_do_not_change_what_is_measured() -> None:
+    """The parts of a head are those of the first samples, not of the first batch."""
+    made = {**boxes(40), "output0": head()[:40], "ids": padded()[:40], "logits": tagged()[:40]}
+    changed = rounded(made, 40)
+    whole = verdict(made, changed).outputs
+    metrics = {metric for output in whole for metric in output.values}
+    assert metrics >= {"recall", "sqnr_part", "attached", "score_error"}
+    for batch in (1, 7):
+        assert verdict(made, changed, batch=batch).outputs == whole
