@@ -184,6 +184,19 @@ def test_masks_of_boxes_that_are_ruined_fail(change: Callable[[Array], Array]) -
     assert failed(without("masks", change)) == {"attached"}
 
 
+def test_keypoints_that_only_follow_their_box_fail() -> None:
+    made = boxes()
+    low, high = made["boxes"][..., None, :2], made["boxes"][..., None, 2:]
+    points = (low + (high - low) * RANDOM.uniform(size=(MANY, 10, 17, 2))).astype(np.float32)
+    sure = np.ones((MANY, 10, 17, 1), np.float32)
+    reference = {**made, "keypoints": np.concatenate([points, sure], axis=3)}
+    middle = np.broadcast_to((low + high) / 2, points.shape)
+    for wrong in (middle, points[:, :, ::-1]):
+        candidate = {**made, "keypoints": np.concatenate([wrong, sure], axis=3).astype(np.float32)}
+        assert failed(verdict(reference, candidate)) == {"attached"}
+    assert verdict(reference, rounded(reference, 46)).verdict == "pass"
+
+
 def test_masks_of_boxes_with_nan_fail() -> None:
     assert failed(without("masks", lambda masks: np.full_like(masks, np.nan))) == {"attached"}
 

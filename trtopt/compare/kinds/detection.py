@@ -103,7 +103,8 @@ class Detection:
             for name in self.layout.attached:
                 x, y = (self._rows(name, i, outputs) for outputs in (batch.reference, batch.candidate))
                 for pair in found:
-                    self._attached.add(name, x[rows_fp32[pair.reference]], y[rows[pair.candidate]])
+                    row = rows_fp32[pair.reference]
+                    self._attached.add(name, x[row], y[rows[pair.candidate]], reference.corners[row])
 
     def _rows(self, name: str, index: int, outputs: Mapping[str, Array]) -> Array:
         """Return an output's rows of one sample, which are those of its boxes."""
