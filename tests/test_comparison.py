@@ -263,6 +263,31 @@ def test_a_comparison_without_candidates_is_refused(runs: Path, tmp_path: Path) 
         compare(replace(several(runs, tmp_path), candidates=()))
 
 
+def test_a_candidate_that_is_named_twice_is_refused(runs: Path, tmp_path: Path, cli: Cli) -> None:
+    again = runs / "fp16" / ".." / "fp16"
+    done = cli("compare", DIGITS, runs / "fp16", runs / "int8", again, "--data", EVAL, "-o", tmp_path / "out")
+    assert done.code == 2
+    assert f"{again} is the same candidate as {runs / 'fp16'}. Name each candidate once" in " ".join(done.err.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_of_another_model_is_told(runs: Path, tmp_path: Path, cli: Cli) -> None:
+    other = onnx.load(DIGITS)
+    other.doc_string = "another model"
+    onnx.save(other, tmp_path / "other.onnx")
+    told = f"warning: {runs / 'int8'} was not made from"
+    for baseline, expected in ((DIGITS, False), (runs / "int8/fp32.onnx", False), (tmp_path / "other.onnx", True)):
+        done = cli("compare", baseline, runs / "int8", "--data", EVAL, "-o", tmp_path / "out")
+        assert done.code == 0
+        assert (told in " ".join(done.out.split())) == expected
+
+
+def test_judging_again_does_not_point_to_the_report_of_the_old_gates(runs: Path, cli: Cli) -> None:
+    done = cli("compare", "--from", runs / "int8", "--gate", "sqnr=90")
+    assert done.code == 1
+    assert f"not written: {runs / 'int8/report.json'} keeps its own gates" in " ".join(done.out.split())
+
+
 def test_a_run_that_ends_early_leaves_no_verdict_of_another(runs: Path, tmp_path: Path, cli: Cli) -> None:
     arguments = ("compare", DIGITS, runs / "int8", "--gate", "sqnr=20dB", "-o", tmp_path / "out")
     assert cli(*arguments, "--data", EVAL).code == 0

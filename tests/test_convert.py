@@ -333,7 +333,7 @@ def test_compare_says_that_the_run_was_calibrated_on_the_samples_also_when_it_ju
     done = cli("compare", DIGITS, run_dir, "--data", CALIB, "-o", tmp_path / "c")
     assert ON_CALIBRATION[1:] in done.out.splitlines()[-1]
     again = cli("compare", "--from", tmp_path / "c", "--gate", "sqnr=20")
-    assert again.out.splitlines()[-1] == f"PASS: 2/2 gates passed {ON_CALIBRATION}"
+    assert again.out.splitlines()[-1] == f"PASS: 3/3 gates passed {ON_CALIBRATION}"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from trtopt.codec import decode
 from trtopt.errors import ModelError, UsageError
-from trtopt.store import read_result
+from trtopt.store import read_inputs, read_result
 from trtopt.types import Benchmark, CalibratedTensor, CalibrationTable, Engine, OnnxModel, Timing, TypedModel
 
 ENGINE_NOT_RUN = " (the typed graph of the engine; TensorRT itself was not run)"
@@ -31,6 +31,7 @@ class Candidate:
         calibrated_on: fingerprints of the calibration samples.
         timings: earlier results of `trtopt bench`.
         calibration: the tensors with the largest quantization error.
+        made_from: digests of the FP32 models that the run started with and optimized; empty if they are unknown.
     """
 
     onnx: OnnxModel
@@ -39,6 +40,7 @@ class Candidate:
     calibrated_on: tuple[str, ...] = ()
     timings: tuple[Timing, ...] = ()
     calibration: tuple[CalibratedTensor, ...] = ()
+    made_from: tuple[str, ...] = ()
 
     def fastest(self) -> Timing | None:
         """Return the timing of the smallest measured batch, preferably without copies; None without timings."""
@@ -100,7 +102,15 @@ def _from_run(folder: Path) -> Candidate:
         calibrated_on=table.fingerprints if table else (),
         timings=_timings(folder),
         calibration=noisiest.read(folder) if table else (),
+        made_from=_sources(folder),
     )
+
+
+def _sources(folder: Path) -> tuple[str, ...]:
+    """Return the digests of the FP32 model of a run, as given and as prepared; none if the run does not record both."""
+    prepared = read_result(folder, "prepare", OnnxModel)
+    source = read_inputs(folder, "prepare").get("source")
+    return (str(source), prepared.digest) if prepared and source else ()
 
 
 def _timings(folder: Path) -> tuple[Timing, ...]:

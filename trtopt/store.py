@@ -219,6 +219,12 @@ def read_result(root: Path, stage: str, cls: type[T], **inputs: Any) -> T | None
     return store._load(stage, entry["key"], cls)
 
 
+def read_inputs(root: Path, stage: str) -> dict[str, Any]:
+    """Return the inputs of a stage of an earlier run; empty if there is none. The lock is not taken."""
+    entry = RunStore(root, silent)._manifest["stages"].get(stage)
+    return dict(entry["inputs"]) if entry else {}
+
+
 def file_digest(path: Path) -> str:
     """Return the SHA-256 digest of a file's content, in hex."""
     with path.open("rb") as stream:

@@ -227,7 +227,9 @@ class OutputDrift:
             `only_candidate` (the model that was right); with labels of other classes `unfit` (the samples on which FP32
             is right, which is not better than guessing) and `contradicted` (1 if there are enough of them to tell). For
             integers `same` (samples that agree in most elements), for detections `boxes` (those of FP32), and for
-            probabilities whose errors are `harmless` 1.
+            probabilities whose errors are `harmless` 1. For the class with the clearest loss `class` (its index; absent
+            for all classes but the most frequent one together), FP32's `decisions` for it, those that the candidate
+            `kept`, the samples `having` one, and the number of `groups` of decisions that were examined.
         first_bad: the first sample with a NaN or Inf.
         spread: histogram of the SQNR per sample in dB, without identical samples.
         worst: the samples with the lowest SQNR, the worst first.
@@ -558,7 +560,7 @@ class Report:
     the engine differ from its graph. `calibration` lists the tensors
     with the largest quantization error. When several candidates were compared, `candidates` replaces `comparison`.
     `allow_inconclusive` is true if the user accepts an inconclusive verdict. `list_worst` is the number of worst
-    samples to list.
+    samples to list. `written` is false for new gates on an earlier run, whose directory keeps the report of its own.
     """
 
     schema_version: int
@@ -581,3 +583,4 @@ class Report:
     candidates: tuple[CandidateReport, ...] = ()
     allow_inconclusive: bool = False
     list_worst: int = 0
+    written: bool = True

@@ -53,7 +53,14 @@ TWO = made(BOX, FAR)
 
 def test_the_same_boxes_match() -> None:
     found = one((TWO, TWO))
-    assert found.values == {"matched": 100.0, "extra": 0.0, "iou": 1.0, "lost": 0.0, "nonfinite": 0.0}
+    assert found.values == {
+        "matched": 100.0,
+        "extra": 0.0,
+        "iou": 1.0,
+        "score_error": 0.0,
+        "lost": 0.0,
+        "nonfinite": 0.0,
+    }
     assert found.worst == ()
 
 
@@ -164,12 +171,15 @@ def test_the_number_of_boxes_may_differ_and_the_other_outputs_are_read_with_them
     assert metrics.notes() == ["boxes is read as detections, with scores, labels"]
 
 
-def test_masks_of_boxes_are_not_compared_with_a_note() -> None:
-    pair = [{**TWO, "masks": np.zeros((2, 1, 4, 4), np.float32)}, {**made(BOX), "masks": np.zeros((1, 1, 4, 4))}]
+def test_masks_are_compared_with_those_of_the_matching_box() -> None:
+    first, second = np.eye(4, dtype=np.float32)[None], 1 - np.eye(4, dtype=np.float32)[None]
+    reference = {**made(BOX, FAR), "masks": np.stack([first, second])}
+    candidate = {**made(FAR, BOX), "masks": np.stack([second, first])}
     metrics = Metrics({})
-    metrics.add(Outputs(reference=pair[0], candidate=pair[1], indices=(0,)))
-    assert [drift.output for drift in metrics.drifts(["a"])] == ["boxes"]
-    assert metrics.notes() == ["boxes is read as detections, with scores, labels; not compared: masks"]
+    metrics.add(Outputs(reference=reference, candidate=candidate, indices=(0,)))
+    (found,) = metrics.drifts(["a"])
+    assert (found.output, found.values["attached"]) == ("boxes", 1.0)
+    assert metrics.notes() == ["boxes is read as detections, with scores, labels; compared where boxes match: masks"]
 
 
 def padded(*samples: Made, rows: int = 4) -> dict[str, Array]:
@@ -231,7 +241,14 @@ def test_rows_beyond_the_number_of_detections_are_ignored() -> None:
     reference, candidate = padded(TWO), padded(TWO)
     candidate["detection_boxes"][0, 2:] = np.nan
     (found,) = drifts((reference, candidate))
-    assert found.values == {"matched": 100.0, "extra": 0.0, "iou": 1.0, "lost": 0.0, "nonfinite": 0.0}
+    assert found.values == {
+        "matched": 100.0,
+        "extra": 0.0,
+        "iou": 1.0,
+        "score_error": 0.0,
+        "lost": 0.0,
+        "nonfinite": 0.0,
+    }
 
 
 @pytest.mark.parametrize("part", ["boxes", "scores"])
@@ -240,7 +257,14 @@ def test_a_sample_with_nan_is_named_and_not_counted(part: str, broken: str) -> N
     spoiled = {name: array.copy() for name, array in TWO.items()}
     spoiled[part][0] = np.nan
     found = one((TWO, TWO), (spoiled, TWO) if broken == "FP32" else (TWO, spoiled))
-    assert found.values == {"matched": 100.0, "extra": 0.0, "iou": 1.0, "lost": 0.0, "nonfinite": 1.0}
+    assert found.values == {
+        "matched": 100.0,
+        "extra": 0.0,
+        "iou": 1.0,
+        "score_error": 0.0,
+        "lost": 0.0,
+        "nonfinite": 1.0,
+    }
     assert found.first_bad == "1.png" + ("; FP32 itself has it in 1" if broken == "FP32" else "")
 
 

@@ -177,7 +177,7 @@ def test_each_metric_holds_at_its_limit_and_not_beyond(gate: str, metric: str, g
     assert not one(drift(**{metric: float(bad)}), gate).passed
 
 
-COUNTED = {"top1", "top5", "accuracy", "nonfinite"}
+COUNTED = {"top1", "top5", "accuracy", "recall", "nonfinite"}
 
 
 @pytest.mark.parametrize("metric", [name for name in METRICS if name not in COUNTED])
@@ -263,7 +263,7 @@ def test_a_bound_is_never_rounded_to_the_limit() -> None:
 
 @pytest.mark.parametrize("kind", DEFAULTS)
 def test_without_gates_every_output_is_judged_by_the_default_of_its_kind(kind: str) -> None:
-    good = {"samples": 999, "agree": 999, "same": 999}
+    good = {"samples": 999, "agree": 999, "same": 999, "decisions": 1998, "kept": 1998, "having": 999, "groups": 2}
     values = {metric: 0.0 if METRICS[metric].sense == "at most" else 100.0 for metric, _ in DEFAULTS[kind]}
     outputs = [OutputDrift(output=name, kind=kind, values=values, counts=good) for name in ("a", "b")]
     results = judge(outputs, (), 999)
@@ -384,3 +384,55 @@ def test_an_output_without_fitting_labels_is_judged_by_agreement() -> None:
     other = OutputDrift(output="aux", kind="scores", values={"top1": 100.0}, counts=counts)
     results = judge([other, labelled(900, 0, 0, 100)], parse_gates("top1=1%"), 1000)
     assert [result.verdict for result in results] == ["pass", "pass"]
+
+
+def deciding(kept: int, decisions: int, having: int, groups: int = 2) -> OutputDrift:
+    """Return an output of which a class has so many decisions of FP32, in `having` samples."""
+    counts = {"samples": 1000, "decisions": decisions, "kept": kept, "having": having, "groups": groups, "class": 3}
+    return replace(drift(recall=100.0 * kept / decisions), counts=counts)
+
+
+@pytest.mark.parametrize(
+    ("output", "verdict", "reason"),
+    [
+        (
+            deciding(100, 100, 100),
+            "pass",
+            "class 3 keeps 100 of FP32's 100 decisions, in 100 samples, 95 % bounds 96.38",
+        ),
+        (deciding(0, 1, 1), "pass", "at least 80 %: so few may be borderline decisions"),
+        (deciding(0, 2, 2), "inconclusive", "at least 80 %: too few to tell"),
+        (deciding(0, 5, 5), "fail", "class 3 keeps 0 of FP32's 5 decisions, in 5 samples, 95 % bounds 0.00 to 52.18"),
+        (deciding(0, 5, 5, groups=1000), "inconclusive", "too few to tell"),
+        (deciding(0, 900, 1), "pass", "so few may be borderline decisions"),
+        (deciding(600, 1000, 100), "fail", "at least 80 %"),
+        (deciding(850, 1000, 100), "pass", "at least 80 %"),
+    ],
+)
+def test_decisions_of_a_class_fail_only_when_their_loss_is_shown(
+    output: OutputDrift, verdict: Verdict, reason: str
+) -> None:
+    result = one(output, "recall=80%")
+    assert (result.verdict, result.needed) == (verdict, 0)
+    assert reason in result.reason
+    assert result.low <= result.value <= result.high
+
+
+@pytest.mark.parametrize("wrong", [{"kept": 101}, {"kept": -1}, {"having": 0}, {"groups": None}, {"decisions": 0}])
+def test_inconsistent_counts_of_decisions_fail(wrong: dict[str, int | None]) -> None:
+    output = deciding(100, 100, 100)
+    counts = {name: count for name, count in {**output.counts, **wrong}.items() if count is not None}
+    assert one(replace(output, counts=counts), "recall=80%").verdict == "fail"
+
+
+def test_an_output_that_is_nan_in_every_sample_has_no_other_complaint() -> None:
+    nothing = drift(nonfinite=9.0)
+    assert [each.metric for each in judge([nothing], (), 9)] == ["nonfinite"]
+    asked = judge([nothing], parse_gates("top1=1%"), 9)
+    assert [(each.metric, each.verdict) for each in asked] == [("nonfinite", "fail"), ("top1", "fail")]
+    assert asked[1].reason == "top1 could not be evaluated: every sample of logits has a NaN or Inf"
+
+
+def test_no_loss_at_all_may_be_asked_for() -> None:
+    assert one(deciding(100, 100, 100), "recall=100%").verdict == "pass"
+    assert one(deciding(99, 100, 100), "recall=100%").verdict == "fail"

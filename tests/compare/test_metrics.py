@@ -250,7 +250,7 @@ def test_integers_and_booleans_are_compared_exactly(dtype: type) -> None:
     candidate = reference.copy()
     candidate[0, 1] = 1
     found = measure(reference, candidate, cuts=[1])
-    assert (found.kind, found.values) == ("exact", {"equal": 87.5, "same": 100.0})
+    assert (found.kind, found.values) == ("exact", {"equal": 87.5, "same": 100.0, "recall": pytest.approx(200 / 3)})
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16])
@@ -335,6 +335,11 @@ def test_numbers_of_samples_come_with_the_agreement() -> None:
         "only_fp32": 1,
         "only_candidate": 0,
         "chosen": 3,
+        "class": 0,
+        "decisions": 4,
+        "kept": 3,
+        "having": 4,
+        "groups": 4,
     }
 
 
@@ -400,7 +405,7 @@ def test_differing_samples_are_named_with_the_number_of_differences() -> None:
 def test_text_is_compared_exactly() -> None:
     texts = np.array([["a", "b"], ["c", "d"]], dtype=object)
     other = np.array([["a", "b"], ["c", "x"]], dtype=object)
-    assert measure(texts, other).values == {"equal": 75.0, "same": 100.0}
+    assert measure(texts, other).values == {"equal": 75.0, "same": 100.0, "recall": 0.0}
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_ruined_class_scores_do_not_hide_behind_boxes(transposed: bool, one_by_o
         reference, candidate = reference.transpose(0, 2, 1), candidate.transpose(0, 2, 1)
     found, note = drift(reference, candidate, one_by_one=one_by_one)
     assert found.values["cosine"] > 0.999
-    assert failed(found) == {"cosine_part"}
+    assert failed(found) == {"cosine_part", "sqnr_part"}
     assert f"channels 4-8 of axis {2 if transposed else 1}" in note
     assert "boxes" in note
 
@@ -53,13 +53,13 @@ def test_ruined_class_scores_do_not_hide_behind_boxes(transposed: bool, one_by_o
 def test_a_single_score_beside_boxes_is_a_part() -> None:
     reference = np.concatenate([BOXES, SCORES[:, :1]], axis=1)
     candidate = np.concatenate([BOXES, np.roll(SCORES[:, :1], 1, axis=2)], axis=1)
-    assert failed(drift(reference, candidate)[0]) == {"cosine_part"}
+    assert failed(drift(reference, candidate)[0]) == {"cosine_part", "sqnr_part"}
 
 
 def test_scores_do_not_hide_behind_two_larger_parts() -> None:
     reference = np.concatenate([BOXES, SCORES / 2, COEFFICIENTS], axis=1)
     candidate = np.concatenate([BOXES, SCORES[:, ::-1] / 2, COEFFICIENTS], axis=1)
-    assert failed(drift(reference, candidate)[0]) == {"cosine_part"}
+    assert failed(drift(reference, candidate)[0]) == {"cosine_part", "sqnr_part"}
 
 
 def test_rare_classes_whose_probabilities_hardly_move_are_harmless() -> None:

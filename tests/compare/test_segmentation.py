@@ -87,6 +87,7 @@ def test_a_class_that_the_candidate_lost_counts_as_much_as_the_background() -> N
         "pixels": 99.0,
         "miou": pytest.approx((99.0 + 0.0) / 2),
         "miou_min": pytest.approx((99.0 + 0.0) / 2),
+        "recall": 0.0,
     }
     gate = judge([found], (), 1)[0]
     assert (gate.metric, gate.verdict) == ("miou", "fail")
@@ -221,4 +222,4 @@ def test_maps_may_differ_in_size_between_samples() -> None:
         made = {"seg": np.eye(side, dtype=np.int32)[None]}
         metrics.add(Outputs(reference=made, candidate=made, indices=(i,)))
     (found,) = metrics.drifts(["a", "b"])
-    assert found.values == {"pixels": 100.0, "miou": 100.0, "miou_min": 100.0}
+    assert found.values == {"pixels": 100.0, "miou": 100.0, "miou_min": 100.0, "recall": 100.0}

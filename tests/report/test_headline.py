@@ -109,6 +109,15 @@ def test_a_gate_that_more_samples_cannot_settle_shows_its_reason() -> None:
     assert verdict(inconclusive(gate)).startswith(f"INCONCLUSIVE: logits: top1: {gate.reason} (exit 4")
 
 
+def test_the_flag_names_a_default_that_stays_only_where_that_one_is_inconclusive() -> None:
+    stays = replace(OPEN, metric="recall", value=0.0, limit=80.0, default=True)
+    top1 = replace(OPEN, verdict="pass", default=True)
+    line = verdict(inconclusive(stays, top1))
+    assert line.endswith("(default gate, exit 0: --gate recall=80%,top1=1% makes it decide)")
+    line = verdict(inconclusive(replace(OPEN, default=True), replace(stays, verdict="pass")))
+    assert line.endswith("(default gate, exit 0: --gate top1=1% makes it decide)")
+
+
 def test_the_flag_names_all_defaults_of_the_output_for_it_takes_their_place() -> None:
     other = replace(OPEN, metric="sqnr", value=30.0, limit=8.0, verdict="pass", default=True)
     line = verdict(inconclusive(replace(OPEN, default=True), other))

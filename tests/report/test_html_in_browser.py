@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import pytest
 from report.reports import EMPTY, HOSTILE, HUGE, PASSED
 from report.rich import PARTLY_OPEN, RICH, SEVERAL, rich
 
+from trtopt.compare.catalog import METRICS
 from trtopt.report import render
 
 if TYPE_CHECKING:
@@ -106,6 +108,18 @@ def test_the_page_never_scrolls_sideways(
     show(browser, pages[name], width, media=media)
     inner, needed = browser.execute_script("return [innerWidth, document.documentElement.scrollWidth]")
     assert (inner, needed) == (width, width)
+
+
+def test_all_metrics_of_a_labelled_output_are_on_the_screen(browser: Chrome, tmp_path: Path) -> None:
+    assert PASSED.comparison is not None
+    output = replace(PASSED.comparison.outputs[0], values=dict.fromkeys(METRICS, 12.3456))
+    page = tmp_path / "page.html"
+    report = replace(PASSED, comparison=replace(PASSED.comparison, outputs=(output,)))
+    page.write_text(render("html", report), encoding="utf-8")
+    show(browser, page, DESKTOP)
+    region = "document.querySelector('[aria-label=\"Drift of each output\"]')"
+    needed, wide = browser.execute_script(f"return [{region}.scrollWidth, {region}.clientWidth]")
+    assert needed <= wide
 
 
 @every_report

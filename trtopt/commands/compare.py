@@ -6,7 +6,9 @@ Touches: the run directory, through the store; an earlier run's report.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from trtopt import stages
 from trtopt.candidate import Candidate, resolve
@@ -35,6 +37,7 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
     if plan.layers and len(plan.candidates) > 1:
         raise UsageError("--layers takes a single candidate", fix="Name only the candidate to look into")
     baseline = describe(plan.baseline)
+    _check_distinct(plan.candidates)
     candidates = {str(path): resolve(path) for path in plan.candidates}
     checks.measure(plan.measure)
     checks.outputs(plan.gates, plan.measure, baseline)
@@ -48,6 +51,11 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
         # A candidate may have fixed a dimension that is dynamic in the baseline: samples must fit both.
         shapes = {spec.name: spec.shape for candidate in candidates.values() for spec in candidate.onnx.inputs}
         dataset = stages.open_data(plan.data, replace(baseline, inputs=fixed(baseline.inputs, shapes)))
+        for name, candidate in candidates.items():
+            if candidate.made_from and baseline.digest not in candidate.made_from:
+                context.emit(
+                    Warned(f"{name} was not made from {plan.baseline}, but from another model or version of it")
+                )
         for note in dataset.notes:
             context.emit(Warned(f"{plan.data.source}: {note}"))
         checks.classes(dataset, plan.measure, baseline)
@@ -90,6 +98,15 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
         )
         reporting.write(store, report)
     return report
+
+
+def _check_distinct(candidates: Sequence[Path]) -> None:
+    """Reject a candidate that is named twice."""
+    named: dict[Path, Path] = {}
+    for path in candidates:
+        first = named.setdefault(path.resolve(), path)
+        if first is not path:
+            raise UsageError(f"{path} is the same candidate as {first}", fix="Name each candidate once")
 
 
 def _table(candidates: dict[str, Candidate], comparisons: dict[str, Comparison]) -> tuple[CandidateReport, ...]:

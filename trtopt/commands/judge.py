@@ -46,4 +46,5 @@ def judge_again(plan: JudgePlan) -> Report:
         warnings=reporting.remarks([line for line in earlier.warnings if line not in stale], *after),
         allow_inconclusive=plan.allow_inconclusive,
         list_worst=plan.worst,
+        written=False,
     )

@@ -91,6 +91,14 @@ METRICS = {
         format=".2f",
         range=_PERCENT,
     ),
+    "recall": Metric(
+        label="recall, worst class",
+        text="lowest share of FP32's decisions for a class that the candidate keeps, where the samples show a loss",
+        sense="at least",
+        unit="%",
+        format=".2f",
+        range=_PERCENT,
+    ),
     "matched": Metric(
         label="boxes found",
         text="share of FP32's boxes (score 0.3 or more) that the candidate has, in class and at an IoU of 0.5",
@@ -112,6 +120,18 @@ METRICS = {
         text="mean intersection over union of the boxes that both have",
         sense="at least",
         range=(0.0, 1.0),
+    ),
+    "score_error": Metric(
+        label="error of box scores",
+        text="mean absolute error of the scores of the boxes that both have",
+        sense="at most",
+        range=(0.0, 1.0),
+    ),
+    "attached": Metric(
+        label="R2 of what boxes carry",
+        text="lowest R2 of an output with a row per box (masks, keypoints), over the boxes that both have",
+        sense="at least",
+        range=(float("-inf"), 1.0),
     ),
     "lost": Metric(
         label="samples without their boxes",
@@ -162,6 +182,13 @@ METRICS = {
     "sqnr_min": Metric(
         label="SQNR, worst sample",
         text="lowest SQNR of a single sample; a quiet sample's error is divided by a quarter of the median signal",
+        sense="at least",
+        unit="dB",
+        format=".2f",
+    ),
+    "sqnr_part": Metric(
+        label="SQNR, worst sample of a part",
+        text="lowest SQNR of a single sample in a part (see cosine_part); the signal is at least a quarter of the mean",
         sense="at least",
         unit="dB",
         format=".2f",

@@ -35,7 +35,7 @@ class Bounds:
     high: float
 
 
-def share(hits: float, samples: int) -> Bounds:
+def share(hits: float, samples: int, confidence: float = CONFIDENCE) -> Bounds:
     """Return the exact bounds of a share (Clopper and Pearson 1934, Biometrika 26:404).
 
     `hits` may be a fraction, for estimates.
@@ -47,9 +47,20 @@ def share(hits: float, samples: int) -> Bounds:
 
     if not 0 <= hits <= samples or samples <= 0:
         raise ValueError(f"{hits} of {samples} samples")
-    low = float(betaincinv(hits, samples - hits + 1, 1.0 - CONFIDENCE)) if hits > 0 else 0.0
-    high = float(betaincinv(hits + 1, samples - hits, CONFIDENCE)) if hits < samples else 1.0
+    low = float(betaincinv(hits, samples - hits + 1, 1.0 - confidence)) if hits > 0 else 0.0
+    high = float(betaincinv(hits + 1, samples - hits, confidence)) if hits < samples else 1.0
     return Bounds(value=hits / samples, low=low, high=high)
+
+
+def simultaneous(hits: float, samples: int, groups: int) -> Bounds:
+    """Return the bounds of one of several shares, such that all of them hold at 95 % together (Bonferroni).
+
+    Raises:
+        ValueError: as `share`, or there are no groups.
+    """
+    if groups <= 0:
+        raise ValueError(f"{groups} groups")
+    return share(hits, samples, 1.0 - (1.0 - CONFIDENCE) / groups)
 
 
 def drop(only_before: float, only_after: float, samples: int) -> Bounds:

@@ -77,7 +77,9 @@ def _body(report: Report, *, stages: bool) -> list[RenderableType]:
     parts += [""] if report.warnings else []
     after = words.next_step(report)
     parts += [text(after, "dim")] if after else []
-    return [*parts, text(f"report: {report.run_dir / 'report.json'}", "dim")]
+    file = report.run_dir / "report.json"
+    where = f"report: {file}" if report.written else f"report: not written: {file} keeps its own gates"
+    return [*parts, text(where, "dim")]
 
 
 def text(content: str, style: str = "") -> Text:

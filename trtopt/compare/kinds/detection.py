@@ -9,17 +9,18 @@ Touches: nothing.
 
 from __future__ import annotations
 
-import difflib
 import re
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from trtopt.compare.kinds import Opening
-from trtopt.compare.measures.boxes import Boxes, matches
-from trtopt.compare.measures.outputs import TOLERANCE, Array, Mask, Outputs, is_float
+from trtopt.compare.measures.attached import Attached
+from trtopt.compare.measures.boxes import Boxes, Match, matches
+from trtopt.compare.measures.decisions import Classes, Decisions
+from trtopt.compare.measures.layout import Layout, layout
+from trtopt.compare.measures.outputs import TOLERANCE, Array, Floats, Mask, Outputs, is_float
 from trtopt.compare.measures.worst import first_bad, worst
 from trtopt.errors import ModelError
 from trtopt.types import OutputDrift
@@ -37,32 +38,11 @@ FAINT = SCORE / 2
 """Least score of a matching box: a box at the threshold is not missed because rounding lowers its score a little."""
 
 _BOXES = re.compile(r"box")
-_ROLES = {
-    "scores": re.compile(r"score|conf"),
-    "classes": re.compile(r"class|label|categor"),
-    "number": re.compile(r"num.*(det|box|obj)|valid|^num$"),
-}
+_MAX_CLASSES = 1 << 16
+"""Limit on the class of a box; larger numbers are counted as one class."""
+
 _SEVERAL = 3
 """Boxes of a sample that are not all missed by chance."""
-
-_UNREAD = re.compile(r"mask|keypoint")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """The outputs that make up the detections.
-
-    Attributes:
-        boxes: the output with the corners.
-        single: true if that output also contains scores and classes.
-        roles: the outputs by role: `scores`, `classes`, `number`.
-        unread: outputs with one row per box that are not compared, because the other model's rows are other boxes.
-    """
-
-    boxes: str
-    single: bool
-    roles: Mapping[str, str]
-    unread: tuple[str, ...] = ()
 
 
 class Detection:
@@ -78,21 +58,24 @@ class Detection:
         # Number of boxes per sample: FP32's, the candidate's, FP32's with a match, the candidate's without a match.
         self._reference, self._candidate = array("q"), array("q")
         self._matched, self._extra = array("q"), array("q")
-        self._overlap = 0.0
+        # Sums over FP32's boxes with a match: of the IoU, and of the error of the score.
+        self._overlap = self._score_error = 0.0
+        self._decisions = Decisions()
+        self._attached = Attached(layout.attached)
         self._bad = array("q")
         self._bad_fp32 = 0
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Outputs of scores, classes and numbers of boxes, and those that are not compared."""
-        return (*self.layout.roles.values(), *self.layout.unread)
+        """Outputs of scores, classes and numbers of boxes, and those with a row per box."""
+        return (*self.layout.roles.values(), *self.layout.attached)
 
     @property
     def note(self) -> str:
-        """Outputs that make up the detections, and outputs without a metric."""
-        name, roles, unread = self.layout.boxes, self.layout.roles, self.layout.unread
+        """Outputs that make up the detections, and outputs that are compared where boxes match."""
+        name, roles, attached = self.layout.boxes, self.layout.roles, self.layout.attached
         read = f"{name} is read as detections" + (f", with {', '.join(roles.values())}" if roles else "")
-        return read + (f"; not compared: {', '.join(unread)}" if unread else "")
+        return read + (f"; compared where boxes match: {', '.join(attached)}" if attached else "")
 
     def add(self, batch: Outputs) -> None:
         """Add one batch.
@@ -101,7 +84,7 @@ class Detection:
             ModelError: the outputs do not fit together, or the user named this kind and the boxes are not corners.
         """
         both = [self._samples(outputs, batch) for outputs in (batch.reference, batch.candidate)]
-        for index, reference, candidate in zip(batch.indices, *both, strict=True):
+        for i, (index, reference, candidate) in enumerate(zip(batch.indices, *both, strict=True)):
             # Padding may be infinite. Row i is not the same box in both models, so only the numbers of infinities are
             # compared.
             bad_fp32 = _has_nan(reference)
@@ -110,21 +93,47 @@ class Detection:
                 self._bad.append(index)
                 self._bad_fp32 += bad_fp32
                 continue
-            reference, candidate = reference.chosen(~infinite_fp32), candidate.chosen(~infinite)
-            self._check(reference)
-            self._add(index, *(boxes.chosen(boxes.scores >= FAINT) for boxes in (reference, candidate)))
+            self._check(reference.chosen(~infinite_fp32))
+            # Rows of the boxes that may match.
+            rows_fp32, rows = (
+                np.flatnonzero(~bad & (boxes.scores >= FAINT))
+                for boxes, bad in ((reference, infinite_fp32), (candidate, infinite))
+            )
+            found = self._add(index, reference.chosen(rows_fp32), candidate.chosen(rows))
+            for name in self.layout.attached:
+                x, y = (self._rows(name, i, outputs) for outputs in (batch.reference, batch.candidate))
+                for pair in found:
+                    row = rows_fp32[pair.reference]
+                    self._attached.add(name, x[row], y[rows[pair.candidate]], reference.corners[row])
 
-    def _add(self, index: int, reference: Boxes, candidate: Boxes) -> None:
-        """Add the finite boxes of one sample that have at least the score `FAINT`."""
+    def _rows(self, name: str, index: int, outputs: Mapping[str, Array]) -> Array:
+        """Return an output's rows of one sample, which are those of its boxes."""
+        boxes, rows = outputs[self.layout.boxes], outputs[name]
+        lead = boxes.ndim - 1
+        if rows.shape[:lead] != boxes.shape[:lead]:
+            raise _unfitting(name, rows, self.layout.boxes, boxes)
+        return np.asarray(rows[index] if lead == 2 else rows)
+
+    def _add(self, index: int, reference: Boxes, candidate: Boxes) -> list[Match]:
+        """Add the finite boxes of one sample with a score of at least `FAINT`.
+
+        Return the matches of FP32's boxes that have at least the score `SCORE`.
+        """
         sure_fp32, sure = reference.scores >= SCORE, candidate.scores >= SCORE
         pairs = matches(reference, candidate)
-        for pair in pairs:  # added one by one, so that the last bit does not depend on the batch
-            self._overlap += pair.iou if sure_fp32[pair.reference] else 0.0
+        found = [pair for pair in pairs if sure_fp32[pair.reference]]
+        matched = np.zeros(len(sure_fp32), np.bool_)
+        for pair in found:  # added one by one, so that the last bit does not depend on the batch
+            matched[pair.reference] = True
+            self._overlap += pair.iou
+            self._score_error += abs(float(reference.scores[pair.reference] - candidate.scores[pair.candidate]))
+        self._decisions.add(_numbered(reference.classes[sure_fp32]), matched[sure_fp32])
         self._indices.append(index)
         self._reference.append(int(sure_fp32.sum()))
         self._candidate.append(int(sure.sum()))
-        self._matched.append(sum(bool(sure_fp32[pair.reference]) for pair in pairs))
+        self._matched.append(len(found))
         self._extra.append(int(sure.sum()) - sum(bool(sure[pair.candidate]) for pair in pairs))
+        return found
 
     def _samples(self, outputs: Mapping[str, Array], batch: Outputs) -> list[Boxes]:
         """Return all boxes of one model, per sample."""
@@ -141,11 +150,7 @@ class Detection:
         for role, part in parts.items():
             wanted = count if role == "number" else lead[0] * lead[1]
             if part.size != wanted:
-                raise ModelError(
-                    f"output {roles[role]} does not fit the boxes of {name}",
-                    why=f"their shapes are {list(part.shape)} and {list(outputs[name].shape)}",
-                    fix=f"Read it as another kind: --kind {roles[role]}=values",
-                )
+                raise _unfitting(roles[role], part, name, outputs[name])
         corners = boxes[..., :4].astype(np.float64)
         scores, classes = np.ones(lead), np.zeros(lead)
         if self.layout.single:
@@ -186,15 +191,18 @@ class Detection:
         return self._asked or (self._possible and self._counted and sum(self._reference) > 0)
 
     def drift(self, ids: Sequence[str]) -> OutputDrift:
-        """Return the percentages of matched and of extra boxes, and the mean IoU of matches."""
+        """Return the percentages of matched and of extra boxes, and how well matches agree."""
         reference, candidate, matched = sum(self._reference), sum(self._candidate), sum(self._matched)
         values = {}
         if reference:
             values["matched"] = 100.0 * matched / reference
+            values |= self._decisions.values()
         if self._indices:
             values["extra"] = 100.0 * sum(self._extra) / candidate if candidate else 0.0
         if matched:
             values["iou"] = self._overlap / matched
+            values["score_error"] = self._score_error / matched
+            values |= self._attached.values()
         if self._indices:
             pairs = zip(self._reference, self._matched, strict=True)
             values["lost"] = float(sum(boxes >= _SEVERAL and not found for boxes, found in pairs))
@@ -204,7 +212,7 @@ class Detection:
             output=self.layout.boxes,
             kind="detection",
             values=values,
-            counts={"samples": len(self._indices), "boxes": reference},
+            counts={"samples": len(self._indices), "boxes": reference} | self._decisions.counts(),
             first_bad=first_bad(self._bad, self._bad_fp32, ids),
             worst=worst(unmatched, self._indices, ids, self._note),
         )
@@ -233,40 +241,10 @@ def reader(opening: Opening) -> Detection | None:
     named = _BOXES.search(opening.name.lower()) is not None
     if boxes.shape[-1] != 4 or not (named or opening.asked):
         return None
-    roles = _roles(opening, boxes.shape[:-1])
-    if not (opening.asked or "scores" in roles):
+    found = layout(opening.name, opening.first.reference, opening.beside, count)
+    if not (opening.asked or "scores" in found.roles):
         return None
-    unread = tuple(
-        other
-        for other in opening.beside
-        if other not in roles.values()
-        and _UNREAD.search(other.lower())
-        and opening.first.reference[other].shape[: boxes.ndim - 1] == boxes.shape[:-1]
-    )
-    layout = Layout(boxes=opening.name, single=False, roles=roles, unread=unread)
-    return Detection(layout, asked=opening.asked, alone=alone)
-
-
-def _roles(opening: Opening, lead: tuple[int, ...]) -> dict[str, str]:
-    """Return the output for each role, chosen by name and shape; among several, the one named most like the boxes."""
-    roles: dict[str, str] = {}
-    for role, pattern in _ROLES.items():
-        fitting = [
-            other
-            for other in opening.beside
-            if other not in roles.values()
-            and pattern.search(other.lower())
-            and _fits(opening.first.reference[other], role, lead, len(opening.first.indices))
-        ]
-        if fitting:
-            roles[role] = max(fitting, key=lambda other: difflib.SequenceMatcher(None, other, opening.name).ratio())
-    return roles
-
-
-def _fits(part: Array, role: str, lead: tuple[int, ...], count: int) -> bool:
-    if role == "number":
-        return part.shape in ((count,), (count, 1)) or (count == 1 and not part.shape)
-    return part.shape in (lead, (*lead, 1)) and (role == "classes" or is_float(part))
+    return Detection(found, asked=opening.asked, alone=alone)
 
 
 def _finite(boxes: Boxes) -> Mask:
@@ -277,3 +255,16 @@ def _finite(boxes: Boxes) -> Mask:
 
 def _has_nan(boxes: Boxes) -> bool:
     return any(bool(np.isnan(part).any()) for part in (boxes.corners, boxes.scores, boxes.classes))
+
+
+def _unfitting(name: str, output: Array, boxes: str, corners: Array) -> ModelError:
+    return ModelError(
+        f"output {name} does not fit the boxes of {boxes}",
+        why=f"their shapes are {list(output.shape)} and {list(corners.shape)}",
+        fix=f"Read it as another kind: --kind {name}=values",
+    )
+
+
+def _numbered(classes: Floats) -> Classes:
+    """Return the classes as integers from 0, as they are in the output of a detector."""
+    return np.clip(classes, 0, _MAX_CLASSES).astype(np.intp)

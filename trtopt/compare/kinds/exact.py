@@ -12,12 +12,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from trtopt.compare.kinds import Opening
+from trtopt.compare.measures.decisions import Classes, Decisions
 from trtopt.compare.measures.outputs import Array, Outputs, is_float
 from trtopt.compare.measures.worst import first_bad, worst
 from trtopt.types import OutputDrift
 
 TAKES = "anything of any shape"
 PLAIN = True
+
+_NUMBERED = 1 << 16
+"""Integers below this number are counted by value, and as many other values. The rest is counted as one value."""
 
 
 class Exact:
@@ -33,7 +37,8 @@ class Exact:
     def __init__(self, name: str, *, floats: bool) -> None:
         self.name = name
         self._floats = floats
-        self._chosen: set[object] = set()
+        self._decisions = Decisions()
+        self._others: dict[object, int] = {}
         self._indices = array("q")
         self._differing = array("q")
         self._sizes = array("q")
@@ -55,11 +60,27 @@ class Exact:
         self._indices.extend(batch.indices)
         self._differing.extend(np.count_nonzero(differs, axis=1).tolist())
         self._sizes.extend([differs.shape[1]] * count)
-        self._chosen.update(np.unique(reference).tolist() if reference.size == count and len(self._chosen) < 2 else ())
+        for x, different in zip(reference.reshape(differs.shape), differs, strict=True):
+            self._decisions.add(self._numbered(x), ~different)
         if self._floats:
             rows = batch.rows(self.name)
             self._bad.extend(batch.indices[i] for i in np.flatnonzero(~rows.comparable))
             self._bad_fp32 += int(np.count_nonzero(~rows.comparable_fp32))
+
+    def _numbered(self, values: Array) -> Classes:
+        """Return the values as classes, integers from 0: small integers as they are, others by order of appearance."""
+        if values.dtype.kind in "iub" and values.size and 0 <= int(values.min()) <= int(values.max()) < _NUMBERED:
+            return values.astype(np.intp)
+        distinct, index = np.unique(values, return_inverse=True)
+        return np.array([self._number(value) for value in distinct.tolist()], np.intp)[index]
+
+    def _number(self, value: object) -> int:
+        """Return the class of one value."""
+        if isinstance(value, int) and 0 <= value < _NUMBERED:
+            return value
+        if value not in self._others and len(self._others) < _NUMBERED:
+            self._others[value] = _NUMBERED + len(self._others)
+        return self._others.get(value, 2 * _NUMBERED)
 
     def _add_rows(self, index: int, reference: Array, candidate: Array) -> None:
         """Add one sample, with its rows matched in any order."""
@@ -75,7 +96,10 @@ class Exact:
         return True
 
     def drift(self, ids: Sequence[str]) -> OutputDrift:
-        """Return the percentages of equal elements and of samples that agree. An empty output is equal."""
+        """Return the percentages of equal elements, per value as well, and of samples that agree.
+
+        An empty output is equal.
+        """
         elements = sum(self._sizes)
         values = {"equal": 100.0 - 100.0 * sum(self._differing) / max(elements, 1)} if self._indices else {}
         counts: dict[str, int] = {}
@@ -83,8 +107,10 @@ class Exact:
             pairs = zip(self._differing, self._sizes, strict=True)
             counts = {"samples": len(self._sizes), "same": sum(2 * differing <= size for differing, size in pairs)}
             values["same"] = 100.0 * counts["same"] / counts["samples"]
+            values |= self._decisions.values()
+            counts |= self._decisions.counts()
         if max(self._sizes, default=0) == 1:  # one value per sample: a class, say
-            counts["chosen"] = len(self._chosen)
+            counts["chosen"] = int(np.count_nonzero(self._decisions.seen))
         if self._floats:
             values["nonfinite"] = float(len(self._bad))
         return OutputDrift(

@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from trtopt.compare.kinds import Opening
+from trtopt.compare.measures.choices import Choices, add_yes_or_no, sigmoid
+from trtopt.compare.measures.decisions import Decisions
 from trtopt.compare.measures.noise import Noise, summed
 from trtopt.compare.measures.outputs import TOLERANCE, Array, Floats, Mask, Outputs, are_probabilities, is_float
 from trtopt.types import OutputDrift
@@ -38,37 +39,6 @@ _YES_OR_NO = re.compile(r"sigmoid|prob|logit")
 """Names of the score of a binary classifier. A plain `score` is not one of them, because it may be a rating."""
 
 
-@dataclass(slots=True)
-class _Choices:
-    """The chosen classes of all comparable samples.
-
-    Attributes:
-        agree: 1 per sample if both models chose the same class, and 0 otherwise.
-        right: the model that is right per sample: FP32 (1), the candidate (2), both (3) or neither (0).
-        chosen: the distinct classes that FP32 chose.
-        hits_of_yes: number of samples with the label 1 on which FP32 chose class 1.
-    """
-
-    agree: bytearray = field(default_factory=bytearray)
-    right: bytearray = field(default_factory=bytearray)
-    chosen: set[int] = field(default_factory=set)
-    hits_of_yes: int = 0
-
-    def add(
-        self, reference: npt.NDArray[np.intp], candidate: npt.NDArray[np.intp], labels: npt.NDArray[np.int64] | None
-    ) -> None:
-        """Add FP32's and the candidate's classes, and the labels if there are any; all are [n]."""
-        self.agree.extend((reference == candidate).astype(np.uint8))
-        self.chosen.update(np.unique(reference).tolist())
-        if labels is not None:
-            self.right.extend(((reference == labels) + 2 * (candidate == labels)).astype(np.uint8))
-            self.hits_of_yes += int(np.count_nonzero((labels == 1) & (reference == 1)))
-
-    def hits(self) -> int:
-        """Return the number of samples on which FP32 is right."""
-        return self.right.count(1) + self.right.count(3)
-
-
 class Scores:
     """Accumulator of agreement, accuracy and quantization error."""
 
@@ -84,7 +54,9 @@ class Scores:
         self._named = names.search(name) is not None and _OTHERS.search(name) is None
         self._classes = classes
         # For a binary classifier, only all samples together show whether the threshold is 0.5 or 0; both are counted.
-        self._choices = {0.5: _Choices(), 0.0: _Choices()} if classes == 1 else {0.0: _Choices()}
+        self._choices = {0.5: Choices(), 0.0: Choices()} if classes == 1 else {0.0: Choices()}
+        # More than one class may apply to a sample: a decision per class. Only all samples show if scores are logits.
+        self._applies, self._applies_logits = Decisions(), Decisions()
         self._softmax = True
         self._probabilities = True
         self._in_range = True
@@ -119,6 +91,10 @@ class Scores:
         self._softmax = self._softmax and self._probabilities and bool(np.allclose(x.sum(axis=1), 1.0, atol=TOLERANCE))
         best = x.argmax(axis=1)
         self._choices[0.0].add(best, y.argmax(axis=1), labels)
+        if self._named or self._asked:  # other scores are of one class: a softmax, or labels fit
+            add_yes_or_no(self._applies_logits, sigmoid(x), sigmoid(y))
+            if self._probabilities:
+                add_yes_or_no(self._applies, x, y)
         # The rank of FP32's class among the candidate's scores; ties go to the lower index, as with argmax.
         score = np.take_along_axis(y, best[:, None], axis=1)
         before = (y > score) | ((y == score) & (np.arange(self._classes) < best[:, None]))
@@ -127,9 +103,24 @@ class Scores:
         self._divergence = summed(self._divergence, np.stack([unchanged, _softmax_divergence(x, y)], axis=1))
 
     @property
-    def _counted(self) -> _Choices:
+    def _counted(self) -> Choices:
         """Choices at the right threshold, as far as the samples so far show it."""
         return self._choices[0.5 if self._classes == 1 and self._probabilities else 0.0]
+
+    @property
+    def _decided(self) -> Decisions:
+        """The decisions with the clearest loss: the chosen classes, or every class that applies.
+
+        Several classes may apply to a sample unless the scores are a softmax, or labels say that it has one class. A
+        decision that labels show to be wrong is no loss.
+        """
+        chosen = self._counted.decisions
+        if self.labels_fit:
+            return self._counted.right_decisions
+        if self._classes == 1 or self._softmax:
+            return chosen
+        applies = self._applies if self._probabilities else self._applies_logits
+        return max(chosen, applies, key=lambda decisions: decisions.loss)
 
     def fits(self) -> bool:
         """Return whether the output contains class scores.
@@ -200,7 +191,11 @@ class Scores:
         choices = self._counted
         if not choices.agree:
             return {}
-        counts = {"samples": len(choices.agree), "agree": choices.agree.count(1), "chosen": len(choices.chosen)}
+        counts = self._decided.counts() | {
+            "samples": len(choices.agree),
+            "agree": choices.agree.count(1),
+            "chosen": choices.chosen(),
+        }
         if self._classes >= TOP5_CLASSES:
             counts["top5"] = self._top5
         if self.labels_fit:
@@ -213,7 +208,7 @@ class Scores:
         return counts
 
     def _values(self) -> dict[str, float]:
-        counts, values = self._counts(), {}
+        counts, values = self._counts(), self._decided.values()
         if counts:
             samples = counts["samples"]
             if "both" in counts:

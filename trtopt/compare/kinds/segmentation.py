@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trtopt.compare.kinds import Opening
+from trtopt.compare.measures.decisions import Counts, Decisions
 from trtopt.compare.measures.noise import Noise
 from trtopt.compare.measures.outputs import Array, Outputs, are_probabilities, is_float, is_softmax
 from trtopt.compare.measures.worst import worst
@@ -39,23 +40,19 @@ _PROBABILITIES = re.compile(r"sigmoid|prob")
 _OTHERS = re.compile(r"feat|embed|hidden|attention")
 """Names of outputs with a class per pixel, and of others: feature maps, depth maps and images have the same shapes."""
 
-_Counts = npt.NDArray[np.int64]
-
 
 @dataclass(slots=True)
 class Tally:
     """Numbers of pixels by class.
 
     Attributes:
-        reference: the number of pixels to which FP32 assigns each class, [classes].
+        decisions: the pixels by FP32's class, and those to which the candidate assigns the same class.
         candidate: the number of pixels to which the candidate assigns each class, [classes].
-        both: the number of pixels to which both assign the same class, by that class, [classes].
         agree: fraction of pixels with the same class in both models, per sample.
     """
 
-    reference: _Counts = field(default_factory=lambda: np.zeros(0, np.int64))
-    candidate: _Counts = field(default_factory=lambda: np.zeros(0, np.int64))
-    both: _Counts = field(default_factory=lambda: np.zeros(0, np.int64))
+    decisions: Decisions = field(default_factory=Decisions)
+    candidate: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
     agree: array[float] = field(default_factory=lambda: array("d"))
     least: float = 1.0
 
@@ -65,36 +62,38 @@ class Tally:
         if not x.size:
             return
         same = x == y
-        self.reference = _added(self.reference, np.bincount(x))
+        self.decisions.add(x, same)
         self.candidate = _added(self.candidate, np.bincount(y))
-        self.both = _added(self.both, np.bincount(x[same]))
         self.agree.append(np.count_nonzero(same) / x.size)
         self.least = min(self.least, _sample_miou(x, y))
 
     def values(self) -> dict[str, float]:
-        """Return the agreement of pixels and the mean IoU of classes (of all samples, and of the worst), in percent.
+        """Return the agreement of pixels, and the mean IoU of classes (of all samples, and of the worst), in percent.
+
+        The recall of the worst class is among them if FP32 assigns two classes or more.
 
         The mean does not include classes that neither model assigns to any pixel of the dataset.
         """
-        pixels = int(self.reference.sum())
+        reference = self.decisions.seen
+        pixels = int(reference.sum())
         if not pixels:
             return {}
-        count = max(len(self.reference), len(self.candidate))
-        both = _added(self.both, np.zeros(count, np.int64))
-        union = _added(self.reference, self.candidate) - both
+        both = _added(self.decisions.kept, np.zeros(len(self.candidate), np.int64))
+        union = _added(reference, self.candidate) - both
         used = union > 0
         overlap = both[used] / union[used]
         return {
             "pixels": 100.0 * int(both.sum()) / pixels,
             "miou": 100.0 * float(overlap.mean()),
             "miou_min": 100.0 * self.least,
-        }
+        } | self.decisions.values()
 
     def counts(self) -> dict[str, int]:
         """Return the number of samples, and of classes that FP32 assigns; with only one, agreement shows nothing."""
         if not self.agree:
             return {}
-        return {"samples": len(self.agree), "chosen": int(np.count_nonzero(self.reference))}
+        chosen = int(np.count_nonzero(self.decisions.seen))
+        return {"samples": len(self.agree), "chosen": chosen} | self.decisions.counts()
 
 
 class Segmentation:
@@ -247,10 +246,10 @@ def _sample_miou(x: npt.NDArray[np.intp], y: npt.NDArray[np.intp]) -> float:
     return float((shared[visible] / union[visible]).mean())
 
 
-def _added(one: _Counts, other: _Counts) -> _Counts:
+def _added(one: Counts, other: Counts) -> Counts:
     """Return the sum of two vectors, the shorter one padded with zeros."""
     if len(one) < len(other):
         one, other = other, one
-    total: _Counts = one.copy()
+    total: Counts = one.copy()
     total[: len(other)] += other
     return total

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trtopt.compare.kinds import Opening
+from trtopt.compare.measures.decisions import Decisions
 from trtopt.compare.measures.explained import Explained
 from trtopt.compare.measures.noise import Noise
 from trtopt.compare.measures.outputs import Array, Outputs, is_float, is_softmax
@@ -36,6 +37,7 @@ class Values:
         # A sequence of class scores, [positions, classes] per sample: how many positions have FP32's class.
         self._softmax_or_logits = True
         self._rows = self._agreeing = 0
+        self._decisions = Decisions()
 
     @property
     def note(self) -> str:
@@ -77,7 +79,10 @@ class Values:
             return
         self._softmax_or_logits = "logit" in self.name.lower() or is_softmax(x, axis=1)
         self._rows += len(x)
-        self._agreeing += int(np.count_nonzero(x.argmax(axis=1) == y.argmax(axis=1)))
+        best = x.argmax(axis=1)
+        agreeing = best == y.argmax(axis=1)
+        self._agreeing += int(np.count_nonzero(agreeing))
+        self._decisions.add(best, agreeing)
 
     def _add_lost(self, batch: Outputs) -> None:
         """Add samples with another number of rows, which count as entirely wrong."""
@@ -94,23 +99,28 @@ class Values:
     def drift(self, ids: Sequence[str]) -> OutputDrift:
         """Return the metrics.
 
-        `cosine_part` exists only if there are parts, `r2` only if the output varies, and `positions` only for class
-        scores [n, positions, classes].
+        `cosine_part` and `sqnr_part` exist only if there are parts, `r2` only if the output varies, and `positions`
+        and `recall` only for class scores [n, positions, classes].
         """
         values = self.noise.values()
+        counts = {"harmless": 1} if self.explained.harmless else {}
         if "cosine" in values:
             values |= {"cosine_min": self.noise.least_cosine, "relative": self.noise.relative}
             if parts := self.parts.found():
                 values["cosine_part"] = float(np.min([part.cosine for part in parts]))  # np.min keeps a NaN
+            if (sqnr := self.parts.least_sqnr()) is not None:
+                values["sqnr_part"] = sqnr
             if (r2 := self.explained.r2()) is not None:
                 values["r2"] = r2
             if self._softmax_or_logits and self._rows:
                 values["positions"] = 100.0 * self._agreeing / self._rows
+                values |= self._decisions.values()
+                counts |= self._decisions.counts()
         return OutputDrift(
             output=self.name,
             kind="values",
             values=values,
-            counts={"harmless": 1} if self.explained.harmless else {},
+            counts=counts,
             first_bad=self.noise.first_bad(ids),
             spread=self.noise.spread(),
             worst=self.noise.worst(ids, lambda _: ""),

@@ -24,8 +24,8 @@ class Boxes:
     scores: Floats
     classes: Floats
 
-    def chosen(self, keep: npt.NDArray[np.bool_]) -> Boxes:
-        """Return the boxes where `keep` [k] is true."""
+    def chosen(self, keep: npt.NDArray[np.bool_] | npt.NDArray[np.intp]) -> Boxes:
+        """Return the boxes where `keep` [k] is true, or at these indices."""
         return Boxes(corners=self.corners[keep], scores=self.scores[keep], classes=self.classes[keep])
 
 

@@ -4,24 +4,38 @@ In the raw head of a detector, `[n, 4 + classes, anchors]`, boxes in pixels are 
 scores, so a metric over the whole output hides every error of the scores. The channels along an axis are therefore
 sorted by RMS and split into parts wherever the RMS drops by a factor of ten or more.
 
+Rows and columns of a map, and the values of a flattened output, are channels only if they are those of a detection
+head: probabilities beside others that are ten times larger.
+
 Touches: nothing.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from trtopt.compare.measures.noise import similarity
-from trtopt.compare.measures.outputs import Floats, are_probabilities
+from trtopt.compare.measures.outputs import TOLERANCE, Floats, are_probabilities
+from trtopt.compare.measures.partnoise import Group, PartNoise
 
 GAP = 10.0
 """Ratio of RMS between neighbours, sorted by RMS, at which a part ends: a difference of 20 dB hides all errors."""
 
 MAX_CHANNELS = 1024
 """Limit on the length of an axis. Longer ones are positions (anchors, pixels, tokens), and would take memory."""
+
+FOLLOWED = 1 << 16
+"""Number of values of a flattened output that are followed: the first ones."""
+
+BOX = 4
+"""Number of coordinates of a box."""
+
+_MOST = 0.9
+"""Share of the runs of large channels that must be boxes: a coordinate may stay below 1 by chance."""
 
 LEAST_SHARE = 0.1
 """Least fraction of the channels in a part: fewer are a few dead channels. Probabilities are a part regardless."""
@@ -57,18 +71,81 @@ class Part:
         return ", ".join(runs[:3]) + more
 
 
-@dataclass(slots=True)
 class _Channels:
     """Statistics per channel.
 
     `sums` [4, channels] are those of x^2, (x - y)^2, x y and y^2. `low` and `high` [channels] are the range of FP32's
-    values, and `largest` [channels] the largest absolute error.
+    values, and `largest` [channels] the largest absolute error. `head` says that the channels are parts only in a
+    detection head, and `flat` that they are the values of a flattened output.
     """
 
-    sums: Floats
-    low: Floats
-    high: Floats
-    largest: Floats
+    def __init__(self, count: int, *, head: bool = False, flat: bool = False) -> None:
+        self.sums: Floats = np.zeros((4, count))
+        self.low: Floats = np.full(count, np.inf)
+        self.high: Floats = np.full(count, -np.inf)
+        self.largest: Floats = np.zeros(count)
+        self._head, self._flat = head, flat
+        self.noise = PartNoise(self.split)
+
+    def add(self, x: Floats, y: Floats) -> None:
+        """Add one sample, [channels, values]."""
+        error = x - y
+        with np.errstate(over="ignore", invalid="ignore"):
+            pairs = ((x, x), (error, error), (x, y), (y, y))
+            sums = np.stack([np.einsum("ij,ij->i", a, b) for a, b in pairs])
+            self.sums += sums
+        np.minimum(self.low, x.min(axis=1), out=self.low)
+        np.maximum(self.high, x.max(axis=1), out=self.high)
+        np.maximum(self.largest, np.abs(error).max(axis=1), out=self.largest)
+        self.noise.add(sums[:2])
+
+    def split(self) -> list[Group]:
+        """Return the parts, the largest signal first; a single one, or none, if all channels are of similar scale.
+
+        A channel that is always 0 in FP32 does not have a scale, and is in none of them.
+        """
+        signal = self.sums[0]
+        order = np.argsort(-signal, kind="stable")
+        order = order[signal[order] > 0]
+        if len(order) < 2 or not np.isfinite(signal).all():
+            return []
+        if self._head:
+            return self._split_head(order)
+        ends = np.flatnonzero(signal[order[:-1]] >= GAP**2 * signal[order[1:]]) + 1
+        return np.split(order, ends)
+
+    def _split_head(self, order: Group) -> list[Group]:
+        """Return the channels of boxes and those of probabilities; none if they do not look like a head's."""
+        likely = (self.low >= -TOLERANCE) & (self.high <= 1 + TOLERANCE)
+        groups = [order[~likely[order]], order[likely[order]]]
+        if not all(len(group) for group in groups):
+            return []
+        boxes, scores = (float(self.sums[0, group].mean()) for group in groups)
+        return groups if boxes >= GAP**2 * scores and self._are_boxes(np.sort(groups[0])) else []
+
+    def _are_boxes(self, large: Group) -> bool:
+        """Return whether the large channels are in fours, as boxes are; a flattened head may also begin with all boxes.
+
+        Neither is true of the rows inside the border of an image, or of the large features of an embedding.
+        """
+        runs = np.split(large, np.flatnonzero(np.diff(large) != 1) + 1)
+        if self._flat and len(runs) == 1 and large[0] == 0:
+            return len(large) % BOX == 0
+        return sum(len(run) == BOX for run in runs) >= _MOST * len(runs)
+
+    def matters(self, group: Group) -> bool:
+        """Return whether errors in this group of channels would have consequences."""
+        if are_probabilities(np.stack([self.low[group], self.high[group]])):
+            if self.largest[group].max() < HARMLESS:
+                return False
+            if self.high[group].max() >= SURE:
+                return True
+        return not self._head and len(group) >= LEAST_SHARE * self.sums.shape[1]
+
+    def cosine(self, group: Group) -> float:
+        """Return the cosine over the channels of a group."""
+        signal, error, product, energy = self.sums[:, group].sum(axis=1).tolist()
+        return similarity(signal, error, product, energy)
 
 
 class Parts:
@@ -86,39 +163,51 @@ class Parts:
             self._axes.clear()
         for axis in list(self._axes):
             # An axis whose length differs between samples is one of positions, not of channels.
-            if reference.shape[axis] != self._axes[axis].sums.shape[1]:
+            if reference.shape[axis] != (self._shape or ())[axis]:
                 del self._axes[axis]
         if not reference.size:
             return
         for axis, channels in self._axes.items():
-            x = np.moveaxis(reference, axis, 0).reshape(reference.shape[axis], -1).astype(np.float64)
-            y = np.moveaxis(candidate, axis, 0).reshape(reference.shape[axis], -1).astype(np.float64)
-            error = x - y
-            with np.errstate(over="ignore", invalid="ignore"):
-                pairs = ((x, x), (error, error), (x, y), (y, y))
-                channels.sums += np.stack([np.einsum("ij,ij->i", a, b) for a, b in pairs])
-            np.minimum(channels.low, x.min(axis=1), out=channels.low)
-            np.maximum(channels.high, x.max(axis=1), out=channels.high)
-            np.maximum(channels.largest, np.abs(error).max(axis=1), out=channels.largest)
+            x, y = (np.moveaxis(array, axis, 0)[:FOLLOWED] for array in (reference, candidate))
+            x, y = (array.reshape(len(array), -1).astype(np.float64) for array in (x, y))
+            channels.add(x, y)
 
     def _open(self, shape: tuple[int, ...]) -> None:
         """Start the sums for the axes of an output whose samples have this shape."""
         self._shape = shape
-        if not shape:
+        if len(shape) == 1 and shape[0] > MAX_CHANNELS:
+            self._axes[0] = _Channels(min(shape[0], FOLLOWED), head=True, flat=True)
             return
         spatial = _spatial(shape)
         for axis, count in enumerate(shape):
-            if 2 <= count <= MAX_CHANNELS and axis not in spatial:
-                self._axes[axis] = _Channels(
-                    sums=np.zeros((4, count)),
-                    low=np.full(count, np.inf),
-                    high=np.full(count, -np.inf),
-                    largest=np.zeros(count),
-                )
+            if 2 <= count <= MAX_CHANNELS:
+                self._axes[axis] = _Channels(count, head=axis in spatial)
 
     def found(self) -> list[Part]:
         """Return the parts that must be compared separately; none if all channels are of similar scale."""
-        return [part for axis, channels in self._axes.items() for part in _parts(axis, channels)]
+        return [part for axis, channels in self._axes.items() for part in self._parts(axis, channels)]
+
+    def least_sqnr(self) -> float | None:
+        """Return the lowest SQNR of a sample in a part, in dB; None if there are no parts."""
+        ratios = [
+            ratio
+            for channels in self._axes.values()
+            for group, ratio in channels.noise.ratios()
+            if channels.matters(group)
+        ]
+        if not ratios:
+            return None
+        return -10.0 * math.log10(max(ratios)) if max(ratios) else math.inf
+
+    def _parts(self, axis: int, channels: _Channels) -> list[Part]:
+        largest, *smaller = channels.split() or [np.zeros(0, np.intp)]
+        smaller = [group for group in smaller if channels.matters(group)]
+        if not smaller:
+            return []
+        return [
+            Part(axis=axis + 1, channels=tuple(np.sort(group).tolist()), cosine=channels.cosine(group))
+            for group in (largest, *smaller)
+        ]
 
 
 def _spatial(shape: tuple[int, ...]) -> set[int]:
@@ -132,35 +221,3 @@ def _spatial(shape: tuple[int, ...]) -> set[int]:
         return set()
     ratio, pair = min((max(shape[a], shape[b]) / min(shape[a], shape[b]), (a, b)) for a, b in pairs)
     return set(pair) if ratio <= 2 else set()
-
-
-def _parts(axis: int, channels: _Channels) -> list[Part]:
-    signal = channels.sums[0]
-    order = np.argsort(-signal, kind="stable")
-    order = order[signal[order] > 0]  # a channel that is always 0 in FP32 does not have a scale
-    if len(order) < 2 or not np.isfinite(signal).all():
-        return []
-    ends = np.flatnonzero(signal[order[:-1]] >= GAP**2 * signal[order[1:]]) + 1
-    largest, *smaller = np.split(order, ends)
-    smaller = [group for group in smaller if _matters(channels, group)]
-    if not smaller:
-        return []
-    return [
-        Part(axis=axis + 1, channels=tuple(sorted(group.tolist())), cosine=_cosine(channels, group))
-        for group in (largest, *smaller)
-    ]
-
-
-def _cosine(channels: _Channels, group: npt.NDArray[np.intp]) -> float:
-    signal, error, product, energy = channels.sums[:, group].sum(axis=1).tolist()
-    return similarity(signal, error, product, energy)
-
-
-def _matters(channels: _Channels, group: npt.NDArray[np.intp]) -> bool:
-    """Return whether errors in this group of channels would have consequences."""
-    if are_probabilities(np.stack([channels.low[group], channels.high[group]])):
-        if channels.largest[group].max() < HARMLESS:
-            return False
-        if channels.high[group].max() >= SURE:
-            return True
-    return bool(len(group) >= LEAST_SHARE * channels.sums.shape[1])

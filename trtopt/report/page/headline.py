@@ -94,7 +94,8 @@ def _consequence(report: Report, *, unbuilt: bool) -> str:
     if any(not gate.default for gate in gates if gate.verdict == "inconclusive"):
         return "accepted by --allow-inconclusive" if report.allow_inconclusive else "exit 4 unless --allow-inconclusive"
     # With several outputs, the whole flag would be too long for this line.
-    gates = [gate for gate in gates if gate.metric not in FLOORS]  # these stay beside the user's gates
+    # The floors stay beside the user's gates.
+    gates = [gate for gate in gates if gate.metric not in FLOORS or gate.verdict == "inconclusive"]
     flag = "--gate"
     if len({gate.output for gate in gates}) == 1 and all(gate.metric in METRICS for gate in gates):
         limits = dict.fromkeys(f"{gate.metric}={gate.limit:g}{METRICS[gate.metric].unit}" for gate in gates)
