@@ -4,7 +4,7 @@
         [--native CALIB.npz] [--labels LABELS.npy] [--tactic-sources -CUDNN]
 
 The engines are made with one profile for batches 1 to 64 and timed in turns in one process, without copies. Errors are
-those of the engines' own outputs. TensorRT's entropy calibrator (TensorRT 8.5 to 10) is fed with the samples of an .npz.
+those of the engines' own outputs. TensorRT's entropy calibrator (TensorRT 8.5 to 10) is fed with samples of an .npz.
 One JSON file holds everything. Run it on a machine with a GPU and TensorRT.
 
 Touches: the GPU; temporary folders; writes OUT.json.
@@ -191,7 +191,7 @@ def main() -> None:
         for batch in BATCHES:
             one = {n: np.resize(array, (batch, *array.shape[1:])) for n, array in feed.items()}
             runs = [session.ways(one).plain for session in sessions.values()]
-            for key, series in zip(sessions, measure(runs, options.seconds, lambda done, total: None), strict=True):
+            for key, series in zip(sessions, measure(runs, options.seconds, lambda *_: None), strict=True):
                 means = series.blocks.mean(axis=1)
                 rows[key]["ms"][batch] = [round(float(np.median(means)), 4), round(float(means.std()), 4)]
     gpu = read_driver()
