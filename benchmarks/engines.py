@@ -176,7 +176,7 @@ def main() -> None:
             rows["native"] = {}
         with np.load(options.evaluate) as archive:
             feed = {each.name: archive[each.name][:ROWS] for each in shapes(options.model)}
-        labels = np.load(options.labels)[:ROWS] if options.labels else None
+        labels = np.load(options.labels)[: len(next(iter(feed.values())))] if options.labels else None
         reference = outputs(open_runner(options.model).run, feed, 8)
         sessions = {}
         for key, path in paths.items():

@@ -111,6 +111,13 @@ def test_a_node_that_had_to_stay_in_fp32_and_did_not_is_an_error(tmp_path: Path)
         weak.audit([layer("a", FP16)], decided(tmp_path, a="fp32"), silent)
 
 
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_a_node_that_is_fused_into_an_int8_layer_is_right(tmp_path: Path, precision: str) -> None:
+    events: list[object] = []
+    weak.audit([layer("a + b", INT8)], decided(tmp_path, a="int8", b=precision), events.append)
+    assert events == []
+
+
 def test_a_node_that_runs_in_fp32_instead_of_fp16_is_reported(tmp_path: Path) -> None:
     events: list[object] = []
     weak.audit([layer("a", FP32)], decided(tmp_path, a="fp16"), events.append)
