@@ -1,4 +1,4 @@
-"""What each TensorRT can do."""
+"""Abilities of each TensorRT."""
 
 import pytest
 

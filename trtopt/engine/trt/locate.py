@@ -31,7 +31,7 @@ class TensorRT:
 
     @property
     def can(self) -> Abilities:
-        """What this version can do."""
+        """Abilities of this version."""
         return abilities(self.name, self.version)
 
 

@@ -32,7 +32,7 @@ RTX_DEVICES = "portable: compute capability 8.0, 8.6, 8.9, 12.0 and later"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Abilities:
-    """What a TensorRT can do.
+    """Abilities of a TensorRT.
 
     Attributes:
         strong_typing: networks are strongly typed. Otherwise precision is set by flags and by constraints on layers.
