@@ -129,6 +129,8 @@ def observe(
 ) -> dict[str, Histogram]:
     """Return a histogram of each of `tensors` over all samples. Memory does not grow with the number of samples.
 
+    Masks are left out (see `Histogram.unmasked`).
+
     Args:
         run: takes the feed of one sample and returns the model's outputs by name, such as a session over the copy that
             `tap` writes. It must be thread-safe if there are several workers.
@@ -140,8 +142,8 @@ def observe(
 
     Raises:
         DataError: the dataset is empty.
-        CalibrationError: a tensor is NaN or infinite (the message names the tensor and the first such sample), its
-            dtype is not floating-point, or it is missing.
+        CalibrationError: a tensor is NaN (the message names the tensor and the first such sample), its dtype is not
+            floating-point, or it is missing.
     """
     if not len(dataset):
         raise DataError(
@@ -181,7 +183,7 @@ def observe(
     for other in others:
         for name in names:
             merged[name].merge(other[name])
-    return merged
+    return {name: histogram.unmasked() for name, histogram in merged.items()}
 
 
 def _pick(outputs: Mapping[str, Array], feed: Mapping[str, Array], names: Iterable[str]) -> Iterator[tuple[str, Array]]:

@@ -10,19 +10,18 @@ Touches: nothing; it calls the function that runs the model.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 
+from trtopt.calibrate.histogram import MASK
 from trtopt.data.dataset import Array, Dataset, Feed
 from trtopt.errors import CalibrationError
 from trtopt.events import Emit, Progress
 
-MASK = 1e9
-"""Magnitudes from here on are ignored: attention masks use them for infinity, and `passes.half` clamps them."""
 SAMPLES = 16
 """Size of the subset. It is enough for an order of magnitude, for a mean, and to tell two quantized networks apart by
 decibels. More samples would cost too much time."""
@@ -35,7 +34,8 @@ class Seen:
     """The statistics that `look` collects.
 
     Attributes:
-        ranges: absmax by tensor.
+        ranges: absmax by tensor, without infinities and masks.
+        masks: the largest finite magnitude that means infinity, of the tensors that hold one.
         sizes: number of elements by tensor, in the last sample.
         means: mean per channel by tensor, float64 [channels].
         errors: mean rounding error per channel by tensor, float64 [channels].
@@ -43,6 +43,7 @@ class Seen:
     """
 
     ranges: dict[str, float] = field(default_factory=dict)
+    masks: dict[str, float] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     means: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     errors: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
@@ -89,7 +90,8 @@ def channels(
 def channel_means(array: Array, axis: int) -> npt.NDArray[np.float64]:
     """Return the mean per channel, float64 [channels]. A negative `axis` counts from the end."""
     others = tuple(i for i in range(array.ndim) if i != axis % array.ndim)
-    return np.asarray(array.mean(axis=others, dtype=np.float64), np.float64)
+    with np.errstate(invalid="ignore"):  # infinities of both signs have no mean
+        return np.asarray(array.mean(axis=others, dtype=np.float64), np.float64)
 
 
 class Averages:
@@ -100,7 +102,9 @@ class Averages:
         self._counts: Counter[str] = Counter()
 
     def add(self, name: str, values: npt.NDArray[np.float64]) -> None:
-        """Add the values of one sample."""
+        """Add the values of one sample, unless they are not finite."""
+        if not np.isfinite(values).all():
+            return
         self._sums[name] = self._sums.get(name, 0.0) + values
         self._counts[name] += 1
 
@@ -130,46 +134,62 @@ def look(
     channels: Mapping[str, int],
     roundings: Mapping[str, Callable[[Array], Array]] = MappingProxyType({}),
     *,
-    stage: str,
+    outputs: Collection[str],
     emit: Emit,
 ) -> Seen:
     """Return statistics of the inputs and of all float32 tensors that `run` returns, over at most `SAMPLES` samples.
+
+    Infinities are legal, and so is NaN, as in a row of scores that is all minus infinity, if no output is NaN.
 
     Args:
         run: returns the tensors of a feed by name.
         dataset: the samples; a subset is spread evenly over it.
         channels: the channel axis of each tensor whose means per channel are computed.
         roundings: for some of these tensors, the function that returns the rounding error of each value.
-        stage: the stage that progress is reported for.
+        outputs: the names of the model's outputs.
         emit: receives the progress.
 
     Raises:
-        CalibrationError: a tensor is NaN or infinite; the message names the tensor and the sample.
+        CalibrationError: an output is NaN; the message names the first tensor that is, and the sample.
     """
     indices = _indices(dataset)
     seen = Seen(samples=len(indices))
     means, errors = Averages(), Averages()
     for done, index in enumerate(indices, start=1):
         feed = dataset.load(index)
-        for name, array in {**feed, **run(feed)}.items():
+        tensors = {**feed, **run(feed)}
+        _check(tensors, outputs, dataset.ids[index])
+        for name, array in tensors.items():
             if array.dtype != np.float32 or array.size == 0:
                 continue
             absmax = float(np.abs(array).max())  # NaN and infinity propagate
-            if not np.isfinite(absmax):
-                raise CalibrationError(
-                    f"tensor {name} holds NaN or Inf for sample {dataset.ids[index]}",
-                    why="the FP32 model itself does not stay finite on it",
-                    fix="Check the sample and its preprocessing",
-                )
-            if absmax >= MASK:
+            if not absmax < MASK:
                 magnitude = np.abs(array)
                 absmax = float(magnitude[magnitude < MASK].max(initial=0.0))
+                # NaN is not less than infinity, and compares false.
+                mask = float(magnitude[magnitude < np.inf].max(initial=0.0))
+                if mask >= MASK:
+                    seen.masks[name] = max(seen.masks.get(name, 0.0), mask)
             seen.ranges[name] = max(seen.ranges.get(name, 0.0), absmax)
             seen.sizes[name] = array.size
             if name in channels:
                 means.add(name, channel_means(array, channels[name]))
             if name in channels and name in roundings:
                 errors.add(name, channel_means(roundings[name](array), channels[name]))
-        emit(Progress(stage, done, len(indices)))
+        emit(Progress("observe", done, len(indices)))
     seen.means, seen.errors = means.result(), errors.result()
     return seen
+
+
+def _check(tensors: Mapping[str, Array], outputs: Collection[str], sample: str) -> None:
+    """Raise CalibrationError if an output is NaN; the message names the first tensor that is."""
+    if any(name in tensors and _is_nan(tensors[name]) for name in outputs):
+        raise CalibrationError(
+            f"tensor {next(name for name, array in tensors.items() if _is_nan(array))} holds NaN for sample {sample}",
+            why="the FP32 model itself computes NaN on it",
+            fix="Check the sample and its preprocessing",
+        )
+
+
+def _is_nan(array: Array) -> bool:
+    return array.dtype.kind == "f" and bool(np.isnan(array).any())

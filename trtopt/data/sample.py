@@ -178,13 +178,14 @@ def fit(feed: Feed, inputs: tuple[TensorSpec, ...], sample: str) -> Feed:
     """Return the sample in the form that the model takes: the inputs' dtypes, C order, with a batch axis.
 
     Raises:
-        DataError: a floating-point array contains NaN or infinity.
+        DataError: a floating-point array contains NaN or plus infinity. Minus infinity may be an attention mask.
     """
     fitted: Feed = {}
     for spec in inputs:
         array = feed[spec.name]
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            bad = int(array.size - np.isfinite(array).sum())
+        # NaN and plus infinity are not less than infinity.
+        if array.dtype.kind == "f" and not np.less(array, np.inf).all():
+            bad = int(array.size - np.less(array, np.inf).sum())
             raise DataError(
                 f"{sample}: {bad} of {array.size} values of {spec.name} are NaN or infinite",
                 fix="Fix the sample, or leave such samples out with --skip-bad",

@@ -12,6 +12,7 @@ The folder `passes/` holds what they share:
     equalize      activations equalized across channels; with `smoothing`, which chooses the smoothing scales
     bias          biases corrected for the mean quantization error
     keep          which nodes must stay in FP32 beside a 16-bit type
+    masks         numbers that mean infinity, and the nodes that bring them to an output
     half          casts to a 16-bit type written into the graph
 """
 
@@ -37,7 +38,8 @@ class Request:
     Attributes:
         rest: the fallback precision, of the nodes that are not quantized: `fp16`, `bf16` or `fp32`.
         table: the calibration table, for INT8 and FP8.
-        ranges: absmax over the observed samples.
+        ranges: absmax over the observed samples, without infinities and masks.
+        masks: the largest number that means infinity, of the tensors in which one was observed.
         sizes: observed number of elements.
         means: mean of each channel, float64 [channels], of the inputs of weighted operators (see `bias`).
         errors: mean quantization error of each channel of those inputs, float64 [channels].
@@ -46,6 +48,7 @@ class Request:
     rest: str = "fp16"
     table: CalibrationTable | None = None
     ranges: Mapping[str, float] = field(default_factory=dict)
+    masks: Mapping[str, float] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
     means: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     errors: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)

@@ -21,4 +21,5 @@ NEEDS_TABLE = False
 
 def apply(model: ir.Model, request: Request) -> tuple[Decision, ...]:
     """Cast to BF16, in place, every node that supports it; the others stay in FP32 with a reason (see `keep`)."""
-    return half.convert(model, half.BF16, keep(model, half.BF16, request.ranges, request.sizes))
+    kept = keep(model, half.BF16, request.ranges, request.sizes, request.masks)
+    return half.convert(model, half.BF16, kept, request.masks)

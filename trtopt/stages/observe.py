@@ -49,12 +49,13 @@ def observe(
         roundings = rounding_errors(graph, request, FORMATS[target.precision]) if corrects else {}
         with tapped(context, model, tensors) as tapped_path:
             run = open_runner(tapped_path, device=context.device).run
-            seen = look(run, dataset, channel_axes(nodes), roundings, stage="observe", emit=context.emit)
+            outputs = [spec.name for spec in model.outputs]
+            seen = look(run, dataset, channel_axes(nodes), roundings, outputs=outputs, emit=context.emit)
         path = folder / "observed.npz"
         _write_means(seen, path)
         correction, gain = "", 0.0
         if corrects:
-            request = replace(request, ranges=seen.ranges, sizes=seen.sizes)
+            request = replace(request, ranges=seen.ranges, masks=seen.masks, sizes=seen.sizes)
             error = output_error(context, model, dataset, target.precision)
             correction, gain = _best_correction(error, model, request, seen)
         return Observation(
@@ -65,6 +66,7 @@ def observe(
             digest=file_digest(path),
             correction=correction,
             gain=gain,
+            masks=seen.masks,
         )
 
     key = {

@@ -43,6 +43,7 @@ def set_precision(
             rest=target.rest,
             table=table,
             ranges=seen.ranges if seen else {},
+            masks=seen.masks if seen else {},
             sizes=seen.sizes if seen else {},
             means=means,
             errors=errors,
@@ -57,6 +58,7 @@ def set_precision(
     if seen is not None:
         statistics = [
             dict(sorted(seen.ranges.items())),
+            dict(sorted(seen.masks.items())),
             dict(sorted(seen.sizes.items())),
             seen.digest,
             seen.correction,

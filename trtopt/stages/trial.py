@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from trtopt.calibrate.auto import FALLBACK, TINY
+from trtopt.calibrate.histogram import MASK
 from trtopt.data.dataset import Array, Dataset, Feed
 from trtopt.errors import CalibrationError, EnvironmentUnableError, MissingDependencyError, TrtoptError
 from trtopt.events import Warned
@@ -53,8 +54,8 @@ def output_error(
     request says, or as a `rough` one says if the request is None.
 
     The error is the mean over the outputs. For a floating-point output it is the error energy over the signal energy;
-    values that are infinite in FP32 are ignored. For any other output, such as indices, it is the share of values that
-    differ.
+    infinities of FP32, and numbers that mean infinity, are ignored. For any other output, such as indices, it is the
+    share of values that differ.
 
     A failing trial does not end the stage. The error is infinite, with a warning, if the outputs cannot be computed,
     have other shapes than in FP32, or are NaN or infinite.
@@ -123,7 +124,7 @@ def _energies(name: str, reference: Array, output: Array) -> tuple[float, float]
     if reference.dtype.kind != "f":
         return float((reference != output).sum()), reference.size
     # A score of minus infinity excludes a class: it has no error to measure.
-    counted = ~np.isinf(reference)
+    counted = np.abs(reference) < MASK
     exact, quantized = np.float64(reference[counted]), np.float64(output[counted])
     error_energy = float(np.square(exact - quantized).sum())
     if not math.isfinite(error_energy):

@@ -3,6 +3,7 @@
 There is one small function per reason:
     _unsupported              the operator does not support the type
     _index_nodes              it computes positions, which must be exact
+    carriers_to_outputs       it brings a mask's infinity to an output
     _constant_out_of_range    a constant overflows the type, or rounds to 0
     _guarded_divisions        a constant that rounds to 0 guards a division or a logarithm
     _activation_out_of_range  an observed activation comes close to the type's maximum
@@ -13,14 +14,15 @@ Touches: nothing; it reads an onnx-ir model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trtopt.graph.query import FLOAT_COMPUTE_FREE, constant, dims, float_nodes, is_float
-from trtopt.precision.passes.half import INFINITY_STAND_IN, Half, supports
+from trtopt.precision.passes.half import Half, supports
+from trtopt.precision.passes.masks import MASK, carriers_to_outputs
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -55,7 +57,11 @@ _BETWEEN_GUARD_AND_DIVISION = FLOAT_COMPUTE_FREE | frozenset({"Sqrt", "Pow", "Ab
 
 
 def keep(
-    model: ir.Model, half: Half, ranges: Mapping[str, float], sizes: Mapping[str, int] = MappingProxyType({})
+    model: ir.Model,
+    half: Half,
+    ranges: Mapping[str, float],
+    sizes: Mapping[str, int] = MappingProxyType({}),
+    masks: Collection[str] = (),
 ) -> dict[ir.Node, str]:
     """Return the floating-point nodes that must stay in FP32, each with the reason.
 
@@ -64,16 +70,19 @@ def keep(
         half: the 16-bit type of the other nodes.
         ranges: observed absmax by tensor name. A tensor without an entry is assumed to be in range.
         sizes: observed number of elements by tensor name, for sums over dynamic dimensions.
+        masks: the tensors that were observed to hold numbers that mean infinity.
     """
     opset = model.opset_imports.get("", 1)
     index_nodes = _index_nodes(model.graph)
     guarded = _guarded_divisions(model.graph, half)
+    carriers = carriers_to_outputs(model.graph, masks)
     kept: dict[ir.Node, str] = {}
     for node in float_nodes(model.graph):
         reason = (
             _unsupported(node, opset, half)
             or ("computes positions or sizes" if node in index_nodes else "")
             or _constant_out_of_range(node, half)
+            or ("an output of the network holds its mask" if node in carriers else "")
             or ("a tiny constant guards its division or logarithm against 0" if node in guarded else "")
             or _activation_out_of_range(node, half, ranges)
             or _weight_out_of_range(node, half)
@@ -166,7 +175,7 @@ def _constant_out_of_range(node: ir.Node, half: Half) -> str:
         if array is None or not is_float(value):
             continue
         magnitudes = np.abs(array[np.isfinite(array)])
-        values = magnitudes[magnitudes < INFINITY_STAND_IN]
+        values = magnitudes[magnitudes < MASK]
         if values.size and values.max() > half.max:
             return f"its constant reaches {values.max():.3g} {_limit(half)}"
     vanishing = _vanishing(node, half)
