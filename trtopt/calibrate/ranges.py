@@ -28,6 +28,9 @@ decibels. More samples would cost too much time."""
 VALUES = 32
 """Values per channel that are kept of each sample, to predict the rounding error."""
 
+Key = tuple[str, int]
+"""A tensor and the axis of its channels, which depends on the operator that reads it."""
+
 
 @dataclass(slots=True)
 class Seen:
@@ -37,16 +40,16 @@ class Seen:
         ranges: absmax by tensor, without infinities and masks.
         masks: the largest finite magnitude that means infinity, of the tensors that hold one.
         sizes: number of elements by tensor, in the last sample.
-        means: mean per channel by tensor, float64 [channels].
-        errors: mean rounding error per channel by tensor, float64 [channels].
+        means: mean per channel by tensor and channel axis, float64 [channels].
+        errors: mean rounding error per channel by tensor and channel axis, float64 [channels].
         samples: number of samples.
     """
 
     ranges: dict[str, float] = field(default_factory=dict)
     masks: dict[str, float] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
-    means: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
-    errors: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    means: dict[Key, npt.NDArray[np.float64]] = field(default_factory=dict)
+    errors: dict[Key, npt.NDArray[np.float64]] = field(default_factory=dict)
     samples: int = 0
 
 
@@ -95,22 +98,22 @@ def channel_means(array: Array, axis: int) -> npt.NDArray[np.float64]:
 
 
 class Averages:
-    """Averages arrays of one shape by name, each over the samples that have it: a tensor may be empty in some."""
+    """Averages arrays of one shape by tensor and axis, each over the samples that have it: a tensor may be empty in some."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, npt.NDArray[np.float64]] = {}
-        self._counts: Counter[str] = Counter()
+        self._sums: dict[Key, npt.NDArray[np.float64]] = {}
+        self._counts: Counter[Key] = Counter()
 
-    def add(self, name: str, values: npt.NDArray[np.float64]) -> None:
+    def add(self, key: Key, values: npt.NDArray[np.float64]) -> None:
         """Add the values of one sample, unless they are not finite."""
         if not np.isfinite(values).all():
             return
-        self._sums[name] = self._sums.get(name, 0.0) + values
-        self._counts[name] += 1
+        self._sums[key] = self._sums.get(key, 0.0) + values
+        self._counts[key] += 1
 
-    def result(self) -> dict[str, npt.NDArray[np.float64]]:
-        """Return the average of each name that was added."""
-        return {name: total / self._counts[name] for name, total in self._sums.items()}
+    def result(self) -> dict[Key, npt.NDArray[np.float64]]:
+        """Return the average of each tensor and axis that was added."""
+        return {key: total / self._counts[key] for key, total in self._sums.items()}
 
 
 def few(dataset: Dataset) -> Dataset:
@@ -131,7 +134,7 @@ def _indices(dataset: Dataset) -> list[int]:
 def look(
     run: Callable[[Feed], Mapping[str, Array]],
     dataset: Dataset,
-    channels: Mapping[str, int],
+    channels: Collection[Key],
     roundings: Mapping[str, Callable[[Array], Array]] = MappingProxyType({}),
     *,
     outputs: Collection[str],
@@ -144,7 +147,7 @@ def look(
     Args:
         run: returns the tensors of a feed by name.
         dataset: the samples; a subset is spread evenly over it.
-        channels: the channel axis of each tensor whose means per channel are computed.
+        channels: the tensors, each with a channel axis, whose means per channel are computed.
         roundings: for some of these tensors, the function that returns the rounding error of each value.
         outputs: the names of the model's outputs.
         emit: receives the progress.
@@ -155,6 +158,9 @@ def look(
     indices = _indices(dataset)
     seen = Seen(samples=len(indices))
     means, errors = Averages(), Averages()
+    axes: dict[str, list[Key]] = {}
+    for key in sorted(channels):
+        axes.setdefault(key[0], []).append(key)
     for done, index in enumerate(indices, start=1):
         feed = dataset.load(index)
         tensors = {**feed, **run(feed)}
@@ -172,10 +178,10 @@ def look(
                     seen.masks[name] = max(seen.masks.get(name, 0.0), mask)
             seen.ranges[name] = max(seen.ranges.get(name, 0.0), absmax)
             seen.sizes[name] = array.size
-            if name in channels:
-                means.add(name, channel_means(array, channels[name]))
-            if name in channels and name in roundings:
-                errors.add(name, channel_means(roundings[name](array), channels[name]))
+            for key in axes.get(name, ()):
+                means.add(key, channel_means(array, key[1]))
+                if name in roundings:
+                    errors.add(key, channel_means(roundings[name](array), key[1]))
         emit(Progress("observe", done, len(indices)))
     seen.means, seen.errors = means.result(), errors.result()
     return seen

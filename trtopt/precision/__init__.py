@@ -41,7 +41,8 @@ class Request:
         ranges: absmax over the observed samples, without infinities and masks.
         masks: the largest number that means infinity, of the tensors in which one was observed.
         sizes: observed number of elements.
-        means: mean of each channel, float64 [channels], of the inputs of weighted operators (see `bias`).
+        means: mean of each channel, float64 [channels], of the inputs of weighted operators, by tensor name and channel
+            axis (see `bias`).
         errors: mean quantization error of each channel of those inputs, float64 [channels].
     """
 
@@ -50,8 +51,8 @@ class Request:
     ranges: Mapping[str, float] = field(default_factory=dict)
     masks: Mapping[str, float] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
-    means: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
-    errors: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    means: Mapping[tuple[str, int], npt.NDArray[np.float64]] = field(default_factory=dict)
+    errors: Mapping[tuple[str, int], npt.NDArray[np.float64]] = field(default_factory=dict)
 
 
 class Precision(Protocol):

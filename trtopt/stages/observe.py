@@ -83,15 +83,18 @@ def observe(
 def _write_means(seen: Seen, path: Path) -> None:
     """Write the means and mean rounding errors per channel to an .npz file.
 
-    Its keys are indices into the array `names`, because tensor names may not be valid names inside an archive.
+    Its keys are indices into the arrays `names` and `axes`, because tensor names may not be valid names in an archive.
     """
     import numpy as np
 
-    arrays: dict[str, Any] = {"names": np.array(list(seen.means), dtype=np.str_)}
-    for i, (name, mean) in enumerate(seen.means.items()):
+    arrays: dict[str, Any] = {
+        "names": np.array([name for name, _ in seen.means], dtype=np.str_),
+        "axes": np.array([axis for _, axis in seen.means], dtype=np.int64),
+    }
+    for i, (key, mean) in enumerate(seen.means.items()):
         arrays[str(i)] = mean
-        if name in seen.errors:
-            arrays[f"{i} rounding"] = seen.errors[name]
+        if key in seen.errors:
+            arrays[f"{i} rounding"] = seen.errors[key]
     np.savez(path, allow_pickle=False, **arrays)
 
 

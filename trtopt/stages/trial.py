@@ -153,15 +153,15 @@ def rough(context: Context, model: OnnxModel, dataset: Dataset, table: Calibrati
     axes = channel_axes(list(float_nodes(graph.graph)))
     tensors = () if table else place(graph).tensors()
     means = Averages()
-    with tapped(context, model, [*tensors, *axes]) as path:
+    with tapped(context, model, [*tensors, *(name for name, _ in axes)]) as path:
         run = open_runner(path, device=context.device).run
 
         def run_and_average(feed: Feed) -> Mapping[str, Array]:
             outputs = run(feed)
-            for name, axis in axes.items():
+            for name, axis in axes:
                 array = outputs[name] if name in outputs else feed[name]
                 if array.dtype == np.float32 and array.size:
-                    means.add(name, channel_means(array, axis))
+                    means.add((name, axis), channel_means(array, axis))
             return outputs
 
         histograms = observe(run_and_average, tensors, samples, stage="equalize", emit=silent)

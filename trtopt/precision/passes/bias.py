@@ -24,12 +24,14 @@ import numpy as np
 import numpy.typing as npt
 
 from trtopt.graph.query import add_initializer, attribute, constant, unique
+from trtopt.precision.passes.placement import channel_axis
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 FloatArray = npt.NDArray[np.float32]
-Means = Mapping[str, npt.NDArray[np.float64]]
+Means = Mapping[tuple[str, int], npt.NDArray[np.float64]]
+"""Means per channel, float64 [channels], by the name of the tensor and the channel axis of its reader."""
 NOTE = "; its bias corrects the mean quantization error of the weight"
 NOTE_WITH_INPUT = NOTE + " and input"
 
@@ -51,13 +53,15 @@ def correct(node: ir.Node, rounded: Rounded, means: Means, errors: Means, taken:
     Args:
         node: a weighted operator.
         rounded: its weight.
-        means: mean of each channel by tensor name, float64 [channels]. The channel axis is 1 for convolutions, and the
-            last for matrix products.
-        errors: mean quantization error of each channel, in the same form. For a tensor without an entry only the error
-            of the weight is corrected.
+        means: mean of each channel of the inputs.
+        errors: mean quantization error of each channel. For an input without an entry only the error of the weight is
+            corrected.
         taken: the names in use in the graph; the name of the new bias is added.
     """
-    name = (node.inputs[0].name or "") if node.inputs[0] is not None else ""
+    axis = channel_axis(node)
+    if axis is None or node.inputs[0] is None:
+        return ""
+    name = (node.inputs[0].name or "", axis)
     mean, error = means.get(name), errors.get(name)
     if mean is None:
         return ""
