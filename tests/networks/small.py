@@ -26,16 +26,17 @@ def network(folder: Path, body: str, weights: Arrays, opset: int = 17) -> Path:
 
 
 def convert(cli: Cli, folder: Path, precision: str, samples: Arrays | Path, *flags: object) -> Done:
-    """Convert `model.onnx` of the folder to `run`: calibrate, and compare, on samples; flags override."""
+    """Convert `model.onnx` of the folder to `run`, without TensorRT: calibrate on the samples, and compare on them."""
     if isinstance(samples, Path):
         data = samples
     else:
         data = folder / "data.npz"
         np.savez(data, **samples)
     calib = ("--calib", data) if precision in ("int8", "fp8") else ()
-    run = folder / "run" if "-o" not in flags else ()
-    out = ("-o", run) if run else ()
-    return cli("convert", folder / "model.onnx", "-p", precision, "--data", data, *calib, *out, *flags)
+    common = ["-o", folder / "run", "--allow-inconclusive"]
+    if "--backend" not in flags:
+        common += ["--backend", "onnxruntime"]
+    return cli("convert", folder / "model.onnx", "-p", precision, "--data", data, *calib, *common, *flags)
 
 
 def feeds(samples: Arrays, count: int = 8, *, batch: bool = True) -> list[dict[str, np.ndarray]]:

@@ -72,7 +72,7 @@ def test_a_mask_before_a_softmax_converts(
     body: str, samples: dict[str, np.ndarray], precision: str, tmp_path: Path, cli: Cli
 ) -> None:
     network(tmp_path, body, WEIGHTS)
-    done = convert(cli, tmp_path, precision, samples, "--backend", "onnxruntime", "--allow-inconclusive")
+    done = convert(cli, tmp_path, precision, samples)
     assert done.code == 0, done.err
     assert sqnr(tmp_path, feeds(samples)) > WANTED[precision]
 
@@ -86,7 +86,7 @@ def test_a_mask_among_the_inputs_converts(lowest: float, precision: str, tmp_pat
     if np.isfinite(lowest):
         mask[0] = lowest  # a row without anything to attend to
     samples = {**X, "m": np.broadcast_to(mask, (48, 1, L, L)).copy()}
-    done = convert(cli, tmp_path, precision, samples, "--backend", "onnxruntime", "--allow-inconclusive")
+    done = convert(cli, tmp_path, precision, samples)
     assert done.code == 0, done.err
     assert sqnr(tmp_path, feeds(samples)) > WANTED[precision]
 
@@ -100,7 +100,7 @@ def test_masked_scores_of_an_output_stay_as_they_are(
     body = f"(float[n, 32] x, bool[n, 24] ok) => (float[n, 24] y) {{ l = Gemm(x, w, b) {end.format(lowest)} }}"
     network(tmp_path, body, {**WEIGHTS, "w": normal(32, 24, scale=0.2), "b": normal(24)})
     samples = {"x": normal(200, 32), "ok": RNG.random((200, 24)) < 0.7}
-    done = convert(cli, tmp_path, precision, samples, "--backend", "onnxruntime", "--allow-inconclusive")
+    done = convert(cli, tmp_path, precision, samples)
     assert done.code in (0, 1), done.err
     typed = feeds(samples)
     assert sqnr(tmp_path, typed) > WANTED[precision]
@@ -118,7 +118,7 @@ def test_masked_values_do_not_widen_the_scale_of_a_quantized_tensor(lowest: floa
     ok = RNG.random((64, 1, 16)) < 0.7
     ok[:, :, 0] = True
     samples = {"x": normal(64, 32, 16), "ok": ok}
-    done = convert(cli, tmp_path, "int8", samples, "--backend", "onnxruntime", "--allow-inconclusive")
+    done = convert(cli, tmp_path, "int8", samples)
     assert done.code == 0, done.err
     assert sqnr(tmp_path, feeds(samples)) > 25
 
@@ -126,6 +126,6 @@ def test_masked_values_do_not_widen_the_scale_of_a_quantized_tensor(lowest: floa
 def test_a_network_that_is_nan_is_refused_with_the_first_such_tensor(tmp_path: Path, cli: Cli) -> None:
     network(tmp_path, "(float[n, 32] x) => (float[n, 24] y) { r = Sqrt(x) a = Relu(r) y = Gemm(a, w) }",
             {"w": normal(32, 24)})  # fmt: skip
-    done = convert(cli, tmp_path, "fp16", {"x": normal(40, 32)}, "--backend", "onnxruntime")
+    done = convert(cli, tmp_path, "fp16", {"x": normal(40, 32)})
     assert done.code == 2
     assert "tensor r holds NaN for sample data.npz[0]" in done.err

@@ -98,7 +98,7 @@ def channel_means(array: Array, axis: int) -> npt.NDArray[np.float64]:
 
 
 class Averages:
-    """Averages arrays of one shape by tensor and axis, each over the samples that have it: a tensor may be empty in some."""
+    """Averages of arrays by tensor and axis, each over the samples that have it: a tensor may be empty in some."""
 
     def __init__(self) -> None:
         self._sums: dict[Key, npt.NDArray[np.float64]] = {}

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from trtopt.errors import ModelError
 from trtopt.graph.file import describe, external_files, load_proto, opset
+from trtopt.graph.fold import fold
 from trtopt.types import OnnxModel, ShapeRange
 
 if TYPE_CHECKING:
@@ -261,6 +262,8 @@ def _finish(model: ir.Model) -> None:
         TopologicalSortPass,
     )
 
+    infer_shapes(model)
+    fold(model)
     # Names are fixed last, as earlier passes add and remove nodes. TensorRT's layers, the report and the calibration
     # table all refer to nodes and tensors by name.
     for step in (

@@ -74,7 +74,7 @@ def set_precision(
 
 
 def _read_means(seen: Observation) -> tuple[Means, Means]:
-    """Return the data for bias correction: by tensor and axis, the means per channel and the mean rounding errors per channel.
+    """Return the data for bias correction, by tensor and axis: the means and the mean rounding errors per channel.
 
     Either is empty if the correction does not use it.
     """

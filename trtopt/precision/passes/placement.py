@@ -228,6 +228,8 @@ def scale_source(value: ir.Value | None) -> str:
     It is the value itself, or the one that it was moved from by a chain of operators that only move values.
     """
     while (node := producer(value)) is not None and node.op_type in SAME_VALUES and is_float(node.inputs[0]):
+        if constant(node.inputs[0]) is not None:  # a constant cannot be observed
+            break
         value = node.inputs[0]
     return value.name or "" if value is not None else ""
 
