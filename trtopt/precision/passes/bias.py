@@ -111,13 +111,13 @@ def _bias(node: ir.Node) -> tuple[ir.Node | None, int]:
     if node.op_type in ("Conv", "Gemm"):
         computed = len(node.inputs) > 2 and node.inputs[2] is not None and constant(node.inputs[2]) is None
         return (None, 0) if computed else (node, 2)
-    # MatMul: its only consumer must be an Add of a vector.
+    # MatMul: its only consumer must be an Add of a constant.
     uses = list(node.outputs[0].uses())
     if len(uses) != 1 or uses[0].node.op_type != "Add" or node.outputs[0].is_graph_output():
         return None, 0
     index = 1 - uses[0].idx
     array = constant(uses[0].node.inputs[index])
-    return (uses[0].node, index) if array is not None and array.ndim == 1 else (None, 0)
+    return (uses[0].node, index) if array is not None else (None, 0)
 
 
 def _replace(node: ir.Node, index: int, array: FloatArray, name: str) -> None:

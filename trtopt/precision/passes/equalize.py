@@ -140,6 +140,7 @@ def _absorbers(value: ir.Value, axis: int) -> tuple[list[tuple[ir.Node, int]], l
     """
     absorbers: list[tuple[ir.Node, int]] = []
     values: list[ir.Value] = []
+    rank, channels = len(dims(value) or ()), (dims(value) or (None,))[axis]
     while True:
         node = value.producer()
         # The consumers of the activation itself are all compensated. A tensor before it must have no other consumer.
@@ -147,7 +148,10 @@ def _absorbers(value: ir.Value, axis: int) -> tuple[list[tuple[ir.Node, int]], l
         values.append(value)
         if node is None or value.is_graph_output() or is_shared or not is_float(value):
             return [], []
-        rank = len(value.shape) if value.shape is not None else 0
+        # An operand that is broadcast has other channels.
+        shape = dims(value)
+        if shape is None or len(shape) != rank or channels is None or shape[axis] != channels:
+            return [], []
         constants = [i for i, operand in enumerate(node.inputs) if constant(operand) is not None]
         # f(x) / s = f(x / s): go on with the operator's input.
         if node.op_type in _PASS_THROUGH:
@@ -161,13 +165,12 @@ def _absorbers(value: ir.Value, axis: int) -> tuple[list[tuple[ir.Node, int]], l
             if not _is_per_channel(node, constants[0], axis, rank):
                 return [], []
             return [*absorbers, (node, constants[0])], values
-        # Scale and bias are on the last axis, and both take the division.
-        elif node.op_type == "LayerNormalization" and axis == rank - 1 and constants[:1] == [1]:
-            return [*absorbers, *((node, i) for i in constants)], values
-        # (W x + b) / s: rows of the weight, and the bias, which must be a constant as well.
-        elif node.op_type in ("Conv", "Gemm", "MatMul") and constants[:1] == [1]:
+        # (W x + b) / s: the weight, and the bias, which must be a constant as well. So are scale and bias of a norm.
+        elif node.op_type in ("Conv", "Gemm", "MatMul", "LayerNormalization") and constants[:1] == [1]:
             has_computed_bias = len(node.inputs) > 2 and node.inputs[2] is not None and 2 not in constants
-            if has_computed_bias or axis != _output_channel_axis(node, rank):
+            # The output of a product with a vector has no channels.
+            is_vector = node.op_type == "MatMul" and len(dims(node.inputs[1]) or ()) < 2
+            if has_computed_bias or is_vector or axis != _output_channel_axis(node, rank):
                 return [], []
             return [*absorbers, *((node, i) for i in constants)], values
         else:
@@ -183,7 +186,7 @@ def _is_per_channel(node: ir.Node, index: int, axis: int, rank: int) -> bool:
 
 
 def _output_channel_axis(node: ir.Node, rank: int) -> int:
-    """Return the axis of a weighted operator's output channels, in an output of that rank."""
+    """Return the axis of the output channels of a weighted operator or norm, in an output of that rank."""
     return 1 if node.op_type == "Conv" else rank - 1
 
 
@@ -281,7 +284,8 @@ def _scale_output_channels(node: ir.Node, index: int, array: Array, factors: Arr
         # Output channels are first in the weight and bias of a Conv, and in a transposed Gemm's weight; else last.
         is_first = node.op_type == "Conv" or (node.op_type == "Gemm" and index == 1 and attribute(node, "transB", 0))
         channel_axis = 0 if is_first else array.ndim - 1
-        return array * factors.reshape([-1 if i == channel_axis else 1 for i in range(max(array.ndim, 1))])
+        shape = [-1 if i == channel_axis else 1 for i in range(array.ndim)]
+        return array * factors.reshape(shape or [-1])  # a scalar bias becomes one number per channel
     # A scalar becomes one factor per channel.
     rank = len(node.outputs[0].shape or ())
     return np.asarray(array * factors.reshape([-1 if i == axis else 1 for i in range(rank)]))
