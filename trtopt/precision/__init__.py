@@ -12,6 +12,7 @@ The folder `passes/` holds what they share:
     equalize      activations equalized across channels; with `smoothing`, which chooses the smoothing scales
     bias          biases corrected for the mean quantization error
     keep          which nodes must stay in FP32 beside a 16-bit type
+    recurrent     recurrent operators that TensorRT's parser refuses in 16 bits
     masks         numbers that mean infinity, and the nodes that bring them to an output
     half          casts to a 16-bit type written into the graph
 """

@@ -2,6 +2,7 @@
 
 There is one small function per reason:
     _unsupported              the operator does not support the type
+    recurrent.refusal         TensorRT's parser refuses this form of a recurrent operator
     _index_nodes              it computes positions, which must be exact
     carriers_to_outputs       it brings a mask's infinity to an output
     _constant_out_of_range    a constant overflows the type, or rounds to 0
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trtopt.graph.query import FLOAT_COMPUTE_FREE, constant, dims, float_nodes, is_float
+from trtopt.precision.passes import recurrent
 from trtopt.precision.passes.half import Half, supports
 from trtopt.precision.passes.masks import MASK, carriers_to_outputs
 
@@ -80,6 +82,7 @@ def keep(
     for node in float_nodes(model.graph):
         reason = (
             _unsupported(node, opset, half)
+            or recurrent.refusal(node, half)
             or ("computes positions or sizes" if node in index_nodes else "")
             or _constant_out_of_range(node, half)
             or ("an output of the network holds its mask" if node in carriers else "")
