@@ -1,7 +1,7 @@
 """Recurrent operators that TensorRT's parser takes in FP32 only.
 
-It computes some of their operands in FP32 and others in the type of the node, and TensorRT does not mix types. (Seen with
-TensorRT for RTX 1.7.)
+It computes some of their operands in FP32 and others in the type of the node, and TensorRT does not mix types. (Seen
+with TensorRT for RTX 1.7.)
 
 Touches: nothing; it reads an onnx-ir graph.
 """
