@@ -25,6 +25,7 @@ from trtopt.data.dataset import Array, Dataset, Feed
 from trtopt.errors import CalibrationError, DataError, ModelError
 from trtopt.events import Emit, Progress
 from trtopt.graph.file import external_files, load_proto
+from trtopt.graph.unread import consumed
 from trtopt.types import OnnxModel
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def _prune(graph: onnx.GraphProto) -> None:
     for node in reversed(graph.node):
         if needed.intersection(node.output):
             kept_nodes.append(node)
-            needed.update(_consumed(node))
+            needed.update(consumed(node))
     kept_nodes.reverse()
     del graph.node[:]
     graph.node.extend(kept_nodes)
@@ -105,17 +106,6 @@ def _prune(graph: onnx.GraphProto) -> None:
         kept = [entry for entry in field if entry.name not in unneeded]
         del field[:]
         field.extend(kept)
-
-
-def _consumed(node: onnx.NodeProto) -> Iterable[str]:
-    """Yield the names of the tensors that a node and its subgraphs consume."""
-    yield from node.input
-    for attribute in node.attribute:
-        for graph in [attribute.g, *attribute.graphs]:
-            # An output of a subgraph may be a tensor of the enclosing graph.
-            yield from (value.name for value in graph.output)
-            for inner in graph.node:
-                yield from _consumed(inner)
 
 
 def observe(

@@ -117,9 +117,9 @@ def measured(run: Path, plan: MeasurePlan, comparison: Comparison) -> None:
 
 
 def pair(baseline: OnnxModel, candidate: OnnxModel) -> None:
-    """Reject a candidate whose inputs differ from the baseline's."""
+    """Reject a candidate whose inputs differ from the baseline's, apart from those that no output depends on."""
     ours, theirs = ({spec.name for spec in model.inputs} for model in (baseline, candidate))
-    if ours != theirs:
+    if not ours - set(baseline.unread) <= theirs <= ours:
         raise ModelError(
             f"{candidate.path} and {baseline.path} have different inputs",
             why=f"the candidate has {', '.join(sorted(theirs))}, the baseline {', '.join(sorted(ours))}",
@@ -139,14 +139,14 @@ def exists(plan: DataPlan | None) -> None:
 
 
 def within(dataset: Dataset, inputs: tuple[TensorSpec, ...], ranges: Iterable[ShapeRange]) -> None:
-    """Reject samples outside the engine's profile, apart from the batch size."""
+    """Reject samples outside the engine's profile, apart from the batch size, which may be smaller but not 0."""
     profiles = {entry.name: entry for entry in ranges}
     for fed in dataset.shapes:
         for spec, shape in zip(inputs, fed, strict=True):
             entry = profiles.get(spec.name)
             if entry is None:
                 continue
-            low = (0, *entry.min[1:])
+            low = (min(1, *entry.min[:1]), *entry.min[1:]) if entry.min else ()
             if not all(least <= size <= most for least, size, most in zip(low, shape, entry.max, strict=True)):
                 least, size, most = ("x".join(map(str, each)) for each in (entry.min, shape, entry.max))
                 raise DataError(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from trtopt.errors import ModelError
 from trtopt.graph.containers import container
+from trtopt.graph.unread import unread
 from trtopt.types import Dim, OnnxModel, TensorSpec
 
 if TYPE_CHECKING:
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 _CHUNK = 1 << 22
+_CONTAINERS = {
+    "sequence_type": "a sequence",
+    "optional_type": "an optional",
+    "map_type": "a map",
+    "sparse_tensor_type": "a sparse tensor",
+}
 _MAPPED_BYTES = 1_000_000_000  # external data above this stays on disk, memory-mapped
 
 
@@ -190,6 +197,7 @@ def describe(path: Path, notes: tuple[str, ...] = ()) -> OnnxModel:
         inputs=tuple(_input(path, value) for value in proto.graph.input if value.name not in initializers),
         outputs=tuple(_spec(path, value) for value in proto.graph.output),
         notes=notes,
+        unread=tuple(name for name in unread(proto.graph) if name not in initializers),
     )
 
 
@@ -215,8 +223,18 @@ def _spec(path: Path, value: onnx.ValueInfoProto) -> TensorSpec:
 
     if not value.type.HasField("tensor_type"):
         onnx_type = value.type.WhichOneof("value")
-        raise ModelError(f"{value.name} of {path} is a {onnx_type}", why="TensorRT supports only tensors there")
+        raise ModelError(
+            f"{value.name} of {path} is {_CONTAINERS.get(onnx_type or '', 'not a tensor')}",
+            why="the inputs and outputs of an engine are tensors",
+            fix="Export the model with tensors there",
+        )
     tensor = value.type.tensor_type
+    if tensor.elem_type == onnx.TensorProto.STRING:
+        raise ModelError(
+            f"{value.name} of {path} is a string tensor",
+            why="TensorRT supports numbers only",
+            fix="Convert strings to numbers outside of the model",
+        )
     dims: list[Dim] = []
     for dim in tensor.shape.dim:
         # Some exporters write 0 or -1 for a dynamic size.

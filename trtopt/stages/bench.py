@@ -179,7 +179,7 @@ def ranges(target: Wanted, shapes: Sequence[str], dataset: Dataset | None) -> tu
     if dataset is not None and not dataset.batched:
         return tuple(_range(spec, array.shape, (array.shape[0],) * 3) for spec, array in _first(target, dataset))
     if shapes or (dataset is None and not target.profile):
-        return profile(target.onnx.inputs, shapes)[0]
+        return profile(target.onnx.inputs, shapes, unread=target.onnx.unread)[0]
     if target.profile or dataset is None:
         return target.profile
     return tuple(

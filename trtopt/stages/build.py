@@ -21,7 +21,7 @@ def build(context: Context, typed: TypedModel, ranges: Sequence[ShapeRange], pla
     Args:
         context: the context of the stage.
         typed: the typed ONNX graph.
-        ranges: the shape ranges of its dynamic inputs.
+        ranges: the shape ranges of dynamic inputs. Those of inputs that the graph does not have any more are ignored.
         plan: the build options.
 
     Raises:
@@ -50,12 +50,15 @@ def build(context: Context, typed: TypedModel, ranges: Sequence[ShapeRange], pla
         timing_cache=plan.timing_cache,
     )
 
+    names = {spec.name for spec in typed.onnx.inputs}
+    profile = tuple(entry for entry in ranges if entry.name in names)
+
     def make(folder: Path) -> Engine:
-        return tensorrt.build(trt, typed, tuple(ranges), options, folder / "model.engine", emit=context.emit)
+        return tensorrt.build(trt, typed, profile, options, folder / "model.engine", emit=context.emit)
 
     key = {
         "typed": typed.onnx.digest,
-        "profile": [asdict(entry) for entry in ranges],
+        "profile": [asdict(entry) for entry in profile],
         "options": encode(options),
         "tensorrt": f"{trt.name} {trt.version}",
     }

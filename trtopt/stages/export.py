@@ -127,7 +127,7 @@ def _parity(context: Context, request: Request, model: OnnxModel, wanted: Wanted
     if wanted.data is not None:
         feeds = parity.from_data(open_data(wanted.data, model))
     else:
-        ranges, _ = profile(model.inputs, wanted.shapes)
+        ranges, _ = profile(model.inputs, wanted.shapes, unread=model.unread)
         feeds = parity.random(model.inputs, ranges)
         context.emit(Warned(f"the export is checked on {feeds.source}; give --data to check it on your own"))
 

@@ -57,8 +57,8 @@ def output_error(
     infinities of FP32, and numbers that mean infinity, are ignored. For any other output, such as indices, it is the
     share of values that differ.
 
-    A failing trial does not end the stage. The error is infinite, with a warning, if the outputs cannot be computed,
-    have other shapes than in FP32, or are NaN or infinite.
+    A failing trial does not end the stage. The error is infinite, with a warning, if the outputs cannot be computed, or
+    are NaN or infinite. An output of another shape than in FP32, such as another number of boxes, is entirely wrong.
 
     Raises:
         EnvironmentUnableError: FP32 or a trial fails for a reason that may not recur, such as a lack of memory. The
@@ -116,16 +116,16 @@ def _energies(name: str, reference: Array, output: Array) -> tuple[float, float]
     For an output that is not floating-point, return the number of values that differ and the number of all values.
 
     Raises:
-        CalibrationError: the shapes differ, or the output is NaN, or infinite where the reference is not.
+        CalibrationError: the output is NaN, or infinite where the reference is not.
     """
-    if reference.shape != output.shape:
-        # The number of results may depend on the values, such as the number of boxes.
-        raise CalibrationError(f"output {name!r} has another shape than in FP32")
+    # The number of results may depend on the values, such as the number of boxes: then all of them count as wrong.
+    is_wrong = reference.shape != output.shape
     if reference.dtype.kind != "f":
-        return float((reference != output).sum()), reference.size
+        return float(reference.size if is_wrong else (reference != output).sum()), reference.size
     # A score of minus infinity excludes a class: it has no error to measure.
     counted = np.abs(reference) < MASK
-    exact, quantized = np.float64(reference[counted]), np.float64(output[counted])
+    exact = np.float64(reference[counted])
+    quantized = np.zeros_like(exact) if is_wrong else np.float64(output[counted])
     error_energy = float(np.square(exact - quantized).sum())
     if not math.isfinite(error_energy):
         raise CalibrationError(f"output {name!r} is NaN, or infinite where FP32 is not")

@@ -103,6 +103,12 @@ def _unsupported(node: ir.Node, opset: int, half: Half) -> str:
 
     if any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values()):
         return "it contains a subgraph"
+    if not all(
+        isinstance(value.type, ir.TensorType) for value in [*node.inputs, *node.outputs] if value and value.type
+    ):
+        return "it reads or returns a sequence or an optional"
+    if node.op_type == "Constant":  # preparation leaves those that are outputs of the network
+        return "a constant as an output"
     if node.op_type in _TYPE_IS_ATTRIBUTE:
         return "its data type is an attribute"
     supported = supports(node, opset, half)
@@ -293,7 +299,9 @@ def _fill_islands(graph: ir.Graph, kept: dict[ir.Node, str]) -> None:
         changed = False
         for node in float_nodes(graph):
             neighbours = [*node.predecessors(), *node.successors()]
-            is_island = neighbours and all(neighbour in kept for neighbour in neighbours)
+            # A node without neighbours brings an input to an output: it may have to be exact, and gains nothing.
+            is_alone = not neighbours and node.op_type not in FLOAT_COMPUTE_FREE
+            is_island = not is_alone and all(neighbour in kept for neighbour in neighbours)
             if node not in kept and is_island and node.op_type not in _WEIGHTED:
                 kept[node] = "all its neighbours stay in FP32"
                 changed = True
