@@ -112,7 +112,7 @@ def test_sequences_inside_are_split_or_stay_in_fp32(precision: str, tmp_path: Pa
     samples = {"x": normal(40, 32), "which": np.zeros(40, np.int64)}
     done = convert(cli, tmp_path, precision, samples)
     assert done.code == 0, done.err
-    assert sqnr(tmp_path, [{"x": samples["x"][i : i + 1], "which": np.int64(0)} for i in range(8)]) > 20
+    assert sqnr(tmp_path, [{"x": samples["x"][i : i + 1], "which": np.array(0)} for i in range(8)]) > 20
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])

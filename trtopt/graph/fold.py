@@ -31,11 +31,8 @@ def fold(model: ir.Model) -> None:
 
     The shapes of all tensors must have been inferred.
     """
-    import onnx_ir as ir
     from onnxscript.optimizer import fold_constants
 
-    values = [value for node in model.graph for value in node.outputs]
-    sequences = {value.name: value.type for value in values if isinstance(value.type, ir.SequenceType)}
     weights = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
     left = min(2 * sum(weight.nbytes for weight in weights), _MAX_GROWTH)
 
@@ -49,9 +46,6 @@ def fold(model: ir.Model) -> None:
 
     limits = {"input_size_limit": 1 << 62, "output_size_limit": 1 << 62}
     fold_constants(model, **limits, should_fold=should_fold)
-    # A node that builds a sequence in place of another is left without its type.
-    for value in (value for node in model.graph for value in node.outputs):
-        value.type = sequences.get(value.name or "", value.type)
 
 
 def _growth(node: ir.Node) -> int | None:

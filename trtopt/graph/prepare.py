@@ -41,6 +41,10 @@ Stages read its graph more often than its weights, and parsing the graph alone i
 _RESIZE_HAS_MODES = 11  # the opset that added coordinate_transformation_mode and nearest_mode to Resize
 _MEANING_CHANGED = {"Scan": 9, "Hardmax": 13}
 """Operators whose semantics changed in that opset, and which the version converters do not adapt."""
+_SEQUENCES = frozenset(
+    "SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceMap SplitToSequence".split()
+)
+"""Operators that return a sequence of tensors."""
 _MAX_OPSET = 23  # the newest that TensorRT 10.12's parser is documented to support
 
 
@@ -107,9 +111,14 @@ def save(model: ir.Model, path: Path, *, inline: int = _INLINE_BYTES) -> None:
 
 def infer_shapes(model: ir.Model) -> None:
     """Infer the dtypes and shapes of all intermediate tensors, where onnx can, and add them to the model in place."""
+    import onnx_ir as ir
     from onnx_ir.passes.common import ShapeInferencePass
 
     ShapeInferencePass(data_prop=True)(model)
+    # The pass takes a sequence of tensors for a tensor.
+    for node in model.graph.all_nodes():
+        if node.op_type in _SEQUENCES and isinstance(node.outputs[0].type, ir.TensorType):
+            node.outputs[0].type, node.outputs[0].shape = ir.SequenceType(node.outputs[0].type), None
 
 
 def check_types(path: Path) -> None:
