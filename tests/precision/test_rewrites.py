@@ -18,7 +18,8 @@ from trtopt.engine.onnxruntime import open_runner
 from trtopt.graph.prepare import infer_shapes, prepare, save
 from trtopt.graph.query import constant
 from trtopt.precision.passes import bias
-from trtopt.precision.passes.equalize import equalize, links
+from trtopt.precision.passes.equalize import equalize
+from trtopt.precision.passes.pairs import links
 from trtopt.precision.passes.placement import channel_axis, place
 from trtopt.precision.passes.smoothing import WAYS
 
@@ -141,11 +142,26 @@ def norm(net: Net, draw: st.DrawFn) -> None:
     net.node(f"LayerNormalization<axis=-1>(_, {scale}{offset})")
 
 
+def view(net: Net, draw: st.DrawFn) -> None:
+    """Move the values: the channels stay on the last axis, or not."""
+    rank, name = len(net.shape), f"s{len(net.weights)}"
+    if rank == 3 and draw(st.booleans()):
+        net.node("Transpose<perm=[1, 0, 2]>(_)", (net.shape[1], net.shape[0], net.shape[2]))
+    elif rank == 3:
+        net.weights[name] = np.array([-1, net.shape[2]])
+        net.node(f"Reshape(_, {name})", (net.shape[0] * net.shape[1], net.shape[2]))
+    elif rank == 2 and draw(st.booleans()):
+        net.node("Transpose<perm=[1, 0]>(_)", net.shape[::-1])
+    elif rank == 2:
+        net.weights[name] = np.array([1, *net.shape])
+        net.node(f"Reshape(_, {name})", (1, *net.shape))
+
+
 def simple(net: Net, draw: st.DrawFn) -> None:
     net.node(draw(st.sampled_from(["Relu(_)", "Identity(_)", "HardSwish(_)", "Abs(_)"])))
 
 
-STEPS = (gemm, gemm, matmul, matmul, vector, left, pointwise, pointwise, widen, norm, simple, simple)
+STEPS = (gemm, matmul, vector, left, pointwise, pointwise, widen, norm, view, view, view, simple, simple)
 
 
 @st.composite
@@ -164,9 +180,16 @@ def images(draw: st.DrawFn) -> Net:
     """Return a network of convolutions."""
     given = (2, 16, 4, 4)
     net = Net(given, given, np.random.default_rng(draw(st.integers(0, 99))))
-    for step in draw(st.lists(st.sampled_from(["conv", "conv", "add", "simple"]), min_size=2, max_size=6)):
+    for step in draw(st.lists(st.sampled_from(["conv", "conv", "add", "simple", "linear"]), min_size=2, max_size=6)):
         if step == "simple":
             simple(net, draw)
+        elif step == "linear":  # over the channels
+            net.node("Transpose<perm=[0, 2, 3, 1]>(_)", (2, 4, 4, net.shape[1]))
+            if draw(st.booleans()):
+                norm(net, draw)
+            outer = draw(st.sampled_from([16, 17]))
+            net.node(f"MatMul(_, {net.constant(net.shape[-1], outer)})", (2, 4, 4, outer))
+            net.node("Transpose<perm=[0, 3, 1, 2]>(_)", (2, outer, 4, 4))
         elif step == "add":
             c = net.shape[1]
             shape = draw(st.sampled_from([(), (1,), (4,), (c, 1, 1), (1, c, 1, 1), (4, 1), (1, 1, 4, 4), (c, 4, 4)]))

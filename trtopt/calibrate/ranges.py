@@ -25,6 +25,8 @@ from trtopt.events import Emit, Progress
 SAMPLES = 16
 """Size of the subset. It is enough for an order of magnitude, for a mean, and to tell two quantized networks apart by
 decibels. More samples would cost too much time."""
+FEEDS = 4
+"""Least number of groups in the subset, if samples are fed in groups."""
 VALUES = 32
 """Values per channel that are kept of each sample, to predict the rounding error."""
 
@@ -78,6 +80,7 @@ def channels(
     """
     peaks: dict[str, npt.NDArray[np.float64]] = {}
     values: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in axes}
+    per_feed = dataset.groups.size if dataset.groups else 1
     for index in _indices(dataset):
         outputs = run(dataset.load(index))
         for name, axis in axes.items():
@@ -85,7 +88,8 @@ def channels(
             rows = np.moveaxis(outputs[name], axis, 0).reshape(outputs[name].shape[axis], -1)
             peak = np.abs(rows).max(axis=1, initial=0.0).astype(np.float64)
             peaks[name] = np.maximum(peaks.get(name, 0.0), peak)
-            positions = np.unique(np.linspace(0, rows.shape[1] - 1, min(VALUES, rows.shape[1])).astype(int))
+            kept = min(VALUES * per_feed, rows.shape[1])
+            positions = np.unique(np.linspace(0, rows.shape[1] - 1, kept).astype(int))
             values[name].append(rows[:, positions].astype(np.float32))
     return {name: Channels(peaks[name], np.concatenate(values[name], axis=1)) for name in axes}
 
@@ -124,11 +128,12 @@ def few(dataset: Dataset) -> Dataset:
 
 
 def _indices(dataset: Dataset) -> list[int]:
-    """Return the indices of at most `SAMPLES` samples.
+    """Return the indices of at most `SAMPLES` samples; if samples are fed in groups, those of at least `FEEDS` groups.
 
     They are spread evenly over the dataset, because images of one class often follow one another.
     """
-    return [int(i) for i in np.unique(np.linspace(0, len(dataset) - 1, min(SAMPLES, len(dataset))).astype(int))]
+    count = max(-(-SAMPLES // dataset.groups.size), FEEDS) if dataset.groups else SAMPLES
+    return [int(i) for i in np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int))]
 
 
 def look(

@@ -32,6 +32,8 @@ LARGE_BYTES = 1_500_000_000
 Their weights are stored as external data: a protobuf message is limited to 2 GiB.
 """
 
+_HARMFUL = ["FusionGemm"]
+"""Rewrites of onnxslim that are left out: it would write a MatMul of fixed shapes as Reshape, Gemm and Reshape."""
 _INLINE_BYTES = 1_000_000_000
 BETWEEN_STAGES = 16 << 20
 """Bytes of weights up to which a file passed from stage to stage stores them inline.
@@ -168,7 +170,7 @@ def _optimize(source: Path, profile: Sequence[ShapeRange]) -> ir.Model:
     model = onnx.load(str(source))
     _freeze(model, profile)
     # Folding an Expand or a Range can turn a small graph into a large file: fold constants of at most 1 MiB.
-    slim: onnx.ModelProto = onnxslim.slim(model, size_threshold=1 << 20)
+    slim: onnx.ModelProto = onnxslim.slim(model, size_threshold=1 << 20, skip_fusion_patterns=_HARMFUL)
     return ir.from_proto(slim)
 
 

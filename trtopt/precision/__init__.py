@@ -9,7 +9,7 @@ The folder `passes/` holds what they share:
     eight_bits    the common part of INT8 and FP8
     placement     which inputs are quantized, and why the others are not; with `residual` and `attention`
     qdq           scales, and Q/DQ pairs written into the graph
-    equalize      activations equalized across channels; with `smoothing`, which chooses the smoothing scales
+    equalize      activations equalized across channels; with `pairs`, which ones, and `smoothing`, the scales
     bias          biases corrected for the mean quantization error
     keep          which nodes must stay in FP32 beside a 16-bit type
     recurrent     recurrent operators that TensorRT's parser refuses in 16 bits

@@ -33,7 +33,7 @@ def equalize(context: Context, model: OnnxModel, dataset: Dataset, precision: st
         from trtopt.calibrate.ranges import channels
         from trtopt.engine.onnxruntime import open_runner
         from trtopt.graph.file import load_ir
-        from trtopt.precision.passes.equalize import links
+        from trtopt.precision.passes.pairs import links
         from trtopt.precision.passes.smoothing import WAYS
 
         path = folder / "equalized.onnx"
@@ -75,7 +75,8 @@ def _equalized(
     """Write the equalized network to `path`, or a copy if there are no exponents. A note says what was equalized."""
     from trtopt.graph.file import describe, load_ir
     from trtopt.graph.prepare import BETWEEN_STAGES, save
-    from trtopt.precision.passes.equalize import equalize, links
+    from trtopt.precision.passes.equalize import equalize
+    from trtopt.precision.passes.pairs import links
 
     graph = load_ir(model.path)
     absorbed, inserted = equalize(graph, links(graph) if exponents else [], statistics, exponents)
