@@ -22,7 +22,8 @@ SPREAD = np.geomspace(0.05, 20, D).astype(np.float32)
 WEIGHTS = {
     "g": SPREAD, "o": np.zeros(D, np.float32), "b": normal(F), "c": normal(D),
     "w": (normal(D, F) / SPREAD[:, None]).astype(np.float32), "v": normal(F, D, scale=0.1),
-    "flat": np.array([-1, D]), "flat_f": np.array([-1, F]), "deep": np.array([-1, L, F]), "deep_d": np.array([-1, L, D]),
+    "flat": np.array([-1, D]), "flat_f": np.array([-1, F]),
+    "deep": np.array([-1, L, F]), "deep_d": np.array([-1, L, D]),
 }  # fmt: skip
 CONV = {"wc": WEIGHTS["w"].T.reshape(F, D, 1).copy(), "vc": WEIGHTS["v"].T.reshape(D, F, 1).copy()}
 FORMS = {

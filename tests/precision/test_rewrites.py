@@ -268,6 +268,8 @@ def test_bias_correction_replaces_a_weight_where_the_input_is_its_mean(data: st.
     net = Net(given_shape, given_shape, np.random.default_rng(data.draw(st.integers(0, 99))))
     (gemm if data.draw(st.booleans()) else matmul)(net, data.draw)
     if data.draw(st.booleans()):
+        view(net, data.draw)
+    if data.draw(st.booleans()):
         pointwise(net, data.draw)
     mean = np.linspace(-1, 1, 16)
 

@@ -25,7 +25,7 @@ from trtopt.events import Emit, Progress
 SAMPLES = 16
 """Size of the subset. It is enough for an order of magnitude, for a mean, and to tell two quantized networks apart by
 decibels. More samples would cost too much time."""
-FEEDS = 4
+FEEDS = 2
 """Least number of groups in the subset, if samples are fed in groups."""
 VALUES = 32
 """Values per channel that are kept of each sample, to predict the rounding error."""
@@ -120,6 +120,11 @@ class Averages:
         return {key: total / self._counts[key] for key, total in self._sums.items()}
 
 
+def subset_size(dataset: Dataset) -> int:
+    """Return the number of single samples in the subset that this module uses."""
+    return min(len(_indices(dataset)) * (dataset.groups.size if dataset.groups else 1), dataset.samples)
+
+
 def few(dataset: Dataset) -> Dataset:
     """Return the subset of samples that this module uses, as a dataset."""
     indices = _indices(dataset)
@@ -161,7 +166,7 @@ def look(
         CalibrationError: an output is NaN; the message names the first tensor that is, and the sample.
     """
     indices = _indices(dataset)
-    seen = Seen(samples=len(indices))
+    seen = Seen(samples=subset_size(dataset))
     means, errors = Averages(), Averages()
     axes: dict[str, list[Key]] = {}
     for key in sorted(channels):

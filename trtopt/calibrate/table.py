@@ -71,7 +71,7 @@ def make_table(
         method=method_name,
         scales=scales,
         ranges={name: histogram.amax for name, histogram in histograms.items()},
-        samples=len(dataset),
+        samples=dataset.samples,
         model_digest=model.digest,
         data_digest=dataset.digest,
     )

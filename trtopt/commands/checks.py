@@ -173,7 +173,7 @@ def classes(dataset: Dataset, plan: MeasurePlan, model: OnnxModel) -> None:
 
 def few(dataset: Dataset) -> str:
     """Return a remark on a dataset too small for calibration; empty if large enough or made of batches."""
-    count = len(dataset.groups.ids) if dataset.groups else len(dataset)
+    count = dataset.samples
     single = dataset.groups or all(shape[:1] == (1,) for fed in dataset.shapes for shape in fed)
     if not single or count >= FEW:
         return ""

@@ -128,7 +128,7 @@ def _results(node: ir.Node) -> Iterator[ir.Value]:
 
 
 def _biased(value: ir.Value) -> ir.Value | None:
-    """Return the sum of a product and its bias, or None if the only consumer is not an Add of a constant vector."""
+    """Return the sum of a product and its bias, or None if the only consumer is not an Add of a constant."""
     uses = list(value.uses())
     if len(uses) != 1 or value.is_graph_output():
         return None
@@ -138,7 +138,7 @@ def _biased(value: ir.Value) -> ir.Value | None:
     if consumer.op_type != "Add":
         return None
     bias = constant(consumer.inputs[1 - index])
-    return consumer.outputs[0] if bias is not None and bias.ndim == 1 else None
+    return consumer.outputs[0] if bias is not None else None
 
 
 def _counterpart(value: ir.Value, references: Mapping[str | None, ir.Value]) -> tuple[list[ir.Value], str, Link | None]:

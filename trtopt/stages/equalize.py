@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from trtopt.calibrate.ranges import SAMPLES, Channels
+from trtopt.calibrate.ranges import Channels, subset_size
 from trtopt.data.dataset import Dataset
 from trtopt.stages.context import Context, versions
 from trtopt.stages.trial import decibels, output_error, scratch, tapped
@@ -61,7 +61,7 @@ def equalize(context: Context, model: OnnxModel, dataset: Dataset, precision: st
         if not errors[best] < WORTH * plain:
             return _not_equalized(model, path, "no significant gain in output SQNR")
         equalized = _equalized(model, statistics, best, path)
-        gain = f"+{decibels(plain, errors[best]):.1f} dB SQNR on {min(SAMPLES, len(dataset))} samples"
+        gain = f"+{decibels(plain, errors[best]):.1f} dB SQNR on {subset_size(dataset)} samples"
         return replace(equalized, notes=(*equalized.notes, gain))
 
     key = {"model": model.digest, "data": dataset.digest, "device": context.device, "worth": str(WORTH)}
