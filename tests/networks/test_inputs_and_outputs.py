@@ -176,3 +176,19 @@ def test_the_number_of_boxes_may_differ(precision: str, tmp_path: Path, cli: Cli
     done = convert(cli, tmp_path, precision, {"x": normal(48, 16, 8, 8)})
     assert done.code in (0, 1), done.err
     assert "another shape" not in done.err + done.out
+
+
+def test_a_tensor_that_is_input_and_output_is_refused_with_a_way_out(tmp_path: Path, cli: Cli) -> None:
+    network(
+        tmp_path, "(float[n, 32] x) => (float[n, 24] y, float[n, 32] x) { y = MatMul(x, w) }", {"w": normal(32, 24)}
+    )
+    done = convert(cli, tmp_path, "fp16", {"x": normal(8, 32)}, "--backend", "tensorrt")
+    assert done.code == 2
+    assert "x is an input and an output: the tensors of an engine have one role each. Export" in done.err
+
+
+def test_a_network_without_a_computation_is_refused(tmp_path: Path, cli: Cli) -> None:
+    network(tmp_path, "(float[n, 32] x) => (float[32, 24] y) { y = Identity(w) }", {"w": normal(32, 24)})
+    done = convert(cli, tmp_path, "fp16", {"x": normal(8, 32)})
+    assert done.code == 2
+    assert "computes nothing: all of its outputs are constants or inputs" in done.err

@@ -93,6 +93,7 @@ def build(
     """
     # All checks come before the build, which may take many minutes.
     _check_profile(typed.onnx.inputs, profile)
+    _check_names(typed.onnx)
     _check_options(trt, options)
     builder = _builder(trt)
     parsed = _parse(trt, builder, typed.onnx.path)
@@ -195,6 +196,17 @@ def _check_range(spec: TensorSpec, entry: ShapeRange) -> None:
     if not all(low <= best <= high for low, best, high in zip(entry.min, entry.opt, entry.max, strict=True)):
         why = f"not in ascending order: {list(entry.min)}, {list(entry.opt)}, {list(entry.max)}"
         raise UsageError(what, why=why)
+
+
+def _check_names(model: OnnxModel) -> None:
+    """Raise a BuildError if a tensor is an input and an output at once: TensorRT renames such an input."""
+    both = [spec.name for spec in model.outputs if spec.name in {entry.name for entry in model.inputs}]
+    if both:
+        raise BuildError(
+            f"{both[0]} is an input and an output",
+            why="the tensors of an engine have one role each",
+            fix="Export the model with an Identity before that output, under a name of its own",
+        )
 
 
 def _check_options(trt: TensorRT, options: BuildOptions) -> None:
