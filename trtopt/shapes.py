@@ -109,7 +109,7 @@ def _example(spec: TensorSpec, sample_shapes: Sequence[tuple[int, ...]] = ()) ->
         # A first dimension of 1 is the batch axis of a single sample: it says nothing about the batch in production.
         if axis == 0 and sizes[-1] <= 1:
             continue
-        chosen = (sizes[0], sizes[len(sizes) // 2], sizes[-1])
+        chosen = (sizes[0], max(sizes[len(sizes) // 2], 1), max(sizes[-1], 1))
         min_opt_max = [
             (*shape[:axis], size, *shape[axis + 1 :]) for shape, size in zip(min_opt_max, chosen, strict=True)
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,20 @@ def test_the_past_may_be_empty(precision: str, tmp_path: Path, cli: Cli) -> None
     refused = convert(cli, tmp_path, precision, tmp_path / "data", "--shape", "past=1x4x1x16:1x4x4x16:1x4x8x16")
     assert refused.code == 2
     assert "a sample has the shape 1x4x0x16 for past: the engine's profile covers 1x4x1x16 to 1x4x8x16" in refused.err
+
+
+def test_the_proposed_shape_of_an_empty_past_is_valid(tmp_path: Path, cli: Cli) -> None:
+    body = "(float[1, p, 32] past) => (float[1, p, 24] y) { y = MatMul(past, w) }"
+    network(tmp_path, body, {"w": normal(32, 24)})
+    (tmp_path / "data").mkdir()
+    for i in range(5):
+        np.savez(tmp_path / f"data/{i}.npz", past=normal(1, max(i - 2, 0), 32))
+    done = convert(cli, tmp_path, "fp16", tmp_path / "data")
+    assert done.code == 2
+    flag = re.search(r"--shape (past=\S+)", done.err)
+    assert flag
+    assert flag[1] == "past=1x0x32:1x1x32:1x2x32"
+    assert convert(cli, tmp_path, "fp16", tmp_path / "data", "--shape", flag[1]).code == 0
 
 
 def test_only_the_smallest_size_may_be_0(tmp_path: Path, cli: Cli) -> None:
