@@ -49,6 +49,8 @@ MASKED = {
     "beside a softmax": ("(float[4] x, bool[4] ok) => (float[4] y, float[4] z)",
                          "z = Where(ok, x, low) y = Softmax(z)", {"z"}),
     "before a softmax": ("(float[4] x, bool[4] ok) => (float[4] y)", "z = Where(ok, x, low) y = Softmax(z)", set()),
+    "filled in": ("(float[4] x, int64[1] n) => (float[4] y)",
+                  "f = ConstantOfShape<value = float[1] {-1e9}>(n) y = Add(x, f)", {"f", "y"}),
     "as a bound": ("(float[4] x) => (float[4] y)", "y = Clip(x, low)", set()),
     "as a divisor": ("(float[4] x) => (float[4] y)", "y = Div(x, low)", set()),
     "from an input": ("(float[4] x, float[4] m) => (float[4] y)", "y = Add(x, m)", {"y"}),

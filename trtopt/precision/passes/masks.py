@@ -55,7 +55,7 @@ def carriers_to_outputs(graph: ir.Graph, masks: Collection[str]) -> set[ir.Node]
         if node.op_type not in _CARRIERS:
             continue
         reads_constant = node.op_type not in _BOUNDED and any(extreme(value) for value in node.inputs)
-        if reads_constant or any(value in carrying for value in node.inputs):
+        if reads_constant or _fills_with_mask(node) or any(value in carrying for value in node.inputs):
             nodes.append(node)
             carrying.update(value for value in node.outputs if is_float(value))
     leading: set[ir.Node] = set()
@@ -63,3 +63,11 @@ def carriers_to_outputs(graph: ir.Graph, masks: Collection[str]) -> set[ir.Node]
         if any(value.is_graph_output() or leading.intersection(value.consumers()) for value in node.outputs):
             leading.add(node)
     return leading
+
+
+def _fills_with_mask(node: ir.Node) -> bool:
+    """Return whether the node fills a tensor with a number that means infinity."""
+    if node.op_type != "ConstantOfShape" or "value" not in node.attributes:
+        return False
+    value = float(node.attributes["value"].as_tensor().numpy().reshape(-1)[0])
+    return bool(np.isfinite(value)) and abs(value) >= MASK
