@@ -21,5 +21,4 @@ NEEDS_TABLE = False
 
 def apply(model: ir.Model, request: Request) -> tuple[Decision, ...]:
     """Cast to FP16, in place, every node that supports it; the others stay in FP32 with a reason (see `keep`)."""
-    kept = keep(model, half.FP16, request.ranges, request.sizes, request.masks)
-    return half.convert(model, half.FP16, kept, request.masks)
+    return half.convert(model, half.FP16, keep(model, half.FP16, request), request.masks)

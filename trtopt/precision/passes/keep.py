@@ -15,13 +15,13 @@ Touches: nothing; it reads an onnx-ir model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trtopt.graph.query import FLOAT_COMPUTE_FREE, constant, dims, float_nodes, is_float
+from trtopt.precision import Request
 from trtopt.precision.passes import recurrent
 from trtopt.precision.passes.half import Half, supports
 from trtopt.precision.passes.masks import MASK, carriers_to_outputs
@@ -58,26 +58,20 @@ _GUARDS = frozenset({"Add", "Max", "Clip"})
 _BETWEEN_GUARD_AND_DIVISION = FLOAT_COMPUTE_FREE | frozenset({"Sqrt", "Pow", "Abs", "Neg", "Reciprocal"})
 
 
-def keep(
-    model: ir.Model,
-    half: Half,
-    ranges: Mapping[str, float],
-    sizes: Mapping[str, int] = MappingProxyType({}),
-    masks: Collection[str] = (),
-) -> dict[ir.Node, str]:
+def keep(model: ir.Model, half: Half, request: Request) -> dict[ir.Node, str]:
     """Return the floating-point nodes that must stay in FP32, each with the reason.
 
     Args:
         model: the FP32 model.
         half: the 16-bit type of the other nodes.
-        ranges: observed absmax by tensor name. A tensor without an entry is assumed to be in range.
-        sizes: observed number of elements by tensor name, for sums over dynamic dimensions.
-        masks: the tensors that were observed to hold numbers that mean infinity.
+        request: the statistics of the activations. A tensor without an entry in `ranges` is assumed to be in range, and
+            `sizes` are for sums over dynamic dimensions.
     """
+    ranges, sizes = request.ranges, request.sizes
     opset = model.opset_imports.get("", 1)
     index_nodes = _index_nodes(model.graph)
     guarded = _guarded_divisions(model.graph, half)
-    carriers = carriers_to_outputs(model.graph, masks)
+    carriers = carriers_to_outputs(model.graph, request.masks)
     kept: dict[ir.Node, str] = {}
     for node in float_nodes(model.graph):
         reason = (
