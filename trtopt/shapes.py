@@ -27,7 +27,10 @@ Seen = Mapping[str, Sequence[tuple[int, ...]]]
 
 
 def profile(
-    inputs: Sequence[TensorSpec], shapes: Sequence[str], seen: Callable[[], Seen] = dict, unread: Collection[str] = ()
+    inputs: Sequence[TensorSpec],
+    shapes: Sequence[str],
+    seen: Callable[[], Seen] = dict,
+    unread: Callable[[], Collection[str]] = tuple,
 ) -> tuple[tuple[ShapeRange, ...], str]:
     """Return the shape range of every dynamic input, and a sentence on what was assumed (empty if nothing was).
 
@@ -36,7 +39,8 @@ def profile(
         shapes: flags `NAME=MIN:OPT:MAX` or `NAME=SHAPE`, with each shape written like 1x3x224x224. A dynamic first
             dimension without a flag gets `DEFAULT_BATCH`.
         seen: returns the shapes that occur in the samples. Called only to propose sizes for a missing flag.
-        unread: the inputs that no output depends on. They need no flag, and any size of theirs is in range.
+        unread: returns the inputs that no output depends on. They need no flag, and any size of theirs is in range.
+            Called only if a flag is missing.
 
     Raises:
         UsageError: a flag does not parse, does not fit the model or is given twice, or a dynamic dimension other than
@@ -49,15 +53,16 @@ def profile(
             raise UsageError(f"--shape is given twice for input {entry.name}", fix="Keep one of the two")
         ranges_by_input[entry.name] = entry
     # The batch (axis 0) has a default range. No default is plausible for any other dimension.
-    free = {*ranges_by_input, *unread}
-    _check_missing([spec for spec in inputs if spec.name not in free and set(_dynamic(spec)) - {0}], seen)
+    missing = [spec for spec in inputs if spec.name not in ranges_by_input and set(_dynamic(spec)) - {0}]
+    free = set(unread()) if missing else set()
+    _check_missing([spec for spec in missing if spec.name not in free], seen)
     low, best, high = DEFAULT_BATCH
     assumed = False
     ranges = []
     for spec in inputs:
         if spec.name in ranges_by_input:
             ranges.append(ranges_by_input[spec.name])
-        elif _dynamic(spec) and spec.name in unread:
+        elif _dynamic(spec) and spec.name in free:
             ranges.append(ShapeRange(name=spec.name, min=_any(spec, 1), opt=_any(spec, best), max=_any(spec, _MOST)))
         elif _dynamic(spec):
             ranges.append(

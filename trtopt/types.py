@@ -50,11 +50,7 @@ class ShapeRange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxModel:
-    """An ONNX file.
-
-    `digest` is the SHA-256 of the file and its external data. `notes` are remarks for the user. `unread` are the inputs
-    that no output depends on; preparation drops them.
-    """
+    """An ONNX file. `digest` is the SHA-256 of the file and its external data; `notes` are remarks for the user."""
 
     path: Path
     digest: str
@@ -62,7 +58,6 @@ class OnnxModel:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     notes: tuple[str, ...] = ()
-    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from trtopt.errors import ModelError
 from trtopt.graph.containers import container
-from trtopt.graph.unread import unread
 from trtopt.types import Dim, OnnxModel, TensorSpec
 
 if TYPE_CHECKING:
@@ -197,7 +196,6 @@ def describe(path: Path, notes: tuple[str, ...] = ()) -> OnnxModel:
         inputs=tuple(_input(path, value) for value in proto.graph.input if value.name not in initializers),
         outputs=tuple(_spec(path, value) for value in proto.graph.output),
         notes=notes,
-        unread=tuple(name for name in unread(proto.graph) if name not in initializers),
     )
 
 

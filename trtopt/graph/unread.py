@@ -1,20 +1,29 @@
 """Inputs that no output of a graph depends on, such as the token types of a transformer that has no embedding for them.
 
-Touches: nothing.
+Touches: reads the model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from trtopt.graph.file import load_proto
 
 if TYPE_CHECKING:
     import onnx
 
 
-def unread(graph: onnx.GraphProto) -> tuple[str, ...]:
-    """Return the names of the inputs that no output depends on. Nodes must be sorted topologically."""
+def unread(path: Path) -> tuple[str, ...]:
+    """Return the names of the inputs of a model that none of its outputs depends on.
+
+    Raises:
+        ModelError: the model cannot be read.
+    """
+    graph = load_proto(path).graph
     needed = {value.name for value in graph.output}
+    # Nodes are sorted topologically, so one pass from the end finds all that are needed.
     for node in reversed(graph.node):
         if needed.intersection(node.output):
             needed.update(consumed(node))
