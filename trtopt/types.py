@@ -107,11 +107,11 @@ class Observation:
     ranges: Mapping[str, float]
     sizes: Mapping[str, int]
     samples: int
+    masks: Mapping[str, float] = field(default_factory=dict)
     means: Path
     digest: str
     correction: str = ""
     gain: float = 0.0
-    masks: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

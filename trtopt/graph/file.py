@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 _CHUNK = 1 << 22
+_MAPPED_BYTES = 1_000_000_000  # external data above this stays on disk, memory-mapped
+
 _CONTAINERS = {
     "sequence_type": "a sequence",
     "optional_type": "an optional",
     "map_type": "a map",
     "sparse_tensor_type": "a sparse tensor",
 }
-_MAPPED_BYTES = 1_000_000_000  # external data above this stays on disk, memory-mapped
 
 
 def digest(path: Path) -> str:

@@ -85,12 +85,12 @@ def prepare(source: Path, folder: Path, *, min_opset: int, profile: Sequence[Sha
         elif source_opset > _MAX_OPSET:
             notes.append(f"opset {source_opset} is newer than TensorRT 10.12 supports ({_MAX_OPSET})")
         _finish(model)
-    if not model.graph.num_nodes():
-        raise ModelError(f"{source} computes nothing", why="all of its outputs are constants or inputs")
     notes.insert(0, f"{nodes_before} nodes become {model.graph.num_nodes()}")
     dropped = sorted(_input_names(proto) - {value.name or "" for value in model.graph.inputs})
     if dropped:
         notes.append(f"dropped inputs that no output depends on: {', '.join(dropped)}")
+    if not model.graph.num_nodes():
+        raise ModelError(f"{source} computes nothing", why="all of its outputs are constants or inputs")
     path = folder / "fp32.onnx"
     save(model, path, inline=BETWEEN_STAGES)
     return describe(path, tuple(notes))

@@ -60,13 +60,13 @@ def observe(
             correction, gain = _best_correction(error, model, request, seen)
         return Observation(
             ranges=seen.ranges,
+            masks=seen.masks,
             sizes=seen.sizes,
             samples=seen.samples,
             means=path,
             digest=file_digest(path),
             correction=correction,
             gain=gain,
-            masks=seen.masks,
         )
 
     key = {
