@@ -91,7 +91,7 @@ def test_a_flag_that_does_not_parse_is_rejected_with_one_that_does(text: str) ->
     [
         ("pixels=1x28x28", "has rank 3: pixels has rank 4"),
         ("pixels=1x3x28x28:1x3x28:8x3x28x28", "has rank 3: pixels has rank 4"),
-        ("pixels=0x3x28x28", "has a size of 0: TensorRT needs at least 1"),
+        ("pixels=0x3x28x28", "has a size of 0: only the smallest size of a dimension may be 0"),
         ("pixels=1x1x28x28", "does not fit pixels: the model expects [batch, 3, 28, 28]"),
         ("pixels=8x3x28x28:4x3x28x28:16x3x28x28", "is not ordered: it must be smallest:usual:largest"),
         ("pixels=1x3x28x28:16x3x28x28:8x3x28x28", "is not ordered: it must be smallest:usual:largest"),

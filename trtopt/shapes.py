@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from trtopt.errors import UsageError
@@ -19,12 +19,18 @@ DEFAULT_BATCH = (1, 8, 32)
 _EXAMPLE_SIZE = 224
 """Size of dynamic dimensions other than the batch in the examples of error messages: a usual image side."""
 
+_MOST = 1 << 16
+"""Largest size of a dynamic dimension of an input that no output depends on."""
+
 Seen = Mapping[str, Sequence[tuple[int, ...]]]
 """Shapes that occur in the samples, by input name."""
 
 
 def profile(
-    inputs: Sequence[TensorSpec], shapes: Sequence[str], seen: Callable[[], Seen] = dict
+    inputs: Sequence[TensorSpec],
+    shapes: Sequence[str],
+    seen: Callable[[], Seen] = dict,
+    unread: Callable[[], Collection[str]] = tuple,
 ) -> tuple[tuple[ShapeRange, ...], str]:
     """Return the shape range of every dynamic input, and a sentence on what was assumed (empty if nothing was).
 
@@ -33,6 +39,8 @@ def profile(
         shapes: flags `NAME=MIN:OPT:MAX` or `NAME=SHAPE`, with each shape written like 1x3x224x224. A dynamic first
             dimension without a flag gets `DEFAULT_BATCH`.
         seen: returns the shapes that occur in the samples. Called only to propose sizes for a missing flag.
+        unread: returns the inputs that no output depends on. They need no flag, and any size of theirs is in range.
+            Called only if a flag is missing.
 
     Raises:
         UsageError: a flag does not parse, does not fit the model or is given twice, or a dynamic dimension other than
@@ -45,13 +53,17 @@ def profile(
             raise UsageError(f"--shape is given twice for input {entry.name}", fix="Keep one of the two")
         ranges_by_input[entry.name] = entry
     # The batch (axis 0) has a default range. No default is plausible for any other dimension.
-    _check_missing([spec for spec in inputs if spec.name not in ranges_by_input and set(_dynamic(spec)) - {0}], seen)
+    missing = [spec for spec in inputs if spec.name not in ranges_by_input and set(_dynamic(spec)) - {0}]
+    free = set(unread()) if missing else set()
+    _check_missing([spec for spec in missing if spec.name not in free], seen)
     low, best, high = DEFAULT_BATCH
     assumed = False
     ranges = []
     for spec in inputs:
         if spec.name in ranges_by_input:
             ranges.append(ranges_by_input[spec.name])
+        elif _dynamic(spec) and spec.name in free:
+            ranges.append(ShapeRange(name=spec.name, min=_any(spec, 1), opt=_any(spec, best), max=_any(spec, _MOST)))
         elif _dynamic(spec):
             ranges.append(
                 ShapeRange(name=spec.name, min=_sizes(spec, low), opt=_sizes(spec, best), max=_sizes(spec, high))
@@ -59,6 +71,11 @@ def profile(
             assumed = True
     remark = f"--shape not given: assuming batch {low} to {high}, optimized for {best}" if assumed else ""
     return tuple(ranges), remark
+
+
+def _any(spec: TensorSpec, size: int) -> tuple[int, ...]:
+    """Return the shape of an input with `size` as every dynamic dimension."""
+    return tuple(dim if isinstance(dim, int) else size for dim in spec.shape)
 
 
 def _check_missing(missing: Sequence[TensorSpec], seen: Callable[[], Seen]) -> None:
@@ -97,7 +114,7 @@ def _example(spec: TensorSpec, sample_shapes: Sequence[tuple[int, ...]] = ()) ->
         # A first dimension of 1 is the batch axis of a single sample: it says nothing about the batch in production.
         if axis == 0 and sizes[-1] <= 1:
             continue
-        chosen = (sizes[0], sizes[len(sizes) // 2], sizes[-1])
+        chosen = (sizes[0], max(sizes[len(sizes) // 2], 1), max(sizes[-1], 1))
         min_opt_max = [
             (*shape[:axis], size, *shape[axis + 1 :]) for shape, size in zip(min_opt_max, chosen, strict=True)
         ]
@@ -173,8 +190,9 @@ def _parse_shape(flag: str, inputs: Sequence[TensorSpec]) -> ShapeRange:
             raise UsageError(
                 f"--shape {flag} has rank {len(shape)}", why=f"{name} has rank {len(spec.shape)}", fix=example
             )
-        if min(shape) < 1:
-            raise UsageError(f"--shape {flag} has a size of 0", why="TensorRT needs at least 1", fix=example)
+        if 0 in shape and shape is not low:
+            why = "only the smallest size of a dimension may be 0"
+            raise UsageError(f"--shape {flag} has a size of 0", why=why, fix=example)
         if any(isinstance(dim, int) and size != dim for size, dim in zip(shape, spec.shape, strict=True)):
             wanted = ", ".join(map(str, spec.shape))
             raise UsageError(f"--shape {flag} does not fit {name}", why=f"the model expects [{wanted}]", fix=example)

@@ -92,9 +92,10 @@ class Observation:
     """Statistics of the FP32 model's floating-point tensors over `samples` samples.
 
     Attributes:
-        ranges: the absmax by tensor.
+        ranges: the absmax by tensor, without infinities and masks.
         sizes: the number of elements by tensor.
         samples: the number of samples.
+        masks: the largest magnitude that means infinity, of the tensors that hold one.
         means: an .npz of float64 means per channel, for every input tensor of a weighted operator and for its
             quantization error.
         digest: SHA-256 of the content of `means`.
@@ -106,6 +107,7 @@ class Observation:
     ranges: Mapping[str, float]
     sizes: Mapping[str, int]
     samples: int
+    masks: Mapping[str, float] = field(default_factory=dict)
     means: Path
     digest: str
     correction: str = ""

@@ -92,11 +92,10 @@ def test_other_floats_are_counted_as_float32(dtype: type) -> None:
     assert_same(counters.histograms()["x"], on_host(array))
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_nan_and_infinity_are_reported_at_once(bad: float) -> None:
+def test_nan_is_reported_at_once() -> None:
     counters = Counters(HostGpu(), ["x", "y"])
     poisoned = normal(10)
-    poisoned[3] = bad
+    poisoned[3] = np.nan
     largest = counters.add({"x": Tensor(normal(10)), "y": Tensor(poisoned)})
     assert np.isfinite(largest["x"])
     assert not np.isfinite(largest["y"])

@@ -90,7 +90,7 @@ def test_every_bit_pattern_of_the_top_bits(gpu: DeviceCounting) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_nan_and_infinity_are_reported(gpu: DeviceCounting, bad: float) -> None:
+def test_nan_and_infinity_are_seen(gpu: DeviceCounting, bad: float) -> None:
     array = normal(100_000)
     array[77_777] = bad
     pointer = gpu.allocate(array.nbytes)

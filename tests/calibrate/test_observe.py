@@ -240,11 +240,10 @@ def test_each_run_gets_one_sample(model: OnnxModel) -> None:
     assert sizes == [1] * len(SAMPLES)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_nan_and_infinity_name_the_tensor_and_the_sample(model: OnnxModel, value: float) -> None:
+def test_nan_names_the_tensor_and_the_sample(model: OnnxModel) -> None:
     samples = SAMPLES.copy()
-    samples[4, 0, 1, 2, 3] = value
-    with pytest.raises(CalibrationError, match=r"tensor 'x' is (NaN|infinite) for sample s4"):
+    samples[4, 0, 1, 2, 3] = np.nan
+    with pytest.raises(CalibrationError, match="tensor 'x' is NaN for sample s4"):
         observed(model, dataset(samples))
 
 

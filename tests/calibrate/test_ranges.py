@@ -23,12 +23,12 @@ def dataset(values: list[np.ndarray]) -> Dataset:
 
 def test_magnitudes_sizes_and_channel_means_are_computed_over_the_samples() -> None:
     values = list(np.random.default_rng(0).normal(size=(5, 1, 3, 4, 4)).astype(np.float32))
-    seen = look(lambda feed: {"y": feed["x"] * 2}, dataset(values), {"x": 1, "y": -1}, stage="s", emit=silent)
+    seen = look(lambda feed: {"y": feed["x"] * 2}, dataset(values), {("x", 1), ("y", -1)}, outputs=(), emit=silent)
     joined = np.concatenate(values)
     assert seen.ranges == {"x": np.abs(joined).max(), "y": np.abs(joined).max() * 2}
     assert seen.sizes == {"x": 48, "y": 48}
-    np.testing.assert_allclose(seen.means["x"], joined.mean(axis=(0, 2, 3), dtype=np.float64), rtol=1e-6)
-    np.testing.assert_allclose(seen.means["y"], 2 * joined.mean(axis=(0, 1, 2), dtype=np.float64), rtol=1e-6)
+    np.testing.assert_allclose(seen.means["x", 1], joined.mean(axis=(0, 2, 3), dtype=np.float64), rtol=1e-6)
+    np.testing.assert_allclose(seen.means["y", -1], 2 * joined.mean(axis=(0, 1, 2), dtype=np.float64), rtol=1e-6)
     assert seen.samples == 5
 
 
@@ -37,33 +37,41 @@ def test_a_sample_in_which_a_tensor_is_empty_does_not_count_in_its_means() -> No
     seen = look(
         lambda feed: {"boxes": feed["x"][feed["x"][:, 0] > 2]},
         dataset(values),
-        {"boxes": 1},
+        {("boxes", 1)},
         {"boxes": np.ones_like},
-        stage="s",
+        outputs=(),
         emit=silent,
     )
-    assert seen.means["boxes"].tolist() == [3.0, 3.0]
-    assert seen.errors["boxes"].tolist() == [1.0, 1.0]
+    assert seen.means["boxes", 1].tolist() == [3.0, 3.0]
+    assert seen.errors["boxes", 1].tolist() == [1.0, 1.0]
 
 
 def test_the_samples_are_a_small_subset_spread_over_the_dataset() -> None:
     ran: list[float] = []
     values = [np.full((1, 2), i, np.float32) for i in range(1000)]
-    look(lambda feed: ran.append(float(feed["x"][0, 0])) or {}, dataset(values), {}, stage="s", emit=silent)
+    look(lambda feed: ran.append(float(feed["x"][0, 0])) or {}, dataset(values), (), outputs=(), emit=silent)
     assert len(ran) == SAMPLES
     assert (ran[0], ran[-1]) == (0.0, 999.0)
 
 
 def test_infinity_in_an_attention_mask_does_not_count_as_a_magnitude() -> None:
     values = [np.array([[-3.4e38, 5.0, -7.0]], np.float32)]
-    assert look(lambda feed: {}, dataset(values), {}, stage="s", emit=silent).ranges == {"x": 7.0}
+    seen = look(lambda feed: {}, dataset(values), (), outputs=(), emit=silent)
+    assert seen.ranges == {"x": 7.0}
+    assert seen.masks == {"x": pytest.approx(3.4e38)}
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_tensor_that_is_not_finite_is_named_with_its_sample(bad: float) -> None:
-    values = [np.ones((1, 2), np.float32), np.array([[1, bad]], np.float32)]
-    with pytest.raises(CalibrationError, match=r"tensor x holds NaN or Inf for sample d\[1\]"):
-        look(lambda feed: {}, dataset(values), {}, stage="s", emit=silent)
+def test_infinity_and_nan_within_the_network_are_legal() -> None:
+    values = [np.array([[np.inf, -np.inf, 3.0, np.nan]], np.float32)]
+    seen = look(lambda feed: {"y": feed["x"][:, 2:3]}, dataset(values), {("x", 1)}, outputs="y", emit=silent)
+    assert seen.ranges == {"x": 3.0, "y": 3.0}
+    assert (seen.masks, seen.means) == ({}, {})
+
+
+def test_the_first_tensor_that_is_nan_is_named_if_an_output_is() -> None:
+    values = [np.ones((1, 2), np.float32), np.array([[1, np.nan]], np.float32)]
+    with pytest.raises(CalibrationError, match=r"tensor x holds NaN for sample d\[1\]"):
+        look(lambda feed: {"y": feed["x"]}, dataset(values), (), outputs=["y"], emit=silent)
 
 
 @pytest.mark.parametrize("axis", [1, -1])
@@ -86,7 +94,7 @@ def test_few_returns_the_samples_that_look_uses() -> None:
         loaded.append(float(feed["x"][0, 0]))
         return {}
 
-    look(run, dataset(values), {}, stage="s", emit=silent)
+    look(run, dataset(values), (), outputs=(), emit=silent)
     chosen = few(dataset(values))
     assert len(chosen) == SAMPLES
     assert [float(chosen.load(i)["x"][0, 0]) for i in range(SAMPLES)] == loaded

@@ -116,7 +116,12 @@ def test_big_endian_floats_are_read_as_native_ones(tmp_path: Path) -> None:
     assert x.tolist() == [[1, 2, 3]]
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_minus_infinity_is_a_mask(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.full((2, 3), -np.inf, np.float32))
+    assert len(list(batches(open_dataset(str(tmp_path / "x.npy"), ONE)))) == 2
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_value_that_is_not_finite_is_refused_at_its_sample(tmp_path: Path, bad: float) -> None:
     values = np.zeros((4, 3), np.float32)
     values[2, 1] = bad

@@ -27,7 +27,9 @@ NETS = {
 }
 
 
-def outputs(model: ir.Model, x: np.ndarray, write: Write, means: dict[str, np.ndarray] | None) -> np.ndarray:
+def outputs(
+    model: ir.Model, x: np.ndarray, write: Write, means: dict[tuple[str, int], np.ndarray] | None
+) -> np.ndarray:
     scale = float(np.abs(x).max()) / 127
     table = CalibrationTable(method="minmax", scales={"x": scale})
     decisions = precision("int8").apply(model, Request(rest="fp32", table=table, means=means or {}))
@@ -49,7 +51,7 @@ def test_the_mean_error_of_each_channel_is_removed(name: str, parse: Parse, writ
     expected = np.asarray(open_runner(write(model)).run({"x": x})["y"])
     mean = x.mean(axis=tuple(i for i in range(x.ndim) if i != 1), dtype=np.float64)
     plain_error = outputs(parse(body, weights), x, write, None) - expected
-    corrected_error = outputs(parse(body, weights), x, write, {"x": mean}) - expected
+    corrected_error = outputs(parse(body, weights), x, write, {("x", -1 if len(shape) == 2 else 1): mean}) - expected
     assert np.abs(plain_error.mean(axis=0)).max() > 1e-3
     assert np.abs(corrected_error.mean(axis=0)).max() < 1e-4
     assert (corrected_error**2).sum() < (plain_error**2).sum()
@@ -58,7 +60,7 @@ def test_the_mean_error_of_each_channel_is_removed(name: str, parse: Parse, writ
 def test_a_product_without_a_bias_is_not_corrected(parse: Parse, write: Write) -> None:
     model = parse("(float[n, 16] x) => (float[n, 24] y) { y = MatMul(x, w) }", {"w": (16, 24)})
     table = CalibrationTable(method="minmax", scales={"x": 0.1})
-    decisions = precision("int8").apply(model, Request(rest="fp32", table=table, means={"x": np.ones(16)}))
+    decisions = precision("int8").apply(model, Request(rest="fp32", table=table, means={("x", -1): np.ones(16)}))
     assert [decision.reason for decision in decisions] == ["a weighted operator"]
     write(model)
 
@@ -68,7 +70,7 @@ def test_a_bias_shared_by_two_layers_is_corrected_for_each(parse: Parse, write: 
         { y = Gemm<transB=1>(x, w, b) z = Gemm<transB=1>(x, v, b) }"""
     model = parse(body, {"w": (24, 16), "v": (24, 16), "b": (24,)})
     table = CalibrationTable(method="minmax", scales={"x": 0.1})
-    precision("int8").apply(model, Request(rest="fp32", table=table, means={"x": np.ones(16)}))
+    precision("int8").apply(model, Request(rest="fp32", table=table, means={("x", -1): np.ones(16)}))
     first, second = (node.inputs[2].const_value.numpy() for node in model.graph if node.op_type == "Gemm")
     assert not np.array_equal(first, second)
     write(model)

@@ -11,7 +11,8 @@ import pytest
 
 from trtopt.calibrate.ranges import Channels
 from trtopt.engine.onnxruntime import open_runner
-from trtopt.precision.passes.equalize import SUFFIX, equalize, links
+from trtopt.precision.passes.equalize import SUFFIX, equalize
+from trtopt.precision.passes.pairs import links
 from trtopt.precision.passes.smoothing import MAX_RATIO, WAYS
 
 Parse = Callable[..., ir.Model]

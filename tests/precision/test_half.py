@@ -82,8 +82,8 @@ def test_weights_are_rounded_to_nearest_even(parse: Parse, name: str, dtype: typ
 
 
 def test_a_mask_constant_is_clamped_with_a_note(parse: Parse) -> None:
-    model = parse("(float[4] x) => (float[4] y) <float m = {-3.4e38}> { y = Add(x, m) }")
-    decision = apply(model)["y"]
+    model = parse("(float[4] x) => (float[4] y) <float m = {-3.4e38}> { a = Add(x, m) y = Softmax(a) }")
+    decision = apply(model)["a"]
     assert decision.precision == "fp16"
     assert decision.reason == "its mask constant -3.4e+38 is clamped to -32752"
     mask = model.graph.initializers["m_fp16"].const_value
@@ -92,16 +92,26 @@ def test_a_mask_constant_is_clamped_with_a_note(parse: Parse) -> None:
 
 
 def test_a_mask_constant_beyond_bf16_is_clamped_with_a_note(parse: Parse) -> None:
-    model = parse("(float[4] x) => (float[4] y) <float m = {-3.4028234e38}> { y = Add(x, m) }", opset=22)
-    assert "is clamped to -1.6948e+38" in apply(model, "bf16")["y"].reason
+    model = parse("(float[4] x) => (float[4] y) <float m = {-3.4028234e38}> { a = Add(x, m) y = Softmax(a) }",
+                  opset=22)  # fmt: skip
+    assert "is clamped to -1.6948e+38" in apply(model, "bf16")["a"].reason
     mask = model.graph.initializers["m_bf16"].const_value
     assert mask is not None
     assert np.isfinite(mask.numpy().astype(np.float32))
 
 
 def test_a_mask_constant_in_the_range_of_bf16_gets_no_note(parse: Parse) -> None:
-    model = parse("(float[4] x) => (float[4] y) <float m = {-1e9}> { y = Add(x, m) }", opset=22)
-    assert apply(model, "bf16")["y"].reason == "requested"
+    model = parse("(float[4] x) => (float[4] y) <float m = {-1e9}> { a = Add(x, m) y = Softmax(a) }", opset=22)
+    assert apply(model, "bf16")["a"].reason == "requested"
+
+
+def test_an_observed_mask_beyond_the_range_is_clamped_before_the_cast(
+    parse: Parse, write: Write, tmp_path: Path
+) -> None:
+    model = parse("(float[2, 4] x, float[2, 4] m) => (float[2, 4] y) { a = Add(x, m) y = Softmax(a) }")
+    precision("fp16").apply(model, Request(masks={"m": 3.4e38}))
+    feed = {"x": np.ones((2, 4), np.float32), "m": np.full((2, 4), -3.4e38, np.float32)}
+    np.testing.assert_allclose(open_runner(write(model)).run(feed)["y"], 0.25)
 
 
 def test_an_infinite_constant_stays_infinite() -> None:

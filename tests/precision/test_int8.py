@@ -129,7 +129,9 @@ def test_the_bias_of_a_product_with_a_transposed_activation_is_not_corrected(par
     model = parse(
         "(float[24, 16] x) => (float[16, 32] y) { y = Gemm<transA = 1>(x, w, b) }", {"w": (24, 32), "b": (32,)}
     )
-    request = Request(table=table("x"), means={"x": np.ones(16)})  # means of the last axis, which is not the inner one
+    request = Request(
+        table=table("x"), means={("x", -1): np.ones(16)}
+    )  # means of the last axis, which is not the inner one
     decisions = precision("int8").apply(model, request)
     assert [decision.reason for decision in decisions] == ["a weighted operator"]
     write(model)

@@ -11,7 +11,7 @@ import pytest
 
 from trtopt.engine.onnxruntime import open_runner
 from trtopt.precision import Request, precision
-from trtopt.precision.passes.half import BF16, FP16
+from trtopt.precision.passes.half import BF16, FP16, Half
 from trtopt.precision.passes.keep import RANGE_MARGIN, keep
 
 Parse = Callable[..., ir.Model]
@@ -20,7 +20,7 @@ Write = Callable[[ir.Model], Path]
 
 def kept(model: ir.Model, half: object = FP16, **ranges: float) -> dict[str, str]:
     assert half in (FP16, BF16)
-    return {node.name or "": reason for node, reason in keep(model, half, ranges).items()}  # type: ignore[arg-type]
+    return {node.name or "": reason for node, reason in keep(model, half, Request(ranges=ranges)).items()}  # type: ignore[arg-type]
 
 
 def scalar(parse: Parse, op: str, value: str, opset: int = 22) -> ir.Model:
@@ -37,9 +37,34 @@ def test_a_constant_beyond_the_range_keeps_its_node(parse: Parse, value: str) ->
 
 @pytest.mark.parametrize("value", ["65504", "-65504", "1e9", "-3.4e38", "inf", "0", "1e-7", "6e-8"])
 def test_a_constant_in_range_or_a_mask_does_not(parse: Parse, value: str) -> None:
-    model = parse("(float[4] x) => (float[4] y) <float c = {0}> { y = Mul(x, c) }")
+    model = parse("(float[4] x) => (float[4] y) <float c = {0}> { a = Mul(x, c) y = Softmax(a) }")
     model.graph.initializers["c"].const_value = ir.tensor(np.array(float(value), np.float32))
     assert kept(model) == {}
+
+
+MASKED = {
+    "a score of an output": ("(float[4] x, bool[4] ok) => (float[4] y)", "a = Relu(x) y = Where(ok, a, low)", {"y"}),
+    "that is moved": ("(float[4] x, bool[4] ok) => (float[2, 2] y)",
+                      "a = Where(ok, x, low) b = Transpose(a) y = Reshape(b, two)", {"a", "b", "y"}),
+    "beside a softmax": ("(float[4] x, bool[4] ok) => (float[4] y, float[4] z)",
+                         "z = Where(ok, x, low) y = Softmax(z)", {"z"}),
+    "before a softmax": ("(float[4] x, bool[4] ok) => (float[4] y)", "z = Where(ok, x, low) y = Softmax(z)", set()),
+    "filled in": ("(float[4] x, int64[1] n) => (float[4] y)",
+                  "f = ConstantOfShape<value = float[1] {-1e9}>(n) y = Add(x, f)", {"f", "y"}),
+    "as a bound": ("(float[4] x) => (float[4] y)", "y = Clip(x, low)", set()),
+    "as a divisor": ("(float[4] x) => (float[4] y)", "y = Div(x, low)", set()),
+    "from an input": ("(float[4] x, float[4] m) => (float[4] y)", "y = Add(x, m)", {"y"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("half", [FP16, BF16], ids=["fp16", "bf16"])
+@pytest.mark.parametrize(("head", "body", "wanted"), MASKED.values(), ids=MASKED)
+def test_nodes_that_bring_a_mask_to_an_output_are_kept(
+    parse: Parse, head: str, body: str, wanted: set[str], half: Half
+) -> None:
+    model = parse(f"{head} <float low = {{-1e9}}, int64[2] two = {{2, 2}}> {{ {body} }}", opset=22)
+    reasons = keep(model, half, Request(masks={"m": 1e9}))
+    assert {node.name for node, reason in reasons.items() if "mask" in reason} == wanted
 
 
 def test_one_element_beyond_the_range_is_enough(parse: Parse) -> None:
@@ -220,6 +245,6 @@ def test_a_matrix_product_between_kept_nodes_is_not_kept(parse: Parse) -> None:
 
 def test_a_sum_over_dynamic_dimensions_is_judged_by_the_observed_sizes(parse: Parse) -> None:
     model = parse("(float[n, 4, h, w] x) => (float[n, 4, 1, 1] y) { y = GlobalAveragePool(x) }")
-    reasons = keep(model, FP16, {"y": 2.0}, {"x": 4 * 200 * 200, "y": 4})
+    reasons = keep(model, FP16, Request(ranges={"y": 2.0}, sizes={"x": 4 * 200 * 200, "y": 4}))
     assert list(reasons.values()) == ["the sum inside its mean reaches 8e+04 (FP16 maximum: 65504)"]
-    assert keep(model, FP16, {"y": 2.0}, {"x": 4 * 100 * 100, "y": 4}) == {}
+    assert keep(model, FP16, Request(ranges={"y": 2.0}, sizes={"x": 4 * 100 * 100, "y": 4})) == {}

@@ -70,8 +70,8 @@ def observe_on_gpu(
 ) -> dict[str, Histogram]:
     """Return a histogram of each of `tensors` over all samples. Memory does not grow with the number of samples.
 
-    Samples are joined only if the model processes each sample of a batch independently. If a batch does not fit in the
-    GPU's memory, the batch size is halved, with a warning.
+    Masks are left out (see `Histogram.unmasked`). Samples are joined only if the model processes each sample of a batch
+    independently. If a batch does not fit in the GPU's memory, the batch size is halved, with a warning.
 
     Args:
         model: the model, or the copy that `tap` writes.
@@ -82,7 +82,7 @@ def observe_on_gpu(
 
     Raises:
         DataError: the dataset is empty.
-        CalibrationError: a tensor is NaN or infinite (the message names the tensor and the sample), its dtype is not
+        CalibrationError: a tensor is NaN (the message names the tensor and the sample), its dtype is not
             floating-point, or it is missing.
         OutOfMemoryError: not even one sample fits in the GPU's memory.
     """
@@ -99,12 +99,12 @@ def observe_on_gpu(
     for batch in batches(dataset, size):
         for rows, absmax in observer.count(dict(batch.feed), len(batch.indices)):
             names = [dataset.ids[index] for index in batch.indices[rows]]
-            if not all(map(np.isfinite, absmax.values())):
+            if any(map(np.isnan, absmax.values())):
                 observer.raise_for_bad_sample(_rows(dict(batch.feed), rows, len(batch.indices)), names)
             done += len(names)
             rate = done / (time.perf_counter() - started)
             emit(Progress(stage, done, len(dataset), f"{rate:.1f} samples/s, batch {len(names)}"))
-    return observer.counters.histograms()
+    return {name: histogram.unmasked() for name, histogram in observer.counters.histograms().items()}
 
 
 class _Observer:
@@ -171,10 +171,10 @@ class _Observer:
             low = rows.stop
 
     def raise_for_bad_sample(self, feed: Feed, names: Sequence[str]) -> NoReturn:
-        """Raise an error that names the tensor that is NaN or infinite, and the sample.
+        """Raise an error that names the tensor that is NaN, and the sample.
 
         Args:
-            feed: the feed that produced NaN or infinity, just counted.
+            feed: the feed that produced NaN, just counted.
             names: the names of its samples.
         """
         joined = self.counters.histograms()
@@ -184,7 +184,7 @@ class _Observer:
             self.counters.add(self._tensors())
             _check(self.counters.histograms(), f"sample {name}")
         _check(joined, f"samples {names[0]} to {names[-1]} in one batch, but for none of them alone")
-        raise AssertionError("called for finite tensors")
+        raise AssertionError("called for tensors without NaN")
 
     def _run(self, feed: Feed) -> None:
         """Run the model on a feed, in the buffers of the last feed if the shapes are the same."""

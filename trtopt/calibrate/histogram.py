@@ -28,6 +28,9 @@ _SHIFT = 14
 """Low bits of a magnitude that are dropped to obtain its bin."""
 _INFINITY = 0x7F800000
 """Bit pattern of float32 infinity; the patterns of NaN are larger."""
+MASK = 1e9
+"""Magnitudes from here on are infinite, or mean infinity, as in a mask: 8 bits saturate there. See `unmasked`."""
+_MASK_BIN = int(np.float32(MASK).view(np.uint32)) >> _SHIFT
 _FLUSH_AT = 0xFFFFFFFF
 """Largest value of a 32-bit counter."""
 
@@ -114,6 +117,20 @@ class Histogram:
         self._top = max(self._top, other._top)
         self.total += other.total
 
+    def unmasked(self) -> Histogram:
+        """Return the histogram without magnitudes from the bin of `MASK` on, which are not activations.
+
+        No value may be NaN. If there are such magnitudes, `amax` is the upper edge of the last bin that is left.
+        """
+        if self._top >> _SHIFT < _MASK_BIN:
+            return self
+        self._flush()
+        counts = self._totals.copy()
+        counts[_MASK_BIN:] = 0
+        used = np.flatnonzero(counts)
+        top = ((int(used[-1]) + 1) << _SHIFT) - 1 if used.size and used[-1] >= ZERO_BINS else 0
+        return Histogram.of(counts, top, int(counts.sum()))
+
     def counts(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return the indices of the non-empty bins, ascending, and their counts. Zeros are in bin 0."""
         self._flush()
@@ -136,19 +153,18 @@ class Histogram:
         return largest_of(self._top)
 
     def check(self, tensor: str, where: str) -> None:
-        """Raise if any value counted so far was NaN or infinite.
+        """Raise if any value counted so far was NaN. Infinities are legal, as in a mask (see `unmasked`).
 
         Args:
             tensor: the tensor's name, for the message.
             where: the samples that were counted, for the message.
 
         Raises:
-            CalibrationError: a value was NaN or infinite.
+            CalibrationError: a value was NaN.
         """
-        if self._top >= _INFINITY:
-            value = "infinite" if self._top == _INFINITY else "NaN"
+        if self._top > _INFINITY:
             raise CalibrationError(
-                f"tensor {tensor!r} is {value} for {where}",
+                f"tensor {tensor!r} is NaN for {where}",
                 why="no scale can represent it",
                 fix="Check the sample's preprocessing, and that the FP32 model itself produces finite numbers",
             )

@@ -25,6 +25,7 @@ from trtopt.data.dataset import Array, Dataset, Feed
 from trtopt.errors import CalibrationError, DataError, ModelError
 from trtopt.events import Emit, Progress
 from trtopt.graph.file import external_files, load_proto
+from trtopt.graph.unread import consumed
 from trtopt.types import OnnxModel
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def _prune(graph: onnx.GraphProto) -> None:
     for node in reversed(graph.node):
         if needed.intersection(node.output):
             kept_nodes.append(node)
-            needed.update(_consumed(node))
+            needed.update(consumed(node))
     kept_nodes.reverse()
     del graph.node[:]
     graph.node.extend(kept_nodes)
@@ -105,17 +106,6 @@ def _prune(graph: onnx.GraphProto) -> None:
         kept = [entry for entry in field if entry.name not in unneeded]
         del field[:]
         field.extend(kept)
-
-
-def _consumed(node: onnx.NodeProto) -> Iterable[str]:
-    """Yield the names of the tensors that a node and its subgraphs consume."""
-    yield from node.input
-    for attribute in node.attribute:
-        for graph in [attribute.g, *attribute.graphs]:
-            # An output of a subgraph may be a tensor of the enclosing graph.
-            yield from (value.name for value in graph.output)
-            for inner in graph.node:
-                yield from _consumed(inner)
 
 
 def observe(
@@ -129,6 +119,8 @@ def observe(
 ) -> dict[str, Histogram]:
     """Return a histogram of each of `tensors` over all samples. Memory does not grow with the number of samples.
 
+    Masks are left out (see `Histogram.unmasked`).
+
     Args:
         run: takes the feed of one sample and returns the model's outputs by name, such as a session over the copy that
             `tap` writes. It must be thread-safe if there are several workers.
@@ -140,8 +132,8 @@ def observe(
 
     Raises:
         DataError: the dataset is empty.
-        CalibrationError: a tensor is NaN or infinite (the message names the tensor and the first such sample), its
-            dtype is not floating-point, or it is missing.
+        CalibrationError: a tensor is NaN (the message names the tensor and the first such sample), its dtype is not
+            floating-point, or it is missing.
     """
     if not len(dataset):
         raise DataError(
@@ -181,7 +173,7 @@ def observe(
     for other in others:
         for name in names:
             merged[name].merge(other[name])
-    return merged
+    return {name: histogram.unmasked() for name, histogram in merged.items()}
 
 
 def _pick(outputs: Mapping[str, Array], feed: Mapping[str, Array], names: Iterable[str]) -> Iterator[tuple[str, Array]]:

@@ -10,24 +10,28 @@ Touches: nothing; it calls the function that runs the model.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 
+from trtopt.calibrate.histogram import MASK
 from trtopt.data.dataset import Array, Dataset, Feed
 from trtopt.errors import CalibrationError
 from trtopt.events import Emit, Progress
 
-MASK = 1e9
-"""Magnitudes from here on are ignored: attention masks use them for infinity, and `passes.half` clamps them."""
 SAMPLES = 16
 """Size of the subset. It is enough for an order of magnitude, for a mean, and to tell two quantized networks apart by
 decibels. More samples would cost too much time."""
+FEEDS = 2
+"""Least number of groups in the subset, if samples are fed in groups."""
 VALUES = 32
 """Values per channel that are kept of each sample, to predict the rounding error."""
+
+Key = tuple[str, int]
+"""A tensor and the axis of its channels, which depends on the operator that reads it."""
 
 
 @dataclass(slots=True)
@@ -35,17 +39,19 @@ class Seen:
     """The statistics that `look` collects.
 
     Attributes:
-        ranges: absmax by tensor.
+        ranges: absmax by tensor, without infinities and masks.
+        masks: the largest finite magnitude that means infinity, of the tensors that hold one.
         sizes: number of elements by tensor, in the last sample.
-        means: mean per channel by tensor, float64 [channels].
-        errors: mean rounding error per channel by tensor, float64 [channels].
+        means: mean per channel by tensor and channel axis, float64 [channels].
+        errors: mean rounding error per channel by tensor and channel axis, float64 [channels].
         samples: number of samples.
     """
 
     ranges: dict[str, float] = field(default_factory=dict)
+    masks: dict[str, float] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
-    means: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
-    errors: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    means: dict[Key, npt.NDArray[np.float64]] = field(default_factory=dict)
+    errors: dict[Key, npt.NDArray[np.float64]] = field(default_factory=dict)
     samples: int = 0
 
 
@@ -74,6 +80,7 @@ def channels(
     """
     peaks: dict[str, npt.NDArray[np.float64]] = {}
     values: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in axes}
+    per_feed = dataset.groups.size if dataset.groups else 1
     for index in _indices(dataset):
         outputs = run(dataset.load(index))
         for name, axis in axes.items():
@@ -81,7 +88,8 @@ def channels(
             rows = np.moveaxis(outputs[name], axis, 0).reshape(outputs[name].shape[axis], -1)
             peak = np.abs(rows).max(axis=1, initial=0.0).astype(np.float64)
             peaks[name] = np.maximum(peaks.get(name, 0.0), peak)
-            positions = np.unique(np.linspace(0, rows.shape[1] - 1, min(VALUES, rows.shape[1])).astype(int))
+            kept = min(VALUES * per_feed, rows.shape[1])
+            positions = np.unique(np.linspace(0, rows.shape[1] - 1, kept).astype(int))
             values[name].append(rows[:, positions].astype(np.float32))
     return {name: Channels(peaks[name], np.concatenate(values[name], axis=1)) for name in axes}
 
@@ -89,24 +97,32 @@ def channels(
 def channel_means(array: Array, axis: int) -> npt.NDArray[np.float64]:
     """Return the mean per channel, float64 [channels]. A negative `axis` counts from the end."""
     others = tuple(i for i in range(array.ndim) if i != axis % array.ndim)
-    return np.asarray(array.mean(axis=others, dtype=np.float64), np.float64)
+    with np.errstate(invalid="ignore"):  # infinities of both signs have no mean
+        return np.asarray(array.mean(axis=others, dtype=np.float64), np.float64)
 
 
 class Averages:
-    """Averages arrays of one shape by name, each over the samples that have it: a tensor may be empty in some."""
+    """Averages of arrays by tensor and axis, each over the samples that have it: a tensor may be empty in some."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, npt.NDArray[np.float64]] = {}
-        self._counts: Counter[str] = Counter()
+        self._sums: dict[Key, npt.NDArray[np.float64]] = {}
+        self._counts: Counter[Key] = Counter()
 
-    def add(self, name: str, values: npt.NDArray[np.float64]) -> None:
-        """Add the values of one sample."""
-        self._sums[name] = self._sums.get(name, 0.0) + values
-        self._counts[name] += 1
+    def add(self, key: Key, values: npt.NDArray[np.float64]) -> None:
+        """Add the values of one sample, unless they are not finite."""
+        if not np.isfinite(values).all():
+            return
+        self._sums[key] = self._sums.get(key, 0.0) + values
+        self._counts[key] += 1
 
-    def result(self) -> dict[str, npt.NDArray[np.float64]]:
-        """Return the average of each name that was added."""
-        return {name: total / self._counts[name] for name, total in self._sums.items()}
+    def result(self) -> dict[Key, npt.NDArray[np.float64]]:
+        """Return the average of each tensor and axis that was added."""
+        return {key: total / self._counts[key] for key, total in self._sums.items()}
+
+
+def subset_size(dataset: Dataset) -> int:
+    """Return the number of single samples in the subset that this module uses."""
+    return min(len(_indices(dataset)) * (dataset.groups.size if dataset.groups else 1), dataset.samples)
 
 
 def few(dataset: Dataset) -> Dataset:
@@ -117,59 +133,79 @@ def few(dataset: Dataset) -> Dataset:
 
 
 def _indices(dataset: Dataset) -> list[int]:
-    """Return the indices of at most `SAMPLES` samples.
+    """Return the indices of at most `SAMPLES` samples; if samples are fed in groups, those of at least `FEEDS` groups.
 
     They are spread evenly over the dataset, because images of one class often follow one another.
     """
-    return [int(i) for i in np.unique(np.linspace(0, len(dataset) - 1, min(SAMPLES, len(dataset))).astype(int))]
+    count = max(-(-SAMPLES // dataset.groups.size), FEEDS) if dataset.groups else SAMPLES
+    return [int(i) for i in np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int))]
 
 
 def look(
     run: Callable[[Feed], Mapping[str, Array]],
     dataset: Dataset,
-    channels: Mapping[str, int],
+    channels: Collection[Key],
     roundings: Mapping[str, Callable[[Array], Array]] = MappingProxyType({}),
     *,
-    stage: str,
+    outputs: Collection[str],
     emit: Emit,
 ) -> Seen:
     """Return statistics of the inputs and of all float32 tensors that `run` returns, over at most `SAMPLES` samples.
 
+    Infinities are legal, and so is NaN, as in a row of scores that is all minus infinity, if no output is NaN.
+
     Args:
         run: returns the tensors of a feed by name.
         dataset: the samples; a subset is spread evenly over it.
-        channels: the channel axis of each tensor whose means per channel are computed.
+        channels: the tensors, each with a channel axis, whose means per channel are computed.
         roundings: for some of these tensors, the function that returns the rounding error of each value.
-        stage: the stage that progress is reported for.
+        outputs: the names of the model's outputs.
         emit: receives the progress.
 
     Raises:
-        CalibrationError: a tensor is NaN or infinite; the message names the tensor and the sample.
+        CalibrationError: an output is NaN; the message names the first tensor that is, and the sample.
     """
     indices = _indices(dataset)
-    seen = Seen(samples=len(indices))
+    seen = Seen(samples=subset_size(dataset))
     means, errors = Averages(), Averages()
+    axes: dict[str, list[Key]] = {}
+    for key in sorted(channels):
+        axes.setdefault(key[0], []).append(key)
     for done, index in enumerate(indices, start=1):
         feed = dataset.load(index)
-        for name, array in {**feed, **run(feed)}.items():
+        tensors = {**feed, **run(feed)}
+        _check(tensors, outputs, dataset.ids[index])
+        for name, array in tensors.items():
             if array.dtype != np.float32 or array.size == 0:
                 continue
             absmax = float(np.abs(array).max())  # NaN and infinity propagate
-            if not np.isfinite(absmax):
-                raise CalibrationError(
-                    f"tensor {name} holds NaN or Inf for sample {dataset.ids[index]}",
-                    why="the FP32 model itself does not stay finite on it",
-                    fix="Check the sample and its preprocessing",
-                )
-            if absmax >= MASK:
+            if not absmax < MASK:
                 magnitude = np.abs(array)
                 absmax = float(magnitude[magnitude < MASK].max(initial=0.0))
+                # NaN is not less than infinity, and compares false.
+                mask = float(magnitude[magnitude < np.inf].max(initial=0.0))
+                if mask >= MASK:
+                    seen.masks[name] = max(seen.masks.get(name, 0.0), mask)
             seen.ranges[name] = max(seen.ranges.get(name, 0.0), absmax)
             seen.sizes[name] = array.size
-            if name in channels:
-                means.add(name, channel_means(array, channels[name]))
-            if name in channels and name in roundings:
-                errors.add(name, channel_means(roundings[name](array), channels[name]))
-        emit(Progress(stage, done, len(indices)))
+            for key in axes.get(name, ()):
+                means.add(key, channel_means(array, key[1]))
+                if name in roundings:
+                    errors.add(key, channel_means(roundings[name](array), key[1]))
+        emit(Progress("observe", done, len(indices)))
     seen.means, seen.errors = means.result(), errors.result()
     return seen
+
+
+def _check(tensors: Mapping[str, Array], outputs: Collection[str], sample: str) -> None:
+    """Raise CalibrationError if an output is NaN; the message names the first tensor that is."""
+    if any(name in tensors and _is_nan(tensors[name]) for name in outputs):
+        raise CalibrationError(
+            f"tensor {next(name for name, array in tensors.items() if _is_nan(array))} holds NaN for sample {sample}",
+            why="the FP32 model itself computes NaN on it",
+            fix="Check the sample and its preprocessing",
+        )
+
+
+def _is_nan(array: Array) -> bool:
+    return array.dtype.kind == "f" and bool(np.isnan(array).any())

@@ -48,13 +48,13 @@ def make_table(
 
     Args:
         method_name: the calibration method, not `AUTO`.
-        histograms: the values of each tensor over all samples.
+        histograms: the values of each tensor over all samples, without NaN and masks (see `Histogram.unmasked`).
         model: the model that was calibrated.
         dataset: the samples that it was calibrated with.
 
     Raises:
         UsageError: the method is unknown.
-        CalibrationError: a tensor had no values, or was NaN or infinite.
+        CalibrationError: a tensor had no values, or was NaN.
     """
     amax = method(method_name)
     scales: dict[str, float] = {}
@@ -71,7 +71,7 @@ def make_table(
         method=method_name,
         scales=scales,
         ranges={name: histogram.amax for name, histogram in histograms.items()},
-        samples=len(dataset),
+        samples=dataset.samples,
         model_digest=model.digest,
         data_digest=dataset.digest,
     )

@@ -29,6 +29,7 @@ def calibrate(plan: ConvertPlan, emit: Emit = silent) -> CalibrationTable:
         TrtoptError: as in `convert`.
     """
     from trtopt.export.source import identify
+    from trtopt.graph.unread import unread
 
     checks.names(plan)
     given = identify(str(plan.source))
@@ -38,7 +39,12 @@ def calibrate(plan: ConvertPlan, emit: Emit = silent) -> CalibrationTable:
         context = stages.Context(store=store, emit=emit, device=plan.device)
         wanted = exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.calib)
         source = exporting.ready(given, plan.export) or exporting.bring(context, given, wanted)[0]
-        ranges, _ = profile(source.inputs, plan.shapes, lambda: stages.sizes((plan.calib,), source))
+        ranges, _ = profile(
+            source.inputs,
+            plan.shapes,
+            lambda: stages.sizes((plan.calib,), source),
+            lambda: unread(source.path),
+        )
         calib = stages.open_samples(context, plan.calib, source, ranges)
         model, table = calibrated(context, plan, source, ranges, calib)
         assert table is not None

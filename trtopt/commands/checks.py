@@ -117,9 +117,9 @@ def measured(run: Path, plan: MeasurePlan, comparison: Comparison) -> None:
 
 
 def pair(baseline: OnnxModel, candidate: OnnxModel) -> None:
-    """Reject a candidate whose inputs differ from the baseline's."""
+    """Reject a candidate with inputs that the baseline does not have. Preparation may have dropped some of its own."""
     ours, theirs = ({spec.name for spec in model.inputs} for model in (baseline, candidate))
-    if ours != theirs:
+    if not theirs <= ours:
         raise ModelError(
             f"{candidate.path} and {baseline.path} have different inputs",
             why=f"the candidate has {', '.join(sorted(theirs))}, the baseline {', '.join(sorted(ours))}",
@@ -139,14 +139,14 @@ def exists(plan: DataPlan | None) -> None:
 
 
 def within(dataset: Dataset, inputs: tuple[TensorSpec, ...], ranges: Iterable[ShapeRange]) -> None:
-    """Reject samples outside the engine's profile, apart from the batch size."""
+    """Reject samples outside the engine's profile, apart from the batch size, which may be smaller but not 0."""
     profiles = {entry.name: entry for entry in ranges}
     for fed in dataset.shapes:
         for spec, shape in zip(inputs, fed, strict=True):
             entry = profiles.get(spec.name)
             if entry is None:
                 continue
-            low = (0, *entry.min[1:])
+            low = (min(1, *entry.min[:1]), *entry.min[1:]) if entry.min else ()
             if not all(least <= size <= most for least, size, most in zip(low, shape, entry.max, strict=True)):
                 least, size, most = ("x".join(map(str, each)) for each in (entry.min, shape, entry.max))
                 raise DataError(
@@ -173,7 +173,7 @@ def classes(dataset: Dataset, plan: MeasurePlan, model: OnnxModel) -> None:
 
 def few(dataset: Dataset) -> str:
     """Return a remark on a dataset too small for calibration; empty if large enough or made of batches."""
-    count = len(dataset.groups.ids) if dataset.groups else len(dataset)
+    count = dataset.samples
     single = dataset.groups or all(shape[:1] == (1,) for fed in dataset.shapes for shape in fed)
     if not single or count >= FEW:
         return ""

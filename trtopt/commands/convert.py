@@ -48,6 +48,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
     from trtopt.calibrate import AUTO
     from trtopt.compare.witness import wrong
     from trtopt.export.source import identify
+    from trtopt.graph.unread import unread
     from trtopt.precision import precision
 
     checks.compared(plan)
@@ -58,7 +59,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
     ready = exporting.ready(given, plan.export)
     if ready is not None:
         profile(
-            ready.inputs, plan.shapes, lambda: stages.sizes((plan.data, plan.calib), ready)
+            ready.inputs, plan.shapes, lambda: stages.sizes((plan.data, plan.calib), ready), lambda: unread(ready.path)
         )  # fail fast on a bad --shape
     warnings: list[str] = []
     with open_store(plan.run_dir, emit) as store:
@@ -67,7 +68,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         wanted = exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.data or plan.calib)
         source, parity = (ready, None) if ready else exporting.bring(context, given, wanted)
         checks.outputs(plan.gates, plan.measure, source)
-        ranges, assumed = profile(source.inputs, plan.shapes)
+        ranges, assumed = profile(source.inputs, plan.shapes, unread=lambda: unread(source.path))
         if assumed and plan.build.backend == "tensorrt":
             context.emit(Warned(assumed))
         # Unreadable samples must fail here, not after an hour of calibration.

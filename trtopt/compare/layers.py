@@ -30,7 +30,7 @@ from trtopt.data.dataset import Dataset, Feed
 from trtopt.errors import DataError, ModelError
 from trtopt.events import Emit, Progress
 from trtopt.graph.query import dims
-from trtopt.precision.passes.half import INFINITY_STAND_IN
+from trtopt.precision.passes.masks import MASK
 from trtopt.types import Decision, LayerDrift, Layers, OnnxModel
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class _Tally:
     def add(self, reference: Array, run: Array, alone: Array) -> None:
         """Add one sample: the values in FP32, in the typed graph, and at the node if it gets FP32's inputs."""
         x, y, z = (np.asarray(array, np.float64).ravel() for array in (reference, run, alone))
-        finite = np.abs(x) < INFINITY_STAND_IN  # False for NaN as well
+        finite = np.abs(x) < MASK  # False for NaN as well
         if not finite.all():
             x, y, z = x[finite], y[finite], z[finite]
         with np.errstate(invalid="ignore"):

@@ -13,7 +13,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 
 from trtopt.compare.kinds import Opening, Reader, kind, kinds
-from trtopt.compare.measures.outputs import Outputs, joined
+from trtopt.compare.measures.outputs import Outputs, joined, without_masks
 from trtopt.errors import ModelError, UsageError
 from trtopt.types import OutputDrift
 
@@ -60,6 +60,7 @@ class Metrics:
                     why=f"its outputs are {', '.join(batch.candidate)}",
                     fix="Compare a model with a candidate that was made from it",
                 )
+        batch = without_masks(batch)
         layout = _layout(batch) if self._apart else None
         if layout != self._gathered_layout:
             self._flush()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trtopt.graph.query import FLOAT_COMPUTE_FREE, cast, constant, dims, names, unique
+from trtopt.graph.views import MOVES, before
 from trtopt.precision.passes.equalize import SUFFIX
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def _results(node: ir.Node) -> Iterator[ir.Value]:
 
 
 def _biased(value: ir.Value) -> ir.Value | None:
-    """Return the sum of a product and its bias, or None if the only consumer is not an Add of a constant vector."""
+    """Return the sum of a product and its bias, or None if the only consumer is not an Add of a constant."""
     uses = list(value.uses())
     if len(uses) != 1 or value.is_graph_output():
         return None
@@ -137,7 +138,7 @@ def _biased(value: ir.Value) -> ir.Value | None:
     if consumer.op_type != "Add":
         return None
     bias = constant(consumer.inputs[1 - index])
-    return consumer.outputs[0] if bias is not None and bias.ndim == 1 else None
+    return consumer.outputs[0] if bias is not None else None
 
 
 def _counterpart(value: ir.Value, references: Mapping[str | None, ir.Value]) -> tuple[list[ir.Value], str, Link | None]:
@@ -198,12 +199,16 @@ def _same_shape(one: ir.Value, other: ir.Value) -> bool:
 
 def _link(value: ir.Value) -> Link | None:
     """Return the link of an equalized tensor: the first weighted node that consumes it, and the channel axis there."""
+    moves: list[ir.Node] = []
     while uses := list(value.uses()):
         # Every consumer leads to a weighted node of the link: the first one identifies it.
         consumer = uses[0].node
         if consumer.op_type in ("Conv", "Gemm", "MatMul"):
-            axis = 1 if consumer.op_type == "Conv" else -1
-            return Link(consumer.name or consumer.outputs[0].name or "", axis)
+            axis: int | None = 1 if consumer.op_type == "Conv" else len(dims(value) or ()) - 1
+            for node in reversed(moves):
+                axis = axis if axis is None or node.op_type not in MOVES else before(node, axis)
+            return None if axis is None else Link(consumer.name or consumer.outputs[0].name or "", axis)
+        moves.append(consumer)
         value = consumer.outputs[0]
     return None
 

@@ -75,6 +75,11 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def samples(self) -> int:
+        """Number of single samples, also if they are fed in groups."""
+        return len(self.groups.ids) if self.groups else len(self)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:

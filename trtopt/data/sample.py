@@ -169,7 +169,8 @@ def _check_one(header: Header, spec: TensorSpec, batch: int, sample: str) -> tup
         shape, dims = header.shape, list(zip(header.shape, spec.shape, strict=True))
     else:
         raise wrong
-    if 0 in shape or any(isinstance(want, int) and have != want for have, want in dims):
+    # A dynamic size may be 0, such as the length of the past.
+    if any(isinstance(want, int) and have != want for have, want in dims):
         raise wrong
     return shape
 
@@ -178,13 +179,14 @@ def fit(feed: Feed, inputs: tuple[TensorSpec, ...], sample: str) -> Feed:
     """Return the sample in the form that the model takes: the inputs' dtypes, C order, with a batch axis.
 
     Raises:
-        DataError: a floating-point array contains NaN or infinity.
+        DataError: a floating-point array contains NaN or plus infinity. Minus infinity may be an attention mask.
     """
     fitted: Feed = {}
     for spec in inputs:
         array = feed[spec.name]
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            bad = int(array.size - np.isfinite(array).sum())
+        # NaN and plus infinity are not less than infinity.
+        if array.dtype.kind == "f" and not np.less(array, np.inf).all():
+            bad = int(array.size - np.less(array, np.inf).sum())
             raise DataError(
                 f"{sample}: {bad} of {array.size} values of {spec.name} are NaN or infinite",
                 fix="Fix the sample, or leave such samples out with --skip-bad",

@@ -60,6 +60,9 @@ _UNSOUND = ["ClipQuantFusion", "ClipQuantRewrite", "ReluQuantFusion", "ReluQuant
 """Optimizers to disable. They remove a Relu or Clip that is implied by the range of the following QuantizeLinear, and
 mistake the zero point of FP8 for the lowest integer: Relus disappear, or the model does not load (onnxruntime 1.31)."""
 
+_SAME_NAME = "two nodes with same node name"
+"""Part of onnxruntime's message for a model that ONNX's checker and TensorRT accept."""
+
 _Value = TypeVar("_Value")
 
 
@@ -263,12 +266,33 @@ def _session(ort: Any, path: Path, *providers: str | tuple[str, dict[str, str]],
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     # By default the threads spin after a run, and take the cores from the code that processes the outputs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    try:
+
+    def load(model: str | bytes) -> Any:
         # By default a failure of the GPU is only printed, and the session continues on the CPU.
         return ort.InferenceSession(
-            str(path), options, providers=list(providers), enable_fallback=0, disabled_optimizers=_UNSOUND
+            model, options, providers=list(providers), enable_fallback=0, disabled_optimizers=_UNSOUND
         )
+
+    try:
+        try:
+            return load(str(path))
+        except Exception as error:
+            if _SAME_NAME not in str(error):
+                raise
+            folder = "session.model_external_initializers_file_folder_path"
+            options.add_session_config_entry(folder, str(path.resolve().parent))
+            return load(_with_distinct_names(path))
     except Exception as error:
         if exhausted(error):
             raise OutOfMemoryError(f"out of memory while loading {path.name}", why=first_line(error)) from error
         raise ModelError(f"onnxruntime cannot load {path.name}", why=first_line(error)) from error
+
+
+def _with_distinct_names(path: Path) -> bytes:
+    """Return a serialized model without the names of its nodes, which need not be unique in ONNX."""
+    from trtopt.graph.file import load_proto
+
+    proto = load_proto(path)
+    for node in proto.graph.node:
+        node.ClearField("name")
+    return bytes(proto.SerializeToString())

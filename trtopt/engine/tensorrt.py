@@ -24,7 +24,7 @@ from trtopt.engine.trt.audit import audit_network, count_inspected, inspect_engi
 from trtopt.engine.trt.diagnosis import build_error, logger, onnx_node, rejected, rejections
 from trtopt.engine.trt.locate import TensorRT, find
 from trtopt.engine.trt.options import BuildOptions, check_options, configure, save_timing_cache, write
-from trtopt.engine.trt.profile import check_profile
+from trtopt.engine.trt.profile import check_names, check_profile
 from trtopt.engine.trt.progress import build_serialized
 from trtopt.engine.trt.versions import PRODUCT, RTX, RTX_DEVICES
 from trtopt.errors import BuildError, EnvironmentUnableError
@@ -88,6 +88,7 @@ def build(
     """
     # All checks come before the build, which may take many minutes.
     check_profile(typed.onnx.inputs, profile)
+    check_names(typed.onnx)
     check_options(trt, options)
     weak.check_precision(trt, typed)
     builder = _builder(trt)

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 22
 _MAPPED_BYTES = 1_000_000_000  # external data above this stays on disk, memory-mapped
 
+_CONTAINERS = {
+    "sequence_type": "a sequence",
+    "optional_type": "an optional",
+    "map_type": "a map",
+    "sparse_tensor_type": "a sparse tensor",
+}
+
 
 def digest(path: Path) -> str:
     """Return the SHA-256 (hex) of the model file followed by its external data files, in the order of their names."""
@@ -215,8 +222,18 @@ def _spec(path: Path, value: onnx.ValueInfoProto) -> TensorSpec:
 
     if not value.type.HasField("tensor_type"):
         onnx_type = value.type.WhichOneof("value")
-        raise ModelError(f"{value.name} of {path} is a {onnx_type}", why="TensorRT supports only tensors there")
+        raise ModelError(
+            f"{value.name} of {path} is {_CONTAINERS.get(onnx_type or '', 'not a tensor')}",
+            why="the inputs and outputs of an engine are tensors",
+            fix="Export the model with tensors there",
+        )
     tensor = value.type.tensor_type
+    if tensor.elem_type == onnx.TensorProto.STRING:
+        raise ModelError(
+            f"{value.name} of {path} is a string tensor",
+            why="TensorRT supports numbers only",
+            fix="Convert strings to numbers outside of the model",
+        )
     dims: list[Dim] = []
     for dim in tensor.shape.dim:
         # Some exporters write 0 or -1 for a dynamic size.

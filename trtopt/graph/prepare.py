@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from trtopt.errors import ModelError
 from trtopt.graph.file import describe, external_files, load_proto, opset
+from trtopt.graph.fold import fold
 from trtopt.types import OnnxModel, ShapeRange
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ LARGE_BYTES = 1_500_000_000
 Their weights are stored as external data: a protobuf message is limited to 2 GiB.
 """
 
+_HARMFUL = ["FusionGemm"]
+"""Rewrites of onnxslim that are left out: it would write a MatMul of fixed shapes as Reshape, Gemm and Reshape."""
 _INLINE_BYTES = 1_000_000_000
 BETWEEN_STAGES = 16 << 20
 """Bytes of weights up to which a file passed from stage to stage stores them inline.
@@ -40,6 +43,10 @@ Stages read its graph more often than its weights, and parsing the graph alone i
 _RESIZE_HAS_MODES = 11  # the opset that added coordinate_transformation_mode and nearest_mode to Resize
 _MEANING_CHANGED = {"Scan": 9, "Hardmax": 13}
 """Operators whose semantics changed in that opset, and which the version converters do not adapt."""
+_SEQUENCES = frozenset(
+    "SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceMap SplitToSequence".split()
+)
+"""Operators that return a sequence of tensors."""
 _MAX_OPSET = 23  # the newest that TensorRT 10.12's parser is documented to support
 
 
@@ -82,6 +89,8 @@ def prepare(source: Path, folder: Path, *, min_opset: int, profile: Sequence[Sha
     dropped = sorted(_input_names(proto) - {value.name or "" for value in model.graph.inputs})
     if dropped:
         notes.append(f"dropped inputs that no output depends on: {', '.join(dropped)}")
+    if not model.graph.num_nodes():
+        raise ModelError(f"{source} computes nothing", why="all of its outputs are constants or inputs")
     path = folder / "fp32.onnx"
     save(model, path, inline=BETWEEN_STAGES)
     return describe(path, tuple(notes))
@@ -106,9 +115,14 @@ def save(model: ir.Model, path: Path, *, inline: int = _INLINE_BYTES) -> None:
 
 def infer_shapes(model: ir.Model) -> None:
     """Infer the dtypes and shapes of all intermediate tensors, where onnx can, and add them to the model in place."""
+    import onnx_ir as ir
     from onnx_ir.passes.common import ShapeInferencePass
 
     ShapeInferencePass(data_prop=True)(model)
+    # The pass takes a sequence of tensors for a tensor.
+    for node in model.graph.all_nodes():
+        if node.op_type in _SEQUENCES and isinstance(node.outputs[0].type, ir.TensorType):
+            node.outputs[0].type, node.outputs[0].shape = ir.SequenceType(node.outputs[0].type), None
 
 
 def check_types(path: Path) -> None:
@@ -158,7 +172,7 @@ def _optimize(source: Path, profile: Sequence[ShapeRange]) -> ir.Model:
     model = onnx.load(str(source))
     _freeze(model, profile)
     # Folding an Expand or a Range can turn a small graph into a large file: fold constants of at most 1 MiB.
-    slim: onnx.ModelProto = onnxslim.slim(model, size_threshold=1 << 20)
+    slim: onnx.ModelProto = onnxslim.slim(model, size_threshold=1 << 20, skip_fusion_patterns=_HARMFUL)
     return ir.from_proto(slim)
 
 
@@ -261,6 +275,8 @@ def _finish(model: ir.Model) -> None:
         TopologicalSortPass,
     )
 
+    infer_shapes(model)
+    fold(model)
     # Names are fixed last, as earlier passes add and remove nodes. TensorRT's layers, the report and the calibration
     # table all refer to nodes and tensors by name.
     for step in (

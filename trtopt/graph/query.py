@@ -33,10 +33,10 @@ def float_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
 
 
 def is_float(value: ir.Value | None) -> bool:
-    """Return whether the value is a float32 tensor."""
+    """Return whether the value is a float32 tensor, and not a sequence or an optional of such."""
     import onnx_ir as ir
 
-    return value is not None and value.dtype == ir.DataType.FLOAT
+    return value is not None and value.dtype == ir.DataType.FLOAT and isinstance(value.type, ir.TensorType)
 
 
 def constant(value: ir.Value | None) -> npt.NDArray[np.generic] | None:

@@ -9,9 +9,11 @@ The folder `passes/` holds what they share:
     eight_bits    the common part of INT8 and FP8
     placement     which inputs are quantized, and why the others are not; with `residual` and `attention`
     qdq           scales, and Q/DQ pairs written into the graph
-    equalize      activations equalized across channels; with `smoothing`, which chooses the smoothing scales
+    equalize      activations equalized across channels; with `pairs`, which ones, and `smoothing`, the scales
     bias          biases corrected for the mean quantization error
     keep          which nodes must stay in FP32 beside a 16-bit type
+    recurrent     recurrent operators that TensorRT's parser refuses in 16 bits
+    masks         numbers that mean infinity, and the nodes that bring them to an output
     half          casts to a 16-bit type written into the graph
 """
 
@@ -38,9 +40,11 @@ class Request:
         rest: the fallback precision, of the nodes that are not quantized: `fp16`, `bf16` or `fp32`.
         keep: the nodes that the user keeps in higher precision, by name: `fp32`, or "" for the fallback precision.
         table: the calibration table, for INT8 and FP8.
-        ranges: absmax over the observed samples.
+        ranges: absmax over the observed samples, without infinities and masks.
+        masks: the largest number that means infinity, of the tensors in which one was observed.
         sizes: observed number of elements.
-        means: mean of each channel, float64 [channels], of the inputs of weighted operators (see `bias`).
+        means: mean of each channel, float64 [channels], of the inputs of weighted operators, by tensor name and channel
+            axis (see `bias`).
         errors: mean quantization error of each channel of those inputs, float64 [channels].
     """
 
@@ -48,9 +52,10 @@ class Request:
     keep: Mapping[str, str] = field(default_factory=dict)
     table: CalibrationTable | None = None
     ranges: Mapping[str, float] = field(default_factory=dict)
+    masks: Mapping[str, float] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
-    means: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
-    errors: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    means: Mapping[tuple[str, int], npt.NDArray[np.float64]] = field(default_factory=dict)
+    errors: Mapping[tuple[str, int], npt.NDArray[np.float64]] = field(default_factory=dict)
 
 
 class Precision(Protocol):

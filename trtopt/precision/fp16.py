@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trtopt.precision import Request
-from trtopt.precision.passes import half, wanted
+from trtopt.precision.passes import half
 from trtopt.precision.passes.keep import keep
 from trtopt.types import Decision
 
@@ -21,5 +21,4 @@ NEEDS_TABLE = False
 
 def apply(model: ir.Model, request: Request) -> tuple[Decision, ...]:
     """Cast to FP16, in place, every node that supports it; the others stay in FP32 with a reason (see `keep`)."""
-    kept = keep(model, half.FP16, request.ranges, request.sizes) | wanted.in_fp32(model, request.keep)
-    return half.convert(model, half.FP16, kept)
+    return half.convert(model, half.FP16, keep(model, half.FP16, request), request.masks)

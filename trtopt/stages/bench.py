@@ -175,11 +175,13 @@ def ranges(target: Wanted, shapes: Sequence[str], dataset: Dataset | None) -> tu
     Raises:
         UsageError: a flag does not fit the model, or a dynamic dimension other than the batch has no size.
     """
+    from trtopt.graph.unread import unread
+
     # Samples that cannot be joined: their own batch is the only one.
     if dataset is not None and not dataset.batched:
         return tuple(_range(spec, array.shape, (array.shape[0],) * 3) for spec, array in _first(target, dataset))
     if shapes or (dataset is None and not target.profile):
-        return profile(target.onnx.inputs, shapes)[0]
+        return profile(target.onnx.inputs, shapes, unread=lambda: unread(target.onnx.path))[0]
     if target.profile or dataset is None:
         return target.profile
     return tuple(

@@ -22,7 +22,7 @@ def build(context: Context, typed: TypedModel, ranges: Sequence[ShapeRange], pla
     Args:
         context: the context of the stage.
         typed: the typed ONNX graph.
-        ranges: the shape ranges of its dynamic inputs.
+        ranges: the shape ranges of dynamic inputs. Those of inputs that the graph does not have any more are ignored.
         plan: the build options.
 
     Raises:
@@ -51,7 +51,7 @@ def build(context: Context, typed: TypedModel, ranges: Sequence[ShapeRange], pla
 
     key = {
         "typed": typed.onnx.digest,
-        "profile": [asdict(entry) for entry in ranges],
+        "profile": [asdict(entry) for entry in fitting(typed, ranges)],
         "options": encode(plan),
         "tensorrt": f"{trt.name} {trt.version}",
         # An engine of TensorRT is made for the GPU that it is built on. TensorRT for RTX builds for many.
@@ -74,7 +74,14 @@ def build_engine(folder: Path, typed: TypedModel, ranges: Sequence[ShapeRange], 
         timing_cache=plan.timing_cache,
         tactic_sources=plan.tactic_sources,
     )
-    return apart.build(find(plan.tensorrt), typed, tuple(ranges), options, folder / "model.engine", emit=emit)
+    profile = fitting(typed, ranges)
+    return apart.build(find(plan.tensorrt), typed, profile, options, folder / "model.engine", emit=emit)
+
+
+def fitting(typed: TypedModel, ranges: Sequence[ShapeRange]) -> tuple[ShapeRange, ...]:
+    """Return the ranges of the inputs that the typed graph still has: preparation drops those that nothing reads."""
+    names = {spec.name for spec in typed.onnx.inputs}
+    return tuple(entry for entry in ranges if entry.name in names)
 
 
 def engine_line(engine: Engine) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from trtopt.calibrate.histogram import Histogram
-from trtopt.calibrate.ranges import SAMPLES
+from trtopt.calibrate.ranges import subset_size
 from trtopt.data.dataset import Dataset
 from trtopt.engine.onnxruntime import CudaOptions
 from trtopt.events import Warned
@@ -51,7 +51,10 @@ def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str,
 
     key = {"model": model.digest, "data": dataset.digest, "method": method, "device": context.device}
     key |= {"for": precision, **versions("onnxruntime", "onnxruntime-gpu", "onnx-ir", "numba")}
-    return context.store.stage("calibrate", key, CalibrationTable, make, _calibrated_line)
+    tried_on = subset_size(dataset)
+    return context.store.stage(
+        "calibrate", key, CalibrationTable, make, lambda table: _calibrated_line(table, tried_on)
+    )
 
 
 def _histograms(context: Context, model: OnnxModel, dataset: Dataset, cuda: CudaOptions) -> dict[str, Histogram]:
@@ -70,11 +73,11 @@ def _histograms(context: Context, model: OnnxModel, dataset: Dataset, cuda: Cuda
         return observe_where_it_runs(runner, tensors, dataset, stage="calibrate", emit=context.emit)
 
 
-def _calibrated_line(table: CalibrationTable) -> str:
-    """Return the summary line, with the output SQNR of each candidate method, best first."""
+def _calibrated_line(table: CalibrationTable, tried_on: int) -> str:
+    """Return the summary line, with the output SQNR of each candidate method, best first, and its number of samples."""
     line = f"{len(table.scales)} scales from {table.samples} samples by {table.method}"
     if not table.tried:
         return line
     best_first = sorted(table.tried.items(), key=lambda item: -item[1])
     candidates = ", ".join(f"{name} {decibels:.1f} dB" for name, decibels in best_first)
-    return f"{line} (output SQNR on {min(SAMPLES, table.samples)} samples: {candidates})"
+    return f"{line} (output SQNR on {tried_on} samples: {candidates})"

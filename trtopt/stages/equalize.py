@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from trtopt.calibrate.ranges import SAMPLES, Channels
+from trtopt.calibrate.ranges import Channels, subset_size
 from trtopt.data.dataset import Dataset
 from trtopt.stages.context import Context, versions
 from trtopt.stages.trial import decibels, output_error, scratch, tapped
@@ -33,7 +33,7 @@ def equalize(context: Context, model: OnnxModel, dataset: Dataset, precision: st
         from trtopt.calibrate.ranges import channels
         from trtopt.engine.onnxruntime import open_runner
         from trtopt.graph.file import load_ir
-        from trtopt.precision.passes.equalize import links
+        from trtopt.precision.passes.pairs import links
         from trtopt.precision.passes.smoothing import WAYS
 
         path = folder / "equalized.onnx"
@@ -61,7 +61,7 @@ def equalize(context: Context, model: OnnxModel, dataset: Dataset, precision: st
         if not errors[best] < WORTH * plain:
             return _not_equalized(model, path, "no significant gain in output SQNR")
         equalized = _equalized(model, statistics, best, path)
-        gain = f"+{decibels(plain, errors[best]):.1f} dB SQNR on {min(SAMPLES, len(dataset))} samples"
+        gain = f"+{decibels(plain, errors[best]):.1f} dB SQNR on {subset_size(dataset)} samples"
         return replace(equalized, notes=(*equalized.notes, gain))
 
     key = {"model": model.digest, "data": dataset.digest, "device": context.device, "worth": str(WORTH)}
@@ -75,7 +75,8 @@ def _equalized(
     """Write the equalized network to `path`, or a copy if there are no exponents. A note says what was equalized."""
     from trtopt.graph.file import describe, load_ir
     from trtopt.graph.prepare import BETWEEN_STAGES, save
-    from trtopt.precision.passes.equalize import equalize, links
+    from trtopt.precision.passes.equalize import equalize
+    from trtopt.precision.passes.pairs import links
 
     graph = load_ir(model.path)
     absorbed, inserted = equalize(graph, links(graph) if exponents else [], statistics, exponents)

@@ -121,13 +121,14 @@ def _export(context: Context, request: Request, timeout: float) -> OnnxModel:
 
 def _parity(context: Context, request: Request, model: OnnxModel, wanted: Wanted) -> Comparison:
     from trtopt.compare import parity
+    from trtopt.graph.unread import unread
 
     # The user's samples if there are any, otherwise random inputs.
     feeds: Feeds
     if wanted.data is not None:
         feeds = parity.from_data(open_data(wanted.data, model))
     else:
-        ranges, _ = profile(model.inputs, wanted.shapes)
+        ranges, _ = profile(model.inputs, wanted.shapes, unread=lambda: unread(model.path))
         feeds = parity.random(model.inputs, ranges)
         context.emit(Warned(f"the export is checked on {feeds.source}; give --data to check it on your own"))
 

@@ -50,16 +50,18 @@ def observe(
         roundings = rounding_errors(graph, request, FORMATS[target.precision]) if corrects else {}
         with tapped(context, model, tensors) as tapped_path:
             run = open_runner(tapped_path, device=context.device).run
-            seen = look(run, dataset, channel_axes(nodes), roundings, stage="observe", emit=context.emit)
+            outputs = [spec.name for spec in model.outputs]
+            seen = look(run, dataset, channel_axes(nodes), roundings, outputs=outputs, emit=context.emit)
         path = folder / "observed.npz"
         _write_means(seen, path)
         correction, gain = "", 0.0
         if corrects:
-            request = replace(request, ranges=seen.ranges, sizes=seen.sizes)
+            request = replace(request, ranges=seen.ranges, masks=seen.masks, sizes=seen.sizes)
             error = output_error(context, model, dataset, target.precision)
             correction, gain = _best_correction(error, model, request, seen)
         return Observation(
             ranges=seen.ranges,
+            masks=seen.masks,
             sizes=seen.sizes,
             samples=seen.samples,
             means=path,
@@ -82,15 +84,18 @@ def observe(
 def _write_means(seen: Seen, path: Path) -> None:
     """Write the means and mean rounding errors per channel to an .npz file.
 
-    Its keys are indices into the array `names`, because tensor names may not be valid names inside an archive.
+    Its keys are indices into the arrays `names` and `axes`, because tensor names may not be valid names in an archive.
     """
     import numpy as np
 
-    arrays: dict[str, Any] = {"names": np.array(list(seen.means), dtype=np.str_)}
-    for i, (name, mean) in enumerate(seen.means.items()):
+    arrays: dict[str, Any] = {
+        "names": np.array([name for name, _ in seen.means], dtype=np.str_),
+        "axes": np.array([axis for _, axis in seen.means], dtype=np.int64),
+    }
+    for i, (key, mean) in enumerate(seen.means.items()):
         arrays[str(i)] = mean
-        if name in seen.errors:
-            arrays[f"{i} rounding"] = seen.errors[name]
+        if key in seen.errors:
+            arrays[f"{i} rounding"] = seen.errors[key]
     np.savez(path, allow_pickle=False, **arrays)
 
 

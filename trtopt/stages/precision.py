@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Means = dict[str, NDArray[np.float64]]
+    Means = dict[tuple[str, int], NDArray[np.float64]]
 
 
 def set_precision(
@@ -39,6 +39,7 @@ def set_precision(
     if seen is not None:
         statistics = [
             dict(sorted(seen.ranges.items())),
+            dict(sorted(seen.masks.items())),
             dict(sorted(seen.sizes.items())),
             seen.digest,
             seen.correction,
@@ -69,6 +70,7 @@ def typed_graph(
         keep=resolve(graph, target.keep),
         table=table,
         ranges=seen.ranges if seen else {},
+        masks=seen.masks if seen else {},
         sizes=seen.sizes if seen else {},
         means=means,
         errors=errors,
@@ -81,7 +83,7 @@ def typed_graph(
 
 
 def _read_means(seen: Observation) -> tuple[Means, Means]:
-    """Return the data for bias correction: by tensor, the means per channel and the mean rounding errors per channel.
+    """Return the data for bias correction, by tensor and axis: the means and the mean rounding errors per channel.
 
     Either is empty if the correction does not use it.
     """
@@ -92,10 +94,10 @@ def _read_means(seen: Observation) -> tuple[Means, Means]:
     means: Means = {}
     errors: Means = {}
     with np.load(seen.means, allow_pickle=False) as archive:
-        for i, name in enumerate(archive["names"]):
-            means[str(name)] = archive[str(i)]
+        for i, key in enumerate(zip(archive["names"].tolist(), archive["axes"].tolist(), strict=True)):
+            means[key] = archive[str(i)]
             if seen.correction != "weights" and f"{i} rounding" in archive:
-                errors[str(name)] = archive[f"{i} rounding"]
+                errors[key] = archive[f"{i} rounding"]
     return means, errors
 
 

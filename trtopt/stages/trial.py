@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from trtopt.calibrate.auto import FALLBACK, TINY
+from trtopt.calibrate.histogram import MASK
 from trtopt.data.dataset import Array, Dataset, Feed
 from trtopt.errors import CalibrationError, EnvironmentUnableError, MissingDependencyError, TrtoptError
 from trtopt.events import Warned
@@ -53,11 +54,11 @@ def output_error(
     request says, or as a `rough` one says if the request is None.
 
     The error is the mean over the outputs. For a floating-point output it is the error energy over the signal energy;
-    values that are infinite in FP32 are ignored. For any other output, such as indices, it is the share of values that
-    differ.
+    infinities of FP32, and numbers that mean infinity, are ignored. For any other output, such as indices, it is the
+    share of values that differ.
 
-    A failing trial does not end the stage. The error is infinite, with a warning, if the outputs cannot be computed,
-    have other shapes than in FP32, or are NaN or infinite.
+    A failing trial does not end the stage. The error is infinite, with a warning, if the outputs cannot be computed, or
+    are NaN or infinite. An output of another shape than in FP32, such as another number of boxes, is entirely wrong.
 
     Raises:
         EnvironmentUnableError: FP32 or a trial fails for a reason that may not recur, such as a lack of memory. The
@@ -115,16 +116,16 @@ def _energies(name: str, reference: Array, output: Array) -> tuple[float, float]
     For an output that is not floating-point, return the number of values that differ and the number of all values.
 
     Raises:
-        CalibrationError: the shapes differ, or the output is NaN, or infinite where the reference is not.
+        CalibrationError: the output is NaN, or infinite where the reference is not.
     """
-    if reference.shape != output.shape:
-        # The number of results may depend on the values, such as the number of boxes.
-        raise CalibrationError(f"output {name!r} has another shape than in FP32")
+    # The number of results may depend on the values, such as the number of boxes: then all of them count as wrong.
+    is_wrong = reference.shape != output.shape
     if reference.dtype.kind != "f":
-        return float((reference != output).sum()), reference.size
+        return float(reference.size if is_wrong else (reference != output).sum()), reference.size
     # A score of minus infinity excludes a class: it has no error to measure.
-    counted = ~np.isinf(reference)
-    exact, quantized = np.float64(reference[counted]), np.float64(output[counted])
+    counted = np.abs(reference) < MASK
+    exact = np.float64(reference[counted])
+    quantized = np.zeros_like(exact) if is_wrong else np.float64(output[counted])
     error_energy = float(np.square(exact - quantized).sum())
     if not math.isfinite(error_energy):
         raise CalibrationError(f"output {name!r} is NaN, or infinite where FP32 is not")
@@ -152,15 +153,15 @@ def rough(context: Context, model: OnnxModel, dataset: Dataset, table: Calibrati
     axes = channel_axes(list(float_nodes(graph.graph)))
     tensors = () if table else place(graph).tensors()
     means = Averages()
-    with tapped(context, model, [*tensors, *axes]) as path:
+    with tapped(context, model, [*tensors, *(name for name, _ in axes)]) as path:
         run = open_runner(path, device=context.device).run
 
         def run_and_average(feed: Feed) -> Mapping[str, Array]:
             outputs = run(feed)
-            for name, axis in axes.items():
+            for name, axis in axes:
                 array = outputs[name] if name in outputs else feed[name]
                 if array.dtype == np.float32 and array.size:
-                    means.add(name, channel_means(array, axis))
+                    means.add((name, axis), channel_means(array, axis))
             return outputs
 
         histograms = observe(run_and_average, tensors, samples, stage="equalize", emit=silent)

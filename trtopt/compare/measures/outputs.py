@@ -6,7 +6,7 @@ Touches: nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ TOLERANCE = 1e-3
 
 A sigmoid in float32 sometimes returns 1.0000001, and rounding in 16 bits is coarser.
 """
+
+MASK = 1e9
+"""Magnitude from which on a number means infinity, if both models have it."""
 
 _CHUNK = 1 << 15
 """Number of values of a row that are converted to float64 at once, so that they fit in the CPU's cache."""
@@ -158,6 +161,25 @@ def is_softmax(scores: Array, axis: int) -> bool:
     """Return whether the numbers along the axis are non-negative and sum to 1, up to rounding."""
     sums = np.asarray(scores).sum(axis=axis, dtype=np.float64)
     return are_probabilities(scores) and bool(np.allclose(sums, 1.0, atol=TOLERANCE))
+
+
+def without_masks(batch: Outputs) -> Outputs:
+    """Return the outputs with infinity for the numbers that mean it, such as the score -3.4e38 of an excluded class.
+
+    These are the magnitudes of at least `MASK` that both models have in the same place. Their energy would hide every
+    other error. An infinity that both models share adds nothing to any sum.
+    """
+    reference, candidate = dict(batch.reference), dict(batch.candidate)
+    for name, x in batch.reference.items():
+        y = candidate[name]
+        # fmax ignores NaN.
+        if not is_float(x) or x.shape != y.shape or not float(np.fmax.reduce(np.abs(x), axis=None, initial=0)) >= MASK:
+            continue
+        wide = x.astype(np.float64)
+        masked = (np.abs(wide) >= MASK) & (wide == y.astype(np.float64))
+        infinity = np.copysign(np.inf, wide)
+        reference[name], candidate[name] = (np.where(masked, infinity, v).astype(v.dtype) for v in (x, y))
+    return replace(batch, reference=reference, candidate=candidate)
 
 
 def joined(batches: Sequence[Outputs]) -> Outputs:

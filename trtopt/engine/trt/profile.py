@@ -1,12 +1,12 @@
-"""Validation of an optimization profile against the inputs of a model.
+"""Validation of an optimization profile, and of the names, of a model's inputs.
 
 Touches: nothing.
 """
 
 from __future__ import annotations
 
-from trtopt.errors import UsageError
-from trtopt.types import ShapeRange, TensorSpec
+from trtopt.errors import BuildError, UsageError
+from trtopt.types import OnnxModel, ShapeRange, TensorSpec
 
 
 def check_profile(inputs: tuple[TensorSpec, ...], profile: tuple[ShapeRange, ...]) -> None:
@@ -46,3 +46,14 @@ def _check_range(spec: TensorSpec, entry: ShapeRange) -> None:
     if not all(low <= best <= high for low, best, high in zip(entry.min, entry.opt, entry.max, strict=True)):
         why = f"not in ascending order: {list(entry.min)}, {list(entry.opt)}, {list(entry.max)}"
         raise UsageError(what, why=why)
+
+
+def check_names(model: OnnxModel) -> None:
+    """Raise a BuildError if a tensor is an input and an output at once: TensorRT renames such an input."""
+    both = [spec.name for spec in model.outputs if spec.name in {entry.name for entry in model.inputs}]
+    if both:
+        raise BuildError(
+            f"{both[0]} is an input and an output",
+            why="the tensors of an engine have one role each",
+            fix="Export the model with an Identity before that output, under a name of its own",
+        )

@@ -23,13 +23,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from trtopt.graph.query import add_initializer, attribute, constant, unique
+from trtopt.graph.query import add_initializer, attribute, constant, dims, unique
+from trtopt.graph.views import after
+from trtopt.precision.passes.placement import channel_axis
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 FloatArray = npt.NDArray[np.float32]
-Means = Mapping[str, npt.NDArray[np.float64]]
+Means = Mapping[tuple[str, int], npt.NDArray[np.float64]]
+"""Means per channel, float64 [channels], by the name of the tensor and the channel axis of its reader."""
 NOTE = "; its bias corrects the mean quantization error of the weight"
 NOTE_WITH_INPUT = NOTE + " and input"
 
@@ -45,19 +48,22 @@ class Rounded:
 def correct(node: ir.Node, rounded: Rounded, means: Means, errors: Means, taken: set[str]) -> str:
     """Correct the bias of `node` in place for the mean quantization error, and return a note for its decision.
 
-    A MatMul's bias is the constant of an Add after it. The node stays as it is, and the note is empty, if there is no
-    such Add, if the channel means are unknown, or if the layout of the weight is not supported.
+    A MatMul's bias is the constant of an Add after it, also behind operators that only move values. The node stays as
+    it is, and the note is empty, if there is no such Add, if the channel means are unknown, or if the layout of the
+    weight is not supported.
 
     Args:
         node: a weighted operator.
         rounded: its weight.
-        means: mean of each channel by tensor name, float64 [channels]. The channel axis is 1 for convolutions, and the
-            last for matrix products.
-        errors: mean quantization error of each channel, in the same form. For a tensor without an entry only the error
-            of the weight is corrected.
+        means: mean of each channel of the inputs.
+        errors: mean quantization error of each channel. For an input without an entry only the error of the weight is
+            corrected.
         taken: the names in use in the graph; the name of the new bias is added.
     """
-    name = (node.inputs[0].name or "") if node.inputs[0] is not None else ""
+    axis = channel_axis(node)
+    if axis is None or node.inputs[0] is None:
+        return ""
+    name = (node.inputs[0].name or "", axis)
     mean, error = means.get(name), errors.get(name)
     if mean is None:
         return ""
@@ -66,9 +72,10 @@ def correct(node: ir.Node, rounded: Rounded, means: Means, errors: Means, taken:
         shift = shift - _mean_output(node, rounded.values, error)  # type: ignore[operator]  # the layout is supported
     if shift is None or not np.isfinite(shift).all():
         return ""
-    adder, index = _bias(node)
+    adder, index, shape = _bias(node)
     if adder is None:
         return ""
+    shift = shift.reshape(shape)
     old = constant(adder.inputs[index]) if index < len(adder.inputs) else None
     new = np.asarray(shift if old is None else np.asarray(old, np.float64) + shift, np.float32)
     if index >= len(adder.inputs):
@@ -99,21 +106,26 @@ def _mean_output(node: ir.Node, weight: FloatArray, mean: npt.NDArray[np.float64
     return None
 
 
-def _bias(node: ir.Node) -> tuple[ir.Node | None, int]:
-    """Return the node that adds the bias, and the index of that input, which need not exist yet.
+def _bias(node: ir.Node) -> tuple[ir.Node | None, int, tuple[int, ...]]:
+    """Return the node that adds the bias, the index of that input, which need not exist yet, and the shape of a bias.
 
-    The node is None if the bias is computed at run time, or if a MatMul has no Add after it.
+    The node is None if the bias is computed at run time, or if a MatMul has no Add after it, apart from operators that
+    only move values. -1 in the shape is the number of channels.
     """
     if node.op_type in ("Conv", "Gemm"):
         computed = len(node.inputs) > 2 and node.inputs[2] is not None and constant(node.inputs[2]) is None
-        return (None, 0) if computed else (node, 2)
-    # MatMul: its only consumer must be an Add of a vector.
-    uses = list(node.outputs[0].uses())
-    if len(uses) != 1 or uses[0].node.op_type != "Add" or node.outputs[0].is_graph_output():
-        return None, 0
-    index = 1 - uses[0].idx
-    array = constant(uses[0].node.inputs[index])
-    return (uses[0].node, index) if array is not None and array.ndim == 1 else (None, 0)
+        return (None, 0, ()) if computed else (node, 2, (-1,))
+    # MatMul: its only consumer must be an Add of a constant.
+    value, axis = node.outputs[0], len(dims(node.outputs[0]) or ()) - 1
+    while axis >= 0 and len(list(value.uses())) == 1 and not value.is_graph_output():
+        user, index = next(iter(value.uses()))
+        if user.op_type == "Add" and constant(user.inputs[1 - index]) is not None:
+            return user, 1 - index, (-1, *(1 for _ in range(len(dims(value) or ()) - axis - 1)))
+        moved = after(user, axis) if index == 0 else None
+        if moved is None:
+            break
+        value, axis = user.outputs[0], moved
+    return None, 0, ()
 
 
 def _replace(node: ir.Node, index: int, array: FloatArray, name: str) -> None:

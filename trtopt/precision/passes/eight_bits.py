@@ -16,7 +16,7 @@ import numpy.typing as npt
 from trtopt.errors import TableError, UsageError
 from trtopt.graph.query import constant, drop_unused_initializers, names
 from trtopt.precision import Request
-from trtopt.precision.passes import bias, half, qdq, saturate, wanted
+from trtopt.precision.passes import bias, half, qdq, saturate
 from trtopt.precision.passes.keep import keep
 from trtopt.precision.passes.placement import Placement, Site, place
 from trtopt.types import CalibrationTable, Decision
@@ -88,13 +88,13 @@ def _kept(model: ir.Model, placement: Placement, request: Request) -> dict[ir.No
         if site.axis is None and value is not None and site.scale_from in ranges:
             ranges[value.name or ""] = ranges[site.scale_from]
     ranges |= {name: max(observed, ranges.get(name, 0.0)) for name, observed in request.ranges.items()}
-    return keep(model, half.HALVES[request.rest], ranges, request.sizes) | wanted.in_fp32(model, request.keep)
+    return keep(model, half.HALVES[request.rest], replace(request, ranges=ranges))
 
 
 def _cast_to_fallback(model: ir.Model, request: Request, kept: Mapping[ir.Node, str]) -> tuple[Decision, ...]:
     """Cast every node but the kept ones to the fallback precision, in place; return a decision for each node."""
     if request.rest in half.HALVES:
-        return half.convert(model, half.HALVES[request.rest], kept)
+        return half.convert(model, half.HALVES[request.rest], kept, request.masks)
     if request.rest == "fp32":
         from trtopt.precision import fp32
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +28,7 @@ from trtopt.graph.query import (
     names,
     unique,
 )
+from trtopt.precision.passes.masks import MASK, extreme
 from trtopt.types import Decision
 
 if TYPE_CHECKING:
@@ -34,9 +36,6 @@ if TYPE_CHECKING:
 
 REQUESTED = "requested"
 """The reason given for a node that has the precision that the user requested."""
-
-INFINITY_STAND_IN = 1e9
-"""A constant of at least this magnitude (-1e9, -3.4e38) is taken for a mask's infinity, and clamped to the range."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +61,16 @@ BF16 = Half("bf16", "BFLOAT16", 3.3895313892515355e38, 9.2e-41)
 HALVES = {half.name: half for half in (FP16, BF16)}
 
 
-def convert(model: ir.Model, half: Half, kept: Mapping[ir.Node, str]) -> tuple[Decision, ...]:
+def convert(
+    model: ir.Model, half: Half, kept: Mapping[ir.Node, str], masks: Mapping[str, float] = MappingProxyType({})
+) -> tuple[Decision, ...]:
     """Insert the casts in place, so that every floating-point node computes in `half`, except those in `kept`.
 
     Args:
         model: the FP32 model.
         half: the 16-bit type.
         kept: the nodes that stay in FP32, each with the reason.
+        masks: the largest magnitude that means infinity, by tensor. It is clamped, as in constants.
 
     Returns:
         A decision for each node that does arithmetic.
@@ -82,6 +84,7 @@ def convert(model: ir.Model, half: Half, kept: Mapping[ir.Node, str]) -> tuple[D
         taken=names(graph),
         results={value for node in halved for value in node.outputs if is_float(value)},
         supports={node: supported[0] for node in halved if (supported := supports(node, opset, half))},
+        masks={name for name, magnitude in masks.items() if magnitude > half.max},
     )
     notes = {node: _clamp_note(node, half) for node in halved}
     values = [value for node in nodes for value in node.inputs if value is not None and is_float(value)]
@@ -111,7 +114,7 @@ class _Rewrite:
     """The state of a conversion.
 
     `taken` are the names in use, `results` the outputs of 16-bit nodes, and `supports` says for each input of a 16-bit
-    node whether the operator supports the 16-bit type there.
+    node whether the operator supports the 16-bit type there. `masks` are the tensors that the type cannot represent.
     """
 
     graph: ir.Graph
@@ -119,6 +122,7 @@ class _Rewrite:
     taken: set[str]
     results: set[ir.Value]
     supports: Mapping[ir.Node, list[bool]]
+    masks: set[str]
 
 
 def _retype(rewrite: _Rewrite, value: ir.Value) -> None:
@@ -153,7 +157,27 @@ def _retype(rewrite: _Rewrite, value: ir.Value) -> None:
     elif low:
         # A graph input, or the result of an FP32 node.
         narrow = unique(f"{value.name}_{half.name}", rewrite.taken)
-        _redirect(low, cast(graph, value, half.dtype, narrow, rewrite.taken))
+        clamped = _clamp(rewrite, value) if value.name in rewrite.masks else value
+        _redirect(low, cast(graph, clamped, half.dtype, narrow, rewrite.taken))
+
+
+def _clamp(rewrite: _Rewrite, value: ir.Value) -> ir.Value:
+    """Insert a Clip after a float32 value, to the numbers that mean infinity in 16 bits (see `to_half`)."""
+    import onnx_ir as ir
+
+    graph, limit = rewrite.graph, rewrite.half.max / 2
+    bounds = [
+        add_initializer(graph, unique(f"{value.name}/{name}", rewrite.taken), np.float32(bound), ir.DataType.FLOAT)
+        for name, bound in (("least", -limit), ("most", limit))
+    ]
+    result = ir.Value(name=unique(f"{value.name}/clamped", rewrite.taken), type=value.type, shape=value.shape)
+    node = ir.node("Clip", [value, *bounds], outputs=[result], name=unique(f"{value.name}/Clip", rewrite.taken))
+    source = value.producer()
+    if source is None:
+        graph.insert_before(graph[0], node)
+    else:
+        graph.insert_after(source, node)
+    return result
 
 
 def _redirect(uses: Sequence[tuple[ir.Node, int]], value: ir.Value) -> None:
@@ -181,7 +205,7 @@ def to_half(array: npt.NDArray[np.generic], half: Half) -> npt.NDArray[np.generi
     import ml_dtypes
 
     floats = np.asarray(array, np.float32)
-    is_mask = np.isfinite(floats) & (np.abs(floats) >= max(INFINITY_STAND_IN, half.max))
+    is_mask = np.isfinite(floats) & (np.abs(floats) >= max(MASK, half.max))
     clipped = np.where(is_mask, np.sign(floats) * half.max / 2, floats)
     # Infinities and NaN of the model stay what they are.
     clipped = np.where(np.isfinite(clipped), np.clip(clipped, -half.max, half.max), clipped)
@@ -215,11 +239,7 @@ def supports(node: ir.Node, opset: int, half: Half) -> tuple[list[bool], list[bo
 
 def _clamp_note(node: ir.Node, half: Half) -> str:
     """Return the note on a mask constant that `to_half` clamps; empty if there is none."""
-    for value in node.inputs:
-        array = constant(value)
-        if array is not None and is_float(value):
-            finite = array[np.isfinite(array)]
-            if finite.size and np.abs(finite).max() >= max(INFINITY_STAND_IN, half.max):
-                extreme = finite[np.abs(finite).argmax()]
-                return f"its mask constant {extreme:.3g} is clamped to {np.sign(extreme) * half.max / 2:.5g}"
+    for number in map(extreme, node.inputs):
+        if number and abs(number) >= half.max:
+            return f"its mask constant {number:.3g} is clamped to {np.sign(number) * half.max / 2:.5g}"
     return ""

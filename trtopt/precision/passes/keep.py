@@ -2,7 +2,9 @@
 
 There is one small function per reason:
     _unsupported              the operator does not support the type
+    recurrent.refusal         TensorRT's parser refuses this form of a recurrent operator
     _index_nodes              it computes positions, which must be exact
+    carriers_to_outputs       it brings a mask's infinity to an output
     _constant_out_of_range    a constant overflows the type, or rounds to 0
     _guarded_divisions        a constant that rounds to 0 guards a division or a logarithm
     _activation_out_of_range  an observed activation comes close to the type's maximum
@@ -14,13 +16,16 @@ Touches: nothing; it reads an onnx-ir model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trtopt.graph.query import FLOAT_COMPUTE_FREE, constant, dims, float_nodes, is_float
-from trtopt.precision.passes.half import INFINITY_STAND_IN, Half, supports
+from trtopt.precision import Request
+from trtopt.precision.passes import recurrent
+from trtopt.precision.passes.half import Half, supports
+from trtopt.precision.passes.masks import MASK, carriers_to_outputs
+from trtopt.precision.passes.wanted import REASON
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -54,26 +59,29 @@ _GUARDS = frozenset({"Add", "Max", "Clip"})
 _BETWEEN_GUARD_AND_DIVISION = FLOAT_COMPUTE_FREE | frozenset({"Sqrt", "Pow", "Abs", "Neg", "Reciprocal"})
 
 
-def keep(
-    model: ir.Model, half: Half, ranges: Mapping[str, float], sizes: Mapping[str, int] = MappingProxyType({})
-) -> dict[ir.Node, str]:
+def keep(model: ir.Model, half: Half, request: Request) -> dict[ir.Node, str]:
     """Return the floating-point nodes that must stay in FP32, each with the reason.
 
     Args:
         model: the FP32 model.
         half: the 16-bit type of the other nodes.
-        ranges: observed absmax by tensor name. A tensor without an entry is assumed to be in range.
-        sizes: observed number of elements by tensor name, for sums over dynamic dimensions.
+        request: the nodes that the user keeps, and the statistics of the activations. A tensor without an entry in
+            `ranges` is assumed to be in range, and `sizes` are for sums over dynamic dimensions.
     """
+    ranges, sizes = request.ranges, request.sizes
     opset = model.opset_imports.get("", 1)
     index_nodes = _index_nodes(model.graph)
     guarded = _guarded_divisions(model.graph, half)
+    carriers = carriers_to_outputs(model.graph, request.masks)
     kept: dict[ir.Node, str] = {}
     for node in float_nodes(model.graph):
         reason = (
-            _unsupported(node, opset, half)
+            (REASON if request.keep.get(node.name or "") == "fp32" else "")
+            or _unsupported(node, opset, half)
+            or recurrent.refusal(node, half)
             or ("computes positions or sizes" if node in index_nodes else "")
             or _constant_out_of_range(node, half)
+            or ("an output of the network holds its mask" if node in carriers else "")
             or ("a tiny constant guards its division or logarithm against 0" if node in guarded else "")
             or _activation_out_of_range(node, half, ranges)
             or _weight_out_of_range(node, half)
@@ -91,6 +99,12 @@ def _unsupported(node: ir.Node, opset: int, half: Half) -> str:
 
     if any(attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attr in node.attributes.values()):
         return "it contains a subgraph"
+    if not all(
+        isinstance(value.type, ir.TensorType) for value in [*node.inputs, *node.outputs] if value and value.type
+    ):
+        return "it reads or returns a sequence or an optional"
+    if node.op_type == "Constant":  # preparation leaves those that are outputs of the network
+        return "a constant as an output"
     if node.op_type in _TYPE_IS_ATTRIBUTE:
         return "its data type is an attribute"
     supported = supports(node, opset, half)
@@ -166,7 +180,7 @@ def _constant_out_of_range(node: ir.Node, half: Half) -> str:
         if array is None or not is_float(value):
             continue
         magnitudes = np.abs(array[np.isfinite(array)])
-        values = magnitudes[magnitudes < INFINITY_STAND_IN]
+        values = magnitudes[magnitudes < MASK]
         if values.size and values.max() > half.max:
             return f"its constant reaches {values.max():.3g} {_limit(half)}"
     vanishing = _vanishing(node, half)
@@ -281,7 +295,9 @@ def _fill_islands(graph: ir.Graph, kept: dict[ir.Node, str]) -> None:
         changed = False
         for node in float_nodes(graph):
             neighbours = [*node.predecessors(), *node.successors()]
-            is_island = neighbours and all(neighbour in kept for neighbour in neighbours)
+            # A node without neighbours brings an input to an output: it may have to be exact, and gains nothing.
+            is_alone = not neighbours and node.op_type not in FLOAT_COMPUTE_FREE
+            is_island = not is_alone and all(neighbour in kept for neighbour in neighbours)
             if node not in kept and is_island and node.op_type not in _WEIGHTED:
                 kept[node] = "all its neighbours stay in FP32"
                 changed = True

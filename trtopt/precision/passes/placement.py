@@ -173,16 +173,24 @@ def weighted_inputs(node: ir.Node) -> tuple[tuple[int, int | None], ...]:
     return ((0, None), (1, weight.ndim - 1))
 
 
-def channel_axes(nodes: Iterable[ir.Node]) -> dict[str, int]:
-    """Return the channel axis of the input of every weighted operator, by tensor name.
+def channel_axis(node: ir.Node) -> int | None:
+    """Return the axis on which a weighted operator reads the channels of its input; None if it has no such axis.
 
-    It is 1 for convolutions, and -1, the last, for matrix products.
+    It is 1 for convolutions, and -1, the last, for products with a constant matrix. The axis belongs to the operator,
+    not to the tensor: a convolution and a matrix product may read the same one.
     """
-    axes = {}
-    for node in nodes:
-        if weighted_inputs(node) and node.inputs[0] is not None:
-            axes[node.inputs[0].name or ""] = 1 if node.op_type in ("Conv", "ConvTranspose") else -1
-    return axes
+    if not weighted_inputs(node) or constant(node.inputs[1]) is None:
+        return None
+    if node.op_type in ("Conv", "ConvTranspose"):
+        return 1
+    is_matrix = len(dims(node.inputs[1]) or ()) == 2
+    return -1 if is_matrix and not attribute(node, "transA", 0) else None
+
+
+def channel_axes(nodes: Iterable[ir.Node]) -> set[tuple[str, int]]:
+    """Return (tensor, channel axis) for the input of every weighted operator that has such an axis."""
+    axes = {(node, channel_axis(node)) for node in nodes}
+    return {(node.inputs[0].name or "", axis) for node, axis in axes if axis is not None and node.inputs[0] is not None}
 
 
 def no_int8_gain(node: ir.Node) -> str:
@@ -251,6 +259,8 @@ def scale_source(value: ir.Value | None) -> str:
     It is the value itself, or the one that it was moved from by a chain of operators that only move values.
     """
     while (node := producer(value)) is not None and node.op_type in SAME_VALUES and is_float(node.inputs[0]):
+        if constant(node.inputs[0]) is not None:  # a constant cannot be observed
+            break
         value = node.inputs[0]
     return value.name or "" if value is not None else ""
 

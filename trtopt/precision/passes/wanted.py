@@ -6,7 +6,7 @@ Touches: nothing; it reads an onnx-ir model.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -42,11 +42,6 @@ def resolve(model: ir.Model, keeps: Sequence[Keep]) -> dict[str, str]:
             raise _unknown(keep.pattern, nodes)
         kept |= dict.fromkeys(names, keep.precision)
     return kept
-
-
-def in_fp32(model: ir.Model, keep: Mapping[str, str]) -> dict[ir.Node, str]:
-    """Return the nodes that the user keeps in FP32, with the reason. `keep` is `Request.keep`."""
-    return {node: REASON for node in float_nodes(model.graph) if keep.get(node.name or "") == "fp32"}
 
 
 def _matches(node: ir.Node, pattern: str) -> bool:
