@@ -154,7 +154,7 @@ def open_runner(path: Path, *, device: str = "cpu", cuda: CudaOptions = _EXACT, 
                 why=why,
                 fix="Install 'trtopt[gpu]' on a machine with an NVIDIA driver, or use --device cpu",
             )
-    typed = _simulated(path)
+    typed, simulated = _rewritten(path)
     # All callers share the session's thread pool and take part in its work. The pool counts the calling thread as one
     # of its threads, so the callers beyond the first are subtracted from the cores. 0 means one thread per core.
     threads = max(1, len(os.sched_getaffinity(0)) - callers + 1) if callers > 1 else 0
@@ -167,7 +167,8 @@ def open_runner(path: Path, *, device: str = "cpu", cuda: CudaOptions = _EXACT, 
         file = Path(folder) / "simulated.onnx"
         save(typed, file)
         session = _session(ort, file, "CPUExecutionProvider", threads=threads)
-    return OrtRunner(session, f"{version}, CPU, 16-bit rounding simulated", callers=callers)
+    where = f"{version}, CPU, 16-bit rounding simulated" if simulated else f"{version}, CPU"
+    return OrtRunner(session, where, callers=callers)
 
 
 def _cuda_session(ort: Any, path: Path, place: Place, cuda: CudaOptions) -> tuple[Any, str]:
@@ -215,16 +216,28 @@ def _described(place: Place, cuda: CudaOptions) -> str:
     return ", ".join([device, *extras])
 
 
-def _simulated(path: Path) -> Any:
-    """Return the model rewritten by `simulate` (an `onnx_ir.Model`), or None if it has no 16-bit computation."""
-    from trtopt.graph.file import load_ir
+def _rewritten(path: Path) -> tuple[Any, bool]:
+    """Return a copy of the model (an `onnx_ir.Model`) that onnxruntime runs as intended, or None if it runs as it is.
+
+    16-bit computation is rewritten by `simulate`, which the second value tells. Input sizes that are written as 0, as
+    some exporters write a dynamic size, become dynamic: onnxruntime would accept only empty samples.
+    """
+    import onnx_ir as ir
+
+    from trtopt.graph.file import load_ir, load_proto
     from trtopt.graph.prepare import infer_shapes
 
-    if not _is_16_bit(path):
-        return None
+    inputs = [value.type.tensor_type.shape.dim for value in load_proto(path).graph.input]
+    zero_sizes = any(dim.HasField("dim_value") and dim.dim_value == 0 for dims in inputs for dim in dims)
+    if not zero_sizes and not _is_16_bit(path):
+        return None, False
     model = load_ir(path)
+    for value in model.graph.inputs if zero_sizes else ():
+        if value.shape is not None:
+            value.shape = ir.Shape([None if dim == 0 else dim for dim in value.shape])
     infer_shapes(model)
-    return model if simulate(model) else None
+    simulated = simulate(model)
+    return (model if simulated or zero_sizes else None), simulated
 
 
 def _is_16_bit(path: Path) -> bool:
