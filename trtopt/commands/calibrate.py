@@ -38,6 +38,7 @@ def calibrate(plan: ConvertPlan, emit: Emit = silent) -> CalibrationTable:
         context = stages.Context(store=store, emit=emit, device=plan.device)
         wanted = exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.calib)
         source = exporting.ready(given, plan.export) or exporting.bring(context, given, wanted)[0]
+        source = stages.widen(context, source)
         ranges, _ = profile(source.inputs, plan.shapes, lambda: stages.sizes((plan.calib,), source))
         calib = stages.open_samples(context, plan.calib, source, ranges)
         model, table = calibrated(context, plan, source, ranges, calib)

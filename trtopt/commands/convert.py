@@ -1,4 +1,4 @@
-"""Pipeline of stages, in order: export, parity, prepare, calibrate, observe, precision, build, compare,
+"""Pipeline of stages, in order: export, parity, widen, prepare, calibrate, observe, precision, build, compare,
 gate, layers (when the gate failed), report.
 
 This module only orders the stages. `trtopt.stages` implements them, with the packages of the same names.
@@ -65,6 +65,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         context = stages.Context(store=store, emit=reporting.recording(emit, warnings), device=plan.device)
         wanted = exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.data or plan.calib)
         source, parity = (ready, None) if ready else exporting.bring(context, given, wanted)
+        source = stages.widen(context, source)
         checks.outputs(plan.gates, plan.measure, source)
         ranges, assumed = profile(source.inputs, plan.shapes)
         if assumed and plan.build.backend == "tensorrt":

@@ -68,11 +68,16 @@ def _would_decide(path: Path) -> tuple[Decision, ...]:
     from trtopt.errors import ModelError
     from trtopt.graph.file import load_ir
     from trtopt.graph.prepare import prepare
+    from trtopt.graph.widen import in_fp32, is_in_fp32
     from trtopt.precision import precision
     from trtopt.precision.passes.placement import place
 
     with tempfile.TemporaryDirectory(prefix="trtopt-") as folder:
-        prepared = prepare(path, Path(folder), min_opset=precision("int8").OPSET, profile=())
+        source = path
+        if not is_in_fp32(path):
+            source = Path(folder) / "widened.onnx"
+            in_fp32(path, source)
+        prepared = prepare(source, Path(folder), min_opset=precision("int8").OPSET, profile=())
         model = load_ir(prepared.path)
         try:
             return place(model).decisions()

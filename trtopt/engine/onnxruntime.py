@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,6 @@ from trtopt.engine.runner.binding import BoundRun, DeviceTensor, Place, exhauste
 from trtopt.errors import DataError, EnvironmentUnableError, ModelError, OutOfMemoryError, UsageError
 from trtopt.graph.simulate import simulate
 from trtopt.requires import require
-
-if TYPE_CHECKING:
-    import onnx
 
 Array = npt.NDArray[np.generic]
 DEVICES = ("auto", "cpu", "cuda", "cuda:N")
@@ -242,24 +239,12 @@ def _rewritten(path: Path) -> tuple[Any, bool]:
 
 def _is_16_bit(path: Path) -> bool:
     """Return whether an ONNX file contains FP16 or BF16 values."""
-    from trtopt.graph.file import load_proto
-
-    return _has_16_bit_values(load_proto(path).graph)
-
-
-def _has_16_bit_values(graph: onnx.GraphProto) -> bool:
-    """Return whether an input, constant or cast of a graph or one of its subgraphs has a 16-bit float type."""
     import onnx
 
-    types = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-    attributes = [attribute for node in graph.node for attribute in node.attribute]
-    return (
-        any(value.type.tensor_type.elem_type in types for value in graph.input)
-        or any(tensor.data_type in types for tensor in graph.initializer)
-        or any(attribute.t.data_type in types for attribute in attributes if attribute.HasField("t"))
-        or any(attribute.i in types for attribute in attributes if attribute.name in ("to", "dtype", "output_dtype"))
-        or any(_has_16_bit_values(attribute.g) for attribute in attributes if attribute.HasField("g"))
-    )
+    from trtopt.graph.file import load_proto
+    from trtopt.graph.query import has_types
+
+    return has_types(load_proto(path).graph, (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16))
 
 
 def _session(ort: Any, path: Path, *providers: str | tuple[str, dict[str, str]], threads: int = 0) -> Any:

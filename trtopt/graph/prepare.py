@@ -54,7 +54,6 @@ def prepare(source: Path, folder: Path, *, min_opset: int, profile: Sequence[Sha
     Raises:
         ModelError: the model is invalid, or its opset cannot be converted.
     """
-
     proto = load_proto(source)
     check(source)
     notes = []

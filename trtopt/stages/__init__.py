@@ -15,6 +15,7 @@ from trtopt.stages.observe import observe
 from trtopt.stages.precision import set_precision
 from trtopt.stages.prepare import prepare
 from trtopt.stages.samples import open_data, open_samples, sizes
+from trtopt.stages.widen import widen
 
 __all__ = [
     "Context",
@@ -35,4 +36,5 @@ __all__ = [
     "set_precision",
     "sizes",
     "versions",
+    "widen",
 ]
