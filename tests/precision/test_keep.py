@@ -20,7 +20,7 @@ Write = Callable[[ir.Model], Path]
 
 def kept(model: ir.Model, half: object = FP16, **ranges: float) -> dict[str, str]:
     assert half in (FP16, BF16)
-    return {node.name or "": reason for node, reason in keep(model, half, ranges).items()}  # type: ignore[arg-type]
+    return {node.name or "": reason for node, reason in keep(model, half, Request(ranges=ranges, spoiled={})).items()}  # type: ignore[arg-type]
 
 
 def scalar(parse: Parse, op: str, value: str, opset: int = 22) -> ir.Model:
@@ -220,6 +220,6 @@ def test_a_matrix_product_between_kept_nodes_is_not_kept(parse: Parse) -> None:
 
 def test_a_sum_over_dynamic_dimensions_is_judged_by_the_observed_sizes(parse: Parse) -> None:
     model = parse("(float[n, 4, h, w] x) => (float[n, 4, 1, 1] y) { y = GlobalAveragePool(x) }")
-    reasons = keep(model, FP16, {"y": 2.0}, {"x": 4 * 200 * 200, "y": 4})
+    reasons = keep(model, FP16, Request(ranges={"y": 2.0}, sizes={"x": 4 * 200 * 200, "y": 4}))
     assert list(reasons.values()) == ["the sum inside its mean reaches 8e+04 (FP16 maximum: 65504)"]
-    assert keep(model, FP16, {"y": 2.0}, {"x": 4 * 100 * 100, "y": 4}) == {}
+    assert keep(model, FP16, Request(ranges={"y": 2.0}, sizes={"x": 4 * 100 * 100, "y": 4})) == {}

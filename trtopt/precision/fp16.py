@@ -21,4 +21,4 @@ NEEDS_TABLE = False
 
 def apply(model: ir.Model, request: Request) -> tuple[Decision, ...]:
     """Cast to FP16, in place, every node that supports it; the others stay in FP32 with a reason (see `keep`)."""
-    return half.convert(model, half.FP16, keep(model, half.FP16, request.ranges, request.sizes))
+    return half.convert(model, half.FP16, keep(model, half.FP16, request))

@@ -85,7 +85,7 @@ def _kept(model: ir.Model, placement: Placement, request: Request) -> dict[ir.No
         if site.axis is None and value is not None and site.scale_from in ranges:
             ranges[value.name or ""] = ranges[site.scale_from]
     ranges |= {name: max(observed, ranges.get(name, 0.0)) for name, observed in request.ranges.items()}
-    return keep(model, half.HALVES[request.rest], ranges, request.sizes)
+    return keep(model, half.HALVES[request.rest], replace(request, ranges=ranges))
 
 
 def _cast_to_fallback(model: ir.Model, request: Request, kept: Mapping[ir.Node, str]) -> tuple[Decision, ...]:

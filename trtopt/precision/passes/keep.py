@@ -8,18 +8,21 @@ There is one small function per reason:
     _activation_out_of_range  an observed activation comes close to the type's maximum
     _sum_out_of_range         a sum inside the operator overflows
 
+Others are kept because rounding was measured to spoil a result (`blocks`).
+
 Touches: nothing; it reads an onnx-ir model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trtopt.graph.query import FLOAT_COMPUTE_FREE, constant, dims, float_nodes, is_float
+from trtopt.precision import Request
+from trtopt.precision.passes import patterns
 from trtopt.precision.passes.half import INFINITY_STAND_IN, Half, supports
 
 if TYPE_CHECKING:
@@ -54,17 +57,17 @@ _GUARDS = frozenset({"Add", "Max", "Clip"})
 _BETWEEN_GUARD_AND_DIVISION = FLOAT_COMPUTE_FREE | frozenset({"Sqrt", "Pow", "Abs", "Neg", "Reciprocal"})
 
 
-def keep(
-    model: ir.Model, half: Half, ranges: Mapping[str, float], sizes: Mapping[str, int] = MappingProxyType({})
-) -> dict[ir.Node, str]:
+def keep(model: ir.Model, half: Half, request: Request) -> dict[ir.Node, str]:
     """Return the floating-point nodes that must stay in FP32, each with the reason.
 
     Args:
         model: the FP32 model.
         half: the 16-bit type of the other nodes.
-        ranges: observed absmax by tensor name. A tensor without an entry is assumed to be in range.
-        sizes: observed number of elements by tensor name, for sums over dynamic dimensions.
+        request: the statistics of the activations. A tensor without an entry in `ranges` is assumed to be in range, and
+            `sizes` are for sums over dynamic dimensions. What was not measured is recognized by `patterns`.
     """
+    ranges, sizes = request.ranges, request.sizes
+    spoiled = patterns.spoiled(model) if request.spoiled is None else request.spoiled
     opset = model.opset_imports.get("", 1)
     index_nodes = _index_nodes(model.graph)
     guarded = _guarded_divisions(model.graph, half)
@@ -78,6 +81,7 @@ def keep(
             or _activation_out_of_range(node, half, ranges)
             or _weight_out_of_range(node, half)
             or _sum_out_of_range(node, half, ranges, sizes)
+            or spoiled.get(node.name or "", "")
         )
         if reason:
             kept[node] = reason
