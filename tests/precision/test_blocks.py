@@ -1,4 +1,4 @@
-"""What a 16-bit type spoils: it is measured on samples, and without samples the usual patterns are recognized."""
+"""Nodes that a 16-bit type spoils, measured on samples, or recognized by the usual patterns without samples."""
 
 from __future__ import annotations
 

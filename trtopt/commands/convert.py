@@ -15,13 +15,14 @@ from trtopt.candidate import ENGINE_NOT_RUN
 from trtopt.commands import checks
 from trtopt.commands.calibrate import calibrated
 from trtopt.data.dataset import Dataset
-from trtopt.errors import EnvironmentUnableError, MissingDependencyError, TrtoptError
+from trtopt.errors import BuildError, DataError, EnvironmentUnableError, MissingDependencyError, TrtoptError
 from trtopt.events import Emit, StageUnavailable, Warned, silent
 from trtopt.plan import ConvertPlan
 from trtopt.shapes import named, profile
 from trtopt.stages import export as exporting
 from trtopt.stages import layers as layering
 from trtopt.stages import report as reporting
+from trtopt.stages.batch import fixed_batch
 from trtopt.store import open_store
 from trtopt.types import (
     CalibrationTable,
@@ -79,18 +80,22 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
             checks.within(judged_on, source.inputs, [entry for entry in ranges if entry.name in named(plan.shapes)])
         if judged_on is not None and plan.compare:
             stages.check_randomness(context, source, judged_on)
-        model, table = calibrated(context, plan, source, ranges, calib)
-        # The samples of --data are for evaluation, so they must not correct biases.
-        corrects = plan.bias_correction and calib is not None
-        if plan.bias_correction and table is not None and not corrects:
-            context.emit(Warned("biases are not corrected: bias correction needs --calib in addition to the table"))
-        if not kind.NEEDS_TABLE and (plan.table is not None or plan.method != AUTO):
-            context.emit(Warned(f"--calib-table and --method are ignored: {plan.precision} has no scales"))
-        target = stages.Target(precision=plan.precision, rest=plan.rest, bias_correction=corrects)
-        seen = _magnitudes(context, target, model, calib or data, table)
-        typed = stages.set_precision(context, model, target, table, seen)
-        store.discard("build", typed=typed.onnx.digest)  # an engine of another graph is stale
-        engine, unable = _build(context, plan, typed, ranges)
+        try:
+            model, table = calibrated(context, plan, source, ranges, calib)
+            # The samples of --data are for evaluation, so they must not correct biases.
+            corrects = plan.bias_correction and calib is not None
+            if plan.bias_correction and table is not None and not corrects:
+                context.emit(Warned("biases are not corrected: bias correction needs --calib in addition to the table"))
+            if not kind.NEEDS_TABLE and (plan.table is not None or plan.method != AUTO):
+                context.emit(Warned(f"--calib-table and --method are ignored: {plan.precision} has no scales"))
+            target = stages.Target(precision=plan.precision, rest=plan.rest, bias_correction=corrects)
+            seen = _magnitudes(context, target, model, calib or data, table)
+            typed = stages.set_precision(context, model, target, table, seen)
+            store.discard("build", typed=typed.onnx.digest)  # an engine of another graph is stale
+            engine, unable = _build(context, plan, typed, ranges)
+        except (BuildError, DataError) as error:
+            fixed = fixed_batch(source, ranges, judged_on) if judged_on is not None else None
+            raise fixed or error from error
         comparison = _compare(context, plan, source, typed, judged_on, table)
         layers = None
         if judged_on is not None and comparison is not None and comparison.verdict == "fail":

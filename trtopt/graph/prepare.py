@@ -55,7 +55,7 @@ def prepare(source: Path, folder: Path, *, min_opset: int, profile: Sequence[Sha
         ModelError: the model is invalid, or its opset cannot be converted.
     """
     proto = load_proto(source)
-    check(source)
+    check(source, proto)
     notes = []
     weight_bytes = _weight_bytes(source, proto)
     nodes_before = len(proto.graph.node)

@@ -14,24 +14,68 @@ from trtopt.errors import ModelError
 if TYPE_CHECKING:
     import onnx
 
+_STANDARD = ("", "ai.onnx")
+_OPTIMIZED = frozenset({"SimplifiedLayerNormalization", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"})
+"""Operators that onnxruntime's optimizer puts into ONNX's own domain, where they do not exist."""
+
 _VALUES = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 
 
-def check(path: Path) -> None:
-    """Raise an error unless ONNX's checker accepts the model, and the types of its operators' inputs agree.
+def check(path: Path, proto: onnx.ModelProto) -> None:
+    """Raise an error unless ONNX's checker accepts the model, its types agree, and it is in inference mode.
 
     Wrong shapes in the file are not an error: exporters write them, and they are inferred again.
 
+    Args:
+        path: the model.
+        proto: its content, without external data.
+
     Raises:
-        ModelError: the model is invalid.
+        ModelError: the model is invalid, or was exported in training mode.
     """
     import onnx
 
     try:
         onnx.checker.check_model(str(path))
-        onnx.shape_inference.infer_shapes(onnx.load(str(path), load_external_data=False), check_type=True)
+        onnx.shape_inference.infer_shapes(proto, check_type=True)
     except Exception as error:
-        raise ModelError(f"{path} is not a valid ONNX model", why=root_line(error), fix="Export it again") from error
+        optimized = {node.op_type for node in proto.graph.node if node.domain in _STANDARD} & _OPTIMIZED
+        fix = "Export it before onnxruntime's optimizer" if optimized else "Export it again"
+        raise ModelError(f"{path} is not a valid ONNX model", why=root_line(error), fix=fix) from error
+    training = [f"{node.name or node.output[0]} ({node.op_type})" for node in training_nodes(proto.graph)]
+    if training:
+        more = f", and {len(training) - 1} more" if len(training) > 1 else ""
+        raise ModelError(
+            f"{path} was exported in training mode",
+            why=f"{training[0]}{more}: statistics of the batch are used, or values dropped at random",
+            fix="Call model.eval() before the export",
+        )
+
+
+def training_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Return the BatchNormalization and Dropout nodes of a graph and its subgraphs that are in training mode."""
+    import onnx
+
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
+            constants[node.output[0]] = node.attribute[0].t
+    found = []
+    for node in graph.node:
+        attributes = {attribute.name: attribute for attribute in node.attribute}
+        if node.op_type == "BatchNormalization" and node.domain in _STANDARD:
+            # Before opset 14 the statistics as outputs meant training.
+            by_outputs = sum(map(bool, node.output)) > 1
+            if by_outputs or ("training_mode" in attributes and attributes["training_mode"].i):
+                found.append(node)
+        elif node.op_type == "Dropout" and node.domain in _STANDARD and len(node.input) > 2:
+            mode = constants.get(node.input[2])
+            if mode is not None and onnx.numpy_helper.to_array(mode).any():
+                found.append(node)
+        for attribute in node.attribute:
+            for subgraph in (attribute.g, *attribute.graphs):
+                found += training_nodes(subgraph)
+    return found
 
 
 def contradiction(path: Path) -> str:

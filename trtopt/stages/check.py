@@ -36,9 +36,9 @@ def check_operators(context: Context, model: OnnxModel, plan: BuildPlan) -> None
     key = {"model": model.digest, "tensorrt": f"{trt.name} {trt.version}"}
     support = context.store.stage("check", key, Support, make, lambda support: _support_line(support, trt.name))
     if support.rejections:
-        from trtopt.engine.trt.refusal import error
+        from trtopt.engine.trt.refusal import advised, error
 
-        raise error(model.path, support.rejections)
+        raise advised(error(model.path, support.rejections), model.path)
 
 
 def _support_line(support: Support, name: str) -> str:

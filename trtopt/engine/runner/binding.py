@@ -196,6 +196,9 @@ _PREFIX = re.compile(
 )
 
 
+_PLACE = re.compile(r"/?\S*onnxruntime/\S+:\d+ .*? was false\. ")  # the place in onnxruntime's source, and an assertion
+
+
 def failure(error: Exception, shapes: Mapping[str, tuple[int, ...]]) -> TrtoptError:
     """Convert an exception of onnxruntime, for a feed of these shapes by input, into an error of trtopt.
 
@@ -225,4 +228,4 @@ def first_line(error: Exception) -> str:
     if cuda_failure := re.search(r"\b(CUDA|CUDNN|CUBLAS) failure \d+: [^;\n]+", str(error)):
         return cuda_failure[0].strip()
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return _PREFIX.sub("", line) or type(error).__name__
+    return _PLACE.sub("", _PREFIX.sub("", line)) or type(error).__name__
