@@ -14,6 +14,7 @@ from trtopt.stages.gate import gate
 from trtopt.stages.observe import observe
 from trtopt.stages.precision import set_precision
 from trtopt.stages.prepare import prepare
+from trtopt.stages.repair import repair
 from trtopt.stages.samples import open_data, open_samples, sizes
 from trtopt.stages.widen import widen
 
@@ -33,6 +34,7 @@ __all__ = [
     "open_data",
     "open_samples",
     "prepare",
+    "repair",
     "set_precision",
     "sizes",
     "versions",
