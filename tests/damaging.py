@@ -187,6 +187,31 @@ def lstm(path: Path) -> Path:
     return _write(path, nodes, inputs, helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4]), shapes)
 
 
+def quantized(path: Path) -> Path:
+    """Write a matrix product with Q/DQ nodes, as onnxruntime writes it: `x` is float32 [n, 16], `y` float32 [n, 16]."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "scale": np.float32(0.02),
+        "zero": np.uint8(128),
+        "codes": rng.integers(-127, 128, (16, 16)).astype(np.int8),
+        "scales": np.linspace(0.001, 0.004, 16, dtype=np.float32),
+        "bias_codes": rng.integers(-999, 999, 16).astype(np.int32),
+        "bias_scale": np.float32(0.0001),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"], "quantize"),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["dq"], "dequantize"),
+        helper.make_node("DequantizeLinear", ["codes", "scales"], ["w"], "weight", axis=1),
+        helper.make_node("DequantizeLinear", ["bias_codes", "bias_scale"], ["b"], "bias"),
+        helper.make_node("Gemm", ["dq", "w", "b"], ["y"], "gemm"),
+    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 16]) for name in "xy"]
+    weights = [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "net", values[:1], values[1:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
 def _write(
     path: Path,
     nodes: list[onnx.NodeProto],

@@ -12,7 +12,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from damaging import damaged, damaged_model, fault, lstm, transformer
+from damaging import damaged, damaged_model, fault, lstm, quantized, transformer
 from PIL import Image
 from support import CALIB, DIGITS, EVAL, ROOT, Done
 
@@ -30,6 +30,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "digits": {"input": np.load(EVAL)["input"][:4]},
         "transformer": {"ids": rng.integers(0, 50, (4, 8))},
         "lstm": {"x": rng.normal(size=(4, 6, 8)).astype(np.float32)},
+        "quantized": {"x": rng.normal(size=(4, 16)).astype(np.float32)},
     }
     for name, array in arrays.items():
         np.savez(folder / f"{name}.npz", **array)
@@ -66,10 +67,10 @@ def test_damaged_models(cli: Cli, samples: dict[str, Path], tmp_path: Path) -> N
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("seed", [1, 2, 3])
-@pytest.mark.parametrize("network", ["digits", "transformer", "lstm"])
+@pytest.mark.parametrize("network", ["digits", "transformer", "lstm", "quantized"])
 def test_many_damaged_models(network: str, seed: int, cli: Cli, samples: dict[str, Path], tmp_path: Path) -> None:
-    whole = {"digits": lambda path: shutil.copy(DIGITS, path), "transformer": transformer, "lstm": lstm}[network]
-    source = Path(whole(tmp_path / "whole.onnx")).read_bytes()
+    write = {"transformer": transformer, "lstm": lstm, "quantized": quantized}
+    source = (write[network](tmp_path / "whole.onnx") if network in write else DIGITS).read_bytes()
     random, faults = Random(seed), []
     for number in range(300):
         model = tmp_path / f"{number}.onnx"

@@ -189,7 +189,6 @@ def _cuda_session(ort: Any, path: Path, place: Place, cuda: CudaOptions) -> tupl
     }
     if cuda.memory_limit:
         options["gpu_mem_limit"] = str(cuda.memory_limit)
-    ort.set_default_logger_severity(4)  # fatal errors only: failures are raised as exceptions anyway
     # Loads the CUDA and cuDNN libraries of NVIDIA's pip packages, and prints those that it does not find.
     with contextlib.redirect_stdout(io.StringIO()):
         ort.preload_dlls()
@@ -254,6 +253,7 @@ def _session(ort: Any, path: Path, *providers: str | tuple[str, dict[str, str]],
         ModelError: onnxruntime cannot load the model.
         OutOfMemoryError: the memory is exhausted.
     """
+    ort.set_default_logger_severity(4)  # fatal errors only: failures are raised as exceptions anyway
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads  # 0: one per core

@@ -58,6 +58,8 @@ def repair(model: ir.Model, path: Path) -> str:
         codes = constant(node.inputs[0]) if node.op_type == "DequantizeLinear" else None
         if scale is None or zero is None:
             problems.append(f"the scale or zero point of {node.name} is computed at run time")
+        elif not _fits(node, scale, zero):
+            problems.append(f"{node.op_type} {node.name} has {scale.size} scales and {zero.size} zero points")
         elif codes is not None and codes.dtype == np.int32:
             _replace_bias(graph, node, (codes.astype(np.float32) - zero) * _along(scale, codes, node), taken)
             done["INT32 bias made a constant", "INT32 biases made constants"] += 1
@@ -98,12 +100,27 @@ def _parameters(node: ir.Node) -> tuple[Array | None, Array | None]:
     return scale, np.zeros(() if scale is None else scale.shape, np.int8 if signed else np.uint8)
 
 
+def _fits(node: ir.Node, scale: Array, zero: Array) -> bool:
+    """Return whether there is one scale and zero point, or one for each channel."""
+    if scale.size != zero.size:
+        return False
+    value = node.inputs[0]
+    if scale.size == 1 or value is None or value.shape is None:
+        return scale.size == 1
+    axis = _axis(node, len(value.shape))
+    return -len(value.shape) <= axis < len(value.shape) and value.shape[axis] in (scale.size, None)
+
+
+def _axis(node: ir.Node, rank: int) -> int:
+    """Return the axis of the channels."""
+    return 0 if rank == 1 else node.attributes["axis"].as_int() if "axis" in node.attributes else 1
+
+
 def _along(scale: Array, codes: Array, node: ir.Node) -> Array:
     """Return the scale, or zero point, in a shape that broadcasts to the codes."""
     if scale.ndim == 0 or scale.size == 1:
         return scale.reshape(())
-    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
-    axis = 0 if codes.ndim == 1 else axis
+    axis = _axis(node, codes.ndim)
     return scale.reshape([-1 if i == axis % codes.ndim else 1 for i in range(codes.ndim)])
 
 

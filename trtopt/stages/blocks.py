@@ -21,7 +21,7 @@ from trtopt.stages.context import Context
 from trtopt.stages.trial import scratch
 from trtopt.types import OnnxModel
 
-_SAMPLES = 8
+_SAMPLES = 6
 
 
 def spoiled(context: Context, model: OnnxModel, dataset: Dataset, half: Half) -> dict[str, str]:
@@ -71,7 +71,7 @@ def _sqnrs(
     with scratch(context, "blocks.onnx") as path:
         save(measuring(load_ir(model.path), half, blocks), path)
         run = open_runner(path, device=context.device).run
-        for index in range(min(_SAMPLES, len(samples))):
+        for index in np.unique(np.linspace(0, len(samples) - 1, min(_SAMPLES, len(samples))).astype(int)).tolist():
             outputs = run(samples.load(index))
             energies += np.stack([outputs["trtopt/error"], outputs["trtopt/signal"]]).astype(np.float64)
     error, signal = energies

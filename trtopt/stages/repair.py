@@ -29,10 +29,12 @@ def repair(context: Context, source: OnnxModel) -> OnnxModel:
     """
 
     def make(folder: Path) -> OnnxModel:
-        from trtopt.graph.file import describe, load_ir
+        from trtopt.graph.file import describe, load_ir, load_proto
         from trtopt.graph.prepare import infer_shapes, save
         from trtopt.graph.quantized import repair
+        from trtopt.graph.validity import check
 
+        check(source.path, load_proto(source.path))
         model = load_ir(source.path)
         infer_shapes(model)
         note = repair(model, source.path)
