@@ -28,7 +28,7 @@ from trtopt.graph.query import (
     producer,
     unique,
 )
-from trtopt.precision.passes.half import INFINITY_STAND_IN, Half, supports, to_half
+from trtopt.precision.passes.half import Half, supports, to_half
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -44,6 +44,7 @@ DEPTHS = (0, 1, 2, 3, 4, 6, 8)
 """Numbers of steps back from a node that are tried."""
 
 _MAX_NODES = 32
+_MASK = 1e9  # numbers of at least this magnitude mean infinity; their squares do not overflow FP32
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum"})
 _NOT_COPIED = frozenset(
     "Range NonZero Unique Upsample NonMaxSuppression Compress Loop If Scan EyeLike RandomNormal RandomNormalLike "
@@ -194,7 +195,7 @@ def _rounded(copy: _Copy, value: ir.Value) -> ir.Value:
 
 def _energies(copy: _Copy, exact: ir.Value, approximate: ir.Value) -> tuple[ir.Value, ir.Value]:
     """Append the energies of the error and of the exact result, float32 [1] each."""
-    limit = min(copy.half.max / 2, INFINITY_STAND_IN)
+    limit = min(copy.half.max / 2, _MASK)
     low, high = (_scalar(copy, sign * limit) for sign in (-1, 1))
     signal, result = (_append(copy, "Clip", [value, low, high]) for value in (exact, approximate))
     error = _append(copy, "Sub", [result, signal])
