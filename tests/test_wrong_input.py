@@ -164,11 +164,11 @@ def test_unsupported_operator_is_named_before_calibration(cli: Cli, out: Path, t
     refused(done, "Det", "the_culprit")
 
 
-def test_model_that_is_quantized_already(cli: Cli, out: Path, tmp_path: Path, conv_net: Path) -> None:
+def test_calibration_of_a_model_that_is_quantized_already(cli: Cli, out: Path, tmp_path: Path, conv_net: Path) -> None:
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(4, 16, 8, 8)).astype(np.float32))
     data = ("--calib", tmp_path / "x.npy", "--gate", "sqnr=1", "--backend", "onnxruntime")
     assert cli("convert", conv_net, "-p", "int8", *data, "-o", tmp_path / "a").code == 0
-    done = cli("convert", tmp_path / "a/typed.onnx", "-p", "int8", *data, "-o", out)
+    done = cli("calibrate", tmp_path / "a/typed.onnx", "--calib", tmp_path / "x.npy", "-o", out)
     refused(done, "quantized already")
 
 

@@ -76,12 +76,16 @@ class ExportPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertPlan:
-    """One conversion, from an ONNX file or another source of `trtopt.export.source` to a judged engine."""
+    """One conversion, from an ONNX file or another source of `trtopt.export.source` to a judged engine.
+
+    `baseline` is the FP32 model of a source that is quantized already.
+    """
 
     source: Path
     precision: str
     run_dir: Path | DefaultDir
     rest: str = "fp16"
+    baseline: Path | None = None
     calib: DataPlan | None = None
     method: str = "auto"
     table: Path | None = None

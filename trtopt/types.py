@@ -102,6 +102,7 @@ class Observation:
         correction: the quantization errors that bias correction compensates: `weights`, or `weights and inputs`. Empty
             if biases are not corrected.
         gain: increase of the output SQNR by bias correction, in dB.
+        spoiled: the nodes that the 16-bit type would spoil, each with the reason.
     """
 
     ranges: Mapping[str, float]
@@ -112,6 +113,7 @@ class Observation:
     digest: str
     correction: str = ""
     gain: float = 0.0
+    spoiled: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -193,3 +193,16 @@ def test_an_unknown_device_is_rejected(tmp_path: Path, device: str) -> None:
     opened(tmp_path)
     with pytest.raises(UsageError, match="unknown device"):
         open_runner(tmp_path / "m.onnx", device=device)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[ONNXRuntimeError] : 1 : FAIL : Load model from a/b.onnx failed:Fatal error: X is not registered",
+        "[ONNXRuntimeError] : 10 : INVALID_GRAPH : Load model from a failed:This is an invalid model. Error: X is not "
+        "registered",
+        "X is not registered",
+    ],
+)
+def test_the_main_line_of_an_exception_has_no_prefixes(message: str) -> None:
+    assert first_line(RuntimeError(message)) == "X is not registered"

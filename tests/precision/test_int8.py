@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from trtopt.engine.onnxruntime import open_runner
-from trtopt.errors import ModelError, TableError, UsageError
+from trtopt.errors import TableError, UsageError
 from trtopt.precision import Request, precision, precisions
 from trtopt.precision.passes.eight_bits import rounding_errors
 from trtopt.precision.passes.placement import place
@@ -203,11 +203,13 @@ def test_a_missing_table_is_an_error(parse: Parse) -> None:
         precision("int8").apply(model, Request())
 
 
-def test_a_quantized_model_is_rejected(parse: Parse) -> None:
+def test_a_quantized_model_keeps_its_quantization(parse: Parse) -> None:
     model = parse("(float[n, 16] x) => (float[n, 32] y) { y = MatMul(x, w) }", {"w": (16, 32)})
-    apply(model, table("x"))
-    with pytest.raises(ModelError, match="quantized already"):
-        apply(model, table("x"))
+    apply(model, table("x"), "fp32")
+    nodes = [node.op_type for node in model.graph]
+    (decision,) = precision("int8").apply(model, Request(rest="fp32"))
+    assert [node.op_type for node in model.graph] == nodes
+    assert (decision.precision, decision.reason) == ("int8", "quantized in the given model")
 
 
 def test_an_unknown_fallback_precision_is_rejected(parse: Parse) -> None:

@@ -20,7 +20,7 @@ Write = Callable[[ir.Model], Path]
 
 def kept(model: ir.Model, half: object = FP16, **ranges: float) -> dict[str, str]:
     assert half in (FP16, BF16)
-    return {node.name or "": reason for node, reason in keep(model, half, Request(ranges=ranges)).items()}  # type: ignore[arg-type]
+    return {node.name or "": reason for node, reason in keep(model, half, Request(ranges=ranges, spoiled={})).items()}  # type: ignore[arg-type]
 
 
 def scalar(parse: Parse, op: str, value: str, opset: int = 22) -> ir.Model:

@@ -63,6 +63,10 @@ def convert(
     method: Annotated[
         str, typer.Option(help=f"How scales are chosen. auto picks the best of {', '.join(method_names())}.")
     ] = "auto",
+    baseline: Annotated[
+        Path | None,
+        typer.Option(help="FP32 ONNX file to compare with, for a model that is quantized already.", show_default=False),
+    ] = None,
     calib_table: Annotated[
         Path | None, typer.Option(help="Use this calibration table (JSON or TensorRT's cache) instead of calibrating.")
     ] = None,
@@ -135,6 +139,7 @@ def convert(
         precision=precision,
         run_dir=out or rundir.of_source(identify(str(model)), precision),
         rest=rest,
+        baseline=baseline,
         calib=plain if data else judged_on,
         method=method,
         table=calib_table,

@@ -39,6 +39,7 @@ def calibrate(plan: ConvertPlan, emit: Emit = silent) -> CalibrationTable:
         context = stages.Context(store=store, emit=emit, device=plan.device)
         wanted = exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.calib)
         source = exporting.ready(given, plan.export) or exporting.bring(context, given, wanted)[0]
+        source = stages.widen(context, source)
         ranges, _ = profile(
             source.inputs,
             plan.shapes,
@@ -67,9 +68,7 @@ def calibrated(
 
     kind = precision(plan.precision)
     table = tables.read(context, plan, calib) if kind.NEEDS_TABLE else None
-    opset = max(kind.OPSET, precision(plan.rest).OPSET) if kind.NEEDS_TABLE else kind.OPSET
-    model = stages.prepare(context, source, ranges, opset)
-    stages.check_operators(context, model, plan.build)
+    model = prepared(context, plan, source, ranges)
     if not kind.NEEDS_TABLE:
         return model, None
     if calib is not None and (plan.equalization if table is None else tables.of_equalized(table)):
@@ -81,3 +80,16 @@ def calibrated(
             context.emit(Warned(remark))
         table = stages.calibrate(context, model, calib, plan.method, plan.precision)
     return model, table
+
+
+def prepared(
+    context: stages.Context, plan: ConvertPlan, source: OnnxModel, ranges: tuple[ShapeRange, ...]
+) -> OnnxModel:
+    """Prepare the graph, and check that TensorRT supports its operators."""
+    from trtopt.precision import precision
+
+    kind = precision(plan.precision)
+    opset = max(kind.OPSET, precision(plan.rest).OPSET) if kind.NEEDS_TABLE else kind.OPSET
+    model = stages.prepare(context, source, ranges, opset)
+    stages.check_operators(context, model, plan.build)
+    return model

@@ -192,6 +192,8 @@ def data_flags(plan: ConvertPlan, *, needs_table: bool) -> None:
     """Reject a conversion without the samples that it needs."""
     exists(plan.calib)
     exists(plan.data)
+    if plan.baseline is not None and not plan.baseline.is_file():
+        raise UsageError(f"--baseline {plan.baseline}: no such file")
     if needs_table and plan.calib is None and plan.table is None:
         raise UsageError(
             f"--precision {plan.precision} needs calibration data",

@@ -48,6 +48,7 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
     with open_store(plan.run_dir, emit) as store:
         reporting.forget(store)
         context = stages.Context(store=store, emit=reporting.recording(emit, warnings), device=plan.device)
+        baseline = stages.widen(context, baseline)
         # A candidate may have fixed a dimension that is dynamic in the baseline: samples must fit both.
         shapes = {spec.name: spec.shape for candidate in candidates.values() for spec in candidate.onnx.inputs}
         dataset = stages.open_data(plan.data, replace(baseline, inputs=fixed(baseline.inputs, shapes)))

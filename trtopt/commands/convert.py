@@ -1,4 +1,4 @@
-"""Pipeline of stages, in order: export, parity, prepare, calibrate, observe, precision, build, compare,
+"""Pipeline of stages, in order: export, parity, widen, repair, prepare, calibrate, observe, precision, build, compare,
 gate, layers (when the gate failed), report.
 
 This module only orders the stages. `trtopt.stages` implements them, with the packages of the same names.
@@ -12,16 +12,18 @@ from dataclasses import replace
 
 from trtopt import stages
 from trtopt.commands import checks
-from trtopt.commands.calibrate import calibrated
+from trtopt.commands.calibrate import calibrated, prepared
 from trtopt.data.dataset import Dataset
-from trtopt.errors import EnvironmentUnableError, MissingDependencyError, TrtoptError
+from trtopt.errors import BuildError, DataError, EnvironmentUnableError, MissingDependencyError, TrtoptError
 from trtopt.events import Emit, StageUnavailable, Warned, silent
 from trtopt.plan import ConvertPlan
 from trtopt.shapes import named, profile
 from trtopt.stages import export as exporting
 from trtopt.stages import layers as layering
 from trtopt.stages import report as reporting
+from trtopt.stages.batch import fixed_batch
 from trtopt.stages.fault import Suspect
+from trtopt.stages.repair import is_quantized
 from trtopt.store import open_store
 from trtopt.types import (
     CalibrationTable,
@@ -55,8 +57,9 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
     checks.names(plan)
     kind = precision(plan.precision)
     given = identify(str(plan.source))
-    checks.data_flags(plan, needs_table=kind.NEEDS_TABLE)
     ready = exporting.ready(given, plan.export)
+    quantized = ready is not None and is_quantized(ready)
+    checks.data_flags(plan, needs_table=kind.NEEDS_TABLE and not quantized)
     if ready is not None:
         profile(
             ready.inputs, plan.shapes, lambda: stages.sizes((plan.data, plan.calib), ready), lambda: unread(ready.path)
@@ -67,6 +70,8 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         context = stages.Context(store=store, emit=reporting.recording(emit, warnings), device=plan.device)
         wanted = exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.data or plan.calib)
         source, parity = (ready, None) if ready else exporting.bring(context, given, wanted)
+        source = stages.widen(context, source)
+        baseline = _baseline(context, plan, source, quantized=quantized)
         checks.outputs(plan.gates, plan.measure, source)
         ranges, assumed = profile(source.inputs, plan.shapes, unread=lambda: unread(source.path))
         if assumed and plan.build.backend == "tensorrt":
@@ -80,26 +85,34 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
             checks.within(judged_on, source.inputs, [entry for entry in ranges if entry.name in named(plan.shapes)])
         if judged_on is not None and plan.compare:
             stages.check_randomness(context, source, judged_on)
-        model, table = calibrated(context, plan, source, ranges, calib)
-        # The samples of --data are for evaluation, so they must not correct biases.
-        corrects = plan.bias_correction and calib is not None
-        if plan.bias_correction and table is not None and not corrects:
-            context.emit(Warned("biases are not corrected: bias correction needs --calib in addition to the table"))
-        if not kind.NEEDS_TABLE and (plan.table is not None or plan.method != AUTO):
-            context.emit(Warned(f"--calib-table and --method are ignored: {plan.precision} has no scales"))
-        target = stages.Target(precision=plan.precision, rest=plan.rest, bias_correction=corrects, keep=plan.keep)
-        seen = _magnitudes(context, target, model, calib or data, table)
-        typed = stages.set_precision(context, model, target, table, seen)
-        store.discard("build", typed=typed.onnx.digest)  # an engine of another graph is stale
-        engine, unable = _build(context, plan, typed, ranges)
-        comparison = _compare(context, plan, source, (typed, engine), judged_on, table)
+        try:
+            if quantized:
+                model, table = prepared(context, plan, stages.repair(context, source), ranges), None
+            else:
+                model, table = calibrated(context, plan, source, ranges, calib)
+            # The samples of --data are for evaluation, so they must not correct biases.
+            corrects = plan.bias_correction and calib is not None
+            if plan.bias_correction and table is not None and not corrects:
+                context.emit(Warned("biases are not corrected: bias correction needs --calib in addition to the table"))
+            if (quantized or not kind.NEEDS_TABLE) and (plan.table is not None or plan.method != AUTO):
+                why = "the model is quantized already" if quantized else f"{plan.precision} has no scales"
+                context.emit(Warned(f"--calib-table and --method are ignored: {why}"))
+            target = stages.Target(precision=plan.precision, rest=plan.rest, bias_correction=corrects, keep=plan.keep)
+            seen = _magnitudes(context, target, model, calib or data, table)
+            typed = stages.set_precision(context, model, target, table, seen)
+            store.discard("build", typed=typed.onnx.digest)  # an engine of another graph is stale
+            engine, unable = _build(context, plan, typed, ranges)
+        except (BuildError, DataError) as error:
+            fixed = fixed_batch(source, ranges, judged_on) if judged_on is not None else None
+            raise fixed or error from error
+        comparison = _compare(context, plan, baseline, (typed, engine), judged_on, table)
         layers = None
         if judged_on is not None and comparison is not None and comparison.verdict == "fail":
-            layers = layering.explained(context, source, typed.onnx, typed, judged_on)
+            layers = layering.explained(context, baseline, typed.onnx, typed, judged_on)
         fault = None
         if judged_on is not None and comparison is not None and engine is not None and wrong(comparison):
             suspect = Suspect(
-                baseline=source,
+                baseline=baseline,
                 model=model,
                 target=target,
                 table=table,
@@ -115,6 +128,20 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         )
         reporting.write(store, report)
     return report, unable
+
+
+def _baseline(context: stages.Context, plan: ConvertPlan, source: OnnxModel, *, quantized: bool) -> OnnxModel:
+    """Return the model that the result is compared with: that of --baseline, or else the source."""
+    from trtopt.graph.file import describe
+
+    if plan.baseline is not None:
+        baseline = stages.widen(context, describe(plan.baseline))
+        checks.pair(baseline, source)
+        return baseline
+    if quantized and plan.compare:
+        unknown = "what quantization costs is unknown: add --baseline with the FP32 model"
+        context.emit(Warned(f"the result is compared with the given quantized model, so {unknown}"))
+    return source
 
 
 def _magnitudes(

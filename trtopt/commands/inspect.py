@@ -1,10 +1,11 @@
 """`trtopt inspect`: what a model or a run directory holds, and what a conversion would decide.
 
-Touches: reads the model; TensorRT's parser, if asked for.
+Touches: reads the model, and prepares it in a temporary folder; TensorRT's parser, if asked for.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -20,12 +21,14 @@ def look(path: Path, *, tensorrt: bool = False) -> Inspection:
     Raises:
         EnvironmentUnableError: `tensorrt` is set, but TensorRT is not available.
         UsageError: `path` does not exist.
-        ModelError: the model cannot be read, or no manifest records it.
+        ModelError: the model cannot be read or prepared, or no manifest records it.
     """
     from trtopt.candidate import resolve
     from trtopt.graph.file import load_ir
 
     candidate = resolve(path)
+    # First, because it refuses an invalid model.
+    decisions = candidate.typed.decisions if candidate.typed else _would_decide(candidate.onnx.path)
     model = load_ir(candidate.onnx.path)
     asked, refused = _ask(candidate.onnx.path) if tensorrt else ("", ())
     parameters = 0
@@ -34,15 +37,14 @@ def look(path: Path, *, tensorrt: bool = False) -> Inspection:
         if value.const_value is not None and value.dtype is not None:
             parameters += value.const_value.size
             weights[value.dtype.name.lower()] += value.const_value.nbytes
-    typed = candidate.typed
     return Inspection(
         path=path,
         onnx=candidate.onnx,
         operators=dict(Counter(node.op_type for node in model.graph).most_common()),
         parameters=parameters,
         weights=dict(weights.most_common()),
-        decided="typed" if typed else "int8 would",
-        decisions=typed.decisions if typed else _would_decide(candidate.onnx.path),
+        decided="typed" if candidate.typed else "int8 would",
+        decisions=decisions,
         engine=candidate.engine,
         asked=asked,
         refused=refused,
@@ -60,16 +62,26 @@ def _ask(path: Path) -> tuple[str, tuple[Refusal, ...]]:
 
 
 def _would_decide(path: Path) -> tuple[Decision, ...]:
-    """Return the decisions that a conversion to INT8 would make."""
+    """Return the decisions that a conversion to INT8 would make: those for the prepared graph, which is converted.
+
+    Raises:
+        ModelError: the model cannot be prepared.
+    """
     from trtopt.errors import ModelError
     from trtopt.graph.file import load_ir
-    from trtopt.graph.prepare import infer_shapes
+    from trtopt.graph.prepare import prepare
+    from trtopt.graph.widen import in_fp32, is_in_fp32
+    from trtopt.precision import precision
     from trtopt.precision.passes.placement import place
 
-    model = load_ir(path)
-    infer_shapes(model)
-    try:
-        placement = place(model)
-    except ModelError:  # the model is already quantized
-        return ()
-    return placement.decisions()
+    with tempfile.TemporaryDirectory(prefix="trtopt-") as folder:
+        source = path
+        if not is_in_fp32(path):
+            source = Path(folder) / "widened.onnx"
+            in_fp32(path, source)
+        prepared = prepare(source, Path(folder), min_opset=precision("int8").OPSET, profile=())
+        model = load_ir(prepared.path)
+        try:
+            return place(model).decisions()
+        except ModelError:  # the model is already quantized
+            return ()

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,6 @@ from trtopt.engine.runner.binding import BoundRun, DeviceTensor, Place, exhauste
 from trtopt.errors import DataError, EnvironmentUnableError, ModelError, OutOfMemoryError, UsageError
 from trtopt.graph.simulate import simulate
 from trtopt.requires import require
-
-if TYPE_CHECKING:
-    import onnx
 
 Array = npt.NDArray[np.generic]
 DEVICES = ("auto", "cpu", "cuda", "cuda:N")
@@ -157,7 +154,7 @@ def open_runner(path: Path, *, device: str = "cpu", cuda: CudaOptions = _EXACT, 
                 why=why,
                 fix="Install 'trtopt[gpu]' on a machine with an NVIDIA driver, or use --device cpu",
             )
-    typed = _simulated(path)
+    typed, simulated = _rewritten(path)
     # All callers share the session's thread pool and take part in its work. The pool counts the calling thread as one
     # of its threads, so the callers beyond the first are subtracted from the cores. 0 means one thread per core.
     threads = max(1, len(os.sched_getaffinity(0)) - callers + 1) if callers > 1 else 0
@@ -170,7 +167,8 @@ def open_runner(path: Path, *, device: str = "cpu", cuda: CudaOptions = _EXACT, 
         file = Path(folder) / "simulated.onnx"
         save(typed, file)
         session = _session(ort, file, "CPUExecutionProvider", threads=threads)
-    return OrtRunner(session, f"{version}, CPU, 16-bit rounding simulated", callers=callers)
+    where = f"{version}, CPU, 16-bit rounding simulated" if simulated else f"{version}, CPU"
+    return OrtRunner(session, where, callers=callers)
 
 
 def _cuda_session(ort: Any, path: Path, place: Place, cuda: CudaOptions) -> tuple[Any, str]:
@@ -194,7 +192,6 @@ def _cuda_session(ort: Any, path: Path, place: Place, cuda: CudaOptions) -> tupl
     }
     if cuda.memory_limit:
         options["gpu_mem_limit"] = str(cuda.memory_limit)
-    ort.set_default_logger_severity(4)  # fatal errors only: failures are raised as exceptions anyway
     # Loads the CUDA and cuDNN libraries of NVIDIA's pip packages, and prints those that it does not find.
     with contextlib.redirect_stdout(io.StringIO()):
         ort.preload_dlls()
@@ -218,38 +215,38 @@ def _described(place: Place, cuda: CudaOptions) -> str:
     return ", ".join([device, *extras])
 
 
-def _simulated(path: Path) -> Any:
-    """Return the model rewritten by `simulate` (an `onnx_ir.Model`), or None if it has no 16-bit computation."""
-    from trtopt.graph.file import load_ir
+def _rewritten(path: Path) -> tuple[Any, bool]:
+    """Return a copy of the model (an `onnx_ir.Model`) that onnxruntime runs as intended, or None if it runs as it is.
+
+    16-bit computation is rewritten by `simulate`, which the second value tells. Input sizes that are written as 0, as
+    some exporters write a dynamic size, become dynamic: onnxruntime would accept only empty samples.
+    """
+    import onnx_ir as ir
+
+    from trtopt.graph.file import load_ir, load_proto
     from trtopt.graph.prepare import infer_shapes
 
-    if not _is_16_bit(path):
-        return None
+    inputs = [value.type.tensor_type.shape.dim for value in load_proto(path).graph.input]
+    zero_sizes = any(dim.HasField("dim_value") and dim.dim_value == 0 for dims in inputs for dim in dims)
+    if not zero_sizes and not _is_16_bit(path):
+        return None, False
     model = load_ir(path)
+    for value in model.graph.inputs if zero_sizes else ():
+        if value.shape is not None:
+            value.shape = ir.Shape([None if dim == 0 else dim for dim in value.shape])
     infer_shapes(model)
-    return model if simulate(model) else None
+    simulated = simulate(model)
+    return (model if simulated or zero_sizes else None), simulated
 
 
 def _is_16_bit(path: Path) -> bool:
     """Return whether an ONNX file contains FP16 or BF16 values."""
-    from trtopt.graph.file import load_proto
-
-    return _has_16_bit_values(load_proto(path).graph)
-
-
-def _has_16_bit_values(graph: onnx.GraphProto) -> bool:
-    """Return whether an input, constant or cast of a graph or one of its subgraphs has a 16-bit float type."""
     import onnx
 
-    types = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-    attributes = [attribute for node in graph.node for attribute in node.attribute]
-    return (
-        any(value.type.tensor_type.elem_type in types for value in graph.input)
-        or any(tensor.data_type in types for tensor in graph.initializer)
-        or any(attribute.t.data_type in types for attribute in attributes if attribute.HasField("t"))
-        or any(attribute.i in types for attribute in attributes if attribute.name in ("to", "dtype", "output_dtype"))
-        or any(_has_16_bit_values(attribute.g) for attribute in attributes if attribute.HasField("g"))
-    )
+    from trtopt.graph.file import load_proto
+    from trtopt.graph.query import has_types
+
+    return has_types(load_proto(path).graph, (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16))
 
 
 def _session(ort: Any, path: Path, *providers: str | tuple[str, dict[str, str]], threads: int = 0) -> Any:
@@ -259,6 +256,7 @@ def _session(ort: Any, path: Path, *providers: str | tuple[str, dict[str, str]],
         ModelError: onnxruntime cannot load the model.
         OutOfMemoryError: the memory is exhausted.
     """
+    ort.set_default_logger_severity(4)  # fatal errors only: failures are raised as exceptions anyway
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads  # 0: one per core

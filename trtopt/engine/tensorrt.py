@@ -102,7 +102,7 @@ def build(
     counts = audit_network(trt, network, typed)
     config = configure(trt, builder, options)
     if not trt.can.strong_typing:
-        weak.constrain(trt, network, config, typed, layers_by_node(network, typed))
+        weak.constrain(trt, config, typed, layers_by_node(network, typed))
     _warn_of_changed_types(network, typed.onnx, emit)
     # One profile, number 0: the runner reads its shapes from there. TensorRT 8 wants one, though empty, also for a
     # network whose only unknown sizes depend on values.

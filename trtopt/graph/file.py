@@ -5,14 +5,18 @@ Touches: reads the model and the external data that it names; `copy` writes both
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtopt.errors import ModelError
 from trtopt.graph.containers import container
+from trtopt.graph.validity import check_inline, check_names, root_line
 from trtopt.types import Dim, OnnxModel, TensorSpec
 
 if TYPE_CHECKING:
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 _CHUNK = 1 << 22
+_MAX_ELEMENTS = 2**31 - 1  # of a tensor in TensorRT
 _MAPPED_BYTES = 1_000_000_000  # external data above this stays on disk, memory-mapped
 
 _CONTAINERS = {
@@ -45,8 +50,8 @@ def load_proto(path: Path) -> onnx.ModelProto:
     """Return the parsed model without its external data, which is checked but not loaded.
 
     Raises:
-        ModelError: the file is missing, is not an ONNX model, or is truncated; or its external data is missing,
-            truncated, or outside the model's folder.
+        ModelError: the file is missing, is not an ONNX model, or is truncated; a tensor has too much or too little
+            data; or external data is missing, truncated, or outside the model's folder.
     """
     import onnx
 
@@ -63,9 +68,13 @@ def load_proto(path: Path) -> onnx.ModelProto:
             why="it contains no graph with outputs",
             fix="Export it again",
         )
+    check_names(path, proto.graph)
     sizes = {name: _external_size(path, name) for name in external_files(proto)}
-    for tensor in _external_tensors(proto):
-        _check_extent(path, tensor, sizes)
+    for tensor in _tensors(proto):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            _check_extent(path, tensor, sizes)
+        else:
+            check_inline(path, tensor)
     return proto
 
 
@@ -91,9 +100,16 @@ def external_files(proto: onnx.ModelProto) -> list[str]:
 
 
 def _external_tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
-    from onnx.external_data_helper import _get_all_tensors, uses_external_data
+    import onnx
 
-    return [tensor for tensor in _get_all_tensors(proto) if uses_external_data(tensor)]
+    return [tensor for tensor in _tensors(proto) if tensor.data_location == onnx.TensorProto.EXTERNAL]
+
+
+def _tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """Return all tensors of the model: initializers and attributes, those of subgraphs and functions too."""
+    from onnx.external_data_helper import _get_all_tensors
+
+    return list(_get_all_tensors(proto))
 
 
 def _entries(tensor: onnx.TensorProto) -> dict[str, str]:
@@ -168,12 +184,16 @@ def load_ir(path: Path) -> ir.Model:
     """Return the model as an onnx-ir graph. External data of more than 1 GB stays on disk, memory-mapped.
 
     Raises:
-        ModelError: as `load_proto`.
+        ModelError: as `load_proto`; or the graph is malformed.
     """
     import onnx_ir as ir
 
     proto = load_proto(path)
-    model = ir.load(path)
+    try:
+        with quiet():
+            model = ir.load(path)
+    except Exception as error:  # for example a name that is not UTF-8, or an attribute without a type
+        raise ModelError(f"{path} is damaged", why=root_line(error), fix="Export it again") from error
     # onnx-ir maps the whole file once for each tensor. Smaller data is loaded instead, to save address space.
     if sum((path.parent / name).stat().st_size for name in external_files(proto)) <= _MAPPED_BYTES:
         ir.external_data.load_to_model(model)
@@ -213,6 +233,11 @@ def _input(path: Path, value: onnx.ValueInfoProto) -> TensorSpec:
             why="TensorRT needs to know its number of dimensions",
             fix="Export the model with shapes; dimensions may be dynamic",
         )
+    if math.prod(dim for dim in spec.shape if isinstance(dim, int)) > _MAX_ELEMENTS:
+        raise ModelError(
+            f"input {value.name} of {path} is too large",
+            why=f"its shape is [{', '.join(map(str, spec.shape))}], and TensorRT's limit is {_MAX_ELEMENTS} elements",
+        )
     return spec
 
 
@@ -239,7 +264,25 @@ def _spec(path: Path, value: onnx.ValueInfoProto) -> TensorSpec:
         # Some exporters write 0 or -1 for a dynamic size.
         fixed = dim.HasField("dim_value") and dim.dim_value > 0
         dims.append(dim.dim_value if fixed else dim.dim_param or "?")
+    if tensor.elem_type not in onnx.TensorProto.DataType.values():
+        raise ModelError(
+            f"{path} is damaged", why=f"the data type of {value.name} is {tensor.elem_type}", fix="Export it again"
+        )
     # ONNX calls the types FLOAT and DOUBLE; the others have NumPy's names.
     dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
     dtype = {"float": "float32", "double": "float64"}.get(dtype, dtype)
     return TensorSpec(name=value.name, dtype=dtype, shape=tuple(dims))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Suppress the libraries' warnings, which are about their own fallbacks and not about the model."""
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "ONNXSlim", "onnxslim")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

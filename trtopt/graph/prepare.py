@@ -11,15 +11,14 @@ Touches: reads the source model; writes `fp32.onnx` (and `fp32.onnx.data`) into 
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtopt.errors import ModelError
-from trtopt.graph.file import describe, external_files, load_proto, opset
+from trtopt.graph.file import describe, external_files, load_proto, opset, quiet
 from trtopt.graph.fold import fold
+from trtopt.graph.validity import check, contradiction, root_line
 from trtopt.types import OnnxModel, ShapeRange
 
 if TYPE_CHECKING:
@@ -62,29 +61,28 @@ def prepare(source: Path, folder: Path, *, min_opset: int, profile: Sequence[Sha
     Raises:
         ModelError: the model is invalid, or its opset cannot be converted.
     """
-
     proto = load_proto(source)
-    _check(source)
+    check(source, proto)
     notes = []
     weight_bytes = _weight_bytes(source, proto)
     nodes_before = len(proto.graph.node)
-    with _quiet():
+    with quiet():
         if weight_bytes > LARGE_BYTES:
             model = _optimize_large(source, profile)
             notes.append(f"{weight_bytes / 1e9:.1f} GB of weights: optimized in place, without onnxslim")
         else:
-            try:
-                model = _optimize(source, profile)
-            except Exception as error:  # noqa: BLE001 - the model is valid, so the failure is onnxslim's
-                model = _optimize_large(source, profile)
-                notes.append(f"optimized without onnxslim, which failed: {_first_line(error)}")
+            model, note = _optimize_or_fall_back(source, profile)
+            notes += note
         source_opset = opset(proto)
         if source_opset < min_opset:
             _raise_opset(model, source_opset, min_opset)
             notes.append(f"opset {source_opset} raised to {min_opset}")
         elif source_opset > _MAX_OPSET:
             notes.append(f"opset {source_opset} is newer than TensorRT 10.12 supports ({_MAX_OPSET})")
-        _finish(model)
+        try:
+            _finish(model)
+        except Exception as error:
+            raise ModelError(f"{source} cannot be simplified", why=root_line(error), fix="Export it again") from error
     notes.insert(0, f"{nodes_before} nodes become {model.graph.num_nodes()}")
     dropped = sorted(_input_names(proto) - {value.name or "" for value in model.graph.inputs})
     if dropped:
@@ -93,6 +91,9 @@ def prepare(source: Path, folder: Path, *, min_opset: int, profile: Sequence[Sha
         raise ModelError(f"{source} computes nothing", why="all of its outputs are constants or inputs")
     path = folder / "fp32.onnx"
     save(model, path, inline=BETWEEN_STAGES)
+    # Some contradictions only show when all shapes are known, and the passes of later stages rely on shapes.
+    if why := contradiction(path):
+        raise ModelError(f"{source} is not a valid ONNX model", why=why, fix="Export it again")
     return describe(path, tuple(notes))
 
 
@@ -114,11 +115,15 @@ def save(model: ir.Model, path: Path, *, inline: int = _INLINE_BYTES) -> None:
 
 
 def infer_shapes(model: ir.Model) -> None:
-    """Infer the dtypes and shapes of all intermediate tensors, where onnx can, and add them to the model in place."""
+    """Infer the dtypes and shapes of all intermediate tensors, where onnx can, and add them to the model in place.
+
+    A graph with contradictory shapes is left as it is.
+    """
     import onnx_ir as ir
     from onnx_ir.passes.common import ShapeInferencePass
 
-    ShapeInferencePass(data_prop=True)(model)
+    with quiet():
+        ShapeInferencePass(data_prop=True)(model)
     # The pass takes a sequence of tensors for a tensor.
     for node in model.graph.all_nodes():
         if node.op_type in _SEQUENCES and isinstance(node.outputs[0].type, ir.TensorType):
@@ -133,35 +138,29 @@ def check_types(path: Path) -> None:
     Raises:
         ModelError: the checker rejects the graph.
     """
-    import onnx
-
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except Exception as error:
-        raise ModelError(
-            f"{path.name} does not pass ONNX's checker", why=_first_line(error), fix="Please report it with the model"
-        ) from error
-
-
-def _check(source: Path) -> None:
-    """Raise ModelError if the source is not a valid ONNX model."""
-    import onnx
-
-    try:
-        onnx.checker.check_model(str(source))
-    except Exception as error:
-        raise ModelError(
-            f"{source} is not a valid ONNX model", why=_first_line(error), fix="Export it again"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip(" .\t") for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if why := contradiction(path):
+        raise ModelError(f"{path.name} does not pass ONNX's checker", why=why, fix="Please report it with the model")
 
 
 def _weight_bytes(source: Path, proto: onnx.ModelProto) -> int:
     files = [source, *(source.parent / name for name in external_files(proto))]
     return sum(file.stat().st_size for file in files)
+
+
+def _optimize_or_fall_back(source: Path, profile: Sequence[ShapeRange]) -> tuple[ir.Model, list[str]]:
+    """Optimize with onnxslim, or with onnxscript if that fails, which the note says.
+
+    Raises:
+        ModelError: both fail.
+    """
+    try:
+        return _optimize(source, profile), []
+    except Exception as failure:  # noqa: BLE001 - onnxslim's own failures have many kinds
+        note = f"optimized without onnxslim, which failed: {root_line(failure)}"
+    try:
+        return _optimize_large(source, profile), [note]
+    except Exception as error:
+        raise ModelError(f"{source} cannot be simplified", why=root_line(error), fix="Export it again") from error
 
 
 def _optimize(source: Path, profile: Sequence[ShapeRange]) -> ir.Model:
@@ -233,7 +232,7 @@ def _raise_opset(model: ir.Model, source_opset: int, target: int) -> None:
     try:
         version_converter.convert_version(model, target, fallback=True)
     except Exception as error:
-        raise ModelError(what, why=_first_line(error), fix=fix) from error
+        raise ModelError(what, why=root_line(error), fix=fix) from error
     if model.opset_imports.get("", 0) != target:
         raise ModelError(what, why="the converter left it unchanged", fix=fix)
     if source_opset < _RESIZE_HAS_MODES:
@@ -290,17 +289,3 @@ def _finish(model: ir.Model) -> None:
     _distinguish_nodes(model)
     model.ir_version = max(model.ir_version, 10)  # the first with FP16 scales and INT4; TensorRT reads it
     infer_shapes(model)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress the libraries' warnings, which are about their own fallbacks and not about the model."""
-    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "ONNXSlim", "onnxslim")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -5,13 +5,14 @@ Touches: the onnx-ir model it is given.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
 
 FLOAT_COMPUTE_FREE = frozenset(
@@ -122,3 +123,15 @@ def drop_unused_initializers(graph: ir.Graph) -> None:
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
             del graph.initializers[name]
+
+
+def has_types(graph: onnx.GraphProto, types: Collection[int]) -> bool:
+    """Return whether an input, constant or cast of a graph or one of its subgraphs has one of these ONNX types."""
+    attributes = [attribute for node in graph.node for attribute in node.attribute]
+    return (
+        any(value.type.tensor_type.elem_type in types for value in graph.input)
+        or any(tensor.data_type in types for tensor in graph.initializer)
+        or any(attribute.t.data_type in types for attribute in attributes if attribute.HasField("t"))
+        or any(attribute.i in types for attribute in attributes if attribute.name in ("to", "dtype", "output_dtype"))
+        or any(has_types(attribute.g, types) for attribute in attributes if attribute.HasField("g"))
+    )

@@ -11,6 +11,7 @@ The folder `passes/` holds what they share:
     qdq           scales, and Q/DQ pairs written into the graph
     equalize      activations equalized across channels; with `pairs`, which ones, and `smoothing`, the scales
     bias          biases corrected for the mean quantization error
+    blocks        measurement of what a 16-bit type spoils; `patterns` recognizes the usual cases without samples
     keep          which nodes must stay in FP32 beside a 16-bit type
     recurrent     recurrent operators that TensorRT's parser refuses in 16 bits
     masks         numbers that mean infinity, and the nodes that bring them to an output
@@ -46,6 +47,7 @@ class Request:
         means: mean of each channel, float64 [channels], of the inputs of weighted operators, by tensor name and channel
             axis (see `bias`).
         errors: mean quantization error of each channel of those inputs, float64 [channels].
+        spoiled: the nodes that the 16-bit type would spoil, with reasons. None if that was not measured.
     """
 
     rest: str = "fp16"
@@ -56,6 +58,7 @@ class Request:
     sizes: Mapping[str, int] = field(default_factory=dict)
     means: Mapping[tuple[str, int], npt.NDArray[np.float64]] = field(default_factory=dict)
     errors: Mapping[tuple[str, int], npt.NDArray[np.float64]] = field(default_factory=dict)
+    spoiled: Mapping[str, str] | None = None
 
 
 class Precision(Protocol):

@@ -53,7 +53,9 @@ def renderable(report: Report, *, stages: bool = True) -> RenderableType:
 def _body(report: Report, *, stages: bool) -> list[RenderableType]:
     """Return all of the report but the verdict."""
     title = f"{report.command} {report.model}" + (f" to {report.precision}" if report.precision else "")
-    parts: list[RenderableType] = ["", text(title, "bold"), *(block(_stages(report)) if stages else [""])]
+    nothing = words.unconverted(report)
+    first = [text(nothing, "bold yellow")] if nothing else []
+    parts: list[RenderableType] = ["", *first, text(title, "bold"), *(block(_stages(report)) if stages else [""])]
     if report.engine is not None:
         parts += _engine(report)
     if report.parity is not None:

@@ -15,7 +15,9 @@ from trtopt.stages.gate import gate
 from trtopt.stages.observe import observe
 from trtopt.stages.precision import set_precision
 from trtopt.stages.prepare import prepare
+from trtopt.stages.repair import repair
 from trtopt.stages.samples import open_data, open_samples, sizes
+from trtopt.stages.widen import widen
 
 __all__ = [
     "Context",
@@ -34,7 +36,9 @@ __all__ = [
     "open_data",
     "open_samples",
     "prepare",
+    "repair",
     "set_precision",
     "sizes",
     "versions",
+    "widen",
 ]

@@ -40,9 +40,9 @@ def check_operators(context: Context, model: OnnxModel, plan: BuildPlan) -> None
     except EnvironmentUnableError:  # TensorRT needs a GPU, and this machine has none: `build` will say so
         return
     if support.rejections:
-        from trtopt.engine.trt.refusal import error
+        from trtopt.engine.trt.refusal import advised, error
 
-        raise error(model.path, support.rejections)
+        raise advised(error(model.path, support.rejections), model.path)
 
 
 def _support_line(support: Support, name: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from trtopt.calibrate.ranges import Seen
 from trtopt.data.dataset import Dataset
 from trtopt.precision import Request
+from trtopt.stages import blocks
 from trtopt.stages.context import Context, Target, versions
 from trtopt.stages.trial import decibels, output_error, tapped
 from trtopt.store import file_digest
@@ -39,6 +40,7 @@ def observe(
         from trtopt.graph.file import load_ir
         from trtopt.graph.query import float_nodes, is_float
         from trtopt.precision.passes.eight_bits import rounding_errors
+        from trtopt.precision.passes.half import HALVES
         from trtopt.precision.passes.placement import channel_axes
         from trtopt.precision.passes.qdq import FORMATS
         from trtopt.precision.passes.wanted import resolve
@@ -46,7 +48,9 @@ def observe(
         graph = load_ir(model.path)
         nodes = list(float_nodes(graph.graph))
         tensors = [value.name or "" for node in nodes for value in node.outputs if is_float(value)]
-        request = Request(rest=target.rest, table=table, keep=resolve(graph, target.keep))
+        half = HALVES.get(target.rest if table else target.precision)
+        spoiled = blocks.spoiled(context, model, dataset, half) if half else {}
+        request = Request(rest=target.rest, table=table, keep=resolve(graph, target.keep), spoiled=spoiled)
         roundings = rounding_errors(graph, request, FORMATS[target.precision]) if corrects else {}
         with tapped(context, model, tensors) as tapped_path:
             run = open_runner(tapped_path, device=context.device).run
@@ -68,6 +72,7 @@ def observe(
             digest=file_digest(path),
             correction=correction,
             gain=gain,
+            spoiled=spoiled,
         )
 
     key = {

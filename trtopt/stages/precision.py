@@ -43,6 +43,7 @@ def set_precision(
             dict(sorted(seen.sizes.items())),
             seen.digest,
             seen.correction,
+            dict(sorted(seen.spoiled.items())),
         ]
     key = {
         "model": model.digest,
@@ -74,6 +75,7 @@ def typed_graph(
         sizes=seen.sizes if seen else {},
         means=means,
         errors=errors,
+        spoiled=seen.spoiled if seen else None,
     )
     decisions = precision(target.precision).apply(graph, request)
     path = folder / "typed.onnx"

@@ -13,7 +13,7 @@ import numpy as np
 
 from trtopt.compare.kinds import Opening
 from trtopt.compare.measures.decisions import Classes, Decisions
-from trtopt.compare.measures.outputs import Array, Outputs, is_float
+from trtopt.compare.measures.outputs import Array, Outputs, is_float, is_image
 from trtopt.compare.measures.worst import first_bad, worst
 from trtopt.types import OutputDrift
 
@@ -126,6 +126,7 @@ class Exact:
 
 
 def reader(opening: Opening) -> Exact | None:
-    """Return a reader of an output that is not floating-point; of any output if the user named this kind."""
-    floats = is_float(opening.first.reference[opening.name])
-    return Exact(opening.name, floats=floats) if opening.asked or not floats else None
+    """Return a reader of integers, booleans and text that are no image; of any output if the user named this kind."""
+    array = opening.first.reference[opening.name]
+    floats = is_float(array)
+    return Exact(opening.name, floats=floats) if opening.asked or not (floats or is_image(array)) else None

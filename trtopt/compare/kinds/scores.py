@@ -112,7 +112,7 @@ class Scores:
         """The decisions with the clearest loss: the chosen classes, or every class that applies.
 
         Several classes may apply to a sample unless the scores are a softmax, or labels say that it has one class. A
-        decision that labels show to be wrong is no loss.
+        decision that labels show to be wrong does not count as a loss.
         """
         chosen = self._counted.decisions
         if self.labels_fit:

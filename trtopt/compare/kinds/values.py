@@ -1,4 +1,4 @@
-"""Floating-point outputs without further structure: regressions, embeddings, feature maps.
+"""Floating-point outputs without further structure: regressions, embeddings, feature maps; 8-bit images.
 
 Touches: nothing.
 """
@@ -13,7 +13,7 @@ from trtopt.compare.kinds import Opening
 from trtopt.compare.measures.decisions import Decisions
 from trtopt.compare.measures.explained import Explained
 from trtopt.compare.measures.noise import Noise
-from trtopt.compare.measures.outputs import Array, Outputs, is_float, is_softmax
+from trtopt.compare.measures.outputs import Array, Outputs, is_float, is_image, is_softmax
 from trtopt.compare.measures.parts import Part, Parts
 from trtopt.types import OutputDrift
 
@@ -135,9 +135,10 @@ class Values:
 
 
 def reader(opening: Opening) -> Values | None:
-    """Return a reader of a floating-point output; of integers as well if the user named this kind."""
+    """Return a reader of a floating-point output or of 8-bit images; of any integers if the user named this kind."""
     array = opening.first.reference[opening.name]
-    return Values(opening.name) if is_float(array) or (opening.asked and array.dtype.kind in "iub") else None
+    numbers = is_float(array) or is_image(array) or (opening.asked and array.dtype.kind in "iub")
+    return Values(opening.name) if numbers else None
 
 
 def _samples(array: Array, batch: Outputs) -> Sequence[Array]:

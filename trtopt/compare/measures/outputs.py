@@ -32,6 +32,9 @@ _CHUNK = 1 << 15
 _BUFFER = 1 << 13
 """Number of values that numpy adds up in one go (`numpy.getbufsize`)."""
 
+_CLASSES = 64
+"""Number of classes that a segmentation map rarely exceeds."""
+
 _FIX = "Compare a model with a candidate that was made from it"
 
 
@@ -145,6 +148,13 @@ class Outputs:
                 why=f"{reference.dtype.name} in FP32, {candidate.dtype.name} in the candidate",
                 fix=_FIX,
             )
+
+
+def is_image(array: Array) -> bool:
+    """Return whether an output contains 8-bit images: two spatial axes, and more levels than a map of classes has."""
+    if array.dtype != np.uint8 or array.ndim < 3:
+        return False
+    return np.unique(array).size > _CLASSES
 
 
 def is_float(array: Array) -> bool:

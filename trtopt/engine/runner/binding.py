@@ -189,6 +189,16 @@ _DTYPES |= {f"tensor(u{name})": f"u{name}" for name in ("int8", "int16", "int32"
 _DTYPES |= {"tensor(float)": "float32", "tensor(double)": "float64"}
 
 
+_PREFIX = re.compile(
+    r"^(\[ONNXRuntimeError\] : \d+ : \w+ : )?(Load model from .*? failed:)?(This is an invalid model\. )?"
+    r"(Failed to load model with )?((fatal |type )?error: ?)?",
+    re.IGNORECASE,
+)
+
+
+_PLACE = re.compile(r"/?\S*onnxruntime/\S+:\d+ .*? was false\. ")  # the place in onnxruntime's source, and an assertion
+
+
 def failure(error: Exception, shapes: Mapping[str, tuple[int, ...]]) -> TrtoptError:
     """Convert an exception of onnxruntime, for a feed of these shapes by input, into an error of trtopt.
 
@@ -211,7 +221,11 @@ def exhausted(error: Exception) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """Return the main line of an onnxruntime exception: the failure of CUDA, cuDNN or cuBLAS if it contains one."""
+    """Return the main line of an onnxruntime exception: the failure of CUDA, cuDNN or cuBLAS if it contains one.
+
+    Prefixes that repeat what happened, or are for developers of onnxruntime, are left out.
+    """
     if cuda_failure := re.search(r"\b(CUDA|CUDNN|CUBLAS) failure \d+: [^;\n]+", str(error)):
         return cuda_failure[0].strip()
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return _PLACE.sub("", _PREFIX.sub("", line)) or type(error).__name__

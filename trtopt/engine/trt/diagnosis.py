@@ -41,8 +41,11 @@ _FIXES = (
     ("exceeds the maximum value", "Change the operator's parameter before the export"),
     ("out of memory|OutOfMemory", "Free memory, or lower --workspace and the largest --shape"),
 )
-_FIX_OF_NODE = "Replace this operator before the export, or use --backend onnxruntime"
-_FIX_OF_MODEL = "Search NVIDIA's documentation for this message, or use --backend onnxruntime"
+ELSEWHERE = ", or use --backend onnxruntime"
+"""Part of a fix, for a model that onnxruntime can load."""
+
+_FIX_OF_NODE = "Replace this operator before the export" + ELSEWHERE
+_FIX_OF_MODEL = "Search NVIDIA's documentation for this message" + ELSEWHERE
 
 
 @functools.cache

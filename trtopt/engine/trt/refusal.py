@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtopt.engine.trt.diagnosis import rejected
-from trtopt.errors import BuildError
+from trtopt.engine.trt.diagnosis import ELSEWHERE, rejected
+from trtopt.errors import BuildError, TrtoptError
 from trtopt.types import Rejection
 
 if TYPE_CHECKING:
@@ -84,6 +84,19 @@ def error(path: Path, rejections: Sequence[Rejection]) -> BuildError:
     )
 
 
+def advised(error: BuildError, path: Path) -> BuildError:
+    """Return the error without the advice to use onnxruntime, unless onnxruntime can load the model."""
+    from trtopt.engine.onnxruntime import open_runner
+
+    if ELSEWHERE not in error.fix:
+        return error
+    try:
+        open_runner(path)
+    except TrtoptError:
+        return type(error)(error.what, why=error.why, fix=error.fix.replace(ELSEWHERE, ""))
+    return error
+
+
 def _explain(rejection: Rejection, node: ir.Node | None, model: ir.Model) -> Refusal:
     reason = f"{rejection.message} [{rejection.code}]"
     general = rejected([rejection]).fix
@@ -124,6 +137,8 @@ def _helps(node: ir.Node, domain: str, opset: int) -> tuple[str, ...]:
     """Return the fixes that are specific to a node."""
     import onnx
 
+    if domain == "com.microsoft":
+        return (f"Export before onnxruntime's optimizer or quantizer, which adds {node.op_type}",)
     if domain:
         return (f"Load a TensorRT plugin named {node.op_type}",)
     if not onnx.defs.has(node.op_type, opset or 1, ""):

@@ -15,8 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from trtopt.engine.trt.locate import TensorRT
 from trtopt.errors import AuditError, UsageError
 from trtopt.events import Emit, Warned
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 _SHOWN = 4
-_TYPED_ATTRIBUTES = ("to", "dtype", "output_dtype")
 _UNCONSTRAINED = frozenset({"CONSTANT", "SHAPE", "QUANTIZE", "DEQUANTIZE"})
 """Layers without arithmetic of their own; TensorRT refuses a precision for some of them."""
 
@@ -45,58 +42,22 @@ def check_precision(trt: TensorRT, typed: TypedModel) -> None:
 def write_widened(path: Path, folder: Path) -> Path:
     """Write the FP32 form of a typed graph to `folder`, and return its path.
 
-    All 16-bit tensors become float32. The numbers stay as they are: constants and scales that were rounded to 16 bits
-    keep the rounded values.
+    All 16-bit tensors but inputs and outputs become float32. The numbers stay as they are: constants and scales that
+    were rounded to 16 bits keep the rounded values.
     """
     from trtopt.graph.file import load_ir
-    from trtopt.graph.prepare import save
+    from trtopt.graph.prepare import infer_shapes, save
+    from trtopt.graph.widen import drop_casts, widen
 
     model = load_ir(path)
+    infer_shapes(model)  # which infers the types of tensors, too
     widen(model)
+    drop_casts(model.graph)
+    for node in model.graph.all_nodes():
+        _name_kernel_shape(node)
     target = folder / "weak.onnx"
     save(model, target)
     return target
-
-
-def widen(model: ir.Model) -> None:
-    """Turn all 16-bit floating-point tensors of a graph into float32, in place, and remove the casts between them."""
-    from trtopt.graph.prepare import infer_shapes
-
-    infer_shapes(model)  # which infers the types of tensors, too
-    for graph in (model.graph, *model.graph.subgraphs()):
-        for value in (*graph.inputs, *graph.initializers.values()):
-            _widen_value(value)
-        for node in list(graph):
-            _widen_attributes(node)
-            _name_kernel_shape(node)
-            for value in node.outputs:
-                _widen_value(value)
-        for node in list(graph):
-            if node.op_type == "Cast" and node.inputs[0] is not None and node.inputs[0].dtype == node.outputs[0].dtype:
-                _bypass(graph, node)
-
-
-def _widen_value(value: ir.Value) -> None:
-    import onnx_ir as ir
-
-    if value.dtype not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
-        return
-    value.type = ir.TensorType(ir.DataType.FLOAT)
-    if value.const_value is not None:
-        array = np.asarray(value.const_value.numpy()).astype(np.float32)
-        value.const_value = ir.Tensor(array, dtype=ir.DataType.FLOAT, name=value.name)
-
-
-def _widen_attributes(node: ir.Node) -> None:
-    import onnx_ir as ir
-
-    halves = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-    for name, attribute in list(node.attributes.items()):
-        if attribute.type == ir.AttributeType.INT and name in _TYPED_ATTRIBUTES and attribute.value in map(int, halves):
-            node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
-        elif attribute.type == ir.AttributeType.TENSOR and attribute.value.dtype in halves:
-            array = np.asarray(attribute.value.numpy()).astype(np.float32)
-            node.attributes[name] = ir.AttrTensor(name, ir.Tensor(array, dtype=ir.DataType.FLOAT))
 
 
 def _name_kernel_shape(node: ir.Node) -> None:
@@ -114,24 +75,11 @@ def _name_kernel_shape(node: ir.Node) -> None:
         node.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", sizes)
 
 
-def _bypass(graph: ir.Graph, node: ir.Node) -> None:
-    """Remove a Cast that changes nothing. One that computes a graph output becomes an Identity."""
-    output, source = node.outputs[0], node.inputs[0]
-    assert source is not None
-    if output.is_graph_output():
-        node.op_type = "Identity"
-        del node.attributes["to"]
-        return
-    output.replace_all_uses_with(source)
-    graph.remove(node, safe=True)
-
-
-def constrain(trt: TensorRT, network: Any, config: Any, typed: TypedModel, nodes: Mapping[str, list[Any]]) -> None:
+def constrain(trt: TensorRT, config: Any, typed: TypedModel, nodes: Mapping[str, list[Any]]) -> None:
     """Set the flags and the constraints on layers that express the decisions of `typed`.
 
     Args:
         trt: the TensorRT package.
-        network: the parsed network.
         config: the builder configuration.
         typed: the decisions.
         nodes: the layers of each node by its name.
@@ -140,8 +88,7 @@ def constrain(trt: TensorRT, network: Any, config: Any, typed: TypedModel, nodes
     precisions = {decision.precision for decision in typed.decisions}
     if "int8" in precisions:
         config.set_flag(module.BuilderFlag.INT8)
-    halves = {spec.name for spec in (*typed.onnx.inputs, *typed.onnx.outputs) if spec.dtype == "float16"}
-    if "fp16" in precisions or halves:
+    if "fp16" in precisions or any(spec.dtype == "float16" for spec in (*typed.onnx.inputs, *typed.onnx.outputs)):
         config.set_flag(module.BuilderFlag.FP16)
         kept = [layer for d in typed.decisions if d.precision == "fp32" for layer in nodes.get(d.node, [])]
         producers = {
@@ -154,10 +101,6 @@ def constrain(trt: TensorRT, network: Any, config: Any, typed: TypedModel, nodes
             _keep_fp32(module, layer, producers)
         if kept:
             config.set_flag(module.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-    tensors = [network.get_input(i) for i in range(network.num_inputs)]
-    for tensor in [*tensors, *(network.get_output(i) for i in range(network.num_outputs))]:
-        if tensor.name in halves:
-            tensor.dtype = module.DataType.HALF
 
 
 def _keep_fp32(module: Any, layer: Any, producers: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from trtopt.errors import TableError, UsageError
 from trtopt.graph.query import constant, drop_unused_initializers, names
 from trtopt.precision import Request
-from trtopt.precision.passes import bias, half, qdq, saturate
+from trtopt.precision.passes import bias, given, half, qdq, saturate
 from trtopt.precision.passes.keep import keep
 from trtopt.precision.passes.placement import Placement, Site, place
 from trtopt.types import CalibrationTable, Decision
@@ -30,6 +30,8 @@ Array = npt.NDArray[np.generic]
 def apply(model: ir.Model, request: Request, format: qdq.Format) -> tuple[Decision, ...]:
     """Quantize the inputs that `placement` selects, in place, and cast the other nodes to the fallback precision.
 
+    A model that is quantized already keeps its Q/DQ nodes, and needs no table.
+
     Returns:
         A decision for each node that does arithmetic.
 
@@ -37,6 +39,10 @@ def apply(model: ir.Model, request: Request, format: qdq.Format) -> tuple[Decisi
         TableError: the request has no table, or the table lacks a scale.
         UsageError: the fallback precision, `request.rest`, is unknown.
     """
+    if given.is_quantized(model.graph):
+        half_type = half.HALVES.get(request.rest)
+        kept = keep(model, half_type, request) if half_type else {}
+        return given.apply(model, format.name, lambda: _cast_to_fallback(model, request, kept))
     if request.table is None:
         raise TableError(
             f"{format.name.upper()} needs a calibration table", fix="Give --calib DATA or --calib-table FILE"

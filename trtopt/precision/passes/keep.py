@@ -10,6 +10,8 @@ There is one small function per reason:
     _activation_out_of_range  an observed activation comes close to the type's maximum
     _sum_out_of_range         a sum inside the operator overflows
 
+Others are kept because rounding was measured to spoil a result (`blocks`).
+
 Touches: nothing; it reads an onnx-ir model.
 """
 
@@ -22,7 +24,7 @@ import numpy as np
 
 from trtopt.graph.query import FLOAT_COMPUTE_FREE, constant, dims, float_nodes, is_float
 from trtopt.precision import Request
-from trtopt.precision.passes import recurrent
+from trtopt.precision.passes import patterns, recurrent
 from trtopt.precision.passes.half import Half, supports
 from trtopt.precision.passes.masks import MASK, carriers_to_outputs
 from trtopt.precision.passes.wanted import REASON
@@ -66,9 +68,11 @@ def keep(model: ir.Model, half: Half, request: Request) -> dict[ir.Node, str]:
         model: the FP32 model.
         half: the 16-bit type of the other nodes.
         request: the nodes that the user keeps, and the statistics of the activations. A tensor without an entry in
-            `ranges` is assumed to be in range, and `sizes` are for sums over dynamic dimensions.
+            `ranges` is assumed to be in range, and `sizes` are for sums over dynamic dimensions. What was not measured
+            is recognized by `patterns`.
     """
     ranges, sizes = request.ranges, request.sizes
+    spoiled = patterns.spoiled(model) if request.spoiled is None else request.spoiled
     opset = model.opset_imports.get("", 1)
     index_nodes = _index_nodes(model.graph)
     guarded = _guarded_divisions(model.graph, half)
@@ -86,6 +90,7 @@ def keep(model: ir.Model, half: Half, request: Request) -> dict[ir.Node, str]:
             or _activation_out_of_range(node, half, ranges)
             or _weight_out_of_range(node, half)
             or _sum_out_of_range(node, half, ranges, sizes)
+            or spoiled.get(node.name or "", "")
         )
         if reason:
             kept[node] = reason

@@ -28,6 +28,8 @@ def qualifiers(report: Report) -> list[str]:
     # The typed graph is judged even if no engine can be built here. That must not read as an engine that passed.
     unbuilt = report.command == "convert" and report.engine is None
     found = ["no engine was built"] if unbuilt else []
+    if nothing := words.unconverted(report):
+        found.insert(0, nothing)
     if report.verdict == "inconclusive":
         found.append(_consequence(report, unbuilt=unbuilt))
     return found + _calibrated(report)

@@ -55,6 +55,14 @@ def size(count: int) -> str:
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
 
 
+def unconverted(report: Report) -> str:
+    """Return the remark on a conversion that left no node in the requested precision; empty if there is one."""
+    typed = report.typed
+    if typed is None or typed.precision == "fp32" or typed.precision in typed.counts():
+        return ""
+    return f"nothing was converted to {typed.precision}: all nodes are in {' and '.join(typed.counts()) or 'no type'}"
+
+
 def gate_title(gate: GateResult) -> str:
     """Return `logits: top1`, or just the metric if the gate has no output."""
     return f"{gate.output}: {gate.metric}" if gate.output else gate.metric

@@ -1,0 +1,148 @@
+"""Models that are quantized already: Q/DQ nodes are repaired for TensorRT where that is exact, the others are named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from support import Done
+
+from trtopt.errors import ModelError
+from trtopt.graph.file import load_ir
+from trtopt.graph.prepare import infer_shapes, save
+from trtopt.graph.quantized import repair
+
+Cli = Callable[..., Done]
+Array = np.ndarray
+
+
+def graph(path: Path, nodes: list[onnx.NodeProto], constants: dict[str, Array]) -> Path:
+    """Write a net with input `x` [n, 32] and output `y` [n, 16]."""
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size]) for name, size in (("x", 32), ("y", 16))
+    ]
+    weights = [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
+    net = helper.make_graph(nodes, "net", values[:1], values[1:], weights)
+    onnx.save(helper.make_model(net, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def layer(
+    weight_zero: Array, input_zero: Array, *, scales: Array | None = None
+) -> tuple[list[onnx.NodeProto], dict[str, Array]]:
+    """Return a matrix product with Q/DQ on its input, weight codes, and a bias of INT32 codes."""
+    rng = np.random.default_rng(0)
+    info = np.iinfo(weight_zero.dtype)
+    per_channel = scales is not None
+    constants = {
+        "x_scale": np.float32(0.02),
+        "x_zero": input_zero,
+        "codes": rng.integers(info.min + 1, info.max, (32, 16)).astype(weight_zero.dtype),
+        "w_scale": scales if scales is not None else np.float32(0.003),
+        "w_zero": np.broadcast_to(weight_zero, (16,)).copy() if per_channel else weight_zero,
+        "bias_codes": rng.integers(-9999, 9999, 16).astype(np.int32),
+        "bias_scale": np.float32(0.00006),
+        "bias_zero": np.int32(0),
+    }
+    axis = {"axis": 1} if per_channel else {}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "x_scale", "x_zero"], ["q"], "quantize"),
+        helper.make_node("DequantizeLinear", ["q", "x_scale", "x_zero"], ["dq"], "dequantize"),
+        helper.make_node("DequantizeLinear", ["codes", "w_scale", "w_zero"], ["w"], "weight", **axis),
+        helper.make_node("DequantizeLinear", ["bias_codes", "bias_scale", "bias_zero"], ["b"], "bias"),
+        helper.make_node("Gemm", ["dq", "w", "b"], ["y"], "gemm"),
+    ]
+    return nodes, constants
+
+
+def outputs(path: Path, x: Array) -> Array:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"]).run(["y"], {"x": x})[0]
+
+
+def repaired(path: Path) -> tuple[Path, str]:
+    model = load_ir(path)
+    infer_shapes(model)
+    note = repair(model, path)
+    save(model, path.with_name("repaired.onnx"))
+    return path.with_name("repaired.onnx"), note
+
+
+X = np.random.default_rng(1).normal(size=(6, 32)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("weight_zero", "input_zero", "scales"),
+    [
+        (np.int8(0), np.int8(0), None),
+        (np.uint8(128), np.int8(0), None),
+        (np.int8(0), np.uint8(128), None),
+        (np.int8(0), np.int8(0), np.linspace(0.001, 0.004, 16, dtype=np.float32)),
+        (np.int8(0), np.int8(0), np.array([0.002] * 14 + [0.0, -0.002], np.float32)),
+    ],
+    ids=["symmetric", "uint8 weights", "uint8 input", "per channel", "dead and negative channels"],
+)
+def test_repairs_keep_the_results(weight_zero: Array, input_zero: Array, scales: Array | None, tmp_path: Path) -> None:
+    path = graph(tmp_path / "net.onnx", *layer(weight_zero, input_zero, scales=scales))
+    result, note = repaired(path)
+    np.testing.assert_allclose(outputs(result, X), outputs(path, X), rtol=1e-6, atol=1e-6)
+    assert "1 INT32 bias made a constant" in note
+    net = onnx.load(result).graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in net.initializer}
+    pairs = [node for node in net.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert len(pairs) == 3
+    for node in pairs:
+        assert (constants[node.input[1]] > 0).all()
+        assert constants[node.input[2]].dtype == np.int8
+        assert not constants[node.input[2]].any()
+
+
+@pytest.mark.parametrize("zero", [np.uint8(0), np.int8(-128)])
+def test_positive_activations_keep_their_range_with_half_of_the_levels(zero: Array, tmp_path: Path) -> None:
+    path = graph(tmp_path / "net.onnx", *layer(np.int8(0), zero))
+    result, note = repaired(path)
+    assert "255 positive levels got 127" in note
+    x = np.clip(X, -3, 3) * 1.5  # what is negative must still be clipped
+    error, signal = outputs(result, x) - outputs(path, x), outputs(path, x)
+    assert 10 * np.log10(np.square(signal).sum() / np.square(error).sum()) > 30
+
+
+@pytest.mark.parametrize(
+    ("weight_zero", "input_zero", "named"),
+    [(np.int8(3), np.int8(0), "weight has a zero point of 3"), (np.int8(0), np.uint8(120), "zero point of 120")],
+)
+def test_what_cannot_be_repaired_is_named(weight_zero: Array, input_zero: Array, named: str, tmp_path: Path) -> None:
+    path = graph(tmp_path / "net.onnx", *layer(weight_zero, input_zero))
+    with pytest.raises(ModelError, match=named):
+        repaired(path)
+
+
+def test_integer_operators_are_named(tmp_path: Path) -> None:
+    nodes, constants = layer(np.int8(0), np.int8(0))
+    node = helper.make_node("DynamicQuantizeLinear", ["x"], ["q8", "s8", "z8"], "dynamic")
+    path = graph(tmp_path / "net.onnx", [*nodes, node], constants)
+    with pytest.raises(ModelError, match="DynamicQuantizeLinear dynamic"):
+        repaired(path)
+
+
+def test_converts_without_calibration_and_compares_with_the_baseline(cli: Cli, tmp_path: Path) -> None:
+    nodes, constants = layer(np.int8(0), np.uint8(128))
+    path = graph(tmp_path / "net.onnx", nodes, constants)
+    floats = {
+        "w": constants["codes"] * constants["w_scale"],
+        "b": (constants["bias_codes"] * constants["bias_scale"]).astype(np.float32),
+    }
+    baseline = graph(tmp_path / "fp32.onnx", [helper.make_node("Gemm", ["x", "w", "b"], ["y"], "gemm")], floats)
+    np.savez(tmp_path / "x.npz", x=np.tile(X, (6, 1)))
+    convert = ("convert", path, "-p", "int8", "--data", tmp_path / "x.npz", "--backend=onnxruntime")
+    done = cli(*convert, "--baseline", baseline, "-o", tmp_path / "run")
+    assert done.code == 0, done.err
+    assert "1 nodes in int8" in done.out
+    assert "add --baseline" not in done.err
+    assert "add --baseline" in cli(*convert, "-o", tmp_path / "other").err

@@ -1,0 +1,158 @@
+"""Nodes that a 16-bit type spoils, measured on samples, or recognized by the usual patterns without samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from trtopt.data.dataset import Dataset
+from trtopt.engine.onnxruntime import open_runner
+from trtopt.events import silent
+from trtopt.graph.file import describe
+from trtopt.graph.prepare import save
+from trtopt.precision import Request, precision
+from trtopt.precision.passes.blocks import grown
+from trtopt.precision.passes.half import HALVES
+from trtopt.stages import Context
+from trtopt.stages.blocks import spoiled
+from trtopt.store import open_store
+
+Parse = Callable[..., ir.Model]
+
+COUNT = 12
+
+NETWORKS = {
+    "rotary embedding": (
+        """(float[1, 16, 32] x, int64[1, 16] position) => (float[1, 16, 32] y) <float[16] frequencies = {FREQUENCIES}> {
+            real = Cast <to = 1> (position)
+            axis = Constant <value_ints = [-1]> ()
+            column = Unsqueeze (real, axis)
+            angle = Mul (column, frequencies)
+            cosine = Cos (angle)
+            sine = Sin (angle)
+            table = Concat <axis = -1> (cosine, sine)
+            product = MatMul (x, w)
+            turned = Mul (product, table)
+            y = MatMul (turned, v)
+        }""",
+        {"angle", "cosine", "sine"},
+    ),
+    "positions in one Einsum": (
+        """(float[1, 16, 32] x, int64[1, 16] position) => (float[1, 16, 32] y) <float[16] frequencies = {FREQUENCIES}> {
+            real = Cast <to = 1> (position)
+            angle = Einsum <equation = "bi,j->bij"> (real, frequencies)
+            cosine = Cos (angle)
+            sine = Sin (angle)
+            table = Concat <axis = -1> (cosine, sine)
+            product = MatMul (x, w)
+            turned = Mul (product, table)
+            y = MatMul (turned, v)
+        }""",
+        {"angle", "cosine", "sine"},
+    ),
+    "variance as a difference": (
+        """(float[1, 16, 32] x) => (float[1, 16, 32] y) <float thirty = {30.0}> {
+            small = MatMul (x, w)
+            large = Add (small, thirty)
+            axis = Constant <value_ints = [-1]> ()
+            mean = ReduceMean (large, axis)
+            square = Mul (large, large)
+            mean_of_squares = ReduceMean (square, axis)
+            squared_mean = Mul (mean, mean)
+            variance = Sub (mean_of_squares, squared_mean)
+            deviation = Sqrt (variance)
+            centered = Sub (large, mean)
+            normal = Div (centered, deviation)
+            y = MatMul (normal, v)
+        }""",
+        {"mean", "square", "mean_of_squares", "squared_mean", "variance"},
+    ),
+    "a feed-forward block": (
+        """(float[1, 16, 32] x) => (float[1, 16, 32] y) {
+            wide = MatMul (x, w)
+            active = Relu (wide)
+            narrow = MatMul (active, v)
+            sum = Add (narrow, x)
+            weights = Softmax <axis = -1> (sum)
+            y = MatMul (weights, w)
+        }""",
+        set(),
+    ),
+}
+
+
+FREQUENCIES = ", ".join(f"{10000.0 ** (-i / 16):.9f}" for i in range(16))
+
+
+@pytest.fixture(params=list(NETWORKS))
+def network(request: pytest.FixtureRequest, parse: Parse) -> tuple[ir.Model, set[str]]:
+    """Return a network, and the nodes that FP16 spoils."""
+    body, nodes = NETWORKS[request.param]
+    weights = {name: (32, 32) for name in "wv" if f"{name})" in body}
+    return parse(body.replace("FREQUENCIES", FREQUENCIES), weights), nodes
+
+
+def samples(model: ir.Model) -> Dataset:
+    """Return samples with positions up to 4000."""
+    rng = np.random.default_rng(5)
+
+    def load(_: int) -> dict[str, np.ndarray]:
+        feed: dict[str, np.ndarray] = {"x": rng.normal(size=(1, 16, 32)).astype(np.float32)}
+        if len(model.graph.inputs) > 1:
+            feed["position"] = rng.integers(0, 4000) + np.arange(16)[None]
+        return feed
+
+    return Dataset(source="here", digest="", ids=tuple(map(str, range(COUNT))), load=load, batched=True)
+
+
+def measured(model: ir.Model, half: str, tmp_path: Path) -> dict[str, str]:
+    save(model, tmp_path / "fp32.onnx")
+    with open_store(tmp_path / "run", silent) as store:
+        context = Context(store=store, emit=silent, device="cpu")
+        return spoiled(context, describe(tmp_path / "fp32.onnx"), samples(model), HALVES[half])
+
+
+@pytest.mark.parametrize("half", ["fp16", "bf16"])
+def test_measures_what_the_type_spoils(half: str, network: tuple[ir.Model, set[str]], tmp_path: Path) -> None:
+    model, nodes = network
+    found = measured(model, half, tmp_path)
+    assert set(found) >= nodes
+    assert bool(found) == bool(nodes)
+    assert not [node.name for node in model.graph if node.op_type == "MatMul" and node.name in found]
+
+
+def test_the_reason_names_what_suffers(parse: Parse, tmp_path: Path) -> None:
+    body, _ = NETWORKS["variance as a difference"]
+    found = measured(parse(body, {"w": (32, 32), "v": (32, 32)}), "fp16", tmp_path)
+    assert "dB SQNR if its inputs are FP16" in found["variance"]
+    assert found["mean_of_squares"] == "computes the inputs of variance, which rounding spoils"
+
+
+@pytest.mark.parametrize("samples_given", [True, False], ids=["measured", "by pattern"])
+def test_the_outputs_stay_close_to_fp32(
+    samples_given: bool, network: tuple[ir.Model, set[str]], tmp_path: Path
+) -> None:
+    model, _ = network
+    found = measured(model, "fp16", tmp_path)
+    typed = model.clone()
+    precision("fp16").apply(typed, Request(spoiled=found if samples_given else None))
+    save(typed, tmp_path / "typed.onnx")
+    data, signal, error = samples(model), 0.0, 0.0
+    exact, rounded = (open_runner(tmp_path / name).run for name in ("fp32.onnx", "typed.onnx"))
+    for index in range(COUNT):
+        feed = data.load(index)
+        reference = exact(feed)["y"]
+        signal += np.square(reference).sum()
+        error += np.square(rounded(feed)["y"] - reference).sum()
+    assert 10 * np.log10(signal / error) > (45 if samples_given else 40)
+
+
+def test_a_block_of_too_many_nodes_is_not_kept(parse: Parse) -> None:
+    lines = [f"s{i + 1} = Add (s{i}, s{i // 2})" for i in range(60)]
+    model = parse(f"(float[4] s0) => (float[4] s60) {{ {' '.join(lines)} }}")
+    assert grown(model, "s60", 2) is not None
+    assert grown(model, "s60", 60) is None

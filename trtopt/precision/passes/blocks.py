@@ -1,0 +1,230 @@
+"""Measurement of what FP16 cannot hold: copies of parts of the FP32 graph whose inputs are rounded to the 16-bit type.
+
+The result of a node depends on the rounding of its inputs. Usually the relative errors of both are alike. Some nodes
+magnify them: the sine of a large angle, or the difference of two large averages. Keeping such a node in FP32 is not
+enough, as its inputs have been rounded: the nodes that compute them must be kept, too, back to where rounding does no
+harm. These nodes form a block.
+
+Touches: nothing; it reads the onnx-ir model it is given, and returns new ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from trtopt.graph.query import (
+    FLOAT_COMPUTE_FREE,
+    add_initializer,
+    cast,
+    constant,
+    float_nodes,
+    is_float,
+    names,
+    producer,
+    unique,
+)
+from trtopt.precision.passes.half import Half, supports, to_half
+from trtopt.precision.passes.masks import MASK
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+ENOUGH = {"fp16": 50.0, "bf16": 32.0}
+"""SQNR in dB that a node's result must have when its inputs are rounded.
+
+In FP16 the median is 73 dB on the six trained networks of docs/quality.md, and the lowest of their 963 nodes has 57 dB.
+BF16 has 3 bits less: 18 dB.
+"""
+
+DEPTHS = (0, 1, 2, 3, 4, 6, 8)
+"""Numbers of steps back from a node that are tried."""
+
+_MAX_NODES = 32
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum"})
+_NOT_COPIED = frozenset(
+    "Range NonZero Unique Upsample NonMaxSuppression Compress Loop If Scan EyeLike RandomNormal RandomNormalLike "
+    "RandomUniform RandomUniformLike Bernoulli Multinomial QuantizeLinear DequantizeLinear".split()
+)
+"""Operators whose output shape depends on values, that draw random numbers, or that have subgraphs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Nodes that compute from rounded inputs.
+
+    Attributes:
+        end: the name of the last node, whose result is measured.
+        nodes: the names of all.
+        kept: whether they stay in FP32: then graph inputs and constants are exact, because they are FP32, too.
+    """
+
+    end: str
+    nodes: frozenset[str]
+    kept: bool
+
+
+def single_nodes(model: ir.Model) -> list[Block]:
+    """Return a block for each node that computes a floating-point tensor from another, in graph order."""
+    return [
+        Block(node.name or "", frozenset({node.name or ""}), kept=False)
+        for node in float_nodes(model.graph)
+        if node.op_type not in FLOAT_COMPUTE_FREE
+        and _is_copied(node)
+        and is_float(node.outputs[0])
+        and any(is_float(value) for value in node.inputs)
+    ]
+
+
+def grown(model: ir.Model, end: str, depth: int) -> Block | None:
+    """Return the block of the nodes up to `depth` steps before the node `end`; None if it would be too large.
+
+    Weighted operators end it: their results are rounded once, after a sum in FP32.
+    """
+    by_name = {node.name: node for node in model.graph}
+    block, step = {by_name[end]}, [by_name[end]]
+    for _ in range(depth):
+        before = [producer(value) for node in step for value in node.inputs if is_float(value)]
+        step = [node for node in dict.fromkeys(before) if node is not None and node not in block and _may_grow(node)]
+        block.update(step)
+    return Block(end, frozenset(node.name or "" for node in block), kept=True) if len(block) <= _MAX_NODES else None
+
+
+def _is_copied(node: ir.Node) -> bool:
+    return node.op_type not in _NOT_COPIED and node.domain in ("", "ai.onnx")
+
+
+def _may_grow(node: ir.Node) -> bool:
+    """Return whether a node may be part of a block before its end."""
+    weights = [constant(value) for value in node.inputs] if node.op_type in _WEIGHTED else []
+    # The product of positions and frequencies is not a layer: it has one row of constants.
+    is_layer = any(weight is not None and weight.size > max(weight.shape, default=1) for weight in weights)
+    return _is_copied(node) and not is_layer
+
+
+@dataclass(slots=True)
+class _Copy:
+    """The state of the copy of a graph: `rounded` are the values that have been rounded, `taken` the names in use."""
+
+    graph: ir.Graph
+    half: Half
+    opset: int
+    taken: set[str]
+    rounded: dict[ir.Value, ir.Value] = field(default_factory=dict)
+
+
+def measuring(model: ir.Model, half: Half, blocks: Sequence[Block]) -> ir.Model:
+    """Return a copy of the model whose outputs are `error` and `signal`, float32 [blocks] each.
+
+    They are the energies of each block's error, and of its result in FP32. Magnitudes that stand for a mask's infinity
+    count as half of the type's maximum.
+    """
+    import onnx_ir as ir
+
+    model = model.clone()
+    graph = model.graph
+    by_name = {node.name or "": node for node in graph}
+    order = {node: index for index, node in enumerate(graph)}
+    copy = _Copy(graph, half, model.opset_imports.get("", 1), names(graph))
+    energies: list[tuple[ir.Value, ir.Value]] = []
+    for block in blocks:
+        nodes = sorted((by_name[name] for name in block.nodes), key=order.__getitem__)
+        exact = by_name[block.end].outputs[0]
+        energies.append(_energies(copy, exact, _copied(copy, nodes, kept=block.kept)[exact]))
+    del graph.outputs[:]
+    for index, name in enumerate(("error", "signal")):
+        node = ir.node("Concat", [pair[index] for pair in energies], {"axis": 0}, name=unique(name, copy.taken))
+        node.outputs[0].name = f"trtopt/{name}"
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        graph.append(node)
+        graph.outputs.append(node.outputs[0])
+    return model
+
+
+def _copied(copy: _Copy, nodes: Sequence[ir.Node], *, kept: bool) -> dict[ir.Value, ir.Value]:
+    """Append copies of the nodes of a block, with rounded inputs, and return their results by the originals."""
+    import onnx_ir as ir
+
+    results: dict[ir.Value, ir.Value] = {}
+    for node in nodes:
+        supported = (supports(node, copy.opset, copy.half) or ([], []))[0]
+        # An operator that does not support the type stays in FP32, but the results that it reads are rounded.
+        in_fp32 = kept or not any(supported)
+        inputs: list[ir.Value | None] = []
+        for index, value in enumerate(node.inputs):
+            is_read_as_half = is_float(value) and (not any(supported) or supported[index])
+            if value is None or value in results:
+                inputs.append(results.get(value) if value else None)
+            elif is_read_as_half and not (in_fp32 and producer(value) is None):
+                inputs.append(_rounded(copy, value))
+            else:
+                inputs.append(value)
+        outputs = [
+            ir.Value(name=unique(f"{value.name}/copy", copy.taken) if value.name else "", type=value.type)
+            for value in node.outputs
+        ]
+        name = unique(f"{node.name}/copy", copy.taken)
+        copy.graph.append(
+            ir.node(node.op_type, inputs, dict(node.attributes), domain=node.domain, outputs=outputs, name=name)
+        )
+        results.update(zip(node.outputs, outputs, strict=True))
+    return results
+
+
+def _rounded(copy: _Copy, value: ir.Value) -> ir.Value:
+    """Return the value rounded to the 16-bit type, in FP32."""
+    import onnx_ir as ir
+
+    if value in copy.rounded:
+        return copy.rounded[value]
+    array = constant(value)
+    if array is not None:
+        name = unique(f"{value.name}/rounded", copy.taken)
+        wide = to_half(array, copy.half).astype(np.float32)
+        result = add_initializer(copy.graph, name, wide, ir.DataType.FLOAT)
+    else:
+        low = cast(copy.graph, value, copy.half.dtype, unique(f"{value.name}/low", copy.taken), copy.taken)
+        result = cast(copy.graph, low, ir.DataType.FLOAT, unique(f"{value.name}/rounded", copy.taken), copy.taken)
+    copy.rounded[value] = result
+    return result
+
+
+def _energies(copy: _Copy, exact: ir.Value, approximate: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Append the energies of the error and of the exact result, float32 [1] each."""
+    limit = min(copy.half.max / 2, MASK)
+    low, high = (_scalar(copy, sign * limit) for sign in (-1, 1))
+    signal, result = (_append(copy, "Clip", [value, low, high]) for value in (exact, approximate))
+    error = _append(copy, "Sub", [result, signal])
+    return _energy(copy, error), _energy(copy, signal)
+
+
+def _energy(copy: _Copy, value: ir.Value) -> ir.Value:
+    import onnx_ir as ir
+
+    flat = _append(copy, "Reshape", [value, _constant(copy, np.array([-1]), ir.DataType.INT64)])
+    return _append(copy, "ReduceSumSquare", [flat], {"keepdims": 1})
+
+
+def _append(copy: _Copy, op: str, inputs: Sequence[ir.Value], attributes: Mapping[str, int] | None = None) -> ir.Value:
+    import onnx_ir as ir
+
+    node = ir.node(op, inputs, attributes or {}, name=unique(f"trtopt/{op}", copy.taken))
+    result = node.outputs[0]
+    result.name = unique(f"trtopt/{op}/result", copy.taken)
+    result.type = ir.TensorType(ir.DataType.FLOAT)
+    copy.graph.append(node)
+    return result
+
+
+def _scalar(copy: _Copy, number: float) -> ir.Value:
+    import onnx_ir as ir
+
+    return _constant(copy, np.array(number, np.float32), ir.DataType.FLOAT)
+
+
+def _constant(copy: _Copy, array: npt.NDArray[np.generic], dtype: ir.DataType) -> ir.Value:
+    return add_initializer(copy.graph, unique("trtopt/constant", copy.taken), array, dtype)
