@@ -29,6 +29,7 @@ from typing import Any, TypeVar, cast
 
 from trtopt import __version__
 from trtopt.codec import decode, encode
+from trtopt.counts import network_runs
 from trtopt.errors import StoreError
 from trtopt.events import Emit, StageCached, StageFinished, StageStarted, Warned, silent
 from trtopt.rundir import ROOT, DefaultDir, claimed
@@ -83,7 +84,7 @@ class RunStore:
             self.outcomes.append(StageOutcome(name=name, status="cached", seconds=0.0, summary=line))
             return cached
         self._emit(StageStarted(name))
-        start = time.perf_counter()
+        start, runs_before = time.perf_counter(), network_runs.value
         with writing(self.root), _folder(self.root, name) as folder:
             in_folder = make(folder)
             seconds = time.perf_counter() - start
@@ -110,7 +111,8 @@ class RunStore:
         result = cast(T, _relocate(relative, Path(), self.root))
         line = summary(result)
         self._emit(StageFinished(name, seconds, line))
-        self.outcomes.append(StageOutcome(name=name, status="ran", seconds=round(seconds, 3), summary=line))
+        outcome = StageOutcome(name=name, status="ran", seconds=round(seconds, 3), summary=line)
+        self.outcomes.append(dataclasses.replace(outcome, runs=network_runs.value - runs_before))
         return result
 
     def write(self, name: str, text: str) -> Path:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from trtopt.counts import network_runs
 from trtopt.engine.runner.binding import BoundRun, DeviceTensor, Place, exhausted, failure, first_line
 from trtopt.errors import DataError, EnvironmentUnableError, ModelError, OutOfMemoryError, UsageError
 from trtopt.graph.simulate import simulate
@@ -89,6 +90,7 @@ class OrtRunner:
             OutOfMemoryError: the memory is exhausted.
         """
         inputs = self._inputs_of(feed)
+        network_runs.add()
         try:
             results = self._session.run(self.outputs, inputs)
         except Exception as error:
