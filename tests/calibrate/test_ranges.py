@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trtopt.calibrate.ranges import SAMPLES, VALUES, channels, few, look
+from trtopt.calibrate.ranges import SAMPLES, VALUES, ChannelRanges, few, look
 from trtopt.data.dataset import Dataset
 from trtopt.errors import CalibrationError
 from trtopt.events import silent
@@ -69,7 +69,10 @@ def test_a_tensor_that_is_not_finite_is_named_with_its_sample(bad: float) -> Non
 @pytest.mark.parametrize("axis", [1, -1])
 def test_channels_have_the_absmax_and_values_of_each(axis: int) -> None:
     values = list(np.random.default_rng(0).normal(size=(5, 1, 3, 40, 2)).astype(np.float32))
-    seen = channels(lambda feed: {"y": feed["x"]}, dataset(values), {"y": axis})["y"]
+    ranges = ChannelRanges({"y": axis})
+    for array in values:
+        ranges.add({"y": array})
+    seen = ranges.result()["y"]
     rows = np.moveaxis(np.concatenate(values), axis, 0)
     rows = rows.reshape(rows.shape[0], -1)
     np.testing.assert_array_equal(seen.peaks, np.abs(rows).max(axis=1))

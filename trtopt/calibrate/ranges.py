@@ -62,28 +62,27 @@ class Channels:
     values: npt.NDArray[np.float32]
 
 
-def channels(
-    run: Callable[[Feed], Mapping[str, Array]], dataset: Dataset, axes: Mapping[str, int]
-) -> dict[str, Channels]:
-    """Return ranges and values per channel of the tensors of `axes`, over at most `SAMPLES` samples.
+class ChannelRanges:
+    """Collects ranges and values per channel of the tensors of `axes`, which maps each to its channel axis."""
 
-    Args:
-        run: returns the tensors of a feed by name.
-        dataset: the samples.
-        axes: the channel axis by tensor.
-    """
-    peaks: dict[str, npt.NDArray[np.float64]] = {}
-    values: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in axes}
-    for index in _indices(dataset):
-        outputs = run(dataset.load(index))
-        for name, axis in axes.items():
+    def __init__(self, axes: Mapping[str, int]) -> None:
+        self.axes = axes
+        self._peaks: dict[str, npt.NDArray[np.float64]] = {}
+        self._values: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in axes}
+
+    def add(self, tensors: Mapping[str, Array]) -> None:
+        """Add the tensors of one sample."""
+        for name, axis in self.axes.items():
             # A matrix with one row per channel.
-            rows = np.moveaxis(outputs[name], axis, 0).reshape(outputs[name].shape[axis], -1)
+            rows = np.moveaxis(tensors[name], axis, 0).reshape(tensors[name].shape[axis], -1)
             peak = np.abs(rows).max(axis=1, initial=0.0).astype(np.float64)
-            peaks[name] = np.maximum(peaks.get(name, 0.0), peak)
+            self._peaks[name] = np.maximum(self._peaks.get(name, 0.0), peak)
             positions = np.unique(np.linspace(0, rows.shape[1] - 1, min(VALUES, rows.shape[1])).astype(int))
-            values[name].append(rows[:, positions].astype(np.float32))
-    return {name: Channels(peaks[name], np.concatenate(values[name], axis=1)) for name in axes}
+            self._values[name].append(rows[:, positions].astype(np.float32))
+
+    def result(self) -> dict[str, Channels]:
+        """Return the ranges and values of each tensor, over all samples that were added."""
+        return {name: Channels(peak, np.concatenate(self._values[name], axis=1)) for name, peak in self._peaks.items()}
 
 
 def channel_means(array: Array, axis: int) -> npt.NDArray[np.float64]:

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any, TypeVar, cast
 
 from trtopt.events import Emit
 from trtopt.store import RunStore
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,11 +26,19 @@ class Context:
         store: the run directory.
         emit: receives events.
         device: where onnxruntime runs: `cpu`, `cuda` or `auto`.
+        shared: what several stages of this run need and keep in memory, by digests of the network and the data.
     """
 
     store: RunStore
     emit: Emit
     device: str
+    shared: dict[tuple[str, str], Any] = field(default_factory=dict)
+
+    def once(self, key: tuple[str, str], make: Callable[[], T]) -> T:
+        """Return the result of `make`, which is called once for each key."""
+        if key not in self.shared:
+            self.shared[key] = make()
+        return cast(T, self.shared[key])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Trials: quantize a network and measure its output error on a few calibration samples.
 
-Equalization, bias correction and `--method auto` are chosen by these errors.
+Equalization, bias correction and `--method auto` are chosen by these errors. The stages that choose share one
+pass of FP32 over these samples.
 
 Touches: temporary files in the run directory; reads the samples.
 """
@@ -10,11 +11,15 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from trtopt.calibrate.auto import FALLBACK, TINY
+from trtopt.calibrate.histogram import Histogram
+from trtopt.calibrate.ranges import Channels
 from trtopt.data.dataset import Array, Dataset, Feed
 from trtopt.errors import CalibrationError, EnvironmentUnableError, MissingDependencyError, TrtoptError
 from trtopt.events import Warned
@@ -63,16 +68,12 @@ def output_error(
         EnvironmentUnableError: FP32 or a trial fails for a reason that may not recur, such as a lack of memory. The
             result must not be cached then.
     """
-    from trtopt.calibrate.ranges import few
     from trtopt.engine.onnxruntime import open_runner
     from trtopt.graph.file import load_ir
     from trtopt.graph.prepare import BETWEEN_STAGES, save
     from trtopt.precision import precision
 
-    samples = few(dataset)
-    feeds = [samples.load(i) for i in range(len(samples))]
-    run = open_runner(model.path, device=context.device).run
-    references = [run(feed) for feed in feeds]
+    references = survey(context, model, dataset).runs
     original = load_ir(model.path)  # loaded once, because most trials start from it
     warned: set[str] = set()
 
@@ -80,11 +81,11 @@ def output_error(
         graph = original.clone() if candidate == model else load_ir(candidate.path)
         precision(precision_name).apply(graph, request)
         # Error and signal energy of each output, summed over the samples.
-        energies = {name: np.zeros(2) for name in references[0]}
+        energies = {name: np.zeros(2) for name in references[0][1]}
         with scratch(context, "trial.onnx") as path:
             save(graph, path, inline=BETWEEN_STAGES)
             quantized = open_runner(path, device=context.device).run
-            for feed, reference in zip(feeds, references, strict=True):
+            for feed, reference in references:
                 outputs = quantized(feed)
                 for name, energy in energies.items():
                     energy += _energies(name, reference[name], outputs[name])
@@ -131,41 +132,92 @@ def _energies(name: str, reference: Array, output: Array) -> tuple[float, float]
     return error_energy, float(np.square(exact).sum())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """FP32 on a few samples: everything that equalization and the trials need of it, from one pass.
+
+    Attributes:
+        runs: each sample with the outputs of the network for it.
+        histograms: the values of the tensors to quantize.
+        means: the mean of each channel, as `bias` needs them.
+        channels: ranges and values of the activations that can be equalized.
+    """
+
+    runs: Sequence[tuple[Feed, Mapping[str, Array]]]
+    histograms: Mapping[str, Histogram]
+    means: Mapping[str, npt.NDArray[np.float64]]
+    channels: Mapping[str, Channels]
+
+
+def survey(context: Context, model: OnnxModel, dataset: Dataset) -> Survey:
+    """Return the survey of a network. The stages of a run share it.
+
+    Raises:
+        CalibrationError: a tensor to quantize is NaN or infinite; the message names the tensor and the sample.
+    """
+    return context.once((model.digest, dataset.digest), lambda: _survey(context, model, dataset))
+
+
+def adopt(context: Context, model: OnnxModel, dataset: Dataset, *, function: OnnxModel, values: OnnxModel) -> None:
+    """Let a network share the outputs of `function`, which it computes, and the statistics of `values`, an equal copy.
+
+    Both must have been surveyed.
+    """
+    outputs, statistics = (survey(context, known, dataset) for known in (function, values))
+    context.once((model.digest, dataset.digest), lambda: replace(statistics, runs=outputs.runs))
+
+
+def _survey(context: Context, model: OnnxModel, dataset: Dataset) -> Survey:
+    from trtopt.calibrate.observe import observe
+    from trtopt.calibrate.ranges import Averages, ChannelRanges, channel_means, few
+    from trtopt.engine.onnxruntime import open_runner
+    from trtopt.events import silent
+    from trtopt.graph.file import load_ir
+    from trtopt.graph.query import constant, float_nodes
+    from trtopt.precision.passes.equalize import links
+    from trtopt.precision.passes.placement import channel_axes, place
+
+    graph, samples = load_ir(model.path), few(dataset)
+    axes = channel_axes(list(float_nodes(graph.graph)))
+    tensors = place(graph).tensors()
+    outputs = [spec.name for spec in model.outputs]
+    # A network may return a constant, such as anchors.
+    constants = {value.name or "": array for value in graph.graph.outputs if (array := constant(value)) is not None}
+    means, ranges = Averages(), ChannelRanges({link.name: link.axis for link in links(graph)})
+    runs: list[tuple[Feed, Mapping[str, Array]]] = []
+    computed = [name for name in outputs if name not in constants]
+    with tapped(context, model, [*computed, *tensors, *axes, *ranges.axes]) as path:
+        run = open_runner(path, device=context.device).run
+
+        def run_and_record(feed: Feed) -> Mapping[str, Array]:
+            found = run(feed)
+            known = {**constants, **feed, **found}
+            runs.append((feed, {name: known[name] for name in outputs}))
+            ranges.add(found)
+            for name, axis in axes.items():
+                array = known[name]
+                if array.dtype == np.float32 and array.size:
+                    means.add(name, channel_means(array, axis))
+            return found
+
+        histograms = observe(run_and_record, tensors, samples, stage="equalize", emit=silent)
+    return Survey(runs=runs, histograms=histograms, means=means.result(), channels=ranges.result())
+
+
 def rough(context: Context, model: OnnxModel, dataset: Dataset, table: CalibrationTable | None = None) -> Request:
     """Return a request with means per channel, and scales if `table` is None, from a few samples.
 
     It is good enough to compare networks, but not to convert them.
 
     Raises:
-        CalibrationError: a tensor to quantize is NaN or infinite; the message names the tensor and the sample.
+        CalibrationError: as `survey`.
     """
-    from trtopt.calibrate.observe import observe
-    from trtopt.calibrate.ranges import Averages, channel_means, few
+    from trtopt.calibrate.ranges import few
     from trtopt.calibrate.table import make_table
-    from trtopt.engine.onnxruntime import open_runner
-    from trtopt.events import silent
-    from trtopt.graph.file import load_ir
-    from trtopt.graph.query import float_nodes
-    from trtopt.precision.passes.placement import channel_axes, place
 
-    graph, samples = load_ir(model.path), few(dataset)
-    axes = channel_axes(list(float_nodes(graph.graph)))
-    tensors = () if table else place(graph).tensors()
-    means = Averages()
-    with tapped(context, model, [*tensors, *axes]) as path:
-        run = open_runner(path, device=context.device).run
-
-        def run_and_average(feed: Feed) -> Mapping[str, Array]:
-            outputs = run(feed)
-            for name, axis in axes.items():
-                array = outputs[name] if name in outputs else feed[name]
-                if array.dtype == np.float32 and array.size:
-                    means.add(name, channel_means(array, axis))
-            return outputs
-
-        histograms = observe(run_and_average, tensors, samples, stage="equalize", emit=silent)
-    table = table or make_table(FALLBACK, histograms, model=model, dataset=samples)
-    return Request(rest="fp32", table=table, means=means.result())
+    known = survey(context, model, dataset)
+    table = table or make_table(FALLBACK, known.histograms, model=model, dataset=few(dataset))
+    return Request(rest="fp32", table=table, means=known.means)
 
 
 def decibels(before: float, after: float) -> float:
