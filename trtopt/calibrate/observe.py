@@ -25,6 +25,7 @@ from trtopt.data.dataset import Array, Dataset, Feed
 from trtopt.errors import CalibrationError, DataError, ModelError
 from trtopt.events import Emit, Progress
 from trtopt.graph.file import external_files, load_proto
+from trtopt.graph.parsed import own
 from trtopt.types import OnnxModel
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def tap(model: OnnxModel, tensors: Sequence[str], path: Path) -> None:
     """
     import onnx
 
-    proto = load_proto(model.path)
+    proto = own(load_proto(model.path))
     graph = proto.graph
     if external_files(proto) and path.parent.resolve() != model.path.parent.resolve():
         raise ModelError(
