@@ -177,9 +177,10 @@ def test_biases_are_unchanged_if_correcting_them_has_no_gain(
 
 
 @pytest.mark.parametrize(("errors", "best", "gain"), [((1.0, np.inf, 0.1), "weights and inputs", 10.0),
+                                                      ((1.0, 0.99, 1.0), "", 0.0),
                                                       ((np.inf, 0.5, np.inf), "", 0.0),
                                                       ((np.inf, np.inf, np.inf), "", 0.0)])  # fmt: skip
-def test_a_correction_that_cannot_be_tried_is_not_chosen(
+def test_a_correction_without_gain_or_that_cannot_be_tried_is_not_chosen(
     context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, errors: tuple[float, ...], best: str, gain: float
 ) -> None:
     found = iter(errors)

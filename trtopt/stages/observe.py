@@ -19,6 +19,9 @@ from trtopt.stages.trial import decibels, output_error, tapped
 from trtopt.store import file_digest
 from trtopt.types import CalibrationTable, Observation, OnnxModel
 
+WORTH = 0.1
+"""Smallest gain in dB for which biases are corrected. Less is within the variation between samples."""
+
 _CORRECTED = {"weights": "weights", "weights and inputs": "weights and activations"}
 """Values of `Observation.correction` as the summary line names them."""
 
@@ -119,7 +122,8 @@ def _best_correction(
     if not math.isfinite(errors[""]):
         return "", 0.0  # without a reference a gain cannot be measured
     best = min(errors, key=errors.__getitem__)
-    return best, decibels(errors[""], errors[best])
+    gain = decibels(errors[""], errors[best])
+    return (best, gain) if gain >= WORTH else ("", 0.0)
 
 
 def _observed_line(observation: Observation, *, corrects: bool) -> str:
