@@ -1,7 +1,8 @@
 """Content-addressed store of stage results: one directory per run, each result keyed by the digest of its inputs.
 
     run directory
-      manifest.json      for each stage: its key, the inputs of the key, digests of its files, its result, its time
+      manifest.json      for each stage: its key, the inputs of the key, digests of its files, its result, its time;
+                         for each page: the key and the digest of its text
       .lock              held while a run writes; a second run waits
       .tmp-*             files of a running stage: renamed into place at its end, deleted by the next run otherwise
 
@@ -59,6 +60,7 @@ class RunStore:
         self.outcomes: list[StageOutcome] = []
         self._emit = emit
         self._manifest = _read_manifest(root, emit)
+        self._withdrawn: dict[str, bytes] = {}
 
     def stage(
         self, name: str, key: Mapping[str, Any], cls: type[T], make: Callable[[Path], T], summary: Callable[[T], str]
@@ -127,6 +129,32 @@ class RunStore:
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(path)
         return path
+
+    def withdraw(self, name: str) -> None:
+        """Delete a text file that `render` wrote. Its content is remembered until the store is closed.
+
+        Raises:
+            StoreError: the directory cannot be written.
+        """
+        path = self.root / name
+        with writing(self.root):
+            if path.is_file():
+                self._withdrawn[name] = path.read_bytes()
+            path.unlink(missing_ok=True)
+
+    def render(self, name: str, key: str, make: Callable[[], str]) -> None:
+        """Write a text file: that which was withdrawn if it is unchanged and was made for the same key, else a new one.
+
+        Raises:
+            StoreError: the directory cannot be written.
+        """
+        earlier = self._withdrawn.get(name)
+        if earlier is not None and self._manifest["rendered"].get(name) == [key, hashlib.sha256(earlier).hexdigest()]:
+            self.write(name, earlier.decode())
+            return
+        text = make()
+        self._manifest["rendered"][name] = [key, hashlib.sha256(text.encode()).hexdigest()]
+        self.write(name, text)
 
     def discard(self, name: str, **inputs: Any) -> None:
         """Delete the stored result of a stage and its files.
@@ -264,27 +292,27 @@ def _key_digest(name: str, key: Mapping[str, Any]) -> str:
 
 
 @functools.cache
-def code_digest() -> str:
+def code_digest(*, rendering: bool = False) -> str:
     """Return the SHA-256 of trtopt's code that computes results; a corrected algorithm must not return an old result.
 
-    What only reads flags or renders reports is left out.
+    What only reads flags or renders reports is left out, or taken instead if `rendering`.
     """
     package = Path(__file__).parent
     sha = hashlib.sha256()
-    for path in sorted(path for pattern in ("*.py", "*.cu") for path in package.rglob(pattern)):
-        if path.relative_to(package).parts[0] not in _RENDERING:
+    for path in sorted(path for pattern in ("*.py", "*.cu", "*.jinja", "*.css") for path in package.rglob(pattern)):
+        if (path.relative_to(package).parts[0] in _RENDERING) == rendering:
             sha.update(path.relative_to(package).as_posix().encode())
             sha.update(path.read_bytes())
     return sha.hexdigest()
 
 
 def _read_manifest(root: Path, emit: Emit) -> dict[str, Any]:
-    empty: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "trtopt": __version__, "stages": {}}
+    empty: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "trtopt": __version__, "stages": {}, "rendered": {}}
     path = root / "manifest.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["schema_version"] == SCHEMA_VERSION and all(map(_is_entry, manifest["stages"].values())):
-            return {**empty, **manifest, "trtopt": __version__}
+            return {**empty, **manifest, "trtopt": __version__, "rendered": dict(manifest.get("rendered", {}))}
         emit(Warned(f"{path} was written by another version of trtopt: every stage runs again"))
     except FileNotFoundError:
         pass

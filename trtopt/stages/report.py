@@ -5,6 +5,7 @@ Touches: the run directory, through the store.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from trtopt.codec import decode
 from trtopt.errors import UsageError
 from trtopt.events import Emit, Event, Warned
-from trtopt.store import RunStore, writing
+from trtopt.store import RunStore, code_digest
 from trtopt.types import Comparison, Report
 
 REPORT_SCHEMA = 2
@@ -43,17 +44,21 @@ def remarks(warnings: Iterable[str], *comparisons: Comparison | None) -> tuple[s
 def forget(store: RunStore) -> None:
     """Delete the reports of an earlier run, so that a run that fails does not leave an old verdict."""
     for format in FORMATS:
-        with writing(store.root):
-            (store.root / f"report.{format}").unlink(missing_ok=True)
+        store.withdraw(f"report.{format}")
 
 
 def write(store: RunStore, report: Report) -> None:
-    """Write `report.json` and `report.html`, and the environment into the manifest."""
+    """Write `report.json` and `report.html`, and the environment into the manifest.
+
+    The page of an equal report, as after a run whose stages were all cached, is not rendered again.
+    """
     from trtopt.report import render
 
+    data = render("json", report)
+    key = hashlib.sha256((code_digest(rendering=True) + data).encode()).hexdigest()
+    store.write("report.json", data)
+    store.render("report.html", key, lambda: render("html", report))
     store.describe(report.environment)
-    for format in FORMATS:
-        store.write(f"report.{format}", render(format, report))
 
 
 def load(run: Path) -> Report:
