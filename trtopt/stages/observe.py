@@ -6,7 +6,7 @@ Touches: the run directory, through the store; reads the samples.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,6 @@ from trtopt.stages.context import Context, Target, versions
 from trtopt.stages.trial import decibels, output_error, tapped
 from trtopt.store import file_digest
 from trtopt.types import CalibrationTable, Observation, OnnxModel
-
-WORTH = 0.1
-"""Smallest gain in dB for which biases are corrected. Less is within the variation between samples."""
 
 _CORRECTED = {"weights": "weights", "weights and inputs": "weights and activations"}
 """Values of `Observation.correction` as the summary line names them."""
@@ -57,12 +54,9 @@ def observe(
         _write_means(seen, path)
         correction, gain = "", 0.0
         if corrects:
-            request = Request(rest="fp32", table=table)
+            request = replace(request, ranges=seen.ranges, sizes=seen.sizes)
             error = output_error(context, model, dataset, target.precision)
-            known = {}
-            if table is not None and _tried_here(table, model, dataset, target):
-                known["weights"] = 10 ** (-table.tried[table.method] / 10)
-            correction, gain = _best_correction(lambda request: error(model, request), request, seen, known)
+            correction, gain = _best_correction(error, model, request, seen)
         return Observation(
             ranges=seen.ranges,
             sizes=seen.sizes,
@@ -99,31 +93,20 @@ def _write_means(seen: Seen, path: Path) -> None:
     np.savez(path, allow_pickle=False, **arrays)
 
 
-def _tried_here(table: CalibrationTable, model: OnnxModel, dataset: Dataset, target: Target) -> bool:
-    """Return whether `--method auto` has evaluated this table on this network, with bias correction for the weights."""
-    made_for = (table.model_digest, table.data_digest, table.precision)
-    return table.method in table.tried and made_for == (model.digest, dataset.digest, target.precision)
-
-
 def _best_correction(
-    error: Callable[[Request], float], request: Request, seen: Seen, known: Mapping[str, float]
+    error: Callable[[OnnxModel, Request | None], float], model: OnnxModel, request: Request, seen: Seen
 ) -> tuple[str, float]:
-    """Return the best value of `Observation.correction`, empty for none, and its gain in output SQNR in dB.
-
-    `known` are errors that need no trial. As for `--method auto`, the fallback precision is FP32: rounding to 16 bits
-    hardly depends on the biases, and takes time to simulate.
-    """
+    """Return the best value of `Observation.correction`, empty for none, and its gain in output SQNR in dB."""
     candidates = {
         "": request,
         "weights": replace(request, means=seen.means),
         "weights and inputs": replace(request, means=seen.means, errors=seen.errors),
     }
-    errors = {name: known[name] if name in known else error(candidate) for name, candidate in candidates.items()}
+    errors = {name: error(model, candidate) for name, candidate in candidates.items()}
     if not math.isfinite(errors[""]):
         return "", 0.0  # without a reference a gain cannot be measured
     best = min(errors, key=errors.__getitem__)
-    gain = decibels(errors[""], errors[best])
-    return (best, gain) if gain >= WORTH else ("", 0.0)
+    return best, decibels(errors[""], errors[best])
 
 
 def _observed_line(observation: Observation, *, corrects: bool) -> str:
