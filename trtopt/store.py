@@ -153,8 +153,9 @@ class RunStore:
             self.write(name, earlier.decode())
             return
         text = make()
-        self._manifest["rendered"][name] = [key, hashlib.sha256(text.encode()).hexdigest()]
         self.write(name, text)
+        self._manifest["rendered"][name] = [key, hashlib.sha256(text.encode()).hexdigest()]
+        self.write("manifest.json", json.dumps(self._manifest, indent=1))
 
     def discard(self, name: str, **inputs: Any) -> None:
         """Delete the stored result of a stage and its files.
@@ -179,8 +180,9 @@ class RunStore:
 
     def describe(self, environment: Mapping[str, str]) -> None:
         """Record the versions and the device of this run in the manifest."""
-        self._manifest["environment"] = dict(environment)
-        self.write("manifest.json", json.dumps(self._manifest, indent=1))
+        if self._manifest.get("environment") != environment:
+            self._manifest["environment"] = dict(environment)
+            self.write("manifest.json", json.dumps(self._manifest, indent=1))
 
     def _entry(self, name: str, digest: str) -> Any:
         """Return the manifest's entry of a stage, or None if its key differs or one of its files has changed."""
@@ -299,11 +301,22 @@ def code_digest(*, rendering: bool = False) -> str:
     """
     package = Path(__file__).parent
     sha = hashlib.sha256()
-    for path in sorted(path for pattern in ("*.py", "*.cu", "*.jinja", "*.css") for path in package.rglob(pattern)):
-        if (path.relative_to(package).parts[0] in _RENDERING) == rendering:
-            sha.update(path.relative_to(package).as_posix().encode())
-            sha.update(path.read_bytes())
+    for name in sorted(_sources(package)):
+        if (name.partition("/")[0] in _RENDERING) == rendering:
+            sha.update(name.encode())
+            sha.update((package / name).read_bytes())
     return sha.hexdigest()
+
+
+@functools.cache
+def _sources(package: Path) -> list[str]:
+    """Return the paths of a package's source files, relative to it."""
+    return [
+        Path(folder, file).relative_to(package).as_posix()
+        for folder, _, files in os.walk(package)
+        for file in files
+        if file.endswith((".py", ".cu", ".jinja", ".css"))
+    ]
 
 
 def _read_manifest(root: Path, emit: Emit) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Touches: reads which packages are installed.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -58,11 +58,16 @@ class Target:
 
 def versions(*packages: str) -> dict[str, str]:
     """Return the versions of those packages that are installed."""
-    installed = {}
-    for package in packages:
-        with contextlib.suppress(PackageNotFoundError):
-            installed[package] = version(package)
-    return installed
+    return {package: installed for package in packages if (installed := _version(package))}
+
+
+@functools.cache  # every stage asks, and the metadata of a package takes a millisecond to read
+def _version(package: str) -> str:
+    """Return the version of a package; empty if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def environment() -> dict[str, str]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
-from trtopt.codec import decode
+from trtopt.codec import decode, encode
 from trtopt.errors import UsageError
 from trtopt.events import Emit, Event, Warned
 from trtopt.store import RunStore, code_digest
@@ -50,14 +51,14 @@ def forget(store: RunStore) -> None:
 def write(store: RunStore, report: Report) -> None:
     """Write `report.json` and `report.html`, and the environment into the manifest.
 
-    The page of an equal report, as after a run whose stages were all cached, is not rendered again.
+    An equal report, as after a run whose stages were all cached, is not rendered again.
     """
     from trtopt.report import render
 
-    data = render("json", report)
+    data = json.dumps(encode(report))  # without indentation, which takes ten times as long
     key = hashlib.sha256((code_digest(rendering=True) + data).encode()).hexdigest()
-    store.write("report.json", data)
-    store.render("report.html", key, lambda: render("html", report))
+    for format in FORMATS:
+        store.render(f"report.{format}", key, partial(render, format, report))
     store.describe(report.environment)
 
 
