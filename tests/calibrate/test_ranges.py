@@ -23,7 +23,7 @@ def dataset(values: list[np.ndarray]) -> Dataset:
 
 def test_magnitudes_sizes_and_channel_means_are_computed_over_the_samples() -> None:
     values = list(np.random.default_rng(0).normal(size=(5, 1, 3, 4, 4)).astype(np.float32))
-    seen = look(lambda feed: {"y": feed["x"] * 2}, dataset(values), {"x": 1, "y": -1}, stage="s", emit=silent)
+    seen = look(lambda feed: {"y": feed["x"] * 2}, dataset(values), {"x": 1, "y": -1}, emit=silent)
     joined = np.concatenate(values)
     assert seen.ranges == {"x": np.abs(joined).max(), "y": np.abs(joined).max() * 2}
     assert seen.sizes == {"x": 48, "y": 48}
@@ -39,7 +39,6 @@ def test_a_sample_in_which_a_tensor_is_empty_does_not_count_in_its_means() -> No
         dataset(values),
         {"boxes": 1},
         {"boxes": np.ones_like},
-        stage="s",
         emit=silent,
     )
     assert seen.means["boxes"].tolist() == [3.0, 3.0]
@@ -49,21 +48,21 @@ def test_a_sample_in_which_a_tensor_is_empty_does_not_count_in_its_means() -> No
 def test_the_samples_are_a_small_subset_spread_over_the_dataset() -> None:
     ran: list[float] = []
     values = [np.full((1, 2), i, np.float32) for i in range(1000)]
-    look(lambda feed: ran.append(float(feed["x"][0, 0])) or {}, dataset(values), {}, stage="s", emit=silent)
+    look(lambda feed: ran.append(float(feed["x"][0, 0])) or {}, dataset(values), {}, emit=silent)
     assert len(ran) == SAMPLES
     assert (ran[0], ran[-1]) == (0.0, 999.0)
 
 
 def test_infinity_in_an_attention_mask_does_not_count_as_a_magnitude() -> None:
     values = [np.array([[-3.4e38, 5.0, -7.0]], np.float32)]
-    assert look(lambda feed: {}, dataset(values), {}, stage="s", emit=silent).ranges == {"x": 7.0}
+    assert look(lambda feed: {}, dataset(values), {}, emit=silent).ranges == {"x": 7.0}
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_tensor_that_is_not_finite_is_named_with_its_sample(bad: float) -> None:
     values = [np.ones((1, 2), np.float32), np.array([[1, bad]], np.float32)]
     with pytest.raises(CalibrationError, match=r"tensor x holds NaN or Inf for sample d\[1\]"):
-        look(lambda feed: {}, dataset(values), {}, stage="s", emit=silent)
+        look(lambda feed: {}, dataset(values), {}, emit=silent)
 
 
 @pytest.mark.parametrize("axis", [1, -1])
@@ -89,7 +88,7 @@ def test_few_returns_the_samples_that_look_uses() -> None:
         loaded.append(float(feed["x"][0, 0]))
         return {}
 
-    look(run, dataset(values), {}, stage="s", emit=silent)
+    look(run, dataset(values), {}, emit=silent)
     chosen = few(dataset(values))
     assert len(chosen) == SAMPLES
     assert [float(chosen.load(i)["x"][0, 0]) for i in range(SAMPLES)] == loaded

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from trtopt.data.dataset import Array, Dataset, Feed
 from trtopt.errors import CalibrationError
 from trtopt.events import Emit, Progress
+from trtopt.parallel import in_order
 
 MASK = 1e9
 """Magnitudes from here on are ignored: attention masks use them for infinity, and `passes.half` clamps them."""
@@ -129,8 +130,8 @@ def look(
     channels: Mapping[str, int],
     roundings: Mapping[str, Callable[[Array], Array]] = MappingProxyType({}),
     *,
-    stage: str,
     emit: Emit,
+    callers: int = 1,
 ) -> Seen:
     """Return statistics of the inputs and of all float32 tensors that `run` returns, over at most `SAMPLES` samples.
 
@@ -139,24 +140,28 @@ def look(
         dataset: the samples; a subset is spread evenly over it.
         channels: the channel axis of each tensor whose means per channel are computed.
         roundings: for some of these tensors, the function that returns the rounding error of each value.
-        stage: the stage that progress is reported for.
-        emit: receives the progress.
+        emit: receives the progress of the stage `observe`.
+        callers: number of threads that load and run samples.
 
     Raises:
         CalibrationError: a tensor is NaN or infinite; the message names the tensor and the sample.
     """
+
+    def load_and_run(index: int) -> Mapping[str, Array]:
+        feed = dataset.load(index)
+        return {**feed, **run(feed)}
+
     indices = _indices(dataset)
     seen = Seen(samples=len(indices))
     means, errors = Averages(), Averages()
-    for done, index in enumerate(indices, start=1):
-        feed = dataset.load(index)
-        for name, array in {**feed, **run(feed)}.items():
+    for done, tensors in enumerate(in_order(load_and_run, indices, callers), start=1):
+        for name, array in tensors.items():
             if array.dtype != np.float32 or array.size == 0:
                 continue
             absmax = float(np.abs(array).max())  # NaN and infinity propagate
             if not np.isfinite(absmax):
                 raise CalibrationError(
-                    f"tensor {name} holds NaN or Inf for sample {dataset.ids[index]}",
+                    f"tensor {name} holds NaN or Inf for sample {dataset.ids[indices[done - 1]]}",
                     why="the FP32 model itself does not stay finite on it",
                     fix="Check the sample and its preprocessing",
                 )
@@ -169,6 +174,6 @@ def look(
                 means.add(name, channel_means(array, channels[name]))
             if name in channels and name in roundings:
                 errors.add(name, channel_means(roundings[name](array), channels[name]))
-        emit(Progress(stage, done, len(indices)))
+        emit(Progress("observe", done, len(indices)))
     seen.means, seen.errors = means.result(), errors.result()
     return seen

@@ -43,14 +43,15 @@ def compare(
     """
 
     def make(_: Path) -> Comparison:
+        from trtopt.calibrate.observe import callers
         from trtopt.compare.repeats import check_repeats
         from trtopt.compare.run import Measure, Pair, compare
         from trtopt.data.overlap import fingerprinted
         from trtopt.engine.onnxruntime import open_runner
 
         pair = Pair(
-            baseline=open_runner(baseline.path, device=context.device),
-            candidate=open_runner(candidate.path, device=context.device),
+            baseline=open_runner(baseline.path, device=context.device, callers=callers()),
+            candidate=open_runner(candidate.path, device=context.device, callers=callers()),
             names=(baseline.path.name, candidate.path.name),
         )
         check_repeats(pair.baseline, evaluation.dataset, baseline.path)

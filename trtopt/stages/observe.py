@@ -34,6 +34,7 @@ def observe(
     corrects = table is not None and target.bias_correction
 
     def make(folder: Path) -> Observation:
+        from trtopt.calibrate.observe import callers
         from trtopt.calibrate.ranges import look
         from trtopt.engine.onnxruntime import open_runner
         from trtopt.graph.file import load_ir
@@ -48,8 +49,9 @@ def observe(
         request = Request(rest=target.rest, table=table)
         roundings = rounding_errors(graph, request, FORMATS[target.precision]) if corrects else {}
         with tapped(context, model, tensors) as tapped_path:
-            run = open_runner(tapped_path, device=context.device).run
-            seen = look(run, dataset, channel_axes(nodes), roundings, stage="observe", emit=context.emit)
+            runner = open_runner(tapped_path, device=context.device, callers=callers())
+            axes = channel_axes(nodes)
+            seen = look(runner.run, dataset, axes, roundings, emit=context.emit, callers=runner.callers)
         path = folder / "observed.npz"
         _write_means(seen, path)
         correction, gain = "", 0.0

@@ -23,6 +23,7 @@ from trtopt.calibrate.ranges import Channels
 from trtopt.data.dataset import Array, Dataset, Feed
 from trtopt.errors import CalibrationError, EnvironmentUnableError, MissingDependencyError, TrtoptError
 from trtopt.events import Warned
+from trtopt.parallel import in_order
 from trtopt.precision import Request
 from trtopt.stages.context import Context
 from trtopt.types import CalibrationTable, OnnxModel
@@ -68,6 +69,7 @@ def output_error(
         EnvironmentUnableError: FP32 or a trial fails for a reason that may not recur, such as a lack of memory. The
             result must not be cached then.
     """
+    from trtopt.calibrate.observe import callers
     from trtopt.engine.onnxruntime import open_runner
     from trtopt.graph.file import load_ir
     from trtopt.graph.prepare import BETWEEN_STAGES, save
@@ -84,9 +86,9 @@ def output_error(
         energies = {name: np.zeros(2) for name in references[0][1]}
         with scratch(context, "trial.onnx") as path:
             save(graph, path, inline=BETWEEN_STAGES)
-            quantized = open_runner(path, device=context.device).run
-            for feed, reference in references:
-                outputs = quantized(feed)
+            runner = open_runner(path, device=context.device, callers=callers())
+            found = in_order(runner.run, (feed for feed, _ in references), runner.callers)
+            for (_, reference), outputs in zip(references, found, strict=True):
                 for name, energy in energies.items():
                     energy += _energies(name, reference[name], outputs[name])
         # An output that is all zero in FP32 has no relative error: it counts as 1 if it differs at all.
@@ -168,10 +170,9 @@ def adopt(context: Context, model: OnnxModel, dataset: Dataset, *, function: Onn
 
 
 def _survey(context: Context, model: OnnxModel, dataset: Dataset) -> Survey:
-    from trtopt.calibrate.observe import observe
+    from trtopt.calibrate.observe import callers, count
     from trtopt.calibrate.ranges import Averages, ChannelRanges, channel_means, few
     from trtopt.engine.onnxruntime import open_runner
-    from trtopt.events import silent
     from trtopt.graph.file import load_ir
     from trtopt.graph.query import constant, float_nodes
     from trtopt.precision.passes.equalize import links
@@ -185,22 +186,19 @@ def _survey(context: Context, model: OnnxModel, dataset: Dataset) -> Survey:
     constants = {value.name or "": array for value in graph.graph.outputs if (array := constant(value)) is not None}
     means, ranges = Averages(), ChannelRanges({link.name: link.axis for link in links(graph)})
     runs: list[tuple[Feed, Mapping[str, Array]]] = []
+    histograms = {name: Histogram() for name in tensors}
     computed = [name for name in outputs if name not in constants]
     with tapped(context, model, [*computed, *tensors, *axes, *ranges.axes]) as path:
-        run = open_runner(path, device=context.device).run
-
-        def run_and_record(feed: Feed) -> Mapping[str, Array]:
-            found = run(feed)
+        runner = open_runner(path, device=context.device, callers=callers())
+        feeds = [samples.load(i) for i in range(len(samples))]
+        for feed, sample, found in zip(feeds, samples.ids, in_order(runner.run, feeds, runner.callers), strict=True):
             known = {**constants, **feed, **found}
             runs.append((feed, {name: known[name] for name in outputs}))
+            count(histograms, known, sample)
             ranges.add(found)
             for name, axis in axes.items():
-                array = known[name]
-                if array.dtype == np.float32 and array.size:
-                    means.add(name, channel_means(array, axis))
-            return found
-
-        histograms = observe(run_and_record, tensors, samples, stage="equalize", emit=silent)
+                if known[name].dtype == np.float32 and known[name].size:
+                    means.add(name, channel_means(known[name], axis))
     return Survey(runs=runs, histograms=histograms, means=means.result(), channels=ranges.result())
 
 
