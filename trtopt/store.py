@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import functools
 import hashlib
 import json
 import os
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from trtopt import __version__
+from trtopt.code_digest import code_digest
 from trtopt.codec import decode, encode
 from trtopt.counts import network_runs
 from trtopt.errors import StoreError
@@ -38,7 +38,6 @@ from trtopt.types import StageOutcome
 
 T = TypeVar("T")
 SCHEMA_VERSION = 1
-_RENDERING = ("cli", "report")
 # Errors of the operating system that concern the run directory itself, with the reason that the user reads.
 _WRITE_ERRORS = {
     errno.ENOSPC: "the disk is full",
@@ -291,32 +290,6 @@ def _folder(root: Path, stage: str) -> Iterator[Path]:
 def _key_digest(name: str, key: Mapping[str, Any]) -> str:
     text = json.dumps({"stage": name, "trtopt": __version__, "code": code_digest(), **key}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-@functools.cache
-def code_digest(*, rendering: bool = False) -> str:
-    """Return the SHA-256 of trtopt's code that computes results; a corrected algorithm must not return an old result.
-
-    What only reads flags or renders reports is left out, or taken instead if `rendering`.
-    """
-    package = Path(__file__).parent
-    sha = hashlib.sha256()
-    for name in sorted(_sources(package)):
-        if (name.partition("/")[0] in _RENDERING) == rendering:
-            sha.update(name.encode())
-            sha.update((package / name).read_bytes())
-    return sha.hexdigest()
-
-
-@functools.cache
-def _sources(package: Path) -> list[str]:
-    """Return the paths of a package's source files, relative to it."""
-    return [
-        Path(folder, file).relative_to(package).as_posix()
-        for folder, _, files in os.walk(package)
-        for file in files
-        if file.endswith((".py", ".cu", ".jinja", ".css"))
-    ]
 
 
 def _read_manifest(root: Path, emit: Emit) -> dict[str, Any]:

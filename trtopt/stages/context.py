@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from trtopt.events import Emit
 from trtopt.store import RunStore
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +30,6 @@ class Context:
     emit: Emit
     device: str
     shared: dict[tuple[str, str], Any] = field(default_factory=dict)
-
-    def once(self, key: tuple[str, str], make: Callable[[], T]) -> T:
-        """Return the result of `make`, which is called once for each key."""
-        if key not in self.shared:
-            self.shared[key] = make()
-        return cast(T, self.shared[key])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,7 +50,9 @@ def equalize(context: Context, model: OnnxModel, dataset: Dataset, precision: st
                     candidates[exponents] = candidate
                     errors[exponents] = error(candidate, None)
         if not errors:
-            return _equalized(model, {}, (), path)
+            equalized = _equalized(model, {}, (), path)
+            adopt(context, equalized, dataset, function=model, values=model)
+            return equalized
 
         plain = error(model, None)
         best = min(errors, key=errors.__getitem__)

@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
+from trtopt.code_digest import code_digest
 from trtopt.codec import decode, encode
 from trtopt.errors import UsageError
 from trtopt.events import Emit, Event, Warned
-from trtopt.store import RunStore, code_digest
+from trtopt.store import RunStore
 from trtopt.types import Comparison, Report
 
 REPORT_SCHEMA = 2

@@ -151,13 +151,17 @@ class Survey:
     channels: Mapping[str, Channels]
 
 
-def survey(context: Context, model: OnnxModel, dataset: Dataset) -> Survey:
-    """Return the survey of a network. The stages of a run share it.
+def survey(context: Context, model: OnnxModel, dataset: Dataset, *, outputs: bool = True) -> Survey:
+    """Return the survey of a network, without samples and outputs unless `outputs`. The stages of a run share it.
 
     Raises:
         CalibrationError: a tensor to quantize is NaN or infinite; the message names the tensor and the sample.
     """
-    return context.once((model.digest, dataset.digest), lambda: _survey(context, model, dataset))
+    key = (model.digest, dataset.digest)
+    known: Survey | None = context.shared.get(key)
+    if known is None or (outputs and not known.runs):
+        known = context.shared[key] = _survey(context, model, dataset, outputs=outputs)
+    return known
 
 
 def adopt(context: Context, model: OnnxModel, dataset: Dataset, *, function: OnnxModel, values: OnnxModel) -> None:
@@ -165,11 +169,12 @@ def adopt(context: Context, model: OnnxModel, dataset: Dataset, *, function: Onn
 
     Both must have been surveyed.
     """
-    outputs, statistics = (survey(context, known, dataset) for known in (function, values))
-    context.once((model.digest, dataset.digest), lambda: replace(statistics, runs=outputs.runs))
+    runs = survey(context, function, dataset).runs
+    statistics = survey(context, values, dataset, outputs=False)
+    context.shared[model.digest, dataset.digest] = replace(statistics, runs=runs)
 
 
-def _survey(context: Context, model: OnnxModel, dataset: Dataset) -> Survey:
+def _survey(context: Context, model: OnnxModel, dataset: Dataset, *, outputs: bool) -> Survey:
     from trtopt.calibrate.observe import callers, count
     from trtopt.calibrate.ranges import Averages, ChannelRanges, channel_means, few
     from trtopt.engine.onnxruntime import open_runner
@@ -181,19 +186,20 @@ def _survey(context: Context, model: OnnxModel, dataset: Dataset) -> Survey:
     graph, samples = load_ir(model.path), few(dataset)
     axes = channel_axes(list(float_nodes(graph.graph)))
     tensors = place(graph).tensors()
-    outputs = [spec.name for spec in model.outputs]
+    returned = [spec.name for spec in model.outputs] if outputs else []
     # A network may return a constant, such as anchors.
     constants = {value.name or "": array for value in graph.graph.outputs if (array := constant(value)) is not None}
     means, ranges = Averages(), ChannelRanges({link.name: link.axis for link in links(graph)})
     runs: list[tuple[Feed, Mapping[str, Array]]] = []
     histograms = {name: Histogram() for name in tensors}
-    computed = [name for name in outputs if name not in constants]
+    computed = [name for name in returned if name not in constants]
     with tapped(context, model, [*computed, *tensors, *axes, *ranges.axes]) as path:
         runner = open_runner(path, device=context.device, callers=callers())
         feeds = [samples.load(i) for i in range(len(samples))]
         for feed, sample, found in zip(feeds, samples.ids, in_order(runner.run, feeds, runner.callers), strict=True):
             known = {**constants, **feed, **found}
-            runs.append((feed, {name: known[name] for name in outputs}))
+            if outputs:
+                runs.append((feed, {name: known[name] for name in returned}))
             count(histograms, known, sample)
             ranges.add(found)
             for name, axis in axes.items():
@@ -213,7 +219,7 @@ def rough(context: Context, model: OnnxModel, dataset: Dataset, table: Calibrati
     from trtopt.calibrate.ranges import few
     from trtopt.calibrate.table import make_table
 
-    known = survey(context, model, dataset)
+    known = survey(context, model, dataset, outputs=False)
     table = table or make_table(FALLBACK, known.histograms, model=model, dataset=few(dataset))
     return Request(rest="fp32", table=table, means=known.means)
 
