@@ -57,8 +57,8 @@ def equalize(context: Context, model: OnnxModel, dataset: Dataset, precision: st
         plain = error(model, None)
         best = min(errors, key=errors.__getitem__)
         if not math.isfinite(plain) or not errors[best] < WORTH * plain:
-            worth = math.isfinite(plain)
-            why = "no significant gain in output SQNR" if worth else "the quantized network could not be evaluated"
+            evaluated = math.isfinite(plain)
+            why = "no significant gain in output SQNR" if evaluated else "the quantized network could not be evaluated"
             equalized = _not_equalized(model, path, why)
             adopt(context, equalized, dataset, function=model, values=model)
             return equalized

@@ -165,7 +165,7 @@ def survey(context: Context, model: OnnxModel, dataset: Dataset, *, outputs: boo
 
 
 def adopt(context: Context, model: OnnxModel, dataset: Dataset, *, function: OnnxModel, values: OnnxModel) -> None:
-    """Let a network share the outputs of `function`, which it computes, and the statistics of `values`, an equal copy.
+    """Let a network share the outputs of `function`, which it computes, and the statistics of `values`, whose tensors are its own.
 
     Both must have been surveyed.
     """
