@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +33,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         return of_file
 
+    monkeypatch.setattr("trtopt.graph.parsed._files", OrderedDict())  # other tests of this process parse files, too
     monkeypatch.setattr(onnx, "load", counted(onnx.load))
     monkeypatch.setattr(ir, "load", counted(ir.load))
     return counts
