@@ -165,9 +165,9 @@ def survey(context: Context, model: OnnxModel, dataset: Dataset, *, outputs: boo
 
 
 def adopt(context: Context, model: OnnxModel, dataset: Dataset, *, function: OnnxModel, values: OnnxModel) -> None:
-    """Let a network share the outputs of `function`, which it computes, and the statistics of `values`, whose tensors are its own.
+    """Let a network share the outputs of `function`, and the statistics of `values`. Both must have been surveyed.
 
-    Both must have been surveyed.
+    The network must compute the same outputs as the first, from the same tensors as the second.
     """
     runs = survey(context, function, dataset).runs
     statistics = survey(context, values, dataset, outputs=False)
