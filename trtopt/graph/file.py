@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtopt.errors import ModelError
+from trtopt.graph import parsed
 from trtopt.graph.containers import container
 from trtopt.types import Dim, OnnxModel, TensorSpec
 
@@ -44,15 +45,15 @@ def digest(path: Path) -> str:
 def load_proto(path: Path) -> onnx.ModelProto:
     """Return the parsed model without its external data, which is checked but not loaded.
 
+    The message is shared by all callers: change only a copy (`parsed.own`).
+
     Raises:
         ModelError: the file is missing, is not an ONNX model, or is truncated; or its external data is missing,
             truncated, or outside the model's folder.
     """
-    import onnx
-
     _check_file(path)
     try:
-        proto = onnx.load(str(path), load_external_data=False, format="protobuf")
+        proto = parsed.parse(path)
     except Exception as error:
         raise ModelError(
             f"{path} is not an ONNX model, or is truncated", why=f"it does not parse ({error})", fix="Export it again"
@@ -173,7 +174,8 @@ def load_ir(path: Path) -> ir.Model:
     import onnx_ir as ir
 
     proto = load_proto(path)
-    model = ir.load(path)
+    model = ir.from_proto(proto)
+    ir.external_data.set_base_dir(model.graph, path.parent)
     # onnx-ir maps the whole file once for each tensor. Smaller data is loaded instead, to save address space.
     if sum((path.parent / name).stat().st_size for name in external_files(proto)) <= _MAPPED_BYTES:
         ir.external_data.load_to_model(model)
