@@ -15,7 +15,7 @@ import pytest
 from trtopt.calibrate import AUTO
 from trtopt.data.dataset import Dataset
 from trtopt.engine.onnxruntime import open_runner
-from trtopt.errors import ModelError, OutOfMemoryError
+from trtopt.errors import CalibrationError, ModelError, OutOfMemoryError
 from trtopt.events import Warned, silent
 from trtopt.graph.file import describe, load_ir
 from trtopt.graph.prepare import save
@@ -238,6 +238,15 @@ def test_outputs_that_no_node_computes_have_no_error(context: Context, tmp_path:
     alone = network(tmp_path / "alone", "{ h = HardSwish(x) y = MatMul(h, w) }")
     error = output_error(context, model, dataset(1.0), "int8")(model)
     assert error == pytest.approx(output_error(context, alone, dataset(1.0), "int8")(alone) / 3)
+
+
+def test_a_tensor_that_is_nan_needs_a_scale_from_a_given_table(context: Context, tmp_path: Path) -> None:
+    body = "{ h = Sqrt(x) z = MatMul(h, w) n = IsNaN(z) o = Sub(w, w) s = ReduceMax<keepdims=0>(o) y = Where(n, s, z) }"
+    model, data = network(tmp_path, body), dataset(1.0)
+    with pytest.raises(CalibrationError, match="tensor 'h' is NaN"):
+        rough(context, model, data)
+    given = rough(context, model, data, CalibrationTable(method="mse", scales={"h": 0.1}))
+    assert np.isfinite(output_error(context, model, data, "int8")(model, given))
 
 
 def test_the_error_is_infinite_if_all_outputs_are_nan_in_fp32(context: Context, tmp_path: Path) -> None:

@@ -89,6 +89,22 @@ def test_channels_have_the_absmax_and_values_of_each(axis: int) -> None:
         assert np.isin(kept, row).all()
 
 
+def test_a_feed_of_several_samples_keeps_the_values_of_each() -> None:
+    ranges = ChannelRanges({"y": 1}, per_feed=3)
+    ranges.add({"y": np.arange(3 * 2 * 100, dtype=np.float32).reshape(3, 2, 100)})
+    assert ranges.result()["y"].values.shape == (2, 3 * VALUES)
+
+
+def test_statistics_do_not_depend_on_the_number_of_callers() -> None:
+    values = list(np.random.default_rng(0).normal(size=(50, 1, 3, 4)).astype(np.float32))
+    one, many = (
+        look(lambda feed: {}, dataset(values), Wanted(channels={("x", 1)}), emit=silent, callers=callers)
+        for callers in (1, 3)
+    )
+    assert (one.ranges, one.sizes, one.samples) == (many.ranges, many.sizes, many.samples)
+    np.testing.assert_array_equal(one.means["x", 1], many.means["x", 1])
+
+
 def test_few_returns_the_samples_that_look_uses() -> None:
     values = [np.full((1, 2), i, np.float32) for i in range(100)]
     loaded: list[float] = []
