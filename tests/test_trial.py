@@ -15,7 +15,7 @@ import pytest
 from trtopt.calibrate import AUTO
 from trtopt.data.dataset import Dataset
 from trtopt.engine.onnxruntime import open_runner
-from trtopt.errors import ModelError, OutOfMemoryError
+from trtopt.errors import CalibrationError, ModelError, OutOfMemoryError
 from trtopt.events import Warned, silent
 from trtopt.graph.file import describe, load_ir
 from trtopt.graph.prepare import save
@@ -230,6 +230,25 @@ def test_outputs_with_infinities_in_fp32_are_not_counted(context: Context, tmp_p
     )  # the mean of its error and of 0
 
 
+def test_outputs_that_no_node_computes_have_no_error(context: Context, tmp_path: Path) -> None:
+    model = network(
+        tmp_path, "{ h = HardSwish(x) y = MatMul(h, w) }", "float[n, 24] y, float[16, 24] w, float[n, 16] x"
+    )
+    (tmp_path / "alone").mkdir()
+    alone = network(tmp_path / "alone", "{ h = HardSwish(x) y = MatMul(h, w) }")
+    error = output_error(context, model, dataset(1.0), "int8")(model)
+    assert error == pytest.approx(output_error(context, alone, dataset(1.0), "int8")(alone) / 3)
+
+
+def test_a_tensor_that_is_nan_needs_a_scale_from_a_given_table(context: Context, tmp_path: Path) -> None:
+    body = "{ h = Sqrt(x) z = MatMul(h, w) n = IsNaN(z) o = Sub(w, w) s = ReduceMax<keepdims=0>(o) y = Where(n, s, z) }"
+    model, data = network(tmp_path, body), dataset(1.0)
+    with pytest.raises(CalibrationError, match="tensor 'h' is NaN"):
+        rough(context, model, data)
+    given = rough(context, model, data, CalibrationTable(method="mse", scales={"h": 0.1}))
+    assert np.isfinite(output_error(context, model, data, "int8")(model, given))
+
+
 def test_the_error_is_infinite_if_all_outputs_are_nan_in_fp32(context: Context, tmp_path: Path) -> None:
     model = network(tmp_path, "{ h = HardSwish(x) z = MatMul(h, w) y = Sqrt(z) }")
     assert output_error(context, model, dataset(1.0), "int8")(model) == np.inf
@@ -304,6 +323,19 @@ def test_without_bias_correction_or_a_table_nothing_is_tried(context: Context, t
         seen = observe(context, model, data, target, given)
         assert seen.correction == ""
         assert "bias correction" not in context.store.outcomes[-1].summary
+
+
+def test_the_stages_that_try_share_one_pass_of_fp32(context: Context, tmp_path: Path) -> None:
+    model, data = with_bias(tmp_path), dataset(SPREAD)
+    equalized = equalize(context, model, data, "int8")
+    table = calibrate(context, equalized, data, AUTO, "int8")
+    observe(context, equalized, data, TARGET, table)
+    runs = {outcome.name: outcome.runs for outcome in context.store.outcomes}
+    assert runs == {
+        "equalize": 16 * (1 + 1 + 2 * 2),  # FP32, its trial, and two ways to equalize: statistics and a trial
+        "calibrate": 40 + 16 * 4,  # all samples, and a trial of each method
+        "observe": 16 * (1 + 3),  # FP32, and a trial of each correction
+    }
 
 
 def test_nothing_temporary_is_left(context: Context, tmp_path: Path) -> None:

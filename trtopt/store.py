@@ -1,7 +1,8 @@
 """Content-addressed store of stage results: one directory per run, each result keyed by the digest of its inputs.
 
     run directory
-      manifest.json      for each stage: its key, the inputs of the key, digests of its files, its result, its time
+      manifest.json      for each stage: its key, the inputs of the key, digests of its files, its result, its time;
+                         for each page: the key and the digest of its text
       .lock              held while a run writes; a second run waits
       .tmp-*             files of a running stage: renamed into place at its end, deleted by the next run otherwise
 
@@ -16,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import functools
 import hashlib
 import json
 import os
@@ -28,7 +28,9 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from trtopt import __version__
+from trtopt.code_digest import code_digest
 from trtopt.codec import decode, encode
+from trtopt.counts import network_runs
 from trtopt.errors import StoreError
 from trtopt.events import Emit, StageCached, StageFinished, StageStarted, Warned, silent
 from trtopt.rundir import ROOT, DefaultDir, claimed
@@ -36,7 +38,6 @@ from trtopt.types import StageOutcome
 
 T = TypeVar("T")
 SCHEMA_VERSION = 1
-_RENDERING = ("cli", "report")
 # Errors of the operating system that concern the run directory itself, with the reason that the user reads.
 _WRITE_ERRORS = {
     errno.ENOSPC: "the disk is full",
@@ -58,6 +59,7 @@ class RunStore:
         self.outcomes: list[StageOutcome] = []
         self._emit = emit
         self._manifest = _read_manifest(root, emit)
+        self._withdrawn: dict[str, bytes] = {}
 
     def stage(
         self, name: str, key: Mapping[str, Any], cls: type[T], make: Callable[[Path], T], summary: Callable[[T], str]
@@ -83,7 +85,7 @@ class RunStore:
             self.outcomes.append(StageOutcome(name=name, status="cached", seconds=0.0, summary=line))
             return cached
         self._emit(StageStarted(name))
-        start = time.perf_counter()
+        start, runs_before = time.perf_counter(), network_runs.value
         with writing(self.root), _folder(self.root, name) as folder:
             in_folder = make(folder)
             seconds = time.perf_counter() - start
@@ -110,7 +112,8 @@ class RunStore:
         result = cast(T, _relocate(relative, Path(), self.root))
         line = summary(result)
         self._emit(StageFinished(name, seconds, line))
-        self.outcomes.append(StageOutcome(name=name, status="ran", seconds=round(seconds, 3), summary=line))
+        outcome = StageOutcome(name=name, status="ran", seconds=round(seconds, 3), summary=line)
+        self.outcomes.append(dataclasses.replace(outcome, runs=network_runs.value - runs_before))
         return result
 
     def write(self, name: str, text: str) -> Path:
@@ -125,6 +128,33 @@ class RunStore:
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(path)
         return path
+
+    def withdraw(self, name: str) -> None:
+        """Delete a text file that `render` wrote. Its content is remembered until the store is closed.
+
+        Raises:
+            StoreError: the directory cannot be written.
+        """
+        path = self.root / name
+        with writing(self.root):
+            if path.is_file():
+                self._withdrawn[name] = path.read_bytes()
+            path.unlink(missing_ok=True)
+
+    def render(self, name: str, key: str, make: Callable[[], str]) -> None:
+        """Write a text file: that which was withdrawn if it is unchanged and was made for the same key, else a new one.
+
+        Raises:
+            StoreError: the directory cannot be written.
+        """
+        earlier = self._withdrawn.get(name)
+        if earlier is not None and self._manifest["rendered"].get(name) == [key, hashlib.sha256(earlier).hexdigest()]:
+            self.write(name, earlier.decode())
+            return
+        text = make()
+        self.write(name, text)
+        self._manifest["rendered"][name] = [key, hashlib.sha256(text.encode()).hexdigest()]
+        self.write("manifest.json", json.dumps(self._manifest, indent=1))
 
     def discard(self, name: str, **inputs: Any) -> None:
         """Delete the stored result of a stage and its files.
@@ -149,8 +179,9 @@ class RunStore:
 
     def describe(self, environment: Mapping[str, str]) -> None:
         """Record the versions and the device of this run in the manifest."""
-        self._manifest["environment"] = dict(environment)
-        self.write("manifest.json", json.dumps(self._manifest, indent=1))
+        if self._manifest.get("environment") != environment:
+            self._manifest["environment"] = dict(environment)
+            self.write("manifest.json", json.dumps(self._manifest, indent=1))
 
     def _entry(self, name: str, digest: str) -> Any:
         """Return the manifest's entry of a stage, or None if its key differs or one of its files has changed."""
@@ -267,28 +298,13 @@ def _key_digest(name: str, key: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-@functools.cache
-def code_digest() -> str:
-    """Return the SHA-256 of trtopt's code that computes results; a corrected algorithm must not return an old result.
-
-    What only reads flags or renders reports is left out.
-    """
-    package = Path(__file__).parent
-    sha = hashlib.sha256()
-    for path in sorted(path for pattern in ("*.py", "*.cu") for path in package.rglob(pattern)):
-        if path.relative_to(package).parts[0] not in _RENDERING:
-            sha.update(path.relative_to(package).as_posix().encode())
-            sha.update(path.read_bytes())
-    return sha.hexdigest()
-
-
 def _read_manifest(root: Path, emit: Emit) -> dict[str, Any]:
-    empty: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "trtopt": __version__, "stages": {}}
+    empty: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "trtopt": __version__, "stages": {}, "rendered": {}}
     path = root / "manifest.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["schema_version"] == SCHEMA_VERSION and all(map(_is_entry, manifest["stages"].values())):
-            return {**empty, **manifest, "trtopt": __version__}
+            return {**empty, **manifest, "trtopt": __version__, "rendered": dict(manifest.get("rendered", {}))}
         emit(Warned(f"{path} was written by another version of trtopt: every stage runs again"))
     except FileNotFoundError:
         pass

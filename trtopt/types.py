@@ -548,12 +548,16 @@ class CandidateReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageOutcome:
-    """Outcome of one stage: its status (`ran`, `cached`, `skipped`, `unavailable`), wall time and one-line summary."""
+    """Outcome of one stage: its status (`ran`, `cached`, `skipped`, `unavailable`), wall time and one-line summary.
+
+    `runs` is how often a network ran, each time on one sample or one batch.
+    """
 
     name: str
     status: str
     seconds: float
     summary: str
+    runs: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

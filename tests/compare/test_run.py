@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import tracemalloc
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -399,6 +400,29 @@ def test_the_batch_is_halved_when_memory_is_exhausted_and_no_sample_is_lost() ->
     assert [event.done for event in events if isinstance(event, Progress)] == [2, 4, 6, 7, 9]
     whole = compare(replace(pair, candidate=exhausted_beyond(9)), dataset(labels=LABELS), Measure(), emit=silent)
     assert found.outputs == whole.outputs
+
+
+@dataclass
+class Shared(Function):
+    """A runner that several threads may call; it remembers which did."""
+
+    callers: int = 2
+    threads: set[int] = field(default_factory=set)
+
+    def run(self, feed: Mapping[str, Array]) -> Mapping[str, Array]:
+        self.threads.add(threading.get_ident())
+        return super().run(feed)
+
+
+@pytest.mark.parametrize("alone", ["baseline", "candidate", "graph", ""])
+def test_batches_run_in_other_threads_only_if_no_runner_is_alone(alone: str) -> None:
+    runners = {name: Shared(lambda x: {"logits": x}) for name in ("baseline", "candidate", "graph")}
+    if alone:  # such as an engine
+        runners[alone] = model(logits=same)  # type: ignore[assignment]
+    found = compare(Pair(**runners, names=("a", "b")), dataset(batched=False), Measure(), emit=silent)
+    assert found.samples == 9
+    threads = set.union(*(runner.threads for runner in runners.values() if isinstance(runner, Shared)))
+    assert (threads == {threading.get_ident()}) == bool(alone)
 
 
 def test_a_few_bytes_are_kept_for_each_sample() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from trtopt.engine.onnxruntime import open_runner
 from trtopt.errors import EXIT_UNABLE, DataError, EnvironmentUnableError, ModelError
+from trtopt.graph.file import load_proto
 
 MODEL = """<ir_version: 8, opset_import: ["": 17]>
 g (float[n, 3] x, float[n, 3] z) => (float[n, 3] sum, int64[n] best) {
@@ -35,6 +36,15 @@ def test_outputs_are_returned_by_name(path: Path) -> None:
     assert list(got) == ["sum", "best"]
     assert np.array_equal(got["sum"], X + 1)
     assert got["best"].tolist() == [2, 0]
+
+
+def test_equal_node_names_are_accepted_and_kept(path: Path) -> None:
+    proto = onnx.load(path)
+    for node in proto.graph.node:
+        node.name = "same"
+    onnx.save(proto, path)
+    assert open_runner(path).run({"x": X, "z": X})["best"].tolist() == [2, 0]
+    assert [node.name for node in load_proto(path).graph.node] == ["same", "same"]
 
 
 def test_where_names_the_version_and_the_device(path: Path) -> None:

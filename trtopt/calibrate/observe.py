@@ -13,7 +13,7 @@ import os
 import resource
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from trtopt.data.dataset import Array, Dataset, Feed
 from trtopt.errors import CalibrationError, DataError, ModelError
 from trtopt.events import Emit, Progress
 from trtopt.graph.file import external_files, load_proto
+from trtopt.graph.parsed import own
 from trtopt.graph.unread import consumed
 from trtopt.types import OnnxModel
 
@@ -57,7 +58,7 @@ def tap(model: OnnxModel, tensors: Sequence[str], path: Path) -> None:
     """
     import onnx
 
-    proto = load_proto(model.path)
+    proto = own(load_proto(model.path))
     graph = proto.graph
     if external_files(proto) and path.parent.resolve() != model.path.parent.resolve():
         raise ModelError(
@@ -146,19 +147,17 @@ def observe(
     per_worker = [{name: Histogram() for name in names} for _ in range(callers)]
     idle = deque(per_worker)
 
-    def count(index: int) -> None:
+    def run_and_count(index: int) -> None:
         histograms = idle.pop()
         try:
             feed = dataset.load(index)
-            for name, array in _pick(run(feed), feed, names):
-                histograms[name].add(array)
-                histograms[name].check(name, f"sample {dataset.ids[index]}")
+            _count(histograms, {**feed, **run(feed)}, dataset.ids[index])
         finally:
             idle.append(histograms)
 
     started = time.perf_counter()
     with ThreadPoolExecutor(callers, thread_name_prefix="trtopt-calibrate") as pool:
-        pending = deque(pool.submit(count, index) for index in range(len(dataset)))
+        pending = deque(pool.submit(run_and_count, index) for index in range(len(dataset)))
         try:
             # In the order of the dataset, so that the first bad sample is the one that is reported.
             while pending:
@@ -176,14 +175,15 @@ def observe(
     return {name: histogram.unmasked() for name, histogram in merged.items()}
 
 
-def _pick(outputs: Mapping[str, Array], feed: Mapping[str, Array], names: Iterable[str]) -> Iterator[tuple[str, Array]]:
-    """Yield each name with its array, from the outputs or else from the feed.
+def _count(histograms: Mapping[str, Histogram], tensors: Mapping[str, Array], sample: str) -> None:
+    """Count the tensors of one sample in the histograms of the same names.
 
     Raises:
-        CalibrationError: a tensor is in neither, or its dtype is not floating-point.
+        CalibrationError: a tensor is missing, its dtype is not floating-point, or it is NaN; the message names the
+            tensor, and for the last the sample.
     """
-    for name in names:
-        array = outputs[name] if name in outputs else feed.get(name)
+    for name, histogram in histograms.items():
+        array = tensors.get(name)
         if array is None:
             raise CalibrationError(f"tensor {name!r} was not observed", why="the model's run did not return it")
         if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
@@ -192,4 +192,5 @@ def _pick(outputs: Mapping[str, Array], feed: Mapping[str, Array], names: Iterab
                 f"tensor {name!r} cannot be calibrated",
                 why=f"its dtype is {dtype}, and only floating-point tensors have a scale",
             )
-        yield name, array
+        histogram.add(array)
+        histogram.check(name, f"sample {sample}")

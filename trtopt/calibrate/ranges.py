@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +20,7 @@ from trtopt.calibrate.histogram import MASK
 from trtopt.data.dataset import Array, Dataset, Feed
 from trtopt.errors import CalibrationError
 from trtopt.events import Emit, Progress
+from trtopt.parallel import in_order
 
 SAMPLES = 16
 """Size of the subset. It is enough for an order of magnitude, for a mean, and to tell two quantized networks apart by
@@ -55,6 +55,21 @@ class Seen:
     samples: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """The tensors that `look` treats specially.
+
+    Attributes:
+        outputs: the names of the model's outputs.
+        channels: the tensors, each with a channel axis, whose means per channel are computed.
+        roundings: for some of these tensors, the function that returns the rounding error of each value.
+    """
+
+    outputs: Collection[str] = ()
+    channels: Collection[Key] = ()
+    roundings: Mapping[str, Callable[[Array], Array]] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class Channels:
     """Ranges and values of one tensor's channels.
@@ -68,30 +83,32 @@ class Channels:
     values: npt.NDArray[np.float32]
 
 
-def channels(
-    run: Callable[[Feed], Mapping[str, Array]], dataset: Dataset, axes: Mapping[str, int]
-) -> dict[str, Channels]:
-    """Return ranges and values per channel of the tensors of `axes`, over at most `SAMPLES` samples.
+class ChannelRanges:
+    """Collects ranges and values per channel of the tensors of `axes`, which maps each to its channel axis.
 
-    Args:
-        run: returns the tensors of a feed by name.
-        dataset: the samples.
-        axes: the channel axis by tensor.
+    Each feed holds `per_feed` samples.
     """
-    peaks: dict[str, npt.NDArray[np.float64]] = {}
-    values: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in axes}
-    per_feed = dataset.groups.size if dataset.groups else 1
-    for index in _indices(dataset):
-        outputs = run(dataset.load(index))
-        for name, axis in axes.items():
+
+    def __init__(self, axes: Mapping[str, int], per_feed: int = 1) -> None:
+        self.axes = axes
+        self._kept = VALUES * per_feed
+        self._peaks: dict[str, npt.NDArray[np.float64]] = {}
+        self._values: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in axes}
+
+    def add(self, tensors: Mapping[str, Array]) -> None:
+        """Add the tensors of one feed."""
+        for name, axis in self.axes.items():
             # A matrix with one row per channel.
-            rows = np.moveaxis(outputs[name], axis, 0).reshape(outputs[name].shape[axis], -1)
+            rows = np.moveaxis(tensors[name], axis, 0).reshape(tensors[name].shape[axis], -1)
             peak = np.abs(rows).max(axis=1, initial=0.0).astype(np.float64)
-            peaks[name] = np.maximum(peaks.get(name, 0.0), peak)
-            kept = min(VALUES * per_feed, rows.shape[1])
+            self._peaks[name] = np.maximum(self._peaks.get(name, 0.0), peak)
+            kept = min(self._kept, rows.shape[1])
             positions = np.unique(np.linspace(0, rows.shape[1] - 1, kept).astype(int))
-            values[name].append(rows[:, positions].astype(np.float32))
-    return {name: Channels(peaks[name], np.concatenate(values[name], axis=1)) for name in axes}
+            self._values[name].append(rows[:, positions].astype(np.float32))
+
+    def result(self) -> dict[str, Channels]:
+        """Return the ranges and values of each tensor, over all samples that were added."""
+        return {name: Channels(peak, np.concatenate(self._values[name], axis=1)) for name, peak in self._peaks.items()}
 
 
 def channel_means(array: Array, axis: int) -> npt.NDArray[np.float64]:
@@ -144,37 +161,38 @@ def _indices(dataset: Dataset) -> list[int]:
 def look(
     run: Callable[[Feed], Mapping[str, Array]],
     dataset: Dataset,
-    channels: Collection[Key],
-    roundings: Mapping[str, Callable[[Array], Array]] = MappingProxyType({}),
+    wanted: Wanted,
     *,
-    outputs: Collection[str],
     emit: Emit,
+    callers: int = 1,
 ) -> Seen:
     """Return statistics of the inputs and of all float32 tensors that `run` returns, over at most `SAMPLES` samples.
 
     Infinities are legal, and so is NaN, as in a row of scores that is all minus infinity, if no output is NaN.
 
     Args:
-        run: returns the tensors of a feed by name.
+        run: returns the tensors of a feed by name. It must be thread-safe if there are several callers.
         dataset: the samples; a subset is spread evenly over it.
-        channels: the tensors, each with a channel axis, whose means per channel are computed.
-        roundings: for some of these tensors, the function that returns the rounding error of each value.
-        outputs: the names of the model's outputs.
-        emit: receives the progress.
+        wanted: the outputs, and the tensors to compute means per channel of.
+        emit: receives the progress of the stage `observe`.
+        callers: number of threads that load and run samples.
 
     Raises:
         CalibrationError: an output is NaN; the message names the first tensor that is, and the sample.
     """
+
+    def load_and_run(index: int) -> Mapping[str, Array]:
+        feed = dataset.load(index)
+        return {**feed, **run(feed)}
+
     indices = _indices(dataset)
     seen = Seen(samples=subset_size(dataset))
     means, errors = Averages(), Averages()
     axes: dict[str, list[Key]] = {}
-    for key in sorted(channels):
+    for key in sorted(wanted.channels):
         axes.setdefault(key[0], []).append(key)
-    for done, index in enumerate(indices, start=1):
-        feed = dataset.load(index)
-        tensors = {**feed, **run(feed)}
-        _check(tensors, outputs, dataset.ids[index])
+    for done, tensors in enumerate(in_order(load_and_run, indices, callers), start=1):
+        _check(tensors, wanted.outputs, dataset.ids[indices[done - 1]])
         for name, array in tensors.items():
             if array.dtype != np.float32 or array.size == 0:
                 continue
@@ -190,8 +208,8 @@ def look(
             seen.sizes[name] = array.size
             for key in axes.get(name, ()):
                 means.add(key, channel_means(array, key[1]))
-                if name in roundings:
-                    errors.add(key, channel_means(roundings[name](array), key[1]))
+                if name in wanted.roundings:
+                    errors.add(key, channel_means(wanted.roundings[name](array), key[1]))
         emit(Progress("observe", done, len(indices)))
     seen.means, seen.errors = means.result(), errors.result()
     return seen

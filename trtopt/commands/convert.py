@@ -99,6 +99,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
                 context.emit(Warned(f"--calib-table and --method are ignored: {why}"))
             target = stages.Target(precision=plan.precision, rest=plan.rest, bias_correction=corrects, keep=plan.keep)
             seen = _magnitudes(context, target, model, calib or data, table)
+            context.shared.clear()  # no trials follow
             typed = stages.set_precision(context, model, target, table, seen)
             store.discard("build", typed=typed.onnx.digest)  # an engine of another graph is stale
             engine, unable = _build(context, plan, typed, ranges)

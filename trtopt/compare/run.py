@@ -19,6 +19,7 @@ from trtopt.data.classes import check_count, score_count
 from trtopt.data.dataset import Batch, Dataset, Groups, batches
 from trtopt.errors import DataError, OutOfMemoryError, UsageError
 from trtopt.events import Emit, Progress, Warned
+from trtopt.parallel import in_order
 from trtopt.types import Comparison, OutputDrift
 
 
@@ -67,6 +68,8 @@ class Measure:
 
 BATCH = 8
 """Default number of samples per run: much faster than single samples, and small enough for most memories."""
+WORKERS = 2
+"""Number of batches to run at once, where the runners have several callers. Each holds the activations of a batch."""
 
 
 def compare(pair: Pair, dataset: Dataset, measure: Measure, *, emit: Emit, batch: int = BATCH) -> Comparison:
@@ -136,7 +139,10 @@ def _outputs(pair: Pair, dataset: Dataset, size: int, emit: Emit) -> Iterator[Ou
 
     When memory is exhausted, the size is halved for the rest of the samples.
     """
-    for loaded in batches(dataset, size):
+
+    def run(loaded: Batch) -> list[Outputs]:
+        nonlocal size
+        done = []
         # Parts of the batch that are still to run, in order.
         waiting = deque([loaded])
         while waiting:
@@ -155,14 +161,21 @@ def _outputs(pair: Pair, dataset: Dataset, size: int, emit: Emit) -> Iterator[Ou
                 waiting.appendleft(part)
                 continue
             labels = None if dataset.labels is None else tuple(dataset.labels[i] for i in part.indices)
-            yield Outputs(
-                reference=results[0],
-                candidate=results[1],
-                graph=results[2] if len(results) > 2 else {},
-                indices=part.indices,
-                labels=labels,
-                inputs=_resembling(part.feed, results[0]),
+            done.append(
+                Outputs(
+                    reference=results[0],
+                    candidate=results[1],
+                    graph=results[2] if len(results) > 2 else {},
+                    indices=part.indices,
+                    labels=labels,
+                    inputs=_resembling(part.feed, results[0]),
+                )
             )
+        return done
+
+    workers = min(WORKERS, *(getattr(runner, "callers", 1) for runner in pair.runners))
+    for parts in in_order(run, batches(dataset, size), workers):
+        yield from parts
 
 
 def _resembling(feed: Mapping[str, Array], outputs: Mapping[str, Array]) -> dict[str, Array]:

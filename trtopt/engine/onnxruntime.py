@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from trtopt.counts import network_runs
 from trtopt.engine.runner.binding import BoundRun, DeviceTensor, Place, exhausted, failure, first_line
 from trtopt.errors import DataError, EnvironmentUnableError, ModelError, OutOfMemoryError, UsageError
 from trtopt.graph.simulate import simulate
@@ -89,6 +90,7 @@ class OrtRunner:
             OutOfMemoryError: the memory is exhausted.
         """
         inputs = self._inputs_of(feed)
+        network_runs.add()
         try:
             results = self._session.run(self.outputs, inputs)
         except Exception as error:
@@ -289,8 +291,9 @@ def _session(ort: Any, path: Path, *providers: str | tuple[str, dict[str, str]],
 def _with_distinct_names(path: Path) -> bytes:
     """Return a serialized model without the names of its nodes, which need not be unique in ONNX."""
     from trtopt.graph.file import load_proto
+    from trtopt.graph.parsed import own
 
-    proto = load_proto(path)
+    proto = own(load_proto(path))
     for node in proto.graph.node:
         node.ClearField("name")
     return bytes(proto.SerializeToString())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtopt.graph.file import load_proto
+from trtopt.graph.parsed import own
 
 if TYPE_CHECKING:
     import onnx
@@ -23,7 +24,7 @@ def name_dims(path: Path) -> None:
     """
     import onnx
 
-    model = load_proto(path)
+    model = own(load_proto(path))
     new_names: dict[str, str] = {}  # by symbol
     for value in model.graph.input:
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtopt.errors import ModelError
+from trtopt.graph import parsed
 from trtopt.graph.containers import container
 from trtopt.graph.validity import check_inline, check_names, root_line
 from trtopt.types import Dim, OnnxModel, TensorSpec
@@ -49,15 +50,15 @@ def digest(path: Path) -> str:
 def load_proto(path: Path) -> onnx.ModelProto:
     """Return the parsed model without its external data, which is checked but not loaded.
 
+    The message is shared by all callers: change only a copy (`parsed.own`).
+
     Raises:
         ModelError: the file is missing, is not an ONNX model, or is truncated; a tensor has too much or too little
             data; or external data is missing, truncated, or outside the model's folder.
     """
-    import onnx
-
     _check_file(path)
     try:
-        proto = onnx.load(str(path), load_external_data=False, format="protobuf")
+        proto = parsed.parse(path)
     except Exception as error:
         raise ModelError(
             f"{path} is not an ONNX model, or is truncated", why=f"it does not parse ({error})", fix="Export it again"
@@ -191,7 +192,8 @@ def load_ir(path: Path) -> ir.Model:
     proto = load_proto(path)
     try:
         with quiet():
-            model = ir.load(path)
+            model = ir.from_proto(proto)
+            ir.external_data.set_base_dir(model.graph, path.parent)
     except Exception as error:  # for example a name that is not UTF-8, or an attribute without a type
         raise ModelError(f"{path} is damaged", why=root_line(error), fix="Export it again") from error
     # onnx-ir maps the whole file once for each tensor. Smaller data is loaded instead, to save address space.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from trtopt.errors import ModelError
 from trtopt.graph.file import describe, external_files, load_proto, opset, quiet
 from trtopt.graph.fold import fold
+from trtopt.graph.parsed import own
 from trtopt.graph.validity import check, contradiction, root_line
 from trtopt.types import OnnxModel, ShapeRange
 
@@ -164,11 +165,12 @@ def _optimize_or_fall_back(source: Path, profile: Sequence[ShapeRange]) -> tuple
 
 
 def _optimize(source: Path, profile: Sequence[ShapeRange]) -> ir.Model:
-    import onnx
     import onnx_ir as ir
     import onnxslim
+    from onnx.external_data_helper import load_external_data_for_model
 
-    model = onnx.load(str(source))
+    model = own(load_proto(source))
+    load_external_data_for_model(model, str(source.parent))
     _freeze(model, profile)
     # Folding an Expand or a Range can turn a small graph into a large file: fold constants of at most 1 MiB.
     slim: onnx.ModelProto = onnxslim.slim(model, size_threshold=1 << 20, skip_fusion_patterns=_HARMFUL)
@@ -177,11 +179,10 @@ def _optimize(source: Path, profile: Sequence[ShapeRange]) -> ir.Model:
 
 def _optimize_large(source: Path, profile: Sequence[ShapeRange]) -> ir.Model:
     """Optimize with onnxscript, which leaves the weights memory-mapped."""
-    import onnx
     import onnx_ir as ir
     from onnxscript import optimizer
 
-    proto = onnx.load(str(source), load_external_data=False)
+    proto = own(load_proto(source))
     _freeze(proto, profile)
     model = ir.from_proto(proto)
     ir.external_data.set_base_dir(model.graph, source.parent)

@@ -21,7 +21,7 @@ from trtopt.report.page import benchmark, headline, words
 from trtopt.types import Benchmark, Comparison, Layers, Report
 
 WIDTH = 100
-"""Width in columns if there is no terminal."""
+"""Width in columns without a terminal."""
 
 _INDENT = 2
 _MAX_NODES = 4

@@ -55,6 +55,7 @@ def compare(
     engine = evaluation.engine if evaluation.engine and evaluation.engine.backend == "tensorrt" else None
 
     def make(_: Path) -> Comparison:
+        from trtopt.calibrate.observe import callers
         from trtopt.compare.repeats import check_repeats
         from trtopt.compare.run import Pair
         from trtopt.data.overlap import fingerprinted
@@ -63,10 +64,13 @@ def compare(
         # The fingerprints are recorded while the samples are loaded.
         fingerprints: dict[int, str] = {}
         dataset = fingerprinted(evaluation.dataset, fingerprints)
-        reference = open_runner(baseline.path, device=context.device)
-        graph = open_runner(candidate.path, device=context.device)
-        check_repeats(reference, evaluation.dataset, baseline.path)
         with opened(engine, context.emit) as runner:
+            # An engine runs one batch at a time. Then so do the graphs, each on all cores.
+            at_once = 1 if runner else callers()
+            reference, graph = (
+                open_runner(path, device=context.device, callers=at_once) for path in (baseline.path, candidate.path)
+            )
+            check_repeats(reference, evaluation.dataset, baseline.path)
             pair = Pair(
                 baseline=reference,
                 candidate=runner or graph,

@@ -5,10 +5,11 @@ Touches: reads which packages are installed.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from trtopt.events import Emit
 from trtopt.store import RunStore
@@ -23,11 +24,13 @@ class Context:
         store: the run directory.
         emit: receives events.
         device: where onnxruntime runs: `cpu`, `cuda` or `auto`.
+        shared: what several stages of this run need and keep in memory, by digests of the network and the data.
     """
 
     store: RunStore
     emit: Emit
     device: str
+    shared: dict[tuple[str, str], Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +52,16 @@ class Target:
 
 def versions(*packages: str) -> dict[str, str]:
     """Return the versions of those packages that are installed."""
-    installed = {}
-    for package in packages:
-        with contextlib.suppress(PackageNotFoundError):
-            installed[package] = version(package)
-    return installed
+    return {package: installed for package in packages if (installed := _version(package))}
+
+
+@functools.cache  # every stage asks, and the metadata of a package takes a millisecond to read
+def _version(package: str) -> str:
+    """Return the version of a package; empty if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def environment() -> dict[str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from trtopt.calibrate.ranges import Channels, subset_size
 from trtopt.data.dataset import Dataset
 from trtopt.stages.context import Context, versions
-from trtopt.stages.trial import decibels, output_error, scratch, tapped
+from trtopt.stages.trial import adopt, decibels, output_error, scratch, survey
 from trtopt.types import OnnxModel
 
 WORTH = 0.9
@@ -30,37 +30,40 @@ def equalize(context: Context, model: OnnxModel, dataset: Dataset, precision: st
     """
 
     def make(folder: Path) -> OnnxModel:
-        from trtopt.calibrate.ranges import channels
-        from trtopt.engine.onnxruntime import open_runner
         from trtopt.graph.file import load_ir
         from trtopt.precision.passes.pairs import links
         from trtopt.precision.passes.smoothing import WAYS
 
         path = folder / "equalized.onnx"
-        axes = {link.name: link.axis for link in links(load_ir(model.path))}
-        if not axes:
+        if not links(load_ir(model.path)):
             return _equalized(model, {}, (), path)
-        with tapped(context, model, list(axes)) as tapped_path:
-            statistics = channels(open_runner(tapped_path, device=context.device).run, dataset, axes)
+        statistics = survey(context, model, dataset).channels
 
         # Evaluate every way that changes the network.
         error = output_error(context, model, dataset, precision)
         errors: dict[tuple[float, ...], float] = {}
+        candidates: dict[tuple[float, ...], OnnxModel] = {}
         for exponents in WAYS:
             with scratch(context, "equalized.onnx") as trial_path:
                 candidate = _equalized(model, statistics, exponents, trial_path)
                 if candidate.notes:
+                    candidates[exponents] = candidate
                     errors[exponents] = error(candidate, None)
         if not errors:
-            return _equalized(model, {}, (), path)
+            equalized = _equalized(model, {}, (), path)
+            adopt(context, equalized, dataset, function=model, values=model)
+            return equalized
 
         plain = error(model, None)
         best = min(errors, key=errors.__getitem__)
-        if not math.isfinite(plain):
-            return _not_equalized(model, path, "the quantized network could not be evaluated")
-        if not errors[best] < WORTH * plain:
-            return _not_equalized(model, path, "no significant gain in output SQNR")
+        if not math.isfinite(plain) or not errors[best] < WORTH * plain:
+            evaluated = math.isfinite(plain)
+            why = "no significant gain in output SQNR" if evaluated else "the quantized network could not be evaluated"
+            equalized = _not_equalized(model, path, why)
+            adopt(context, equalized, dataset, function=model, values=model)
+            return equalized
         equalized = _equalized(model, statistics, best, path)
+        adopt(context, equalized, dataset, function=model, values=candidates[best])
         gain = f"+{decibels(plain, errors[best]):.1f} dB SQNR on {subset_size(dataset)} samples"
         return replace(equalized, notes=(*equalized.notes, gain))
 

@@ -43,25 +43,21 @@ def layers(
         DataError: a sample cannot be loaded or run.
         ModelError: a graph cannot be run, or the two graphs cannot be compared.
     """
-    from trtopt.compare.layers import Subject, look
-
-    subject = Subject(
-        reference=(_source(candidate.path.parent) if typed else None) or baseline,
-        typed=candidate,
-        decisions=typed.decisions if typed else (),
-        device=context.device,
-    )
+    reference = (_source(candidate.path.parent) if typed else None) or baseline
+    decisions = typed.decisions if typed else ()
 
     def make(folder: Path) -> Layers:
+        from trtopt.compare.layers import Subject, look
+
+        subject = Subject(reference=reference, typed=candidate, decisions=decisions, device=context.device)
         return look(subject, dataset, emit=context.emit, workspace=folder)
 
-    decisions = json.dumps(encode(subject.decisions))
     key = {
-        "reference": subject.reference.digest,
-        "typed": subject.typed.digest,
-        "decisions": hashlib.sha256(decisions.encode()).hexdigest(),
+        "reference": reference.digest,
+        "typed": candidate.digest,
+        "decisions": hashlib.sha256(json.dumps(encode(decisions)).encode()).hexdigest(),
         "data": dataset.digest,
-        "device": subject.device,
+        "device": context.device,
         **versions("onnxruntime", "onnxruntime-gpu", "onnx-ir"),
     }
     return context.store.stage(name, key, Layers, make, layers_line)

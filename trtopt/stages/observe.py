@@ -35,7 +35,8 @@ def observe(
     corrects = table is not None and target.bias_correction
 
     def make(folder: Path) -> Observation:
-        from trtopt.calibrate.ranges import look
+        from trtopt.calibrate.observe import callers
+        from trtopt.calibrate.ranges import Wanted, look
         from trtopt.engine.onnxruntime import open_runner
         from trtopt.graph.file import load_ir
         from trtopt.graph.query import float_nodes, is_float
@@ -53,9 +54,10 @@ def observe(
         request = Request(rest=target.rest, table=table, keep=resolve(graph, target.keep), spoiled=spoiled)
         roundings = rounding_errors(graph, request, FORMATS[target.precision]) if corrects else {}
         with tapped(context, model, tensors) as tapped_path:
-            run = open_runner(tapped_path, device=context.device).run
+            runner = open_runner(tapped_path, device=context.device, callers=callers())
             outputs = [spec.name for spec in model.outputs]
-            seen = look(run, dataset, channel_axes(nodes), roundings, outputs=outputs, emit=context.emit)
+            wanted = Wanted(outputs=outputs, channels=channel_axes(nodes), roundings=roundings)
+            seen = look(runner.run, dataset, wanted, emit=context.emit, callers=runner.callers)
         path = folder / "observed.npz"
         _write_means(seen, path)
         correction, gain = "", 0.0

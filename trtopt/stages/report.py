@@ -5,14 +5,17 @@ Touches: the run directory, through the store.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
-from trtopt.codec import decode
+from trtopt.code_digest import code_digest
+from trtopt.codec import decode, encode
 from trtopt.errors import UsageError
 from trtopt.events import Emit, Event, Warned
-from trtopt.store import RunStore, writing
+from trtopt.store import RunStore
 from trtopt.types import Comparison, Report
 
 REPORT_SCHEMA = 2
@@ -43,17 +46,21 @@ def remarks(warnings: Iterable[str], *comparisons: Comparison | None) -> tuple[s
 def forget(store: RunStore) -> None:
     """Delete the reports of an earlier run, so that a run that fails does not leave an old verdict."""
     for format in FORMATS:
-        with writing(store.root):
-            (store.root / f"report.{format}").unlink(missing_ok=True)
+        store.withdraw(f"report.{format}")
 
 
 def write(store: RunStore, report: Report) -> None:
-    """Write `report.json` and `report.html`, and the environment into the manifest."""
+    """Write `report.json` and `report.html`, and the environment into the manifest.
+
+    An equal report, as after a run whose stages were all cached, is not rendered again.
+    """
     from trtopt.report import render
 
-    store.describe(report.environment)
+    data = json.dumps(encode(report))  # without indentation, which takes ten times as long
+    key = hashlib.sha256((code_digest(rendering=True) + data).encode()).hexdigest()
     for format in FORMATS:
-        store.write(f"report.{format}", render(format, report))
+        store.render(f"report.{format}", key, partial(render, format, report))
+    store.describe(report.environment)
 
 
 def load(run: Path) -> Report:

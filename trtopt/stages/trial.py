@@ -1,6 +1,7 @@
 """Trials: quantize a network and measure its output error on a few calibration samples.
 
-Equalization, bias correction and `--method auto` are chosen by these errors.
+Equalization, bias correction and `--method auto` are chosen by these errors. The stages that choose share one
+pass of FP32 over these samples.
 
 Touches: temporary files in the run directory; reads the samples.
 """
@@ -10,15 +11,19 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from trtopt.calibrate.auto import FALLBACK, TINY
-from trtopt.calibrate.histogram import MASK
+from trtopt.calibrate.histogram import MASK, Histogram
+from trtopt.calibrate.ranges import Channels, Key
 from trtopt.data.dataset import Array, Dataset, Feed
 from trtopt.errors import CalibrationError, EnvironmentUnableError, MissingDependencyError, TrtoptError
 from trtopt.events import Warned
+from trtopt.parallel import in_order
 from trtopt.precision import Request
 from trtopt.stages.context import Context
 from trtopt.types import CalibrationTable, OnnxModel
@@ -64,16 +69,13 @@ def output_error(
         EnvironmentUnableError: FP32 or a trial fails for a reason that may not recur, such as a lack of memory. The
             result must not be cached then.
     """
-    from trtopt.calibrate.ranges import few
+    from trtopt.calibrate.observe import callers
     from trtopt.engine.onnxruntime import open_runner
     from trtopt.graph.file import load_ir
     from trtopt.graph.prepare import BETWEEN_STAGES, save
     from trtopt.precision import precision
 
-    samples = few(dataset)
-    feeds = [samples.load(i) for i in range(len(samples))]
-    run = open_runner(model.path, device=context.device).run
-    references = [run(feed) for feed in feeds]
+    references = survey(context, model, dataset).runs
     original = load_ir(model.path)  # loaded once, because most trials start from it
     warned: set[str] = set()
 
@@ -81,12 +83,12 @@ def output_error(
         graph = original.clone() if candidate == model else load_ir(candidate.path)
         precision(precision_name).apply(graph, request)
         # Error and signal energy of each output, summed over the samples.
-        energies = {name: np.zeros(2) for name in references[0]}
+        energies = {name: np.zeros(2) for name in references[0][1]}
         with scratch(context, "trial.onnx") as path:
             save(graph, path, inline=BETWEEN_STAGES)
-            quantized = open_runner(path, device=context.device).run
-            for feed, reference in zip(feeds, references, strict=True):
-                outputs = quantized(feed)
+            runner = open_runner(path, device=context.device, callers=callers())
+            found = in_order(runner.run, (feed for feed, _ in references), runner.callers)
+            for (_, reference), outputs in zip(references, found, strict=True):
                 for name, energy in energies.items():
                     energy += _energies(name, reference[name], outputs[name])
         # An output that is all zero in FP32 has no relative error: it counts as 1 if it differs at all.
@@ -132,41 +134,105 @@ def _energies(name: str, reference: Array, output: Array) -> tuple[float, float]
     return error_energy, float(np.square(exact).sum())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """FP32 on a few samples: everything that equalization and the trials need of it, from one pass.
+
+    Attributes:
+        runs: each sample with the outputs of the network for it.
+        histograms: the values of the tensors to quantize, masks and NaN included.
+        means: the mean of each channel by tensor and channel axis, as `bias` needs them.
+        channels: ranges and values of the activations that can be equalized.
+    """
+
+    runs: Sequence[tuple[Feed, Mapping[str, Array]]]
+    histograms: Mapping[str, Histogram]
+    means: Mapping[Key, npt.NDArray[np.float64]]
+    channels: Mapping[str, Channels]
+
+
+def survey(context: Context, model: OnnxModel, dataset: Dataset, *, outputs: bool = True) -> Survey:
+    """Return the survey of a network, without samples and outputs unless `outputs`. The stages of a run share it."""
+    key = (model.digest, dataset.digest)
+    known: Survey | None = context.shared.get(key)
+    if known is None or (outputs and not known.runs):
+        known = context.shared[key] = _survey(context, model, dataset, outputs=outputs)
+    return known
+
+
+def adopt(context: Context, model: OnnxModel, dataset: Dataset, *, function: OnnxModel, values: OnnxModel) -> None:
+    """Let a network share the outputs of `function`, and the statistics of `values`. Both must have been surveyed.
+
+    The network must compute the same outputs as the first, from the same tensors as the second.
+    """
+    runs = survey(context, function, dataset).runs
+    statistics = survey(context, values, dataset, outputs=False)
+    context.shared[model.digest, dataset.digest] = replace(statistics, runs=runs)
+
+
+def _survey(context: Context, model: OnnxModel, dataset: Dataset, *, outputs: bool) -> Survey:
+    from trtopt.calibrate.observe import callers
+    from trtopt.calibrate.ranges import Averages, ChannelRanges, channel_means, few
+    from trtopt.engine.onnxruntime import open_runner
+    from trtopt.graph.file import load_ir
+    from trtopt.graph.query import constant, float_nodes
+    from trtopt.precision.passes.pairs import links
+    from trtopt.precision.passes.placement import channel_axes, place
+
+    graph, samples = load_ir(model.path), few(dataset)
+    axes = channel_axes(list(float_nodes(graph.graph)))
+    tensors = place(graph).tensors()
+    returned = [spec.name for spec in model.outputs] if outputs else []
+    # A network may return a constant, such as anchors.
+    constants = {value.name or "": array for value in graph.graph.outputs if (array := constant(value)) is not None}
+    means = Averages()
+    ranges = ChannelRanges(
+        {link.name: link.axis for link in links(graph)}, dataset.groups.size if dataset.groups else 1
+    )
+    runs: list[tuple[Feed, Mapping[str, Array]]] = []
+    histograms = {name: Histogram() for name in tensors}
+    computed = [name for name in returned if name not in constants]
+    with tapped(context, model, [*computed, *tensors, *(name for name, _ in axes), *ranges.axes]) as path:
+        runner = open_runner(path, device=context.device, callers=callers())
+        feeds = [samples.load(i) for i in range(len(samples))]
+        for feed, found in zip(feeds, in_order(runner.run, feeds, runner.callers), strict=True):
+            known = {**constants, **feed, **found}
+            if outputs:
+                runs.append((feed, {name: known[name] for name in returned}))
+            for name, histogram in histograms.items():
+                histogram.add(known[name])
+            ranges.add(found)
+            for name, axis in axes:
+                if known[name].dtype == np.float32 and known[name].size:
+                    means.add((name, axis), channel_means(known[name], axis))
+    return Survey(runs=runs, histograms=histograms, means=means.result(), channels=ranges.result())
+
+
 def rough(context: Context, model: OnnxModel, dataset: Dataset, table: CalibrationTable | None = None) -> Request:
     """Return a request with means per channel, and scales if `table` is None, from a few samples.
 
     It is good enough to compare networks, but not to convert them.
 
     Raises:
-        CalibrationError: a tensor to quantize is NaN or infinite; the message names the tensor and the sample.
+        CalibrationError: `table` is None, and a tensor to quantize is NaN; the message names it.
     """
-    from trtopt.calibrate.observe import observe
-    from trtopt.calibrate.ranges import Averages, channel_means, few
+    from trtopt.calibrate.ranges import few
     from trtopt.calibrate.table import make_table
-    from trtopt.engine.onnxruntime import open_runner
-    from trtopt.events import silent
-    from trtopt.graph.file import load_ir
-    from trtopt.graph.query import float_nodes
-    from trtopt.precision.passes.placement import channel_axes, place
 
-    graph, samples = load_ir(model.path), few(dataset)
-    axes = channel_axes(list(float_nodes(graph.graph)))
-    tensors = () if table else place(graph).tensors()
-    means = Averages()
-    with tapped(context, model, [*tensors, *(name for name, _ in axes)]) as path:
-        run = open_runner(path, device=context.device).run
+    known = survey(context, model, dataset, outputs=False)
+    table = table or make_table(FALLBACK, _counted(known.histograms), model=model, dataset=few(dataset))
+    return Request(rest="fp32", table=table, means=known.means)
 
-        def run_and_average(feed: Feed) -> Mapping[str, Array]:
-            outputs = run(feed)
-            for name, axis in axes:
-                array = outputs[name] if name in outputs else feed[name]
-                if array.dtype == np.float32 and array.size:
-                    means.add((name, axis), channel_means(array, axis))
-            return outputs
 
-        histograms = observe(run_and_average, tensors, samples, stage="equalize", emit=silent)
-    table = table or make_table(FALLBACK, histograms, model=model, dataset=samples)
-    return Request(rest="fp32", table=table, means=means.result())
+def _counted(histograms: Mapping[str, Histogram]) -> dict[str, Histogram]:
+    """Return the histograms without masks.
+
+    Raises:
+        CalibrationError: a tensor is NaN; the message names it.
+    """
+    for name, histogram in histograms.items():
+        histogram.check(name, "a sample of the trials")
+    return {name: histogram.unmasked() for name, histogram in histograms.items()}
 
 
 def decibels(before: float, after: float) -> float:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trtopt.counts import network_runs
 from trtopt.errors import DataError, OutOfMemoryError, TrtoptError
 from trtopt.requires import require
 
@@ -97,6 +98,7 @@ class BoundRun:
             OutOfMemoryError: the memory is exhausted.
             DataError: onnxruntime fails, or an output has another shape than when it was bound.
         """
+        network_runs.add()
         try:
             self._session.run_with_iobinding(self._binding, self._options)
         except Exception as error:

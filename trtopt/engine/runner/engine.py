@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trtopt.counts import network_runs
 from trtopt.engine.cuda.device import Array, Device
 from trtopt.engine.runner.program import Port, Program, Shape
 from trtopt.engine.runner.slot import Ran, Slot
@@ -87,6 +88,7 @@ class EngineRunner:
             DataError: an input is missing, or its dtype or shape does not fit the engine.
         """
         slot = self._next()
+        network_runs.add()
         inputs = {port.name: _fitting(port, feed) for port in self._inputs}
         # An engine that cannot be captured once is not tried again.
         if reason := slot.begin(inputs, graphs=not self.no_graphs):

@@ -50,12 +50,15 @@ def apply(model: ir.Model, request: Request, format: qdq.Format) -> tuple[Decisi
     placement = place(model, request.keep)
     kept = _kept(model, placement, request)
     # Before the casts to 16 bits: weights are quantized from their FP32 values, and biases corrected in FP32.
-    weights = {site: _weight(site) for site in placement.sites if site.axis is not None}
     taken = names(model.graph)
+    coded: dict[Site, qdq.Coded] = {}
     notes: dict[str, str] = {}
-    for site, weight in weights.items():
-        dtype = _dtype(site.node, request.rest, kept)
-        rounded = bias.Rounded(weight, qdq.code_weight(weight, site.axis or 0, dtype, format).values())
+    for site in placement.sites:
+        if site.axis is None:
+            continue
+        weight = _weight(site)
+        coded[site] = qdq.code_weight(weight, site.axis, _dtype(site.node, request.rest, kept), format)
+        rounded = bias.Rounded(weight, coded[site].values())
         notes[site.node.name or ""] = bias.correct(site.node, rounded, request.means, request.errors, taken)
     # After this the tensors have the types that their scales must have, too.
     decisions = _cast_to_fallback(model, request, kept)
@@ -72,8 +75,7 @@ def apply(model: ir.Model, request: Request, format: qdq.Format) -> tuple[Decisi
             source = saturate.unclipped(value, scale, format, relus, taken)
             quantized[key] = qdq.quantize_activation(source, scale, taken, format)
         elif key not in quantized and site.axis is not None:
-            coded = qdq.code_weight(weights[site], site.axis, value.dtype or ir.DataType.FLOAT, format)
-            quantized[key] = qdq.quantize_weight(site.node, value, coded, site.axis, taken, format)
+            quantized[key] = qdq.quantize_weight(site.node, value, coded[site], site.axis, taken, format)
         site.node.replace_input_with(site.index, quantized[key])
     decisions = saturate.absorb(relus, decisions)
     drop_unused_initializers(model.graph)
