@@ -189,7 +189,7 @@ def test_the_action_passes_a_model_whose_gates_pass(tmp_path: Path) -> None:
     assert "scales from 200 samples by minmax" in ran.log
     assert (tmp_path / ran.outputs["html"]).read_text().startswith("<!DOCTYPE html>")
     suite = ElementTree.parse(tmp_path / ran.outputs["junit"]).getroot()
-    assert (suite.get("tests"), suite.get("failures")) == ("2", "0")
+    assert (suite.get("tests"), suite.get("failures")) == ("3", "0")
 
 
 def test_the_action_fails_a_model_whose_gates_fail_with_a_reason(tmp_path: Path) -> None:

@@ -56,6 +56,8 @@ def load_proto(path: Path) -> onnx.ModelProto:
         ModelError: the file is missing, is not an ONNX model, or is truncated; a tensor has too much or too little
             data; or external data is missing, truncated, or outside the model's folder.
     """
+    import onnx
+
     _check_file(path)
     try:
         proto = parsed.parse(path)

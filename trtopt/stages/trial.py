@@ -125,7 +125,7 @@ def _energies(name: str, reference: Array, output: Array) -> tuple[float, float]
     if reference.dtype.kind != "f":
         return float(reference.size if is_wrong else (reference != output).sum()), reference.size
     # A score of minus infinity excludes a class: it has no error to measure.
-    counted = np.abs(reference) < MASK
+    counted = np.abs(np.float64(reference)) < MASK
     exact = np.float64(reference[counted])
     quantized = np.zeros_like(exact) if is_wrong else np.float64(output[counted])
     error_energy = float(np.square(exact - quantized).sum())
