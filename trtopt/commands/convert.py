@@ -8,7 +8,7 @@ Touches: the run directory, through the store.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from trtopt import stages
 from trtopt.commands import checks
@@ -22,13 +22,15 @@ from trtopt.stages import export as exporting
 from trtopt.stages import layers as layering
 from trtopt.stages import report as reporting
 from trtopt.stages.batch import fixed_batch
-from trtopt.stages.fault import Suspect
+from trtopt.stages.made import Made
 from trtopt.stages.repair import is_quantized
 from trtopt.store import open_store
 from trtopt.types import (
     CalibrationTable,
     Comparison,
     Engine,
+    EngineFault,
+    Layers,
     Observation,
     OnnxModel,
     Report,
@@ -47,8 +49,6 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
     Raises:
         TrtoptError: a stage failed; the results of earlier stages stay in the store.
     """
-    from trtopt.calibrate import AUTO
-    from trtopt.compare.witness import wrong
     from trtopt.export.source import identify
     from trtopt.graph.unread import unread
     from trtopt.precision import precision
@@ -79,56 +79,120 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         # Unreadable samples must fail here, not after an hour of calibration.
         data, calib = (stages.open_samples(context, each, source, ranges) for each in (plan.data, plan.calib))
         judged_on = data or calib
-        if judged_on is not None:
-            if plan.compare:
-                checks.classes(judged_on, plan.measure, source)
-            checks.within(judged_on, source.inputs, [entry for entry in ranges if entry.name in named(plan.shapes)])
-        if judged_on is not None and plan.compare:
-            stages.check_randomness(context, source, judged_on)
-        try:
-            if quantized:
-                model, table = prepared(context, plan, stages.repair(context, source), ranges), None
-            else:
-                model, table = calibrated(context, plan, source, ranges, calib)
-            # The samples of --data are for evaluation, so they must not correct biases.
-            corrects = plan.bias_correction and calib is not None
-            if plan.bias_correction and table is not None and not corrects:
-                context.emit(Warned("biases are not corrected: bias correction needs --calib in addition to the table"))
-            if (quantized or not kind.NEEDS_TABLE) and (plan.table is not None or plan.method != AUTO):
-                why = "the model is quantized already" if quantized else f"{plan.precision} has no scales"
-                context.emit(Warned(f"--calib-table and --method are ignored: {why}"))
-            target = stages.Target(precision=plan.precision, rest=plan.rest, bias_correction=corrects, keep=plan.keep)
-            seen = _magnitudes(context, target, model, calib or data, table)
-            context.shared.clear()  # no trials follow
-            typed = stages.set_precision(context, model, target, table, seen)
-            store.discard("build", typed=typed.onnx.digest)  # an engine of another graph is stale
-            engine, unable = _build(context, plan, typed, ranges)
-        except (BuildError, DataError) as error:
-            fixed = fixed_batch(source, ranges, judged_on) if judged_on is not None else None
-            raise fixed or error from error
-        comparison = _compare(context, plan, baseline, (typed, engine), judged_on, table)
-        layers = None
-        if judged_on is not None and comparison is not None and comparison.verdict == "fail":
-            layers = layering.explained(context, baseline, typed.onnx, typed, judged_on)
-        fault = None
-        if judged_on is not None and comparison is not None and engine is not None and wrong(comparison):
-            suspect = Suspect(
-                baseline=baseline,
-                model=model,
-                target=target,
-                table=table,
-                seen=seen,
-                typed=typed,
-                engine=engine,
-                ranges=ranges,
-                plan=plan.build,
-            )
-            fault = stages.fault(context, suspect, judged_on)
-        report = replace(
-            _report(context, plan, typed, engine, comparison, warnings), parity=parity, layers=layers, fault=fault
-        )
+        _check_samples(context, plan, source, ranges, judged_on)
+        samples = _Samples(calib=calib, observed=calib or data, judged_on=judged_on)
+        made = _made(context, plan, _Sources(given=source, baseline=baseline), ranges, samples)
+        comparison = _compare(context, plan, made, judged_on)
+        layers, fault = _explained(context, made, comparison, judged_on)
+        report = replace(_report(context, plan, made, comparison, warnings), parity=parity, layers=layers, fault=fault)
         reporting.write(store, report)
-    return report, unable
+    return report, made.unable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sources:
+    """The model that was given, in FP32, and the one that the result is compared with."""
+
+    given: OnnxModel
+    baseline: OnnxModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Samples:
+    """The samples to calibrate on, to observe activations on, and to compare on."""
+
+    calib: Dataset | None
+    observed: Dataset | None
+    judged_on: Dataset | None
+
+
+def _check_samples(
+    context: stages.Context,
+    plan: ConvertPlan,
+    source: OnnxModel,
+    ranges: tuple[ShapeRange, ...],
+    dataset: Dataset | None,
+) -> None:
+    """Raise an error for samples that fit neither the model nor the comparison."""
+    if dataset is None:
+        return
+    if plan.compare:
+        checks.classes(dataset, plan.measure, source)
+    checks.within(dataset, source.inputs, [entry for entry in ranges if entry.name in named(plan.shapes)])
+    if plan.compare:
+        stages.check_randomness(context, source, dataset)
+
+
+def _made(
+    context: stages.Context,
+    plan: ConvertPlan,
+    sources: _Sources,
+    ranges: tuple[ShapeRange, ...],
+    samples: _Samples,
+) -> Made:
+    """Prepare, equalize, calibrate, observe, set the precision, and build; a given quantized model is repaired only."""
+    source, quantized = sources.given, is_quantized(sources.given)
+    try:
+        if quantized:
+            model, table = prepared(context, plan, stages.repair(context, source), ranges), None
+        else:
+            model, table = calibrated(context, plan, source, ranges, samples.calib)
+        target = _target(context, plan, table, samples.calib, quantized=quantized)
+        seen = _magnitudes(context, target, model, samples.observed, table)
+        context.shared.clear()  # no trials follow
+        typed = stages.set_precision(context, model, target, table, seen)
+        context.store.discard("build", typed=typed.onnx.digest)  # an engine of another graph is stale
+        engine, unable = _build(context, plan, typed, ranges)
+    except (BuildError, DataError) as error:
+        fixed = fixed_batch(source, ranges, samples.judged_on) if samples.judged_on is not None else None
+        raise fixed or error from error
+    return Made(
+        baseline=sources.baseline,
+        model=model,
+        target=target,
+        table=table,
+        seen=seen,
+        typed=typed,
+        engine=engine,
+        unable=unable,
+        ranges=ranges,
+        plan=plan.build,
+    )
+
+
+def _target(
+    context: stages.Context,
+    plan: ConvertPlan,
+    table: CalibrationTable | None,
+    calib: Dataset | None,
+    *,
+    quantized: bool,
+) -> stages.Target:
+    """Return the requested precision, with a warning for each flag that has no effect."""
+    from trtopt.calibrate import AUTO
+    from trtopt.precision import precision
+
+    # The samples of --data are for evaluation, so they must not correct biases.
+    corrects = plan.bias_correction and calib is not None
+    if plan.bias_correction and table is not None and not corrects:
+        context.emit(Warned("biases are not corrected: bias correction needs --calib in addition to the table"))
+    needless = quantized or not precision(plan.precision).NEEDS_TABLE
+    if needless and (plan.table is not None or plan.method != AUTO):
+        why = "the model is quantized already" if quantized else f"{plan.precision} has no scales"
+        context.emit(Warned(f"--calib-table and --method are ignored: {why}"))
+    return stages.Target(precision=plan.precision, rest=plan.rest, bias_correction=corrects, keep=plan.keep)
+
+
+def _explained(
+    context: stages.Context, made: Made, comparison: Comparison | None, dataset: Dataset | None
+) -> tuple[Layers | None, EngineFault | None]:
+    """Return where a comparison that failed drifts, and the nodes that make a wrong engine wrong."""
+    from trtopt.compare.witness import wrong
+
+    if dataset is None or comparison is None or comparison.verdict != "fail":
+        return None, None
+    layers = layering.explained(context, made.baseline, made.typed.onnx, made.typed, dataset)
+    return layers, stages.fault(context, made, dataset) if wrong(comparison) else None
 
 
 def _baseline(context: stages.Context, plan: ConvertPlan, source: OnnxModel, *, quantized: bool) -> OnnxModel:
@@ -171,27 +235,19 @@ def _build(
         return None, error
 
 
-def _compare(
-    context: stages.Context,
-    plan: ConvertPlan,
-    source: OnnxModel,
-    result: tuple[TypedModel, Engine | None],
-    dataset: Dataset | None,
-    table: CalibrationTable | None,
-) -> Comparison | None:
+def _compare(context: stages.Context, plan: ConvertPlan, made: Made, dataset: Dataset | None) -> Comparison | None:
     if not plan.compare or dataset is None:
         context.store.outcomes.append(
             StageOutcome(name="compare", status="skipped", seconds=0.0, summary="--no-compare")
         )
         return None
-    typed, engine = result
     evaluation = stages.Evaluation(
         dataset=dataset,
         measure=plan.measure,
-        engine=engine,
-        calibrated_on=table.fingerprints if table else (),
+        engine=made.engine,
+        calibrated_on=made.table.fingerprints if made.table else (),
     )
-    measured = stages.compare(context, source, typed.onnx, evaluation)
+    measured = stages.compare(context, made.baseline, made.typed.onnx, evaluation)
     if plan.data is None:  # also without fingerprints, as with a TensorRT cache or no table
         measured = replace(measured, calibrated_on=measured.samples)
     return stages.gate(context, measured, plan.gates, plan.precision)
@@ -200,8 +256,7 @@ def _compare(
 def _report(
     context: stages.Context,
     plan: ConvertPlan,
-    typed: TypedModel,
-    engine: Engine | None,
+    made: Made,
     comparison: Comparison | None,
     warnings: list[str],
 ) -> Report:
@@ -218,8 +273,8 @@ def _report(
         precision=plan.precision,
         run_dir=run_dir,
         stages=tuple(context.store.outcomes),
-        typed=typed,
-        engine=engine,
+        typed=made.typed,
+        engine=made.engine,
         comparison=comparison,
         warnings=reporting.remarks(warnings, comparison),
         environment=stages.environment(),

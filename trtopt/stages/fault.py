@@ -12,72 +12,42 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from trtopt.codec import encode
 from trtopt.data.dataset import Dataset
 from trtopt.errors import TrtoptError
 from trtopt.events import Progress, Warned, silent
-from trtopt.plan import BuildPlan, MeasurePlan
+from trtopt.plan import MeasurePlan
 from trtopt.stages.build import build_engine
 from trtopt.stages.compare import measured, opened
-from trtopt.stages.context import Context, Target
+from trtopt.stages.context import Context
+from trtopt.stages.made import Made
 from trtopt.stages.precision import typed_graph
 from trtopt.types import (
-    CalibrationTable,
     Comparison,
-    Engine,
     EngineFault,
     Keep,
-    Observation,
-    OnnxModel,
-    ShapeRange,
-    TypedModel,
 )
 
 _MOST_BUILDS = 24
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Suspect:
-    """A wrong engine and everything that it was made from.
-
-    Attributes:
-        baseline: the FP32 model.
-        model: the prepared model, possibly equalized.
-        target: the requested precision.
-        table: the scales, if it has any.
-        seen: statistics of the activations, if there were samples.
-        typed: the typed graph.
-        engine: the engine.
-        ranges: the shape ranges of the dynamic inputs.
-        plan: the build options.
-    """
-
-    baseline: OnnxModel
-    model: OnnxModel
-    target: Target
-    table: CalibrationTable | None
-    seen: Observation | None
-    typed: TypedModel
-    engine: Engine
-    ranges: Sequence[ShapeRange]
-    plan: BuildPlan
-
-
-def fault(context: Context, suspect: Suspect, dataset: Dataset) -> EngineFault | None:
+def fault(context: Context, made: Made, dataset: Dataset) -> EngineFault | None:
     """Return the nodes that make the engine wrong. An error becomes a warning: the verdict does not depend on them."""
 
+    assert made.engine is not None
+
     def make(_: Path) -> EngineFault:
-        return _find(context, suspect, dataset)
+        return _find(context, made, dataset)
 
     key = {
-        "engine": suspect.engine.digest,
-        "typed": suspect.typed.onnx.digest,
-        "target": asdict(suspect.target),
+        "engine": made.engine.digest,
+        "typed": made.typed.onnx.digest,
+        "target": asdict(made.target),
         "data": dataset.digest,
-        "plan": encode(suspect.plan),
+        "plan": encode(made.plan),
     }
     try:
         return context.store.stage("fault", key, EngineFault, make, lambda found: found.reason)
@@ -86,7 +56,7 @@ def fault(context: Context, suspect: Suspect, dataset: Dataset) -> EngineFault |
         return None
 
 
-def _find(context: Context, suspect: Suspect, dataset: Dataset) -> EngineFault:
+def _find(context: Context, made: Made, dataset: Dataset) -> EngineFault:
     from trtopt.calibrate.ranges import few
 
     samples = few(dataset)
@@ -96,9 +66,9 @@ def _find(context: Context, suspect: Suspect, dataset: Dataset) -> EngineFault:
         nonlocal builds
         builds += 1
         context.emit(Progress("fault", builds, 0, "builds"))
-        return _is_right(context, suspect, samples, [node for group in groups for node in group])
+        return _is_right(context, made, samples, [node for group in groups for node in group])
 
-    groups = _groups(suspect)
+    groups = _groups(made)
     found = culprits(groups, right, _MOST_BUILDS)
     if found is None:
         reason = f"no nodes were found whose higher precision makes the engine right, in {builds} builds"
@@ -147,31 +117,29 @@ def culprits(
     return [*found, *rest]
 
 
-def _groups(suspect: Suspect) -> list[tuple[str, ...]]:
+def _groups(made: Made) -> list[tuple[str, ...]]:
     """Return the nodes in the requested precision, one per group, in the order of the typed graph."""
-    return [(d.node,) for d in suspect.typed.decisions if d.precision == suspect.target.precision]
+    return [(d.node,) for d in made.typed.decisions if d.precision == made.target.precision]
 
 
-def _is_right(context: Context, suspect: Suspect, samples: Dataset, nodes: Sequence[str]) -> bool:
+def _is_right(context: Context, made: Made, samples: Dataset, nodes: Sequence[str]) -> bool:
     """Return whether an engine in which the nodes are kept in higher precision computes its graph."""
     from trtopt.compare.run import Pair
     from trtopt.compare.witness import judged
     from trtopt.engine.onnxruntime import open_runner
 
-    quantized = suspect.target.precision in ("int8", "fp8")
+    quantized = made.target.precision in ("int8", "fp8")
     keep = tuple(Keep(pattern=node, precision="" if quantized else "fp32") for node in nodes)
-    target = replace(suspect.target, keep=(*suspect.target.keep, *keep))
+    target = replace(made.target, keep=(*made.target.keep, *keep))
     with tempfile.TemporaryDirectory(prefix="trtopt-") as name:
         folder = Path(name)
-        typed = typed_graph(folder, suspect.model, target, suspect.table, suspect.seen)
-        engine = build_engine(folder, typed, suspect.ranges, suspect.plan, silent)
-        reference, graph = (
-            open_runner(path, device=context.device) for path in (suspect.baseline.path, typed.onnx.path)
-        )
+        typed = typed_graph(folder, made.model, target, made.table, made.seen)
+        engine = build_engine(folder, typed, made.ranges, made.plan, silent)
+        reference, graph = (open_runner(path, device=context.device) for path in (made.baseline.path, typed.onnx.path))
         with opened(engine, silent) as runner:
             if runner is None:
                 return False
             pair = Pair(baseline=reference, candidate=runner, graph=graph, names=("", ""))
             comparison: Comparison = measured(pair, samples, MeasurePlan(), silent)
-    results = judged(comparison, "", suspect.target.precision).gates
+    results = judged(comparison, "", made.target.precision).gates
     return all(gate.verdict == "pass" for gate in results if gate.metric == "engine")
