@@ -109,7 +109,7 @@ def entropy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (("-p", "int8"), "7 scales read from "),
+        (("-p", "int8"), "6 scales read from "),
         (("-p", "int8", "--method", "minmax"), "--method minmax is ignored"),
         (("-p", "fp8"), "was calibrated for int8: it was not evaluated for fp8"),
         (("-p", "fp16"), "are ignored: fp16 has no scales"),

@@ -165,12 +165,12 @@ def test_normalizations_are_not_quantized(parse: Parse) -> None:
 @pytest.mark.parametrize(
     ("body", "weights", "why"),
     [
-        ("(float[1, 5, 8, 8] x) => (float[1, 16, 8, 8] y) { y = Conv(x, w) }", {"w": (16, 5, 1, 1)},
+        ("(float[1, 5, 8, 8] x) => (float[1, 32, 8, 8] y) { y = Conv(x, w) }", {"w": (32, 5, 1, 1)},
          "5 channels: fewer than 16"),
-        ("(float[1, 3, 8] x) => (float[1, 16, 8] y) { y = Conv(x, w) }", {"w": (16, 3, 1)},
+        ("(float[1, 3, 8] x) => (float[1, 32, 8] y) { y = Conv(x, w) }", {"w": (32, 3, 1)},
          "3 channels: fewer than 16"),
-        ("(float[1, 3, 8, 8] x) => (float[1, 8, 8, 8] y) { y = Conv(x, w) }", {"w": (8, 3, 1, 1)},
-         "8 channels: fewer than 16"),
+        ("(float[1, 3, 8, 8] x) => (float[1, 16, 8, 8] y) { y = Conv(x, w) }", {"w": (16, 3, 1, 1)},
+         "3 channels: fewer than 16"),
         ("(float[1, 16, 8, 8] x) => (float[1, 15, 8, 8] y) { y = Conv(x, w) }", {"w": (15, 16, 1, 1)},
          "15 channels: fewer than 16"),
         ("(float[1, 8, 8, 8] x) => (float[1, 8, 8, 8] y) { y = Conv<group = 8>(x, w) }", {"w": (8, 1, 1, 1)},
@@ -207,13 +207,13 @@ def test_an_operator_that_int8_would_not_speed_up_is_not_quantized(
 def test_the_first_convolution_of_an_image_network_is_quantized_although_it_has_few_channels(
     parse: Parse, channels: int
 ) -> None:
-    body = f"(float[n, {channels}, 8, 8] x) => (float[n, 16, 8, 8] y) {{ p = Neg(x)\n y = Conv(p, w) }}"
-    assert quantized(place(parse(body, {"w": (16, channels, 1, 1)}))) == {"y"}
+    body = f"(float[n, {channels}, 8, 8] x) => (float[n, 32, 8, 8] y) {{ p = Neg(x)\n y = Conv(p, w) }}"
+    assert quantized(place(parse(body, {"w": (32, channels, 1, 1)}))) == {"y"}
 
 
 def test_a_later_convolution_of_few_channels_is_not_quantized(parse: Parse) -> None:
-    body = "(float[n, 3, 8, 8] x) => (float[n, 16, 8, 8] y) { c = Conv(x, v)\n r = Relu(c)\n y = Conv(r, w) }"
-    placement = place(parse(body, {"v": (3, 3, 1, 1), "w": (16, 3, 1, 1)}))
+    body = "(float[n, 3, 8, 8] x) => (float[n, 32, 8, 8] y) { c = Conv(x, v)\n r = Relu(c)\n y = Conv(r, w) }"
+    placement = place(parse(body, {"v": (3, 3, 1, 1), "w": (32, 3, 1, 1)}))
     assert "y" not in quantized(placement)
 
 
