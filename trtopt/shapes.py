@@ -179,6 +179,11 @@ def _parse_shape(flag: str, inputs: Sequence[TensorSpec]) -> ShapeRange:
     spec = next((spec for spec in inputs if spec.name == name), None)
     if spec is None:
         names = ", ".join(spec.name for spec in inputs)
+        if not name:
+            raise UsageError(
+                f"--shape {flag} names no input",
+                fix=f"Write --shape {inputs[0].name if inputs else 'INPUT'}={text}; the inputs are: {names}",
+            )
         raise UsageError(f"--shape {flag}: the model has no such input", fix=f"Its inputs are: {names}")
     example = f"Write it like --shape {shlex.quote(_example(spec))}"
     parts = text.split(":")

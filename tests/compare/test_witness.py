@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trtopt.compare.run import Measure, Pair, compare
-from trtopt.compare.witness import judged
+from trtopt.compare.witness import judged, wrong
 from trtopt.data.dataset import Dataset
 from trtopt.events import silent
 
@@ -87,6 +87,16 @@ def test_a_gate_of_the_user_replaces_the_default():
     assert [(gate.metric, gate.verdict, gate.default) for gate in comparison.gates if gate.metric == "engine"] == [
         ("engine", "pass", False)
     ]
+
+
+def test_a_gate_on_an_engine_that_was_not_run_fails_for_that_reason():
+    dataset = Dataset(
+        source="e", digest="d", ids=tuple(map(str, range(N))), load=lambda i: {"i": np.array([[i]])}, batched=True
+    )
+    pair = Pair(baseline=Table(FP32), candidate=Table(noisy(30)), names=("a", "b"))
+    comparison = judged(compare(pair, dataset, Measure(kinds={"y": "values"}), emit=silent), "engine=2dB", "int8")
+    assert (result(comparison).verdict, wrong(comparison)) == ("fail", False)
+    assert "no engine was run" in result(comparison).reason
 
 
 def test_identical_outputs_pass():

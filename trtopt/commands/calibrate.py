@@ -86,10 +86,14 @@ def prepared(
     context: stages.Context, plan: ConvertPlan, source: OnnxModel, ranges: tuple[ShapeRange, ...]
 ) -> OnnxModel:
     """Prepare the graph, and check that TensorRT supports its operators."""
+    from trtopt.graph.file import load_ir
     from trtopt.precision import precision
+    from trtopt.precision.passes.wanted import resolve
 
     kind = precision(plan.precision)
     opset = max(kind.OPSET, precision(plan.rest).OPSET) if kind.NEEDS_TABLE else kind.OPSET
     model = stages.prepare(context, source, ranges, opset)
+    if plan.keep:  # a misspelt node must fail here, not after an hour of calibration
+        resolve(load_ir(model.path), plan.keep)
     stages.check_operators(context, model, plan.build)
     return model

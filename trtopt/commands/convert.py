@@ -55,6 +55,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
 
     checks.compared(plan)
     checks.names(plan)
+    checks.build_flags(plan)
     kind = precision(plan.precision)
     given = identify(str(plan.source))
     ready = exporting.ready(given, plan.export)

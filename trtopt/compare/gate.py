@@ -105,6 +105,8 @@ def _why_unable(gate: Gate, outputs: Sequence[OutputDrift]) -> str:
         return f"every sample of {', '.join(bad)} has a NaN or Inf"
     if not kinds:
         return f"unknown output {gate.output}; the outputs are {', '.join(output.output for output in outputs)}"
+    if gate.metric == "engine":
+        return "no engine was run: it needs TensorRT and a GPU that it can run on"
     what = "labels that fit" if gate.metric.startswith("accuracy") else "this metric"
     return f"{', '.join(kinds)} {'does' if len(kinds) == 1 else 'do'} not have {what}"
 

@@ -89,8 +89,9 @@ def judged(comparison: Comparison, gates: str, precision: str) -> Comparison:
 
 
 def wrong(comparison: Comparison) -> bool:
-    """Return whether a gate on the engine failed."""
-    return any(each.metric == GATE and each.verdict == "fail" for each in comparison.gates)
+    """Return whether an engine ran, and a gate on it failed."""
+    failed = any(each.metric == GATE and each.verdict == "fail" for each in comparison.gates)
+    return failed and bool(comparison.engine)
 
 
 def _judged(drift: EngineDrift, precision: str) -> GateResult:

@@ -77,8 +77,7 @@ def _body(report: Report, *, stages: bool) -> list[RenderableType]:
     parts += _gates(words.judged(report))
     parts += [text("warning: ", "yellow").append_text(text(line)) for line in report.warnings]
     parts += [""] if report.warnings else []
-    after = words.next_step(report)
-    parts += [text(after, "dim")] if after else []
+    parts += [text(after, "dim") for after in (words.next_step(report), words.keep_hint(report)) if after]
     file = report.run_dir / "report.json"
     where = f"report: {file}" if report.written else f"report: not written: {file} keeps its own gates"
     return [*parts, text(where, "dim")]

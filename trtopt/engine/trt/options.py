@@ -57,8 +57,8 @@ def check_options(trt: TensorRT, options: BuildOptions) -> None:
             "--hardware-compatible": options.hardware_compatible,
         }
         unsupported += [(flag, "it came with TensorRT 8.6") for flag, asked in given.items() if asked]
-    if options.tactic_sources and not hasattr(trt.module, "TacticSource"):
-        unsupported.append(("--tactic-sources", "it has none"))
+    if options.tactic_sources:
+        check_tactic_sources(trt, options.tactic_sources)
     for flag, why in unsupported:
         raise UsageError(f"{trt.title} cannot use {flag}", why=why, fix=f"Omit {flag}")
 
@@ -91,6 +91,13 @@ def configure(trt: TensorRT, builder: Any, options: BuildOptions) -> Any:
     return config
 
 
+def check_tactic_sources(trt: TensorRT, text: str) -> None:
+    """Raise UsageError for tactic sources that this TensorRT does not have."""
+    if not hasattr(trt.module, "TacticSource"):
+        raise UsageError(f"{trt.title} cannot use --tactic-sources", why="it has none", fix="Omit --tactic-sources")
+    _tactic_sources(trt, 0, text)
+
+
 def _tactic_sources(trt: TensorRT, default: int, text: str) -> int:
     """Return the bit mask of the tactic sources: `default` with the changes in `text`."""
     known = {name.upper(): int(value) for name, value in trt.module.TacticSource.__members__.items()}
@@ -100,7 +107,7 @@ def _tactic_sources(trt: TensorRT, default: int, text: str) -> int:
         if sign not in ("+", "-") or name not in known:
             raise UsageError(
                 f"--tactic-sources {text}: {part.strip() or 'an empty part'} is not one of them",
-                fix=f"Write it like -CUDNN,+CUBLAS; {trt.title} has {', '.join(known)}",
+                fix=f"Write it like -{next(iter(known))}: {trt.title} has {', '.join(known)}",
             )
         bit = 1 << known[name]
         mask = mask | bit if sign == "+" else mask & ~bit

@@ -56,5 +56,5 @@ def _unknown(pattern: str, nodes: Sequence[ir.Node]) -> UsageError:
     near = difflib.get_close_matches(pattern.removeprefix(_BLOCK), known, n=1, cutoff=0.5)
     return UsageError(
         f"--keep {pattern}: no node of the prepared model has that name or operator",
-        fix=f"Did you mean {near[0]}?" if near else "`trtopt inspect RUN --nodes` lists the nodes",
+        fix=f"Did you mean {near[0]}?" if near else "`trtopt inspect MODEL --nodes` lists the nodes",
     )

@@ -141,6 +141,10 @@ class Judged:
         return f"{self.candidate}: {gate_title(self.gate)}" if self.candidate else gate_title(self.gate)
 
 
+_KEPT = 3
+"""Number of nodes that the hint after a failed run names."""
+
+
 def judged(report: Report) -> list[Judged]:
     """Return every gate of the report: of its comparisons, then of its benchmark."""
     found = [
@@ -161,6 +165,18 @@ def next_step(report: Report) -> str:
     if not drifted or report.layers is not None:
         return ""
     return "to find the first divergent layer: trtopt compare MODEL CANDIDATE --data DATA --layers"
+
+
+def keep_hint(report: Report) -> str:
+    """Return the flags that keep the noisiest nodes in higher precision, after a run that failed; or nothing."""
+    if report.verdict != "fail" or report.command != "convert" or report.layers is None or report.fault is not None:
+        return ""
+    lowered = [layer for layer in report.layers.layers if layer.precision == report.precision and layer.added > 0]
+    worst = sorted(lowered, key=lambda layer: -layer.added)[:_KEPT]
+    if not worst:
+        return ""
+    flags = " ".join(f"--keep {shlex.quote(layer.node)}" for layer in worst)
+    return f"to keep the nodes that add the most error in higher precision, convert again with {flags}"
 
 
 def decibels(value: float) -> str:
