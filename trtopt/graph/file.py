@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from trtopt.errors import ModelError
 from trtopt.graph import parsed
 from trtopt.graph.containers import container
-from trtopt.graph.validity import check_inline, check_names, root_line
+from trtopt.graph.validity import bits, check_inline, check_names, root_line
 from trtopt.types import Dim, OnnxModel, TensorSpec
 
 if TYPE_CHECKING:
@@ -147,14 +147,12 @@ def _check_extent(path: Path, tensor: onnx.TensorProto, sizes: dict[str, int]) -
 
     Libraries read a truncated file as far as it goes, without an error.
     """
-    import onnx_ir as ir
-
     entries = _entries(tensor)
     name, offset, length = (entries.get(key, "") for key in ("location", "offset", "length"))
     try:
-        needed = math.ceil(math.prod(tensor.dims) * ir.DataType(tensor.data_type).itemsize)
+        needed = math.ceil(math.prod(tensor.dims) * bits(tensor.data_type) / 8)
         begin, stated = int(offset or 0), int(length or needed)
-    except (TypeError, ValueError) as error:  # not a number, or a data type without a size
+    except ValueError as error:  # not a number, or a data type without a size
         raise ModelError(f"{path} describes its external data wrongly", why=f"{tensor.name}: {error}") from error
     if begin < 0 or stated != needed or begin + needed > sizes[name]:
         raise ModelError(
