@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from trtopt.compare.run import Measure, Pair, compare
-from trtopt.compare.witness import judged, wrong
+from trtopt.compare.witness import _judged, judged, wrong
 from trtopt.data.dataset import Dataset
 from trtopt.events import silent
+from trtopt.types import EngineDrift
 
 N = 64
 RNG = np.random.default_rng(0)
@@ -64,6 +65,7 @@ def result(comparison):
         ("fp16", 70, 49, "fail"),
         ("fp32", 110, 81, "pass"),
         ("fp32", 110, 79, "fail"),
+        ("fp32", 69.0, 68.95, "pass"),
         ("", 30, 28.5, "fail"),
     ],
 )
@@ -103,6 +105,20 @@ def test_identical_outputs_pass():
     drift = verdict(FP32, FP32)
     assert math.isinf(drift.engine[0].engine)
     assert result(drift).verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    ("engine", "graph"), [(math.nan, 30.0), (30.0, math.nan), (-math.inf, -math.inf), (-math.inf, 30.0)]
+)
+def test_outputs_that_cannot_be_compared_fail(engine, graph):
+    drift = EngineDrift(output="y", metric="sqnr", engine=engine, graph=graph, between=0.0)
+    assert _judged(drift, "int8").verdict == "fail"
+
+
+def test_a_gate_on_the_engine_keeps_the_gates_on_drift():
+    comparison = verdict(noisy(3), noisy(3, seed=2), gates="engine=30dB")
+    assert {"cosine", "sqnr_min"} <= {gate.metric for gate in comparison.gates}
+    assert comparison.verdict == "fail"
 
 
 def test_nan_in_the_engine_fails():

@@ -1,7 +1,9 @@
 """TensorRT in a process of its own: results, errors, crashes and cancellation reach the caller."""
 
+import json
 import os
 import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -9,6 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from trtopt.codec import encode
 from trtopt.engine import tensorrt
 from trtopt.engine.trt import apart
 from trtopt.engine.trt.versions import RTX
@@ -99,6 +102,20 @@ def test_an_exception_of_emit_ends_the_child(trt, tmp_path, child):
         apart.check(trt, typed(tmp_path / "m.onnx").onnx.path, interrupt)
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid_file.read_text()), signal.SIG_DFL)
+
+
+def test_the_child_ends_without_an_abort(trt, tmp_path):
+    task = apart.Task(tensorrt=trt.name, model=typed(tmp_path / "m.onnx").onnx.path)
+    child = subprocess.Popen(
+        [sys.executable, "-c", apart._PROGRAM.format(root=apart._ROOT)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    child.stdin.write(json.dumps(encode(task)).encode() + b"\n")
+    child.stdin.flush()
+    assert child.wait(60) == 0  # while its stdin is still open
+    assert b"Fatal" not in child.stderr.read()
+    for stream in (child.stdin, child.stdout, child.stderr):
+        stream.close()
 
 
 def test_a_file_named_onnx_in_the_current_folder_does_not_hide_the_package(trt, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from trtopt.engine.trt.versions import abilities, parsed
     ("package", "version", "strong", "progress", "sized", "native"),
     [
         ("tensorrt", "8.5.3.1", False, False, False, True),
-        ("tensorrt", "8.6.1", False, True, False, True),
+        ("tensorrt", "8.6.1", False, False, False, True),
         ("tensorrt", "10.0.1", True, True, False, True),
         ("tensorrt", "10.14.1.48", True, True, True, True),
         ("tensorrt", "11.5.0", True, True, True, False),

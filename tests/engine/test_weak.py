@@ -103,6 +103,13 @@ def test_with_dynamic_shapes_the_tactic_tells_the_precision(tmp_path: Path) -> N
     assert weak.audit(layers, typed, silent) == {"fp16": 1, "int8": 1, "unknown": 1}
 
 
+@pytest.mark.parametrize(("copy", "own"), [(FP16, FP32), (FP32, FP16)])
+def test_a_copy_beside_a_layer_is_not_the_layer(tmp_path: Path, copy: str, own: str) -> None:
+    layers = [layer("Reformatting CopyNode for Input Tensor 0 to z + a", copy), layer("z + a", own)]
+    expected = "fp32" if own == FP32 else "fp16"
+    assert weak.audit(layers, decided(tmp_path, a=expected), silent) == {expected: 1}
+
+
 def test_a_node_that_had_to_stay_in_fp32_and_did_not_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(AuditError, match="Conv node a in fp16"):
         weak.audit([layer("a", FP16)], decided(tmp_path, a="fp32"), silent)

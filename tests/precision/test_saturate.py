@@ -58,6 +58,13 @@ def test_a_clip_with_another_lower_bound_stays(parse: Parse) -> None:
     assert "Clip" in operators(model)
 
 
+def test_bounds_of_one_element_are_bounds(parse: Parse) -> None:
+    body = BODY.format(low=0, high=6, extra="", more="").replace("float low = {0}", "float[1] low = {0}")
+    model = parse(body.replace("float high = {6}", "float[1] high = {6}"), WEIGHTS)
+    convert(model, 6 / 127)
+    assert "Clip" not in operators(model)
+
+
 def test_other_consumers_keep_the_clip(parse: Parse) -> None:
     model = typed(parse, 0.04, extra=", float[n, 16, 8, 8] e", more="\n e = Exp(c)")
     decisions = convert(model, 0.04)

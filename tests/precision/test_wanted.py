@@ -35,6 +35,12 @@ def test_a_pattern_names_nodes(parse: Parse, pattern: str, names: set[str]) -> N
     assert resolve(parse(NET, WEIGHTS), [Keep(pattern=pattern)]).keys() == names
 
 
+def test_a_node_of_exactly_that_name_comes_before_an_operator(parse: Parse) -> None:
+    model = parse(NET, WEIGHTS)
+    next(node for node in model.graph if node.name == "block2_a").name = "Conv"
+    assert resolve(model, [Keep(pattern="Conv")]).keys() == {"Conv"}
+
+
 def test_an_unknown_pattern_is_refused_with_the_nearest_name(parse: Parse) -> None:
     with pytest.raises(UsageError, match="--keep blok2_a") as error:
         resolve(parse(NET, WEIGHTS), [Keep(pattern="blok2_a")])

@@ -64,7 +64,9 @@ def judge(
             reason = f"{gate.metric} could not be evaluated: {_why_unable(gate, outputs)}"
             results.append(unjudged(gate.output, gate.metric, gate.limit, reason))
     for output in outputs if defaults else ():
-        results += _defaults(output, {gate.metric for gate in gates if _applies(gate, output)})
+        # A gate on the engine says nothing about drift, and replaces no gate that does.
+        asked = {gate.metric for gate in gates if _applies(gate, output)} - {"engine"}
+        results += _defaults(output, asked)
     return tuple(results)
 
 

@@ -56,7 +56,10 @@ def check(trt: TensorRT, model_path: Path) -> tuple[Rejection, ...]:
     Raises:
         EnvironmentUnableError: this TensorRT needs a GPU, and this machine has none.
     """
-    return _parse(trt, _builder(trt), model_path).rejections
+    builder = _builder(trt)
+    with tempfile.TemporaryDirectory(prefix="trtopt-") as folder:
+        path = model_path if trt.can.strong_typing else weak.write_widened(model_path, Path(folder))
+        return _parse(trt, builder, path).rejections
 
 
 def build(
@@ -113,7 +116,7 @@ def build(
         config.add_optimization_profile(shapes)
     plan = build_serialized(trt, builder, network, config, emit)
     if plan is None:
-        raise _failure(trt, network, typed.onnx.path)
+        raise _failure(trt, network, typed)
     # The audit of the parsed network decides for a strongly typed network, and the engine's layers are additional
     # evidence where it can be loaded. A weakly typed network tells nothing before it is built.
     layers = inspect_engine(trt, plan)
@@ -191,14 +194,14 @@ def _parse(trt: TensorRT, builder: Any, path: Path) -> _Parsed:
     return _Parsed(parser, network, rejected_nodes)
 
 
-def _failure(trt: TensorRT, network: Any, path: Path) -> BuildError:
+def _failure(trt: TensorRT, network: Any, typed: TypedModel) -> BuildError:
     """Return the error for a network that TensorRT cannot build."""
     from trtopt.graph.file import load_proto
 
     # TensorRT's messages name layers. The network tells the ONNX node of each layer.
     layers = [network.get_layer(index) for index in range(network.num_layers)]
-    names = {layer.name: node for layer in layers if (node := onnx_node(layer))}
-    ops = {node.name: node.op_type for node in load_proto(path).graph.node}
+    ops = {node.name: node.op_type for node in load_proto(typed.onnx.path).graph.node}
+    names = {layer.name: node for layer in layers if (node := onnx_node(layer, ops))}
     return build_error(logger(trt.module.__name__).errors, names, ops)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from trtopt.candidate import ENGINE_NOT_RUN
 from trtopt.codec import encode
 from trtopt.data.dataset import Dataset
-from trtopt.errors import EnvironmentUnableError, MissingDependencyError
+from trtopt.errors import EnvironmentUnableError, MissingDependencyError, OutOfMemoryError
 from trtopt.events import Emit, Warned
 from trtopt.plan import MeasurePlan, output_kinds
 from trtopt.stages.context import Context, versions
@@ -102,9 +102,15 @@ def compare(
         "measure": encode(evaluation.measure),
         "calibrated_on": hashlib.sha256("".join(evaluation.calibrated_on).encode()).hexdigest(),
         "device": context.device,
-        **versions("onnxruntime", "onnxruntime-gpu", "tensorrt", "cuda-python", "cuda-bindings", "pycuda"),
+        **versions(
+            "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"
+        ),
+        **versions("cuda-python", "cuda-bindings", "pycuda"),
     }
-    return context.store.stage(name, key, Comparison, make, compared_line)
+    comparison = context.store.stage(name, key, Comparison, make, compared_line)
+    if engine and has_gpu() and not comparison.engine:
+        context.store.discard(name)  # the next run tries the engine again
+    return comparison
 
 
 @contextmanager
@@ -118,6 +124,8 @@ def opened(engine: Engine | None, emit: Emit) -> Iterator[EngineRunner | None]:
         try:
             # One stream, as every run is awaited; no graphs, so that every shape is run as it is.
             runner = open_runner(engine.path, engine.builder, streams=1, graphs=False) if has_gpu() else None
+        except OutOfMemoryError:  # a busy GPU is not a reason to judge the graph instead
+            raise
         except (EnvironmentUnableError, MissingDependencyError) as error:
             emit(Warned(f"the engine is not run: {error}"))
     try:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from trtopt.codec import encode
 from trtopt.data.dataset import Dataset
-from trtopt.errors import TrtoptError
+from trtopt.errors import EnvironmentUnableError, TrtoptError
 from trtopt.events import Progress, Warned, silent
 from trtopt.plan import MeasurePlan
 from trtopt.stages.build import build_engine
@@ -25,6 +25,7 @@ from trtopt.stages.compare import measured, opened
 from trtopt.stages.context import Context
 from trtopt.stages.made import Made
 from trtopt.stages.precision import typed_graph
+from trtopt.stages.repair import is_quantized
 from trtopt.types import (
     Comparison,
     EngineFault,
@@ -35,15 +36,20 @@ _MOST_BUILDS = 24
 
 
 def fault(context: Context, made: Made, dataset: Dataset) -> EngineFault | None:
-    """Return the nodes that make the engine wrong. An error becomes a warning: the verdict does not depend on them."""
+    """Return the nodes that make the engine wrong. An error becomes a warning: the verdict does not depend on them.
 
-    assert made.engine is not None
+    A model that was given quantized has no nodes to keep, so nothing is searched.
+    """
+    if made.engine is None or is_quantized(made.model):
+        return None
 
     def make(_: Path) -> EngineFault:
         return _find(context, made, dataset)
 
     key = {
         "engine": made.engine.digest,
+        "baseline": made.baseline.digest,
+        "device": context.device,
         "typed": made.typed.onnx.digest,
         "target": asdict(made.target),
         "data": dataset.digest,
@@ -68,12 +74,20 @@ def _find(context: Context, made: Made, dataset: Dataset) -> EngineFault:
         context.emit(Progress("fault", builds, 0, "builds"))
         return _is_right(context, made, samples, [node for group in groups for node in group])
 
+    if right([]):
+        reason = (
+            "another build of the same graph is right: TensorRT chose other kernels. Convert into another directory"
+        )
+        return EngineFault(nodes=(), builds=builds, reason=reason)
     groups = _groups(made)
     found = culprits(groups, right, _MOST_BUILDS)
     if found is None:
         reason = f"no nodes were found whose higher precision makes the engine right, in {builds} builds"
         return EngineFault(nodes=(), builds=builds, reason=reason)
     nodes = tuple(node for group in found for node in group)
+    if not right(found):  # kernels change from build to build, so one right build is not enough
+        reason = f"kept nodes made one build right and another one wrong, in {builds} builds"
+        return EngineFault(nodes=(), builds=builds, reason=reason)
     reason = f"the engine is right with {len(nodes)} of its nodes in higher precision, found in {builds} builds"
     return EngineFault(nodes=nodes, builds=builds, reason=reason)
 
@@ -138,7 +152,7 @@ def _is_right(context: Context, made: Made, samples: Dataset, nodes: Sequence[st
         reference, graph = (open_runner(path, device=context.device) for path in (made.baseline.path, typed.onnx.path))
         with opened(engine, silent) as runner:
             if runner is None:
-                return False
+                raise EnvironmentUnableError("an engine of the search cannot be run")
             pair = Pair(baseline=reference, candidate=runner, graph=graph, names=("", ""))
             comparison: Comparison = measured(pair, samples, MeasurePlan(), silent)
     results = judged(comparison, "", made.target.precision).gates

@@ -157,15 +157,29 @@ def main() -> None:
     def emit(event: Event) -> None:
         send({"event": type(event).__name__, "fields": encode(event)})
 
-    task = decode(Task, json.loads(sys.stdin.buffer.readline()))
+    task = decode(Task, json.loads(_read_line()))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         send({"result": encode(_perform(task, emit, lambda node: send({"at": node})))})
     except TrtoptError as error:
         kind = type(error).__name__
         send({"error": {"type": kind, "what": error.what, "why": error.why, "fix": error.fix}})
+    except OSError as error:
+        why = error.strerror or str(error)
+        send({"error": {"type": "BuildError", "what": "the engine cannot be written", "why": why, "fix": ""}})
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _read_line() -> bytes:
+    """Return the task from stdin, without Python's buffer: the thread below would hold its lock at the end."""
+    data = b""
+    while not data.endswith(b"\n"):
+        part = os.read(0, 1 << 20)
+        if not part:
+            os._exit(1)
+        data += part
+    return data
 
 
 def _perform(task: Task, emit: Emit, at: Any) -> Engine | Support:
@@ -183,5 +197,6 @@ def _perform(task: Task, emit: Emit, at: Any) -> Engine | Support:
 
 def _end_with_parent() -> None:
     """End this process when its parent has ended, which closes the other end of stdin."""
-    sys.stdin.buffer.read()
+    while os.read(0, 1):
+        pass
     os._exit(1)

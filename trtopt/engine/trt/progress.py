@@ -30,7 +30,7 @@ def build_serialized(trt: TensorRT, builder: Any, network: Any, config: Any, emi
         trt: the TensorRT package.
         builder: its builder.
         network: the network to build.
-        config: the builder configuration. Its progress monitor is replaced, and removed at the end. Before TensorRT 8.6
+        config: the builder configuration. Its progress monitor is replaced, and removed at the end. Before TensorRT 10
             there is none: the build shows no progress and cannot be cancelled.
         emit: receives the progress. Any exception that it raises cancels the build, too.
 

@@ -1,7 +1,7 @@
 """The TensorRT packages and versions, and what each of them can do: the only place that compares versions.
 
     package         versions         networks          run by trtopt's developers
-    tensorrt        8.5, 8.6         weakly typed      8.5.3.1 on an H100
+    tensorrt        8.5, 8.6         weakly typed      8.5.3.1 on an H200
     tensorrt        10.0 to 10.16    strongly typed    no: from NVIDIA's documentation and headers
     tensorrt        11               strongly typed    no: from NVIDIA's documentation
     tensorrt_rtx    1.3 and later    strongly typed    1.7.1: parser and builder, without a GPU
@@ -70,7 +70,7 @@ def abilities(package: str, version: str) -> Abilities:
         explicit_batch_flag=not ten,
         precisions=_ALL if ten else frozenset({"fp32", "fp16", "int8"}),
         node_names=ten,
-        progress=rtx or number >= (8, 6),
+        progress=ten,
         builder_options=rtx or number >= (8, 6),
         shared_profiles=ten,
         sized_memory=rtx or number >= (10, 1),

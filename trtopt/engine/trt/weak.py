@@ -141,17 +141,21 @@ def audit(layers: list[Mapping[str, Any]], typed: TypedModel, emit: Emit) -> Map
     Raises:
         AuditError: a node that must stay in FP32 runs in FP16.
     """
-    achieved: dict[str, str] = {}
+    achieved: dict[str, set[str]] = {}
     names = {decision.node for decision in typed.decisions}
     for layer in layers:
-        precision = _precision(layer)
-        for node in _named(str(layer.get("Name", "")), names):
-            achieved.setdefault(node, precision)
+        name = str(layer.get("Name", ""))
+        # A copy that changes the layout or type of a tensor bears the name of the layer beside it.
+        if layer.get("LayerType") == "Reformat" or name.startswith("Reformatting CopyNode"):
+            continue
+        for node in _named(name, names):
+            achieved.setdefault(node, set()).add(_precision(layer))
     counts: Counter[str] = Counter()
     lowered: list[str] = []
     raised: list[str] = []
     for decision in typed.decisions:
-        found = achieved.get(decision.node, "unknown")
+        precisions = achieved.get(decision.node, {"unknown"})
+        found = next(name for name in ("fp16", "int8", "fp32", "unknown") if name in precisions)
         counts[found] += 1
         # A node between quantized ones may become part of an INT8 layer, as a Relu does: its Q/DQ pairs say so.
         if found in ("unknown", decision.precision) or found == "int8":

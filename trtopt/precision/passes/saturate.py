@@ -78,11 +78,13 @@ def _saturates(node: ir.Node, scale: float, value: ir.Value, format: qdq.Format)
     if node.op_type != "Clip" or node.domain not in ("", "ai.onnx") or len(node.inputs) < 2:
         return False
     low, high = constant(node.inputs[1]), constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    if low is None or float(low) != 0.0:
+    if low is None or low.size != 1 or float(low.reshape(-1)[0]) != 0.0:
         return False
     if len(node.inputs) < 3 or node.inputs[2] is None:
         return True  # Clip(0, inf) is a Relu
-    if high is None:
+    if high is None or high.size != 1:
         return False
     rounded = qdq.round_scale(np.float32(scale), value.dtype or ir.DataType.FLOAT)
-    return float(qdq.quantize(np.asarray(high, np.float32), rounded, format).astype(np.float32)) == format.max
+    return (
+        float(qdq.quantize(np.asarray(high, np.float32).reshape(()), rounded, format).astype(np.float32)) == format.max
+    )

@@ -34,7 +34,9 @@ def resolve(model: ir.Model, keeps: Sequence[Keep]) -> dict[str, str]:
     nodes = [node for node in float_nodes(model.graph) if node.op_type not in FLOAT_COMPUTE_FREE]
     kept: dict[str, str] = {}
     for keep in keeps:
-        names = [node.name or "" for node in nodes if _matches(node, keep.pattern)]
+        # A node of exactly that name comes first: a name may also be a glob or an operator.
+        names = [node.name or "" for node in nodes if node.name == keep.pattern]
+        names = names or [node.name or "" for node in nodes if _matches(node, keep.pattern)]
         if keep.pattern in ("first", "last") and not names:
             weighted = [node.name or "" for node in nodes if node.op_type in _WEIGHTED]
             names = weighted[:1] if keep.pattern == "first" else weighted[-1:]
@@ -48,7 +50,7 @@ def _matches(node: ir.Node, pattern: str) -> bool:
     name = node.name or ""
     if pattern.startswith(_BLOCK):
         return name.startswith(pattern.removeprefix(_BLOCK))
-    return pattern in (name, node.op_type) or fnmatchcase(name, pattern)
+    return pattern == node.op_type or fnmatchcase(name, pattern)
 
 
 def _unknown(pattern: str, nodes: Sequence[ir.Node]) -> UsageError:
