@@ -6,13 +6,14 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 USER := $(VENV)/.trtopt-user
 DEVELOPER := $(VENV)/.trtopt-developer
 
-.PHONY: help demo samples check test browser lint bench damage clean
+.PHONY: help demo samples check test nightly browser lint bench damage clean
 
 help:
 	@echo "make demo   convert the digits network to FP16 and INT8 engines and judge them"
 	@echo "make samples  convert a PyTorch, a TensorFlow and a transformers model to FP16 and INT8 engines"
 	@echo "make check  lint and all tests, on all cores: for every change"
 	@echo "make test   the tests, one after the other, with the 20 slowest"
+	@echo "make nightly  the long tests: damaged files by the hundred"
 	@echo "make browser  install what the tests of report.html open it with (Debian, as root)"
 	@echo "make lint   ruff, mypy, and the wording and spelling of all text"
 	@echo "make bench  calibration and quality, side by side with onnxruntime"
@@ -56,6 +57,9 @@ check: lint
 
 test: $(DEVELOPER)
 	$(BIN)/python -m pytest -q --durations=20
+
+nightly: $(DEVELOPER)
+	$(BIN)/python -m pytest -q -m nightly
 
 # report.html is tested in a real browser. Where there is none these tests are skipped, but with CI set they fail.
 browser:
