@@ -72,7 +72,7 @@ def test_an_unknown_input_is_rejected_with_the_names() -> None:
 
 
 def test_a_shape_without_a_name_is_rejected() -> None:
-    assert "the model has no such input" in refusal([IMAGE], "1x3x28x28")
+    assert "Write --shape pixels=1x3x28x28" in refusal([IMAGE], "1x3x28x28")
 
 
 @pytest.mark.parametrize(
