@@ -6,21 +6,19 @@ from trtopt.engine.trt.versions import abilities, parsed
 
 
 @pytest.mark.parametrize(
-    ("package", "version", "strong", "progress", "sized", "native"),
+    ("package", "version", "strong", "progress", "sized"),
     [
-        ("tensorrt", "8.5.3.1", False, False, False, True),
-        ("tensorrt", "8.6.1", False, False, False, True),
-        ("tensorrt", "10.0.1", True, True, False, True),
-        ("tensorrt", "10.14.1.48", True, True, True, True),
-        ("tensorrt", "11.5.0", True, True, True, False),
-        ("tensorrt_rtx", "1.7.1.116", True, True, True, False),
+        ("tensorrt", "8.5.3.1", False, False, False),
+        ("tensorrt", "8.6.1", False, False, False),
+        ("tensorrt", "10.0.1", True, True, False),
+        ("tensorrt", "10.14.1.48", True, True, True),
+        ("tensorrt", "11.5.0", True, True, True),
+        ("tensorrt_rtx", "1.7.1.116", True, True, True),
     ],
 )
-def test_a_version_has_its_abilities(package, version, strong, progress, sized, native):
+def test_a_version_has_its_abilities(package, version, strong, progress, sized):
     can = abilities(package, version)
-    assert (can.strong_typing, can.progress, can.sized_memory, can.native_calibrator) == (
-        strong, progress, sized, native,
-    )  # fmt: skip
+    assert (can.strong_typing, can.progress, can.sized_memory) == (strong, progress, sized)
 
 
 def test_tensorrt_8_has_no_bf16_and_no_fp8():

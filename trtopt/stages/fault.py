@@ -68,51 +68,48 @@ def _find(context: Context, made: Made, dataset: Dataset) -> EngineFault:
     samples = few(dataset)
     builds = 0
 
-    def right(groups: Sequence[tuple[str, ...]]) -> bool:
+    def right(nodes: Sequence[str]) -> bool:
         nonlocal builds
         builds += 1
         context.emit(Progress("fault", builds, 0, "builds"))
-        return _is_right(context, made, samples, [node for group in groups for node in group])
+        return _is_right(context, made, samples, nodes)
 
     if right([]):
         reason = (
             "another build of the same graph is right: TensorRT chose other kernels. Convert into another directory"
         )
         return EngineFault(nodes=(), builds=builds, reason=reason)
-    groups = _groups(made)
-    found = culprits(groups, right, _MOST_BUILDS)
+    lowered = [d.node for d in made.typed.decisions if d.precision == made.target.precision]
+    found = culprits(lowered, right, _MOST_BUILDS)
     if found is None:
         reason = f"no nodes were found whose higher precision makes the engine right, in {builds} builds"
         return EngineFault(nodes=(), builds=builds, reason=reason)
-    nodes = tuple(node for group in found for node in group)
     if not right(found):  # kernels change from build to build, so one right build is not enough
         reason = f"kept nodes made one build right and another one wrong, in {builds} builds"
         return EngineFault(nodes=(), builds=builds, reason=reason)
-    reason = f"the engine is right with {len(nodes)} of its nodes in higher precision, found in {builds} builds"
-    return EngineFault(nodes=nodes, builds=builds, reason=reason)
+    reason = f"the engine is right with {len(found)} of its nodes in higher precision, found in {builds} builds"
+    return EngineFault(nodes=tuple(found), builds=builds, reason=reason)
 
 
-def culprits(
-    groups: Sequence[tuple[str, ...]], right: Callable[[Sequence[tuple[str, ...]]], bool], most: int
-) -> list[tuple[str, ...]] | None:
-    """Return few groups such that the engine is right without them, by bisection; None if there are none.
+def culprits(nodes: Sequence[str], right: Callable[[Sequence[str]], bool], most: int) -> list[str] | None:
+    """Return few nodes such that the engine is right without them, by bisection; None if there are none.
 
     Args:
-        groups: the nodes of each layer of the engine, in order.
-        right: whether an engine is right in which these groups are kept in higher precision.
+        nodes: the lowered nodes, in the order of the graph.
+        right: whether an engine is right in which these nodes are kept in higher precision.
         most: the largest number of calls of `right`.
     """
     calls = 0
 
-    def tried(kept: Sequence[tuple[str, ...]]) -> bool:
+    def tried(kept: Sequence[str]) -> bool:
         nonlocal calls
         calls += 1
         return right(kept)
 
-    if not groups or not tried(groups):
+    if not nodes or not tried(nodes):
         return None
-    found: list[tuple[str, ...]] = []
-    rest = list(groups)
+    found: list[str] = []
+    rest = list(nodes)
     while calls < most:
         # With `found` and the first `high` of the rest the engine is right, with the first `low` of them it is not.
         low, high = 0, len(rest)
@@ -129,11 +126,6 @@ def culprits(
         if not rest or tried(found):
             return found
     return [*found, *rest]
-
-
-def _groups(made: Made) -> list[tuple[str, ...]]:
-    """Return the nodes in the requested precision, one per group, in the order of the typed graph."""
-    return [(d.node,) for d in made.typed.decisions if d.precision == made.target.precision]
 
 
 def _is_right(context: Context, made: Made, samples: Dataset, nodes: Sequence[str]) -> bool:

@@ -25,7 +25,7 @@ class Made:
         seen: statistics of the activations, if there were samples.
         typed: the typed graph.
         engine: the engine; None if it cannot be built on this machine.
-        unable: why there is no engine.
+        unable: why the engine could not be built.
         ranges: the shape ranges of the dynamic inputs.
         plan: the build options.
     """

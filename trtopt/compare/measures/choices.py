@@ -1,4 +1,4 @@
-"""Decisions that class scores stand for: one class per sample, or a yes or no per class.
+"""Decisions that class scores express: one class per sample, or a yes or no per class.
 
 Touches: nothing.
 """

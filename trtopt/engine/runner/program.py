@@ -74,7 +74,7 @@ class Program(Protocol):
 
     @property
     def max_contexts(self) -> int:
-        """Largest number of execution contexts that may exist at the same time; 0 if there is no limit."""
+        """Largest number of execution contexts that may exist at the same time; 0 for no limit."""
         ...
 
     @property

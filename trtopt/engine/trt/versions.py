@@ -36,25 +36,19 @@ class Abilities:
 
     Attributes:
         strong_typing: networks are strongly typed. Otherwise precision is set by flags and by constraints on layers.
-        explicit_batch_flag: a network needs the flag EXPLICIT_BATCH.
         precisions: the values of `--precision` that it has.
-        node_names: layers and errors of the parser name the ONNX node; otherwise layers are named after it.
         progress: the builder reports its progress, and can be cancelled.
         builder_options: optimization levels, version-compatible and hardware-compatible engines.
         shared_profiles: several execution contexts may use one optimization profile at the same time.
         sized_memory: an execution context receives its memory with the size.
-        native_calibrator: it has an entropy calibrator of its own.
     """
 
     strong_typing: bool
-    explicit_batch_flag: bool
     precisions: frozenset[str]
-    node_names: bool
     progress: bool
     builder_options: bool
     shared_profiles: bool
     sized_memory: bool
-    native_calibrator: bool
 
 
 _ALL = frozenset({"fp32", "fp16", "bf16", "int8", "fp8"})
@@ -67,14 +61,11 @@ def abilities(package: str, version: str) -> Abilities:
     ten = rtx or number >= (10, 0)
     return Abilities(
         strong_typing=ten,
-        explicit_batch_flag=not ten,
         precisions=_ALL if ten else frozenset({"fp32", "fp16", "int8"}),
-        node_names=ten,
         progress=ten,
         builder_options=rtx or number >= (8, 6),
         shared_profiles=ten,
         sized_memory=rtx or number >= (10, 1),
-        native_calibrator=not rtx and number < (11, 0),
     )
 
 

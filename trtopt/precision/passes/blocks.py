@@ -120,7 +120,7 @@ class _Copy:
 def measuring(model: ir.Model, half: Half, blocks: Sequence[Block]) -> ir.Model:
     """Return a copy of the model whose outputs are `error` and `signal`, float32 [blocks] each.
 
-    They are the energies of each block's error, and of its result in FP32. Magnitudes that stand for a mask's infinity
+    They are the energies of each block's error, and of its result in FP32. Magnitudes that mean a mask's infinity
     count as half of the type's maximum.
     """
     import onnx_ir as ir
