@@ -92,6 +92,7 @@ class ConvertPlan:
     data: DataPlan | None = None
     equalization: bool = True
     bias_correction: bool = True
+    guard: bool = True
     keep: tuple[Keep, ...] = ()
     compare: bool = True
     measure: MeasurePlan = MeasurePlan()

@@ -137,11 +137,20 @@ class Support:
 class Keep:
     """Nodes to keep in higher precision: a `pattern` (see `trtopt.precision.passes.wanted`), and their precision.
 
-    The precision is `fp32`, or "" for the fallback precision beside quantized nodes.
+    The precision is `fp32`, or "" for the fallback precision beside quantized nodes. `reason` is shown for these nodes.
     """
 
     pattern: str
     precision: str = ""
+    reason: str = "kept by --keep"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guard:
+    """The nodes that the default gates need in higher precision, by name, and the reason; both empty if there are none."""
+
+    nodes: tuple[str, ...]
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -142,19 +142,19 @@ def subset_size(dataset: Dataset) -> int:
     return min(len(_indices(dataset)) * (dataset.groups.size if dataset.groups else 1), dataset.samples)
 
 
-def few(dataset: Dataset) -> Dataset:
-    """Return the subset of samples that this module uses, as a dataset."""
-    indices = _indices(dataset)
+def few(dataset: Dataset, most: int = SAMPLES) -> Dataset:
+    """Return the subset of samples that this module uses, or one of at most `most` samples, as a dataset."""
+    indices = _indices(dataset, most)
     ids = tuple(dataset.ids[index] for index in indices)
     return replace(dataset, ids=ids, load=lambda i: dataset.load(indices[i]), labels=None, groups=None)
 
 
-def _indices(dataset: Dataset) -> list[int]:
-    """Return the indices of at most `SAMPLES` samples; if samples are fed in groups, those of at least `FEEDS` groups.
+def _indices(dataset: Dataset, most: int = SAMPLES) -> list[int]:
+    """Return the indices of at most `most` samples; if samples are fed in groups, those of at least `FEEDS` groups.
 
     They are spread evenly over the dataset, because images of one class often follow one another.
     """
-    count = max(-(-SAMPLES // dataset.groups.size), FEEDS) if dataset.groups else SAMPLES
+    count = max(-(-most // dataset.groups.size), FEEDS) if dataset.groups else most
     return [int(i) for i in np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int))]
 
 

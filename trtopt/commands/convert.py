@@ -140,6 +140,9 @@ def _made(
             model, table = calibrated(context, plan, source, ranges, samples.calib)
         target = _target(context, plan, table, samples.calib, quantized=quantized)
         seen = _magnitudes(context, target, model, samples.observed, table)
+        if plan.guard and table is not None and seen is not None and samples.calib is not None:
+            subject = stages.Subject(baseline=sources.baseline, model=model, target=target, table=table, seen=seen)
+            target = stages.guard(context, subject, samples.calib, plan.measure)
         context.shared.clear()  # no trials follow
         typed = stages.set_precision(context, model, target, table, seen)
         context.store.discard("build", typed=typed.onnx.digest)  # an engine of another graph is stale

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, cast
 
 from trtopt import plugins
-from trtopt.types import CalibrationTable, Decision
+from trtopt.types import CalibrationTable, Decision, Keep
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +39,7 @@ class Request:
 
     Attributes:
         rest: the fallback precision, of the nodes that are not quantized: `fp16`, `bf16` or `fp32`.
-        keep: the nodes that the user keeps in higher precision, by name: `fp32`, or "" for the fallback precision.
+        keep: the nodes to keep in higher precision, by name.
         table: the calibration table, for INT8 and FP8.
         ranges: absmax over the observed samples, without infinities and masks.
         masks: the largest number that means infinity, of the tensors in which one was observed.
@@ -51,7 +51,7 @@ class Request:
     """
 
     rest: str = "fp16"
-    keep: Mapping[str, str] = field(default_factory=dict)
+    keep: Mapping[str, Keep] = field(default_factory=dict)
     table: CalibrationTable | None = None
     ranges: Mapping[str, float] = field(default_factory=dict)
     masks: Mapping[str, float] = field(default_factory=dict)

@@ -12,6 +12,8 @@ from trtopt.stages.context import Context, Target, environment, versions
 from trtopt.stages.equalize import equalize
 from trtopt.stages.fault import fault
 from trtopt.stages.gate import gate
+from trtopt.stages.guard import guard
+from trtopt.stages.mixed import Subject
 from trtopt.stages.observe import observe
 from trtopt.stages.precision import set_precision
 from trtopt.stages.prepare import prepare
@@ -22,6 +24,7 @@ from trtopt.stages.widen import widen
 __all__ = [
     "Context",
     "Evaluation",
+    "Subject",
     "Target",
     "build",
     "calibrate",
@@ -32,6 +35,7 @@ __all__ = [
     "equalize",
     "fault",
     "gate",
+    "guard",
     "observe",
     "open_data",
     "open_samples",

@@ -14,7 +14,10 @@ from trtopt.types import CalibrationTable, Observation, OnnxModel, TypedModel
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx_ir as ir
     from numpy.typing import NDArray
+
+    from trtopt.precision import Request
 
     Means = dict[tuple[str, int], NDArray[np.float64]]
 
@@ -61,12 +64,23 @@ def typed_graph(
     """Write `typed.onnx` into `folder`, with the arguments of `set_precision`."""
     from trtopt.graph.file import describe, load_ir
     from trtopt.graph.prepare import check_types, save
-    from trtopt.precision import Request, precision
-    from trtopt.precision.passes.wanted import resolve
+    from trtopt.precision import precision
 
     graph = load_ir(model.path)
+    decisions = precision(target.precision).apply(graph, request(graph, target, table, seen))
+    path = folder / "typed.onnx"
+    save(graph, path)
+    check_types(path)
+    return TypedModel(onnx=describe(path), precision=target.precision, rest=target.rest, decisions=decisions)
+
+
+def request(graph: ir.Model, target: Target, table: CalibrationTable | None, seen: Observation | None) -> Request:
+    """Return what a precision needs to know of a prepared graph, with the arguments of `set_precision`."""
+    from trtopt.precision import Request
+    from trtopt.precision.passes.wanted import resolve
+
     means, errors = _read_means(seen) if seen else ({}, {})
-    request = Request(
+    return Request(
         rest=target.rest,
         keep=resolve(graph, target.keep),
         table=table,
@@ -77,11 +91,6 @@ def typed_graph(
         errors=errors,
         spoiled=seen.spoiled if seen else None,
     )
-    decisions = precision(target.precision).apply(graph, request)
-    path = folder / "typed.onnx"
-    save(graph, path)
-    check_types(path)
-    return TypedModel(onnx=describe(path), precision=target.precision, rest=target.rest, decisions=decisions)
 
 
 def _read_means(seen: Observation) -> tuple[Means, Means]:

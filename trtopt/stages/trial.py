@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -82,20 +82,11 @@ def output_error(
     def measure(candidate: OnnxModel, request: Request) -> float:
         graph = original.clone() if candidate == model else load_ir(candidate.path)
         precision(precision_name).apply(graph, request)
-        # Error and signal energy of each output, summed over the samples.
-        energies = {name: np.zeros(2) for name in references[0][1]}
         with scratch(context, "trial.onnx") as path:
             save(graph, path, inline=BETWEEN_STAGES)
             runner = open_runner(path, device=context.device, callers=callers())
             found = in_order(runner.run, (feed for feed, _ in references), runner.callers)
-            for (_, reference), outputs in zip(references, found, strict=True):
-                for name, energy in energies.items():
-                    energy += _energies(name, reference[name], outputs[name])
-        # An output that is all zero in FP32 has no relative error: it counts as 1 if it differs at all.
-        errors = []
-        for error_energy, signal_energy in energies.values():
-            errors.append(error_energy / signal_energy if signal_energy else float(error_energy > 0))
-        return float(np.mean(errors))
+            return relative_error(zip((reference for _, reference in references), found, strict=True))
 
     def error(candidate: OnnxModel, request: Request | None = None) -> float:
         try:
@@ -110,6 +101,25 @@ def output_error(
             return math.inf
 
     return error
+
+
+def relative_error(pairs: Iterable[tuple[Mapping[str, Array], Mapping[str, Array]]]) -> float:
+    """Return the relative error of the outputs over samples: the mean over the outputs.
+
+    Args:
+        pairs: for each sample FP32's outputs and the candidate's, by name.
+
+    Raises:
+        CalibrationError: an output is NaN, or infinite where FP32's is not.
+    """
+    # Error and signal energy of each output, summed over the samples.
+    energies: dict[str, npt.NDArray[np.float64]] = {}
+    for reference, outputs in pairs:
+        for name, array in reference.items():
+            energies[name] = energies.get(name, np.zeros(2)) + _energies(name, array, outputs[name])
+    # An output that is all zero in FP32 has no relative error: it counts as 1 if it differs at all.
+    errors = [float(error / signal if signal else error > 0) for error, signal in energies.values()]
+    return float(np.mean(errors))
 
 
 def _energies(name: str, reference: Array, output: Array) -> tuple[float, float]:

@@ -16,7 +16,7 @@ Touches: the onnx-ir model it is given.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -45,7 +45,14 @@ class Rounded:
     values: FloatArray
 
 
-def correct(node: ir.Node, rounded: Rounded, means: Means, errors: Means, taken: set[str]) -> str:
+def correct(
+    node: ir.Node,
+    rounded: Rounded,
+    means: Means,
+    errors: Means,
+    taken: set[str],
+    replaced: Callable[[ir.Node, int, ir.Value | None], None] = lambda *_: None,
+) -> str:
     """Correct the bias of `node` in place for the mean quantization error, and return a note for its decision.
 
     A MatMul's bias is the constant of an Add after it, also behind operators that only move values. The node stays as
@@ -59,6 +66,7 @@ def correct(node: ir.Node, rounded: Rounded, means: Means, errors: Means, taken:
         errors: mean quantization error of each channel. For an input without an entry only the error of the weight is
             corrected.
         taken: the names in use in the graph; the name of the new bias is added.
+        replaced: called with the node that adds the bias, the index of that input, and the old bias, if it has one.
     """
     axis = channel_axis(node)
     if axis is None or node.inputs[0] is None:
@@ -80,7 +88,9 @@ def correct(node: ir.Node, rounded: Rounded, means: Means, errors: Means, taken:
     new = np.asarray(shift if old is None else np.asarray(old, np.float64) + shift, np.float32)
     if index >= len(adder.inputs):
         adder.resize_inputs(index + 1)
+    before = adder.inputs[index]
     _replace(adder, index, new, unique(f"{node.name}/bias", taken))
+    replaced(adder, index, before)
     return NOTE if error is None else NOTE_WITH_INPUT
 
 

@@ -24,10 +24,10 @@ from trtopt.graph.query import (
     constant,
     float_nodes,
     is_float,
-    names,
     producer,
     unique,
 )
+from trtopt.precision.passes.appender import Appender
 from trtopt.precision.passes.half import Half, supports, to_half
 from trtopt.precision.passes.masks import MASK
 
@@ -108,12 +108,11 @@ def _may_grow(node: ir.Node) -> bool:
 
 @dataclass(slots=True)
 class _Copy:
-    """The state of the copy of a graph: `rounded` are the values that have been rounded, `taken` the names in use."""
+    """The state of the copy of a graph: `rounded` are the values that have been rounded."""
 
-    graph: ir.Graph
+    add: Appender
     half: Half
     opset: int
-    taken: set[str]
     rounded: dict[ir.Value, ir.Value] = field(default_factory=dict)
 
 
@@ -129,7 +128,7 @@ def measuring(model: ir.Model, half: Half, blocks: Sequence[Block]) -> ir.Model:
     graph = model.graph
     by_name = {node.name or "": node for node in graph}
     order = {node: index for index, node in enumerate(graph)}
-    copy = _Copy(graph, half, model.opset_imports.get("", 1), names(graph))
+    copy = _Copy(Appender(graph), half, model.opset_imports.get("", 1))
     energies: list[tuple[ir.Value, ir.Value]] = []
     for block in blocks:
         nodes = sorted((by_name[name] for name in block.nodes), key=order.__getitem__)
@@ -137,11 +136,7 @@ def measuring(model: ir.Model, half: Half, blocks: Sequence[Block]) -> ir.Model:
         energies.append(_energies(copy, exact, _copied(copy, nodes, kept=block.kept)[exact]))
     del graph.outputs[:]
     for index, name in enumerate(("error", "signal")):
-        node = ir.node("Concat", [pair[index] for pair in energies], {"axis": 0}, name=unique(name, copy.taken))
-        node.outputs[0].name = f"trtopt/{name}"
-        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-        graph.append(node)
-        graph.outputs.append(node.outputs[0])
+        copy.add.output(f"trtopt/{name}", [pair[index] for pair in energies])
     return model
 
 
@@ -164,11 +159,11 @@ def _copied(copy: _Copy, nodes: Sequence[ir.Node], *, kept: bool) -> dict[ir.Val
             else:
                 inputs.append(value)
         outputs = [
-            ir.Value(name=unique(f"{value.name}/copy", copy.taken) if value.name else "", type=value.type)
+            ir.Value(name=unique(f"{value.name}/copy", copy.add.taken) if value.name else "", type=value.type)
             for value in node.outputs
         ]
-        name = unique(f"{node.name}/copy", copy.taken)
-        copy.graph.append(
+        name = unique(f"{node.name}/copy", copy.add.taken)
+        copy.add.graph.append(
             ir.node(node.op_type, inputs, dict(node.attributes), domain=node.domain, outputs=outputs, name=name)
         )
         results.update(zip(node.outputs, outputs, strict=True))
@@ -183,12 +178,12 @@ def _rounded(copy: _Copy, value: ir.Value) -> ir.Value:
         return copy.rounded[value]
     array = constant(value)
     if array is not None:
-        name = unique(f"{value.name}/rounded", copy.taken)
+        name = unique(f"{value.name}/rounded", copy.add.taken)
         wide = to_half(array, copy.half).astype(np.float32)
-        result = add_initializer(copy.graph, name, wide, ir.DataType.FLOAT)
+        result = add_initializer(copy.add.graph, name, wide, ir.DataType.FLOAT)
     else:
-        low = cast(copy.graph, value, copy.half.dtype, unique(f"{value.name}/low", copy.taken), copy.taken)
-        result = cast(copy.graph, low, ir.DataType.FLOAT, unique(f"{value.name}/rounded", copy.taken), copy.taken)
+        low = cast(copy.add.graph, value, copy.half.dtype, unique(f"{value.name}/low", copy.add.taken), copy.add.taken)
+        result = cast(copy.add.graph, low, ir.DataType.FLOAT, unique(f"{value.name}/rounded", copy.add.taken), copy.add.taken)
     copy.rounded[value] = result
     return result
 
@@ -196,35 +191,7 @@ def _rounded(copy: _Copy, value: ir.Value) -> ir.Value:
 def _energies(copy: _Copy, exact: ir.Value, approximate: ir.Value) -> tuple[ir.Value, ir.Value]:
     """Append the energies of the error and of the exact result, float32 [1] each."""
     limit = min(copy.half.max / 2, MASK)
-    low, high = (_scalar(copy, sign * limit) for sign in (-1, 1))
-    signal, result = (_append(copy, "Clip", [value, low, high]) for value in (exact, approximate))
-    error = _append(copy, "Sub", [result, signal])
-    return _energy(copy, error), _energy(copy, signal)
-
-
-def _energy(copy: _Copy, value: ir.Value) -> ir.Value:
-    import onnx_ir as ir
-
-    flat = _append(copy, "Reshape", [value, _constant(copy, np.array([-1]), ir.DataType.INT64)])
-    return _append(copy, "ReduceSumSquare", [flat], {"keepdims": 1})
-
-
-def _append(copy: _Copy, op: str, inputs: Sequence[ir.Value], attributes: Mapping[str, int] | None = None) -> ir.Value:
-    import onnx_ir as ir
-
-    node = ir.node(op, inputs, attributes or {}, name=unique(f"trtopt/{op}", copy.taken))
-    result = node.outputs[0]
-    result.name = unique(f"trtopt/{op}/result", copy.taken)
-    result.type = ir.TensorType(ir.DataType.FLOAT)
-    copy.graph.append(node)
-    return result
-
-
-def _scalar(copy: _Copy, number: float) -> ir.Value:
-    import onnx_ir as ir
-
-    return _constant(copy, np.array(number, np.float32), ir.DataType.FLOAT)
-
-
-def _constant(copy: _Copy, array: npt.NDArray[np.generic], dtype: ir.DataType) -> ir.Value:
-    return add_initializer(copy.graph, unique("trtopt/constant", copy.taken), array, dtype)
+    add = copy.add
+    low, high = (add.constant(np.array(sign * limit, np.float32)) for sign in (-1, 1))
+    signal, result = (add.node("Clip", [value, low, high]) for value in (exact, approximate))
+    return add.energy(add.node("Sub", [result, signal])), add.energy(signal)

@@ -27,10 +27,22 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.generic]
 
 
-def apply(model: ir.Model, request: Request, format: qdq.Format) -> tuple[Decision, ...]:
+Attach = Callable[["ir.Node", "ir.Node", int, "ir.Value | None"], None]
+"""(quantized node, reader, index of the input, what it read in FP32): called after the reader's input was replaced."""
+
+
+def apply(
+    model: ir.Model, request: Request, format: qdq.Format, attach: Attach = lambda *_: None
+) -> tuple[Decision, ...]:
     """Quantize the inputs that `placement` selects, in place, and cast the other nodes to the fallback precision.
 
     A model that is quantized already keeps its Q/DQ nodes, and needs no table.
+
+    Args:
+        model: the FP32 model.
+        request: the options.
+        format: the 8-bit type.
+        attach: called for every input that quantization replaces, biases included.
 
     Returns:
         A decision for each node that does arithmetic.
@@ -59,7 +71,9 @@ def apply(model: ir.Model, request: Request, format: qdq.Format) -> tuple[Decisi
         weight = _weight(site)
         coded[site] = qdq.code_weight(weight, site.axis, _dtype(site.node, request.rest, kept), format)
         rounded = bias.Rounded(weight, coded[site].values())
-        notes[site.node.name or ""] = bias.correct(site.node, rounded, request.means, request.errors, taken)
+        notes[site.node.name or ""] = bias.correct(
+            site.node, rounded, request.means, request.errors, taken, partial(attach, site.node)
+        )
     # After this the tensors have the types that their scales must have, too.
     decisions = _cast_to_fallback(model, request, kept)
     quantized: dict[object, ir.Value] = {}
@@ -77,6 +91,7 @@ def apply(model: ir.Model, request: Request, format: qdq.Format) -> tuple[Decisi
         elif key not in quantized and site.axis is not None:
             quantized[key] = qdq.quantize_weight(site.node, value, coded[site], site.axis, taken, format)
         site.node.replace_input_with(site.index, quantized[key])
+        attach(site.node, site.node, site.index, value)
     decisions = saturate.absorb(relus, decisions)
     drop_unused_initializers(model.graph)
     model.graph.sort()

@@ -27,7 +27,7 @@ from trtopt.precision import Request
 from trtopt.precision.passes import patterns, recurrent
 from trtopt.precision.passes.half import Half, supports
 from trtopt.precision.passes.masks import MASK, carriers_to_outputs
-from trtopt.precision.passes.wanted import REASON
+from trtopt.types import Keep
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -80,7 +80,7 @@ def keep(model: ir.Model, half: Half, request: Request) -> dict[ir.Node, str]:
     kept: dict[ir.Node, str] = {}
     for node in float_nodes(model.graph):
         reason = (
-            (REASON if request.keep.get(node.name or "") == "fp32" else "")
+            _asked(request.keep.get(node.name or ""))
             or _unsupported(node, opset, half)
             or recurrent.refusal(node, half)
             or ("computes positions or sizes" if node in index_nodes else "")
@@ -96,6 +96,11 @@ def keep(model: ir.Model, half: Half, request: Request) -> dict[ir.Node, str]:
             kept[node] = reason
     _fill_islands(model.graph, kept)
     return kept
+
+
+def _asked(keep: Keep | None) -> str:
+    """Return the reason if the node is to be kept in FP32; empty otherwise."""
+    return keep.reason if keep is not None and keep.precision == "fp32" else ""
 
 
 def _unsupported(node: ir.Node, opset: int, half: Half) -> str:

@@ -20,8 +20,9 @@ Touches: nothing; it reads an onnx-ir model.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from trtopt.errors import ModelError
@@ -36,8 +37,7 @@ from trtopt.graph.query import (
     producer,
 )
 from trtopt.precision.passes import attention, residual
-from trtopt.precision.passes.wanted import REASON
-from trtopt.types import Decision
+from trtopt.types import Decision, Keep
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -112,10 +112,10 @@ class Placement:
         return next((group for group in self.groups if tensor in group), frozenset({tensor}))
 
 
-def place(model: ir.Model, keep: Collection[str] = ()) -> Placement:
+def place(model: ir.Model, keep: Mapping[str, Keep] = MappingProxyType({})) -> Placement:
     """Decide which inputs of a prepared FP32 model are quantized; the model stays as it is.
 
-    `keep` are the names of nodes that the user keeps in higher precision.
+    `keep` are the nodes to keep in higher precision, by name.
 
     Raises:
         ModelError: the model is quantized already.
@@ -131,7 +131,7 @@ def place(model: ir.Model, keep: Collection[str] = ()) -> Placement:
     inputs: list[tuple[ir.Node, int, int | None]] = []  # (node, index of the input, channel axis)
     masked_products = attention.masked_products(graph)
     for node in float_nodes(graph):
-        why_not = REASON if node.name in keep else masked_products.get(node) or no_int8_gain(node)
+        why_not = keep[node.name].reason if node.name in keep else masked_products.get(node) or no_int8_gain(node)
         if weighted_inputs(node) and not why_not:
             inputs += [(node, index, axis) for index, axis in weighted_inputs(node)]
             reasons[node] = QUANTIZED + "a weighted operator"

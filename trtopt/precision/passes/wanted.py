@@ -17,13 +17,12 @@ from trtopt.types import Keep
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-REASON = "kept by --keep"
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _BLOCK = "block:"
 
 
-def resolve(model: ir.Model, keeps: Sequence[Keep]) -> dict[str, str]:
-    """Return the precision of each kept node by its name: `fp32`, or "" for the fallback precision.
+def resolve(model: ir.Model, keeps: Sequence[Keep]) -> dict[str, Keep]:
+    """Return how each kept node is kept, by its name.
 
     A pattern is the name of a node, a glob over names, an operator, `first` or `last` (of the weighted operators), or
     `block:PREFIX` for the nodes whose names begin so. If several match a node, the last one counts.
@@ -32,7 +31,7 @@ def resolve(model: ir.Model, keeps: Sequence[Keep]) -> dict[str, str]:
         UsageError: a pattern matches no node; the message suggests the nearest name.
     """
     nodes = [node for node in float_nodes(model.graph) if node.op_type not in FLOAT_COMPUTE_FREE]
-    kept: dict[str, str] = {}
+    kept: dict[str, Keep] = {}
     for keep in keeps:
         # A node of exactly that name comes first: a name may also be a glob or an operator.
         names = [node.name or "" for node in nodes if node.name == keep.pattern]
@@ -42,7 +41,7 @@ def resolve(model: ir.Model, keeps: Sequence[Keep]) -> dict[str, str]:
             names = weighted[:1] if keep.pattern == "first" else weighted[-1:]
         if not names:
             raise _unknown(keep.pattern, nodes)
-        kept |= dict.fromkeys(names, keep.precision)
+        kept |= dict.fromkeys(names, keep)
     return kept
 
 

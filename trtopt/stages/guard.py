@@ -1,0 +1,100 @@
+"""The stage `guard`: nodes that stay in higher precision because the default gates would fail with them quantized.
+
+It judges calibration samples, so that those of `--data` still tell about unseen data. Most networks hold as they are:
+then one comparison on a few samples is all that it costs.
+
+Touches: the run directory, through the store; reads the samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from trtopt.codec import encode
+from trtopt.data.dataset import Dataset
+from trtopt.errors import EnvironmentUnableError, MissingDependencyError, TrtoptError
+from trtopt.events import Progress, Warned
+from trtopt.plan import MeasurePlan
+from trtopt.stages.context import Context, Target, versions
+from trtopt.stages.mixed import Subject, Trials
+from trtopt.tune.search import Group, fewest
+from trtopt.types import GateResult, Guard, Keep
+
+_SURE = 4.0
+"""Margin in dB with which the gates must hold on the first, few samples, for these to be enough."""
+_MARGIN = 2.0
+"""Margin in dB with which the gates must hold on `_SAMPLES` samples: the worst of a thousand is worse than theirs."""
+_SAMPLES = 64
+
+
+def guard(context: Context, subject: Subject, calib: Dataset, measure: MeasurePlan) -> Target:
+    """Return the target with the nodes to keep in the fallback precision, so that the default gates are expected to hold.
+
+    Gates of the user are not considered. A trial that fails for another reason is a warning, and nothing is kept.
+    """
+
+    def make(_: Path) -> Guard:
+        try:
+            return _guarded(context, Trials(context, subject), calib, measure)
+        except (EnvironmentUnableError, MissingDependencyError):
+            raise
+        except TrtoptError as error:
+            context.emit(Warned(f"the quantized network could not be tried on calibration samples: {error}"))
+            return Guard(nodes=(), reason="")
+
+    key = {
+        "baseline": subject.baseline.digest,
+        "model": subject.model.digest,
+        "target": asdict(subject.target),
+        "table": dict(sorted(subject.table.scales.items())),
+        "seen": [subject.seen.digest, subject.seen.correction],
+        "data": calib.digest,
+        "measure": encode(measure),
+        "device": context.device,
+        **versions("onnxruntime", "onnxruntime-gpu", "onnx-ir", "scipy"),
+    }
+    found = context.store.stage("guard", key, Guard, make, lambda result: _line(result, subject.target.rest))
+    keep = tuple(Keep(pattern=node, reason=f"kept by the guard: {found.reason}") for node in found.nodes)
+    return replace(subject.target, keep=(*subject.target.keep, *keep))
+
+
+def _guarded(context: Context, trials: Trials, calib: Dataset, measure: MeasurePlan) -> Guard:
+    from trtopt.calibrate.ranges import few
+    from trtopt.tune.margin import first_unsafe
+
+    tried = 0
+
+    def unsafe(samples: Dataset, kept: Collection[str], margin: float) -> GateResult | None:
+        nonlocal tried
+        tried += 1
+        context.emit(Progress("guard", tried, 0, "trials"))
+        return first_unsafe(trials.judged(samples, kept, measure).gates, margin)
+
+    some, more = few(calib), few(calib, _SAMPLES)
+    if unsafe(some, (), _SURE) is None:
+        return Guard(nodes=(), reason="")
+    failed = unsafe(more, (), _MARGIN)
+    if failed is None:
+        return Guard(nodes=(), reason="")
+
+    def holds(kept: Sequence[Group]) -> bool:
+        nodes = {node for group in kept for node in group.nodes}
+        # Most choices that do not hold are seen on the first samples.
+        return unsafe(some, nodes, _MARGIN) is None and unsafe(more, nodes, _MARGIN) is None
+
+    order, _, _ = trials.ranked(some)
+    kept = fewest(order, holds)
+    reason = f"without it, {failed.output}: {failed.reason} on {len(more)} calibration samples"
+    if kept is None:
+        return Guard(nodes=(), reason="")
+    return Guard(nodes=tuple(node for group in kept for node in group.nodes), reason=reason)
+
+
+def _line(found: Guard, rest: str) -> str:
+    """Return the summary line."""
+    if not found.nodes:
+        return "the default gates are expected to hold with every node as placed"
+    what = f"{len(found.nodes)} node{'s' * (len(found.nodes) != 1)} stay{'s' * (len(found.nodes) == 1)} in {rest}"
+    return f"{what}: {found.reason}"

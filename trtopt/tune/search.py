@@ -1,0 +1,77 @@
+"""The search for the groups to keep in higher precision.
+
+It sees a network as a list of groups, each with the saving of quantizing it, an estimate of the error that it adds, and
+one question: does the network hold with these groups kept? The answers are expected to be monotone, to keep more never
+harms. Where they are not, the result still holds, but may keep more than necessary.
+
+Touches: nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+Holds = Callable[[Sequence["Group"]], bool]
+"""Whether the network passes with these groups kept in higher precision and the others quantized."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Nodes that are quantized together.
+
+    Attributes:
+        name: the first of the nodes.
+        nodes: their names.
+        saving: what quantizing them saves, in the unit of the search: MACs, bytes or milliseconds.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    saving: float
+
+
+def ranked(groups: Sequence[Group], errors: Mapping[str, float]) -> list[Group]:
+    """Return the groups in the order in which to keep them: the largest error for the smallest saving first.
+
+    `errors` maps the name of a group to the relative error energy of the outputs that it adds. A group without a saving
+    is kept before all others.
+    """
+    return sorted(groups, key=lambda group: -errors[group.name] / max(group.saving, 1e-30))
+
+
+def fewest(
+    order: Sequence[Group], holds: Holds, found: Callable[[Sequence[Group]], None] = lambda _: None
+) -> list[Group] | None:
+    """Return groups to keep so that the network holds, of which none can be quantized again; None if there are none.
+
+    A bisection finds how many groups of the order it takes. Then each of them, the largest saving first, is quantized
+    again if the network still holds.
+
+    Args:
+        order: the groups, those to keep first in front.
+        holds: asked about at most log2(groups) + 3 + (groups found) choices.
+        found: called with each choice that holds and keeps less than those before.
+    """
+    if holds([]):
+        found([])
+        return []
+    if not order or not holds(order):
+        return None
+    found(order)
+    low, high = 0, len(order)  # the first `high` groups are enough, the first `low` are not
+    while high - low > 1:
+        middle = (low + high) // 2
+        if holds(order[:middle]):
+            high = middle
+            found(order[:high])
+        else:
+            low = middle
+    kept = list(order[:high])
+    # The bisection has shown that the last group of the order is needed.
+    for group in sorted(kept[:-1], key=lambda each: -each.saving):
+        fewer = [each for each in kept if each is not group]
+        if holds(fewer):
+            kept = fewer
+            found(kept)
+    return kept
