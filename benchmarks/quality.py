@@ -323,7 +323,7 @@ def accepted(zoo: Path, name: str, folder: Path) -> str:
     The parsed types of trtopt's own variants are audited as well.
     """
     from trtopt.codec import decode
-    from trtopt.engine import tensorrt
+    from trtopt.engine.trt import builder as tensorrt
     from trtopt.errors import TrtoptError
     from trtopt.events import silent
     from trtopt.graph.file import describe
@@ -337,7 +337,7 @@ def accepted(zoo: Path, name: str, folder: Path) -> str:
         network = dataclasses.replace(decode(TypedModel, json.loads((folder / "typed.json").read_text())), onnx=model)
     ranges, _ = profile(model.inputs, flags(zoo, name))
     try:
-        tensorrt.build(tensorrt.find(), network, ranges, tensorrt.BuildOptions(), folder / "engine", emit=silent)
+        tensorrt.build(tensorrt.find(), network, ranges, tensorrt.BuildPlan(), folder / "engine", emit=silent)
     except TrtoptError as error:
         return " ".join(str(error).split())
     return ""
@@ -350,7 +350,7 @@ def versions(maker: str) -> dict[str, str]:
     if maker == "modelopt":
         return {"ModelOpt": f"{version('nvidia-modelopt')} (onnxruntime-gpu {version('onnxruntime-gpu')})"}
     import trtopt
-    from trtopt.engine.tensorrt import find
+    from trtopt.engine.trt.builder import find
 
     git = ["git", "-C", str(Path(trtopt.__file__).parent), "describe", "--always", "--dirty"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()

@@ -36,7 +36,13 @@ LAYERS = (
     ("cli",),
     ("__main__",),
 )
-PLUG_INS = ("calibrate/methods", "compare/kinds", "precision", "report")
+PLUG_INS = {
+    "calibrate/methods": "amax",
+    "compare/kinds": "reader",
+    "engine": "build",
+    "precision": "apply",
+    "report": "render",
+}
 HEAVY = ("torch", "tensorflow", "tensorrt", "tensorrt_rtx", "onnx", "onnx_ir", "onnxruntime", "numba", "numpy", "PIL")
 
 
@@ -77,9 +83,19 @@ def test_every_module_has_its_place() -> None:
 def test_a_folder_of_plug_ins_holds_nothing_else(folder: str) -> None:
     modules = {path.stem for path in (PACKAGE / folder).glob("*.py")} - {"__init__"}
     assert set(names("trtopt." + folder.replace("/", "."))) == modules
-    what = {"calibrate/methods": "amax", "compare/kinds": "reader", "precision": "apply", "report": "render"}[folder]
     for name in modules:
-        assert hasattr(load("trtopt." + folder.replace("/", "."), name, "plug-in"), what)
+        assert hasattr(load("trtopt." + folder.replace("/", "."), name, "plug-in"), PLUG_INS[folder])
+
+
+def test_a_backend_is_named_by_its_own_folder_and_as_the_default_only() -> None:
+    backends = names("trtopt.engine")
+    for folder in ("stages", "commands", "cli", "candidate", "plan"):
+        for path in files(folder):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Compare):
+                    constants = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
+                    # The diagnosis of `doctor` is about packages.
+                    assert path.stem == "doctor" or not constants & set(backends), (path, node.lineno)
 
 
 def test_types_and_errors_need_only_the_standard_library() -> None:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from trtopt.engine import BuildPlan as BuildPlan
 from trtopt.errors import UsageError
 from trtopt.rundir import DefaultDir
 from trtopt.types import Keep
 
-BACKENDS = ("tensorrt", "onnxruntime")
 RESTS = ("fp16", "bf16", "fp32")
 
 
@@ -43,20 +43,6 @@ class MeasurePlan:
 
     kinds: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildPlan:
-    """Options of the engine build. `tensorrt` forces one of `tensorrt` and `tensorrt_rtx`; sizes are in bytes."""
-
-    backend: str = "tensorrt"
-    tensorrt: str | None = None
-    workspace_bytes: int | None = None
-    optimization_level: int | None = None
-    version_compatible: bool = False
-    hardware_compatible: bool = False
-    timing_cache: Path | None = None
-    tactic_sources: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +85,7 @@ class ConvertPlan:
     allow_inconclusive: bool = False
     shapes: tuple[str, ...] = ()
     device: str = "cpu"
-    build: BuildPlan = BuildPlan()
+    build: BuildPlan = field(default_factory=BuildPlan)
     export: ExportPlan = ExportPlan()
 
 

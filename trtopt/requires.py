@@ -1,11 +1,13 @@
-"""Import of heavy and optional packages on demand, with an error that names the extra to install.
+"""Import of heavy and optional packages on demand, with an error that names the extra to install; their versions.
 
-Touches: imports modules; nothing on disk.
+Touches: imports modules; reads the metadata of packages.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from trtopt.errors import MissingDependencyError
@@ -44,3 +46,17 @@ def require(module: str) -> Any:
         raise MissingDependencyError(
             f"{package} is required but cannot be imported", why=str(error), fix=f"Install it: pip install {target}"
         ) from error
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    return {package: installed for package in packages if (installed := _version(package))}
+
+
+@functools.cache  # every stage asks, and the metadata of a package takes a millisecond to read
+def _version(package: str) -> str:
+    """Return the version of a package; empty if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

@@ -128,9 +128,16 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Support:
-    """Result of TensorRT's parser for a model. `rejections` is empty if it supports every node."""
+    """Answer of a backend's parser, `by`, about a model. `rejections` is empty if it supports every node.
 
+    Otherwise `what`, `why` and `fix` are the error to raise.
+    """
+
+    by: str
     rejections: tuple[Rejection, ...]
+    what: str = ""
+    why: str = ""
+    fix: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,7 @@ from trtopt.types import BatchProbe
 def question(path: Path, *shapes: str) -> Question:
     inputs = describe(path).inputs
     sizes = Sizes(inputs=inputs, ranges=profile(inputs, shapes)[0])
-    return Question(path=path, builder="", sizes=sizes, device="cpu", batch=1, limit=0)
+    return Question(path=path, engine=None, sizes=sizes, device="cpu", batch=1, limit=0)
 
 
 @pytest.fixture(scope="module")

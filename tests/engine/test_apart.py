@@ -12,15 +12,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from trtopt.codec import encode
-from trtopt.engine import tensorrt
 from trtopt.engine.trt import apart
+from trtopt.engine.trt import builder as tensorrt
 from trtopt.engine.trt.versions import RTX
 from trtopt.errors import BuildError, UsageError
 from trtopt.events import Progress, silent
 from trtopt.graph.file import describe
 from trtopt.types import ShapeRange, TypedModel
 
-OPTIONS = tensorrt.BuildOptions()
+OPTIONS = tensorrt.BuildPlan()
 
 
 @pytest.fixture(scope="module")

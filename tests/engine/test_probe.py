@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from trtopt.cli.doctor import doctor
 from trtopt.commands.doctor import probe, versions
-from trtopt.engine import driver as probing
-from trtopt.engine.driver import Gpu, read_driver
+from trtopt.engine.cuda import driver as probing
+from trtopt.engine.cuda.driver import Gpu, read_driver
 
 app = Typer()
 app.command()(doctor)

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from trtopt.engine import tensorrt
+from trtopt.engine.trt import builder as tensorrt
 from trtopt.engine.trt import locate
 from trtopt.engine.trt.locate import load
 from trtopt.engine.trt.versions import RTX

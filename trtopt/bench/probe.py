@@ -31,6 +31,7 @@ from trtopt.codec import decode, encode
 from trtopt.engine.onnxruntime import CudaOptions
 from trtopt.errors import ModelError, OutOfMemoryError, TrtoptError
 from trtopt.requires import require
+from trtopt.types import Engine
 
 # `python -c` puts the current folder first on the path, where a file onnx.py would hide the package. It is removed, and
 # the folder of trtopt itself is appended, for runs from a source checkout.
@@ -50,13 +51,13 @@ _STATUS = Path("/proc/self/status")
 class Question:
     """Target, device and batch size to try, and how much memory it may use.
 
-    `builder` names the TensorRT that built an engine; it is empty for an ONNX graph. `limit` is in bytes; 0 on `cuda`
+    `engine` is the engine to run; None for an ONNX graph. `limit` is in bytes; 0 on `cuda`
     means the free memory of the GPU. `host` limits the host memory of the process in bytes; 0 means that it is not
     monitored.
     """
 
     path: Path
-    builder: str
+    engine: Engine | None
     sizes: Sizes
     device: Literal["cpu", "cuda"]
     batch: int
@@ -177,8 +178,8 @@ def _answer(question: Question) -> Answer:
 def _run(question: Question, limit: int, memory: Callable[[], int]) -> Answer:
     """Run the batch a few times. `memory` returns the bytes in use, and is called while the model is loaded."""
     session: Session
-    if question.builder:
-        session = open_engine(question.path, question.builder)
+    if question.engine is not None:
+        session = open_engine(question.engine)
     else:
         session = open_onnx(question.path, question.device, replace(question.cuda, memory_limit=limit))
     with contextlib.closing(session):

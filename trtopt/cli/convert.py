@@ -34,6 +34,7 @@ from trtopt.cli.options import (
     WeightsFlag,
     joined,
 )
+from trtopt.engine import DEFAULT, backends
 from trtopt.precision import precisions
 
 
@@ -93,8 +94,8 @@ def convert(
     no_compare: Annotated[bool, typer.Option("--no-compare", help="Build without comparing with FP32.")] = False,
     out: OutFlag = None,
     backend: Annotated[
-        str, typer.Option(help="tensorrt, or onnxruntime, whose result is the typed ONNX itself.")
-    ] = "tensorrt",
+        str, typer.Option(help=f"One of {', '.join(backends())}. The result of onnxruntime is the typed ONNX itself.")
+    ] = DEFAULT,
     tensorrt: Annotated[
         str | None, typer.Option(help="tensorrt or tensorrt_rtx. Default: the first one found.")
     ] = None,

@@ -170,7 +170,7 @@ def max_batch(plan: MaxBatchPlan, emit: Emit = silent) -> Report:
         _check_out(store.root)
         emit(StageStarted("bench"))
         question = _answerable(preparing.questions(given, sizes, plan.speed), emit)
-        takes = preparing.engine_batches(given, sizes) if question.builder else None
+        takes = preparing.engine_batches(given, sizes) if question.engine else None
         limits = memory.Limits(memory=plan.memory_limit, latency=plan.latency_limit)
         limit, ran, doubts = memory.largest(question, limits, takes, emit)
         for line in doubts:
@@ -203,7 +203,7 @@ def _answerable(questions: Sequence[Question], emit: Emit) -> Question:
         try:
             probe.ask(question, memory.PROBE_SECONDS)
         except (EnvironmentUnableError, MissingDependencyError) as error:
-            if question.builder and not following.builder:
+            if question.engine and not following.engine:
                 emit(Warned(f"the engine does not run here ({error.why or error.what}): its graph does"))
         else:
             return question

@@ -5,13 +5,12 @@ Touches: checks whether files exist.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from trtopt.data.dataset import Dataset
-from trtopt.errors import DataError, EnvironmentUnableError, ModelError, UsageError
-from trtopt.plan import BACKENDS, RESTS, ConvertPlan, DataPlan, MeasurePlan, output_kinds
+from trtopt.errors import DataError, ModelError, UsageError
+from trtopt.plan import RESTS, ConvertPlan, DataPlan, MeasurePlan, output_kinds
 from trtopt.types import Comparison, OnnxModel, ShapeRange, TensorSpec
 
 FEW = 32
@@ -26,22 +25,8 @@ def names(plan: ConvertPlan) -> None:
     parse_gates(plan.gates)
     measure(plan.measure)
     check_name(plan.method)
-    for flag, name, known in (("--backend", plan.build.backend, BACKENDS), ("--rest", plan.rest, RESTS)):
-        if name not in known:
-            raise UsageError(f"{flag} {name} is unknown", fix=f"Choose one of {', '.join(known)}")
-
-
-def build_flags(plan: ConvertPlan) -> None:
-    """Reject flags of the builder that it does not have now, not after calibration."""
-    if not plan.build.tactic_sources:
-        return
-    if plan.build.backend != "tensorrt":
-        raise UsageError(f"--tactic-sources needs --backend tensorrt, not {plan.build.backend}", fix="Omit it")
-    from trtopt.engine.trt.locate import find
-    from trtopt.engine.trt.options import check_tactic_sources
-
-    with contextlib.suppress(EnvironmentUnableError):  # the stage `build` says so
-        check_tactic_sources(find(plan.build.tensorrt), plan.build.tactic_sources)
+    if plan.rest not in RESTS:
+        raise UsageError(f"--rest {plan.rest} is unknown", fix=f"Choose one of {', '.join(RESTS)}")
 
 
 def compared(plan: ConvertPlan) -> None:

@@ -14,6 +14,7 @@ from trtopt import stages
 from trtopt.commands import checks
 from trtopt.commands.calibrate import calibrated, prepared
 from trtopt.data.dataset import Dataset
+from trtopt.engine import backend, compiler
 from trtopt.errors import BuildError, DataError, EnvironmentUnableError, MissingDependencyError, TrtoptError
 from trtopt.events import Emit, StageUnavailable, Warned, silent
 from trtopt.plan import ConvertPlan
@@ -55,7 +56,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
 
     checks.compared(plan)
     checks.names(plan)
-    checks.build_flags(plan)
+    backend(plan.build.backend).check_options(plan.build)
     kind = precision(plan.precision)
     given = identify(str(plan.source))
     ready = exporting.ready(given, plan.export)
@@ -75,7 +76,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         baseline = _baseline(context, plan, source, quantized=quantized)
         checks.outputs(plan.gates, plan.measure, source)
         ranges, assumed = profile(source.inputs, plan.shapes, unread=lambda: unread(source.path))
-        if assumed and plan.build.backend == "tensorrt":
+        if assumed and compiler(plan.build.backend):
             context.emit(Warned(assumed))
         # Unreadable samples must fail here, not after an hour of calibration.
         data, calib = (stages.open_samples(context, each, source, ranges) for each in (plan.data, plan.calib))

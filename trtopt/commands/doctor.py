@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from trtopt.engine.driver import Driver, Gpu, read_driver
+from trtopt.engine.cuda.driver import Driver, Gpu, read_driver
 from trtopt.engine.trt.locate import load
 from trtopt.engine.trt.versions import MINIMUM, RTX, RTX_DEVICES
 

@@ -8,7 +8,7 @@ from trtopt.stages.build import build
 from trtopt.stages.calibrate import calibrate
 from trtopt.stages.check import check_operators
 from trtopt.stages.compare import Evaluation, check_randomness, compare
-from trtopt.stages.context import Context, Target, environment, versions
+from trtopt.stages.context import Context, Target, environment
 from trtopt.stages.equalize import equalize
 from trtopt.stages.fault import fault
 from trtopt.stages.gate import gate
@@ -39,6 +39,5 @@ __all__ = [
     "repair",
     "set_precision",
     "sizes",
-    "versions",
     "widen",
 ]

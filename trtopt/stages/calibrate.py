@@ -13,7 +13,8 @@ from trtopt.calibrate.ranges import subset_size
 from trtopt.data.dataset import Dataset
 from trtopt.engine.onnxruntime import CudaOptions
 from trtopt.events import Warned
-from trtopt.stages.context import Context, versions
+from trtopt.requires import versions
+from trtopt.stages.context import Context
 from trtopt.stages.trial import output_error, rough, tapped
 from trtopt.types import CalibrationTable, OnnxModel
 

@@ -7,24 +7,25 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trtopt.candidate import ENGINE_NOT_RUN
 from trtopt.codec import encode
 from trtopt.data.dataset import Dataset
+from trtopt.engine import Runner, compiler
 from trtopt.errors import EnvironmentUnableError, MissingDependencyError, OutOfMemoryError
 from trtopt.events import Emit, Warned
 from trtopt.plan import MeasurePlan, output_kinds
-from trtopt.stages.context import Context, versions
+from trtopt.requires import versions
+from trtopt.stages.context import Context
 from trtopt.types import Comparison, Engine, OnnxModel
 
 if TYPE_CHECKING:
     from trtopt.compare.run import Pair
-    from trtopt.engine.runner.engine import EngineRunner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +53,8 @@ def compare(
     `name` is the name of the stage, if there are several.
     """
 
-    engine = evaluation.engine if evaluation.engine and evaluation.engine.backend == "tensorrt" else None
+    engine = compiled(evaluation.engine)
+    host = _host(engine)
 
     def make(_: Path) -> Comparison:
         from trtopt.calibrate.observe import callers
@@ -88,42 +90,45 @@ def compare(
         return replace(comparison, calibrated_on=sum(fingerprint in known for fingerprint in fingerprints.values()))
 
     from trtopt.compare.custom import digest
-    from trtopt.engine.driver import has_gpu, read_driver
 
     samples = evaluation.dataset.groups or evaluation.dataset
     key = {
         "baseline": baseline.digest,
         "candidate": candidate.digest,
-        # The engine runs where there is a GPU and its packages are installed.
-        "engine": [engine.digest, encode(read_driver())] if engine and has_gpu() else bool(engine),
+        "engine": [engine.digest, host] if engine and host else bool(engine),
         "metrics": [digest(metric) for metric in evaluation.measure.metrics],
         "data": evaluation.dataset.digest,
         "labels": hashlib.sha256(repr(samples.labels).encode()).hexdigest(),
         "measure": encode(evaluation.measure),
         "calibrated_on": hashlib.sha256("".join(evaluation.calibrated_on).encode()).hexdigest(),
         "device": context.device,
-        **versions(
-            "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"
-        ),
-        **versions("cuda-python", "cuda-bindings", "pycuda"),
+        **versions("onnxruntime", "onnxruntime-gpu"),
     }
     comparison = context.store.stage(name, key, Comparison, make, compared_line)
-    if engine and has_gpu() and not comparison.engine:
+    if host and not comparison.engine:
         context.store.discard(name)  # the next run tries the engine again
     return comparison
 
 
+def compiled(engine: Engine | None) -> Engine | None:
+    """Return the engine if it is a file of its own, not the typed graph itself."""
+    return engine if engine is not None and compiler(engine.backend) is not None else None
+
+
+def _host(engine: Engine | None) -> Mapping[str, Any] | None:
+    """Return what the engine would run on here; None if it cannot run, or if there is none."""
+    compiling = compiler(engine.backend) if engine is not None else None
+    return compiling.host() if compiling is not None else None
+
+
 @contextmanager
-def opened(engine: Engine | None, emit: Emit) -> Iterator[EngineRunner | None]:
+def opened(engine: Engine | None, emit: Emit) -> Iterator[Runner | None]:
     """Open an engine for the block. The result is None without an engine, or where it cannot run, with a warning."""
     runner = None
-    if engine is not None:
-        from trtopt.engine.driver import has_gpu
-        from trtopt.engine.tensorrt import open_runner
-
+    compiling = compiler(engine.backend) if engine is not None else None
+    if engine is not None and compiling is not None and compiling.host() is not None:
         try:
-            # One stream, as every run is awaited; no graphs, so that every shape is run as it is.
-            runner = open_runner(engine.path, engine.builder, streams=1, graphs=False) if has_gpu() else None
+            runner = compiling.open(engine, graphs=False)  # no graphs, so that every shape is run as it is
         except OutOfMemoryError:  # a busy GPU is not a reason to judge the graph instead
             raise
         except (EnvironmentUnableError, MissingDependencyError) as error:

@@ -5,13 +5,12 @@ Touches: reads which packages are installed.
 
 from __future__ import annotations
 
-import functools
 import platform
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from trtopt.events import Emit
+from trtopt.requires import versions
 from trtopt.store import RunStore
 from trtopt.types import Keep
 
@@ -48,20 +47,6 @@ class Target:
     rest: str
     bias_correction: bool
     keep: tuple[Keep, ...] = ()
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """Return the versions of those packages that are installed."""
-    return {package: installed for package in packages if (installed := _version(package))}
-
-
-@functools.cache  # every stage asks, and the metadata of a package takes a millisecond to read
-def _version(package: str) -> str:
-    """Return the version of a package; empty if it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def environment() -> dict[str, str]:

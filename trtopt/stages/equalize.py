@@ -12,7 +12,8 @@ from pathlib import Path
 
 from trtopt.calibrate.ranges import Channels, subset_size
 from trtopt.data.dataset import Dataset
-from trtopt.stages.context import Context, versions
+from trtopt.requires import versions
+from trtopt.stages.context import Context
 from trtopt.stages.trial import adopt, decibels, output_error, scratch, survey
 from trtopt.types import OnnxModel
 

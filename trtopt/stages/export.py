@@ -20,8 +20,9 @@ from trtopt.events import Warned
 from trtopt.export.request import DTYPES, Example, Request
 from trtopt.export.source import Source, digest
 from trtopt.plan import DataPlan, ExportPlan
+from trtopt.requires import versions
 from trtopt.shapes import DEFAULT_BATCH, free_shape, profile
-from trtopt.stages.context import Context, versions
+from trtopt.stages.context import Context
 from trtopt.stages.samples import open_data
 from trtopt.store import file_digest
 from trtopt.types import Comparison, OnnxModel, ShapeRange, TensorSpec

@@ -17,10 +17,11 @@ from pathlib import Path
 
 from trtopt.codec import encode
 from trtopt.data.dataset import Dataset
+from trtopt.engine import backend
 from trtopt.errors import EnvironmentUnableError, TrtoptError
 from trtopt.events import Progress, Warned, silent
 from trtopt.plan import MeasurePlan
-from trtopt.stages.build import build_engine
+from trtopt.stages.build import FILE, ordered
 from trtopt.stages.compare import measured, opened
 from trtopt.stages.context import Context
 from trtopt.stages.made import Made
@@ -140,7 +141,8 @@ def _is_right(context: Context, made: Made, samples: Dataset, nodes: Sequence[st
     with tempfile.TemporaryDirectory(prefix="trtopt-") as name:
         folder = Path(name)
         typed = typed_graph(folder, made.model, target, made.table, made.seen)
-        engine = build_engine(folder, typed, made.ranges, made.plan, silent)
+        order = ordered(typed, made.ranges, made.plan, context.device)
+        engine = backend(made.plan.backend).build(order, folder / FILE, emit=silent)
         reference, graph = (open_runner(path, device=context.device) for path in (made.baseline.path, typed.onnx.path))
         with opened(engine, silent) as runner:
             if runner is None:

@@ -11,7 +11,8 @@ from collections import Counter
 from pathlib import Path
 
 from trtopt.codec import encode
-from trtopt.stages.context import Context, versions
+from trtopt.requires import versions
+from trtopt.stages.context import Context
 from trtopt.types import Comparison
 
 

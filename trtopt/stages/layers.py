@@ -13,7 +13,8 @@ from trtopt.codec import encode
 from trtopt.data.dataset import Dataset
 from trtopt.errors import TrtoptError
 from trtopt.events import Warned
-from trtopt.stages.context import Context, versions
+from trtopt.requires import versions
+from trtopt.stages.context import Context
 from trtopt.store import read_result
 from trtopt.types import Layers, OnnxModel, TypedModel
 

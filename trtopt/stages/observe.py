@@ -14,8 +14,9 @@ from typing import Any
 from trtopt.calibrate.ranges import Seen
 from trtopt.data.dataset import Dataset
 from trtopt.precision import Request
+from trtopt.requires import versions
 from trtopt.stages import blocks
-from trtopt.stages.context import Context, Target, versions
+from trtopt.stages.context import Context, Target
 from trtopt.stages.trial import decibels, output_error, tapped
 from trtopt.store import file_digest
 from trtopt.types import CalibrationTable, Observation, OnnxModel

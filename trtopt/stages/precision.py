@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trtopt.stages.context import Context, Target, versions
+from trtopt.requires import versions
+from trtopt.stages.context import Context, Target
 from trtopt.types import CalibrationTable, Observation, OnnxModel, TypedModel
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trtopt.stages.context import Context, versions
+from trtopt.requires import versions
+from trtopt.stages.context import Context
 from trtopt.types import OnnxModel
 
 

@@ -3,7 +3,7 @@
 TensorRT 8.5.3.1, for example, ends its process with a segmentation fault at a Range over a dynamic size. The child
 streams its events, and the node that the parser is at, so that a crash is an error that names it.
 
-Touches: starts a process; the child does what `engine.tensorrt` does.
+Touches: starts a process; the child does what `builder` does.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import IO, Any
 
 from trtopt import errors
 from trtopt.codec import decode, encode
+from trtopt.engine import BuildPlan
 from trtopt.engine.trt.locate import TensorRT, find
-from trtopt.engine.trt.options import BuildOptions
 from trtopt.errors import BuildError, TrtoptError
 from trtopt.events import Emit, Event, Progress, Warned
 from trtopt.types import Engine, ShapeRange, Support, TypedModel
@@ -46,27 +46,27 @@ class Task:
     model: Path | None = None
     typed: TypedModel | None = None
     profile: tuple[ShapeRange, ...] = ()
-    options: BuildOptions | None = None
+    options: BuildPlan | None = None
     out: Path | None = None
 
 
 def check(trt: TensorRT, model: Path, emit: Emit) -> Support:
-    """Return the nodes that TensorRT rejects, as `engine.tensorrt.check`.
+    """Return the nodes that TensorRT rejects, as `builder.check`.
 
     Raises:
-        TrtoptError: as `engine.tensorrt.check`.
+        TrtoptError: as `builder.check`.
         BuildError: TensorRT crashed.
     """
     return decode(Support, _run(trt, Task(tensorrt=trt.name, model=model.resolve()), emit))
 
 
 def build(
-    trt: TensorRT, typed: TypedModel, profile: tuple[ShapeRange, ...], options: BuildOptions, out: Path, *, emit: Emit
+    trt: TensorRT, typed: TypedModel, profile: tuple[ShapeRange, ...], options: BuildPlan, out: Path, *, emit: Emit
 ) -> Engine:
-    """Build an engine, as `engine.tensorrt.build`.
+    """Build an engine, as `builder.build`.
 
     Raises:
-        TrtoptError: as `engine.tensorrt.build`.
+        TrtoptError: as `builder.build`.
         BuildError: TensorRT crashed.
         KeyboardInterrupt: Ctrl-C cancelled the build, and nothing was written.
     """
@@ -183,16 +183,16 @@ def _read_line() -> bytes:
 
 
 def _perform(task: Task, emit: Emit, at: Any) -> Engine | Support:
-    from trtopt.engine import tensorrt
+    from trtopt.engine.trt import builder
     from trtopt.engine.trt.diagnosis import logger
 
     trt = find(task.tensorrt)
     logger(trt.module.__name__).at = at
     if task.typed is None or task.out is None:
         assert task.model is not None
-        return Support(rejections=tensorrt.check(trt, task.model))
-    options = task.options or BuildOptions()
-    return tensorrt.build(trt, task.typed, task.profile, options, task.out, emit=emit)
+        return Support(by=trt.name, rejections=builder.check(trt, task.model))
+    options = task.options or BuildPlan()
+    return builder.build(trt, task.typed, task.profile, options, task.out, emit=emit)
 
 
 def _end_with_parent() -> None:

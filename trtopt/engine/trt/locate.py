@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trtopt.engine.driver import has_gpu
+from trtopt.engine.cuda.driver import has_gpu
 from trtopt.engine.trt.versions import MINIMUM, RTX, Abilities, abilities, parsed
 from trtopt.errors import EnvironmentUnableError, UsageError
 
