@@ -18,7 +18,7 @@ PACKAGE = Path(trtopt.__file__).parent
 # public API; everything may read the version in it.
 LAYERS = (
     ("types", "errors"),
-    ("requires", "counts", "parallel", "code_digest", "events", "codec", "plugins", "shapes", "verdict"),
+    ("requires", "counts", "parallel", "code_digest", "events", "codec", "plugins", "formats", "shapes", "verdict"),
     ("graph",),
     ("data", "engine", "export"),
     ("calibrate",),

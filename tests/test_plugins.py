@@ -16,13 +16,14 @@ import trtopt
 
 PLUG_INS = {
     "precision/toy.py": """
+from dataclasses import replace
 from trtopt.precision import fp16
-OPSET, NEEDS_TABLE = fp16.OPSET, False
+FORMAT = replace(fp16.FORMAT, name="toy")
 def apply(model, request):
     return fp16.apply(model, request)
 """,
     "calibrate/methods/toy.py": """
-def amax(histogram):
+def amax(histogram, format):
     return 2.0 * histogram.amax
 """,
     "compare/kinds/toy.py": """

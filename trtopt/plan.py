@@ -12,10 +12,9 @@ from pathlib import Path
 
 from trtopt.engine import BuildPlan as BuildPlan
 from trtopt.errors import UsageError
+from trtopt.precision import fallbacks, formats
 from trtopt.rundir import DefaultDir
 from trtopt.types import Keep
-
-RESTS = ("fp16", "bf16", "fp32")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,11 +189,11 @@ def keeps(flags: Sequence[str], precision: str, rest: str) -> tuple[Keep, ...]:
     Raises:
         UsageError: a flag has no pattern, or a precision that nodes cannot be kept in.
     """
-    higher = rest if precision in ("int8", "fp8") else "fp32"
+    higher = rest if precision in formats(8) else "fp32"
     parsed = []
     for flag in flags:
         pattern, _, wanted = flag.rpartition("=")
-        if wanted not in RESTS:  # the names of nodes may contain "="
+        if wanted not in fallbacks():  # the names of nodes may contain "="
             pattern, wanted = flag, higher
         if not pattern:
             raise UsageError(

@@ -75,7 +75,7 @@ def typed_net(folder, name, rest="fp16"):
     model = load_ir(folder / "fp32.onnx")
     infer_shapes(model)
     scales = dict.fromkeys(place(model).tensors(), 0.05)
-    table = CalibrationTable(method="minmax", scales=scales) if precision(name).NEEDS_TABLE else None
+    table = CalibrationTable(method="minmax", scales=scales) if precision(name).FORMAT.scaled else None
     decisions = precision(name).apply(model, Request(rest=rest, table=table, ranges={}))
     save(model, folder / "typed.onnx")
     return TypedModel(onnx=describe(folder / "typed.onnx"), precision=name, rest=rest, decisions=decisions)

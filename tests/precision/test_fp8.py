@@ -17,7 +17,8 @@ from trtopt.engine.trt import builder as tensorrt
 from trtopt.events import silent
 from trtopt.graph.file import describe
 from trtopt.precision import Request, precision
-from trtopt.precision.passes.qdq import FP8, quantize
+from trtopt.precision.fp8 import FORMAT as FP8
+from trtopt.precision.passes.qdq import quantize
 from trtopt.types import CalibrationTable, ShapeRange, TypedModel
 
 Parse = Callable[..., ir.Model]

@@ -67,9 +67,9 @@ def calibrated(
     from trtopt.precision import precision
 
     kind = precision(plan.precision)
-    table = tables.read(context, plan, calib) if kind.NEEDS_TABLE else None
+    table = tables.read(context, plan, calib) if kind.FORMAT.scaled else None
     model = prepared(context, plan, source, ranges)
-    if not kind.NEEDS_TABLE:
+    if not kind.FORMAT.scaled:
         return model, None
     if calib is not None and (plan.equalization if table is None else tables.of_equalized(table)):
         model = stages.equalize(context, model, calib, table.precision if table else plan.precision)
@@ -91,7 +91,7 @@ def prepared(
     from trtopt.precision.passes.wanted import resolve
 
     kind = precision(plan.precision)
-    opset = max(kind.OPSET, precision(plan.rest).OPSET) if kind.NEEDS_TABLE else kind.OPSET
+    opset = max(kind.FORMAT.opset, precision(plan.rest).FORMAT.opset) if kind.FORMAT.scaled else kind.FORMAT.opset
     model = stages.prepare(context, source, ranges, opset)
     if plan.keep:  # a misspelt node must fail here, not after an hour of calibration
         resolve(load_ir(model.path), plan.keep)

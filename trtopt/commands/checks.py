@@ -10,7 +10,8 @@ from pathlib import Path
 
 from trtopt.data.dataset import Dataset
 from trtopt.errors import DataError, ModelError, UsageError
-from trtopt.plan import RESTS, ConvertPlan, DataPlan, MeasurePlan, output_kinds
+from trtopt.plan import ConvertPlan, DataPlan, MeasurePlan, output_kinds
+from trtopt.precision import fallbacks
 from trtopt.types import Comparison, OnnxModel, ShapeRange, TensorSpec
 
 FEW = 32
@@ -25,8 +26,8 @@ def names(plan: ConvertPlan) -> None:
     parse_gates(plan.gates)
     measure(plan.measure)
     check_name(plan.method)
-    if plan.rest not in RESTS:
-        raise UsageError(f"--rest {plan.rest} is unknown", fix=f"Choose one of {', '.join(RESTS)}")
+    if plan.rest not in fallbacks():
+        raise UsageError(f"--rest {plan.rest} is unknown", fix=f"Choose one of {', '.join(fallbacks())}")
 
 
 def compared(plan: ConvertPlan) -> None:
@@ -183,7 +184,7 @@ def calibrates(plan: ConvertPlan) -> None:
     """Reject calibration for a precision without scales."""
     from trtopt.precision import precision
 
-    if not precision(plan.precision).NEEDS_TABLE:
+    if not precision(plan.precision).FORMAT.scaled:
         raise UsageError(f"{plan.precision} has no scales to calibrate", fix="Choose int8 or fp8")
 
 

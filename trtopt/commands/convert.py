@@ -61,7 +61,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
     given = identify(str(plan.source))
     ready = exporting.ready(given, plan.export)
     quantized = ready is not None and is_quantized(ready)
-    checks.data_flags(plan, needs_table=kind.NEEDS_TABLE and not quantized)
+    checks.data_flags(plan, needs_table=kind.FORMAT.scaled and not quantized)
     if ready is not None:
         profile(
             ready.inputs, plan.shapes, lambda: stages.sizes((plan.data, plan.calib), ready), lambda: unread(ready.path)
@@ -178,7 +178,7 @@ def _target(
     corrects = plan.bias_correction and calib is not None
     if plan.bias_correction and table is not None and not corrects:
         context.emit(Warned("biases are not corrected: bias correction needs --calib in addition to the table"))
-    needless = quantized or not precision(plan.precision).NEEDS_TABLE
+    needless = quantized or not precision(plan.precision).FORMAT.scaled
     if needless and (plan.table is not None or plan.method != AUTO):
         why = "the model is quantized already" if quantized else f"{plan.precision} has no scales"
         context.emit(Warned(f"--calib-table and --method are ignored: {why}"))
@@ -266,7 +266,7 @@ def _report(
     from trtopt.precision import precision
 
     run_dir = context.store.root
-    calibrated = precision(plan.precision).NEEDS_TABLE and not plan.table
+    calibrated = precision(plan.precision).FORMAT.scaled and not plan.table
     return Report(
         schema_version=reporting.REPORT_SCHEMA,
         command="convert",

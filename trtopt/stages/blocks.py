@@ -15,8 +15,8 @@ from trtopt.calibrate.ranges import few
 from trtopt.data.dataset import Dataset
 from trtopt.errors import EnvironmentUnableError, MissingDependencyError, TrtoptError
 from trtopt.events import Warned
-from trtopt.precision.passes.blocks import DEPTHS, ENOUGH, Block, grown, measuring, single_nodes
-from trtopt.precision.passes.half import Half
+from trtopt.formats import Format
+from trtopt.precision.passes.blocks import DEPTHS, Block, enough, grown, measuring, single_nodes
 from trtopt.stages.context import Context
 from trtopt.stages.trial import scratch
 from trtopt.types import OnnxModel
@@ -24,7 +24,7 @@ from trtopt.types import OnnxModel
 _SAMPLES = 6
 
 
-def spoiled(context: Context, model: OnnxModel, dataset: Dataset, half: Half) -> dict[str, str]:
+def spoiled(context: Context, model: OnnxModel, dataset: Dataset, half: Format) -> dict[str, str]:
     """Return the nodes to keep in FP32 because the type spoils a result, by name, each with the reason.
 
     A node whose result suffers from the rounding of its inputs is kept with as many of the nodes before it as it takes.
@@ -33,16 +33,16 @@ def spoiled(context: Context, model: OnnxModel, dataset: Dataset, half: Half) ->
     from trtopt.graph.file import load_ir
 
     graph = load_ir(model.path)
-    enough = ENOUGH[half.name]
+    least = enough(half)
     reasons: dict[str, str] = {}
     try:
         blocks = single_nodes(graph)
         sqnrs = _sqnrs(context, model, dataset, half, blocks)
-        left = {block.end: sqnr for block, sqnr in zip(blocks, sqnrs, strict=True) if sqnr < enough}
+        left = {block.end: sqnr for block, sqnr in zip(blocks, sqnrs, strict=True) if sqnr < least}
         for depth in DEPTHS if left else ():
             blocks = [block for end in left if (block := grown(graph, end, depth)) is not None]
             for block, sqnr in zip(blocks, _sqnrs(context, model, dataset, half, blocks), strict=True):
-                if sqnr < enough:
+                if sqnr < least:
                     continue
                 before = left.pop(block.end)
                 what = f"its result has {before:.0f} dB SQNR if its inputs are {half.name.upper()}"
@@ -57,7 +57,7 @@ def spoiled(context: Context, model: OnnxModel, dataset: Dataset, half: Half) ->
 
 
 def _sqnrs(
-    context: Context, model: OnnxModel, dataset: Dataset, half: Half, blocks: Sequence[Block]
+    context: Context, model: OnnxModel, dataset: Dataset, half: Format, blocks: Sequence[Block]
 ) -> npt.NDArray[np.float64]:
     """Return the SQNR in dB of each block's result; infinite for one that is exact, or is NaN or infinite in FP32."""
     from trtopt.engine.onnxruntime import open_runner

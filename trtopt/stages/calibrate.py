@@ -30,13 +30,17 @@ def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str,
     def make(folder: Path) -> CalibrationTable:
         from trtopt.calibrate import AUTO, auto, method_names, noisiest, table
         from trtopt.data.overlap import fingerprinted
+        from trtopt.precision import precision as precision_of
 
+        format = precision_of(precision).FORMAT
         fingerprints: dict[int, str] = {}
         # TF32 is off for entropy only: its divergence is flat around the minimum, so small errors move its choice.
         tf32 = method not in ("entropy", AUTO)
         histograms = _histograms(context, model, fingerprinted(dataset, fingerprints), CudaOptions(tf32=tf32))
         names = method_names() if method == AUTO else [method]
-        tables = {name: table.make_table(name, histograms, model=model, dataset=dataset) for name in names}
+        tables = {
+            name: table.make_table(name, histograms, model=model, dataset=dataset, format=format) for name in names
+        }
         if method == AUTO:
             error = output_error(context, model, dataset, precision)
             request = rough(context, model, dataset, tables[auto.FALLBACK])
@@ -44,10 +48,10 @@ def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str,
         else:
             chosen = tables[method]
         chosen = replace(chosen, precision=precision, fingerprints=tuple(sorted(set(fingerprints.values()))))
-        table.write_json(chosen, folder / "calibration.json", histograms)
+        table.write_json(chosen, folder / "calibration.json", histograms, format)
         if precision == table.CACHED:
             table.write_cache(chosen, folder / "calibration.cache")
-        noisiest.write(noisiest.noisiest(chosen, histograms), folder)
+        noisiest.write(noisiest.noisiest(chosen, histograms, format), folder)
         return chosen
 
     key = {"model": model.digest, "data": dataset.digest, "method": method, "device": context.device}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from trtopt.calibrate.ranges import Channels, subset_size
 from trtopt.data.dataset import Dataset
+from trtopt.formats import Format
 from trtopt.requires import versions
 from trtopt.stages.context import Context
 from trtopt.stages.trial import adopt, decibels, output_error, scratch, survey
@@ -32,12 +33,14 @@ def equalize(context: Context, model: OnnxModel, dataset: Dataset, precision: st
 
     def make(folder: Path) -> OnnxModel:
         from trtopt.graph.file import load_ir
+        from trtopt.precision import precision as precision_of
         from trtopt.precision.passes.pairs import links
         from trtopt.precision.passes.smoothing import WAYS
 
+        format = precision_of(precision).FORMAT
         path = folder / "equalized.onnx"
         if not links(load_ir(model.path)):
-            return _equalized(model, {}, (), path)
+            return _equalized(model, {}, (), path, format)
         statistics = survey(context, model, dataset).channels
 
         # Evaluate every way that changes the network.
@@ -46,12 +49,12 @@ def equalize(context: Context, model: OnnxModel, dataset: Dataset, precision: st
         candidates: dict[tuple[float, ...], OnnxModel] = {}
         for exponents in WAYS:
             with scratch(context, "equalized.onnx") as trial_path:
-                candidate = _equalized(model, statistics, exponents, trial_path)
+                candidate = _equalized(model, statistics, exponents, trial_path, format)
                 if candidate.notes:
                     candidates[exponents] = candidate
                     errors[exponents] = error(candidate, None)
         if not errors:
-            equalized = _equalized(model, {}, (), path)
+            equalized = _equalized(model, {}, (), path, format)
             adopt(context, equalized, dataset, function=model, values=model)
             return equalized
 
@@ -60,10 +63,10 @@ def equalize(context: Context, model: OnnxModel, dataset: Dataset, precision: st
         if not math.isfinite(plain) or not errors[best] < WORTH * plain:
             evaluated = math.isfinite(plain)
             why = "no significant gain in output SQNR" if evaluated else "the quantized network could not be evaluated"
-            equalized = _not_equalized(model, path, why)
+            equalized = _not_equalized(model, path, why, format)
             adopt(context, equalized, dataset, function=model, values=model)
             return equalized
-        equalized = _equalized(model, statistics, best, path)
+        equalized = _equalized(model, statistics, best, path, format)
         adopt(context, equalized, dataset, function=model, values=candidates[best])
         gain = f"+{decibels(plain, errors[best]):.1f} dB SQNR on {subset_size(dataset)} samples"
         return replace(equalized, notes=(*equalized.notes, gain))
@@ -74,7 +77,7 @@ def equalize(context: Context, model: OnnxModel, dataset: Dataset, precision: st
 
 
 def _equalized(
-    model: OnnxModel, statistics: Mapping[str, Channels], exponents: Sequence[float], path: Path
+    model: OnnxModel, statistics: Mapping[str, Channels], exponents: Sequence[float], path: Path, format: Format
 ) -> OnnxModel:
     """Write the equalized network to `path`, or a copy if there are no exponents. A note says what was equalized."""
     from trtopt.graph.file import describe, load_ir
@@ -83,7 +86,7 @@ def _equalized(
     from trtopt.precision.passes.pairs import links
 
     graph = load_ir(model.path)
-    absorbed, inserted = equalize(graph, links(graph) if exponents else [], statistics, exponents)
+    absorbed, inserted = equalize(graph, links(graph) if exponents else [], statistics, exponents, format)
     save(graph, path, inline=BETWEEN_STAGES)
     count = len(absorbed) + len(inserted)
     if not count:
@@ -94,9 +97,9 @@ def _equalized(
     return describe(path, (note,))
 
 
-def _not_equalized(model: OnnxModel, path: Path, why: str) -> OnnxModel:
+def _not_equalized(model: OnnxModel, path: Path, why: str, format: Format) -> OnnxModel:
     """Write a copy of the model to `path`, with a note that says why it was not equalized."""
-    return replace(_equalized(model, {}, (), path), notes=(f"not equalized: {why}",))
+    return replace(_equalized(model, {}, (), path, format), notes=(f"not equalized: {why}",))
 
 
 def _equalized_line(equalized: OnnxModel) -> str:

@@ -21,6 +21,7 @@ from trtopt.engine import backend
 from trtopt.errors import EnvironmentUnableError, TrtoptError
 from trtopt.events import Progress, Warned, silent
 from trtopt.plan import MeasurePlan
+from trtopt.precision import formats
 from trtopt.stages.build import FILE, ordered
 from trtopt.stages.compare import measured, opened
 from trtopt.stages.context import Context
@@ -135,7 +136,7 @@ def _is_right(context: Context, made: Made, samples: Dataset, nodes: Sequence[st
     from trtopt.compare.witness import judged
     from trtopt.engine.onnxruntime import open_runner
 
-    quantized = made.target.precision in ("int8", "fp8")
+    quantized = made.target.precision in formats(8)
     keep = tuple(Keep(pattern=node, precision="" if quantized else "fp32") for node in nodes)
     target = replace(made.target, keep=(*made.target.keep, *keep))
     with tempfile.TemporaryDirectory(prefix="trtopt-") as name:

@@ -13,7 +13,7 @@ from typing import Any
 
 from trtopt.calibrate.ranges import Seen
 from trtopt.data.dataset import Dataset
-from trtopt.precision import Request
+from trtopt.precision import Request, formats
 from trtopt.requires import versions
 from trtopt.stages import blocks
 from trtopt.stages.context import Context, Target
@@ -42,18 +42,16 @@ def observe(
         from trtopt.graph.file import load_ir
         from trtopt.graph.query import float_nodes, is_float
         from trtopt.precision.passes.eight_bits import rounding_errors
-        from trtopt.precision.passes.half import HALVES
         from trtopt.precision.passes.placement import channel_axes
-        from trtopt.precision.passes.qdq import FORMATS
         from trtopt.precision.passes.wanted import resolve
 
         graph = load_ir(model.path)
         nodes = list(float_nodes(graph.graph))
         tensors = [value.name or "" for node in nodes for value in node.outputs if is_float(value)]
-        half = HALVES.get(target.rest if table else target.precision)
+        half = formats(16).get(target.rest if table else target.precision)
         spoiled = blocks.spoiled(context, model, dataset, half) if half else {}
         request = Request(rest=target.rest, table=table, keep=resolve(graph, target.keep), spoiled=spoiled)
-        roundings = rounding_errors(graph, request, FORMATS[target.precision]) if corrects else {}
+        roundings = rounding_errors(graph, request, formats(8)[target.precision]) if corrects else {}
         with tapped(context, model, tensors) as tapped_path:
             runner = open_runner(tapped_path, device=context.device, callers=callers())
             outputs = [spec.name for spec in model.outputs]

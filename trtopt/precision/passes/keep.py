@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trtopt.formats import Format
 from trtopt.graph.query import FLOAT_COMPUTE_FREE, constant, dims, float_nodes, is_float
 from trtopt.precision import Request
 from trtopt.precision.passes import patterns, recurrent
-from trtopt.precision.passes.half import Half, supports
+from trtopt.precision.passes.half import supports
 from trtopt.precision.passes.masks import MASK, carriers_to_outputs
 from trtopt.precision.passes.wanted import REASON
 
@@ -61,7 +62,7 @@ _GUARDS = frozenset({"Add", "Max", "Clip"})
 _BETWEEN_GUARD_AND_DIVISION = FLOAT_COMPUTE_FREE | frozenset({"Sqrt", "Pow", "Abs", "Neg", "Reciprocal"})
 
 
-def keep(model: ir.Model, half: Half, request: Request) -> dict[ir.Node, str]:
+def keep(model: ir.Model, half: Format, request: Request) -> dict[ir.Node, str]:
     """Return the floating-point nodes that must stay in FP32, each with the reason.
 
     Args:
@@ -98,7 +99,7 @@ def keep(model: ir.Model, half: Half, request: Request) -> dict[ir.Node, str]:
     return kept
 
 
-def _unsupported(node: ir.Node, opset: int, half: Half) -> str:
+def _unsupported(node: ir.Node, opset: int, half: Format) -> str:
     """Return why the operator cannot compute in the type; empty if it can."""
     import onnx_ir as ir
 
@@ -158,7 +159,7 @@ def _reachable(start: Iterable[ir.Node], step: Callable[[ir.Node], Iterable[ir.N
     return reached
 
 
-def _vanishing(node: ir.Node, half: Half) -> float | None:
+def _vanishing(node: ir.Node, half: Format) -> float | None:
     """Return the magnitude of a constant of the node that rounds to 0 in `half`; None if there is none.
 
     An array counts if all of its non-zero elements round to 0; a quantization scale if any does, as 0 is not a scale.
@@ -178,7 +179,7 @@ def _vanishing(node: ir.Node, half: Half) -> float | None:
     return None
 
 
-def _constant_out_of_range(node: ir.Node, half: Half) -> str:
+def _constant_out_of_range(node: ir.Node, half: Format) -> str:
     """Return the reason if a constant overflows or rounds to 0; empty otherwise. Masks are exempt: they are clamped."""
     for value in node.inputs:
         array = constant(value)
@@ -192,15 +193,15 @@ def _constant_out_of_range(node: ir.Node, half: Half) -> str:
     return "" if vanishing is None else f"its constant {vanishing:.3g} would become 0 in {half.name.upper()}"
 
 
-def _limit(half: Half) -> str:
+def _limit(half: Format) -> str:
     return f"({half.name.upper()} maximum: {half.max:.5g})"
 
 
-def _step(half: Half) -> str:
+def _step(half: Format) -> str:
     return f"({half.name.upper()} step: {half.tiny:.3g})"
 
 
-def _guarded_divisions(graph: ir.Graph, half: Half) -> set[ir.Node]:
+def _guarded_divisions(graph: ir.Graph, half: Format) -> set[ir.Node]:
     """Return the divisions and logarithms of `x + 1e-12`, `max(x, 1e-12)` or a root of these, and the nodes between.
 
     The guard itself stays in FP32, because its constant rounds to 0. If its result were cast to 16 bits, it could still
@@ -233,7 +234,7 @@ def _guarded_divisions(graph: ir.Graph, half: Half) -> set[ir.Node]:
     return guarded
 
 
-def _activation_out_of_range(node: ir.Node, half: Half, ranges: Mapping[str, float]) -> str:
+def _activation_out_of_range(node: ir.Node, half: Format, ranges: Mapping[str, float]) -> str:
     """Return the reason if an input or output comes close to the type's maximum; empty otherwise."""
     for value in [*node.outputs, *node.inputs]:
         if value is None or not is_float(value):
@@ -246,7 +247,7 @@ def _activation_out_of_range(node: ir.Node, half: Half, ranges: Mapping[str, flo
     return ""
 
 
-def _weight_out_of_range(node: ir.Node, half: Half) -> str:
+def _weight_out_of_range(node: ir.Node, half: Format) -> str:
     """Return the reason if the type would round away a weight of the node; empty otherwise."""
     for value in node.inputs if node.op_type in _WEIGHTED else ():
         array = constant(value)
@@ -258,7 +259,7 @@ def _weight_out_of_range(node: ir.Node, half: Half) -> str:
     return ""
 
 
-def _sum_out_of_range(node: ir.Node, half: Half, ranges: Mapping[str, float], sizes: Mapping[str, int]) -> str:
+def _sum_out_of_range(node: ir.Node, half: Format, ranges: Mapping[str, float], sizes: Mapping[str, int]) -> str:
     """Return the reason if a sum inside the operator overflows, although its result is in range; empty otherwise.
 
     The sum inside a mean is the mean times the number of terms; that inside an L2 norm is the square of the norm.

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trtopt.compare.catalog import METRICS
+from trtopt.precision import formats
 from trtopt.types import Comparison, Decision, Engine, GateResult, Layers, OutputDrift, Report
 from trtopt.verdict import blocks, comparisons
 
@@ -116,7 +117,7 @@ def unquantized(report: Report) -> tuple[Decision, ...]:
     """
     if report.typed is None:
         return ()
-    if report.precision not in ("int8", "fp8"):
+    if report.precision not in formats(8):
         return report.typed.kept()
     fallback_is_lower = report.typed.rest != "fp32"
     return tuple(
