@@ -19,7 +19,6 @@ import dataclasses
 import errno
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -33,11 +32,11 @@ from trtopt.codec import decode, encode
 from trtopt.counts import network_runs
 from trtopt.errors import StoreError
 from trtopt.events import Emit, StageCached, StageFinished, StageStarted, Warned, silent
+from trtopt.manifest import read_manifest, relocate
 from trtopt.rundir import ROOT, DefaultDir, claimed
 from trtopt.types import StageOutcome
 
 T = TypeVar("T")
-SCHEMA_VERSION = 1
 # Errors of the operating system that concern the run directory itself, with the reason that the user reads.
 _WRITE_ERRORS = {
     errno.ENOSPC: "the disk is full",
@@ -58,7 +57,7 @@ class RunStore:
         self.root = root
         self.outcomes: list[StageOutcome] = []
         self._emit = emit
-        self._manifest = _read_manifest(root, emit)
+        self._manifest = read_manifest(root, emit)
         self._withdrawn: dict[str, bytes] = {}
 
     def stage(
@@ -94,7 +93,7 @@ class RunStore:
             for file in files:
                 (folder / file).replace(self.root / file)
             # Paths are stored relative to the run directory, which may be moved as a whole.
-            relative = cast(T, _relocate(in_folder, folder, Path()))
+            relative = cast(T, relocate(in_folder, folder, Path()))
             earlier_files = self._manifest["stages"].get(name, {"files": ()})["files"]
             self._manifest["stages"][name] = {
                 "key": digest,
@@ -109,7 +108,7 @@ class RunStore:
             needed = {file for entry in self._manifest["stages"].values() for file in entry["files"]}
             for file in set(earlier_files) - needed:
                 (self.root / file).unlink(missing_ok=True)
-        result = cast(T, _relocate(relative, Path(), self.root))
+        result = cast(T, relocate(relative, Path(), self.root))
         line = summary(result)
         self._emit(StageFinished(name, seconds, line))
         outcome = StageOutcome(name=name, status="ran", seconds=round(seconds, 3), summary=line)
@@ -199,7 +198,7 @@ class RunStore:
         if entry is None:
             return None
         try:
-            return cast(T, _relocate(decode(cls, entry["result"]), Path(), self.root))
+            return cast(T, relocate(decode(cls, entry["result"]), Path(), self.root))
         except ValueError:  # the result was written by another version of trtopt: treat it as missing
             return None
 
@@ -296,47 +295,3 @@ def _folder(root: Path, stage: str) -> Iterator[Path]:
 def _key_digest(name: str, key: Mapping[str, Any]) -> str:
     text = json.dumps({"stage": name, "trtopt": __version__, "code": code_digest(), **key}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _read_manifest(root: Path, emit: Emit) -> dict[str, Any]:
-    empty: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "trtopt": __version__, "stages": {}, "rendered": {}}
-    path = root / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if manifest["schema_version"] == SCHEMA_VERSION and all(map(_is_entry, manifest["stages"].values())):
-            return {**empty, **manifest, "trtopt": __version__, "rendered": dict(manifest.get("rendered", {}))}
-        emit(Warned(f"{path} was written by another version of trtopt: every stage runs again"))
-    except FileNotFoundError:
-        pass
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        emit(Warned(f"{path} is damaged: every stage runs again"))
-    return empty
-
-
-def _is_entry(entry: Any) -> bool:
-    """Return True for a complete manifest entry whose files all lie directly in the run directory.
-
-    Raises:
-        ValueError: the entry is incomplete or lists a file elsewhere.
-        KeyError, TypeError: the entry lacks a field or is not an object.
-    """
-    if not isinstance(entry["key"], str) or not isinstance(entry["inputs"], dict) or "result" not in entry:
-        raise ValueError("a stage's entry is damaged")
-    # `discard` deletes these files: a forged manifest must not reach files outside the run directory.
-    if any(Path(file).name != file or file in ("", ".", "..") for file in entry["files"]):
-        raise ValueError("a stage's file is outside the directory")
-    return True
-
-
-def _relocate(value: Any, source: Path, target: Path) -> Any:
-    """Return a copy of a dataclass in which every path inside `source` points to the same place inside `target`.
-
-    `Path()` as `source` matches all relative paths.
-    """
-    if isinstance(value, Path):
-        inside = not value.is_absolute() if source == Path() else value.is_relative_to(source)
-        return target / os.path.relpath(value, source) if inside else value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return dataclasses.replace(value, **{name: _relocate(item, source, target) for name, item in fields.items()})
-    return value

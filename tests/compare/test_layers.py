@@ -16,7 +16,8 @@ from onnx import numpy_helper
 from support import CALIB, DIGITS, EVAL
 
 from trtopt.commands.convert import convert
-from trtopt.compare.layers import Subject, look, worst
+from trtopt.compare.layers import look, worst
+from trtopt.compare.views import Subject
 from trtopt.data import open_dataset
 from trtopt.data.dataset import Array, Dataset
 from trtopt.errors import DataError, ModelError

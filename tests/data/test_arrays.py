@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trtopt.data import arrays, batches, open_dataset
+from trtopt.data import batches, open_dataset
+from trtopt.data import stored as stored_arrays
 from trtopt.errors import DataError
 from trtopt.types import TensorSpec
 
@@ -41,7 +42,7 @@ def test_every_layout_reads_the_same_rows(tmp_path: Path, how: str, order: str) 
 
 def test_a_stored_npz_is_not_unpacked(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", labels=np.arange(4), x=VALUES)
-    stored = arrays.open_file(tmp_path / "d.npz", "x")["x"]
+    stored = stored_arrays.open_file(tmp_path / "d.npz", "x")["x"]
     assert isinstance(stored.read().base.base, np.memmap)
     assert np.array_equal(stored.read(), VALUES)
 
@@ -221,7 +222,7 @@ def test_an_array_that_announces_more_than_it_holds_is_refused(tmp_path: Path) -
 
 
 def test_a_zip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrays, "MAX_UNPACKED", 1 << 20)
+    monkeypatch.setattr(stored_arrays, "MAX_UNPACKED", 1 << 20)
     np.savez_compressed(tmp_path / "d.npz", x=np.zeros((200_000, 3), np.float32))
     assert "unpacks to more than" in refusal(tmp_path / "d.npz")
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from trtopt.errors import DataError, ModelError, TrtoptError, UsageError
+from trtopt.export import factory as building
 from trtopt.export import pytorch
 from trtopt.export.request import Example, Exported, Request
 from trtopt.export.source import Source, identify
@@ -42,7 +43,7 @@ def factory(name: str) -> Source:
 
 
 def small() -> torch.nn.Module:
-    return pytorch.factory.build("frameworks:small", None).eval()
+    return building.build("frameworks:small", None).eval()
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def test_weights_are_loaded_into_the_module(suffix: str, tmp_path: Path) -> None
     plain, loaded = (
         pytorch.run(Request(source=factory("small"), weights=weights), [feed])[0][0] for weights in (None, path)
     )
-    module = pytorch.factory.build("frameworks:small", path)
+    module = building.build("frameworks:small", path)
     assert torch.equal(module.conv.weight, state["conv.weight"])
     assert not np.allclose(plain, loaded)
 

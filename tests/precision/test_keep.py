@@ -14,7 +14,8 @@ from trtopt.formats import Format
 from trtopt.precision import Request, precision
 from trtopt.precision.bf16 import FORMAT as BF16
 from trtopt.precision.fp16 import FORMAT as FP16
-from trtopt.precision.passes.keep import RANGE_MARGIN, keep
+from trtopt.precision.passes.extent import RANGE_MARGIN
+from trtopt.precision.passes.keep import keep
 
 Parse = Callable[..., ir.Model]
 Write = Callable[[ir.Model], Path]

@@ -8,7 +8,8 @@ import onnx_ir as ir
 import pytest
 
 from trtopt.errors import ModelError
-from trtopt.precision.passes.placement import NEVER, Placement, place, weighted_inputs
+from trtopt.precision.passes.operands import weighted_inputs
+from trtopt.precision.passes.placement import NEVER, Placement, place
 
 Parse = Callable[..., ir.Model]
 Shapes = dict[str, tuple[int, ...]]

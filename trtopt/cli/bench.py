@@ -94,7 +94,7 @@ def bench(
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import finish
     from trtopt.commands.bench import bench as run
-    from trtopt.commands.bench import max_batch as search_batch
+    from trtopt.commands.max_batch import max_batch as search_batch
     from trtopt.errors import UsageError
     from trtopt.plan import BenchPlan, DataPlan, SpeedPlan
 

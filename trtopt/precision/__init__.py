@@ -6,12 +6,12 @@ A precision module has:
 
 The folder `passes/` holds what they share:
     eight_bits    the common part of INT8 and FP8
-    placement     which inputs are quantized, and why the others are not; with `residual` and `attention`
+    placement     which inputs are quantized, and why not; with `operands`, `gain`, `residual`, `attention`
     qdq           scales, and Q/DQ pairs written into the graph
     equalize      activations equalized across channels; with `pairs`, which ones, and `smoothing`, the scales
     bias          biases corrected for the mean quantization error
     blocks        measurement of what a 16-bit type spoils; `patterns` recognizes the usual cases without samples
-    keep          which nodes must stay in FP32 beside a 16-bit type
+    keep          which nodes must stay in FP32 beside a 16-bit type; with `extent`, what does not fit into it
     recurrent     recurrent operators that TensorRT's parser refuses in 16 bits
     masks         numbers that mean infinity, and the nodes that bring them to an output
     half          casts to a 16-bit type written into the graph

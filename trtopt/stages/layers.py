@@ -48,7 +48,8 @@ def layers(
     decisions = typed.decisions if typed else ()
 
     def make(folder: Path) -> Layers:
-        from trtopt.compare.layers import Subject, look
+        from trtopt.compare.layers import look
+        from trtopt.compare.views import Subject
 
         subject = Subject(reference=reference, typed=candidate, decisions=decisions, device=context.device)
         return look(subject, dataset, emit=context.emit, workspace=folder)

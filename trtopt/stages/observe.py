@@ -42,7 +42,7 @@ def observe(
         from trtopt.graph.file import load_ir
         from trtopt.graph.query import float_nodes, is_float
         from trtopt.precision.passes.eight_bits import rounding_errors
-        from trtopt.precision.passes.placement import channel_axes
+        from trtopt.precision.passes.operands import channel_axes
         from trtopt.precision.passes.wanted import resolve
 
         graph = load_ir(model.path)

@@ -176,8 +176,9 @@ def _survey(context: Context, model: OnnxModel, dataset: Dataset, *, outputs: bo
     from trtopt.engine.onnxruntime import open_runner
     from trtopt.graph.file import load_ir
     from trtopt.graph.query import constant, float_nodes
+    from trtopt.precision.passes.operands import channel_axes
     from trtopt.precision.passes.pairs import links
-    from trtopt.precision.passes.placement import channel_axes, place
+    from trtopt.precision.passes.placement import place
 
     graph, samples = load_ir(model.path), few(dataset)
     axes = channel_axes(list(float_nodes(graph.graph)))

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from trtopt.graph.query import constant, dims, is_float
 from trtopt.graph.views import after, before
-from trtopt.precision.passes.placement import Placement, channel_axis, place
+from trtopt.precision.passes.operands import channel_axis
+from trtopt.precision.passes.placement import Placement, place
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -1,0 +1,61 @@
+"""Values that flow through the pipeline: frozen dataclasses that depend on the standard library only.
+
+    Source --export--> OnnxModel --prepare--> OnnxModel --calibrate--> CalibrationTable
+    OnnxModel + CalibrationTable --precision--> TypedModel --build--> Engine
+    OnnxModel + TypedModel/Engine --compare--> Comparison --report--> Report
+
+Touches: nothing. The run store (`trtopt.store`) reads and writes these values.
+"""
+
+from trtopt.types.benchmark import BatchLimit, BatchProbe, Benchmark, BenchTarget, Interval, Timing
+from trtopt.types.calibration import CalibratedTensor, CalibrationTable, Observation, Spread
+from trtopt.types.comparison import (
+    Comparison,
+    EngineDrift,
+    EngineFault,
+    GateResult,
+    LayerDrift,
+    Layers,
+    OutputDrift,
+    Verdict,
+    WorstSample,
+)
+from trtopt.types.engine import Engine, Rejection, Support
+from trtopt.types.model import Dim, OnnxModel, ShapeRange, TensorSpec
+from trtopt.types.precision import Decision, Keep, TypedModel
+from trtopt.types.report import CandidateReport, Report, StageOutcome
+
+__all__ = [
+    "BatchLimit",
+    "BatchProbe",
+    "BenchTarget",
+    "Benchmark",
+    "CalibratedTensor",
+    "CalibrationTable",
+    "CandidateReport",
+    "Comparison",
+    "Decision",
+    "Dim",
+    "Engine",
+    "EngineDrift",
+    "EngineFault",
+    "GateResult",
+    "Interval",
+    "Keep",
+    "LayerDrift",
+    "Layers",
+    "Observation",
+    "OnnxModel",
+    "OutputDrift",
+    "Rejection",
+    "Report",
+    "ShapeRange",
+    "Spread",
+    "StageOutcome",
+    "Support",
+    "TensorSpec",
+    "Timing",
+    "TypedModel",
+    "Verdict",
+    "WorstSample",
+]
