@@ -19,6 +19,7 @@ PACKAGE = Path(trtopt.__file__).parent
 LAYERS = (
     ("types", "errors"),
     ("requires", "counts", "parallel", "code_digest", "events", "codec", "plugins", "formats", "shapes", "verdict"),
+    ("child",),
     ("graph",),
     ("data", "engine", "export"),
     ("calibrate",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
@@ -94,7 +95,7 @@ def test_a_missing_framework_says_what_to_install(
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     (hidden / f"{package}.py").write_text(f"raise ImportError('no {package} here')")
-    monkeypatch.setenv("PYTHONPATH", str(hidden))
+    monkeypatch.setenv("PYTHONPATH", str(hidden), prepend=os.pathsep)
     folder = tmp_path / "work"
     folder.mkdir()
     request = Request(source=Source(kind=kind, text="frameworks:small"), examples=(IMAGE,))  # type: ignore[arg-type]
