@@ -21,7 +21,7 @@ from trtopt.errors import OutOfMemoryError, UsageError
 from trtopt.events import Event, Warned, silent
 from trtopt.graph.file import describe
 from trtopt.plan import BuildPlan, ComparePlan, ConvertPlan, DataPlan, JudgePlan
-from trtopt.stages.context import Context
+from trtopt.run import Run
 from trtopt.stages.layers import explained
 from trtopt.store import open_store
 
@@ -236,7 +236,7 @@ def test_out_of_memory_in_the_layers_is_a_warning_beside_the_verdict(tmp_path: P
     said: list[Event] = []
     dataset = Dataset(source="big", digest="d", ids=("0",), load=load, batched=True)
     with open_store(tmp_path, silent) as store:
-        context = Context(store=store, emit=said.append, device="cpu")
+        context = Run(store=store, emit=said.append, device="cpu")
         assert explained(context, describe(DIGITS), describe(DIGITS), None, dataset) is None
     assert Warned("the source of the drift is not known: memory is exhausted") in said
 

@@ -31,6 +31,7 @@ LAYERS = (
     ("candidate",),
     ("inspection",),
     ("report",),
+    ("run",),
     ("stages",),
     ("commands",),
     ("__init__",),

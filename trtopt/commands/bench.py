@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trtopt import stages
 from trtopt.codec import decode, encode
 from trtopt.commands import checks
 from trtopt.errors import (
@@ -25,7 +24,7 @@ from trtopt.errors import (
 )
 from trtopt.events import Emit, StageFinished, StageStarted, Warned, silent
 from trtopt.plan import BenchPlan
-from trtopt.stages import report as reporting
+from trtopt.run import Run, open_run
 from trtopt.store import RunStore, open_store, read_result
 from trtopt.types import Benchmark, BenchTarget, Report, StageOutcome, Timing, TypedModel
 
@@ -54,11 +53,10 @@ def bench(plan: BenchPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | N
         raise UsageError("--allow-inconclusive is about gates", why="there is none", fix="Add --gate, or leave it out")
     checks.exists(plan.data)
     wanted = [preparing.wanted(path, name) for path, name in _named(plan.targets)]
-    warnings: list[str] = []
-    emit = reporting.recording(emit, warnings)
     with contextlib.ExitStack() as held:
-        store = held.enter_context(open_store(plan.run_dir, emit))
-        check_out(store.root)
+        run = held.enter_context(open_run(plan.run_dir, emit, plan.speed.device))
+        emit = run.emit
+        check_out(run.store.root)
         samples = preparing.datasets(wanted, plan)
         opened = []
         for given in wanted:
@@ -85,16 +83,16 @@ def bench(plan: BenchPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | N
             feed=lambda target, batch: preparing.feed(samples, target, batch),
         )
         points = sweep.sweep([each.target for each in opened], how, device, emit)
-        measured, stopped = _collect(store, empty, points, batches, emit)
+        measured, stopped = _collect(run.store, empty, points, batches, emit)
         for line in _noisy(measured.timings):
             emit(Warned(line))
         if stopped is not None:
-            warnings.append(str(stopped))
+            run.warnings.append(str(stopped))
         benchmark = gate.judged(measured, gates, cpu_counts=plan.speed.device == "cpu")
         for each in opened:
             if each.run_dir is not None:
                 _keep_timings(each.run_dir, each.target.name, benchmark, emit)
-        report = written(store, benchmark, warnings, allow_inconclusive=plan.allow_inconclusive)
+        report = written(run, benchmark, allow_inconclusive=plan.allow_inconclusive)
     return report, stopped
 
 
@@ -214,24 +212,16 @@ def _write(store: RunStore, benchmark: Benchmark) -> None:
     store.write(FILE, json.dumps(encode(benchmark), indent=1, allow_nan=False) + "\n")
 
 
-def written(store: RunStore, benchmark: Benchmark, warnings: list[str], *, allow_inconclusive: bool) -> Report:
+def written(run: Run, benchmark: Benchmark, *, allow_inconclusive: bool) -> Report:
     """Write the benchmark and its report to the run directory, and return the report."""
-    report = Report(
-        schema_version=reporting.REPORT_SCHEMA,
-        command="bench",
-        verdict=benchmark.verdict,
-        model=", ".join(target.name for target in benchmark.targets),
-        precision="",
-        run_dir=store.root,
-        stages=tuple(store.outcomes),
-        typed=None,
-        engine=None,
-        comparison=None,
-        warnings=reporting.remarks(warnings),
-        environment=stages.environment(),
-        benchmark=benchmark,
-        allow_inconclusive=allow_inconclusive,
+    _write(run.store, benchmark)
+    model = ", ".join(target.name for target in benchmark.targets)
+    return run.finish(
+        Report(
+            command="bench",
+            verdict=benchmark.verdict,
+            model=model,
+            benchmark=benchmark,
+            allow_inconclusive=allow_inconclusive,
+        )
     )
-    _write(store, benchmark)
-    reporting.write(store, report)
-    return report

@@ -10,7 +10,7 @@ from dataclasses import replace
 from trtopt.commands import checks
 from trtopt.errors import UsageError
 from trtopt.plan import JudgePlan
-from trtopt.stages import report as reporting
+from trtopt.run import load, remarks
 from trtopt.types import Report
 
 
@@ -23,7 +23,7 @@ def judge_again(plan: JudgePlan) -> Report:
     from trtopt.compare.gate import verdict
     from trtopt.compare.witness import judged
 
-    earlier = reporting.load(plan.run)
+    earlier = load(plan.run)
     before = [earlier.comparison] if earlier.comparison else [row.comparison for row in earlier.candidates]
     if not before:
         why = f"its report is one of trtopt {earlier.command}"
@@ -43,7 +43,7 @@ def judge_again(plan: JudgePlan) -> Report:
         comparison=after[0] if earlier.comparison else None,
         candidates=tuple(replace(row, comparison=new) for row, new in rows),
         stages=tuple(stage for stage in earlier.stages if stage.name.partition(" ")[0] != "gate"),
-        warnings=reporting.remarks([line for line in earlier.warnings if line not in stale], *after),
+        warnings=remarks([line for line in earlier.warnings if line not in stale], *after),
         allow_inconclusive=plan.allow_inconclusive,
         list_worst=plan.worst,
         written=False,

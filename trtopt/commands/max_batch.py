@@ -18,8 +18,7 @@ from trtopt.errors import (
 )
 from trtopt.events import Emit, StageFinished, StageStarted, Warned, silent
 from trtopt.plan import MaxBatchPlan
-from trtopt.stages import report as reporting
-from trtopt.store import open_store
+from trtopt.run import open_run
 from trtopt.types import Benchmark, BenchTarget, GateResult, Report, StageOutcome, Verdict
 
 if TYPE_CHECKING:
@@ -48,9 +47,8 @@ def max_batch(plan: MaxBatchPlan, emit: Emit = silent) -> Report:
             fix="Export the model with a dynamic batch",
         )
     start = time.perf_counter()
-    warnings: list[str] = []
-    emit = reporting.recording(emit, warnings)
-    with open_store(plan.run_dir, emit) as store:
+    with open_run(plan.run_dir, emit, plan.speed.device) as run:
+        emit, store = run.emit, run.store
         check_out(store.root)
         emit(StageStarted("bench"))
         question = _answerable(preparing.questions(given, sizes, plan.speed), emit)
@@ -75,7 +73,7 @@ def max_batch(plan: MaxBatchPlan, emit: Emit = silent) -> Report:
             benchmark = replace(benchmark, gates=(gate,), verdict=verdict)
         if given.run_dir is not None:
             keep(given.run_dir, replace(kept(given.run_dir) or benchmark, limit=limit), emit)
-        return written(store, benchmark, warnings, allow_inconclusive=plan.allow_inconclusive)
+        return written(run, benchmark, allow_inconclusive=plan.allow_inconclusive)
 
 
 def _answerable(questions: Sequence[Question], emit: Emit) -> Question:

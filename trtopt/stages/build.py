@@ -12,17 +12,17 @@ from pathlib import Path
 from trtopt.codec import encode
 from trtopt.engine import Order, backend, compiler
 from trtopt.plan import BuildPlan
-from trtopt.stages.context import Context
+from trtopt.run import Run
 from trtopt.types import Engine, ShapeRange, TypedModel
 
 FILE = "model.engine"
 
 
-def build(context: Context, typed: TypedModel, ranges: Sequence[ShapeRange], plan: BuildPlan) -> Engine:
+def build(run: Run, typed: TypedModel, ranges: Sequence[ShapeRange], plan: BuildPlan) -> Engine:
     """Build the engine (`model.engine`) and audit its precision; with some backends the typed ONNX is the engine.
 
     Args:
-        context: the context of the stage.
+        run: the run.
         typed: the typed ONNX graph.
         ranges: the shape ranges of dynamic inputs. Those of inputs that the graph does not have any more are ignored.
         plan: the build options.
@@ -31,13 +31,13 @@ def build(context: Context, typed: TypedModel, ranges: Sequence[ShapeRange], pla
         EnvironmentUnableError: the backend is not available on this machine.
         BuildError: the backend does not support the network, or builds it in another precision.
     """
-    order = ordered(typed, ranges, plan, context.device)
+    order = ordered(typed, ranges, plan, run.device)
     compiling = compiler(plan.backend)
     if compiling is None:
-        return backend(plan.backend).build(order, typed.onnx.path, emit=context.emit)
+        return backend(plan.backend).build(order, typed.onnx.path, emit=run.emit)
 
     def make(folder: Path) -> Engine:
-        return compiling.build(order, folder / FILE, emit=context.emit)
+        return compiling.build(order, folder / FILE, emit=run.emit)
 
     key = {
         "typed": typed.onnx.digest,
@@ -45,7 +45,7 @@ def build(context: Context, typed: TypedModel, ranges: Sequence[ShapeRange], pla
         "options": encode(plan),
         **compiling.key(plan),
     }
-    return context.store.stage("build", key, Engine, make, engine_line)
+    return run.store.stage("build", key, Engine, make, engine_line)
 
 
 def ordered(typed: TypedModel, ranges: Sequence[ShapeRange], plan: BuildPlan, device: str) -> Order:

@@ -10,11 +10,11 @@ from pathlib import Path
 from trtopt.engine import compiler
 from trtopt.errors import BuildError, EnvironmentUnableError
 from trtopt.plan import BuildPlan
-from trtopt.stages.context import Context
+from trtopt.run import Run
 from trtopt.types import OnnxModel, Support
 
 
-def check_operators(context: Context, model: OnnxModel, plan: BuildPlan) -> None:
+def check_operators(run: Run, model: OnnxModel, plan: BuildPlan) -> None:
     """Check, before calibration, that the backend supports every node.
 
     The stage is omitted if the backend does not work on this machine, or if its engine is the graph itself.
@@ -27,11 +27,11 @@ def check_operators(context: Context, model: OnnxModel, plan: BuildPlan) -> None
         return
 
     def make(_: Path) -> Support:
-        return compiling.check(model, plan, emit=context.emit)
+        return compiling.check(model, plan, emit=run.emit)
 
     try:
         key = {"model": model.digest, **compiling.key(plan)}
-        support = context.store.stage("check", key, Support, make, _support_line)
+        support = run.store.stage("check", key, Support, make, _support_line)
     except EnvironmentUnableError:  # such as TensorRT on a machine without a GPU: `build` will say so
         return
     if support.rejections:

@@ -21,7 +21,7 @@ from trtopt.errors import EnvironmentUnableError, MissingDependencyError, OutOfM
 from trtopt.events import Emit, Warned
 from trtopt.plan import MeasurePlan, output_kinds
 from trtopt.requires import versions
-from trtopt.stages.context import Context
+from trtopt.run import Run
 from trtopt.types import Comparison, Engine, OnnxModel
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Evaluation:
 
 
 def compare(
-    context: Context, baseline: OnnxModel, candidate: OnnxModel, evaluation: Evaluation, name: str = "compare"
+    run: Run, baseline: OnnxModel, candidate: OnnxModel, evaluation: Evaluation, name: str = "compare"
 ) -> Comparison:
     """Return the drift of the candidate from the baseline, without a verdict.
 
@@ -66,11 +66,11 @@ def compare(
         # The fingerprints are recorded while the samples are loaded.
         fingerprints: dict[int, str] = {}
         dataset = fingerprinted(evaluation.dataset, fingerprints)
-        with opened(engine, context.emit) as runner:
+        with opened(engine, run.emit) as runner:
             # An engine runs one batch at a time. Then so do the graphs, each on all cores.
             at_once = 1 if runner else callers()
             reference, graph = (
-                open_runner(path, device=context.device, callers=at_once) for path in (baseline.path, candidate.path)
+                open_runner(path, device=run.device, callers=at_once) for path in (baseline.path, candidate.path)
             )
             check_repeats(reference, evaluation.dataset, baseline.path)
             pair = Pair(
@@ -79,7 +79,7 @@ def compare(
                 graph=graph if runner else None,
                 names=(baseline.path.name, engine.path.name if engine and runner else candidate.path.name),
             )
-            comparison = measured(pair, dataset, evaluation.measure, context.emit)
+            comparison = measured(pair, dataset, evaluation.measure, run.emit)
         if engine and not runner:
             comparison = replace(comparison, candidate_ran=comparison.candidate_ran + ENGINE_NOT_RUN)
         known = frozenset(evaluation.calibrated_on)
@@ -101,12 +101,12 @@ def compare(
         "labels": hashlib.sha256(repr(samples.labels).encode()).hexdigest(),
         "measure": encode(evaluation.measure),
         "calibrated_on": hashlib.sha256("".join(evaluation.calibrated_on).encode()).hexdigest(),
-        "device": context.device,
+        "device": run.device,
         **versions("onnxruntime", "onnxruntime-gpu"),
     }
-    comparison = context.store.stage(name, key, Comparison, make, compared_line)
+    comparison = run.store.stage(name, key, Comparison, make, compared_line)
     if host and not comparison.engine:
-        context.store.discard(name)  # the next run tries the engine again
+        run.store.discard(name)  # the next run tries the engine again
     return comparison
 
 
@@ -149,7 +149,7 @@ def measured(pair: Pair, dataset: Dataset, plan: MeasurePlan, emit: Emit) -> Com
     return compare(pair, dataset, measure, emit=emit, batch=min(BATCH, largest))
 
 
-def check_randomness(context: Context, model: OnnxModel, dataset: Dataset) -> None:
+def check_randomness(run: Run, model: OnnxModel, dataset: Dataset) -> None:
     """Refuse a model with operators that draw random numbers before hours of work, if its outputs show it.
 
     Raises:
@@ -159,7 +159,7 @@ def check_randomness(context: Context, model: OnnxModel, dataset: Dataset) -> No
     from trtopt.engine.onnxruntime import open_runner
 
     if random_nodes(model.path):
-        check_repeats(open_runner(model.path, device=context.device), dataset, model.path)
+        check_repeats(open_runner(model.path, device=run.device), dataset, model.path)
 
 
 def compared_line(comparison: Comparison) -> str:

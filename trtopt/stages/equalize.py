@@ -14,7 +14,7 @@ from trtopt.calibrate.ranges import Channels, subset_size
 from trtopt.data.dataset import Dataset
 from trtopt.formats import Format
 from trtopt.requires import versions
-from trtopt.stages.context import Context
+from trtopt.run import Run
 from trtopt.stages.trial import adopt, decibels, output_error, scratch, survey
 from trtopt.types import OnnxModel
 
@@ -23,7 +23,7 @@ WORTH = 0.9
 variation between samples."""
 
 
-def equalize(context: Context, model: OnnxModel, dataset: Dataset, precision: str) -> OnnxModel:
+def equalize(run: Run, model: OnnxModel, dataset: Dataset, precision: str) -> OnnxModel:
     """Return the model with the ranges of its channels equalized (`equalized.onnx`); it computes the same function.
 
     Several ways to equalize are evaluated on a few samples, and the network without equalization as well. The one with
@@ -41,21 +41,21 @@ def equalize(context: Context, model: OnnxModel, dataset: Dataset, precision: st
         path = folder / "equalized.onnx"
         if not links(load_ir(model.path)):
             return _equalized(model, {}, (), path, format)
-        statistics = survey(context, model, dataset).channels
+        statistics = survey(run, model, dataset).channels
 
         # Evaluate every way that changes the network.
-        error = output_error(context, model, dataset, precision)
+        error = output_error(run, model, dataset, precision)
         errors: dict[tuple[float, ...], float] = {}
         candidates: dict[tuple[float, ...], OnnxModel] = {}
         for exponents in WAYS:
-            with scratch(context, "equalized.onnx") as trial_path:
+            with scratch(run, "equalized.onnx") as trial_path:
                 candidate = _equalized(model, statistics, exponents, trial_path, format)
                 if candidate.notes:
                     candidates[exponents] = candidate
                     errors[exponents] = error(candidate, None)
         if not errors:
             equalized = _equalized(model, {}, (), path, format)
-            adopt(context, equalized, dataset, function=model, values=model)
+            adopt(run, equalized, dataset, function=model, values=model)
             return equalized
 
         plain = error(model, None)
@@ -64,16 +64,16 @@ def equalize(context: Context, model: OnnxModel, dataset: Dataset, precision: st
             evaluated = math.isfinite(plain)
             why = "no significant gain in output SQNR" if evaluated else "the quantized network could not be evaluated"
             equalized = _not_equalized(model, path, why, format)
-            adopt(context, equalized, dataset, function=model, values=model)
+            adopt(run, equalized, dataset, function=model, values=model)
             return equalized
         equalized = _equalized(model, statistics, best, path, format)
-        adopt(context, equalized, dataset, function=model, values=candidates[best])
+        adopt(run, equalized, dataset, function=model, values=candidates[best])
         gain = f"+{decibels(plain, errors[best]):.1f} dB SQNR on {subset_size(dataset)} samples"
         return replace(equalized, notes=(*equalized.notes, gain))
 
-    key = {"model": model.digest, "data": dataset.digest, "device": context.device, "worth": str(WORTH)}
+    key = {"model": model.digest, "data": dataset.digest, "device": run.device, "worth": str(WORTH)}
     key |= {"for": precision, **versions("onnxruntime", "onnxruntime-gpu", "onnx-ir")}
-    return context.store.stage("equalize", key, OnnxModel, make, _equalized_line)
+    return run.store.stage("equalize", key, OnnxModel, make, _equalized_line)
 
 
 def _equalized(

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING
 
 from trtopt.codec import encode
 from trtopt.errors import ModelError, UsageError
-from trtopt.events import Warned
 from trtopt.export.request import DTYPES, Example, Request
 from trtopt.export.source import Source, digest
 from trtopt.plan import DataPlan, ExportPlan
 from trtopt.requires import versions
+from trtopt.run import Run
 from trtopt.shapes import DEFAULT_BATCH, free_shape, profile
-from trtopt.stages.context import Context
 from trtopt.stages.samples import open_data
 from trtopt.store import file_digest
 from trtopt.types import Comparison, OnnxModel, ShapeRange, TensorSpec
@@ -74,7 +73,7 @@ def ready(source: Source, plan: ExportPlan) -> OnnxModel | None:
     return None if source.framework else describe(Path(source.text))
 
 
-def bring(context: Context, source: Source, wanted: Wanted) -> tuple[OnnxModel, Comparison]:
+def bring(run: Run, source: Source, wanted: Wanted) -> tuple[OnnxModel, Comparison]:
     """Export a source to ONNX (`source.onnx`), and compare its outputs with those of the framework.
 
     Raises:
@@ -84,11 +83,11 @@ def bring(context: Context, source: Source, wanted: Wanted) -> tuple[OnnxModel, 
     plan = wanted.plan
     examples = _examples(wanted) if source.kind in _SHAPELESS else ()
     request = Request(source=source, examples=examples, weights=plan.weights, signature=plan.signature)
-    model = _export(context, request, plan.timeout)
+    model = _export(run, request, plan.timeout)
     # The first note is the summary line of the stage.
     for note in model.notes[1:]:
-        context.emit(Warned(note))
-    comparison = _parity(context, request, model, wanted)
+        run.warn(note)
+    comparison = _parity(run, request, model, wanted)
     drift = "; ".join(f"{gate.output}: {gate.reason}" for gate in comparison.gates if not gate.passed)
     if drift and not plan.allow_drift:
         raise ModelError(
@@ -97,11 +96,11 @@ def bring(context: Context, source: Source, wanted: Wanted) -> tuple[OnnxModel, 
             fix="Export it in another way, or accept the drift with --allow-export-drift",
         )
     if drift:
-        context.emit(Warned(f"export drift accepted because of --allow-export-drift: {drift}"))
+        run.warn(f"export drift accepted because of --allow-export-drift: {drift}")
     return model, comparison
 
 
-def _export(context: Context, request: Request, timeout: float) -> OnnxModel:
+def _export(run: Run, request: Request, timeout: float) -> OnnxModel:
     source = request.source
 
     def make(folder: Path) -> OnnxModel:
@@ -117,10 +116,10 @@ def _export(context: Context, request: Request, timeout: float) -> OnnxModel:
         # Later stages are cached by the digest of the resulting ONNX model.
         "asked": uuid.uuid4().hex if source.kind == "factory" else "",
     }
-    return context.store.stage("export", key, OnnxModel, make, lambda model: model.notes[0])
+    return run.store.stage("export", key, OnnxModel, make, lambda model: model.notes[0])
 
 
-def _parity(context: Context, request: Request, model: OnnxModel, wanted: Wanted) -> Comparison:
+def _parity(run: Run, request: Request, model: OnnxModel, wanted: Wanted) -> Comparison:
     from trtopt.compare import parity
     from trtopt.graph.unread import unread
 
@@ -131,7 +130,7 @@ def _parity(context: Context, request: Request, model: OnnxModel, wanted: Wanted
     else:
         ranges, _ = profile(model.inputs, wanted.shapes, unread=lambda: unread(model.path))
         feeds = parity.random(model.inputs, ranges)
-        context.emit(Warned(f"the export is checked on {feeds.source}; give --data to check it on your own"))
+        run.warn(f"the export is checked on {feeds.source}; give --data to check it on your own")
 
     def make(folder: Path) -> Comparison:
         from trtopt.engine.onnxruntime import open_runner
@@ -143,7 +142,7 @@ def _parity(context: Context, request: Request, model: OnnxModel, wanted: Wanted
         return parity.check(reference, open_runner(model.path), inputs, feeds.source)
 
     key = _key(request) | {"model": model.digest, "feeds": feeds.digest, **versions("onnxruntime", "onnxruntime-gpu")}
-    return context.store.stage("parity", key, Comparison, make, parity.line)
+    return run.store.stage("parity", key, Comparison, make, parity.line)
 
 
 def _key(request: Request) -> dict[str, object]:

@@ -19,12 +19,12 @@ from trtopt.codec import encode
 from trtopt.data.dataset import Dataset
 from trtopt.engine import backend
 from trtopt.errors import EnvironmentUnableError, TrtoptError
-from trtopt.events import Progress, Warned, silent
+from trtopt.events import Progress, silent
 from trtopt.plan import MeasurePlan
 from trtopt.precision import formats
+from trtopt.run import Run
 from trtopt.stages.build import FILE, ordered
 from trtopt.stages.compare import measured, opened
-from trtopt.stages.context import Context
 from trtopt.stages.made import Made
 from trtopt.stages.precision import typed_graph
 from trtopt.stages.repair import is_quantized
@@ -37,7 +37,7 @@ from trtopt.types import (
 _MOST_BUILDS = 24
 
 
-def fault(context: Context, made: Made, dataset: Dataset) -> EngineFault | None:
+def fault(run: Run, made: Made, dataset: Dataset) -> EngineFault | None:
     """Return the nodes that make the engine wrong. An error becomes a warning: the verdict does not depend on them.
 
     A model that was given quantized has no nodes to keep, so nothing is searched.
@@ -46,25 +46,25 @@ def fault(context: Context, made: Made, dataset: Dataset) -> EngineFault | None:
         return None
 
     def make(_: Path) -> EngineFault:
-        return _find(context, made, dataset)
+        return _find(run, made, dataset)
 
     key = {
         "engine": made.engine.digest,
         "baseline": made.baseline.digest,
-        "device": context.device,
+        "device": run.device,
         "typed": made.typed.onnx.digest,
         "target": asdict(made.target),
         "data": dataset.digest,
         "plan": encode(made.plan),
     }
     try:
-        return context.store.stage("fault", key, EngineFault, make, lambda found: found.reason)
+        return run.store.stage("fault", key, EngineFault, make, lambda found: found.reason)
     except TrtoptError as error:
-        context.emit(Warned(f"the wrong layers of the engine are not known: {error}"))
+        run.warn(f"the wrong layers of the engine are not known: {error}")
         return None
 
 
-def _find(context: Context, made: Made, dataset: Dataset) -> EngineFault:
+def _find(run: Run, made: Made, dataset: Dataset) -> EngineFault:
     from trtopt.calibrate.ranges import few
 
     samples = few(dataset)
@@ -73,8 +73,8 @@ def _find(context: Context, made: Made, dataset: Dataset) -> EngineFault:
     def right(nodes: Sequence[str]) -> bool:
         nonlocal builds
         builds += 1
-        context.emit(Progress("fault", builds, 0, "builds"))
-        return _is_right(context, made, samples, nodes)
+        run.emit(Progress("fault", builds, 0, "builds"))
+        return _is_right(run, made, samples, nodes)
 
     if right([]):
         reason = (
@@ -130,7 +130,7 @@ def culprits(nodes: Sequence[str], right: Callable[[Sequence[str]], bool], most:
     return [*found, *rest]
 
 
-def _is_right(context: Context, made: Made, samples: Dataset, nodes: Sequence[str]) -> bool:
+def _is_right(run: Run, made: Made, samples: Dataset, nodes: Sequence[str]) -> bool:
     """Return whether an engine in which the nodes are kept in higher precision computes its graph."""
     from trtopt.compare.run import Pair
     from trtopt.compare.witness import judged
@@ -142,9 +142,9 @@ def _is_right(context: Context, made: Made, samples: Dataset, nodes: Sequence[st
     with tempfile.TemporaryDirectory(prefix="trtopt-") as name:
         folder = Path(name)
         typed = typed_graph(folder, made.model, target, made.table, made.seen)
-        order = ordered(typed, made.ranges, made.plan, context.device)
+        order = ordered(typed, made.ranges, made.plan, run.device)
         engine = backend(made.plan.backend).build(order, folder / FILE, emit=silent)
-        reference, graph = (open_runner(path, device=context.device) for path in (made.baseline.path, typed.onnx.path))
+        reference, graph = (open_runner(path, device=run.device) for path in (made.baseline.path, typed.onnx.path))
         with opened(engine, silent) as runner:
             if runner is None:
                 raise EnvironmentUnableError("an engine of the search cannot be run")

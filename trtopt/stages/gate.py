@@ -12,15 +12,15 @@ from pathlib import Path
 
 from trtopt.codec import encode
 from trtopt.requires import versions
-from trtopt.stages.context import Context
+from trtopt.run import Run
 from trtopt.types import Comparison
 
 
-def gate(context: Context, comparison: Comparison, gates: str, precision: str = "", name: str = "gate") -> Comparison:
+def gate(run: Run, comparison: Comparison, gates: str, precision: str = "", name: str = "gate") -> Comparison:
     """Return the comparison with the results of its gates and a verdict.
 
     Args:
-        context: the context of the stage.
+        run: the run.
         comparison: the measured drift.
         gates: the thresholds, in the syntax of `--gate`; the defaults if blank.
         precision: the precision of the candidate, for the gate `engine`.
@@ -35,7 +35,7 @@ def gate(context: Context, comparison: Comparison, gates: str, precision: str = 
     # Gates are judged again only if the measured drift or the thresholds have changed.
     measured = hashlib.sha256(json.dumps(encode(comparison)).encode()).hexdigest()
     key = {"comparison": measured, "gates": gates, "precision": precision, **versions("scipy")}
-    return context.store.stage(name, key, Comparison, make, judged_line)
+    return run.store.stage(name, key, Comparison, make, judged_line)
 
 
 def judged_line(comparison: Comparison) -> str:

@@ -15,8 +15,9 @@ from trtopt.calibrate.ranges import Seen
 from trtopt.data.dataset import Dataset
 from trtopt.precision import Request, formats
 from trtopt.requires import versions
+from trtopt.run import Run
 from trtopt.stages import blocks
-from trtopt.stages.context import Context, Target
+from trtopt.stages.target import Target
 from trtopt.stages.trial import decibels, output_error, tapped
 from trtopt.store import file_digest
 from trtopt.types import CalibrationTable, Observation, OnnxModel
@@ -26,7 +27,7 @@ _CORRECTED = {"weights": "weights", "weights and inputs": "weights and activatio
 
 
 def observe(
-    context: Context, model: OnnxModel, dataset: Dataset, target: Target, table: CalibrationTable | None
+    run: Run, model: OnnxModel, dataset: Dataset, target: Target, table: CalibrationTable | None
 ) -> Observation:
     """Return the absmax of all tensors over a few samples, and the means for bias correction (`observed.npz`).
 
@@ -49,20 +50,20 @@ def observe(
         nodes = list(float_nodes(graph.graph))
         tensors = [value.name or "" for node in nodes for value in node.outputs if is_float(value)]
         half = formats(16).get(target.rest if table else target.precision)
-        spoiled = blocks.spoiled(context, model, dataset, half) if half else {}
+        spoiled = blocks.spoiled(run, model, dataset, half) if half else {}
         request = Request(rest=target.rest, table=table, keep=resolve(graph, target.keep), spoiled=spoiled)
         roundings = rounding_errors(graph, request, formats(8)[target.precision]) if corrects else {}
-        with tapped(context, model, tensors) as tapped_path:
-            runner = open_runner(tapped_path, device=context.device, callers=callers())
+        with tapped(run, model, tensors) as tapped_path:
+            runner = open_runner(tapped_path, device=run.device, callers=callers())
             outputs = [spec.name for spec in model.outputs]
             wanted = Wanted(outputs=outputs, channels=channel_axes(nodes), roundings=roundings)
-            seen = look(runner.run, dataset, wanted, emit=context.emit, callers=runner.callers)
+            seen = look(runner.run, dataset, wanted, emit=run.emit, callers=runner.callers)
         path = folder / "observed.npz"
         _write_means(seen, path)
         correction, gain = "", 0.0
         if corrects:
             request = replace(request, ranges=seen.ranges, masks=seen.masks, sizes=seen.sizes)
-            error = output_error(context, model, dataset, target.precision)
+            error = output_error(run, model, dataset, target.precision)
             correction, gain = _best_correction(error, model, request, seen)
         return Observation(
             ranges=seen.ranges,
@@ -79,12 +80,12 @@ def observe(
     key = {
         "model": model.digest,
         "data": dataset.digest,
-        "device": context.device,
+        "device": run.device,
         "target": asdict(target),
         "table": dict(sorted(table.scales.items())) if table else None,
         **versions("onnxruntime", "onnxruntime-gpu", "onnx-ir"),
     }
-    return context.store.stage("observe", key, Observation, make, lambda seen: _observed_line(seen, corrects=corrects))
+    return run.store.stage("observe", key, Observation, make, lambda seen: _observed_line(seen, corrects=corrects))
 
 
 def _write_means(seen: Seen, path: Path) -> None:

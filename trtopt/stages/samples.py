@@ -10,10 +10,9 @@ from dataclasses import replace
 
 from trtopt.data.dataset import Dataset
 from trtopt.errors import TrtoptError
-from trtopt.events import Warned
 from trtopt.plan import DataPlan
+from trtopt.run import Run
 from trtopt.shapes import fixed, of_profile
-from trtopt.stages.context import Context
 from trtopt.types import OnnxModel, ShapeRange
 
 
@@ -45,13 +44,11 @@ def sizes(plans: Iterable[DataPlan | None], model: OnnxModel) -> dict[str, list[
     return shapes
 
 
-def open_samples(
-    context: Context, data: DataPlan | None, source: OnnxModel, ranges: tuple[ShapeRange, ...]
-) -> Dataset | None:
+def open_samples(run: Run, data: DataPlan | None, source: OnnxModel, ranges: tuple[ShapeRange, ...]) -> Dataset | None:
     """Open samples for the network with the dimensions that the profile fixes; warn of the reader's assumptions."""
     if data is None:
         return None
     dataset = open_data(data, replace(source, inputs=fixed(source.inputs, of_profile(ranges))))
     for note in dataset.notes:
-        context.emit(Warned(f"{data.source}: {note}"))
+        run.warn(f"{data.source}: {note}")
     return dataset

@@ -25,7 +25,7 @@ from trtopt.errors import CalibrationError, EnvironmentUnableError, MissingDepen
 from trtopt.events import Warned
 from trtopt.parallel import in_order
 from trtopt.precision import Request
-from trtopt.stages.context import Context
+from trtopt.run import Run as Context
 from trtopt.types import CalibrationTable, OnnxModel
 
 

@@ -23,9 +23,10 @@ from trtopt.types.comparison import (
 from trtopt.types.engine import Engine, Rejection, Support
 from trtopt.types.model import Dim, OnnxModel, ShapeRange, TensorSpec
 from trtopt.types.precision import Decision, Keep, TypedModel
-from trtopt.types.report import CandidateReport, Report, StageOutcome
+from trtopt.types.report import REPORT_SCHEMA, CandidateReport, Report, StageOutcome
 
 __all__ = [
+    "REPORT_SCHEMA",
     "BatchLimit",
     "BatchProbe",
     "BenchTarget",

@@ -6,7 +6,7 @@ Touches: nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from trtopt.types.benchmark import Benchmark
@@ -14,6 +14,9 @@ from trtopt.types.calibration import CalibratedTensor
 from trtopt.types.comparison import Comparison, EngineFault, Layers, Verdict
 from trtopt.types.engine import Engine
 from trtopt.types.precision import TypedModel
+
+REPORT_SCHEMA = 2
+"""Version of the fields of `report.json`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,18 +63,18 @@ class Report:
     samples to list. `written` is false for new gates on an earlier run, whose directory keeps the report of its own.
     """
 
-    schema_version: int
+    schema_version: int = REPORT_SCHEMA
     command: str
     verdict: Verdict
     model: str
-    precision: str
-    run_dir: Path
-    stages: tuple[StageOutcome, ...]
-    typed: TypedModel | None
-    engine: Engine | None
-    comparison: Comparison | None
-    warnings: tuple[str, ...]
-    environment: Mapping[str, str]
+    precision: str = ""
+    run_dir: Path = Path()
+    stages: tuple[StageOutcome, ...] = ()
+    typed: TypedModel | None = None
+    engine: Engine | None = None
+    comparison: Comparison | None = None
+    warnings: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
     parity: Comparison | None = None
     layers: Layers | None = None
     fault: EngineFault | None = None
