@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 USER := $(VENV)/.trtopt-user
 DEVELOPER := $(VENV)/.trtopt-developer
 
-.PHONY: help demo samples check test nightly browser lint bench damage clean
+.PHONY: help demo samples check test nightly browser lint wheel bench damage clean
 
 help:
 	@echo "make demo   convert the digits network to FP16 and INT8 engines and judge them"
@@ -16,6 +16,7 @@ help:
 	@echo "make nightly  the long tests: damaged files by the hundred"
 	@echo "make browser  install what the tests of report.html open it with (Debian, as root)"
 	@echo "make lint   ruff, mypy, and the wording and spelling of all text"
+	@echo "make wheel  build the package, and check its metadata and contents"
 	@echo "make bench  calibration and quality, side by side with onnxruntime"
 	@echo "make damage ZOO=FOLDER  damage INT8 graphs and count what compare catches (benchmarks/zoo.py fills FOLDER)"
 
@@ -73,6 +74,12 @@ lint: $(DEVELOPER)
 	$(BIN)/mypy
 	CODESPELL=$(BIN)/codespell .ci/prose
 
+wheel: $(DEVELOPER)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+
 bench: $(DEVELOPER)
 	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/digits.py
@@ -81,4 +88,4 @@ damage: $(DEVELOPER)
 	$(BIN)/python benchmarks/damage.py $(ZOO)
 
 clean:
-	rm -rf $(VENV) trtopt-out
+	rm -rf $(VENV) trtopt-out dist
