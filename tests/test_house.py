@@ -26,7 +26,7 @@ LAYERS = (
     ("precision",),
     ("compare",),
     ("bench",),
-    ("rundir", "manifest"),
+    ("rundir", "manifest", "writing"),
     ("plan", "store"),
     ("candidate",),
     ("inspection",),

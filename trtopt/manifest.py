@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,4 +60,8 @@ def relocate(value: Any, source: Path, target: Path) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return dataclasses.replace(value, **{name: relocate(item, source, target) for name, item in fields.items()})
+    if isinstance(value, tuple):
+        return tuple(relocate(item, source, target) for item in value)
+    if isinstance(value, Mapping):
+        return {key: relocate(item, source, target) for key, item in value.items()}
     return value

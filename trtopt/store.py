@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
 import time
@@ -30,24 +30,14 @@ from trtopt import __version__
 from trtopt.code_digest import code_digest
 from trtopt.codec import decode, encode
 from trtopt.counts import network_runs
-from trtopt.errors import StoreError
 from trtopt.events import Emit, StageCached, StageFinished, StageStarted, Warned, silent
 from trtopt.manifest import read_manifest, relocate
 from trtopt.rundir import ROOT, DefaultDir, claimed
 from trtopt.types import StageOutcome
+from trtopt.writing import cannot_write, own_errors, writing
 
 T = TypeVar("T")
-# Errors of the operating system that concern the run directory itself, with the reason that the user reads.
-_WRITE_ERRORS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file would be larger than is allowed here",
-    errno.EACCES: "no permission to write",
-    errno.EPERM: "no permission to write",
-    errno.EROFS: "the file system is read-only",
-    errno.ENOTDIR: "a part of the path is a file",
-    errno.EEXIST: "it is a file",
-}
+_LOGGER = logging.getLogger(__name__)
 
 
 class RunStore:
@@ -86,7 +76,8 @@ class RunStore:
         self._emit(StageStarted(name))
         start, runs_before = time.perf_counter(), network_runs.value
         with writing(self.root), _folder(self.root, name) as folder:
-            in_folder = make(folder)
+            with own_errors(self.root):
+                in_folder = make(folder)
             seconds = time.perf_counter() - start
             files = sorted(path.name for path in folder.iterdir())
             digests = {file: file_digest(folder / file) for file in files}
@@ -186,10 +177,12 @@ class RunStore:
         """Return the manifest's entry of a stage, or None if its key differs or one of its files has changed."""
         entry = self._manifest["stages"].get(name)
         if not entry or entry.get("key") != digest:
+            _LOGGER.debug("%s: %s", name, "its inputs changed" if entry else "no earlier result")
             return None
         for file, expected in entry["files"].items():
             path = self.root / file
             if not path.is_file() or file_digest(path) != expected:
+                _LOGGER.debug("%s: %s changed or is missing", name, path)
                 return None
         return entry
 
@@ -219,7 +212,7 @@ def open_store(directory: Path | DefaultDir, emit: Emit) -> Iterator[RunStore]:
         root = claimed(directory)
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _cannot_write(root, error) from error
+        raise cannot_write(root, error) from error
     with writing(root):
         lock = FileLock(root / ".lock")
         try:
@@ -262,22 +255,6 @@ def file_digest(path: Path) -> str:
         while chunk := stream.read(1 << 22):
             sha.update(chunk)
     return sha.hexdigest()
-
-
-@contextlib.contextmanager
-def writing(root: Path) -> Iterator[None]:
-    """Turn errors of the operating system about the run directory into a `StoreError`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _WRITE_ERRORS:
-            raise
-        raise _cannot_write(root, error) from error
-
-
-def _cannot_write(root: Path, error: OSError) -> StoreError:
-    reason = _WRITE_ERRORS.get(error.errno or 0, error.strerror or str(error))
-    return StoreError(f"cannot write to {root}", why=reason, fix="Choose another directory with -o, or free some space")
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ Touches: imports the packages.
 from __future__ import annotations
 
 import importlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 from trtopt.engine.cuda.driver import has_gpu
 from trtopt.engine.trt.versions import MINIMUM, RTX, Abilities, abilities, parsed
 from trtopt.errors import EnvironmentUnableError, UsageError
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +54,9 @@ def find(name: str | None = None) -> TensorRT:
     for candidate in [name] if name else order:
         result = load(candidate)
         if isinstance(result, TensorRT):
+            _LOGGER.debug("%s from %s", result.title, result.origin)
             return result
+        _LOGGER.debug("%s %s", candidate, result)
         reasons.append(f"{candidate} {result}")
     if name is None:
         raise EnvironmentUnableError(
