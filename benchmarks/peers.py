@@ -78,6 +78,7 @@ def trtopt(how: list[str], zoo: Path, name: str, folder: Path) -> Made:
     from trtopt import BuildPlan, ConvertPlan, DataPlan, convert
     from trtopt.codec import encode
     from trtopt.events import Event, Progress
+    from trtopt.shapes import parse_shapes
 
     precision, *rest = how
     plan = ConvertPlan(
@@ -86,7 +87,7 @@ def trtopt(how: list[str], zoo: Path, name: str, folder: Path) -> Made:
         run_dir=folder / "run",
         calib=DataPlan(source=str(zoo / f"{name}.calib.npz")),
         compare=False,
-        shapes=flags(zoo, name),
+        shapes=parse_shapes(flags(zoo, name)),
         build=BuildPlan(backend="onnxruntime"),
     )
     if rest:

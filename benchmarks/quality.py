@@ -327,7 +327,7 @@ def accepted(zoo: Path, name: str, folder: Path) -> str:
     from trtopt.errors import TrtoptError
     from trtopt.events import silent
     from trtopt.graph.file import describe
-    from trtopt.shapes import profile
+    from trtopt.shapes import parse_shapes, profile
     from trtopt.types import TypedModel
 
     model = describe(folder / "model.onnx")
@@ -335,7 +335,7 @@ def accepted(zoo: Path, name: str, folder: Path) -> str:
     network = TypedModel(onnx=model, precision="int8", rest="fp32", decisions=())
     if (folder / "typed.json").exists():
         network = dataclasses.replace(decode(TypedModel, json.loads((folder / "typed.json").read_text())), onnx=model)
-    ranges, _ = profile(model.inputs, flags(zoo, name))
+    ranges, _ = profile(model.inputs, parse_shapes(flags(zoo, name)))
     try:
         tensorrt.build(tensorrt.find(), network, ranges, tensorrt.BuildPlan(), folder / "engine", emit=silent)
     except TrtoptError as error:

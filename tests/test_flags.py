@@ -16,6 +16,7 @@ from support import DIGITS, EVAL, Done
 from trtopt import ConvertPlan, convert
 from trtopt.cli.command import Command
 from trtopt.cli.commands import app
+from trtopt.compare.gates import parse_gates
 from trtopt.errors import UsageError
 
 Cli = Callable[..., Done]
@@ -205,7 +206,9 @@ def test_a_gate_without_a_comparison_is_refused_by_the_program_itself(here: Path
 
 
 def test_a_gate_without_a_comparison_is_refused_in_python() -> None:
-    plan = ConvertPlan(source=DIGITS, precision="fp16", run_dir=Path("run"), compare=False, gates="top1=1%")
+    plan = ConvertPlan(
+        source=DIGITS, precision="fp16", run_dir=Path("run"), compare=False, gates=parse_gates("top1=1%")
+    )
     with pytest.raises(UsageError, match="cannot be combined with --no-compare"):
         convert(plan)
     assert not Path("run").exists()

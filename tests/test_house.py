@@ -100,6 +100,16 @@ def test_a_backend_is_named_by_its_own_folder_and_as_the_default_only() -> None:
                     assert path.stem == "doctor" or not constants & set(backends), (path, node.lineno)
 
 
+def test_flags_are_parsed_by_the_command_line_alone() -> None:
+    parsers = {"parse_gates", "parse_shapes", "output_kinds", "input_dtypes", "keeps"}
+    for path in PACKAGE.rglob("*.py"):
+        if path.is_relative_to(PACKAGE / "cli"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert not parsers & {alias.name for alias in node.names}, path
+
+
 def test_types_and_errors_need_only_the_standard_library() -> None:
     for path in (*files("types"), *files("errors"), *files("events")):
         for node in ast.walk(ast.parse(path.read_text())):

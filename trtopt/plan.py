@@ -6,15 +6,21 @@ Touches: nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trtopt.engine import BuildPlan as BuildPlan
 from trtopt.errors import UsageError
 from trtopt.precision import fallbacks, formats
 from trtopt.rundir import DefaultDir
+from trtopt.shapes import AskedShape
 from trtopt.types import Keep
+
+if TYPE_CHECKING:
+    from trtopt.bench.gate import Gate as SpeedGate
+    from trtopt.compare.gates import Gate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +42,11 @@ class DataPlan:
 class MeasurePlan:
     """Metrics of a comparison.
 
-    `kinds` are flags `OUTPUT=KIND` for outputs whose kind is not to be recognized. `metrics` are custom metrics, as
+    `kinds` holds the kind of each output that is not to be recognized. `metrics` are custom metrics, as
     `package.module:function`.
     """
 
-    kinds: tuple[str, ...] = ()
+    kinds: Mapping[str, str] = field(default_factory=dict)
     metrics: tuple[str, ...] = ()
 
 
@@ -48,11 +54,11 @@ class MeasurePlan:
 class ExportPlan:
     """Options of an export to ONNX.
 
-    `dtypes` are flags `NAME=DTYPE`. `weights` is for a factory, `signature` for a SavedModel. `timeout` is in seconds.
-    `allow_drift` accepts an export whose outputs differ from the framework's.
+    `dtypes` holds the type of inputs that are not float32. `weights` is for a factory, `signature` for a SavedModel.
+    `timeout` is in seconds. `allow_drift` accepts an export whose outputs differ from the framework's.
     """
 
-    dtypes: tuple[str, ...] = ()
+    dtypes: Mapping[str, str] = field(default_factory=dict)
     weights: Path | None = None
     signature: str | None = None
     timeout: float = 1800.0
@@ -80,9 +86,9 @@ class ConvertPlan:
     keep: tuple[Keep, ...] = ()
     compare: bool = True
     measure: MeasurePlan = MeasurePlan()
-    gates: str = ""
+    gates: tuple[Gate, ...] = ()
     allow_inconclusive: bool = False
-    shapes: tuple[str, ...] = ()
+    shapes: tuple[AskedShape, ...] = ()
     device: str = "cpu"
     build: BuildPlan = field(default_factory=BuildPlan)
     export: ExportPlan = ExportPlan()
@@ -95,7 +101,7 @@ class ExportOnlyPlan:
     source: Path
     out: Path
     run_dir: Path | DefaultDir
-    shapes: tuple[str, ...] = ()
+    shapes: tuple[AskedShape, ...] = ()
     data: DataPlan | None = None
     device: str = "cpu"
     export: ExportPlan = ExportPlan()
@@ -113,7 +119,7 @@ class ComparePlan:
     run_dir: Path | DefaultDir
     data: DataPlan
     measure: MeasurePlan = MeasurePlan()
-    gates: str = ""
+    gates: tuple[Gate, ...] = ()
     allow_inconclusive: bool = False
     layers: bool = False
     worst: int = 0
@@ -129,7 +135,7 @@ class JudgePlan:
 
     run: Path
     measure: MeasurePlan = MeasurePlan()
-    gates: str = ""
+    gates: tuple[Gate, ...] = ()
     allow_inconclusive: bool = False
     worst: int = 0
 
@@ -143,7 +149,7 @@ class SpeedPlan:
     """
 
     device: str = "auto"
-    shapes: tuple[str, ...] = ()
+    shapes: tuple[AskedShape, ...] = ()
     tf32: bool = False
     graphs: bool = False
 
@@ -161,7 +167,7 @@ class BenchPlan:
     batches: tuple[int, ...] = ()
     seconds: float = 2.0
     data: DataPlan | None = None
-    gates: str = ""
+    gates: tuple[SpeedGate, ...] = ()
     allow_inconclusive: bool = False
     speed: SpeedPlan = SpeedPlan()
 
@@ -221,3 +227,22 @@ def output_kinds(flags: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"--kind is given twice for output {output}", fix="Keep one of the two")
         kinds[output] = kind
     return kinds
+
+
+def input_dtypes(flags: Sequence[str]) -> dict[str, str]:
+    """Return the type of each input that a flag `--dtype NAME=DTYPE` names.
+
+    Raises:
+        UsageError: a flag does not parse, its type is unknown, or an input is named twice.
+    """
+    from trtopt.export.request import DTYPES
+
+    dtypes: dict[str, str] = {}
+    for flag in flags:
+        name, _, dtype = flag.rpartition("=")
+        if not name or dtype not in DTYPES:
+            raise UsageError(f"invalid --dtype {flag}", fix=f"Write NAME=DTYPE, with one of {', '.join(DTYPES)}")
+        if name in dtypes:
+            raise UsageError(f"--dtype is given twice for input {name}", fix="Keep one of the two")
+        dtypes[name] = dtype
+    return dtypes

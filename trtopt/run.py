@@ -50,6 +50,15 @@ class Run:
     warnings: list[str] = field(default_factory=list)
     shared: dict[tuple[str, str], Any] = field(default_factory=dict)
 
+    @property
+    def place(self) -> str:
+        """Where onnxruntime runs, for the key of a stage: the device, and the GPUs that `cuda` and `auto` find here."""
+        from trtopt.engine.cuda.driver import has_gpu, read_driver
+
+        if self.device == "cpu" or (self.device == "auto" and not has_gpu()):
+            return "cpu"
+        return f"{self.device}: {', '.join(gpu.name for gpu in read_driver().gpus)}"
+
     def warn(self, message: str) -> None:
         """Warn the user, now and in the report."""
         self.emit(Warned(message))

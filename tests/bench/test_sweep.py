@@ -26,7 +26,7 @@ from trtopt.errors import EnvironmentUnableError, MissingDependencyError, ModelE
 from trtopt.events import Progress, silent
 from trtopt.graph.file import describe
 from trtopt.plan import BenchPlan, DataPlan, SpeedPlan
-from trtopt.shapes import profile
+from trtopt.shapes import parse_shapes, profile
 from trtopt.stages import bench as preparing
 from trtopt.types import Benchmark, BenchTarget, OnnxModel, ShapeRange, TensorSpec, Timing
 
@@ -35,7 +35,7 @@ QUICK = 0.02
 
 def target(path: Path, name: str = "net", *shapes: str) -> Target:
     inputs = describe(path).inputs
-    sizes = Sizes(inputs=inputs, ranges=profile(inputs, shapes)[0])
+    sizes = Sizes(inputs=inputs, ranges=profile(inputs, parse_shapes(shapes))[0])
     return Target(name=name, sizes=sizes, session=open_onnx(path, "cpu", CudaOptions()))
 
 
@@ -48,7 +48,7 @@ def swept(targets: list[Target], *batches: int) -> list[tuple[Timing, ...]]:
 def two_inputs() -> Sizes:
     ids = TensorSpec(name="ids", dtype="int64", shape=("n", "length"))
     scale = TensorSpec(name="scale", dtype="float32", shape=(1,))
-    return Sizes(inputs=(ids, scale), ranges=profile((ids,), ("ids=1x4:2x6:9x8",))[0])
+    return Sizes(inputs=(ids, scale), ranges=profile((ids,), parse_shapes(["ids=1x4:2x6:9x8"]))[0])
 
 
 def test_a_sweep_has_a_row_for_each_target_at_each_batch_size(conv_net: Path) -> None:
@@ -280,7 +280,7 @@ def test_the_batch_is_free_or_the_first_size_that_all_inputs_share(two_inputs: S
 
 def test_a_shape_flag_can_fix_the_batch() -> None:
     spec = TensorSpec(name="x", dtype="float32", shape=("n", 3))
-    assert Sizes(inputs=(spec,), ranges=profile((spec,), ("x=4x3",))[0]).batch == 4
+    assert Sizes(inputs=(spec,), ranges=profile((spec,), parse_shapes(["x=4x3"]))[0]).batch == 4
 
 
 def test_real_samples_are_joined_and_repeated_if_they_are_few() -> None:

@@ -91,14 +91,16 @@ def bench(
     from dataclasses import replace
 
     from trtopt import rundir
+    from trtopt.bench.gate import parse_gates
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import finish
     from trtopt.commands.bench import bench as run
     from trtopt.commands.max_batch import max_batch as search_batch
     from trtopt.errors import UsageError
     from trtopt.plan import BenchPlan, DataPlan, SpeedPlan
+    from trtopt.shapes import parse_shapes
 
-    speed = SpeedPlan(device=device.value, shapes=tuple(shape or ()), tf32=tf32, graphs=cuda_graphs)
+    speed = SpeedPlan(device=device.value, shapes=parse_shapes(shape or ()), tf32=tf32, graphs=cuda_graphs)
     run_dir = out or rundir.of_bench(targets)
     if max_batch:
         for flag, value in (("--batch", batch), ("--gate", gate), ("--data", data)):
@@ -120,7 +122,7 @@ def bench(
         batches=_batches(batch),
         seconds=_positive(seconds),
         data=DataPlan(source=data, recipe=recipe, skip_bad=skip_bad) if data else None,
-        gates=joined(gate),
+        gates=parse_gates(joined(gate)),
         allow_inconclusive=allow_inconclusive,
         speed=speed,
     )

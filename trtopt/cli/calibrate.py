@@ -42,6 +42,7 @@ def calibrate(
     from trtopt.commands.calibrate import calibrate as run
     from trtopt.export.source import identify
     from trtopt.plan import BuildPlan, ConvertPlan, DataPlan
+    from trtopt.shapes import parse_shapes
     from trtopt.stages.tables import of_equalized
 
     plan = ConvertPlan(
@@ -51,7 +52,7 @@ def calibrate(
         calib=DataPlan(source=calib, recipe=recipe, skip_bad=skip_bad),
         method=method,
         equalization=not no_equalization,
-        shapes=tuple(shape or ()),
+        shapes=parse_shapes(shape or ()),
         device=device.value,
         build=BuildPlan(),
     )

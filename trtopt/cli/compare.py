@@ -78,10 +78,11 @@ def compare(
     from trtopt.cli.show import finish
     from trtopt.commands.compare import compare as run
     from trtopt.commands.judge import judge_again
+    from trtopt.compare.gates import parse_gates
     from trtopt.errors import UsageError
-    from trtopt.plan import ComparePlan, DataPlan, JudgePlan, MeasurePlan
+    from trtopt.plan import ComparePlan, DataPlan, JudgePlan, MeasurePlan, output_kinds
 
-    measure = MeasurePlan(kinds=tuple(kind or ()), metrics=tuple(metric or ()))
+    measure = MeasurePlan(kinds=output_kinds(kind or ()), metrics=tuple(metric or ()))
     if from_ is not None:
         # Settings also serve other runs, so only flags that were typed are rejected.
         typed = [name for name in _OF_A_RUN if is_typed(context, name)]
@@ -89,7 +90,11 @@ def compare(
             flags = ", ".join(["models"] * bool(baseline) + [f"--{name.replace('_', '-')}" for name in typed])
             raise UsageError("--from runs no model", why="it applies gates to stored results", fix=f"Leave out {flags}")
         judged = JudgePlan(
-            run=from_, measure=measure, gates=joined(gate), allow_inconclusive=allow_inconclusive, worst=worst
+            run=from_,
+            measure=measure,
+            gates=parse_gates(joined(gate)),
+            allow_inconclusive=allow_inconclusive,
+            worst=worst,
         )
         finish(judge_again(judged), format.value)
     if baseline is None or not candidates:
@@ -102,7 +107,7 @@ def compare(
         run_dir=out or rundir.of_comparison(baseline, candidates),
         data=DataPlan(source=data, recipe=recipe, classes=classes, labels=labels, skip_bad=skip_bad),
         measure=measure,
-        gates=joined(gate),
+        gates=parse_gates(joined(gate)),
         allow_inconclusive=allow_inconclusive,
         layers=layers,
         worst=worst,

@@ -123,9 +123,11 @@ def convert(
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import finish
     from trtopt.commands.convert import convert as run
+    from trtopt.compare.gates import parse_gates
     from trtopt.errors import UsageError
     from trtopt.export.source import identify
-    from trtopt.plan import BuildPlan, ConvertPlan, DataPlan, ExportPlan, MeasurePlan, keeps
+    from trtopt.plan import BuildPlan, ConvertPlan, DataPlan, ExportPlan, MeasurePlan, input_dtypes, keeps, output_kinds
+    from trtopt.shapes import parse_shapes
 
     source = data or calib
     if (classes or labels) and not source:
@@ -149,13 +151,13 @@ def convert(
         bias_correction=not no_bias_correction,
         keep=keeps(keep or (), precision, rest),
         compare=not no_compare,
-        measure=MeasurePlan(kinds=tuple(kind or ()), metrics=tuple(metric or ())),
-        gates=joined(gate),
+        measure=MeasurePlan(kinds=output_kinds(kind or ()), metrics=tuple(metric or ())),
+        gates=parse_gates(joined(gate)),
         allow_inconclusive=allow_inconclusive,
-        shapes=tuple(shape or ()),
+        shapes=parse_shapes(shape or ()),
         device=device.value,
         export=ExportPlan(
-            dtypes=tuple(dtype or ()),
+            dtypes=input_dtypes(dtype or ()),
             weights=weights,
             signature=signature,
             timeout=export_timeout,

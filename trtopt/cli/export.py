@@ -55,16 +55,17 @@ def export(
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import finish
     from trtopt.commands.export import export as run
-    from trtopt.plan import DataPlan, ExportOnlyPlan, ExportPlan
+    from trtopt.plan import DataPlan, ExportOnlyPlan, ExportPlan, input_dtypes
+    from trtopt.shapes import parse_shapes
 
     plan = ExportOnlyPlan(
         source=source,
         out=out,
         run_dir=rundir.of_export(out),
-        shapes=tuple(shape or ()),
+        shapes=parse_shapes(shape or ()),
         data=DataPlan(source=data, recipe=recipe, skip_bad=skip_bad) if data else None,
         export=ExportPlan(
-            dtypes=tuple(dtype or ()),
+            dtypes=input_dtypes(dtype or ()),
             weights=weights,
             signature=signature,
             timeout=export_timeout,

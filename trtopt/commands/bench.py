@@ -48,8 +48,7 @@ def bench(plan: BenchPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | N
     from trtopt.bench import gate, sweep
     from trtopt.stages import bench as preparing
 
-    gates = gate.parse_gates(plan.gates)
-    if plan.allow_inconclusive and not gates:
+    if plan.allow_inconclusive and not plan.gates:
         raise UsageError("--allow-inconclusive is about gates", why="there is none", fix="Add --gate, or leave it out")
     checks.exists(plan.data)
     wanted = [preparing.wanted(path, name) for path, name in _named(plan.targets)]
@@ -63,7 +62,7 @@ def bench(plan: BenchPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | N
             opened.append(preparing.opened(given, plan, samples.get(given.name), emit))
             held.callback(opened[-1].target.session.close)
         batches, left_out = preparing.batches(opened, plan.batches)
-        gate.check(gates, batches, len(opened))
+        gate.check(plan.gates, batches, len(opened))
         for line in (*left_out, *preparing.remarks(opened)):
             emit(Warned(line))
         device = held.enter_context(preparing.gpu_readings(opened, emit))
@@ -88,7 +87,7 @@ def bench(plan: BenchPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | N
             emit(Warned(line))
         if stopped is not None:
             run.warnings.append(str(stopped))
-        benchmark = gate.judged(measured, gates, cpu_counts=plan.speed.device == "cpu")
+        benchmark = gate.judged(measured, plan.gates, cpu_counts=plan.speed.device == "cpu")
         for each in opened:
             if each.run_dir is not None:
                 _keep_timings(each.run_dir, each.target.name, benchmark, emit)

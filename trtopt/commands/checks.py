@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from trtopt.compare.gates import Gate
 from trtopt.data.dataset import Dataset
 from trtopt.errors import DataError, ModelError, UsageError
-from trtopt.plan import ConvertPlan, DataPlan, MeasurePlan, output_kinds
+from trtopt.plan import ConvertPlan, DataPlan, MeasurePlan
 from trtopt.precision import fallbacks
 from trtopt.types import Comparison, OnnxModel, ShapeRange, TensorSpec
 
@@ -21,9 +22,7 @@ FEW = 32
 def names(plan: ConvertPlan) -> None:
     """Reject misspelt names now, not after an hour of calibration."""
     from trtopt.calibrate import check_name
-    from trtopt.compare.gates import parse_gates
 
-    parse_gates(plan.gates)
     measure(plan.measure)
     check_name(plan.method)
     if plan.rest not in fallbacks():
@@ -35,7 +34,7 @@ def compared(plan: ConvertPlan) -> None:
     if plan.compare:
         return
     for flag, given in (
-        ("--gate", plan.gates.strip()),
+        ("--gate", plan.gates),
         ("--kind", plan.measure.kinds),
         ("--metric", plan.measure.metrics),
         ("--allow-inconclusive", plan.allow_inconclusive),
@@ -48,25 +47,24 @@ def compared(plan: ConvertPlan) -> None:
             )
 
 
-def outputs(gates: str, plan: MeasurePlan, model: OnnxModel) -> None:
+def outputs(gates: Sequence[Gate], plan: MeasurePlan, model: OnnxModel) -> None:
     """Reject an invalid gate, and a gate or kind with an unknown output or metric, before anything is run.
 
     A custom metric is an output named after its function.
     """
     from trtopt.compare.catalog import METRICS
-    from trtopt.compare.gates import parse_gates
 
     outputs = [spec.name for spec in model.outputs]
     own = [metric.rpartition(":")[2] for metric in plan.metrics]
-    named = [("--gate", gate.output, [*outputs, *own]) for gate in parse_gates(gates) if gate.output]
-    named += [("--kind", output, outputs) for output in output_kinds(plan.kinds)]
+    named = [("--gate", gate.output, [*outputs, *own]) for gate in gates if gate.output]
+    named += [("--kind", output, outputs) for output in plan.kinds]
     for flag, name, known in named:
         if name not in known:
             raise UsageError(
                 f"{flag}: {model.path.name} has no output {name}",
                 fix=f"Choose one of {', '.join(known)}",
             )
-    unknown = [gate.metric for gate in parse_gates(gates) if gate.metric not in METRICS]
+    unknown = [gate.metric for gate in gates if gate.metric not in METRICS]
     if unknown and not plan.metrics:
         raise UsageError(
             f"--gate: unknown metric {unknown[0]}",
@@ -75,15 +73,13 @@ def outputs(gates: str, plan: MeasurePlan, model: OnnxModel) -> None:
         )
 
 
-def gated(gates: str, outputs: Sequence[str]) -> None:
+def gated(gates: Sequence[Gate], outputs: Sequence[str]) -> None:
     """Refuse a gate on an output that was not measured.
 
     Raises:
         UsageError: there is one.
     """
-    from trtopt.compare.gates import parse_gates
-
-    for gate in parse_gates(gates):
+    for gate in gates:
         if gate.output and gate.output not in outputs:
             raise UsageError(
                 f"--gate names an unknown output {gate.output!r}", fix=f"The measured outputs are {', '.join(outputs)}"
@@ -96,7 +92,7 @@ def measure(plan: MeasurePlan) -> None:
         from trtopt.compare.custom import load
         from trtopt.compare.kinds import check_name
 
-        for kind in output_kinds(plan.kinds).values():
+        for kind in plan.kinds.values():
             check_name(kind)
         for source in plan.metrics:
             load(source)
@@ -105,7 +101,7 @@ def measure(plan: MeasurePlan) -> None:
 def measured(run: Path, plan: MeasurePlan, comparison: Comparison) -> None:
     """Reject flags that differ from how an earlier run was measured."""
     kinds = {output.output: output.kind for output in comparison.outputs}
-    asked = [("--kind", f"{output}={kind}", (output, kind)) for output, kind in output_kinds(plan.kinds).items()]
+    asked = [("--kind", f"{output}={kind}", (output, kind)) for output, kind in plan.kinds.items()]
     asked += [("--metric", metric, (metric.rpartition(":")[2], "own")) for metric in plan.metrics]
     for flag, value, entry in asked:
         if entry not in kinds.items():
@@ -160,7 +156,7 @@ def classes(dataset: Dataset, plan: MeasurePlan, model: OnnxModel) -> None:
     """Reject labels with classes other than the model's, if the output shapes tell."""
     from trtopt.data.classes import check_count, score_count
 
-    kinds = output_kinds(plan.kinds)
+    kinds = plan.kinds
     scores: dict[str, int] = {}
     for spec in model.outputs:
         row = [side for side in spec.shape[1:] if isinstance(side, int)]

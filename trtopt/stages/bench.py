@@ -19,7 +19,7 @@ from trtopt.engine.onnxruntime import CudaOptions
 from trtopt.errors import EnvironmentUnableError, MissingDependencyError, OutOfMemoryError, UsageError
 from trtopt.events import Emit, Warned
 from trtopt.plan import BenchPlan, SpeedPlan
-from trtopt.shapes import DEFAULT_BATCH, profile
+from trtopt.shapes import DEFAULT_BATCH, AskedShape, profile
 from trtopt.stages.compare import compiled
 from trtopt.stages.samples import open_data
 from trtopt.types import Engine, OnnxModel, ShapeRange, TensorSpec
@@ -166,7 +166,7 @@ def engine_batches(target: Wanted, sizes: inputs.Sizes) -> range | None:
     return None
 
 
-def ranges(target: Wanted, shapes: Sequence[str], dataset: Dataset | None) -> tuple[ShapeRange, ...]:
+def ranges(target: Wanted, shapes: Sequence[AskedShape], dataset: Dataset | None) -> tuple[ShapeRange, ...]:
     """Return the shape ranges of dynamic inputs.
 
     They are taken from the first of these that exists: the flags, the run directory, the samples, a default. Samples

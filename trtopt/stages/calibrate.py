@@ -53,7 +53,7 @@ def calibrate(run: Run, model: OnnxModel, dataset: Dataset, method: str, precisi
         noisiest.write(noisiest.noisiest(chosen, histograms, format), folder)
         return chosen
 
-    key = {"model": model.digest, "data": dataset.digest, "method": method, "device": run.device}
+    key = {"model": model.digest, "data": dataset.digest, "method": method, "device": run.place}
     key |= {"for": precision, **versions("onnxruntime", "onnxruntime-gpu", "onnx-ir", "numba")}
     tried_on = subset_size(dataset)
     return run.store.stage("calibrate", key, CalibrationTable, make, lambda table: _calibrated_line(table, tried_on))

@@ -19,7 +19,7 @@ from trtopt.data.dataset import Dataset
 from trtopt.engine import Runner, compiler
 from trtopt.errors import EnvironmentUnableError, MissingDependencyError, OutOfMemoryError
 from trtopt.events import Emit, Warned
-from trtopt.plan import MeasurePlan, output_kinds
+from trtopt.plan import MeasurePlan
 from trtopt.requires import versions
 from trtopt.run import Run
 from trtopt.types import Comparison, Engine, OnnxModel
@@ -101,7 +101,7 @@ def compare(
         "labels": hashlib.sha256(repr(samples.labels).encode()).hexdigest(),
         "measure": encode(evaluation.measure),
         "calibrated_on": hashlib.sha256("".join(evaluation.calibrated_on).encode()).hexdigest(),
-        "device": run.device,
+        "device": run.place,
         **versions("onnxruntime", "onnxruntime-gpu"),
     }
     comparison = run.store.stage(name, key, Comparison, make, compared_line)
@@ -144,7 +144,7 @@ def measured(pair: Pair, dataset: Dataset, plan: MeasurePlan, emit: Emit) -> Com
     """Return the drift of the candidate; an engine is run with batches of at most its profile."""
     from trtopt.compare.run import BATCH, Measure, compare
 
-    measure = Measure(kinds=output_kinds(plan.kinds), metrics=plan.metrics)
+    measure = Measure(kinds=plan.kinds, metrics=plan.metrics)
     largest = getattr(pair.candidate, "max_batch", BATCH)
     return compare(pair, dataset, measure, emit=emit, batch=min(BATCH, largest))
 

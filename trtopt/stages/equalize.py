@@ -71,7 +71,7 @@ def equalize(run: Run, model: OnnxModel, dataset: Dataset, precision: str) -> On
         gain = f"+{decibels(plain, errors[best]):.1f} dB SQNR on {subset_size(dataset)} samples"
         return replace(equalized, notes=(*equalized.notes, gain))
 
-    key = {"model": model.digest, "data": dataset.digest, "device": run.device, "worth": str(WORTH)}
+    key = {"model": model.digest, "data": dataset.digest, "device": run.place, "worth": str(WORTH)}
     key |= {"for": precision, **versions("onnxruntime", "onnxruntime-gpu", "onnx-ir")}
     return run.store.stage("equalize", key, OnnxModel, make, _equalized_line)
 

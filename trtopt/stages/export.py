@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtopt.codec import encode
 from trtopt.errors import ModelError, UsageError
-from trtopt.export.request import DTYPES, Example, Request
+from trtopt.export.request import Example, Request
 from trtopt.export.source import Source, digest
 from trtopt.plan import DataPlan, ExportPlan
 from trtopt.requires import versions
 from trtopt.run import Run
-from trtopt.shapes import DEFAULT_BATCH, free_shape, profile
+from trtopt.shapes import DEFAULT_BATCH, AskedShape, free_shape, profile
 from trtopt.stages.samples import open_data
 from trtopt.store import file_digest
 from trtopt.types import Comparison, OnnxModel, ShapeRange, TensorSpec
@@ -48,7 +47,7 @@ class Wanted:
     """
 
     plan: ExportPlan
-    shapes: tuple[str, ...]
+    shapes: tuple[AskedShape, ...]
     data: DataPlan | None
 
 
@@ -162,11 +161,11 @@ def _examples(wanted: Wanted) -> tuple[Example, ...]:
     They are described by the `--shape` and `--dtype` flags. Without `--shape`, they are described by the first sample,
     with a dynamic batch.
     """
-    named = [_dtype(flag) for flag in wanted.plan.dtypes]
-    shapes = [free_shape(flag) for flag in wanted.shapes]
-    _check_once("--dtype", [name for name, _ in named])
-    _check_once("--shape", [shape.name for shape in shapes])
-    dtypes = dict(named)
+    shapes = [free_shape(asked) for asked in wanted.shapes]
+    for name, count in Counter(shape.name for shape in shapes).items():
+        if count > 1:
+            raise UsageError(f"--shape is given twice for input {name}", fix="Keep one of the two")
+    dtypes = wanted.plan.dtypes
     if wanted.data is not None and not shapes:
         low, best, high = DEFAULT_BATCH
         examples = []
@@ -178,21 +177,6 @@ def _examples(wanted: Wanted) -> tuple[Example, ...]:
         name = min(unknown)
         raise UsageError(f"--dtype {name} has no shape", fix=f"Add --shape {name}=...")
     return tuple(Example(name=shape.name, dtype=dtypes.get(shape.name, "float32"), shape=shape) for shape in shapes)
-
-
-def _check_once(flag: str, names: Sequence[str]) -> None:
-    """Refuse a flag that is given twice for one input."""
-    for name, count in Counter(names).items():
-        if count > 1:
-            raise UsageError(f"{flag} is given twice for input {name}", fix="Keep one of the two")
-
-
-def _dtype(flag: str) -> tuple[str, str]:
-    """Return the name and the dtype of a `--dtype` flag."""
-    name, _, dtype = flag.rpartition("=")
-    if not name or dtype not in DTYPES:
-        raise UsageError(f"invalid --dtype {flag}", fix=f"Write NAME=DTYPE, with one of {', '.join(DTYPES)}")
-    return name, dtype
 
 
 def _headers(plan: DataPlan) -> list[tuple[str, str, tuple[int, ...]]]:

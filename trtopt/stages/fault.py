@@ -51,7 +51,7 @@ def fault(run: Run, made: Made, dataset: Dataset) -> EngineFault | None:
     key = {
         "engine": made.engine.digest,
         "baseline": made.baseline.digest,
-        "device": run.device,
+        "device": run.place,
         "typed": made.typed.onnx.digest,
         "target": asdict(made.target),
         "data": dataset.digest,
@@ -150,5 +150,5 @@ def _is_right(run: Run, made: Made, samples: Dataset, nodes: Sequence[str]) -> b
                 raise EnvironmentUnableError("an engine of the search cannot be run")
             pair = Pair(baseline=reference, candidate=runner, graph=graph, names=("", ""))
             comparison: Comparison = measured(pair, samples, MeasurePlan(), silent)
-    results = judged(comparison, "", made.target.precision).gates
+    results = judged(comparison, (), made.target.precision).gates
     return all(gate.verdict == "pass" for gate in results if gate.metric == "engine")

@@ -58,7 +58,7 @@ def layers(
         "typed": candidate.digest,
         "decisions": hashlib.sha256(json.dumps(encode(decisions)).encode()).hexdigest(),
         "data": dataset.digest,
-        "device": run.device,
+        "device": run.place,
         **versions("onnxruntime", "onnxruntime-gpu", "onnx-ir"),
     }
     return run.store.stage(name, key, Layers, make, layers_line)

@@ -80,7 +80,7 @@ def observe(
     key = {
         "model": model.digest,
         "data": dataset.digest,
-        "device": run.device,
+        "device": run.place,
         "target": asdict(target),
         "table": dict(sorted(table.scales.items())) if table else None,
         **versions("onnxruntime", "onnxruntime-gpu", "onnx-ir"),
