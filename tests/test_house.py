@@ -27,6 +27,7 @@ LAYERS = (
     ("bench",),
     ("rundir",),
     ("plan", "store"),
+    ("rehearsal",),
     ("candidate",),
     ("inspection",),
     ("report",),

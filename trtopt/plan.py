@@ -12,7 +12,7 @@ from pathlib import Path
 
 from trtopt.errors import UsageError
 from trtopt.rundir import DefaultDir
-from trtopt.types import Keep
+from trtopt.types import Cache, Keep
 
 BACKENDS = ("tensorrt", "onnxruntime")
 RESTS = ("fp16", "bf16", "fp32")
@@ -23,7 +23,8 @@ class DataPlan:
     """Source of samples.
 
     `recipe` is a name or a path; by default it is the recipe in the folder of images, or an assumed one. `classes` is a
-    file of class names and `labels` a CSV file with the classes of images.
+    file of class names and `labels` a CSV file with the classes of images. At most `samples` of them are used, spread
+    evenly (None: all).
     """
 
     source: str
@@ -31,6 +32,7 @@ class DataPlan:
     classes: Path | None = None
     labels: Path | None = None
     skip_bad: bool = False
+    samples: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +103,7 @@ class ConvertPlan:
     device: str = "cpu"
     build: BuildPlan = BuildPlan()
     export: ExportPlan = ExportPlan()
+    cache: Cache = "use"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +117,7 @@ class ExportOnlyPlan:
     data: DataPlan | None = None
     device: str = "cpu"
     export: ExportPlan = ExportPlan()
+    cache: Cache = "use"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +137,7 @@ class ComparePlan:
     layers: bool = False
     worst: int = 0
     device: str = "cpu"
+    cache: Cache = "use"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

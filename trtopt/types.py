@@ -22,6 +22,12 @@ Verdict = Literal["pass", "fail", "inconclusive", "unchecked"]
 or set no gate. Neither counts as a pass; `trtopt.verdict` defines the consequences of each.
 """
 
+Cache = Literal["use", "ignore", "show"]
+"""Treatment of the results of earlier runs.
+
+A run uses them, ignores them, or shows which it would use, without running or writing anything.
+"""
+
 Dim = int | str
 """A fixed size, or the name of a dynamic dimension (`?` for an unnamed one)."""
 

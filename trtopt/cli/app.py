@@ -23,8 +23,10 @@ def main() -> None:
     """Run the command line and exit with the code of its outcome; 1 always means a failed gate."""
     try:
         _own_stdout()
+        from trtopt.cli import trtexec
         from trtopt.cli.commands import app
 
+        trtexec.refuse(sys.argv[1:])
         code = app(standalone_mode=False) or EXIT_PASS  # the code of a typer.Exit, and 130 after Ctrl-C
         sys.stdout.flush()
     except SystemExit as leave:

@@ -8,6 +8,7 @@ Touches: stderr.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from types import TracebackType
@@ -19,6 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from trtopt import events
 from trtopt.errors import TrtoptError
 
+LOGGER = logging.getLogger("trtopt")
+"""Parent of the loggers of all modules."""
+
 
 def stderr_console() -> Console:
     """Return the console for everything except results."""
@@ -26,12 +30,17 @@ def stderr_console() -> Console:
 
 
 class Narrator:
-    """Context manager that is also the `emit` of a pipeline: it renders events on stderr as they arrive."""
+    """Context manager that is also the `emit` of a pipeline: it renders events on stderr as they arrive.
 
-    def __init__(self) -> None:
+    `quiet` renders none. `verbose` also prints the logs of trtopt, which include those of the frameworks.
+    """
+
+    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
         self._console = stderr_console()
+        self._quiet = quiet
+        self._log = logging.StreamHandler() if verbose else None
         # FORCE_COLOR makes rich assume a terminal. Bars are only for real terminals, never for CI logs.
-        self._animated = sys.stderr.isatty() and not os.environ.get("CI")
+        self._animated = sys.stderr.isatty() and not os.environ.get("CI") and not quiet
         self._progress = Progress(
             TextColumn("  [bold]{task.fields[stage]:<10}"),
             BarColumn(bar_width=28),
@@ -45,6 +54,10 @@ class Narrator:
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Narrator:
+        if self._log is not None:
+            self._log.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+            LOGGER.addHandler(self._log)
+            LOGGER.setLevel(logging.DEBUG)
         self._progress.start()
         return self
 
@@ -53,12 +66,19 @@ class Narrator:
     ) -> None:
         with contextlib.suppress(SystemExit, BrokenPipeError):
             self._progress.stop()
+        if self._log is not None:
+            if isinstance(error, TrtoptError):
+                LOGGER.debug("traceback of the error", exc_info=error)
+            LOGGER.removeHandler(self._log)
+            LOGGER.setLevel(logging.NOTSET)
         if isinstance(error, SystemExit):
             why = "stderr was closed, or code of the user exited"
             raise TrtoptError("the run ended early", why=why) from error
 
     def __call__(self, event: events.Event) -> None:
         """Render one event."""
+        if self._quiet:
+            return
         match event:
             case events.StageStarted(stage):
                 self._tasks[stage] = self._progress.add_task("", total=None, stage=stage, note="")

@@ -10,11 +10,11 @@ from trtopt.commands import checks
 from trtopt.data.dataset import Dataset
 from trtopt.events import Emit, Warned, silent
 from trtopt.plan import ConvertPlan
+from trtopt.rehearsal import open_for
 from trtopt.shapes import profile
 from trtopt.stages import export as exporting
 from trtopt.stages import report as reporting
 from trtopt.stages import tables
-from trtopt.store import open_store
 from trtopt.types import (
     CalibrationTable,
     OnnxModel,
@@ -35,7 +35,7 @@ def calibrate(plan: ConvertPlan, emit: Emit = silent) -> CalibrationTable:
     given = identify(str(plan.source))
     checks.calibrates(plan)
     checks.data_flags(plan, needs_table=True)
-    with open_store(plan.run_dir, emit) as store:
+    with open_for(plan.run_dir, emit, plan.cache) as store:
         context = stages.Context(store=store, emit=emit, device=plan.device)
         wanted = exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.calib)
         source = exporting.ready(given, plan.export) or exporting.bring(context, given, wanted)[0]

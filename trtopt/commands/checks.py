@@ -33,10 +33,8 @@ def names(plan: ConvertPlan) -> None:
 
 def build_flags(plan: ConvertPlan) -> None:
     """Reject flags of the builder that it does not have now, not after calibration."""
-    if not plan.build.tactic_sources:
+    if not plan.build.tactic_sources or plan.build.backend != "tensorrt":
         return
-    if plan.build.backend != "tensorrt":
-        raise UsageError(f"--tactic-sources needs --backend tensorrt, not {plan.build.backend}", fix="Omit it")
     from trtopt.engine.trt.locate import find
     from trtopt.engine.trt.options import check_tactic_sources
 

@@ -16,10 +16,10 @@ from trtopt.commands import checks
 from trtopt.errors import UsageError
 from trtopt.events import Emit, Warned, silent
 from trtopt.plan import ComparePlan
+from trtopt.rehearsal import open_for
 from trtopt.shapes import fixed
 from trtopt.stages import layers as layering
 from trtopt.stages import report as reporting
-from trtopt.store import open_store
 from trtopt.types import CandidateReport, Comparison, Report
 
 
@@ -45,7 +45,7 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
         checks.pair(baseline, candidate.onnx)
     checks.exists(plan.data)
     warnings: list[str] = []
-    with open_store(plan.run_dir, emit) as store:
+    with open_for(plan.run_dir, emit, plan.cache) as store:
         reporting.forget(store)
         context = stages.Context(store=store, emit=reporting.recording(emit, warnings), device=plan.device)
         baseline = stages.widen(context, baseline)

@@ -17,6 +17,7 @@ from trtopt.data.dataset import Dataset
 from trtopt.errors import BuildError, DataError, EnvironmentUnableError, MissingDependencyError, TrtoptError
 from trtopt.events import Emit, StageUnavailable, Warned, silent
 from trtopt.plan import ConvertPlan
+from trtopt.rehearsal import open_for
 from trtopt.shapes import named, profile
 from trtopt.stages import export as exporting
 from trtopt.stages import layers as layering
@@ -24,7 +25,6 @@ from trtopt.stages import report as reporting
 from trtopt.stages.batch import fixed_batch
 from trtopt.stages.made import Made
 from trtopt.stages.repair import is_quantized
-from trtopt.store import open_store
 from trtopt.types import (
     CalibrationTable,
     Comparison,
@@ -66,7 +66,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
             ready.inputs, plan.shapes, lambda: stages.sizes((plan.data, plan.calib), ready), lambda: unread(ready.path)
         )  # fail fast on a bad --shape
     warnings: list[str] = []
-    with open_store(plan.run_dir, emit) as store:
+    with open_for(plan.run_dir, emit, plan.cache) as store:
         reporting.forget(store)
         context = stages.Context(store=store, emit=reporting.recording(emit, warnings), device=plan.device)
         wanted = exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.data or plan.calib)

@@ -9,9 +9,9 @@ from trtopt import stages
 from trtopt.errors import UsageError
 from trtopt.events import Emit, silent
 from trtopt.plan import ExportOnlyPlan
+from trtopt.rehearsal import open_for
 from trtopt.stages import export as exporting
 from trtopt.stages import report as reporting
-from trtopt.store import open_store
 from trtopt.types import (
     Report,
 )
@@ -30,12 +30,13 @@ def export(plan: ExportOnlyPlan, emit: Emit = silent) -> Report:
     if exporting.ready(given, plan.export) is not None:
         raise UsageError(f"{plan.source} is already ONNX", fix="Pass it to trtopt convert")
     warnings: list[str] = []
-    with open_store(plan.run_dir, emit) as store:
+    with open_for(plan.run_dir, emit, plan.cache) as store:
         reporting.forget(store)
         context = stages.Context(store=store, emit=reporting.recording(emit, warnings), device=plan.device)
         wanted = exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.data)
         model, parity = exporting.bring(context, given, wanted)
-        copy(model.path, plan.out)
+        if plan.cache != "show":
+            copy(model.path, plan.out)
         report = Report(
             schema_version=reporting.REPORT_SCHEMA,
             command="export",

@@ -15,7 +15,7 @@ from trtopt.data.classes import read_classes
 from trtopt.data.dataset import Batch, Dataset, batches
 from trtopt.data.labels import Labelling
 from trtopt.data.recipe import Recipe, load_recipe, recipe_for
-from trtopt.data.sample import Samples, to_dataset
+from trtopt.data.sample import Samples, at_most, to_dataset
 from trtopt.errors import DataError, UsageError
 from trtopt.types import TensorSpec
 
@@ -45,6 +45,7 @@ def open_dataset(
     recipe: Recipe | None = None,
     labelling: Labelling = _NO_LABELLING,
     skip_bad: bool = False,
+    most: int | None = None,
 ) -> Dataset:
     """Return the samples of `source`, checked against the model's inputs.
 
@@ -63,6 +64,7 @@ def open_dataset(
         recipe: the preprocessing; by default that of the folder, or one that is assumed from the inputs.
         labelling: class names and labels of images. Its class names take precedence over the recipe's.
         skip_bad: load every sample once now, leave out the bad ones, and list them in `Dataset.notes`.
+        most: the largest number of samples to use, spread evenly over the source; None for all.
 
     Raises:
         DataError: `source` does not exist or holds no samples, or a sample or a label does not fit. The message names
@@ -84,7 +86,7 @@ def open_dataset(
                 why=f"{source} is not one; other data contain their own class indices",
                 fix="Leave it out",
             )
-        return to_dataset(samples, inputs, skip_bad=skip_bad)
+        return to_dataset(at_most(samples, most), inputs, skip_bad=skip_bad)
     except OSError as error:
         raise DataError(f"{source}: cannot be read", why=str(error)) from error
 

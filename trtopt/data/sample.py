@@ -13,13 +13,14 @@ Touches: nothing itself; `read` and `peek` open the files of the data source.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from trtopt.data.dataset import Array, ClassList, Dataset, Feed, Groups
+from trtopt.data.dataset import Array, ClassList, Dataset, Feed, Groups, spread
 from trtopt.errors import DataError
 from trtopt.types import Dim, TensorSpec
 
@@ -53,6 +54,23 @@ class Samples:
     labels: tuple[int, ...] | None = None
     class_list: ClassList | None = None
     notes: tuple[str, ...] = ()
+
+
+def at_most(samples: Samples, most: int | None) -> Samples:
+    """Return at most that many samples, spread evenly, with a note if some are left out (None: all)."""
+    count = len(samples.ids)
+    if most is None or most >= count:
+        return samples
+    kept = spread(count, most)
+    return replace(
+        samples,
+        digest=hashlib.sha256(f"{samples.digest} {kept}".encode()).hexdigest(),
+        ids=tuple(samples.ids[i] for i in kept),
+        peek=lambda i: samples.peek(kept[i]),
+        read=lambda i: samples.read(kept[i]),
+        labels=None if samples.labels is None else tuple(samples.labels[i] for i in kept),
+        notes=(*samples.notes, f"{len(kept)} of {count} samples are used, spread evenly (--samples {most})"),
+    )
 
 
 def to_dataset(samples: Samples, inputs: tuple[TensorSpec, ...], *, skip_bad: bool = False) -> Dataset:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -30,6 +31,7 @@ _PROGRAM = (
 )
 _ROOT = str(Path(__file__).resolve().parent.parent.parent)
 _MAX_LOG_CHARS = 300
+_LOGGER = logging.getLogger(__name__)
 
 
 def export(request: Request, folder: Path, timeout: float) -> Exported:
@@ -94,7 +96,8 @@ def _run(task: str, request: Request, folder: Path, timeout: float) -> dict[str,
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-    log = log_file.read_text(encoding="utf-8", errors="replace")
+            log = log_file.read_text(encoding="utf-8", errors="replace")
+            _LOGGER.debug("log of the framework (%s of %s):\n%s", task, request.source.text, log.rstrip() or "(empty)")
     reply: dict[str, Any] | None = json.loads(reply_file.read_text(encoding="utf-8")) if reply_file.is_file() else None
     for file in (folder / "request.json", log_file, reply_file):
         file.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,12 @@ def main() -> None:
     try:
         reply = _perform(task["task"], decode(Request, task["request"]), folder)
     except TrtoptError as error:
+        traceback.print_exc()  # for the log, which `--verbose` shows
         reply = {"error": type(error).__name__, "what": error.what, "why": error.why, "fix": error.fix}
     except MemoryError:
         raise  # without a reply: the parent recognizes it in the log
     except Exception as error:  # noqa: BLE001 - the reply is how the parent learns of it
+        traceback.print_exc()
         reply = {"error": "ModelError", "what": "the export failed", "why": brief(error), "fix": ""}
     (folder / "reply.json").write_text(json.dumps(reply), encoding="utf-8")
 

@@ -18,12 +18,14 @@ from trtopt.types import OnnxModel, ShapeRange
 
 
 def open_data(plan: DataPlan, model: OnnxModel) -> Dataset:
-    """Open the samples of a plan for the inputs of a model."""
+    """Open the samples of a plan for the inputs of a model: at most as many as the plan says, with a note on it."""
     from trtopt.data import Labelling, load_recipe, open_dataset, read_classes
 
     recipe = load_recipe(plan.recipe) if plan.recipe else None
     labelling = Labelling(classes=read_classes(plan.classes) if plan.classes else None, file=plan.labels)
-    return open_dataset(plan.source, model.inputs, recipe=recipe, labelling=labelling, skip_bad=plan.skip_bad)
+    return open_dataset(
+        plan.source, model.inputs, recipe=recipe, labelling=labelling, skip_bad=plan.skip_bad, most=plan.samples
+    )
 
 
 def sizes(plans: Iterable[DataPlan | None], model: OnnxModel) -> dict[str, list[tuple[int, ...]]]:
