@@ -376,6 +376,7 @@ class Comparison:
     gates: tuple[GateResult, ...] = ()
     verdict: Verdict = "unchecked"
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     calibrated_on: int = 0
     engine: tuple[EngineDrift, ...] = ()
@@ -567,6 +568,14 @@ class StageOutcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Error that ended a run: `message` is one line that says what, why, and what to do next."""
+
+    message: str
+    exit_code: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """Result of one run, as written to `report.json`. Paths are those in the run directory.
 
@@ -575,6 +584,8 @@ class Report:
     with the largest quantization error. When several candidates were compared, `candidates` replaces `comparison`.
     `allow_inconclusive` is true if the user accepts an inconclusive verdict. `list_worst` is the number of worst
     samples to list. `written` is false for new gates on an earlier run, whose directory keeps the report of its own.
+    `warnings` say why the result may not be what the user wants; `notes` are facts, such as what was assumed.
+    `error` is what ended the run early, or prevented an engine.
     """
 
     schema_version: int
@@ -598,3 +609,5 @@ class Report:
     allow_inconclusive: bool = False
     list_worst: int = 0
     written: bool = True
+    notes: tuple[str, ...] = ()
+    error: Failure | None = None

@@ -140,7 +140,7 @@ def bench(
 
     from trtopt import rundir
     from trtopt.cli.console import Narrator
-    from trtopt.cli.show import finish
+    from trtopt.cli.show import Printed, finish
     from trtopt.commands.bench import bench as run
     from trtopt.commands.bench import max_batch as search_batch
     from trtopt.errors import UsageError
@@ -159,7 +159,7 @@ def bench(
         search = _max_batch(targets, run_dir, speed, (memory_limit, latency_limit))
         with Narrator(quiet=quiet, verbose=verbose) as emit:
             report = search_batch(replace(search, allow_inconclusive=allow_inconclusive), emit)
-        finish(report, format.value)
+        finish(report, Printed(format=format.value, told=emit.told))
     if memory_limit or latency_limit:
         raise UsageError("--memory-limit and --latency-limit need --max-batch", fix="Add it, or use --gate instead")
     plan = BenchPlan(
@@ -174,7 +174,7 @@ def bench(
     )
     with Narrator(quiet=quiet, verbose=verbose) as emit:
         report, stopped = run(plan, emit)
-    finish(report, format.value, stopped)
+    finish(report, Printed(format=format.value, told=emit.told), stopped)
 
 
 def _batches(text: str | None) -> tuple[int, ...]:

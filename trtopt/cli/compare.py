@@ -109,7 +109,7 @@ def compare(
     """
     from trtopt import rundir
     from trtopt.cli.console import Narrator
-    from trtopt.cli.show import finish, rehearsed
+    from trtopt.cli.show import Printed, finish, rehearsed
     from trtopt.commands.compare import compare as run
     from trtopt.commands.judge import judge_again
     from trtopt.commands.rehearse import rehearse
@@ -126,7 +126,7 @@ def compare(
         judged = JudgePlan(
             run=from_, measure=measure, gates=joined(gate), allow_inconclusive=allow_inconclusive, worst=worst
         )
-        finish(judge_again(judged), format.value)
+        finish(judge_again(judged), Printed(format=format.value))
     if baseline is None or not candidates:
         raise UsageError("nothing to compare", fix="Give the FP32 ONNX file, then one or more candidates")
     if data is None:
@@ -148,4 +148,4 @@ def compare(
         if dry_run:
             rehearsed(rehearse(plan, lambda record: run(plan, record), emit), format.value)
         report = run(plan, emit)
-    finish(report, format.value)
+    finish(report, Printed(format=format.value, told=emit.told))

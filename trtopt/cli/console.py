@@ -29,6 +29,16 @@ def stderr_console() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
+def same_place() -> bool:
+    """Return whether stdout and stderr are the same terminal, file or pipe."""
+    if sys.stdout.isatty() and sys.stderr.isatty():
+        return True
+    try:
+        return os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
+    except (AttributeError, OSError, ValueError):  # closed, or not a file
+        return False
+
+
 class Narrator:
     """Context manager that is also the `emit` of a pipeline: it renders events on stderr as they arrive.
 
@@ -52,6 +62,7 @@ class Narrator:
             disable=not self._animated,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._said: set[str] = set()
 
     def __enter__(self) -> Narrator:
         if self._log is not None:
@@ -93,8 +104,17 @@ class Narrator:
             case events.StageUnavailable(stage, reason):
                 self._end(stage)
                 self._line("[yellow]–[/]", stage, "        –", reason)
+            case events.Noted(message):
+                self._said.add(message)
+                self._console.print(f"[dim]note:[/] {escape(message)}")
             case events.Warned(message):
+                self._said.add(message)
                 self._console.print(f"[yellow]warning:[/] {escape(message)}")
+
+    @property
+    def told(self) -> frozenset[str] | None:
+        """The notes and warnings that were printed, if the reader of stdout has seen them and the stages; else None."""
+        return frozenset(self._said) if same_place() and not self._quiet else None
 
     def _end(self, stage: str) -> None:
         task = self._tasks.pop(stage, None)

@@ -186,7 +186,7 @@ def convert(
     """
     from trtopt import rundir
     from trtopt.cli.console import Narrator
-    from trtopt.cli.show import finish, rehearsed
+    from trtopt.cli.show import Printed, finish, rehearsed
     from trtopt.commands.convert import convert as run
     from trtopt.commands.rehearse import rehearse
     from trtopt.errors import UsageError
@@ -245,4 +245,4 @@ def convert(
         if dry_run:
             rehearsed(rehearse(plan, lambda record: run(plan, record), emit), format.value)
         report, unable = run(plan, emit)
-    finish(report, format.value, unable)
+    finish(report, Printed(format=format.value, told=emit.told), unable)

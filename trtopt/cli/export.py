@@ -76,7 +76,7 @@ def export(
     """
     from trtopt import rundir
     from trtopt.cli.console import Narrator
-    from trtopt.cli.show import finish, rehearsed
+    from trtopt.cli.show import Printed, finish, rehearsed
     from trtopt.commands.export import export as run
     from trtopt.commands.rehearse import rehearse
     from trtopt.plan import DataPlan, ExportOnlyPlan, ExportPlan
@@ -100,4 +100,4 @@ def export(
         if dry_run:
             rehearsed(rehearse(plan, lambda record: run(plan, record), emit), format.value)
         report = run(plan, emit)
-    finish(report, format.value)
+    finish(report, Printed(format=format.value, told=emit.told))

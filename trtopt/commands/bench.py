@@ -25,7 +25,7 @@ from trtopt.errors import (
     TrtoptError,
     UsageError,
 )
-from trtopt.events import Emit, StageFinished, StageStarted, Warned, silent
+from trtopt.events import Emit, Noted, StageFinished, StageStarted, Warned, silent
 from trtopt.plan import BenchPlan, MaxBatchPlan
 from trtopt.stages import report as reporting
 from trtopt.store import RunStore, open_store, read_result
@@ -56,19 +56,22 @@ def bench(plan: BenchPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | N
         raise UsageError("--allow-inconclusive is about gates", why="there is none", fix="Add --gate, or leave it out")
     checks.exists(plan.data)
     wanted = [preparing.wanted(path, name) for path, name in _named(plan.targets)]
-    warnings: list[str] = []
-    emit = reporting.recording(emit, warnings)
+    said: reporting.Said = []
+    emit = reporting.recording(emit, said)
     with contextlib.ExitStack() as held:
         store = held.enter_context(open_store(plan.run_dir, emit))
         _check_out(store.root)
         samples = preparing.datasets(wanted, plan)
+        stages.tell(emit, *samples.values())
         opened = []
         for given in wanted:
             opened.append(preparing.opened(given, plan, samples.get(given.name), emit))
             held.callback(opened[-1].target.session.close)
         batches, left_out = preparing.batches(opened, plan.batches)
         gate.check(gates, batches, len(opened))
-        for line in (*left_out, *preparing.remarks(opened)):
+        for line in left_out:
+            emit(Noted(line))
+        for line in preparing.remarks(opened):
             emit(Warned(line))
         device = held.enter_context(preparing.gpu_readings(opened, emit))
         ran = tuple(
@@ -91,12 +94,12 @@ def bench(plan: BenchPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | N
         for line in _noisy(measured.timings):
             emit(Warned(line))
         if stopped is not None:
-            warnings.append(str(stopped))
+            said.append(Warned(str(stopped)))
         benchmark = gate.judged(measured, gates, cpu_counts=plan.speed.device == "cpu")
         for each in opened:
             if each.run_dir is not None:
                 _keep_timings(each.run_dir, each.target.name, benchmark, emit)
-        report = _report(store, benchmark, warnings, allow_inconclusive=plan.allow_inconclusive)
+        report = _report(store, benchmark, said, allow_inconclusive=plan.allow_inconclusive)
     return report, stopped
 
 
@@ -164,8 +167,8 @@ def max_batch(plan: MaxBatchPlan, emit: Emit = silent) -> Report:
             fix="Export the model with a dynamic batch",
         )
     start = time.perf_counter()
-    warnings: list[str] = []
-    emit = reporting.recording(emit, warnings)
+    said: reporting.Said = []
+    emit = reporting.recording(emit, said)
     with open_store(plan.run_dir, emit) as store:
         _check_out(store.root)
         emit(StageStarted("bench"))
@@ -191,7 +194,7 @@ def max_batch(plan: MaxBatchPlan, emit: Emit = silent) -> Report:
             benchmark = replace(benchmark, gates=(gate,), verdict=verdict)
         if given.run_dir is not None:
             _keep(given.run_dir, replace(_kept(given.run_dir) or benchmark, limit=limit), emit)
-        return _report(store, benchmark, warnings, allow_inconclusive=plan.allow_inconclusive)
+        return _report(store, benchmark, said, allow_inconclusive=plan.allow_inconclusive)
 
 
 def _answerable(questions: Sequence[Question], emit: Emit) -> Question:
@@ -283,7 +286,7 @@ def _write(store: RunStore, benchmark: Benchmark) -> None:
     store.write(FILE, json.dumps(encode(benchmark), indent=1, allow_nan=False) + "\n")
 
 
-def _report(store: RunStore, benchmark: Benchmark, warnings: list[str], *, allow_inconclusive: bool) -> Report:
+def _report(store: RunStore, benchmark: Benchmark, said: reporting.Said, *, allow_inconclusive: bool) -> Report:
     report = Report(
         schema_version=reporting.REPORT_SCHEMA,
         command="bench",
@@ -295,7 +298,8 @@ def _report(store: RunStore, benchmark: Benchmark, warnings: list[str], *, allow
         typed=None,
         engine=None,
         comparison=None,
-        warnings=reporting.remarks(warnings),
+        warnings=reporting.warnings(said),
+        notes=reporting.notes(said),
         environment=stages.environment(),
         benchmark=benchmark,
         allow_inconclusive=allow_inconclusive,

@@ -46,7 +46,8 @@ def calibrate(plan: ConvertPlan, emit: Emit = silent) -> CalibrationTable:
             lambda: stages.sizes((plan.calib,), source),
             lambda: unread(source.path),
         )
-        calib = stages.open_samples(context, plan.calib, source, ranges)
+        calib = stages.open_samples(plan.calib, source, ranges)
+        stages.tell(context.emit, calib)
         model, table = calibrated(context, plan, source, ranges, calib)
         assert table is not None
         tables.drop_other_graph(store, model, table)

@@ -44,10 +44,10 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
     for candidate in candidates.values():
         checks.pair(baseline, candidate.onnx)
     checks.exists(plan.data)
-    warnings: list[str] = []
+    said: reporting.Said = []
     with open_for(plan.run_dir, emit, plan.cache) as store:
         reporting.forget(store)
-        context = stages.Context(store=store, emit=reporting.recording(emit, warnings), device=plan.device)
+        context = stages.Context(store=store, emit=reporting.recording(emit, said), device=plan.device)
         baseline = stages.widen(context, baseline)
         # A candidate may have fixed a dimension that is dynamic in the baseline: samples must fit both.
         shapes = {spec.name: spec.shape for candidate in candidates.values() for spec in candidate.onnx.inputs}
@@ -57,8 +57,7 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
                 context.emit(
                     Warned(f"{name} was not made from {plan.baseline}, but from another model or version of it")
                 )
-        for note in dataset.notes:
-            context.emit(Warned(f"{plan.data.source}: {note}"))
+        stages.tell(context.emit, dataset)
         checks.classes(dataset, plan.measure, baseline)
         comparisons: dict[str, Comparison] = {}
         for name, candidate in candidates.items():
@@ -89,7 +88,8 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
             typed=only.typed if only else None,
             engine=only.engine if only else None,
             comparison=next(iter(comparisons.values())) if only else None,
-            warnings=reporting.remarks(warnings, *comparisons.values()),
+            warnings=reporting.warnings(said, *comparisons.values()),
+            notes=reporting.notes(said, *comparisons.values()),
             environment=stages.environment(),
             layers=layers,
             calibration=only.calibration if only else (),

@@ -15,7 +15,7 @@ from trtopt.commands import checks
 from trtopt.commands.calibrate import calibrated, prepared
 from trtopt.data.dataset import Dataset
 from trtopt.errors import BuildError, DataError, EnvironmentUnableError, MissingDependencyError, TrtoptError
-from trtopt.events import Emit, StageUnavailable, Warned, silent
+from trtopt.events import Emit, Noted, StageUnavailable, Warned, silent
 from trtopt.plan import ConvertPlan
 from trtopt.rehearsal import open_for
 from trtopt.shapes import named, profile
@@ -65,10 +65,10 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         profile(
             ready.inputs, plan.shapes, lambda: stages.sizes((plan.data, plan.calib), ready), lambda: unread(ready.path)
         )  # fail fast on a bad --shape
-    warnings: list[str] = []
+    said: reporting.Said = []
     with open_for(plan.run_dir, emit, plan.cache) as store:
         reporting.forget(store)
-        context = stages.Context(store=store, emit=reporting.recording(emit, warnings), device=plan.device)
+        context = stages.Context(store=store, emit=reporting.recording(emit, said), device=plan.device)
         wanted = exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.data or plan.calib)
         source, parity = (ready, None) if ready else exporting.bring(context, given, wanted)
         source = stages.widen(context, source)
@@ -76,16 +76,17 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         checks.outputs(plan.gates, plan.measure, source)
         ranges, assumed = profile(source.inputs, plan.shapes, unread=lambda: unread(source.path))
         if assumed and plan.build.backend == "tensorrt":
-            context.emit(Warned(assumed))
+            context.emit(Noted(assumed))
         # Unreadable samples must fail here, not after an hour of calibration.
-        data, calib = (stages.open_samples(context, each, source, ranges) for each in (plan.data, plan.calib))
+        data, calib = (stages.open_samples(each, source, ranges) for each in (plan.data, plan.calib))
+        stages.tell(context.emit, calib, data)
         judged_on = data or calib
         _check_samples(context, plan, source, ranges, judged_on)
         samples = _Samples(calib=calib, observed=calib or data, judged_on=judged_on)
         made = _made(context, plan, _Sources(given=source, baseline=baseline), ranges, samples)
         comparison = _compare(context, plan, made, judged_on)
         layers, fault = _explained(context, made, comparison, judged_on)
-        report = replace(_report(context, plan, made, comparison, warnings), parity=parity, layers=layers, fault=fault)
+        report = replace(_report(context, plan, made, comparison, said), parity=parity, layers=layers, fault=fault)
         reporting.write(store, report)
     return report, made.unable
 
@@ -259,7 +260,7 @@ def _report(
     plan: ConvertPlan,
     made: Made,
     comparison: Comparison | None,
-    warnings: list[str],
+    said: reporting.Said,
 ) -> Report:
     from trtopt.calibrate import noisiest
     from trtopt.precision import precision
@@ -277,7 +278,8 @@ def _report(
         typed=made.typed,
         engine=made.engine,
         comparison=comparison,
-        warnings=reporting.remarks(warnings, comparison),
+        warnings=reporting.warnings(said, comparison),
+        notes=reporting.notes(said, comparison),
         environment=stages.environment(),
         calibration=noisiest.read(run_dir) if calibrated else (),
         allow_inconclusive=plan.allow_inconclusive,

@@ -29,10 +29,10 @@ def export(plan: ExportOnlyPlan, emit: Emit = silent) -> Report:
     given = identify(str(plan.source))
     if exporting.ready(given, plan.export) is not None:
         raise UsageError(f"{plan.source} is already ONNX", fix="Pass it to trtopt convert")
-    warnings: list[str] = []
+    said: reporting.Said = []
     with open_for(plan.run_dir, emit, plan.cache) as store:
         reporting.forget(store)
-        context = stages.Context(store=store, emit=reporting.recording(emit, warnings), device=plan.device)
+        context = stages.Context(store=store, emit=reporting.recording(emit, said), device=plan.device)
         wanted = exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.data)
         model, parity = exporting.bring(context, given, wanted)
         if plan.cache != "show":
@@ -48,7 +48,8 @@ def export(plan: ExportOnlyPlan, emit: Emit = silent) -> Report:
             typed=None,
             engine=None,
             comparison=None,
-            warnings=reporting.remarks(warnings),
+            warnings=reporting.warnings(said),
+            notes=reporting.notes(said),
             environment=stages.environment(),
             parity=parity,
         )

@@ -63,7 +63,7 @@ def open_dataset(
         inputs: the model's inputs.
         recipe: the preprocessing; by default that of the folder, or one that is assumed from the inputs.
         labelling: class names and labels of images. Its class names take precedence over the recipe's.
-        skip_bad: load every sample once now, leave out the bad ones, and list them in `Dataset.notes`.
+        skip_bad: load every sample once now, leave out the bad ones, and list them in `Dataset.warnings`.
         most: the largest number of samples to use, spread evenly over the source; None for all.
 
     Raises:
@@ -119,16 +119,21 @@ def _read_images(
             why=f"{names[0]} and {files[0]}, among others",
             fix="Keep them in separate folders",
         )
-    assumed, note = (recipe, "") if recipe is not None else recipe_for(folder, inputs)
+    assumed, note, warning = (recipe, "", "") if recipe is not None else recipe_for(folder, inputs)
     samples = images.read_images(folder, names, assumed, inputs)
     labelled = labels.label(folder, names, replace(labelling, classes=labelling.classes or assumed.classes))
-    notes = (*labelled.notes, note) if note else labelled.notes
-    return replace(samples, labels=labelled.indices, class_list=labelled.class_list, notes=notes)
+    return replace(
+        samples,
+        labels=labelled.indices,
+        class_list=labelled.class_list,
+        notes=(*labelled.notes, *filter(None, [note])),
+        warnings=(*labelled.warnings, *filter(None, [warning])),
+    )
 
 
 def _without(recipe: Recipe | None, samples: Samples) -> Samples:
-    """Return the samples, with a note that a given recipe is not applied to them."""
+    """Return the samples, with a warning that a given recipe is not applied to them."""
     if recipe is None:
         return samples
-    note = f"recipe {recipe.name} is not applied to {samples.source}: arrays are used unchanged"
-    return replace(samples, notes=(*samples.notes, note))
+    warning = f"recipe {recipe.name} is not applied to {samples.source}: arrays are used unchanged"
+    return replace(samples, warnings=(*samples.warnings, warning))

@@ -58,7 +58,8 @@ class Dataset:
         shapes: the distinct shapes of the samples. Each entry has one shape per model input, in the inputs' order.
         groups: the samples in each feed, if the model's batch is fixed above 1. Index i then refers to a feed, not to a
             single sample, and labels are in `groups` only.
-        notes: assumptions to report to the user.
+        notes: facts to report to the user, such as what was assumed.
+        warnings: what may be wrong with the samples or their use.
     """
 
     source: str
@@ -71,6 +72,7 @@ class Dataset:
     shapes: tuple[tuple[tuple[int, ...], ...], ...] = ()
     groups: Groups | None = None
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -54,6 +54,7 @@ class Samples:
     labels: tuple[int, ...] | None = None
     class_list: ClassList | None = None
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def at_most(samples: Samples, most: int | None) -> Samples:
@@ -77,7 +78,7 @@ def to_dataset(samples: Samples, inputs: tuple[TensorSpec, ...], *, skip_bad: bo
     """Return the samples as a dataset for the model's inputs.
 
     Names, dtypes and shapes of all samples are checked now; values are checked when a sample is loaded. With `skip_bad`
-    every sample is also loaded once now, and those that fail are left out and listed in `notes`.
+    every sample is also loaded once now, and those that fail are left out and listed in `warnings`.
 
     Raises:
         DataError: there are no samples, or one does not fit the model.
@@ -86,10 +87,10 @@ def to_dataset(samples: Samples, inputs: tuple[TensorSpec, ...], *, skip_bad: bo
     if not kept:
         why = f"all {len(failed)} are unusable, the first because {failed[0]}" if failed else "the source is empty"
         raise DataError(f"{samples.source}: no samples", why=why)
-    notes = list(samples.notes)
+    notes, warnings = list(samples.notes), list(samples.warnings)
     if failed:
         more = f"; and {len(failed) - _SHOWN} more" if len(failed) > _SHOWN else ""
-        notes.append(f"left out {len(failed)} of {len(samples.ids)} samples: {'; '.join(failed[:_SHOWN])}{more}")
+        warnings.append(f"left out {len(failed)} of {len(samples.ids)} samples: {'; '.join(failed[:_SHOWN])}{more}")
     dynamic = all(spec.shape and isinstance(spec.shape[0], str) for spec in inputs)
     if dynamic and len(shapes) > 1:
         notes.append("the samples have different shapes, so they are fed one at a time")
@@ -108,6 +109,7 @@ def to_dataset(samples: Samples, inputs: tuple[TensorSpec, ...], *, skip_bad: bo
         class_list=samples.class_list,
         shapes=tuple(sorted(shapes)),
         notes=tuple(notes),
+        warnings=tuple(warnings),
     )
     batch = _fixed_batch(inputs)
     ones = [shape[:1] == (1,) for fed in shapes for shape in fed]
@@ -293,4 +295,5 @@ def _grouped(dataset: Dataset, size: int) -> Dataset:
         shapes=tuple(tuple((size, *shape[1:]) for shape in fed) for fed in dataset.shapes),
         groups=groups,
         notes=(*dataset.notes, note),
+        warnings=dataset.warnings,
     )

@@ -16,7 +16,7 @@ from trtopt.stages.observe import observe
 from trtopt.stages.precision import set_precision
 from trtopt.stages.prepare import prepare
 from trtopt.stages.repair import repair
-from trtopt.stages.samples import open_data, open_samples, sizes
+from trtopt.stages.samples import open_data, open_samples, sizes, tell
 from trtopt.stages.widen import widen
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "repair",
     "set_precision",
     "sizes",
+    "tell",
     "versions",
     "widen",
 ]

@@ -12,7 +12,7 @@ from trtopt.calibrate.histogram import Histogram
 from trtopt.calibrate.ranges import subset_size
 from trtopt.data.dataset import Dataset
 from trtopt.engine.onnxruntime import CudaOptions
-from trtopt.events import Warned
+from trtopt.events import Noted
 from trtopt.stages.context import Context, versions
 from trtopt.stages.trial import output_error, rough, tapped
 from trtopt.types import CalibrationTable, OnnxModel
@@ -69,7 +69,7 @@ def _histograms(context: Context, model: OnnxModel, dataset: Dataset, cuda: Cuda
     with tapped(context, model, tensors) as path:
         runner = open_runner(path, device=context.device, cuda=cuda, callers=callers())
         if runner.place.kind == "cuda":
-            context.emit(Warned(f"calibrated in {runner.where}"))
+            context.emit(Noted(f"calibrated in {runner.where}"))
         return observe_where_it_runs(runner, tensors, dataset, stage="calibrate", emit=context.emit)
 
 

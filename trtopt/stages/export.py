@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from trtopt.codec import encode
 from trtopt.errors import ModelError, UsageError
-from trtopt.events import Warned
+from trtopt.events import Noted, Warned
 from trtopt.export.request import DTYPES, Example, Request
 from trtopt.export.source import Source, digest
 from trtopt.plan import DataPlan, ExportPlan
@@ -86,7 +86,7 @@ def bring(context: Context, source: Source, wanted: Wanted) -> tuple[OnnxModel, 
     model = _export(context, request, plan.timeout)
     # The first note is the summary line of the stage.
     for note in model.notes[1:]:
-        context.emit(Warned(note))
+        context.emit(Noted(note))
     comparison = _parity(context, request, model, wanted)
     drift = "; ".join(f"{gate.output}: {gate.reason}" for gate in comparison.gates if not gate.passed)
     if drift and not plan.allow_drift:
@@ -130,7 +130,7 @@ def _parity(context: Context, request: Request, model: OnnxModel, wanted: Wanted
     else:
         ranges, _ = profile(model.inputs, wanted.shapes, unread=lambda: unread(model.path))
         feeds = parity.random(model.inputs, ranges)
-        context.emit(Warned(f"the export is checked on {feeds.source}; give --data to check it on your own"))
+        context.emit(Noted(f"the export is checked on {feeds.source}; give --data to check it on your own"))
 
     def make(folder: Path) -> Comparison:
         from trtopt.engine.onnxruntime import open_runner

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
 from trtopt.code_digest import code_digest
 from trtopt.codec import decode, encode
 from trtopt.errors import UsageError
-from trtopt.events import Emit, Event, Warned
+from trtopt.events import Emit, Event, Noted, Warned
 from trtopt.store import RunStore
 from trtopt.types import Comparison, Report
 
@@ -23,23 +22,39 @@ FORMATS = ("json", "html")
 """Formats that are written to the run directory in any case; other formats are only printed."""
 
 
-def recording(emit: Emit, warnings: list[str]) -> Emit:
-    """Return an `emit` that also appends the text of every warning to `warnings`, for the report."""
+Said = list[Noted | Warned]
+"""Notes and warnings that a run emitted."""
+
+
+def recording(emit: Emit, said: Said) -> Emit:
+    """Return an `emit` that also appends every note and warning to `said`, for the report. Each is emitted once."""
 
     def record(event: Event) -> None:
-        if isinstance(event, Warned):
-            warnings.append(event.message)
+        if isinstance(event, Noted | Warned):
+            if event in said:
+                return
+            said.append(event)
         emit(event)
 
     return record
 
 
-def remarks(warnings: Iterable[str], *comparisons: Comparison | None) -> tuple[str, ...]:
-    """Return the warnings of the run, and the warnings and remarks of its comparisons, without duplicates."""
-    lines = [*warnings]
-    for comparison in comparisons:
-        if comparison is not None:
-            lines += [*comparison.warnings, *comparison.remarks]
+def warnings(said: Said, *comparisons: Comparison | None) -> tuple[str, ...]:
+    """Return the warnings of the run and of its comparisons, without duplicates."""
+    lines = [event.message for event in said if isinstance(event, Warned)]
+    lines += [line for comparison in comparisons if comparison is not None for line in comparison.warnings]
+    return tuple(dict.fromkeys(lines))
+
+
+def notes(said: Said, *comparisons: Comparison | None) -> tuple[str, ...]:
+    """Return the notes of the run, and the notes and remarks of its comparisons, without duplicates."""
+    lines = [event.message for event in said if isinstance(event, Noted)]
+    lines += [
+        line
+        for comparison in comparisons
+        if comparison is not None
+        for line in (*comparison.notes, *comparison.remarks)
+    ]
     return tuple(dict.fromkeys(lines))
 
 
