@@ -10,8 +10,8 @@ import onnx
 import pytest
 from support import CALIB, DIGITS, EVAL, Done
 
-from trtopt import ConvertPlan, DataPlan
 from trtopt.commands.calibrate import calibrate
+from trtopt.plan import ConvertPlan, DataPlan
 
 Cli = Callable[..., Done]
 HERE = ("--backend", "onnxruntime")

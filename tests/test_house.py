@@ -33,6 +33,7 @@ LAYERS = (
     ("report",),
     ("stages",),
     ("commands",),
+    ("api",),
     ("__init__",),
     ("cli",),
     ("__main__",),
@@ -104,17 +105,19 @@ def test_help_imports_no_heavy_package() -> None:
 
 def test_public_names_are_pinned() -> None:
     assert trtopt.__all__ == [
-        "BuildPlan",
-        "ComparePlan",
+        "CalibrationTable",
         "Comparison",
-        "ConvertPlan",
-        "DataPlan",
         "Engine",
+        "OnnxModel",
         "Report",
         "TrtoptError",
         "TypedModel",
-        "compare_models",
+        "bench",
+        "calibrate",
+        "compare",
         "convert",
+        "export",
+        "inspect",
     ]
     for name in trtopt.__all__:
         assert getattr(trtopt, name) is not None

@@ -9,10 +9,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trtopt.errors import UsageError
 from trtopt.rundir import DefaultDir
 from trtopt.types import Cache, Keep
+
+if TYPE_CHECKING:
+    from trtopt.data.given import Given
 
 BACKENDS = ("tensorrt", "onnxruntime")
 RESTS = ("fp16", "bf16", "fp32")
@@ -20,14 +24,14 @@ RESTS = ("fp16", "bf16", "fp32")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataPlan:
-    """Source of samples.
+    """Source of samples: a path, `package.module:function`, or Python objects.
 
     `recipe` is a name or a path; by default it is the recipe in the folder of images, or an assumed one. `classes` is a
     file of class names and `labels` a CSV file with the classes of images. At most `samples` of them are used, spread
     evenly (None: all).
     """
 
-    source: str
+    source: str | Given
     recipe: str | None = None
     classes: Path | None = None
     labels: Path | None = None

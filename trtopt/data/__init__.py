@@ -13,6 +13,7 @@ from pathlib import Path
 from trtopt.data import arrays, images, labels, python, text
 from trtopt.data.classes import read_classes
 from trtopt.data.dataset import Batch, Dataset, batches
+from trtopt.data.given import Given, read_given
 from trtopt.data.labels import Labelling
 from trtopt.data.recipe import Recipe, load_recipe, recipe_for
 from trtopt.data.sample import Samples, at_most, to_dataset
@@ -39,7 +40,7 @@ _NO_LABELLING = Labelling()
 
 
 def open_dataset(
-    source: str,
+    source: str | Given,
     inputs: tuple[TensorSpec, ...],
     *,
     recipe: Recipe | None = None,
@@ -59,7 +60,7 @@ def open_dataset(
     when a sample is loaded.
 
     Args:
-        source: the path, or `package.module:function`.
+        source: the path, `package.module:function`, or Python objects (`given`).
         inputs: the model's inputs.
         recipe: the preprocessing; by default that of the folder, or one that is assumed from the inputs.
         labelling: class names and labels of images. Its class names take precedence over the recipe's.
@@ -72,6 +73,9 @@ def open_dataset(
         UsageError: the recipe or the labelling cannot be used for this data.
         MissingDependencyError: the package that reads this data is not installed.
     """
+    if isinstance(source, Given):
+        samples = _without(recipe, read_given(source, inputs))
+        return to_dataset(at_most(samples, most), inputs, skip_bad=skip_bad)
     folder = Path(source)
     try:
         names = images.find(folder) if folder.is_dir() else ()

@@ -202,11 +202,15 @@ def _headers(plan: DataPlan) -> list[tuple[str, str, tuple[int, ...]]]:
     """
     from trtopt.data import images, python
     from trtopt.data.arrays import find, read_file, read_folder
+    from trtopt.data.given import Given, read_given
     from trtopt.data.recipe import FILE_NAME, load_recipe
 
-    path = Path(plan.source)
     # The readers need a model's inputs: one without a name and with any four dimensions.
     unnamed = (TensorSpec(name="", dtype="float32", shape=("?",) * 4),)
+    if isinstance(plan.source, Given):
+        samples = read_given(plan.source, unnamed)
+        return [(name, header.dtype, header.shape) for name, header in samples.peek(0).items() if name != "label"]
+    path = Path(plan.source)
     if path.is_file() and path.suffix.lower() in (".npy", ".npz"):
         samples = read_file(path, unnamed)
     elif python.is_function(plan.source) and not path.exists():

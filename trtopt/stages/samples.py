@@ -35,7 +35,7 @@ def sizes(plans: Iterable[DataPlan | None], model: OnnxModel) -> dict[str, list[
     shapes: dict[str, list[tuple[int, ...]]] = {}
     for plan in plans:
         # A source with a colon is a function: its code does not run only for a suggestion.
-        if plan is None or ":" in plan.source:
+        if plan is None or (isinstance(plan.source, str) and ":" in plan.source):
             continue
         try:
             dataset = open_data(replace(plan, skip_bad=False), model)
