@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from peers import flags
 from tasks import TASKS, Task, chosen, labels
 
-from trtopt import BuildPlan, ConvertPlan, DataPlan, convert
-from trtopt.plan import ExportPlan
+from trtopt.commands.convert import convert
+from trtopt.plan import BuildPlan, ConvertPlan, DataPlan, ExportPlan
 from trtopt.shapes import parse_shapes
 
 ROOT = Path(__file__).resolve().parent.parent

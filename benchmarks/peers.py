@@ -75,9 +75,10 @@ def _steady(clock: list[float]) -> float:
 
 def trtopt(how: list[str], zoo: Path, name: str, folder: Path) -> Made:
     """Run `trtopt convert` with its defaults, except for the method and the steps that the variant turns off."""
-    from trtopt import BuildPlan, ConvertPlan, DataPlan, convert
     from trtopt.codec import encode
+    from trtopt.commands.convert import convert
     from trtopt.events import Event, Progress
+    from trtopt.plan import BuildPlan, ConvertPlan, DataPlan
     from trtopt.shapes import parse_shapes
 
     precision, *rest = how

@@ -53,15 +53,15 @@ def default() -> str:
 
     It is named by its method, so that a stored row never belongs to an earlier default.
     """
-    from trtopt import ConvertPlan
+    from trtopt.plan import ConvertPlan
 
     return f"trtopt:int8:{ConvertPlan(source=Path(), precision='int8', run_dir=Path()).method}"
 
 
 def variants() -> dict[str, str]:
     """Return the titles of all variants, in the order of the table."""
-    from trtopt import ConvertPlan
     from trtopt.calibrate import AUTO, method_names
+    from trtopt.plan import ConvertPlan
 
     plan = ConvertPlan(source=Path(), precision="int8", run_dir=Path())
     titles = {"fp32": "FP32", default(): f"**trtopt {plan.method}** (default)"}

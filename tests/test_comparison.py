@@ -86,7 +86,7 @@ def test_new_gates_judge_the_earlier_measurements(runs: Path, tmp_path: Path) ->
     assert judge_again(JudgePlan(run=copy, gates=parse_gates("top1=1%,sqnr=20"))).verdict == "pass"
     failed = judge_again(JudgePlan(run=copy, gates=parse_gates("sqnr=90")))
     assert failed.verdict == "fail"
-    assert [line for line in failed.warnings if "lowest SQNR in" in line]
+    assert [line for line in failed.notes if "lowest SQNR in" in line]
     assert judge_again(JudgePlan(run=copy, gates=parse_gates("top1=0.1%"))).verdict == "inconclusive"
     assert (copy / "report.json").read_bytes() == before
 
@@ -95,8 +95,8 @@ def test_remarks_of_the_old_gates_do_not_stay(runs: Path, tmp_path: Path) -> Non
     compare(several(runs, tmp_path, "sqnr=90"))
     old = judge_again(JudgePlan(run=tmp_path, gates=parse_gates("sqnr=90")))
     new = judge_again(JudgePlan(run=tmp_path, gates=parse_gates("sqnr=20")))
-    assert any("lowest SQNR in" in line for line in old.warnings)
-    assert not any("lowest SQNR in" in line for line in new.warnings)
+    assert any("lowest SQNR in" in line for line in old.notes)
+    assert not any("lowest SQNR in" in line for line in new.notes)
     assert [row.comparison.verdict for row in new.candidates] == ["pass", "pass"]
 
 

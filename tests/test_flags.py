@@ -13,11 +13,12 @@ import pytest
 import typer
 from support import DIGITS, EVAL, Done
 
-from trtopt import ConvertPlan, convert
 from trtopt.cli.command import Command
 from trtopt.cli.commands import app
+from trtopt.commands.convert import convert
 from trtopt.compare.gates import parse_gates
 from trtopt.errors import UsageError
+from trtopt.plan import ConvertPlan
 
 Cli = Callable[..., Done]
 FAST = ("--backend", "onnxruntime", "-o", "run")

@@ -16,26 +16,29 @@ from trtopt.errors import UsageError
 from trtopt.precision import fallbacks, formats
 from trtopt.rundir import DefaultDir
 from trtopt.shapes import AskedShape
-from trtopt.types import Keep
+from trtopt.types import Cache, Keep
 
 if TYPE_CHECKING:
     from trtopt.bench.gate import Gate as SpeedGate
     from trtopt.compare.gates import Gate
+    from trtopt.data.given import Given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataPlan:
-    """Source of samples.
+    """Source of samples: a path, `package.module:function`, or Python objects.
 
     `recipe` is a name or a path; by default it is the recipe in the folder of images, or an assumed one. `classes` is a
-    file of class names and `labels` a CSV file with the classes of images.
+    file of class names and `labels` a CSV file with the classes of images. At most `samples` of them are used, spread
+    evenly (None: all).
     """
 
-    source: str
+    source: str | Given
     recipe: str | None = None
     classes: Path | None = None
     labels: Path | None = None
     skip_bad: bool = False
+    samples: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +95,7 @@ class ConvertPlan:
     device: str = "cpu"
     build: BuildPlan = field(default_factory=BuildPlan)
     export: ExportPlan = ExportPlan()
+    cache: Cache = "use"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +109,7 @@ class ExportOnlyPlan:
     data: DataPlan | None = None
     device: str = "cpu"
     export: ExportPlan = ExportPlan()
+    cache: Cache = "use"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +129,7 @@ class ComparePlan:
     layers: bool = False
     worst: int = 0
     device: str = "cpu"
+    cache: Cache = "use"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,11 +19,12 @@ from typing import Any
 from trtopt.code_digest import code_digest
 from trtopt.codec import decode, encode
 from trtopt.errors import TrtoptError, UsageError
-from trtopt.events import Emit, Event, StageUnavailable, Warned
+from trtopt.events import Emit, Event, Noted, StageUnavailable, Warned
+from trtopt.rehearsal import open_for
 from trtopt.requires import versions
 from trtopt.rundir import DefaultDir
-from trtopt.store import RunStore, open_store
-from trtopt.types import REPORT_SCHEMA, Comparison, Report, StageOutcome
+from trtopt.store import RunStore
+from trtopt.types import REPORT_SCHEMA, Cache, Comparison, Report, StageOutcome
 
 FORMATS = ("json", "html")
 """Formats that are written to the run directory in any case; other formats are only printed."""
@@ -38,16 +39,16 @@ class Run:
 
     Attributes:
         store: the run directory.
-        emit: receives events. Warnings are kept for the report.
+        emit: receives events. Notes and warnings are kept for the report, and each is emitted once.
         device: where onnxruntime runs: `cpu`, `cuda` or `auto`.
-        warnings: the warnings so far.
+        said: the notes and warnings so far.
         shared: what several stages need and keep in memory, by digests of the network and the data.
     """
 
     store: RunStore
     emit: Emit
     device: str = "cpu"
-    warnings: list[str] = field(default_factory=list)
+    said: list[Noted | Warned] = field(default_factory=list)
     shared: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     @property
@@ -62,6 +63,10 @@ class Run:
     def warn(self, message: str) -> None:
         """Warn the user, now and in the report."""
         self.emit(Warned(message))
+
+    def note(self, message: str) -> None:
+        """Tell the user a fact, such as what was assumed, now and in the report."""
+        self.emit(Noted(message))
 
     def skip(self, stage: str, why: str) -> None:
         """Record that a stage did not run."""
@@ -91,7 +96,8 @@ class Run:
             report,
             run_dir=self.store.root,
             stages=tuple(self.store.outcomes),
-            warnings=remarks(self.warnings, *compared),
+            warnings=_warnings(self.said, *compared),
+            notes=_notes(self.said, *compared),
             environment=environment(),
         )
         data = json.dumps(encode(full))  # without indentation, which takes ten times as long
@@ -103,30 +109,39 @@ class Run:
 
 
 @contextlib.contextmanager
-def open_run(directory: Path | DefaultDir, emit: Emit, device: str = "cpu") -> Iterator[Run]:
-    """Open a run directory, and hold its lock until the block ends. Warnings are kept for the report.
+def open_run(directory: Path | DefaultDir, emit: Emit, device: str = "cpu", cache: Cache = "use") -> Iterator[Run]:
+    """Open a run directory, and hold its lock until the block ends. Notes and warnings are kept for the report.
 
     Raises:
         StoreError: the directory cannot be created or written.
     """
-    warnings: list[str] = []
+    said: list[Noted | Warned] = []
 
     def record(event: Event) -> None:
-        if isinstance(event, Warned):
-            warnings.append(event.message)
+        if isinstance(event, Noted | Warned):
+            if event in said:
+                return
+            said.append(event)
         emit(event)
 
-    with open_store(directory, emit) as store:
+    with open_for(directory, emit, cache) as store:
         _LOGGER.debug("run directory %s, device %s", store.root, device)
-        yield Run(store=store, emit=record, device=device, warnings=warnings)
+        yield Run(store=store, emit=record, device=device, said=said)
 
 
-def remarks(warnings: Iterable[str], *comparisons: Comparison | None) -> tuple[str, ...]:
-    """Return the warnings of the run, and the warnings and remarks of its comparisons, without duplicates."""
-    lines = [*warnings]
+def _warnings(said: Iterable[Noted | Warned], *comparisons: Comparison | None) -> tuple[str, ...]:
+    """Return the warnings of the run and of its comparisons, without duplicates."""
+    lines = [event.message for event in said if isinstance(event, Warned)]
+    lines += [line for comparison in comparisons if comparison is not None for line in comparison.warnings]
+    return tuple(dict.fromkeys(lines))
+
+
+def _notes(said: Iterable[Noted | Warned], *comparisons: Comparison | None) -> tuple[str, ...]:
+    """Return the notes of the run, and the notes and remarks of its comparisons, without duplicates."""
+    lines = [event.message for event in said if isinstance(event, Noted)]
     for comparison in comparisons:
         if comparison is not None:
-            lines += [*comparison.warnings, *comparison.remarks]
+            lines += [*comparison.notes, *comparison.remarks]
     return tuple(dict.fromkeys(lines))
 
 

@@ -41,10 +41,14 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class RunStore:
-    """Run directory that is open and locked. `open_store` creates it."""
+    """Run directory that is open and locked. `open_store` creates it.
 
-    def __init__(self, root: Path, emit: Emit) -> None:
+    If it is `fresh`, results of earlier runs are not used.
+    """
+
+    def __init__(self, root: Path, emit: Emit, *, fresh: bool = False) -> None:
         self.root = root
+        self._fresh = fresh
         self.outcomes: list[StageOutcome] = []
         self._emit = emit
         self._manifest = read_manifest(root, emit)
@@ -67,13 +71,13 @@ class RunStore:
             StoreError: the directory cannot be written. Errors of `make` are passed on.
         """
         digest = _key_digest(name, key)
-        cached = self._load(name, digest, cls)
+        cached = None if self._fresh else self._load(name, digest, cls)
         if cached is not None:
             line = summary(cached)
             self._emit(StageCached(name, line))
             self.outcomes.append(StageOutcome(name=name, status="cached", seconds=0.0, summary=line))
             return cached
-        self._emit(StageStarted(name))
+        self._begin(name)
         start, runs_before = time.perf_counter(), network_runs.value
         with writing(self.root), _folder(self.root, name) as folder:
             with own_errors(self.root):
@@ -105,6 +109,10 @@ class RunStore:
         outcome = StageOutcome(name=name, status="ran", seconds=round(seconds, 3), summary=line)
         self.outcomes.append(dataclasses.replace(outcome, runs=network_runs.value - runs_before))
         return result
+
+    def _begin(self, name: str) -> None:
+        """Announce a stage whose result is not cached."""
+        self._emit(StageStarted(name))
 
     def write(self, name: str, text: str) -> Path:
         """Write a text file (UTF-8) into the run directory, completely or not at all, and return its path.
@@ -197,10 +205,10 @@ class RunStore:
 
 
 @contextlib.contextmanager
-def open_store(directory: Path | DefaultDir, emit: Emit) -> Iterator[RunStore]:
+def open_store(directory: Path | DefaultDir, emit: Emit, *, fresh: bool = False) -> Iterator[RunStore]:
     """Create or open a run directory and hold its lock until the block ends.
 
-    Waits while another run holds the lock, after a warning.
+    Waits while another run holds the lock, after a warning. With `fresh`, results of earlier runs are not used.
 
     Raises:
         StoreError: the directory cannot be created or written.
@@ -225,7 +233,7 @@ def open_store(directory: Path | DefaultDir, emit: Emit) -> Iterator[RunStore]:
             # Files of a run that was killed. No other run is active: this one holds the lock.
             for left_over in root.glob(".tmp-*"):
                 shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
-        yield RunStore(root, emit)
+        yield RunStore(root, emit, fresh=fresh)
     finally:
         lock.release()
 

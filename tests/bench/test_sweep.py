@@ -155,8 +155,8 @@ def engine(runner: object, name: str = "engine") -> Target:
 
 
 def test_an_engine_has_a_row_without_copies_and_one_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trtopt.bench.sweep._ALONE", 0.0)
-    monkeypatch.setattr("trtopt.bench.sweep._READ_FOR", 0.2)
+    monkeypatch.setattr(sys.modules[sweep.__module__], "_ALONE", 0.0)
+    monkeypatch.setattr(sys.modules[sweep.__module__], "_READ_FOR", 0.2)
     runner = FakeRunner()
     opened_engine = engine(runner)
     plan = Plan(batches=(4,), seconds=QUICK, feed=lambda target, batch: random(target.sizes, batch))
@@ -216,8 +216,8 @@ def test_the_buffers_of_a_batch_size_are_released_before_the_next_are_allocated(
 def test_a_gpu_is_read_after_a_target_has_run_alone_for_as_long_as_nvml_averages(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("trtopt.bench.sweep._ALONE", 0.4)
-    monkeypatch.setattr("trtopt.bench.sweep._READ_FOR", 0.2)
+    monkeypatch.setattr(sys.modules[sweep.__module__], "_ALONE", 0.4)
+    monkeypatch.setattr(sys.modules[sweep.__module__], "_READ_FOR", 0.2)
     progress_times, read_times = [], []
 
     class Nvml(FakeNvml):

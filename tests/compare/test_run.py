@@ -368,11 +368,6 @@ def test_an_output_of_another_shape_is_an_error() -> None:
         drift(model(y=same), model(y=lambda x: x[:, :5]), dataset())
 
 
-def test_assumptions_of_the_reader_are_warnings() -> None:
-    found = drift(model(y=same), model(y=same), dataset(notes=("recipe imagenet assumed",)))
-    assert found.warnings == ("eval.npz: recipe imagenet assumed",)
-
-
 def test_progress_counts_samples_to_the_end() -> None:
     events: list[Event] = []
     pair = Pair(baseline=model(y=same), candidate=model(y=same), names=("a", "b"))

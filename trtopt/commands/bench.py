@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trtopt import stages
 from trtopt.codec import decode, encode
 from trtopt.commands import checks
 from trtopt.errors import (
@@ -22,7 +23,7 @@ from trtopt.errors import (
     TrtoptError,
     UsageError,
 )
-from trtopt.events import Emit, StageFinished, StageStarted, Warned, silent
+from trtopt.events import Emit, Noted, StageFinished, StageStarted, Warned, silent
 from trtopt.plan import BenchPlan
 from trtopt.run import Run, open_run
 from trtopt.store import RunStore, open_store, read_result
@@ -57,13 +58,16 @@ def bench(plan: BenchPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | N
         emit = run.emit
         check_out(run.store.root)
         samples = preparing.datasets(wanted, plan)
+        stages.tell(emit, *samples.values())
         opened = []
         for given in wanted:
             opened.append(preparing.opened(given, plan, samples.get(given.name), emit))
             held.callback(opened[-1].target.session.close)
         batches, left_out = preparing.batches(opened, plan.batches)
         gate.check(plan.gates, batches, len(opened))
-        for line in (*left_out, *preparing.remarks(opened)):
+        for line in left_out:
+            emit(Noted(line))
+        for line in preparing.remarks(opened):
             emit(Warned(line))
         device = held.enter_context(preparing.gpu_readings(opened, emit))
         ran = tuple(
@@ -86,7 +90,7 @@ def bench(plan: BenchPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | N
         for line in _noisy(measured.timings):
             emit(Warned(line))
         if stopped is not None:
-            run.warnings.append(str(stopped))
+            run.said.append(Warned(str(stopped)))
         benchmark = gate.judged(measured, plan.gates, cpu_counts=plan.speed.device == "cpu")
         for each in opened:
             if each.run_dir is not None:

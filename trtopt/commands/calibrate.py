@@ -34,7 +34,7 @@ def calibrate(plan: ConvertPlan, emit: Emit = silent) -> CalibrationTable:
     given = identify(str(plan.source))
     checks.calibrates(plan)
     checks.data_flags(plan, needs_table=True)
-    with open_run(plan.run_dir, emit, plan.device) as run:
+    with open_run(plan.run_dir, emit, plan.device, plan.cache) as run:
         wanted = exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.calib)
         source = exporting.ready(given, plan.export) or exporting.bring(run, given, wanted)[0]
         source = stages.widen(run, source)
@@ -44,7 +44,8 @@ def calibrate(plan: ConvertPlan, emit: Emit = silent) -> CalibrationTable:
             lambda: stages.sizes((plan.calib,), source),
             lambda: unread(source.path),
         )
-        calib = stages.open_samples(run, plan.calib, source, ranges)
+        calib = stages.open_samples(plan.calib, source, ranges)
+        stages.tell(run.emit, calib)
         model, table = calibrated(run, plan, source, ranges, calib)
         assert table is not None
         tables.drop_other_graph(run.store, model, table)

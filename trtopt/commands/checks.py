@@ -130,7 +130,7 @@ def exists(plan: DataPlan | None) -> None:
     for flag, path in (("--classes", plan.classes), ("--labels", plan.labels)):
         if path is not None and not path.is_file():
             raise UsageError(f"{flag} {path}: no such file")
-    if ":" not in plan.source and not Path(plan.source).exists():
+    if isinstance(plan.source, str) and ":" not in plan.source and not Path(plan.source).exists():
         raise DataError(f"{plan.source}: no such file or folder", fix="Give a folder of images, .npy, .npz or .jsonl")
 
 

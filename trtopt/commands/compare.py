@@ -14,7 +14,7 @@ from trtopt import stages
 from trtopt.candidate import Candidate, resolve
 from trtopt.commands import checks
 from trtopt.errors import UsageError
-from trtopt.events import Emit, Warned, silent
+from trtopt.events import Emit, silent
 from trtopt.plan import ComparePlan
 from trtopt.run import open_run
 from trtopt.shapes import fixed
@@ -43,7 +43,7 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
     for candidate in candidates.values():
         checks.pair(baseline, candidate.onnx)
     checks.exists(plan.data)
-    with open_run(plan.run_dir, emit, plan.device) as run:
+    with open_run(plan.run_dir, emit, plan.device, plan.cache) as run:
         run.forget()
         baseline = stages.widen(run, baseline)
         # A candidate may have fixed a dimension that is dynamic in the baseline: samples must fit both.
@@ -51,9 +51,8 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
         dataset = stages.open_data(plan.data, replace(baseline, inputs=fixed(baseline.inputs, shapes)))
         for name, candidate in candidates.items():
             if candidate.made_from and baseline.digest not in candidate.made_from:
-                run.emit(Warned(f"{name} was not made from {plan.baseline}, but from another model or version of it"))
-        for note in dataset.notes:
-            run.warn(f"{plan.data.source}: {note}")
+                run.warn(f"{name} was not made from {plan.baseline}, but from another model or version of it")
+        stages.tell(run.emit, dataset)
         checks.classes(dataset, plan.measure, baseline)
         comparisons: dict[str, Comparison] = {}
         for name, candidate in candidates.items():

@@ -70,7 +70,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
     """
     given = identify(str(plan.source))
     ready = _checked(plan, given)
-    with open_run(plan.run_dir, emit, plan.device) as run:
+    with open_run(plan.run_dir, emit, plan.device, plan.cache) as run:
         run.forget()
         source, parity = (ready, None) if ready else exporting.bring(run, given, _wanted(plan))
         source = stages.widen(run, source)
@@ -113,13 +113,14 @@ def _ranges(run: Run, plan: ConvertPlan, source: OnnxModel) -> tuple[ShapeRange,
     checks.outputs(plan.gates, plan.measure, source)
     ranges, assumed = profile(source.inputs, plan.shapes, unread=lambda: unread(source.path))
     if assumed and compiler(plan.build.backend):
-        run.warn(assumed)
+        run.note(assumed)
     return ranges
 
 
 def _samples(run: Run, plan: ConvertPlan, source: OnnxModel, ranges: tuple[ShapeRange, ...]) -> _Samples:
     """Open the samples. Unreadable ones, and those that do not fit, fail here, not after an hour of calibration."""
-    data, calib = (stages.open_samples(run, each, source, ranges) for each in (plan.data, plan.calib))
+    data, calib = (stages.open_samples(each, source, ranges) for each in (plan.data, plan.calib))
+    stages.tell(run.emit, calib, data)
     samples = _Samples(calib=calib, data=data)
     dataset = samples.judged
     if dataset is None:

@@ -25,11 +25,12 @@ def export(plan: ExportOnlyPlan, emit: Emit = silent) -> Report:
     given = identify(str(plan.source))
     if exporting.ready(given, plan.export) is not None:
         raise UsageError(f"{plan.source} is already ONNX", fix="Pass it to trtopt convert")
-    with open_run(plan.run_dir, emit, plan.device) as run:
+    with open_run(plan.run_dir, emit, plan.device, plan.cache) as run:
         run.forget()
         wanted = exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.data)
         model, parity = exporting.bring(run, given, wanted)
-        copy(model.path, plan.out)
+        if plan.cache != "show":
+            copy(model.path, plan.out)
         # Drift that is not allowed has raised an error.
         verdict: Verdict = parity.verdict if parity.verdict == "pass" else "unchecked"
         return run.finish(Report(command="export", verdict=verdict, model=str(plan.source), parity=parity))

@@ -120,11 +120,10 @@ def compare(pair: Pair, dataset: Dataset, measure: Measure, *, emit: Emit, batch
         emit(Progress("compare", done, len(samples.ids)))
     drifts = metrics.drifts(samples.ids)
     _check_clashes(custom, drifts)
-    notes = [f"{dataset.source}: {note}" for note in dataset.notes]
+    warnings = _unfit(drifts, samples, dataset.source)
     if dataset.groups and not groups:
         note = "an output does not have one row per sample of a group, so each group counts as one sample"
-        notes.append(f"{dataset.source}: {note}" + ("; labels are not used" if dataset.groups.labels else ""))
-    notes += metrics.notes() + [f"the code of {metric.source} was run" for metric in custom]
+        warnings.append(f"{dataset.source}: {note}" + ("; labels are not used" if dataset.groups.labels else ""))
     return Comparison(
         baseline=pair.names[0],
         candidate=pair.names[1],
@@ -136,7 +135,8 @@ def compare(pair: Pair, dataset: Dataset, measure: Measure, *, emit: Emit, batch
         outputs=drifts + tuple(metric.drift() for metric in custom),
         engine=witness.drifts(samples.ids) if witness else (),
         graph_ran=pair.graph.where if pair.graph else "",
-        warnings=(*notes, *_unfit(drifts, samples, dataset.source)),
+        warnings=tuple(warnings),
+        notes=(*metrics.notes(), *(f"the code of {metric.source} was run" for metric in custom)),
     )
 
 

@@ -129,8 +129,8 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     return parse_recipe(_read(shipped[name]), name, Path())
 
 
-def recipe_for(folder: Path, inputs: tuple[TensorSpec, ...]) -> tuple[Recipe, str]:
-    """Return the default recipe for a folder of images, and a sentence for the user that describes it.
+def recipe_for(folder: Path, inputs: tuple[TensorSpec, ...]) -> tuple[Recipe, str, str]:
+    """Return the default recipe for a folder of images, and a note or else a warning that describes it.
 
     A `recipe.toml` in the folder is used if there is one. Otherwise the recipe is assumed from the model's input, which
     must have rank 4, 1 or 3 channels, and a fixed height and width:
@@ -144,7 +144,7 @@ def recipe_for(folder: Path, inputs: tuple[TensorSpec, ...]) -> tuple[Recipe, st
         UsageError: the folder's recipe is wrong.
     """
     if (folder / FILE_NAME).is_file():
-        return load_recipe(folder / FILE_NAME), f"images are preprocessed with {folder / FILE_NAME}"
+        return load_recipe(folder / FILE_NAME), f"images are preprocessed with {folder / FILE_NAME}", ""
     spec = inputs[0]
     wanted = f"input {spec.name} is {spec.dtype} [{', '.join(map(str, spec.shape))}]"
     nchw = len(spec.shape) == 4 and spec.shape[1] in (1, 3)
@@ -171,9 +171,13 @@ def recipe_for(folder: Path, inputs: tuple[TensorSpec, ...]) -> tuple[Recipe, st
         mean=() if raw or channels == 1 else _MEAN,
         std=() if raw or channels == 1 else _STD,
     )
-    return Recipe(name="default", image=image), (
-        f"no recipe was given, so this one is assumed for images: {image}; if the model was trained with another, "
-        "its results are wrong: give that one with --recipe"
+    return (
+        Recipe(name="default", image=image),
+        "",
+        (
+            f"no recipe was given, so this one is assumed for images: {image}; if the model was trained with another, "
+            "its results are wrong: give that one with --recipe"
+        ),
     )
 
 

@@ -15,12 +15,11 @@ from trtopt.stages.observe import observe
 from trtopt.stages.precision import set_precision
 from trtopt.stages.prepare import prepare
 from trtopt.stages.repair import repair
-from trtopt.stages.samples import open_data, open_samples, sizes
+from trtopt.stages.samples import open_data, open_samples, sizes, tell
 from trtopt.stages.target import Target
 from trtopt.stages.widen import widen
 
 __all__ = [
-    "Context",
     "Evaluation",
     "Target",
     "build",
@@ -39,5 +38,6 @@ __all__ = [
     "repair",
     "set_precision",
     "sizes",
+    "tell",
     "widen",
 ]

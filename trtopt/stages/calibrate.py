@@ -71,7 +71,7 @@ def _histograms(run: Run, model: OnnxModel, dataset: Dataset, cuda: CudaOptions)
     with tapped(run, model, tensors) as path:
         runner = open_runner(path, device=run.device, cuda=cuda, callers=callers())
         if runner.place.kind == "cuda":
-            run.warn(f"calibrated in {runner.where}")
+            run.note(f"calibrated in {runner.where}")
         return observe_where_it_runs(runner, tensors, dataset, stage="calibrate", emit=run.emit)
 
 

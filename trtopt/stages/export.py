@@ -85,7 +85,7 @@ def bring(run: Run, source: Source, wanted: Wanted) -> tuple[OnnxModel, Comparis
     model = _export(run, request, plan.timeout)
     # The first note is the summary line of the stage.
     for note in model.notes[1:]:
-        run.warn(note)
+        run.note(note)
     comparison = _parity(run, request, model, wanted)
     drift = "; ".join(f"{gate.output}: {gate.reason}" for gate in comparison.gates if not gate.passed)
     if drift and not plan.allow_drift:
@@ -129,7 +129,7 @@ def _parity(run: Run, request: Request, model: OnnxModel, wanted: Wanted) -> Com
     else:
         ranges, _ = profile(model.inputs, wanted.shapes, unread=lambda: unread(model.path))
         feeds = parity.random(model.inputs, ranges)
-        run.warn(f"the export is checked on {feeds.source}; give --data to check it on your own")
+        run.note(f"the export is checked on {feeds.source}; give --data to check it on your own")
 
     def make(folder: Path) -> Comparison:
         from trtopt.engine.onnxruntime import open_runner
@@ -186,11 +186,15 @@ def _headers(plan: DataPlan) -> list[tuple[str, str, tuple[int, ...]]]:
     """
     from trtopt.data import images, python
     from trtopt.data.arrays import find, read_file, read_folder
+    from trtopt.data.given import Given, read_given
     from trtopt.data.recipe import FILE_NAME, load_recipe
 
-    path = Path(plan.source)
     # The readers need a model's inputs: one without a name and with any four dimensions.
     unnamed = (TensorSpec(name="", dtype="float32", shape=("?",) * 4),)
+    if isinstance(plan.source, Given):
+        samples = read_given(plan.source, unnamed)
+        return [(name, header.dtype, header.shape) for name, header in samples.peek(0).items() if name != "label"]
+    path = Path(plan.source)
     if path.is_file() and path.suffix.lower() in (".npy", ".npz"):
         samples = read_file(path, unnamed)
     elif python.is_function(plan.source) and not path.exists():

@@ -23,7 +23,7 @@ from trtopt.types.comparison import (
 from trtopt.types.engine import Engine, Rejection, Support
 from trtopt.types.model import Dim, OnnxModel, ShapeRange, TensorSpec
 from trtopt.types.precision import Decision, Keep, TypedModel
-from trtopt.types.report import REPORT_SCHEMA, CandidateReport, Report, StageOutcome
+from trtopt.types.report import REPORT_SCHEMA, Cache, CandidateReport, Failure, Report, StageOutcome
 
 __all__ = [
     "REPORT_SCHEMA",
@@ -31,6 +31,7 @@ __all__ = [
     "BatchProbe",
     "BenchTarget",
     "Benchmark",
+    "Cache",
     "CalibratedTensor",
     "CalibrationTable",
     "CandidateReport",
@@ -40,6 +41,7 @@ __all__ = [
     "Engine",
     "EngineDrift",
     "EngineFault",
+    "Failure",
     "GateResult",
     "Interval",
     "Keep",

@@ -185,6 +185,7 @@ class Comparison:
     gates: tuple[GateResult, ...] = ()
     verdict: Verdict = "unchecked"
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     calibrated_on: int = 0
     engine: tuple[EngineDrift, ...] = ()

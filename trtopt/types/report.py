@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from trtopt.types.benchmark import Benchmark
 from trtopt.types.calibration import CalibratedTensor
@@ -17,6 +18,12 @@ from trtopt.types.precision import TypedModel
 
 REPORT_SCHEMA = 2
 """Version of the fields of `report.json`."""
+
+Cache = Literal["use", "ignore", "show"]
+"""Treatment of the results of earlier runs.
+
+A run uses them, ignores them, or shows which it would use, without running or writing anything.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +60,14 @@ class StageOutcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Error that ended a run: `message` is one line that says what, why, and what to do next."""
+
+    message: str
+    exit_code: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """Result of one run, as written to `report.json`. Paths are those in the run directory.
 
@@ -61,6 +76,8 @@ class Report:
     with the largest quantization error. When several candidates were compared, `candidates` replaces `comparison`.
     `allow_inconclusive` is true if the user accepts an inconclusive verdict. `list_worst` is the number of worst
     samples to list. `written` is false for new gates on an earlier run, whose directory keeps the report of its own.
+    `warnings` say why the result may not be what the user wants; `notes` are facts, such as what was assumed.
+    `error` is what ended the run early, or prevented an engine.
     """
 
     schema_version: int = REPORT_SCHEMA
@@ -84,3 +101,5 @@ class Report:
     allow_inconclusive: bool = False
     list_worst: int = 0
     written: bool = True
+    notes: tuple[str, ...] = ()
+    error: Failure | None = None
