@@ -1,4 +1,4 @@
-"""What the stages of one run share."""
+"""The values that the stages of one run share."""
 
 from __future__ import annotations
 

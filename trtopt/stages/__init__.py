@@ -20,7 +20,6 @@ from trtopt.stages.target import Target
 from trtopt.stages.widen import widen
 
 __all__ = [
-    "Context",
     "Evaluation",
     "Target",
     "build",
