@@ -252,6 +252,7 @@ def _compare(context: stages.Context, plan: ConvertPlan, made: Made, dataset: Da
     measured = stages.compare(context, made.baseline, made.typed.onnx, evaluation)
     if plan.data is None:  # also without fingerprints, as with a TensorRT cache or no table
         measured = replace(measured, calibrated_on=measured.samples)
+    checks.measures(plan.gates, {output.output: output.kind for output in measured.outputs})
     return stages.gate(context, measured, plan.gates, plan.precision)
 
 
