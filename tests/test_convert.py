@@ -273,7 +273,7 @@ def test_without_tensorrt_the_rest_is_done_and_the_exit_code_is_3(tmp_path: Path
         [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 3
-    assert "pip install 'trtopt[rtx]'" in done.stderr
+    assert "pip install tensorrt-rtx-cu13" in done.stderr
     assert (tmp_path / "run/typed.onnx").exists()
     assert report(tmp_path / "run")["comparison"]["verdict"] == "pass"  # type: ignore[index]
     assert report(tmp_path / "run")["engine"] is None

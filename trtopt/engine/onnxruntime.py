@@ -26,7 +26,7 @@ from trtopt.counts import network_runs
 from trtopt.engine.runner.binding import BoundRun, DeviceTensor, Place, exhausted, failure, first_line
 from trtopt.errors import DataError, EnvironmentUnableError, ModelError, OutOfMemoryError, UsageError
 from trtopt.graph.simulate import simulate
-from trtopt.requires import require
+from trtopt.requires import install_onnxruntime_gpu, require
 
 Array = npt.NDArray[np.generic]
 DEVICES = ("auto", "cpu", "cuda", "cuda:N")
@@ -154,7 +154,7 @@ def open_runner(path: Path, *, device: str = "cpu", cuda: CudaOptions = _EXACT, 
             raise EnvironmentUnableError(
                 "onnxruntime has no working CUDA provider here",
                 why=why,
-                fix="Install 'trtopt[gpu]' on a machine with an NVIDIA driver, or use --device cpu",
+                fix=f"On a machine with an NVIDIA driver: {install_onnxruntime_gpu()}; here use --device cpu",
             )
     typed, simulated = _rewritten(path)
     # All callers share the session's thread pool and take part in its work. The pool counts the calling thread as one
