@@ -373,4 +373,4 @@ def test_a_batch_that_shape_fixes_is_filled_with_the_samples_of_data(tmp_path: P
     assert "accuracy_fp32 99.20 %" in done.out
     done = cli("compare", DIGITS, tmp_path / "run", "--data", EVAL, "-o", tmp_path / "c", "--gate", "top1=1%")
     assert done.code == 0, done.err
-    assert "accuracy, FP32 99.20 %" in done.out
+    assert "accuracy_fp32 99.20 %" in done.out

@@ -129,7 +129,6 @@ def test_0_when_init_has_written_its_file(tmp_path: Path) -> None:
     [
         (("convert", DIGITS, *FEW, *ONNX_ONLY, "--gate", "sqnr=200", "-o", "failed"), "must be at least 200"),
         (("compare", DIGITS, "run", *FEW, "--gate", "sqnr=200", "-o", "failed"), "must be at least 200"),
-        (("compare", DIGITS, "run", *FEW, "--gate", "equal=99%", "-o", "unevaluated"), "could not be evaluated"),
         (("bench", DIGITS, *QUICK, *ON_CPU, "--gate", "latency_p99=1us", "-o", "slow"), "latency_p99"),
         (("compare", "healthy.onnx", "nan.onnx", "--data", "ones.npy", "-o", "nan"), "NaN or Inf in 4 of 4 samples"),
     ],
@@ -204,7 +203,7 @@ def test_2_when_usage_or_input_is_wrong(arguments: tuple[object, ...], said: str
     done = trtopt(here, *arguments)
     assert done.code == 2, done.err
     assert said in done.err
-    assert done.out == ""
+    assert done.out == "" or "--format" in arguments
 
 
 @pytest.mark.parametrize(
