@@ -29,7 +29,7 @@ def amax(histogram, format):
     "compare/kinds/toy.py": """
 from dataclasses import replace
 from trtopt.compare.kinds.values import Values
-TAKES, PLAIN = "anything", False
+TAKES, PLAIN, METRICS = "anything", False, ("sqnr",)
 class Toy(Values):
     def drift(self, ids):
         return replace(super().drift(ids), kind="toy")

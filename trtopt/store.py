@@ -256,6 +256,17 @@ def read_inputs(root: Path, stage: str) -> dict[str, Any]:
     return dict(entry["inputs"]) if entry else {}
 
 
+def recorded_files(root: Path) -> tuple[str, ...]:
+    """Return the names of the files that a run directory's manifest lists, and of the manifest, which comes last.
+
+    It is empty if the manifest is damaged, or was written by another version.
+    """
+    manifest = RunStore(root, silent)._manifest
+    names = [file for entry in manifest["stages"].values() for file in entry["files"]]
+    names += [name for name in manifest["rendered"] if Path(name).name == name and name not in ("", ".", "..")]
+    return (*dict.fromkeys(names), "manifest.json") if names else ()
+
+
 def file_digest(path: Path) -> str:
     """Return the SHA-256 digest of a file's content, in hex."""
     with path.open("rb") as stream:

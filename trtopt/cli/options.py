@@ -57,6 +57,20 @@ def choice(help: str, names: Sequence[str], panel: str, *declarations: str) -> A
     )
 
 
+def _gate_help(value: list[str] | None) -> list[str] | None:
+    """Print the metrics of gates and exit if the value is `help`."""
+    if value != ["help"]:
+        return value
+    from trtopt.compare.reference import HEAD, rows
+
+    *columns, _ = zip(HEAD, *rows(), strict=True)
+    widths = [max(map(len, column)) for column in columns]
+    for *cells, meaning in (HEAD, *rows()):
+        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        print(f"{line}  {meaning}".rstrip())
+    raise typer.Exit
+
+
 ShapeFlag = Annotated[
     list[str] | None,
     typer.Option(
@@ -135,7 +149,9 @@ GateFlag = Annotated[
     list[str] | None,
     typer.Option(
         help="Thresholds: top1=1%,cosine=0.99,OUTPUT:sqnr=20. May be repeated. Default: depends on the kind of output. "
-        "help prints all metrics.",
+        "--gate help prints all metrics.",
+        callback=lambda value: _gate_help(value),
+        is_eager=True,
         rich_help_panel=COMPARISON,
     ),
 ]

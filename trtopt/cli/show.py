@@ -101,7 +101,7 @@ def failed(message: str, exit_code: int, format: str, command: str) -> None:
         environment={},
         error=Failure(message=message, exit_code=exit_code),
     )
-    with contextlib.suppress(SystemExit, OSError):
+    with contextlib.suppress(Exception, SystemExit):  # the error itself is on stderr, whatever a format does
         show(format, report)
         sys.stdout.flush()
 

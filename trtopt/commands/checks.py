@@ -5,7 +5,7 @@ Touches: checks whether files exist.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from trtopt.compare.gates import Gate
@@ -64,12 +64,42 @@ def outputs(gates: Sequence[Gate], plan: MeasurePlan, model: OnnxModel) -> None:
                 f"{flag}: {model.path.name} has no output {name}",
                 fix=f"Choose one of {', '.join(known)}",
             )
+    measures(gates, plan.kinds, all_known=set(plan.kinds) >= set(outputs))
     unknown = [gate.metric for gate in gates if gate.metric not in METRICS]
     if unknown and not plan.metrics:
         raise UsageError(
             f"--gate: unknown metric {unknown[0]}",
             why="a custom metric needs the function that computes it",
             fix="Add --metric package.module:function",
+        )
+
+
+def measures(gates: Sequence[Gate], kinds: Mapping[str, str], *, all_known: bool = True) -> None:
+    """Refuse a gate on a metric that outputs of these kinds do not have.
+
+    `all_known` is false if the kinds of other outputs are not known yet.
+
+    Raises:
+        UsageError: there is one; the message lists the metrics of the kind.
+    """
+    from trtopt.compare.catalog import METRICS
+    from trtopt.compare.kinds import kind as module
+    from trtopt.compare.kinds import kinds as known_kinds
+
+    known = {output: kind for output, kind in kinds.items() if kind in known_kinds()}
+    for gate in gates:
+        judged = {output: kind for output, kind in known.items() if gate.output in ("", output)}
+        certain = bool(judged) and (bool(gate.output) or all_known)
+        if not certain or gate.metric not in METRICS or gate.metric == "engine":
+            continue
+        if any(gate.metric in module(kind).METRICS for kind in judged.values()):
+            continue
+        output, kind = next(iter(judged.items()))
+        metrics = ", ".join(name for name in module(kind).METRICS if name != "nonfinite")
+        raise UsageError(
+            f"--gate {gate.metric}: {output} is of kind {kind}",
+            why=f"its metrics are {metrics}",
+            fix="Choose one of these, or name another kind with --kind",
         )
 
 

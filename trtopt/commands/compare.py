@@ -64,6 +64,7 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
                 calibrated_on=candidate.calibrated_on,
             )
             measured = stages.compare(run, baseline, candidate.onnx, evaluation, f"compare{suffix}")
+            checks.measures(plan.gates, {output.output: output.kind for output in measured.outputs})
             precision = candidate.typed.precision if candidate.typed else ""
             comparisons[name] = stages.gate(run, measured, plan.gates, precision, f"gate{suffix}")
         only = next(iter(candidates.values())) if len(candidates) == 1 else None

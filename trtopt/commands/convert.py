@@ -257,6 +257,7 @@ def _compare(run: Run, plan: ConvertPlan, made: Made, dataset: Dataset | None) -
     measured = stages.compare(run, made.baseline, made.typed.onnx, evaluation)
     if plan.data is None:  # also without fingerprints, as with a TensorRT cache or no table
         measured = replace(measured, calibrated_on=measured.samples)
+    checks.measures(plan.gates, {output.output: output.kind for output in measured.outputs})
     return stages.gate(run, measured, plan.gates, plan.precision)
 
 

@@ -30,6 +30,7 @@ def judge_again(plan: JudgePlan) -> Report:
         raise UsageError(f"{plan.run} does not contain a comparison", why=why, fix="Run trtopt compare")
     for comparison in before:
         checks.measured(plan.run, plan.measure, comparison)
+        checks.measures(plan.gates, {output.output: output.kind for output in comparison.outputs})
         checks.gated(plan.gates, [output.output for output in comparison.outputs])
     precisions = [earlier.precision] if earlier.comparison else [row.precision for row in earlier.candidates]
     after = [judged(each, plan.gates, precision) for each, precision in zip(before, precisions, strict=True)]

@@ -28,7 +28,7 @@ from trtopt.engine.runner.binding import BoundRun, DeviceTensor, Place, exhauste
 from trtopt.errors import DataError, EnvironmentUnableError, ModelError, OutOfMemoryError, UsageError
 from trtopt.events import Emit
 from trtopt.parallel import cores
-from trtopt.requires import require
+from trtopt.requires import install_onnxruntime_gpu, require
 from trtopt.types import Engine
 
 Array = npt.NDArray[np.generic]
@@ -182,7 +182,7 @@ def open_runner(path: Path, *, device: str = "cpu", cuda: CudaOptions = _EXACT, 
             raise EnvironmentUnableError(
                 "onnxruntime has no working CUDA provider here",
                 why=why,
-                fix="Install 'trtopt[gpu]' on a machine with an NVIDIA driver, or use --device cpu",
+                fix=f"On a machine with an NVIDIA driver: {install_onnxruntime_gpu()}; here use --device cpu",
             )
     typed, simulated = rewritten(path)
     # All callers share the session's thread pool and take part in its work. The pool counts the calling thread as one

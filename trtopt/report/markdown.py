@@ -78,7 +78,7 @@ def _layers(found: Layers) -> list[str]:
 def _comparison(comparison: Comparison) -> list[str]:
     """Return the drift with one row per output, and where both models ran."""
     metrics = [dict(words.metrics(output)) for output in comparison.outputs]
-    labels = words.labels(comparison.outputs)
+    labels = words.names(comparison.outputs)
     drift = [
         (output.output, output.kind, *(found.get(label, "") for label in labels))
         for output, found in zip(comparison.outputs, metrics, strict=True)

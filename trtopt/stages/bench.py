@@ -15,6 +15,7 @@ from trtopt.bench import gpu, inputs, probe, targets
 from trtopt.candidate import ENGINE_NOT_RUN, resolve
 from trtopt.codec import decode
 from trtopt.data.dataset import Array, Dataset, Feed
+from trtopt.engine.cuda.driver import has_gpu
 from trtopt.engine.onnxruntime import CudaOptions
 from trtopt.errors import EnvironmentUnableError, MissingDependencyError, OutOfMemoryError, UsageError
 from trtopt.events import Emit, Warned
@@ -113,7 +114,7 @@ def opened(target: Wanted, plan: BenchPlan, dataset: Dataset | None, emit: Emit)
             # Out of memory does not mean that the engine cannot run here: timing the graph instead would hide it.
             if isinstance(error, OutOfMemoryError) or not target.graph:
                 raise
-            why = error.why or error.what
+            why = (error.why or error.what) if has_gpu() else "this machine has no NVIDIA driver"
             emit(Warned(f"{target.name}: its graph is timed, because its engine does not run on this machine ({why})"))
         else:
             loaded = targets.Target(name=target.name, sizes=sizes, session=engine)

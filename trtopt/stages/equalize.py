@@ -79,12 +79,14 @@ def equalize(run: Run, model: OnnxModel, dataset: Dataset, precision: str) -> On
 def _equalized(
     model: OnnxModel, statistics: Mapping[str, Channels], exponents: Sequence[float], path: Path, format: Format
 ) -> OnnxModel:
-    """Write the equalized network to `path`, or a copy if there are no exponents. A note says what was equalized."""
-    from trtopt.graph.file import describe, load_ir
+    """Write the equalized network to `path`, or a link to it if there are no exponents. A note says what changed."""
+    from trtopt.graph.file import describe, link, load_ir
     from trtopt.graph.prepare import BETWEEN_STAGES, save
     from trtopt.precision.passes.equalize import equalize
     from trtopt.precision.passes.pairs import links
 
+    if not exponents and link(model.path, path):
+        return describe(path, ())
     graph = load_ir(model.path)
     absorbed, inserted = equalize(graph, links(graph) if exponents else [], statistics, exponents, format)
     save(graph, path, inline=BETWEEN_STAGES)
@@ -98,7 +100,7 @@ def _equalized(
 
 
 def _not_equalized(model: OnnxModel, path: Path, why: str, format: Format) -> OnnxModel:
-    """Write a copy of the model to `path`, with a note that says why it was not equalized."""
+    """Write the model to `path`, with a note that says why it was not equalized."""
     return replace(_equalized(model, {}, (), path, format), notes=(f"not equalized: {why}",))
 
 

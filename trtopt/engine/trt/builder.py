@@ -172,7 +172,7 @@ def _builder(trt: TensorRT) -> Any:
         raise EnvironmentUnableError(
             f"{trt.title} cannot build here",
             why="; ".join(collector.errors) or "it needs an NVIDIA GPU and its driver",
-            fix="Build on a machine with a GPU, or pip install 'trtopt[rtx]' and add --tensorrt tensorrt_rtx",
+            fix="Build on a machine with a GPU, or pip install tensorrt-rtx-cu13 and add --tensorrt tensorrt_rtx",
         ) from error
 
 

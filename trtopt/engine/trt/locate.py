@@ -14,6 +14,7 @@ from typing import Any
 from trtopt.engine.cuda.driver import has_gpu
 from trtopt.engine.trt.versions import MINIMUM, RTX, Abilities, abilities, parsed
 from trtopt.errors import EnvironmentUnableError, UsageError
+from trtopt.requires import install
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -62,13 +63,12 @@ def find(name: str | None = None) -> TensorRT:
         raise EnvironmentUnableError(
             "TensorRT does not work here",
             why="; ".join(reasons),
-            fix="Install TensorRT for RTX, which builds without a GPU: pip install 'trtopt[rtx]'",
+            fix=f"Install TensorRT for RTX, which builds without a GPU: {install(RTX)}",
         )
-    extra = "tensorrt" if name == "tensorrt" else "rtx"
     raise EnvironmentUnableError(
         f"{name} does not work here",
         why="; ".join(reasons),
-        fix=f"Omit --tensorrt, or install it: pip install 'trtopt[{extra}]'",
+        fix=f"Omit --tensorrt, or install it: {install(name)}",
     )
 
 
