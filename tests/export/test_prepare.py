@@ -158,6 +158,23 @@ def test_models_that_onnxslim_cannot_read_are_optimized_without_it(tmp_path: Pat
     assert np.array_equal(outputs(ready.path, {"x": x})[0], x @ np.array([[1, 2], [3, 4]], np.float32))
 
 
+def test_an_uneven_split_keeps_its_sizes(tmp_path: Path) -> None:
+    """onnxslim takes 8 for the first size, and folds it into constants."""
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 19]>
+        g (float[17, 4] x) => (float[9, 4] y, float[8, 4] z) {
+          a, b = Split<axis=0, num_outputs=2>(x)
+          s = Shape(a)
+          e = Expand(one, s)
+          y = Mul(a, e)
+          z = Neg(b)
+        }""")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(1, np.float32), "one"))
+    source, ready = prepared(tmp_path, model)
+    x = {"x": np.arange(68, dtype=np.float32).reshape(17, 4)}
+    for want, got in zip(outputs(source, x), outputs(ready.path, x), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
 def test_freezes_dimensions_whose_minimum_is_their_maximum(tmp_path: Path) -> None:
     fixed = ShapeRange(name="x", min=(2, 3, 8, 8), opt=(2, 3, 8, 8), max=(2, 3, 8, 8))
     _, ready = prepared(tmp_path, make(CONV_BN), profile=[fixed])

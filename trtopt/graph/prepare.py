@@ -12,6 +12,7 @@ Touches: reads the source model; writes `fp32.onnx` (and `fp32.onnx.data`) into 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,38 +65,75 @@ def prepare(source: Path, folder: Path, *, min_opset: int, profile: Sequence[Sha
     """
     proto = load_proto(source)
     check(source, proto)
-    notes = []
-    weight_bytes = _weight_bytes(source, proto)
-    nodes_before = len(proto.graph.node)
+    path = folder / "fp32.onnx"
+    request = _Request(source=source, proto=proto, min_opset=min_opset, profile=profile)
+    model, notes = _simplified(request)
+    save(model, path, inline=BETWEEN_STAGES)
+    # Some contradictions only show when all shapes are known, and the passes of later stages rely on shapes.
+    why = contradiction(path)
+    if why and not request.is_large:  # the shapes may be onnxslim's mistake
+        model, notes = _simplified(request, slim_shapes=False)
+        save(model, path, inline=BETWEEN_STAGES)
+        why = contradiction(path)
+    if why:
+        raise ModelError(f"{source} is not a valid ONNX model", why=why, fix="Export it again")
+    return describe(path, tuple(notes))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """The arguments of `prepare`, with the content of the source."""
+
+    source: Path
+    proto: onnx.ModelProto
+    min_opset: int
+    profile: Sequence[ShapeRange]
+
+    @property
+    def weight_bytes(self) -> int:
+        """The size of the files of the model."""
+        files = [self.source, *(self.source.parent / name for name in external_files(self.proto))]
+        return sum(file.stat().st_size for file in files)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the model is too large for onnxslim."""
+        return self.weight_bytes > LARGE_BYTES
+
+
+def _simplified(request: _Request, *, slim_shapes: bool = True) -> tuple[ir.Model, list[str]]:
+    """Return the simplified model, and notes on what was changed.
+
+    Without `slim_shapes`, only the shapes that ONNX infers are used: onnxslim rounds down the sizes of an uneven Split,
+    for example, and folds the wrong sizes into constants.
+
+    Raises:
+        ModelError: the model cannot be simplified, or computes nothing.
+    """
+    source, proto, notes = request.source, request.proto, []
     with quiet():
-        if weight_bytes > LARGE_BYTES:
-            model = _optimize_large(source, profile)
-            notes.append(f"{weight_bytes / 1e9:.1f} GB of weights: optimized in place, without onnxslim")
+        if request.is_large:
+            model = _optimize_large(source, request.profile)
+            notes.append(f"{request.weight_bytes / 1e9:.1f} GB of weights: optimized in place, without onnxslim")
         else:
-            model, note = _optimize_or_fall_back(source, profile)
-            notes += note
+            model, notes = _optimize_or_fall_back(source, request.profile, slim_shapes=slim_shapes)
         source_opset = opset(proto)
-        if source_opset < min_opset:
-            _raise_opset(model, source_opset, min_opset)
-            notes.append(f"opset {source_opset} raised to {min_opset}")
+        if source_opset < request.min_opset:
+            _raise_opset(model, source_opset, request.min_opset)
+            notes.append(f"opset {source_opset} raised to {request.min_opset}")
         elif source_opset > _MAX_OPSET:
             notes.append(f"opset {source_opset} is newer than TensorRT 10.12 supports ({_MAX_OPSET})")
         try:
             _finish(model)
         except Exception as error:
             raise ModelError(f"{source} cannot be simplified", why=root_line(error), fix="Export it again") from error
-    notes.insert(0, f"{nodes_before} nodes become {model.graph.num_nodes()}")
+    notes.insert(0, f"{len(proto.graph.node)} nodes become {model.graph.num_nodes()}")
     dropped = sorted(_input_names(proto) - {value.name or "" for value in model.graph.inputs})
     if dropped:
         notes.append(f"dropped inputs that no output depends on: {', '.join(dropped)}")
     if not model.graph.num_nodes():
         raise ModelError(f"{source} computes nothing", why="all of its outputs are constants or inputs")
-    path = folder / "fp32.onnx"
-    save(model, path, inline=BETWEEN_STAGES)
-    # Some contradictions only show when all shapes are known, and the passes of later stages rely on shapes.
-    if why := contradiction(path):
-        raise ModelError(f"{source} is not a valid ONNX model", why=why, fix="Export it again")
-    return describe(path, tuple(notes))
+    return model, notes
 
 
 def _input_names(proto: onnx.ModelProto) -> set[str]:
@@ -143,19 +181,16 @@ def check_types(path: Path) -> None:
         raise ModelError(f"{path.name} does not pass ONNX's checker", why=why, fix="Please report it with the model")
 
 
-def _weight_bytes(source: Path, proto: onnx.ModelProto) -> int:
-    files = [source, *(source.parent / name for name in external_files(proto))]
-    return sum(file.stat().st_size for file in files)
-
-
-def _optimize_or_fall_back(source: Path, profile: Sequence[ShapeRange]) -> tuple[ir.Model, list[str]]:
+def _optimize_or_fall_back(
+    source: Path, profile: Sequence[ShapeRange], *, slim_shapes: bool
+) -> tuple[ir.Model, list[str]]:
     """Optimize with onnxslim, or with onnxscript if that fails, which the note says.
 
     Raises:
         ModelError: both fail.
     """
     try:
-        return _optimize(source, profile), []
+        return _optimize(source, profile, slim_shapes=slim_shapes), []
     except Exception as failure:  # noqa: BLE001 - onnxslim's own failures have many kinds
         note = f"optimized without onnxslim, which failed: {root_line(failure)}"
     try:
@@ -164,7 +199,7 @@ def _optimize_or_fall_back(source: Path, profile: Sequence[ShapeRange]) -> tuple
         raise ModelError(f"{source} cannot be simplified", why=root_line(error), fix="Export it again") from error
 
 
-def _optimize(source: Path, profile: Sequence[ShapeRange]) -> ir.Model:
+def _optimize(source: Path, profile: Sequence[ShapeRange], *, slim_shapes: bool) -> ir.Model:
     import onnx_ir as ir
     import onnxslim
     from onnx.external_data_helper import load_external_data_for_model
@@ -173,7 +208,9 @@ def _optimize(source: Path, profile: Sequence[ShapeRange]) -> ir.Model:
     load_external_data_for_model(model, str(source.parent))
     _freeze(model, profile)
     # Folding an Expand or a Range can turn a small graph into a large file: fold constants of at most 1 MiB.
-    slim: onnx.ModelProto = onnxslim.slim(model, size_threshold=1 << 20, skip_fusion_patterns=_HARMFUL)
+    slim: onnx.ModelProto = onnxslim.slim(
+        model, size_threshold=1 << 20, skip_fusion_patterns=_HARMFUL, no_shape_infer=not slim_shapes
+    )
     return ir.from_proto(slim)
 
 
