@@ -12,7 +12,6 @@ Touches: reads the source model; writes `fp32.onnx` (and `fp32.onnx.data`) into 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,75 +64,31 @@ def prepare(source: Path, folder: Path, *, min_opset: int, profile: Sequence[Sha
     """
     proto = load_proto(source)
     check(source, proto)
-    path = folder / "fp32.onnx"
-    request = _Request(source=source, proto=proto, min_opset=min_opset, profile=profile)
-    model, notes = _simplified(request)
-    save(model, path, inline=BETWEEN_STAGES)
-    # Some contradictions only show when all shapes are known, and the passes of later stages rely on shapes.
-    why = contradiction(path)
-    if why and not request.is_large:  # the shapes may be onnxslim's mistake
-        model, notes = _simplified(request, slim_shapes=False)
+    path, weight_bytes = folder / "fp32.onnx", _weight_bytes(source, proto)
+    is_large = weight_bytes > LARGE_BYTES
+    failure = why = ""
+    # onnxslim gets some shapes wrong, and some subgraphs: that shows as a contradiction. Then it is used without its
+    # shapes, and then not at all.
+    for optimize in (_optimize_large,) if is_large else (_optimize, _optimize_with_onnx_shapes, _optimize_large):
+        with quiet():
+            try:
+                model = optimize(source, profile)
+            except Exception as error:  # noqa: BLE001 - the failures of these libraries have many kinds
+                failure = failure or root_line(error)
+                continue
+            notes = _finish(source, proto, model, min_opset)
+        if is_large:
+            notes.append(f"{weight_bytes / 1e9:.1f} GB of weights: optimized in place, without onnxslim")
+        elif optimize is _optimize_large:
+            notes.append(f"optimized without onnxslim, which failed: {failure or why}")
         save(model, path, inline=BETWEEN_STAGES)
+        # Some contradictions only show when all shapes are known, and the passes of later stages rely on shapes.
         why = contradiction(path)
+        if not why:
+            return describe(path, tuple(notes))
     if why:
         raise ModelError(f"{source} is not a valid ONNX model", why=why, fix="Export it again")
-    return describe(path, tuple(notes))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Request:
-    """The arguments of `prepare`, with the content of the source."""
-
-    source: Path
-    proto: onnx.ModelProto
-    min_opset: int
-    profile: Sequence[ShapeRange]
-
-    @property
-    def weight_bytes(self) -> int:
-        """The size of the files of the model."""
-        files = [self.source, *(self.source.parent / name for name in external_files(self.proto))]
-        return sum(file.stat().st_size for file in files)
-
-    @property
-    def is_large(self) -> bool:
-        """Whether the model is too large for onnxslim."""
-        return self.weight_bytes > LARGE_BYTES
-
-
-def _simplified(request: _Request, *, slim_shapes: bool = True) -> tuple[ir.Model, list[str]]:
-    """Return the simplified model, and notes on what was changed.
-
-    Without `slim_shapes`, only the shapes that ONNX infers are used: onnxslim rounds down the sizes of an uneven Split,
-    for example, and folds the wrong sizes into constants.
-
-    Raises:
-        ModelError: the model cannot be simplified, or computes nothing.
-    """
-    source, proto, notes = request.source, request.proto, []
-    with quiet():
-        if request.is_large:
-            model = _optimize_large(source, request.profile)
-            notes.append(f"{request.weight_bytes / 1e9:.1f} GB of weights: optimized in place, without onnxslim")
-        else:
-            model, notes = _optimize_or_fall_back(source, request.profile, slim_shapes=slim_shapes)
-        source_opset = opset(proto)
-        if source_opset < request.min_opset:
-            _raise_opset(model, source_opset, request.min_opset)
-            notes.append(f"opset {source_opset} raised to {request.min_opset}")
-        elif source_opset > _MAX_OPSET:
-            notes.append(f"opset {source_opset} is newer than TensorRT 10.12 supports ({_MAX_OPSET})")
-        try:
-            _finish(model)
-        except Exception as error:
-            raise ModelError(f"{source} cannot be simplified", why=root_line(error), fix="Export it again") from error
-    notes.insert(0, f"{len(proto.graph.node)} nodes become {model.graph.num_nodes()}")
-    dropped = sorted(_input_names(proto) - {value.name or "" for value in model.graph.inputs})
-    if dropped:
-        notes.append(f"dropped inputs that no output depends on: {', '.join(dropped)}")
-    if not model.graph.num_nodes():
-        raise ModelError(f"{source} computes nothing", why="all of its outputs are constants or inputs")
-    return model, notes
+    raise ModelError(f"{source} cannot be simplified", why=failure, fix="Export it again")
 
 
 def _input_names(proto: onnx.ModelProto) -> set[str]:
@@ -181,25 +136,20 @@ def check_types(path: Path) -> None:
         raise ModelError(f"{path.name} does not pass ONNX's checker", why=why, fix="Please report it with the model")
 
 
-def _optimize_or_fall_back(
-    source: Path, profile: Sequence[ShapeRange], *, slim_shapes: bool
-) -> tuple[ir.Model, list[str]]:
-    """Optimize with onnxslim, or with onnxscript if that fails, which the note says.
+def _weight_bytes(source: Path, proto: onnx.ModelProto) -> int:
+    files = [source, *(source.parent / name for name in external_files(proto))]
+    return sum(file.stat().st_size for file in files)
 
-    Raises:
-        ModelError: both fail.
+
+def _optimize_with_onnx_shapes(source: Path, profile: Sequence[ShapeRange]) -> ir.Model:
+    """Optimize with onnxslim, but without the shapes that it infers.
+
+    It rounds down all sizes of an uneven Split, for example, and folds them into constants.
     """
-    try:
-        return _optimize(source, profile, slim_shapes=slim_shapes), []
-    except Exception as failure:  # noqa: BLE001 - onnxslim's own failures have many kinds
-        note = f"optimized without onnxslim, which failed: {root_line(failure)}"
-    try:
-        return _optimize_large(source, profile), [note]
-    except Exception as error:
-        raise ModelError(f"{source} cannot be simplified", why=root_line(error), fix="Export it again") from error
+    return _optimize(source, profile, slim_shapes=False)
 
 
-def _optimize(source: Path, profile: Sequence[ShapeRange], *, slim_shapes: bool) -> ir.Model:
+def _optimize(source: Path, profile: Sequence[ShapeRange], *, slim_shapes: bool = True) -> ir.Model:
     import onnx_ir as ir
     import onnxslim
     from onnx.external_data_helper import load_external_data_for_model
@@ -302,7 +252,32 @@ def _distinguish_nodes(model: ir.Model) -> None:
         node.name = name
 
 
-def _finish(model: ir.Model) -> None:
+def _finish(source: Path, proto: onnx.ModelProto, model: ir.Model, min_opset: int) -> list[str]:
+    """Raise the opset of an optimized model and clean it up, in place; return notes on what was changed.
+
+    Raises:
+        ModelError: its opset cannot be raised, it cannot be simplified, or it computes nothing.
+    """
+    source_opset, notes = opset(proto), []
+    if source_opset < min_opset:
+        _raise_opset(model, source_opset, min_opset)
+        notes.append(f"opset {source_opset} raised to {min_opset}")
+    elif source_opset > _MAX_OPSET:
+        notes.append(f"opset {source_opset} is newer than TensorRT 10.12 supports ({_MAX_OPSET})")
+    try:
+        _clean_up(model)
+    except Exception as error:
+        raise ModelError(f"{source} cannot be simplified", why=root_line(error), fix="Export it again") from error
+    notes.insert(0, f"{len(proto.graph.node)} nodes become {model.graph.num_nodes()}")
+    dropped = sorted(_input_names(proto) - {value.name or "" for value in model.graph.inputs})
+    if dropped:
+        notes.append(f"dropped inputs that no output depends on: {', '.join(dropped)}")
+    if not model.graph.num_nodes():
+        raise ModelError(f"{source} computes nothing", why="all of its outputs are constants or inputs")
+    return notes
+
+
+def _clean_up(model: ir.Model) -> None:
     """Clean up the optimized graph in place: constants as initializers, nodes sorted and named, shapes inferred."""
     from onnx_ir.passes.common import (
         ClearMetadataAndDocStringPass,
