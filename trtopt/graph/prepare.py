@@ -241,6 +241,15 @@ def _keep_old_sampling(model: ir.Model) -> None:
                 node.attributes[name] = ir.AttrString(name, value)
 
 
+def _state_axes(model: ir.Model) -> None:
+    """Write the default axes of every MeanVarianceNormalization into it: ONNX's shape inference fails without them."""
+    import onnx_ir as ir
+
+    for node in model.graph.all_nodes():
+        if node.op_type == "MeanVarianceNormalization" and "axes" not in node.attributes:
+            node.attributes["axes"] = ir.AttrInt64s("axes", [0, 2, 3])
+
+
 def _distinguish_nodes(model: ir.Model) -> None:
     """Give every node a unique name, including those of subgraphs: TensorRT names layers of both after their nodes."""
     taken: set[str] = set()
@@ -259,7 +268,9 @@ def _finish(source: Path, proto: onnx.ModelProto, model: ir.Model, min_opset: in
         ModelError: its opset cannot be raised, it cannot be simplified, or it computes nothing.
     """
     source_opset, notes = opset(proto), []
-    if source_opset < min_opset:
+    if not any(entry.domain in ("", "ai.onnx") for entry in proto.opset_import):  # all operators are of other domains
+        model.opset_imports[""] = min_opset
+    elif source_opset < min_opset:
         _raise_opset(model, source_opset, min_opset)
         notes.append(f"opset {source_opset} raised to {min_opset}")
     elif source_opset > _MAX_OPSET:
@@ -287,6 +298,7 @@ def _clean_up(model: ir.Model) -> None:
         TopologicalSortPass,
     )
 
+    _state_axes(model)
     infer_shapes(model)
     fold(model)
     # Names are fixed last, as earlier passes add and remove nodes. TensorRT's layers, the report and the calibration

@@ -53,13 +53,13 @@ def repair(model: ir.Model, path: Path) -> str:
     taken = names(graph)
     # Read before anything changes, as Q and DQ share their scales and zero points.
     pairs = [(node, *_parameters(node)) for node in graph if node.op_type in _PAIR]
-    problems += [f"{node.op_type} {node.name}" for node in graph if node.op_type in _INTEGER_OPERATORS]
+    problems += [f"{node.op_type} {_called(node)}" for node in graph if node.op_type in _INTEGER_OPERATORS]
     for node, scale, zero in pairs:
         codes = constant(node.inputs[0]) if node.op_type == "DequantizeLinear" else None
         if scale is None or zero is None:
-            problems.append(f"the scale or zero point of {node.name} is computed at run time")
+            problems.append(f"the scale or zero point of {_called(node)} is computed at run time")
         elif not _fits(node, scale, zero):
-            problems.append(f"{node.op_type} {node.name} has {scale.size} scales and {zero.size} zero points")
+            problems.append(f"{node.op_type} {_called(node)} has {scale.size} scales and {zero.size} zero points")
         elif codes is not None and codes.dtype == np.int32:
             _replace_bias(graph, node, (codes.astype(np.float32) - zero) * _along(scale, codes, node), taken)
             done["INT32 bias made a constant", "INT32 biases made constants"] += 1
@@ -81,6 +81,11 @@ def repair(model: ir.Model, path: Path) -> str:
     drop_unused_initializers(graph)
     graph.sort()
     return ", ".join(f"{count} {change}" for change, count in _counted(done))
+
+
+def _called(node: ir.Node) -> str:
+    """Return the name of a node; that of its result if it has none."""
+    return node.name or node.outputs[0].name or ""
 
 
 def _counted(done: Counter[tuple[str, str]]) -> list[tuple[str, int]]:
@@ -141,7 +146,7 @@ def _repair_pair(
     import onnx_ir as ir
 
     scale, zero = parameters
-    what = f"{node.op_type} {node.name}"
+    what = f"{node.op_type} {_called(node)}"
     offset = _MIDDLE if zero.dtype == np.uint8 else 0
     shifted = zero.astype(np.int64) - offset
     full_range = bool((shifted == -_MIDDLE).all())

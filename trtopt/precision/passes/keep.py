@@ -49,6 +49,11 @@ _TYPE_IS_ATTRIBUTE = frozenset(
     "CastLike EyeLike RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial "
     "HannWindow HammingWindow BlackmanWindow MelWeightMatrix".split()
 )
+# The schemas allow 16 bits all the same.
+_FP32_ONLY = {
+    "BitCast": "it depends on the bits of its input",
+    "MeanVarianceNormalization": "ONNX defines it with FP32 constants, and rejects it in 16 bits",
+}
 _AVERAGES = frozenset({"ReduceMean", "GlobalAveragePool"})
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN"})
 # Operators that positions and sizes are usually computed with.
@@ -110,6 +115,8 @@ def _unsupported(node: ir.Node, opset: int, half: Half) -> str:
         return "it reads or returns a sequence or an optional"
     if node.op_type == "Constant":  # preparation leaves those that are outputs of the network
         return "a constant as an output"
+    if node.op_type in _FP32_ONLY:
+        return _FP32_ONLY[node.op_type]
     if node.op_type in _TYPE_IS_ATTRIBUTE:
         return "its data type is an attribute"
     supported = supports(node, opset, half)
