@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 USER := $(VENV)/.trtopt-user
 DEVELOPER := $(VENV)/.trtopt-developer
 
-.PHONY: help demo samples check test nightly browser lint bench damage clean
+.PHONY: help demo samples check test nightly browser lint bench damage operators clean
 
 help:
 	@echo "make demo   convert the digits network to FP16 and INT8 engines and judge them"
@@ -18,6 +18,7 @@ help:
 	@echo "make lint   ruff, mypy, and the wording and spelling of all text"
 	@echo "make bench  calibration and quality, side by side with onnxruntime"
 	@echo "make damage ZOO=FOLDER  damage INT8 graphs and count what compare catches (benchmarks/zoo.py fills FOLDER)"
+	@echo "make operators  convert ONNX's own node tests, and write docs/operators.md"
 
 # What a user needs who has ONNX files; the demo shows no more.
 $(USER): pyproject.toml constraints.txt
@@ -79,6 +80,9 @@ bench: $(DEVELOPER)
 
 damage: $(DEVELOPER)
 	$(BIN)/python benchmarks/damage.py $(ZOO)
+
+operators: $(DEVELOPER)
+	$(BIN)/python benchmarks/operators.py
 
 clean:
 	rm -rf $(VENV) trtopt-out

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,16 +80,31 @@ class Case:
         (folder / "samples").mkdir()
         rng = np.random.default_rng(0)
         for number in range(SAMPLES):
-            np.savez(folder / f"samples/{number}.npz", **{name: shuffled(array, rng) if number else array
-                                                          for name, array in self.feed.items()})  # fmt: skip
+            arrays = {name: _sample(array, rng, shuffle=number > 0) for name, array in self.feed.items()}
+            np.savez(folder / f"samples/{number}.npz", **arrays)
         return folder / "model.onnx"
 
+    def shapes(self) -> tuple[str, ...]:
+        """Return the flags `--shape` of the inputs with a size of 0, which ONNX files also use for a dynamic size."""
+        flags = []
+        for name, array in self.feed.items():
+            if 0 in array.shape:
+                least, most = ("x".join(str(max(size, low)) for size in array.shape) for low in (0, 1))
+                flags.append(f"{name}={least}:{most}:{most}")
+        return tuple(flags)
 
-def shuffled(array: Array, rng: np.random.Generator) -> Array:
-    """Return floating-point values in another order, which keeps them in the domain of the operator."""
-    if array.dtype.kind != "f":
+
+def _sample(array: Array, rng: np.random.Generator, *, shuffle: bool) -> Array:
+    """Return floating-point values in another order along one axis, which keeps them in the operator's domain.
+
+    NaN and infinities, which samples may not contain, are replaced by other values of the array.
+    """
+    if array.dtype.kind != "f" or not array.size:
         return array
-    return rng.permutation(array.ravel()).reshape(array.shape)
+    finite = array[np.isfinite(array)]
+    array = np.where(np.isfinite(array), array, np.resize(finite if finite.size else 1, array.shape))
+    axis = next((axis for axis, size in enumerate(array.shape) if size > 1), None)
+    return rng.permutation(array, axis=axis) if shuffle and axis is not None else array.copy()
 
 
 def cases() -> list[Case]:
@@ -99,12 +114,14 @@ def cases() -> list[Case]:
         from onnx.backend.test.case.node import collect_testcases
 
         found = collect_testcases(None)
+    found = [test for test in found if test.data_sets]
     operators = {test.name: test.model.graph.node[0].op_type for test in found}
-    return [
+    made = [
         _case(test, operators[test.name.partition("_expanded")[0]])
         for test in sorted(found, key=lambda test: test.name)
         if _is_floating(test.model.graph)
     ]
+    return made + [wide for case in made if (wide := widened(case)) is not None]
 
 
 def _is_floating(graph: onnx.GraphProto) -> bool:
@@ -120,12 +137,10 @@ def _case(test: Any, operator: str) -> Case:
     constants = _constants(model.graph)
     for name, tensor in zip(names, inputs, strict=True):
         if name in constants and given[name] is not None:
-            proto = onnx.numpy_helper.from_array(given[name], name)
-            if isinstance(tensor, onnx.TensorProto):
-                proto = onnx.TensorProto()
-                proto.CopyFrom(tensor)
-                proto.name = name
-            model.graph.initializer.append(proto)
+            is_proto = isinstance(tensor, onnx.TensorProto)
+            proto = model.graph.initializer.add()
+            proto.CopyFrom(tensor if is_proto else onnx.numpy_helper.from_array(np.asarray(tensor)))
+            proto.name = name
     initializers = {tensor.name for tensor in model.graph.initializer}
     kept = [value for value in model.graph.input if value.name not in initializers]
     del model.graph.input[:]
@@ -152,11 +167,73 @@ def _array(value: Any) -> Array | None:
 
 
 def _constants(graph: onnx.GraphProto) -> set[str]:
-    """Return the inputs that are weights or parameters. One floating-point input always stays an input."""
+    """Return the inputs that are weights or parameters. One input always stays: a floating-point one, if possible."""
     named: list[str] = []
     for node in graph.node:
         positions = _CONSTANT_INPUTS.get(node.op_type, ())
         named += [node.input[position] for position in positions if position < len(node.input)]
     others = [value.name for value in graph.input if value.name not in named]
     floating = [value.name for value in graph.input if value.type.tensor_type.elem_type in FLOATING]
-    return set(named) - (set() if set(others) & set(floating) else set(floating[:1]))
+    return set(named) - (set() if others else set(floating[:1]))
+
+
+_WIDE = 16
+"""Factor on the channels of a widened case: INT8 is for 16 channels and more."""
+
+
+def widened(case: Case) -> Case | None:
+    """Return a case of Conv, ConvTranspose, Gemm or MatMul with 16 times the channels, so that INT8 is used.
+
+    Its weights and inputs are random; onnxruntime computes what is expected. None if the case has no constant weight,
+    or more than one node.
+    """
+    import onnxruntime
+
+    graph = case.model.graph
+    if len(graph.node) != 1 or graph.node[0].op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        return None
+    node, weights = graph.node[0], {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    weight = weights.get(node.input[1])
+    x = case.feed.get(node.input[0])
+    if weight is None or x is None or weight.ndim < 2 or x.ndim < 2 or weight.dtype != np.float32:
+        return None
+    attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    inner, outer = _channel_axes(node.op_type, weight.ndim, attributes)
+    of_input = 1 if node.op_type.startswith("Conv") else x.ndim - (2 if attributes.get("transA") else 1)
+    rng = np.random.default_rng(0)
+    arrays = {node.input[0]: _random(x, {of_input: _WIDE}, rng)}
+    if not node.op_type.startswith("Conv"):  # more than one row: a product of a vector is not quantized
+        arrays[node.input[0]] = _random(x, {axis: _WIDE for axis in (x.ndim - 2, x.ndim - 1)}, rng)
+    constants = {node.input[1]: _random(weight, {inner: _WIDE, outer: _WIDE}, rng)}
+    for name in node.input[2:]:
+        bias = weights[name]
+        rows = {bias.ndim - 2: _WIDE} if bias.ndim > 1 and bias.shape[-2] > 1 else {}
+        columns = {bias.ndim - 1: _WIDE} if bias.ndim and bias.shape[-1] > 1 else {}
+        constants[name] = _random(bias, {**rows, **columns}, rng)
+    inputs = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, a.shape) for n, a in arrays.items()]
+    initializers = [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()]
+    output = onnx.ValueInfoProto(name=graph.output[0].name)
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "wide", inputs, [output], initializers),
+        opset_imports=list(case.model.opset_import),
+        ir_version=case.model.ir_version,
+    )
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    expected = session.run(None, arrays)[0]
+    output.CopyFrom(onnx.helper.make_tensor_value_info(output.name, onnx.TensorProto.FLOAT, expected.shape))
+    model.graph.output[0].CopyFrom(output)
+    return replace(case, name=f"{case.name}_wide", model=model, feed=arrays, expected={output.name: expected})
+
+
+def _channel_axes(operator: str, rank: int, attributes: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the axes of the input and of the output channels in a weight."""
+    if operator == "Conv":
+        return 1, 0
+    if operator == "ConvTranspose":
+        return 0, 1
+    return (1, 0) if attributes.get("transB") else (rank - 2, rank - 1)
+
+
+def _random(like: Array, factors: Mapping[int, int], rng: np.random.Generator) -> Array:
+    shape = [size * factors.get(axis, 1) for axis, size in enumerate(like.shape)]
+    return rng.normal(size=shape).astype(np.float32)

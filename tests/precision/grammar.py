@@ -73,7 +73,9 @@ class Net:
         """Add a constant that `dtype` represents exactly, or a list of integers, and return its name."""
         name = f"c{len(self.weights)}"
         is_list = isinstance(value, list)
-        self.weights[name] = np.asarray(value, np.int64) if is_list else np.asarray(value, self.dtype).astype(np.float64)
+        self.weights[name] = (
+            np.asarray(value, np.int64) if is_list else np.asarray(value, self.dtype).astype(np.float64)
+        )
         return name
 
     def add(self, op: str, inputs: list[str], count: int = 1, **attributes: Any) -> list[str]:
@@ -96,10 +98,7 @@ class Net:
         kind = dtype or self.dtype
         known = {**self.feed, **self.tensors, **self.conditions}
         inputs, outputs = (
-            [
-                helper.make_tensor_value_info(name, _element_type(known[name], kind), known[name].shape)
-                for name in each
-            ]
+            [helper.make_tensor_value_info(name, _element_type(known[name], kind), known[name].shape) for name in each]
             for each in (self.feed, self.outputs)
         )
         weights = [numpy_helper.from_array(_in_type(array, kind), name) for name, array in self.weights.items()]

@@ -143,7 +143,8 @@ def typed(source: Path, path: Path, name: str, request: Request) -> None:
 def table(path: Path, ranges: Mapping[str, float]) -> CalibrationTable:
     """Return minmax scales."""
     return CalibrationTable(
-        method="minmax", scales={name: max(ranges[name], 1e-6) / qdq.INT8.max for name in place(ir.load(path)).tensors()}
+        method="minmax",
+        scales={name: max(ranges[name], 1e-6) / qdq.INT8.max for name in place(ir.load(path)).tensors()},
     )
 
 

@@ -69,7 +69,9 @@ def in_fp32(source: Path, path: Path) -> str:
 def _check_bits(model: ir.Model, source: Path) -> None:
     """Raise a `ModelError` if a node reads or writes the bits of values that would become float32."""
     for node in model.graph.all_nodes():
-        dtypes = [value.dtype for value in [*node.inputs, *node.outputs] if value is not None and _is_other(value.dtype)]
+        dtypes = [
+            value.dtype for value in [*node.inputs, *node.outputs] if value is not None and _is_other(value.dtype)
+        ]
         if node.op_type == "BitCast" and dtypes and dtypes[0] is not None:
             raise ModelError(
                 f"{source} cannot be converted to float32",
