@@ -89,10 +89,10 @@ def _outcome(case: Case, precision: str, folder: Path) -> Outcome:
     baseline = widened if widened.exists() else source
     if precision == "fp32":
         return _judged_exact(case, result, baseline)
-    quantized, missing = _quantized(folder / "run") if precision == "int8" else (0, [])
+    count, missing = quantized(folder / "run") if precision == "int8" else (0, [])
     if missing:
         return Outcome(status="fault", reason=f"not quantized: {', '.join(missing)}")
-    return _judged_rounded(case, precision, result, baseline, quantized)
+    return _judged_rounded(case, precision, result, baseline, count)
 
 
 def _without_paths(line: str, folder: Path) -> str:
@@ -184,7 +184,7 @@ def shortfall(reference: Mapping[str, Any], result: Mapping[str, Any], enough: f
     return ""
 
 
-def _quantized(run: Path) -> tuple[int, list[str]]:
+def quantized(run: Path) -> tuple[int, list[str]]:
     """Return how many weighted operators read quantized inputs, and those that should and do not."""
     prepared, typed = onnx.load(run / "fp32.onnx"), onnx.load(run / "typed.onnx")
     makers = {name: node.op_type for node in typed.graph.node for name in node.output}

@@ -32,6 +32,22 @@ def test_a_network_without_the_default_operators(dtype: str, precision: str, tmp
     assert sqnr(tmp_path, feeds({"x": x})) > 60
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_constants_that_are_attributes_keep_their_type(precision: str, tmp_path: Path, cli: Cli) -> None:
+    write(
+        tmp_path,
+        """<ir_version: 10, opset_import: ["": 19, "ai.onnx.ml": 5]> net (float[n, 2] x) => (float[n, 2] y) {
+          e = Exp(x)
+          y = ai.onnx.ml.TreeEnsemble<aggregate_function = 1, leaf_targetids = [0, 1, 0, 1], n_targets = 2,
+            leaf_weights = float[4] {5.2, 12.1, -12.2, 7.2}, nodes_falseleafs = [0, 1, 1], nodes_falsenodeids = [2, 2, 3],
+            nodes_featureids = [0, 0, 0], nodes_modes = uint8[3] {0, 0, 0}, nodes_splits = float[3] {1.14, 0.52, 2.2},
+            nodes_trueleafs = [0, 1, 1], nodes_truenodeids = [1, 0, 1], post_transform = 0, tree_roots = [0]>(e)
+        }""",
+    )
+    done = convert(cli, tmp_path, precision, {"x": X.reshape(-1, 2)})
+    assert done.code == 0, done.err
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_an_attribute_that_is_left_out_has_its_default(precision: str, tmp_path: Path, cli: Cli) -> None:
     """ONNX's shape inference fails on this operator without its axes."""

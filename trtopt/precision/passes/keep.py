@@ -117,6 +117,9 @@ def _unsupported(node: ir.Node, opset: int, half: Half) -> str:
         return "a constant as an output"
     if node.op_type in _FP32_ONLY:
         return _FP32_ONLY[node.op_type]
+    tensors = [attr.as_tensor() for attr in node.attributes.values() if attr.type == ir.AttributeType.TENSOR]
+    if node.op_type != "ConstantOfShape" and any(tensor.dtype == ir.DataType.FLOAT for tensor in tensors):
+        return "its constants are attributes in FP32"
     if node.op_type in _TYPE_IS_ATTRIBUTE:
         return "its data type is an attribute"
     supported = supports(node, opset, half)
