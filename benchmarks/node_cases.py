@@ -203,7 +203,7 @@ def widened(case: Case) -> Case | None:
     rng = np.random.default_rng(0)
     arrays = {node.input[0]: _random(x, {of_input: _WIDE}, rng)}
     if not node.op_type.startswith("Conv"):  # more than one row: a product of a vector is not quantized
-        arrays[node.input[0]] = _random(x, {axis: _WIDE for axis in (x.ndim - 2, x.ndim - 1)}, rng)
+        arrays[node.input[0]] = _random(x, dict.fromkeys((x.ndim - 2, x.ndim - 1), _WIDE), rng)
     constants = {node.input[1]: _random(weight, {inner: _WIDE, outer: _WIDE}, rng)}
     for name in node.input[2:]:
         bias = weights[name]

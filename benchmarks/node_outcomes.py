@@ -148,6 +148,7 @@ def _run(path: Path, feed: Mapping[str, Array]) -> dict[str, Any]:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
+    options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     inputs = {value.name: value.type for value in session.get_inputs()}

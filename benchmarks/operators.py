@@ -1,8 +1,8 @@
 """Convert ONNX's own node tests to FP32, FP16 and INT8, and write the outcome by operator to `docs/operators.md`.
 
-    python benchmarks/operators.py [--every N]
+    python benchmarks/operators.py [--every N] [--jobs N]
 
-A child process converts the cases, one at a time: one that crashes or hangs is counted, and the others go on.
+Child processes convert the cases, each one at a time: a case that crashes or hangs is counted, and the others go on.
 
 Touches: `docs/operators.md`; temporary folders.
 """
@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import platform
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -84,6 +86,16 @@ def measured(numbers: Sequence[int]) -> Iterator[tuple[int, Mapping[str, Outcome
         child.kill()
         child = None
         yield number, dict.fromkeys(PRECISIONS, Outcome(status="fault", reason=f"the process {why}"))
+    if child is not None:
+        ours.send(None)
+        child.join()
+
+
+def in_parallel(numbers: Sequence[int], jobs: int) -> list[tuple[int, Mapping[str, Outcome]]]:
+    """Return the outcomes of cases by number, in order, from several child processes."""
+    with ThreadPoolExecutor(jobs) as pool:
+        parts = pool.map(lambda part: list(measured(numbers[part::jobs])), range(jobs))
+        return sorted((each for part in parts for each in part), key=lambda each: each[0])
 
 
 def page(results: Sequence[tuple[Case, Mapping[str, Outcome]]]) -> str:
@@ -140,9 +152,10 @@ def _reason(outcome: Outcome) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--every", type=int, default=1, help="convert every Nth case only, and write no page")
-    every = parser.parse_args().every
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="number of child processes")
+    arguments = parser.parse_args()
     made, results = cases(), []
-    for number, found in measured(range(0, len(made), every)):
+    for number, found in in_parallel(range(0, len(made), arguments.every), arguments.jobs):
         case = made[number]
         results.append((case, found))
         for precision, outcome in found.items():
@@ -151,7 +164,7 @@ def main() -> None:
     statuses = Counter((precision, each.status) for _, found in results for precision, each in found.items())
     for precision in PRECISIONS:
         print(precision, {status: count for (name, status), count in statuses.items() if name == precision})
-    if every == 1:
+    if arguments.every == 1:
         PAGE.write_text(page(results), encoding="utf-8")
 
 

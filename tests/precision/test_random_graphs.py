@@ -22,7 +22,7 @@ from trtopt.engine.onnxruntime import open_runner
 from trtopt.graph.file import describe
 from trtopt.graph.fold import fold
 from trtopt.graph.prepare import check_types, infer_shapes, prepare, save
-from trtopt.graph.query import constant, float_nodes, is_float
+from trtopt.graph.query import float_nodes, is_float
 from trtopt.graph.widen import in_fp32, is_in_fp32
 from trtopt.precision import Request, precision
 from trtopt.precision.passes import qdq
@@ -95,7 +95,7 @@ def rounded(proto: onnx.ModelProto, net: Net, kind: str) -> None:
 
 
 def within(net: Net, found: Arrays, limits: Mapping[str, float], step: float, what: str) -> None:
-    """Assert that the errors do not exceed the yardstick's by much; `step` is the relative rounding error of a value."""
+    """Assert that the errors do not exceed the yardstick's by much; `step` is the relative error of one rounding."""
     largest = max(float(np.abs(array).max()) for array in net.tensors.values())
     for name, error in errors(net, found).items():
         limit = MARGIN * limits[name] + step * max(np.abs(net.tensors[name]).max(), 0.01 * largest)

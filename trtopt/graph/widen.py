@@ -73,9 +73,10 @@ def _check_bits(model: ir.Model, source: Path) -> None:
             value.dtype for value in [*node.inputs, *node.outputs] if value is not None and _is_other(value.dtype)
         ]
         if node.op_type == "BitCast" and dtypes and dtypes[0] is not None:
+            name, kind = node.name or node.outputs[0].name, _TYPES[dtypes[0].name]
             raise ModelError(
                 f"{source} cannot be converted to float32",
-                why=f"BitCast {node.name or node.outputs[0].name} depends on the bits of {_TYPES[dtypes[0].name]} values",
+                why=f"BitCast {name} depends on the bits of {kind} values",
                 fix="Export it without BitCast",
             )
 
