@@ -32,7 +32,7 @@ _EPSILONS = {onnx.TensorProto.FLOAT16: 2.0**-10, onnx.TensorProto.BFLOAT16: 2.0*
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of a case in one precision.
+    """The result of a case in one precision.
 
     Attributes:
         status: `passed`; `refused` by one of trtopt's errors; `other` if onnxruntime itself computes something else

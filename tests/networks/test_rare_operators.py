@@ -38,10 +38,11 @@ def test_constants_that_are_attributes_keep_their_type(precision: str, tmp_path:
         tmp_path,
         """<ir_version: 10, opset_import: ["": 19, "ai.onnx.ml": 5]> net (float[n, 2] x) => (float[n, 2] y) {
           e = Exp(x)
-          y = ai.onnx.ml.TreeEnsemble<aggregate_function = 1, leaf_targetids = [0, 1, 0, 1], n_targets = 2,
-            leaf_weights = float[4] {5.2, 12.1, -12.2, 7.2}, nodes_falseleafs = [0, 1, 1], nodes_falsenodeids = [2, 2, 3],
-            nodes_featureids = [0, 0, 0], nodes_modes = uint8[3] {0, 0, 0}, nodes_splits = float[3] {1.14, 0.52, 2.2},
-            nodes_trueleafs = [0, 1, 1], nodes_truenodeids = [1, 0, 1], post_transform = 0, tree_roots = [0]>(e)
+          y = ai.onnx.ml.TreeEnsemble<
+            aggregate_function = 1, n_targets = 2, post_transform = 0, tree_roots = [0], leaf_targetids = [0, 1, 0, 1],
+            leaf_weights = float[4] {5.2, 12.1, -12.2, 7.2}, nodes_splits = float[3] {1.14, 0.52, 2.2},
+            nodes_modes = uint8[3] {0, 0, 0}, nodes_featureids = [0, 0, 0], nodes_trueleafs = [0, 1, 1],
+            nodes_truenodeids = [1, 0, 1], nodes_falseleafs = [0, 1, 1], nodes_falsenodeids = [2, 2, 3]>(e)
         }""",
     )
     done = convert(cli, tmp_path, precision, {"x": X.reshape(-1, 2)})
