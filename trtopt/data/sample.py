@@ -170,6 +170,12 @@ def check(headers: Mapping[str, Header], inputs: tuple[TensorSpec, ...], sample:
 
 def _check_one(header: Header, spec: TensorSpec, batch: int, sample: str) -> tuple[int, ...]:
     if not _castable(header.dtype, spec.dtype):
+        if not hasattr(np, spec.dtype):
+            raise DataError(
+                f"{sample}: {spec.name} is {header.dtype}",
+                why=f"the model takes {spec.dtype}, a type that NumPy files do not have",
+                fix="Export the model with an input of another type, and a Cast to this one behind it",
+            )
         raise DataError(
             f"{sample}: {spec.name} is {header.dtype}",
             why=f"the model takes {spec.dtype}, and values are never cast silently",

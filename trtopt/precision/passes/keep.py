@@ -45,6 +45,11 @@ _TYPE_IS_ATTRIBUTE = frozenset(
     "CastLike EyeLike RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial "
     "HannWindow HammingWindow BlackmanWindow MelWeightMatrix".split()
 )
+# The schemas allow 16 bits all the same.
+_FP32_ONLY = {
+    "BitCast": "it depends on the bits of its input",
+    "MeanVarianceNormalization": "ONNX defines it with FP32 constants, and rejects it in 16 bits",
+}
 # Operators that positions and sizes are usually computed with.
 _INDEX_ARITHMETIC = FLOAT_COMPUTE_FREE | frozenset(
     "Add Sub Mul Div Mod Pow Sqrt Floor Ceil Round Neg Abs Sign Min Max Clip Range CumSum "
@@ -104,6 +109,11 @@ def _unsupported(node: ir.Node, opset: int, half: Format) -> str:
         return "it reads or returns a sequence or an optional"
     if node.op_type == "Constant":  # preparation leaves those that are outputs of the network
         return "a constant as an output"
+    if node.op_type in _FP32_ONLY:
+        return _FP32_ONLY[node.op_type]
+    tensors = [attr.as_tensor() for attr in node.attributes.values() if attr.type == ir.AttributeType.TENSOR]
+    if node.op_type != "ConstantOfShape" and any(tensor.dtype == ir.DataType.FLOAT for tensor in tensors):
+        return "its constants are attributes in FP32"
     if node.op_type in _TYPE_IS_ATTRIBUTE:
         return "its data type is an attribute"
     supported = supports(node, opset, half)
