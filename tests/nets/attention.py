@@ -25,8 +25,33 @@ class Attention(nn.Module):
             y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         else:
             scores = (q * (width // self.heads) ** -0.5) @ k.transpose(-2, -1)
-            y = (scores if mask is None else scores + mask).softmax(-1) @ v
+            y = self.masked(scores, mask).softmax(-1) @ v
         return self.out(y.transpose(1, 2).reshape(batch, length, width))
+
+    def masked(self, scores: Tensor, mask: Tensor | None) -> Tensor:
+        return scores if mask is None else scores + mask
+
+
+class WindowAttention(Attention):
+    """Attention in windows, with a bias for each head and a mask for each window of an image."""
+
+    def __init__(self, width: int, heads: int, window: int, regions: Tensor | None) -> None:
+        super().__init__(width, heads, fused=False)
+        self.table = nn.Parameter(torch.randn((2 * window - 1) ** 2, heads) * 0.3)
+        grid = torch.stack(torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")).flatten(1)
+        apart = grid[:, :, None] - grid[:, None, :] + window - 1
+        self.register_buffer("relative_index", apart[0] * (2 * window - 1) + apart[1])
+        self.register_buffer("mask", regions)
+
+    def masked(self, scores: Tensor, mask: Tensor | None) -> Tensor:
+        count, heads, length, _ = scores.shape
+        bias = self.table[self.relative_index.view(-1)].view(length, length, -1).permute(2, 0, 1)
+        scores = scores + bias[None]
+        if self.mask is None:
+            return scores
+        windows = self.mask.shape[0]
+        scores = scores.view(count // windows, windows, heads, length, length) + self.mask[None, :, None]
+        return scores.view(-1, heads, length, length)
 
 
 class Block(nn.Module):
@@ -72,17 +97,15 @@ class Swin(nn.Module):
         super().__init__()
         width, window = 32, self.WINDOW
         self.patch, self.patch_norm = nn.Conv2d(3, width, 4, 4), nn.LayerNorm(width)
-        self.blocks = nn.ModuleList([Block(width, self.HEADS, fused=False) for _ in range(2)])
-        self.table = nn.Parameter(torch.randn((2 * window - 1) ** 2, self.HEADS) * 0.3)
-        grid = torch.stack(torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")).flatten(1)
-        apart = grid[:, :, None] - grid[:, None, :] + window - 1
-        self.register_buffer("relative_index", apart[0] * (2 * window - 1) + apart[1])
-        self.register_buffer("mask", self._mask())
+        self.blocks = nn.ModuleList([Block(width, self.HEADS), Block(width, self.HEADS)])
+        self.last = Block(2 * width, self.HEADS)
+        self.blocks[0].attend = WindowAttention(width, self.HEADS, window, None)
+        self.blocks[1].attend = WindowAttention(width, self.HEADS, window, self._regions())
+        self.last.attend = WindowAttention(2 * width, self.HEADS, window, None)
         self.merge_norm, self.merge = nn.LayerNorm(4 * width), nn.Linear(4 * width, 2 * width, bias=False)
-        self.last = Block(2 * width, self.HEADS, fused=False)
         self.norm, self.head = nn.LayerNorm(2 * width), nn.Linear(2 * width, 20)
 
-    def _mask(self) -> Tensor:
+    def _regions(self) -> Tensor:
         regions = torch.zeros(1, self.SIZE, self.SIZE, 1)
         cuts = (slice(0, -self.WINDOW), slice(-self.WINDOW, -self.WINDOW // 2), slice(-self.WINDOW // 2, None))
         for number, (rows, columns) in enumerate((a, b) for a in cuts for b in cuts):
@@ -98,12 +121,7 @@ class Swin(nn.Module):
     def _attend(self, block: Block, x: Tensor, shift: int) -> Tensor:
         batch, height, width, channels = x.shape
         y = torch.roll(block.norm1(x), (-shift, -shift), (1, 2)) if shift else block.norm1(x)
-        bias = self.table[self.relative_index.view(-1)].view(*self.relative_index.shape, -1).permute(2, 0, 1)[None]
-        if shift:
-            windows = self.mask.shape[0]
-            bias = (bias + self.mask[:, None]).repeat(batch, 1, 1, 1)
-            assert windows == (height // self.WINDOW) * (width // self.WINDOW)
-        y = block.attend(self._windows(y), bias)
+        y = block.attend(self._windows(y))
         y = y.view(-1, height // self.WINDOW, width // self.WINDOW, self.WINDOW, self.WINDOW, channels)
         y = y.permute(0, 1, 3, 2, 4, 5).reshape(batch, height, width, channels)
         x = x + (torch.roll(y, (shift, shift), (1, 2)) if shift else y)
@@ -227,7 +245,10 @@ class GPTLayer(nn.Module):
         self.heads, self.size = heads, width // heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         # GPT-2's layers are products with a weight of the other orientation.
-        self.qkv, self.qkv_bias = nn.Parameter(torch.randn(width, 3 * width) * width**-0.5), nn.Parameter(torch.zeros(3 * width))  # noqa: E501
+        self.qkv, self.qkv_bias = (
+            nn.Parameter(torch.randn(width, 3 * width) * width**-0.5),
+            nn.Parameter(torch.zeros(3 * width)),
+        )  # noqa: E501
         self.out, self.up, self.down = nn.Linear(width, width), nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor, past: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

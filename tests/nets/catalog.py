@@ -148,7 +148,7 @@ def export(name: str, form: Form, path: Path) -> Path:
                 opset_version=form.opset, do_constant_folding=form.opset > 13,
             )  # fmt: skip
         else:
-            dynamic = {key: {axis: torch.export.Dim.DYNAMIC for axis in value} for key, value in axes.items()}
+            dynamic = {key: dict.fromkeys(value, torch.export.Dim.DYNAMIC) for key, value in axes.items()}
             torch.onnx.export(
                 module(name), (), str(path), kwargs=dict(zip(feed, tensors(feed), strict=True)), dynamo=True,
                 dynamic_shapes=dynamic, opset_version=form.opset, verbose=False, external_data=False,

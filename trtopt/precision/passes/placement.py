@@ -20,6 +20,7 @@ Touches: nothing; it reads an onnx-ir model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ from trtopt.graph.query import (
     float_nodes,
     is_float,
     producer,
+    reduced_axes,
 )
 from trtopt.precision.passes import attention, residual
 from trtopt.precision.passes.wanted import REASON
@@ -254,7 +256,9 @@ def _product_sizes(node: ir.Node) -> tuple[int | None, int | None, int | None]:
     if attribute(node, "transB", 0):
         right = right[::-1]
     inner = left[-1] if left[-1] is not None else right[-2]
-    return left[-2], inner, right[-1]
+    # One matrix multiplies the rows of all matrices on the left: they are rows of one product.
+    rows = left[:-1] if len(right) == 2 else left[-2:-1]
+    return (None if None in rows else math.prod(row or 0 for row in rows)), inner, right[-1]
 
 
 def scale_source(value: ir.Value | None) -> str:
@@ -279,10 +283,21 @@ def pools(graph: ir.Graph, sites: set[tuple[ir.Node, int]]) -> Iterator[ir.Node]
         sites: (node, index of the input) of the inputs that are quantized.
     """
     for node in graph:
-        if node.op_type in POOLS and not node.outputs[0].is_graph_output():
+        if is_average_pool(node) and not node.outputs[0].is_graph_output():
             uses = list(_uses(node.outputs[0]))
             if uses and all(use in sites for use in uses):
                 yield node
+
+
+def is_average_pool(node: ir.Node) -> bool:
+    """Return whether a node is an average pool, or a mean over all spatial axes.
+
+    TensorRT's parser makes the same Reduce layer of the latter as of a GlobalAveragePool.
+    """
+    if node.op_type != "ReduceMean":
+        return node.op_type in POOLS
+    rank = len(dims(node.inputs[0]) or ())
+    return rank > 2 and reduced_axes(node, rank) == frozenset(range(2, rank))
 
 
 def _uses(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
