@@ -248,7 +248,7 @@ class GPTLayer(nn.Module):
         self.qkv, self.qkv_bias = (
             nn.Parameter(torch.randn(width, 3 * width) * width**-0.5),
             nn.Parameter(torch.zeros(3 * width)),
-        )  # noqa: E501
+        )
         self.out, self.up, self.down = nn.Linear(width, width), nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor, past: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

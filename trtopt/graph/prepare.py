@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtopt.errors import ModelError
+from trtopt.graph.affine import fold_affine
+from trtopt.graph.clips import merge_limits
 from trtopt.graph.file import describe, external_files, load_proto, opset, quiet
 from trtopt.graph.fold import fold
 from trtopt.graph.parsed import own
@@ -32,8 +34,12 @@ LARGE_BYTES = 1_500_000_000
 Their weights are stored as external data: a protobuf message is limited to 2 GiB.
 """
 
-_HARMFUL = ["FusionGemm"]
-"""Rewrites of onnxslim that are left out: it would write a MatMul of fixed shapes as Reshape, Gemm and Reshape."""
+_HARMFUL = ["FusionGemm", "FusionConvMul", "FusionConvTransposeMul"]
+"""Rewrites of onnxslim that are left out.
+
+The first would write a MatMul of fixed shapes as Reshape, Gemm and Reshape. The others would take a factor along the
+width of an image for one per channel if there are as many; `fold_affine` does what they should.
+"""
 _INLINE_BYTES = 1_000_000_000
 BETWEEN_STAGES = 16 << 20
 """Bytes of weights up to which a file passed from stage to stage stores them inline.
@@ -277,11 +283,13 @@ def _finish(model: ir.Model) -> None:
 
     infer_shapes(model)
     fold(model)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    fold_affine(model)
+    merge_limits(model)
     # Names are fixed last, as earlier passes add and remove nodes. TensorRT's layers, the report and the calibration
     # table all refer to nodes and tensors by name.
     for step in (
         ClearMetadataAndDocStringPass(),
-        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         RemoveUnusedNodesPass(),
         TopologicalSortPass(),
         NameFixPass(),

@@ -73,16 +73,16 @@ def attribute(node: ir.Node, name: str, default: int) -> int:
 def reduced_axes(node: ir.Node, rank: int) -> frozenset[int] | None:
     """Return the axes of a reduction of a tensor of that rank, counted from the front; None if they are not known."""
     if "axes" in node.attributes:  # before opset 18
-        axes = node.attributes["axes"].as_ints()
+        axes = tuple(node.attributes["axes"].as_ints())
     elif len(node.inputs) > 1 and node.inputs[1] is not None:
         array = constant(node.inputs[1])
         if array is None:
             return None
-        axes = array.tolist()
+        axes = tuple(array.tolist())
     else:
         axes = ()
     if not axes and not attribute(node, "noop_with_empty_axes", 0):
-        axes = range(rank)
+        axes = tuple(range(rank))
     return frozenset(int(axis) % rank for axis in axes)
 
 
