@@ -128,3 +128,34 @@ def test_limits_are_one_relu_or_one_clip(body: str, ops: list[str], tmp_path: Pa
     body = f"(float[n, 16] x) => (float[n, 16] y) {{ h = Neg(x) {body} }}"
     weights = {**LIMITS, "less": np.float32(-0.5), "each": normal(16)}
     assert prepared(tmp_path, body, weights) == ["Neg", *ops]
+
+
+EINSUMS = {
+    "a linear layer": ("(float[n, l, 16] x) => (float[n, l, 32] y)", "abc,cd->abd", (16, 32), ["MatMul"]),
+    "a linear layer with the weight first": ("(float[n, l, 16] x) => (float[n, l, 32] y)", "dc,abc->abd", (32, 16),
+                                             ["MatMul"]),
+    "heads from a linear layer": ("(float[n, l, 16] x) => (float[n, 2, l, 24] y)", "bld,dhk->bhlk", (16, 2, 24),
+                                  ["MatMul", "Reshape", "Transpose"]),
+    "a linear layer from heads": ("(float[n, l, 2, 24] x) => (float[n, l, 16] y)", "blhk,hkd->bld", (2, 24, 16),
+                                  ["Reshape", "MatMul"]),
+    "over the channels of an image": ("(float[n, 16, h, 8] x) => (float[n, 32, h, 8] y)", "bchw,oc->bohw", (32, 16),
+                                      ["Transpose", "MatMul", "Transpose"]),
+    "an ellipsis": ("(float[n, l, 16] x) => (float[n, l, 32] y)", "...c,cd->...d", (16, 32), ["MatMul"]),
+    "a transposition": ("(float[n, 2, 4, 8] x) => (float[n, 8, 4, 2] y)", "nabc->ncba", None, ["Transpose"]),
+    "scores of attention": ("(float[n, l, 2, 16] x) => (float[n, 2, l, m] y)", "bqhd,bkhd->bhqk", (),
+                            ["Transpose", "Transpose", "MatMul"]),
+    "weights per head": ("(float[n, 2, l, 16] x) => (float[n, 2, l, 24] y)", "bhld,hdk->bhlk", (2, 16, 24), ["Einsum"]),
+    "a diagonal": ("(float[n, 8, 8] x) => (float[n, 8] y)", "naa->na", None, ["Einsum"]),
+    "a sum": ("(float[n, l, 16] x) => (float[n, 32] y)", "abc,cd->ad", (16, 32), ["Einsum"]),
+    "an outer product": ("(float[n, 16] x) => (float[n, 16, 8] y)", "na,b->nab", (8,), ["Einsum"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("signature", "equation", "shape", "ops"), EINSUMS.values(), ids=EINSUMS)
+def test_an_einsum_is_a_product_where_it_can(
+    signature: str, equation: str, shape: tuple[int, ...] | None, ops: list[str], tmp_path: Path
+) -> None:
+    has_weight_first = equation.startswith("dc")
+    operands = "x" if shape is None else "x, x" if not shape else "w, x" if has_weight_first else "x, w"
+    body = f'{signature} {{ y = Einsum<equation = "{equation}">({operands}) }}'
+    assert prepared(tmp_path, body, {"w": normal(*shape)} if shape else {}) == ops

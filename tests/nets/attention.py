@@ -32,6 +32,21 @@ class Attention(nn.Module):
         return scores if mask is None else scores + mask
 
 
+class EinsumAttention(Attention):
+    """The same, written with einsum."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads, fused=False)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        batch, length, width = x.shape
+        weight = self.qkv.weight.view(3, self.heads, width // self.heads, width)
+        bias = self.qkv.bias.view(3, self.heads, 1, -1)
+        q, k, v = (torch.einsum("bld,hkd->bhlk", x, weight[i]) + bias[i] for i in range(3))
+        weights = (torch.einsum("bhqd,bhkd->bhqk", q, k) / q.shape[-1] ** 0.5).softmax(-1)
+        return self.out(torch.einsum("bhqk,bhkd->bqhd", weights, v).reshape(batch, length, width))
+
+
 class WindowAttention(Attention):
     """Attention in windows, with a bias for each head and a mask for each window of an image."""
 
@@ -200,8 +215,9 @@ class DETR(nn.Module):
 
 
 class BertLayer(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, fused: bool) -> None:
         super().__init__()
+        self.fused = self.can_fuse = fused
         self.heads, self.size = heads, width // heads
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         self.out, self.norm1 = nn.Linear(width, width), nn.LayerNorm(width, eps=1e-12)
@@ -212,8 +228,11 @@ class BertLayer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         q, k, v = self._split(self.query(x)), self._split(self.key(x)), self._split(self.value(x))
-        weights = functional.softmax(torch.matmul(q, k.transpose(-1, -2)) / math.sqrt(self.size) + mask, dim=-1)
-        y = torch.matmul(weights, v).permute(0, 2, 1, 3).contiguous()
+        if self.fused:
+            y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        else:
+            y = functional.softmax(q @ k.transpose(-1, -2) / math.sqrt(self.size) + mask, dim=-1) @ v
+        y = y.permute(0, 2, 1, 3).contiguous()
         x = self.norm1(x + self.out(y.view(*y.size()[:-2], -1)))
         return self.norm2(x + self.down(functional.gelu(self.up(x))))
 
@@ -226,7 +245,7 @@ class BERT(nn.Module):
         width = 64
         self.words, self.positions = nn.Embedding(100, width), nn.Embedding(64, width)
         self.kinds, self.norm = nn.Embedding(2, width), nn.LayerNorm(width, eps=1e-12)
-        self.layers = nn.ModuleList([BertLayer(width, 2) for _ in range(2)])
+        self.layers = nn.ModuleList([BertLayer(width, 2, fused=False), BertLayer(width, 2, fused=True)])
         self.pool = nn.Linear(width, width)
         self.register_buffer("ids", torch.arange(64)[None])
 
@@ -298,6 +317,7 @@ class Whisper(nn.Module):
         angles = torch.arange(64)[:, None] * torch.exp(-torch.arange(width // 2) * math.log(10000) / (width // 2 - 1))
         self.register_buffer("positions", torch.cat([angles.sin(), angles.cos()], 1))
         self.blocks = nn.ModuleList([Block(width, 2), Block(width, 2)])
+        self.blocks[1].attend = EinsumAttention(width, 2)
         self.norm = nn.LayerNorm(width)
 
     def forward(self, mel: Tensor) -> Tensor:

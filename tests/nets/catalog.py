@@ -140,7 +140,7 @@ def export(name: str, form: Form, path: Path) -> Path:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for part in module(name).modules():
-            if isinstance(part, (attention.Attention, attention.Decoder)):
+            if isinstance(part, (attention.Attention, attention.Decoder, attention.BertLayer)):
                 part.fused = part.can_fuse and form.opset > 13  # the exporter has no form of it for opset 13
         if form.exporter == "script":
             torch.onnx.export(

@@ -27,7 +27,7 @@ Limits = tuple["ir.Value", float, float]
 def merge_limits(model: ir.Model) -> None:
     """Replace every chain of limits in the main graph by one Relu or one Clip, in place.
 
-    Constants must be initializers. A graph before opset 11, in which the limits of a Clip became inputs, is left as it is.
+    Constants must be initializers. Before opset 11, in which the limits of a Clip became inputs, nothing is changed.
     """
     from onnx_ir.convenience import replace_nodes_and_values
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from trtopt.errors import ModelError
 from trtopt.graph.affine import fold_affine
 from trtopt.graph.clips import merge_limits
+from trtopt.graph.einsum import expand_einsums
 from trtopt.graph.file import describe, external_files, load_proto, opset, quiet
 from trtopt.graph.fold import fold
 from trtopt.graph.parsed import own
@@ -284,6 +285,8 @@ def _finish(model: ir.Model) -> None:
     infer_shapes(model)
     fold(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    if expand_einsums(model):
+        infer_shapes(model)
     fold_affine(model)
     merge_limits(model)
     # Names are fixed last, as earlier passes add and remove nodes. TensorRT's layers, the report and the calibration
