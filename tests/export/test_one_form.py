@@ -1,4 +1,4 @@
-"""What exporters write in several ways has one form after preparation, with the same results."""
+"""Each thing that exporters write in several ways has one form after preparation, with the same results."""
 
 from __future__ import annotations
 
@@ -131,8 +131,8 @@ def test_limits_are_one_relu_or_one_clip(body: str, ops: list[str], tmp_path: Pa
 
 
 EINSUMS = {
-    "a linear layer": ("(float[n, l, 16] x) => (float[n, l, 32] y)", "abc,cd->abd", (16, 32), ["MatMul"]),
-    "a linear layer with the weight first": ("(float[n, l, 16] x) => (float[n, l, 32] y)", "dc,abc->abd", (32, 16),
+    "a linear layer": ("(float[n, l, 16] x) => (float[n, l, 32] y)", "abc,ck->abk", (16, 32), ["MatMul"]),
+    "a linear layer with the weight first": ("(float[n, l, 16] x) => (float[n, l, 32] y)", "kc,abc->abk", (32, 16),
                                              ["MatMul"]),
     "heads from a linear layer": ("(float[n, l, 16] x) => (float[n, 2, l, 24] y)", "bld,dhk->bhlk", (16, 2, 24),
                                   ["MatMul", "Reshape", "Transpose"]),
@@ -155,7 +155,7 @@ EINSUMS = {
 def test_an_einsum_is_a_product_where_it_can(
     signature: str, equation: str, shape: tuple[int, ...] | None, ops: list[str], tmp_path: Path
 ) -> None:
-    has_weight_first = equation.startswith("dc")
+    has_weight_first = equation.startswith("kc")
     operands = "x" if shape is None else "x, x" if not shape else "w, x" if has_weight_first else "x, w"
     body = f'{signature} {{ y = Einsum<equation = "{equation}">({operands}) }}'
     assert prepared(tmp_path, body, {"w": normal(*shape)} if shape else {}) == ops

@@ -118,6 +118,13 @@ def tensors(feed: Arrays) -> tuple[torch.Tensor, ...]:
     return tuple(torch.from_numpy(array) for array in feed.values())
 
 
+def outputs(name: str, feed: Arrays) -> list[np.ndarray]:
+    """Return what PyTorch computes."""
+    with torch.no_grad():
+        found = module(name)(*tensors(feed))
+    return [value.numpy() for value in ([found] if isinstance(found, torch.Tensor) else found)]
+
+
 @dataclass(frozen=True, slots=True)
 class Form:
     """A way to export: `script` or `dynamo`, an opset, and a fixed batch, or None for a dynamic one."""
