@@ -241,7 +241,7 @@ def _export_program(program: Any, request: Request, path: Path) -> None:
     """Write an `ExportedProgram` as ONNX, with outputs named as `_leaves` does."""
     torch = require("torch")
     try:
-        onnx_program = torch.onnx.export(program, dynamo=True, verbose=False)
+        onnx_program = _to_onnx(program)
         # The module's result with the position of each leaf in its place. Leaves that are None are not ONNX outputs.
         structure = torch.utils._pytree.tree_unflatten(
             list(range(program.call_spec.out_spec.num_leaves)), program.call_spec.out_spec
@@ -258,6 +258,19 @@ def _export_program(program: Any, request: Request, path: Path) -> None:
             fix="Replace the operation that it names, or give an ONNX file",
         ) from error
     name_dims(path)
+
+
+def _to_onnx(program: Any) -> Any:
+    """Return the `ONNXProgram` of an exported program, without the exporter's optimization if that fails.
+
+    onnxscript's folding fails on a buffer that is named like a value of its own, such as `index`. Preparation
+    simplifies the graph in any case.
+    """
+    torch = require("torch")
+    try:
+        return torch.onnx.export(program, dynamo=True, verbose=False)
+    except Exception:  # noqa: BLE001 - an operator without an ONNX form fails again, with its own reason
+        return torch.onnx.export(program, dynamo=True, verbose=False, optimize=False)
 
 
 def _export_traced(source: _Opened, examples: Sequence[Example], path: Path) -> None:
