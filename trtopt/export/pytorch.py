@@ -261,16 +261,17 @@ def _export_program(program: Any, request: Request, path: Path) -> None:
 
 
 def _to_onnx(program: Any) -> Any:
-    """Return the `ONNXProgram` of an exported program, without the exporter's optimization if that fails.
+    """Return the `ONNXProgram` of an exported program.
 
-    onnxscript's folding fails on a buffer that is named like a value of its own, such as `index`. Preparation
-    simplifies the graph in any case.
+    The exporter gives a buffer and a value of its own the same name if the module's author chose that, such as `index`
+    in a Swin transformer. Its optimization then fails, so names are made unique before.
     """
-    torch = require("torch")
-    try:
-        return torch.onnx.export(program, dynamo=True, verbose=False)
-    except Exception:  # noqa: BLE001 - an operator without an ONNX form fails again, with its own reason
-        return torch.onnx.export(program, dynamo=True, verbose=False, optimize=False)
+    from onnx_ir.passes.common import NameFixPass
+
+    onnx_program = require("torch").onnx.export(program, dynamo=True, verbose=False, optimize=False)
+    NameFixPass()(onnx_program.model)
+    onnx_program.optimize()
+    return onnx_program
 
 
 def _export_traced(source: _Opened, examples: Sequence[Example], path: Path) -> None:
