@@ -159,3 +159,23 @@ def test_an_einsum_is_a_product_where_it_can(
     operands = "x" if shape is None else "x, x" if not shape else "w, x" if has_weight_first else "x, w"
     body = f'{signature} {{ y = Einsum<equation = "{equation}">({operands}) }}'
     assert prepared(tmp_path, body, {"w": normal(*shape)} if shape else {}) == ops
+
+
+PLAIN = ["Transpose", "MatMul", "Mul", "Softmax", "MatMul"]
+MASKED = [*PLAIN[:3], "Where", *PLAIN[3:]]
+ATTENTION = {
+    "plain": ("n, 2, l, 16", "y = Attention(x, x, x)", PLAIN),
+    "with a scale": ("n, 2, l, 16", "y = Attention<scale = 0.5>(x, x, x)", PLAIN),
+    "with a mask to add": ("n, 2, 8, 16", "y = Attention(x, x, x, bias)", [*PLAIN[:3], "Add", *PLAIN[3:]]),
+    "with a mask of allowed positions": ("n, 2, 8, 16", "y = Attention(x, x, x, allowed)", MASKED),
+    "causal": ("n, 2, 8, 16", "y = Attention<is_causal = 1>(x, x, x)", MASKED),
+    "causal over any length": ("n, 2, l, 16", "y = Attention<is_causal = 1>(x, x, x)", ["Attention"]),
+    "with a cap": ("n, 2, l, 16", "y = Attention<softcap = 3.0>(x, x, x)", ["Attention"]),
+}
+
+
+@pytest.mark.parametrize(("shape", "body", "ops"), ATTENTION.values(), ids=ATTENTION)
+def test_an_attention_node_is_two_products(shape: str, body: str, ops: list[str], tmp_path: Path) -> None:
+    weights = {"bias": normal(8, 8), "allowed": np.tri(8, dtype=np.bool_)}
+    weights = {name: array for name, array in weights.items() if name in body}
+    assert prepared(tmp_path, f"(float[{shape}] x) => (float[{shape}] y) {{ {body} }}", weights, 23) == ops

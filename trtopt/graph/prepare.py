@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from trtopt.errors import ModelError
 from trtopt.graph.affine import fold_affine
+from trtopt.graph.attention import expand_attention
 from trtopt.graph.clips import merge_limits
 from trtopt.graph.einsum import expand_einsums
 from trtopt.graph.file import describe, external_files, load_proto, opset, quiet
@@ -285,7 +286,7 @@ def _finish(model: ir.Model) -> None:
     infer_shapes(model)
     fold(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    if expand_einsums(model):
+    if expand_einsums(model) | expand_attention(model):
         infer_shapes(model)
     fold_affine(model)
     merge_limits(model)
