@@ -130,6 +130,12 @@ def test_limits_are_one_relu_or_one_clip(body: str, ops: list[str], tmp_path: Pa
     assert prepared(tmp_path, body, weights) == ["Neg", *ops]
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_sum_is_additions(count: int, tmp_path: Path) -> None:
+    body = f"(float[n, 16] x) => (float[n, 16] y) {{ r = Relu(x) y = Sum(r, {', '.join('x' * (count - 1))}) }}"
+    assert prepared(tmp_path, body, {}) == ["Relu", *["Add"] * (count - 1)]
+
+
 EINSUMS = {
     "a linear layer": ("(float[n, l, 16] x) => (float[n, l, 32] y)", "abc,ck->abk", (16, 32), ["MatMul"]),
     "a linear layer with the weight first": ("(float[n, l, 16] x) => (float[n, l, 32] y)", "kc,abc->abk", (32, 16),

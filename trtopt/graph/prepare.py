@@ -23,6 +23,7 @@ from trtopt.graph.einsum import expand_einsums
 from trtopt.graph.file import describe, external_files, load_proto, opset, quiet
 from trtopt.graph.fold import fold
 from trtopt.graph.parsed import own
+from trtopt.graph.sums import expand_sums
 from trtopt.graph.validity import check, contradiction, root_line
 from trtopt.types import OnnxModel, ShapeRange
 
@@ -286,7 +287,7 @@ def _finish(model: ir.Model) -> None:
     infer_shapes(model)
     fold(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    if expand_einsums(model) | expand_attention(model):
+    if expand_sums(model) | expand_einsums(model) | expand_attention(model):
         infer_shapes(model)
     fold_affine(model)
     merge_limits(model)
