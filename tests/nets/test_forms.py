@@ -111,7 +111,8 @@ def check_alike(name: str, forms: list[Form]) -> None:
         assert min(first.sqnr, other.sqnr) > 40 or abs(other.sqnr - first.sqnr) < TOLERANCE.get(name, 0.5), form
 
 
-TOLERANCE: dict[str, float] = {}
+# A GELU in parts absorbs the division of an equalization, and one node does not: the networks differ a little.
+TOLERANCE = {"convnext": 1.5}
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -5,6 +5,7 @@ Libraries do the work:
                 the Pad chains of older PyTorch exports.
     onnxscript  converts opsets. It also optimizes the models that are too large for onnxslim, which keeps several
                 copies of the weights in memory.
+What exporters write in several ways gets one form: see `sums`, `einsum`, `attention`, `affine` and `clips`.
 
 Touches: reads the source model; writes `fp32.onnx` (and `fp32.onnx.data`) into the folder it is given.
 """
