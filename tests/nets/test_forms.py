@@ -6,6 +6,8 @@ Every network in one form and some in two take a minute; all forms are for the n
 from __future__ import annotations
 
 import functools
+import os
+import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -140,7 +142,8 @@ def test_packed_sequences_are_exported_from_torchscript(tmp_path: Path, cli: Cli
 def test_trtopts_own_export_has_the_results_of_pytorch(
     name: str, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(Path(__file__).parent.parent)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     network, random = NETWORKS[name], np.random.default_rng(0)
     low, opt, high = (network.draw(batch, length, random) for batch, length in ((1, LOW), (3, HIGH // 2), (8, HIGH)))
     flags: list[str] = []
