@@ -13,7 +13,7 @@ help:
 	@echo "make samples  convert a PyTorch, a TensorFlow and a transformers model to FP16 and INT8 engines"
 	@echo "make check  lint and all tests, on all cores: for every change"
 	@echo "make test   the tests, one after the other, with the 20 slowest"
-	@echo "make nightly  the long tests: damaged files by the hundred, random graphs by the thousand"
+	@echo "make nightly  the long tests: damaged files by the hundred, random graphs, networks in every form"
 	@echo "make browser  install what the tests of report.html open it with (Debian, as root)"
 	@echo "make lint   ruff, mypy, and the wording and spelling of all text"
 	@echo "make wheel  build the package, and check its metadata and contents"

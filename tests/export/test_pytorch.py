@@ -251,3 +251,11 @@ def test_corrupt_torchscript_is_a_trtopt_error(tmp_path: Path) -> None:
     script.write_bytes(content[:middle] + bytes(64) + content[middle + 64 :])
     with pytest.raises(TrtoptError):
         pytorch.export(Request(source=Source(kind="torchscript", text=str(script)), examples=()), tmp_path)
+
+
+def test_a_buffer_named_like_a_value_of_the_exporter_is_no_obstacle(tmp_path: Path) -> None:
+    request = Request(source=factory("indexed"), examples=(example("x", (1, 2, 4, 4), (3, 2, 4, 4), (8, 2, 4, 4)),))
+    exported = pytorch.export(request, tmp_path)
+    session = onnxruntime.InferenceSession(str(exported.path), providers=["CPUExecutionProvider"])
+    feed = {"x": np.ones((5, 2, 4, 4), np.float32)}
+    np.testing.assert_array_equal(session.run(None, feed)[0], pytorch.run(request, [feed])[0][0])

@@ -168,7 +168,7 @@ def _export_program(program: Any, request: Request, path: Path) -> None:
     """Write an `ExportedProgram` as ONNX, with outputs named as `_leaves` does."""
     torch = require("torch")
     try:
-        onnx_program = torch.onnx.export(program, dynamo=True, verbose=False)
+        onnx_program = _to_onnx(program)
         # The module's result with the position of each leaf in its place. Leaves that are None are not ONNX outputs.
         structure = torch.utils._pytree.tree_unflatten(
             list(range(program.call_spec.out_spec.num_leaves)), program.call_spec.out_spec
@@ -185,6 +185,20 @@ def _export_program(program: Any, request: Request, path: Path) -> None:
             fix="Replace the operation that it names, or give an ONNX file",
         ) from error
     name_dims(path)
+
+
+def _to_onnx(program: Any) -> Any:
+    """Return the `ONNXProgram` of an exported program.
+
+    The exporter gives a buffer and a value of its own the same name if the module's author chose that, such as `index`
+    in a Swin transformer. Its optimization then fails, so names are made unique before.
+    """
+    from onnx_ir.passes.common import NameFixPass
+
+    onnx_program = require("torch").onnx.export(program, dynamo=True, verbose=False, optimize=False)
+    NameFixPass()(onnx_program.model)
+    onnx_program.optimize()
+    return onnx_program
 
 
 def _export_traced(source: Opened, examples: Sequence[Example], path: Path) -> None:

@@ -5,6 +5,7 @@ Libraries do the work:
                 the Pad chains of older PyTorch exports.
     onnxscript  converts opsets. It also optimizes the models that are too large for onnxslim, which keeps several
                 copies of the weights in memory.
+What exporters write in several ways gets one form: see `sums`, `einsum`, `attention`, `affine` and `clips`.
 
 Touches: reads the source model; writes `fp32.onnx` (and `fp32.onnx.data`) into the folder it is given.
 """
@@ -16,9 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtopt.errors import ModelError
+from trtopt.graph.affine import fold_affine
+from trtopt.graph.attention import expand_attention
+from trtopt.graph.clips import merge_limits
+from trtopt.graph.einsum import expand_einsums
 from trtopt.graph.file import describe, external_files, load_proto, opset, quiet
 from trtopt.graph.fold import fold
 from trtopt.graph.parsed import own
+from trtopt.graph.sums import expand_sums
 from trtopt.graph.validity import check, contradiction, root_line
 from trtopt.types import OnnxModel, ShapeRange
 
@@ -32,8 +38,12 @@ LARGE_BYTES = 1_500_000_000
 Their weights are stored as external data: a protobuf message is limited to 2 GiB.
 """
 
-_HARMFUL = ["FusionGemm"]
-"""Rewrites of onnxslim that are left out: it would write a MatMul of fixed shapes as Reshape, Gemm and Reshape."""
+_HARMFUL = ["FusionGemm", "FusionConvMul", "FusionConvTransposeMul"]
+"""Rewrites of onnxslim that are left out.
+
+The first would write a MatMul of fixed shapes as Reshape, Gemm and Reshape. The others would take a factor along the
+width of an image for one per channel if there are as many; `fold_affine` does what they should.
+"""
 _INLINE_BYTES = 1_000_000_000
 BETWEEN_STAGES = 16 << 20
 """Bytes of weights up to which a file passed from stage to stage stores them inline.
@@ -301,11 +311,15 @@ def _clean_up(model: ir.Model) -> None:
     _state_axes(model)
     infer_shapes(model)
     fold(model)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    if expand_sums(model) | expand_einsums(model) | expand_attention(model):
+        infer_shapes(model)
+    fold_affine(model)
+    merge_limits(model)
     # Names are fixed last, as earlier passes add and remove nodes. TensorRT's layers, the report and the calibration
     # table all refer to nodes and tensors by name.
     for step in (
         ClearMetadataAndDocStringPass(),
-        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         RemoveUnusedNodesPass(),
         TopologicalSortPass(),
         NameFixPass(),

@@ -5,6 +5,7 @@ Touches: nothing.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from trtopt.graph.query import attribute, constant, dims, producer
@@ -78,4 +79,6 @@ def _product_sizes(node: ir.Node) -> tuple[int | None, int | None, int | None]:
     if attribute(node, "transB", 0):
         right = right[::-1]
     inner = left[-1] if left[-1] is not None else right[-2]
-    return left[-2], inner, right[-1]
+    # One matrix multiplies the rows of all matrices on the left: they are rows of one product.
+    rows = left[:-1] if len(right) == 2 else left[-2:-1]
+    return (None if None in rows else math.prod(row or 0 for row in rows)), inner, right[-1]

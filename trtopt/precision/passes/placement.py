@@ -29,9 +29,11 @@ from trtopt.graph.query import (
     FLOAT_COMPUTE_FREE,
     SAME_VALUES,
     constant,
+    dims,
     float_nodes,
     is_float,
     producer,
+    reduced_axes,
 )
 from trtopt.precision.passes import attention, residual
 from trtopt.precision.passes.gain import no_int8_gain
@@ -172,10 +174,21 @@ def pools(graph: ir.Graph, sites: set[tuple[ir.Node, int]]) -> Iterator[ir.Node]
         sites: (node, index of the input) of the inputs that are quantized.
     """
     for node in graph:
-        if node.op_type in POOLS and not node.outputs[0].is_graph_output():
+        if is_average_pool(node) and not node.outputs[0].is_graph_output():
             uses = list(_uses(node.outputs[0]))
             if uses and all(use in sites for use in uses):
                 yield node
+
+
+def is_average_pool(node: ir.Node) -> bool:
+    """Return whether a node is an average pool, or a mean over all spatial axes.
+
+    TensorRT's parser makes the same Reduce layer of the latter as of a GlobalAveragePool.
+    """
+    if node.op_type != "ReduceMean":
+        return node.op_type in POOLS
+    rank = len(dims(node.inputs[0]) or ())
+    return rank > 2 and reduced_axes(node, rank) == frozenset(range(2, rank))
 
 
 def _uses(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
