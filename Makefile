@@ -6,18 +6,20 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 USER := $(VENV)/.trtopt-user
 DEVELOPER := $(VENV)/.trtopt-developer
 
-.PHONY: help demo samples check test nightly browser lint bench damage clean
+.PHONY: help demo samples check test nightly browser lint wheel bench damage operators clean
 
 help:
 	@echo "make demo   convert the digits network to FP16 and INT8 engines and judge them"
 	@echo "make samples  convert a PyTorch, a TensorFlow and a transformers model to FP16 and INT8 engines"
 	@echo "make check  lint and all tests, on all cores: for every change"
 	@echo "make test   the tests, one after the other, with the 20 slowest"
-	@echo "make nightly  the long tests: damaged files by the hundred"
+	@echo "make nightly  the long tests: damaged files by the hundred, random graphs, networks in every form"
 	@echo "make browser  install what the tests of report.html open it with (Debian, as root)"
 	@echo "make lint   ruff, mypy, and the wording and spelling of all text"
+	@echo "make wheel  build the package, and check its metadata and contents"
 	@echo "make bench  calibration and quality, side by side with onnxruntime"
 	@echo "make damage ZOO=FOLDER  damage INT8 graphs and count what compare catches (benchmarks/zoo.py fills FOLDER)"
+	@echo "make operators  convert ONNX's own node tests, and write docs/operators.md"
 
 # What a user needs who has ONNX files; the demo shows no more.
 $(USER): pyproject.toml constraints.txt
@@ -73,6 +75,12 @@ lint: $(DEVELOPER)
 	$(BIN)/mypy
 	CODESPELL=$(BIN)/codespell .ci/prose
 
+wheel: $(DEVELOPER)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+
 bench: $(DEVELOPER)
 	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/digits.py
@@ -80,5 +88,8 @@ bench: $(DEVELOPER)
 damage: $(DEVELOPER)
 	$(BIN)/python benchmarks/damage.py $(ZOO)
 
+operators: $(DEVELOPER)
+	$(BIN)/python benchmarks/operators.py
+
 clean:
-	rm -rf $(VENV) trtopt-out
+	rm -rf $(VENV) trtopt-out dist

@@ -145,7 +145,7 @@ class Trial:
 
     def _record(self, runner: Runner, outputs: Feed) -> Record:
         pair = Pair(baseline=self._baseline, candidate=runner, names=("fp32.onnx", "typed.onnx"))
-        found = judged(compare(pair, self._dataset, Measure(), emit=silent), gates="")
+        found = judged(compare(pair, self._dataset, Measure(), emit=silent), gates=())
         return {
             "verdict": found.verdict,
             "gates": [[gate.output, gate.metric, gate.value, gate.limit, gate.verdict] for gate in found.gates],

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from peers import flags
 from tasks import TASKS, Task, chosen, labels
 
-from trtopt import BuildPlan, ConvertPlan, DataPlan, convert
-from trtopt.plan import ExportPlan
+from trtopt.commands.convert import convert
+from trtopt.plan import BuildPlan, ConvertPlan, DataPlan, ExportPlan
+from trtopt.shapes import parse_shapes
 
 ROOT = Path(__file__).resolve().parent.parent
 Array = NDArray[Any]
@@ -88,7 +89,9 @@ def opened(name: str, run_dir: Path, zoo: Path) -> Case:
 
 
 def of_zoo(name: str, run_dir: Path, zoo: Path) -> Case:
-    plan = replace(_plan(run_dir, zoo / f"{name}.onnx", str(zoo / f"{name}.calib.npz")), shapes=flags(zoo, name))
+    plan = replace(
+        _plan(run_dir, zoo / f"{name}.onnx", str(zoo / f"{name}.calib.npz")), shapes=parse_shapes(flags(zoo, name))
+    )
     with np.load(zoo / f"{name}.eval.npz") as archive:
         feed = {key: archive[key][chosen(zoo, name, "eval", SAMPLES[name])] for key in archive.files}
     task, truth = TASKS[name], labels(zoo, name, SAMPLES[name])
@@ -108,7 +111,7 @@ def resnet18(run_dir: Path) -> Case:
     from samples.data import other_images
 
     plan = _plan(run_dir, Path("samples.pytorch_resnet.resnet:resnet18"), "samples.data:images")
-    plan = replace(plan, shapes=("pixels=1x3x96x96:8x3x96x96:32x3x96x96",))
+    plan = replace(plan, shapes=parse_shapes(["pixels=1x3x96x96:8x3x96x96:32x3x96x96"]))
     return Case(name="resnet18", plan=plan, feed=_joined(other_images(SAMPLES["resnet18"])), task=AGREEMENT)
 
 
@@ -117,8 +120,8 @@ def bert(run_dir: Path) -> Case:
 
     plan = replace(
         _plan(run_dir, Path("samples.bert_encoder.encoder:encoder"), "samples.data:sentences"),
-        shapes=("input_ids=1x8:8x32:32x128", "attention_mask=1x8:8x32:32x128"),
-        export=ExportPlan(dtypes=("input_ids=int64", "attention_mask=int64")),
+        shapes=parse_shapes(["input_ids=1x8:8x32:32x128", "attention_mask=1x8:8x32:32x128"]),
+        export=ExportPlan(dtypes={"input_ids": "int64", "attention_mask": "int64"}),
     )
     return Case(name="bert", plan=plan, feed=_joined(other_sentences(SAMPLES["bert"])))
 

@@ -25,10 +25,10 @@ import numpy as np
 
 from trtopt.bench.latency import measure
 from trtopt.bench.targets import EngineSession
-from trtopt.engine import tensorrt
 from trtopt.engine.cuda.device import open_device
-from trtopt.engine.driver import read_driver
+from trtopt.engine.cuda.driver import read_driver
 from trtopt.engine.onnxruntime import open_runner
+from trtopt.engine.trt import builder as tensorrt
 from trtopt.engine.trt.audit import inspect_engine
 from trtopt.engine.trt.options import configure
 from trtopt.graph.file import describe
@@ -96,7 +96,7 @@ def native(model: Path, samples: Path, out: Path, tactic_sources: str) -> None:
         builder = tensorrt._builder(trt)  # the same parser and options as trtopt's own engines
         parsed = tensorrt._parse(trt, builder, model)
         assert not parsed.rejections, parsed.rejections
-        config = configure(trt, builder, tensorrt.BuildOptions(tactic_sources=tactic_sources))
+        config = configure(trt, builder, tensorrt.BuildPlan(tactic_sources=tactic_sources))
         config.set_flag(module.BuilderFlag.INT8)
         config.set_flag(module.BuilderFlag.FP16)
         run, calibration = builder.create_optimization_profile(), builder.create_optimization_profile()

@@ -278,7 +278,7 @@ def limit(args: argparse.Namespace) -> None:
     result = json.loads((args.folder / "limit/benchmark.json").read_text())["limit"]
     question = probe.Question(
         path=args.folder / "resnet50-fp16.onnx",
-        builder="",
+        engine=None,
         sizes=Sizes(inputs=inputs, ranges=profile(inputs, ())[0]),
         device="cuda",
         batch=1,

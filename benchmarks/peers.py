@@ -75,9 +75,11 @@ def _steady(clock: list[float]) -> float:
 
 def trtopt(how: list[str], zoo: Path, name: str, folder: Path) -> Made:
     """Run `trtopt convert` with its defaults, except for the method and the steps that the variant turns off."""
-    from trtopt import BuildPlan, ConvertPlan, DataPlan, convert
     from trtopt.codec import encode
+    from trtopt.commands.convert import convert
     from trtopt.events import Event, Progress
+    from trtopt.plan import BuildPlan, ConvertPlan, DataPlan
+    from trtopt.shapes import parse_shapes
 
     precision, *rest = how
     plan = ConvertPlan(
@@ -86,7 +88,7 @@ def trtopt(how: list[str], zoo: Path, name: str, folder: Path) -> Made:
         run_dir=folder / "run",
         calib=DataPlan(source=str(zoo / f"{name}.calib.npz")),
         compare=False,
-        shapes=flags(zoo, name),
+        shapes=parse_shapes(flags(zoo, name)),
         build=BuildPlan(backend="onnxruntime"),
     )
     if rest:

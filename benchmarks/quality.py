@@ -53,15 +53,15 @@ def default() -> str:
 
     It is named by its method, so that a stored row never belongs to an earlier default.
     """
-    from trtopt import ConvertPlan
+    from trtopt.plan import ConvertPlan
 
     return f"trtopt:int8:{ConvertPlan(source=Path(), precision='int8', run_dir=Path()).method}"
 
 
 def variants() -> dict[str, str]:
     """Return the titles of all variants, in the order of the table."""
-    from trtopt import ConvertPlan
     from trtopt.calibrate import AUTO, method_names
+    from trtopt.plan import ConvertPlan
 
     plan = ConvertPlan(source=Path(), precision="int8", run_dir=Path())
     titles = {"fp32": "FP32", default(): f"**trtopt {plan.method}** (default)"}
@@ -323,11 +323,11 @@ def accepted(zoo: Path, name: str, folder: Path) -> str:
     The parsed types of trtopt's own variants are audited as well.
     """
     from trtopt.codec import decode
-    from trtopt.engine import tensorrt
+    from trtopt.engine.trt import builder as tensorrt
     from trtopt.errors import TrtoptError
     from trtopt.events import silent
     from trtopt.graph.file import describe
-    from trtopt.shapes import profile
+    from trtopt.shapes import parse_shapes, profile
     from trtopt.types import TypedModel
 
     model = describe(folder / "model.onnx")
@@ -335,9 +335,9 @@ def accepted(zoo: Path, name: str, folder: Path) -> str:
     network = TypedModel(onnx=model, precision="int8", rest="fp32", decisions=())
     if (folder / "typed.json").exists():
         network = dataclasses.replace(decode(TypedModel, json.loads((folder / "typed.json").read_text())), onnx=model)
-    ranges, _ = profile(model.inputs, flags(zoo, name))
+    ranges, _ = profile(model.inputs, parse_shapes(flags(zoo, name)))
     try:
-        tensorrt.build(tensorrt.find(), network, ranges, tensorrt.BuildOptions(), folder / "engine", emit=silent)
+        tensorrt.build(tensorrt.find(), network, ranges, tensorrt.BuildPlan(), folder / "engine", emit=silent)
     except TrtoptError as error:
         return " ".join(str(error).split())
     return ""
@@ -350,7 +350,7 @@ def versions(maker: str) -> dict[str, str]:
     if maker == "modelopt":
         return {"ModelOpt": f"{version('nvidia-modelopt')} (onnxruntime-gpu {version('onnxruntime-gpu')})"}
     import trtopt
-    from trtopt.engine.tensorrt import find
+    from trtopt.engine.trt.builder import find
 
     git = ["git", "-C", str(Path(trtopt.__file__).parent), "describe", "--always", "--dirty"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()

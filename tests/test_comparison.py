@@ -16,12 +16,13 @@ from support import CALIB, DIGITS, EVAL, Done
 from trtopt.commands.compare import compare
 from trtopt.commands.convert import convert
 from trtopt.commands.judge import judge_again
+from trtopt.compare.gates import parse_gates
 from trtopt.data.dataset import Dataset, Feed
 from trtopt.errors import OutOfMemoryError, UsageError
 from trtopt.events import Event, Warned, silent
 from trtopt.graph.file import describe
 from trtopt.plan import BuildPlan, ComparePlan, ConvertPlan, DataPlan, JudgePlan
-from trtopt.stages.context import Context
+from trtopt.run import Run
 from trtopt.stages.layers import explained
 from trtopt.store import open_store
 
@@ -49,7 +50,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def several(runs: Path, out: Path, gates: str = "") -> ComparePlan:
     candidates = (runs / "fp16", runs / "int8")
     return ComparePlan(
-        baseline=DIGITS, candidates=candidates, run_dir=out, data=DataPlan(source=str(EVAL)), gates=gates
+        baseline=DIGITS, candidates=candidates, run_dir=out, data=DataPlan(source=str(EVAL)), gates=parse_gates(gates)
     )
 
 
@@ -82,20 +83,20 @@ def test_new_gates_judge_the_earlier_measurements(runs: Path, tmp_path: Path) ->
     shutil.copytree(runs / "int8", copy)
     (copy / "typed.onnx").unlink()  # without it, nothing can be run
     before = (copy / "report.json").read_bytes()
-    assert judge_again(JudgePlan(run=copy, gates="top1=1%,sqnr=20")).verdict == "pass"
-    failed = judge_again(JudgePlan(run=copy, gates="sqnr=90"))
+    assert judge_again(JudgePlan(run=copy, gates=parse_gates("top1=1%,sqnr=20"))).verdict == "pass"
+    failed = judge_again(JudgePlan(run=copy, gates=parse_gates("sqnr=90")))
     assert failed.verdict == "fail"
-    assert [line for line in failed.warnings if "lowest SQNR in" in line]
-    assert judge_again(JudgePlan(run=copy, gates="top1=0.1%")).verdict == "inconclusive"
+    assert [line for line in failed.notes if "lowest SQNR in" in line]
+    assert judge_again(JudgePlan(run=copy, gates=parse_gates("top1=0.1%"))).verdict == "inconclusive"
     assert (copy / "report.json").read_bytes() == before
 
 
 def test_remarks_of_the_old_gates_do_not_stay(runs: Path, tmp_path: Path) -> None:
     compare(several(runs, tmp_path, "sqnr=90"))
-    old = judge_again(JudgePlan(run=tmp_path, gates="sqnr=90"))
-    new = judge_again(JudgePlan(run=tmp_path, gates="sqnr=20"))
-    assert any("lowest SQNR in" in line for line in old.warnings)
-    assert not any("lowest SQNR in" in line for line in new.warnings)
+    old = judge_again(JudgePlan(run=tmp_path, gates=parse_gates("sqnr=90")))
+    new = judge_again(JudgePlan(run=tmp_path, gates=parse_gates("sqnr=20")))
+    assert any("lowest SQNR in" in line for line in old.notes)
+    assert not any("lowest SQNR in" in line for line in new.notes)
     assert [row.comparison.verdict for row in new.candidates] == ["pass", "pass"]
 
 
@@ -220,7 +221,7 @@ def test_a_conversion_that_fails_says_which_layers_are_noisiest(runs: Path, tmp_
         run_dir=tmp_path,
         calib=DataPlan(source=str(CALIB)),
         data=DataPlan(source=str(EVAL)),
-        gates="sqnr=90",
+        gates=parse_gates("sqnr=90"),
         build=BuildPlan(backend="onnxruntime"),
     )
     report, _ = convert(plan)
@@ -236,7 +237,7 @@ def test_out_of_memory_in_the_layers_is_a_warning_beside_the_verdict(tmp_path: P
     said: list[Event] = []
     dataset = Dataset(source="big", digest="d", ids=("0",), load=load, batched=True)
     with open_store(tmp_path, silent) as store:
-        context = Context(store=store, emit=said.append, device="cpu")
+        context = Run(store=store, emit=said.append, device="cpu")
         assert explained(context, describe(DIGITS), describe(DIGITS), None, dataset) is None
     assert Warned("the source of the drift is not known: memory is exhausted") in said
 

@@ -273,7 +273,7 @@ def test_without_tensorrt_the_rest_is_done_and_the_exit_code_is_3(tmp_path: Path
         [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 3
-    assert "pip install 'trtopt[rtx]'" in done.stderr
+    assert "pip install tensorrt-rtx-cu13" in done.stderr
     assert (tmp_path / "run/typed.onnx").exists()
     assert report(tmp_path / "run")["comparison"]["verdict"] == "pass"  # type: ignore[index]
     assert report(tmp_path / "run")["engine"] is None
@@ -370,7 +370,7 @@ def test_a_batch_that_shape_fixes_is_filled_with_the_samples_of_data(tmp_path: P
     done = cli(*command, "-o", tmp_path / "run", "--backend", "onnxruntime")
     assert done.code == 0, done.err
     assert "1000 samples are fed in groups of 4" in " ".join(done.out.split())
-    assert "accuracy, FP32 99.20 %" in done.out
+    assert "accuracy_fp32 99.20 %" in done.out
     done = cli("compare", DIGITS, tmp_path / "run", "--data", EVAL, "-o", tmp_path / "c", "--gate", "top1=1%")
     assert done.code == 0, done.err
-    assert "accuracy, FP32 99.20 %" in done.out
+    assert "accuracy_fp32 99.20 %" in done.out

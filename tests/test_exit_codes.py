@@ -204,20 +204,21 @@ def test_2_when_usage_or_input_is_wrong(arguments: tuple[object, ...], said: str
     done = trtopt(here, *arguments)
     assert done.code == 2, done.err
     assert said in done.err
-    assert done.out == ""
+    # A format for machines has the error on stdout, too.
+    assert done.out == "" or "--format" in arguments
 
 
 @pytest.mark.parametrize(
     ("arguments", "without", "said"),
     [
         (("doctor",), TENSORRT, ""),
-        (("inspect", DIGITS, "--tensorrt"), TENSORRT, "pip install 'trtopt[rtx]'"),
-        (("convert", DIGITS, *ALL, "-o", "unbuilt"), TENSORRT, "pip install 'trtopt[rtx]'"),
-        (("compare", DIGITS, "run", *FEW, "-o", "unrun"), ("onnxruntime",), "pip install 'trtopt[cpu]'"),
-        (("calibrate", DIGITS, "--calib", CALIB, "-o", "unrun"), ("onnxruntime",), "pip install 'trtopt[cpu]'"),
-        (("bench", DIGITS, *QUICK, "-o", "unrun"), ("onnxruntime",), "pip install 'trtopt[cpu]'"),
-        (("watch", "--once"), ("pynvml",), "pip install 'trtopt[gpu]'"),
-        (("export", "slow:samples", "-o", "m.onnx", "--shape", "x=1x3"), ("torch",), "pip install 'trtopt[torch]'"),
+        (("inspect", DIGITS, "--tensorrt"), TENSORRT, "pip install tensorrt-rtx-cu13"),
+        (("convert", DIGITS, *ALL, "-o", "unbuilt"), TENSORRT, "pip install tensorrt-rtx-cu13"),
+        (("compare", DIGITS, "run", *FEW, "-o", "unrun"), ("onnxruntime",), "pip install onnxruntime"),
+        (("calibrate", DIGITS, "--calib", CALIB, "-o", "unrun"), ("onnxruntime",), "pip install onnxruntime"),
+        (("bench", DIGITS, *QUICK, "-o", "unrun"), ("onnxruntime",), "pip install onnxruntime"),
+        (("watch", "--once"), ("pynvml",), "pip install nvidia-ml-py"),
+        (("export", "slow:samples", "-o", "m.onnx", "--shape", "x=1x3"), ("torch",), "pip install torch"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )

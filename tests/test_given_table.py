@@ -10,8 +10,8 @@ import onnx
 import pytest
 from support import CALIB, DIGITS, EVAL, Done
 
-from trtopt import ConvertPlan, DataPlan
 from trtopt.commands.calibrate import calibrate
+from trtopt.plan import ConvertPlan, DataPlan
 
 Cli = Callable[..., Done]
 HERE = ("--backend", "onnxruntime")
@@ -109,16 +109,18 @@ def entropy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (("-p", "int8"), "6 scales read from "),
-        (("-p", "int8", "--method", "minmax"), "--method minmax is ignored"),
-        (("-p", "fp8"), "was calibrated for int8: it was not evaluated for fp8"),
-        (("-p", "fp16"), "are ignored: fp16 has no scales"),
+        ({"PRECISION": "int8"}, "6 scales read from "),
+        ({"PRECISION": "int8", "METHOD": "minmax"}, "--method minmax is ignored"),
+        ({"PRECISION": "fp8"}, "was calibrated for int8: it was not evaluated for fp8"),
+        ({"PRECISION": "fp16"}, "are ignored: fp16 has no scales"),
     ],
 )
-def test_flags_that_a_table_overrides_are_warned_about(
-    entropy: Path, tmp_path: Path, cli: Cli, flags: tuple[str, ...], told: str
+def test_settings_that_a_table_overrides_are_warned_about(
+    entropy: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, flags: dict[str, str], told: str
 ) -> None:
-    done = cli("convert", DIGITS, *flags, "--calib-table", entropy, "--data", EVAL, *HERE, "-o", tmp_path / "r")
+    for flag, value in {**flags, "CALIB_TABLE": str(entropy)}.items():
+        monkeypatch.setenv(f"TRTOPT_CONVERT_{flag}", value)
+    done = cli("convert", DIGITS, "--data", EVAL, *HERE, "-o", tmp_path / "r")
     assert done.code == 0, done.err
     assert told in " ".join(done.out.split())
 

@@ -18,25 +18,35 @@ PACKAGE = Path(trtopt.__file__).parent
 # public API; everything may read the version in it.
 LAYERS = (
     ("types", "errors"),
-    ("requires", "counts", "parallel", "code_digest", "events", "codec", "plugins", "shapes", "verdict"),
+    ("requires", "counts", "parallel", "code_digest", "events", "codec", "plugins", "formats", "shapes", "verdict"),
+    ("child",),
     ("graph",),
     ("data", "engine", "export"),
     ("calibrate",),
     ("precision",),
     ("compare",),
     ("bench",),
-    ("rundir",),
+    ("rundir", "manifest", "writing"),
     ("plan", "store"),
+    ("rehearsal",),
     ("candidate",),
     ("inspection",),
     ("report",),
+    ("run",),
     ("stages",),
     ("commands",),
+    ("api",),
     ("__init__",),
     ("cli",),
     ("__main__",),
 )
-PLUG_INS = ("calibrate/methods", "compare/kinds", "precision", "report")
+PLUG_INS = {
+    "calibrate/methods": "amax",
+    "compare/kinds": "reader",
+    "engine": "build",
+    "precision": "apply",
+    "report": "render",
+}
 HEAVY = ("torch", "tensorflow", "tensorrt", "tensorrt_rtx", "onnx", "onnx_ir", "onnxruntime", "numba", "numpy", "PIL")
 
 
@@ -77,17 +87,38 @@ def test_every_module_has_its_place() -> None:
 def test_a_folder_of_plug_ins_holds_nothing_else(folder: str) -> None:
     modules = {path.stem for path in (PACKAGE / folder).glob("*.py")} - {"__init__"}
     assert set(names("trtopt." + folder.replace("/", "."))) == modules
-    what = {"calibrate/methods": "amax", "compare/kinds": "reader", "precision": "apply", "report": "render"}[folder]
     for name in modules:
-        assert hasattr(load("trtopt." + folder.replace("/", "."), name, "plug-in"), what)
+        assert hasattr(load("trtopt." + folder.replace("/", "."), name, "plug-in"), PLUG_INS[folder])
+
+
+def test_a_backend_is_named_by_its_own_folder_and_as_the_default_only() -> None:
+    backends = names("trtopt.engine")
+    for folder in ("stages", "commands", "cli", "candidate", "plan"):
+        for path in files(folder):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Compare):
+                    constants = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
+                    # The diagnosis of `doctor` is about packages.
+                    assert path.stem == "doctor" or not constants & set(backends), (path, node.lineno)
+
+
+def test_flags_are_parsed_at_the_edge_alone() -> None:
+    parsers = {"parse_gates", "parse_shapes", "output_kinds", "input_dtypes", "keeps"}
+    for path in PACKAGE.rglob("*.py"):
+        if path.is_relative_to(PACKAGE / "cli") or path.stem == "api":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert not parsers & {alias.name for alias in node.names}, path
 
 
 def test_types_and_errors_need_only_the_standard_library() -> None:
-    for name in ("types", "errors", "events"):
-        for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text())):
+    for path in (*files("types"), *files("errors"), *files("events")):
+        for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 module = node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name
-                assert module.split(".")[0] in sys.stdlib_module_names, (name, module)
+                own = module.startswith("trtopt.types")
+                assert own or module.split(".")[0] in sys.stdlib_module_names, (path, module)
 
 
 def test_help_imports_no_heavy_package() -> None:
@@ -103,17 +134,19 @@ def test_help_imports_no_heavy_package() -> None:
 
 def test_public_names_are_pinned() -> None:
     assert trtopt.__all__ == [
-        "BuildPlan",
-        "ComparePlan",
+        "CalibrationTable",
         "Comparison",
-        "ConvertPlan",
-        "DataPlan",
         "Engine",
+        "OnnxModel",
         "Report",
         "TrtoptError",
         "TypedModel",
-        "compare_models",
+        "bench",
+        "calibrate",
+        "compare",
         "convert",
+        "export",
+        "inspect",
     ]
     for name in trtopt.__all__:
         assert getattr(trtopt, name) is not None

@@ -13,7 +13,7 @@ from support import CALIB, DIGITS, EVAL, ROOT, Done
 
 from trtopt.compare.gates import parse_gates
 from trtopt.graph.file import describe
-from trtopt.shapes import profile
+from trtopt.shapes import parse_shapes, profile
 
 Cli = Callable[..., Done]
 
@@ -90,7 +90,7 @@ def test_dynamic_dimensions_are_guessed_with_a_comment(cli: Cli) -> None:
     assert cli("init", model).code == 0
     settings = written(cli)
     assert settings["shape"] == ["ids=1x8:8x32:32x128", "image=1x3x224x224:1x3x224x224:1x3x224x224"]
-    profile(describe(Path(model)).inputs, settings["shape"])  # type: ignore[arg-type]
+    profile(describe(Path(model)).inputs, parse_shapes(settings["shape"]))  # type: ignore[arg-type]
     assert "# GUESSED, use your own sizes: t of ids, h of image, w of image." in Path("trtopt.toml").read_text()
 
 
@@ -140,7 +140,7 @@ def test_unusual_names_do_not_break_the_file(cli: Cli) -> None:
     settings = written(cli)
     assert settings["precision"] == "int8"
     shapes = settings["shape"]
-    assert [entry.name for entry in profile(describe(Path(model)).inputs, shapes)[0]] == names  # type: ignore[arg-type]
+    assert [entry.name for entry in profile(describe(Path(model)).inputs, parse_shapes(shapes))[0]] == names  # type: ignore[arg-type]
     gates = parse_gates(str(settings["gate"]))
     assert {gate.metric for gate in gates} == {"cosine"}
     assert "" in {gate.output for gate in gates}  # for the name that a gate cannot contain

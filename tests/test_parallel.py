@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Iterator
 
 import pytest
 
-from trtopt.parallel import in_order
+from trtopt.calibrate import observe
+from trtopt.parallel import cores, in_order
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -38,3 +41,14 @@ def test_an_error_is_raised_after_the_results_before_it(workers: int) -> None:
     assert [next(results), next(results)] == [-1, -1]
     with pytest.raises(ZeroDivisionError):
         next(results)
+
+
+def test_cores_are_counted_where_the_system_has_no_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # macOS and Windows
+    assert cores() == (os.cpu_count() or 1)
+
+
+def test_peak_memory_is_left_out_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "MiB" in observe._peak()
+    monkeypatch.setitem(sys.modules, "resource", None)  # Windows
+    assert observe._peak() == ""

@@ -1,7 +1,8 @@
-"""A plug-in is one file: nothing else names a precision, a calibration method, a kind of output or a report format."""
+"""A plug-in is one file: nothing else names a precision, a method, a kind of output, a backend or a report format."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,24 +16,54 @@ import trtopt
 
 PLUG_INS = {
     "precision/toy.py": """
+from dataclasses import replace
 from trtopt.precision import fp16
-OPSET, NEEDS_TABLE = fp16.OPSET, False
+FORMAT = replace(fp16.FORMAT, name="toy")
 def apply(model, request):
     return fp16.apply(model, request)
 """,
     "calibrate/methods/toy.py": """
-def amax(histogram):
+def amax(histogram, format):
     return 2.0 * histogram.amax
 """,
     "compare/kinds/toy.py": """
 from dataclasses import replace
 from trtopt.compare.kinds.values import Values
-TAKES, PLAIN = "anything", False
+TAKES, PLAIN, METRICS = "anything", False, ("sqnr",)
 class Toy(Values):
     def drift(self, ids):
         return replace(super().drift(ids), kind="toy")
 def reader(opening):
     return Toy(opening.name) if opening.asked else None
+""",
+    "engine/toy.py": """
+import hashlib
+import shutil
+from dataclasses import replace
+from trtopt.engine import onnxruntime
+from trtopt.types import Engine, Support
+def check_options(plan):
+    pass
+def check(model, plan, *, emit):
+    return Support(by="toy", rejections=())
+def key(plan):
+    return {"toy": 1}
+def build(order, out, *, emit):
+    shutil.copyfile(order.typed.onnx.path, out)
+    digest = hashlib.sha256(out.read_bytes()).hexdigest()
+    engine = onnxruntime.build(order, out, emit=emit)
+    return replace(engine, path=out, digest=digest, backend="toy", builder="toy 1.0", device="any")
+def host():
+    return {"toy": 1}
+class Runner(onnxruntime.OrtRunner):
+    device, max_batch, weights = "cpu", 4, 0
+    def time(self, feed):
+        self.run(feed)
+        return 1.0
+    def close(self):
+        pass
+def open(engine, *, graphs):
+    return Runner(onnxruntime.open_runner(engine.path)._session, "toy runtime")
 """,
     "report/toy.py": """
 def render(report):
@@ -70,15 +101,29 @@ def test_a_precision_a_kind_and_a_format_of_one_file_each_work(package: Path) ->
     assert run(package, "convert", DIGITS, "-p", "toy", "--data", EVAL, *flags) == "toy: toy toy pass\n"
 
 
+def test_a_backend_of_one_file_builds_is_compared_and_is_timed(package: Path) -> None:
+    run_dir = package / "engine"
+    flags = ("--backend", "toy", "-p", "fp16", "--data", EVAL, "-o", run_dir, "--format", "json")
+    report = json.loads(run(package, "convert", DIGITS, *flags))
+    assert report["engine"]["builder"] == "toy 1.0"
+    assert report["comparison"]["candidate_ran"] == "toy runtime"
+    assert [stage["summary"] for stage in report["stages"] if stage["name"] == "check"] == [
+        "all operators are supported by toy"
+    ]
+    timed = run(package, "bench", run_dir, "--batch", "2", "--seconds", "0.1", "--format", "json", "-o", package / "b")
+    assert json.loads(timed)["benchmark"]["targets"][0]["ran"] == "toy runtime"
+
+
 def test_a_method_of_one_file_works(package: Path) -> None:
     run(package, "calibrate", DIGITS, "--calib", CALIB, "--method", "toy", "-o", package / "table")
     assert '"toy"' in (package / "table/calibration.json").read_text()
 
 
-@pytest.mark.parametrize("flag", ["--precision", "--kind", "--method", "--format"])
+@pytest.mark.parametrize("flag", ["--precision", "--kind", "--method", "--backend", "--format"])
 def test_help_names_it(package: Path, flag: str) -> None:
     text = run(package, "convert", "--help")
-    assert "toy" in text[text.index(flag) :][:400]
+    described = text[text.index("Arguments:") :]  # after the example
+    assert "toy" in described[described.index(flag) :][:400]
 
 
 def test_changed_code_runs_the_stages_again(package: Path) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from support import CALIB, DIGITS, EVAL
 
-from trtopt import ConvertPlan, DataPlan, convert
+from trtopt.commands.convert import convert
+from trtopt.plan import ConvertPlan, DataPlan
 
 KILLS = 20
 

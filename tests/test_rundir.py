@@ -135,7 +135,8 @@ def test_where_nothing_can_be_written_a_run_is_refused(kind: str, cli: Cli) -> N
     else:
         Path("trtopt-out").symlink_to("/proc/nowhere")
     done = cli("convert", "a/model.onnx", *FP16)
-    assert (done.code, done.out) == (2, "")
+    assert done.code == 2
+    assert "cannot write to trtopt-out" in json.loads(done.out)["error"]["message"]
     assert "cannot write to trtopt-out" in done.err
 
 

@@ -247,7 +247,7 @@ def test_an_invalid_setting_in_pyproject_is_an_error_that_names_the_file(text: s
             "int8",
             "is unknown: it matches no flag. Did you mean TRTOPT_CONVERT_PRECISION?",
         ),
-        ("TRTOPT_VERBOSE", "1", "is unknown: it matches no flag. Write TRTOPT_<COMMAND>_<FLAG>"),
+        ("TRTOPT_LOGGING", "1", "is unknown: it matches no flag. Write TRTOPT_<COMMAND>_<FLAG>"),
         ("TRTOPT_COMPARE_WORST", "many", "cannot be 'many'"),
         ("TRTOPT_COMPARE_LAYERS", "maybe", "cannot be 'maybe'"),
         ("TRTOPT_COMPARE_FORMAT", "xml", "cannot be 'xml'"),

@@ -2,13 +2,15 @@
 
 import re
 import shlex
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trtopt.errors import UsageError
-from trtopt.shapes import DEFAULT_BATCH, fixed, of_profile, profile
+from trtopt.shapes import DEFAULT_BATCH, Seen, fixed, of_profile, parse_shapes
+from trtopt.shapes import profile as profile_of
 from trtopt.types import Dim, ShapeRange, TensorSpec
 
 
@@ -18,6 +20,12 @@ def spec(name: str, *shape: Dim) -> TensorSpec:
 
 IMAGE = spec("pixels", "batch", 3, 28, 28)
 FULLY_DYNAMIC = spec("pixels", "batch", 3, "height", "width")
+
+
+def profile(
+    inputs: Sequence[TensorSpec], flags: Sequence[str], *seen: Callable[[], Seen]
+) -> tuple[tuple[ShapeRange, ...], str]:
+    return profile_of(inputs, parse_shapes(flags), *seen)
 
 
 def refusal(inputs: list[TensorSpec], *flags: str) -> str:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import errno
 import json
 import threading
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from trtopt.errors import StoreError
+from trtopt.errors import DataError, StoreError
 from trtopt.events import Event, StageCached, StageFinished, Warned, silent
 from trtopt.store import open_store, read_result
 from trtopt.types import Engine
@@ -171,3 +174,38 @@ def test_a_malformed_entry_is_a_damaged_manifest(entry: object, tmp_path: Path) 
     with open_store(tmp_path, said.append):
         pass
     assert any("is damaged" in str(event) for event in said)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Several:
+    paths: tuple[Path, ...]
+    named: Mapping[str, Path]
+
+
+def test_paths_in_tuples_and_mappings_move_with_the_files(tmp_path: Path) -> None:
+    def make(folder: Path) -> Several:
+        for name in "ab":
+            (folder / name).write_text(name)
+        return Several(paths=(folder / "a",), named={"b": folder / "b"})
+
+    for _ in range(2):  # made, and then read from the manifest
+        with open_store(tmp_path, silent) as store:
+            found = store.stage("several", {}, Several, make, str)
+        assert (found.paths[0].read_text(), found.named["b"].read_text()) == ("a", "b")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOTDIR, errno.ENOSPC])
+def test_an_error_about_the_users_files_does_not_blame_the_run_directory(tmp_path: Path, number: int) -> None:
+    def fail(folder: Path) -> Engine:
+        raise OSError(number, "no", "/data/images/1.png")
+
+    with open_store(tmp_path, silent) as store, pytest.raises(DataError, match=r"/data/images/1\.png: no"):
+        store.stage("build", {}, Engine, fail, str)
+
+
+def test_an_error_in_the_folder_of_the_stage_is_one_of_the_run_directory(tmp_path: Path) -> None:
+    def fail(folder: Path) -> Engine:
+        raise OSError(errno.ENOSPC, "no space", str(folder / "model.engine"))
+
+    with open_store(tmp_path, silent) as store, pytest.raises(StoreError, match="the disk is full"):
+        store.stage("build", {}, Engine, fail, str)

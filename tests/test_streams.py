@@ -219,10 +219,12 @@ def strict(text: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("arguments", [["compare", "nowhere.onnx", "x", "--data", "d"], ["convert"], ["nonsense"]])
-def test_an_error_leaves_stdout_empty(arguments: list[str]) -> None:
-    done = in_pipes([*PROGRAM, *arguments, "--format", "json"], {})
+def test_an_error_leaves_stdout_empty_for_people(arguments: list[str]) -> None:
+    done = in_pipes([*PROGRAM, *arguments], {})
     assert (done.code, done.out) == (2, "")
     assert done.err
+    machine = in_pipes([*PROGRAM, *arguments, "--format", "json"], {})
+    assert strict(machine.out)["error"]
 
 
 def test_help_has_no_escape_codes_in_a_pipe_wherever_it_runs() -> None:

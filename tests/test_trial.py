@@ -20,8 +20,9 @@ from trtopt.events import Warned, silent
 from trtopt.graph.file import describe, load_ir
 from trtopt.graph.prepare import save
 from trtopt.precision import Request, precision
+from trtopt.run import Run
 from trtopt.stages import calibrate, equalize, observe, set_precision
-from trtopt.stages.context import Context, Target
+from trtopt.stages.target import Target
 from trtopt.stages.trial import output_error, rough, scratch
 from trtopt.store import open_store
 from trtopt.types import CalibrationTable, OnnxModel
@@ -63,12 +64,12 @@ def dataset(spread: np.ndarray | float, count: int = 40) -> Dataset:
 
 
 @pytest.fixture
-def context(tmp_path: Path) -> Iterator[Context]:
+def context(tmp_path: Path) -> Iterator[Run]:
     with open_store(tmp_path / "run", silent) as store:
-        yield Context(store=store, emit=silent, device="cpu")
+        yield Run(store=store, emit=silent, device="cpu")
 
 
-def test_the_error_is_that_of_the_quantized_outputs(context: Context, tmp_path: Path) -> None:
+def test_the_error_is_that_of_the_quantized_outputs(context: Run, tmp_path: Path) -> None:
     model, data = network(tmp_path), dataset(1.0)
     request = rough(context, model, data)
     error = output_error(context, model, data, "int8")
@@ -78,13 +79,13 @@ def test_the_error_is_that_of_the_quantized_outputs(context: Context, tmp_path: 
     assert error(model, coarser(request, 20)) > 20 * fine
 
 
-def test_a_sample_in_which_a_tensor_is_empty_does_not_count_in_its_means(context: Context, tmp_path: Path) -> None:
+def test_a_sample_in_which_a_tensor_is_empty_does_not_count_in_its_means(context: Run, tmp_path: Path) -> None:
     model, values = network(tmp_path), (np.full((4, 16), 3.0, np.float32), np.zeros((0, 16), np.float32))
     data = replace(dataset(1.0, count=2), load=lambda i: {"x": values[i]})
     assert rough(context, model, data).means["h", -1].tolist() == [3.0] * 16
 
 
-def test_channels_that_differ_are_equalized_and_the_outputs_stay(context: Context, tmp_path: Path) -> None:
+def test_channels_that_differ_are_equalized_and_the_outputs_stay(context: Run, tmp_path: Path) -> None:
     model, data = network(tmp_path), dataset(SPREAD)
     equalized = equalize(context, model, data, "int8")
     assert equalized.notes[0] == "1 activation equalized, 1 with an inserted Mul"
@@ -98,7 +99,7 @@ def test_channels_that_differ_are_equalized_and_the_outputs_stay(context: Contex
 
 
 def test_an_equalization_without_gain_is_not_kept(
-    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    context: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # No network is certain to become worse, so the result of the trial is replaced.
     verdict = lambda candidate, *_: float(bool(candidate.notes))  # noqa: E731
@@ -109,13 +110,13 @@ def test_an_equalization_without_gain_is_not_kept(
 
 
 @pytest.mark.parametrize("body", ["{ y = MatMul(x, w) }", "{ h = Clip(x) y = MatMul(h, w) }"])
-def test_a_network_with_nothing_to_equalize_is_copied(context: Context, tmp_path: Path, body: str) -> None:
+def test_a_network_with_nothing_to_equalize_is_copied(context: Run, tmp_path: Path, body: str) -> None:
     equalized = equalize(context, network(tmp_path, body), dataset(SPREAD), "int8")
     assert equalized.notes == ()
     assert [node.op_type for node in onnx.load(equalized.path).graph.node][-1] == "MatMul"
 
 
-def test_channels_of_similar_range_are_unchanged(context: Context, tmp_path: Path) -> None:
+def test_channels_of_similar_range_are_unchanged(context: Run, tmp_path: Path) -> None:
     model = network(tmp_path)
     proto = onnx.load(model.path)
     proto.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.eye(16, 24, dtype=np.float32), "w"))
@@ -145,7 +146,7 @@ def backgrounds(count: int = 40) -> Dataset:
     return replace(dataset(1.0), load=lambda i: {"x": ink[i].astype(np.float32)}, digest="paper")
 
 
-def test_biases_correct_the_rounding_of_nearly_constant_inputs(context: Context, tmp_path: Path) -> None:
+def test_biases_correct_the_rounding_of_nearly_constant_inputs(context: Run, tmp_path: Path) -> None:
     model, data = with_bias(tmp_path), backgrounds()
     table = rough(context, model, data).table
     seen = observe(context, model, data, TARGET, table)
@@ -161,7 +162,7 @@ def test_biases_correct_the_rounding_of_nearly_constant_inputs(context: Context,
 
 
 def test_biases_are_unchanged_if_correcting_them_has_no_gain(
-    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    context: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As above, the result of the trial is replaced.
     monkeypatch.setattr(
@@ -180,7 +181,7 @@ def test_biases_are_unchanged_if_correcting_them_has_no_gain(
                                                       ((np.inf, 0.5, np.inf), "", 0.0),
                                                       ((np.inf, np.inf, np.inf), "", 0.0)])  # fmt: skip
 def test_a_correction_that_cannot_be_tried_is_not_chosen(
-    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, errors: tuple[float, ...], best: str, gain: float
+    context: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, errors: tuple[float, ...], best: str, gain: float
 ) -> None:
     found = iter(errors)
     monkeypatch.setattr(sys.modules["trtopt.stages.observe"], "output_error", lambda *_: lambda *_: next(found))
@@ -190,7 +191,7 @@ def test_a_correction_that_cannot_be_tried_is_not_chosen(
 
 
 def test_a_trial_that_cannot_run_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(context: Context, name: str) -> AbstractContextManager[Path]:
+    def refuse(context: Run, name: str) -> AbstractContextManager[Path]:
         if name == "trial.onnx":
             raise ModelError("onnxruntime cannot load trial.onnx", why="no kernel for it")
         return scratch(context, name)
@@ -199,7 +200,7 @@ def test_a_trial_that_cannot_run_is_a_warning(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("trtopt.stages.trial.scratch", refuse)
     model, data = with_bias(tmp_path), dataset(SPREAD)
     with open_store(tmp_path / "run", silent) as store:
-        context = Context(store=store, emit=events.append, device="cpu")
+        context = Run(store=store, emit=events.append, device="cpu")
         equalized = equalize(context, model, data, "int8")
         table = calibrate(context, equalized, data, AUTO, "int8")
         seen = observe(context, equalized, data, TARGET, table)
@@ -211,7 +212,7 @@ def test_a_trial_that_cannot_run_is_a_warning(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("last", ["Reciprocal(z)", "Div(z, z)"])  # 1 / 0 and 0 / 0
-def test_outputs_that_are_not_finite_have_an_infinite_error(context: Context, tmp_path: Path, last: str) -> None:
+def test_outputs_that_are_not_finite_have_an_infinite_error(context: Run, tmp_path: Path, last: str) -> None:
     model, data = network(tmp_path, f"{{ h = HardSwish(x) z = MatMul(h, w) y = {last} }}"), dataset(1.0)
     request = rough(context, model, data)
     error = output_error(context, model, data, "int8")
@@ -219,7 +220,7 @@ def test_outputs_that_are_not_finite_have_an_infinite_error(context: Context, tm
     assert error(model, coarser(request, 1e6)) == np.inf
 
 
-def test_outputs_with_infinities_in_fp32_are_not_counted(context: Context, tmp_path: Path) -> None:
+def test_outputs_with_infinities_in_fp32_are_not_counted(context: Run, tmp_path: Path) -> None:
     body = "{ h = HardSwish(x) y = MatMul(h, w) s = Relu(x) n = Log(s) }"  # half of n is minus infinity
     model, data = network(tmp_path, body, "float[n, 24] y, float[n, 16] n"), dataset(1.0)
     (tmp_path / "alone").mkdir()
@@ -230,7 +231,7 @@ def test_outputs_with_infinities_in_fp32_are_not_counted(context: Context, tmp_p
     )  # the mean of its error and of 0
 
 
-def test_outputs_that_no_node_computes_have_no_error(context: Context, tmp_path: Path) -> None:
+def test_outputs_that_no_node_computes_have_no_error(context: Run, tmp_path: Path) -> None:
     model = network(
         tmp_path, "{ h = HardSwish(x) y = MatMul(h, w) }", "float[n, 24] y, float[16, 24] w, float[n, 16] x"
     )
@@ -240,7 +241,7 @@ def test_outputs_that_no_node_computes_have_no_error(context: Context, tmp_path:
     assert error == pytest.approx(output_error(context, alone, dataset(1.0), "int8")(alone) / 3)
 
 
-def test_a_tensor_that_is_nan_needs_a_scale_from_a_given_table(context: Context, tmp_path: Path) -> None:
+def test_a_tensor_that_is_nan_needs_a_scale_from_a_given_table(context: Run, tmp_path: Path) -> None:
     body = "{ h = Sqrt(x) z = MatMul(h, w) n = IsNaN(z) o = Sub(w, w) s = ReduceMax<keepdims=0>(o) y = Where(n, s, z) }"
     model, data = network(tmp_path, body), dataset(1.0)
     with pytest.raises(CalibrationError, match="tensor 'h' is NaN"):
@@ -249,15 +250,15 @@ def test_a_tensor_that_is_nan_needs_a_scale_from_a_given_table(context: Context,
     assert np.isfinite(output_error(context, model, data, "int8")(model, given))
 
 
-def test_the_error_is_infinite_if_all_outputs_are_nan_in_fp32(context: Context, tmp_path: Path) -> None:
+def test_the_error_is_infinite_if_all_outputs_are_nan_in_fp32(context: Run, tmp_path: Path) -> None:
     model = network(tmp_path, "{ h = HardSwish(x) z = MatMul(h, w) y = Sqrt(z) }")
     assert output_error(context, model, dataset(1.0), "int8")(model) == np.inf
 
 
 def test_out_of_memory_in_a_trial_ends_the_stage_and_leaves_nothing(
-    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    context: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def exhausted(context: Context, name: str) -> AbstractContextManager[Path]:
+    def exhausted(context: Run, name: str) -> AbstractContextManager[Path]:
         if name == "trial.onnx":
             raise OutOfMemoryError("the memory of the GPU is exhausted")
         return scratch(context, name)
@@ -270,7 +271,7 @@ def test_out_of_memory_in_a_trial_ends_the_stage_and_leaves_nothing(
     assert calibrate(context, model, data, AUTO, "int8").tried
 
 
-def test_methods_are_tried_in_the_requested_precision(context: Context, tmp_path: Path) -> None:
+def test_methods_are_tried_in_the_requested_precision(context: Run, tmp_path: Path) -> None:
     model, data = network(tmp_path), dataset(1.0)
     int8, fp8 = (calibrate(context, model, data, AUTO, kind) for kind in ("int8", "fp8"))
     assert (int8.precision, fp8.precision) == ("int8", "fp8")
@@ -281,7 +282,7 @@ def test_methods_are_tried_in_the_requested_precision(context: Context, tmp_path
         assert fp8.tried[name] == pytest.approx(-10 * np.log10(error(model, of_it)))
 
 
-def test_the_error_of_indices_is_the_fraction_that_differs(context: Context, tmp_path: Path) -> None:
+def test_the_error_of_indices_is_the_fraction_that_differs(context: Run, tmp_path: Path) -> None:
     data, body = dataset(SPREAD), "{ h = HardSwish(x) z = MatMul(h, w) y = ArgMax<axis=1>(z) }"
     model = network(tmp_path, body, "int64[n, 1] y")
     request = rough(context, model, data)
@@ -296,7 +297,7 @@ def test_the_error_of_indices_is_the_fraction_that_differs(context: Context, tmp
     assert 0 < share == np.mean(np.array(first) != np.array(second)) < 1
 
 
-def test_auto_takes_the_method_with_the_highest_output_sqnr(context: Context, tmp_path: Path) -> None:
+def test_auto_takes_the_method_with_the_highest_output_sqnr(context: Run, tmp_path: Path) -> None:
     model, data = network(tmp_path), dataset(1.0)
     table = calibrate(context, model, data, AUTO, "int8")
     assert table.method == max(table.tried, key=table.tried.__getitem__)
@@ -307,7 +308,7 @@ def test_auto_takes_the_method_with_the_highest_output_sqnr(context: Context, tm
         assert decibels == pytest.approx(-10 * np.log10(error(model, of_it)))
 
 
-def test_outputs_of_other_shapes_are_entirely_wrong(context: Context, tmp_path: Path) -> None:
+def test_outputs_of_other_shapes_are_entirely_wrong(context: Run, tmp_path: Path) -> None:
     model, data = (
         network(tmp_path, "{ h = HardSwish(x) z = MatMul(h, w) n = NonZero(z) y = Cast<to=1>(n) }"),
         dataset(1.0),
@@ -316,7 +317,7 @@ def test_outputs_of_other_shapes_are_entirely_wrong(context: Context, tmp_path: 
     assert output_error(context, model, data, "int8")(model, coarser(request, 200)) == 1.0
 
 
-def test_without_bias_correction_or_a_table_nothing_is_tried(context: Context, tmp_path: Path) -> None:
+def test_without_bias_correction_or_a_table_nothing_is_tried(context: Run, tmp_path: Path) -> None:
     model, data = with_bias(tmp_path), backgrounds()
     table = rough(context, model, data).table
     for target, given in ((replace(TARGET, bias_correction=False), table), (replace(TARGET, precision="fp16"), None)):
@@ -325,7 +326,7 @@ def test_without_bias_correction_or_a_table_nothing_is_tried(context: Context, t
         assert "bias correction" not in context.store.outcomes[-1].summary
 
 
-def test_the_stages_that_try_share_one_pass_of_fp32(context: Context, tmp_path: Path) -> None:
+def test_the_stages_that_try_share_one_pass_of_fp32(context: Run, tmp_path: Path) -> None:
     model, data = with_bias(tmp_path), dataset(SPREAD)
     equalized = equalize(context, model, data, "int8")
     table = calibrate(context, equalized, data, AUTO, "int8")
@@ -338,6 +339,6 @@ def test_the_stages_that_try_share_one_pass_of_fp32(context: Context, tmp_path: 
     }
 
 
-def test_nothing_temporary_is_left(context: Context, tmp_path: Path) -> None:
+def test_nothing_temporary_is_left(context: Run, tmp_path: Path) -> None:
     equalize(context, network(tmp_path), dataset(SPREAD), "int8")
     assert [path.name for path in context.store.root.rglob("*") if path.name.startswith(".tmp")] == []

@@ -1,59 +1,74 @@
 """trtopt: turn a trained network into a TensorRT engine that is safe to deploy.
 
-    from pathlib import Path
-    from trtopt import ConvertPlan, DataPlan, convert
+    from trtopt import convert
 
-    plan = ConvertPlan(source=Path("model.onnx"), precision="int8", run_dir=Path("out"), calib=DataPlan(source="data/"))
-    report, unable = convert(plan)
+    report = convert("model.onnx", precision="int8", calib="data/calib", data="data/eval")
+    print(report.verdict, report.engine.path)
 
-`convert` and `compare_models` are imported on use: importing trtopt imports nothing heavy.
+`trtopt.api` has the functions. They are imported on use: importing trtopt imports nothing heavy.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trtopt.commands.compare import compare as compare_models
-    from trtopt.commands.convert import convert
+    from trtopt.api import bench, calibrate, compare, convert, export, inspect
     from trtopt.errors import TrtoptError
-    from trtopt.plan import BuildPlan, ComparePlan, ConvertPlan, DataPlan
-    from trtopt.types import Comparison, Engine, Report, TypedModel
+    from trtopt.types import CalibrationTable, Comparison, Engine, OnnxModel, Report, TypedModel
 
 __version__ = "0.1.0"
 
-# Where each public name is defined. `compare_models` has that name because `trtopt.compare` is a package.
+# Where each public name is defined.
 _HOMES = {
-    "BuildPlan": "plan",
-    "ComparePlan": "plan",
+    "CalibrationTable": "types",
     "Comparison": "types",
-    "ConvertPlan": "plan",
-    "DataPlan": "plan",
     "Engine": "types",
+    "OnnxModel": "types",
     "Report": "types",
     "TrtoptError": "errors",
     "TypedModel": "types",
-    "compare_models": "commands.compare",
-    "convert": "commands.convert",
+    "bench": "api",
+    "calibrate": "api",
+    "compare": "api",
+    "convert": "api",
+    "export": "api",
+    "inspect": "api",
 }
 
 __all__ = [
-    "BuildPlan",
-    "ComparePlan",
+    "CalibrationTable",
     "Comparison",
-    "ConvertPlan",
-    "DataPlan",
     "Engine",
+    "OnnxModel",
     "Report",
     "TrtoptError",
     "TypedModel",
-    "compare_models",
+    "bench",
+    "calibrate",
+    "compare",
     "convert",
+    "export",
+    "inspect",
 ]
+
+
+class _Package(ModuleType):
+    """This module: four functions have the names of packages, such as `trtopt.compare`."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # When a package is imported, the import system would put it in place of the function of that name.
+        if not (_HOMES.get(name) == "api" and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'trtopt' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"trtopt.{_HOMES[name]}"), name.removesuffix("_models"))
+    return getattr(importlib.import_module(f"trtopt.{_HOMES[name]}"), name)

@@ -16,6 +16,7 @@ from trtopt.errors import ModelError, UsageError
 from trtopt.store import read_inputs, read_result
 from trtopt.types import Benchmark, CalibratedTensor, CalibrationTable, Engine, OnnxModel, Timing, TypedModel
 
+_IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
 ENGINE_NOT_RUN = " (the typed graph of the engine; TensorRT itself was not run)"
 """Remark on where a candidate ran whose engine was not run."""
 
@@ -62,6 +63,12 @@ def resolve(path: Path) -> Candidate:
         from trtopt.graph.file import describe
 
         return Candidate(onnx=describe(path))
+    if path.suffix.lower() in _IMAGES:
+        raise ModelError(
+            f"{path} is an image",
+            why="a model or a run is expected",
+            fix="Give an ONNX file or a run directory; images are data: --data FOLDER",
+        )
     engine = read_result(path.parent, "build", Engine)
     if engine is None or engine.path.resolve() != path.resolve():
         raise ModelError(

@@ -15,7 +15,7 @@
         └── OutOfMemoryError         3   the memory of the GPU, or of the machine, is exhausted
 
 Verdicts are results, not errors: a failed gate exits 1, and an inconclusive one that the user asked for exits 4
-(`trtopt.verdict` decides). Ctrl-C exits 130.
+(`trtopt.verdict` decides). Ctrl-C exits 130, and SIGTERM 143.
 
 Touches: nothing.
 """
@@ -30,6 +30,7 @@ EXIT_ERROR = 2
 EXIT_UNABLE = 3
 EXIT_INCONCLUSIVE = 4
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 
 class TrtoptError(Exception):
@@ -40,6 +41,8 @@ class TrtoptError(Exception):
     """
 
     exit_code: ClassVar[int] = EXIT_ERROR
+    shown = False
+    """True once a report on stdout contains the error."""
 
     def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
         super().__init__(what, why, fix)

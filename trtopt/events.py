@@ -52,13 +52,20 @@ class StageUnavailable:
 
 
 @dataclass(frozen=True, slots=True)
-class Warned:
-    """Warning for the user, repeated in the report."""
+class Noted:
+    """Fact for the user, such as what was assumed, repeated in the report. Nothing needs to be done about it."""
 
     message: str
 
 
-Event = StageStarted | Progress | StageFinished | StageCached | StageUnavailable | Warned
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Warning for the user, repeated in the report: the result may not be what the user wants."""
+
+    message: str
+
+
+Event = StageStarted | Progress | StageFinished | StageCached | StageUnavailable | Noted | Warned
 Emit = Callable[[Event], None]
 
 

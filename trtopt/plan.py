@@ -6,68 +6,62 @@ Touches: nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from trtopt.engine import BuildPlan as BuildPlan
 from trtopt.errors import UsageError
+from trtopt.precision import fallbacks, formats
 from trtopt.rundir import DefaultDir
-from trtopt.types import Keep
+from trtopt.shapes import AskedShape
+from trtopt.types import Cache, Keep
 
-BACKENDS = ("tensorrt", "onnxruntime")
-RESTS = ("fp16", "bf16", "fp32")
+if TYPE_CHECKING:
+    from trtopt.bench.gate import Gate as SpeedGate
+    from trtopt.compare.gates import Gate
+    from trtopt.data.given import Given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataPlan:
-    """Source of samples.
+    """Source of samples: a path, `package.module:function`, or Python objects.
 
     `recipe` is a name or a path; by default it is the recipe in the folder of images, or an assumed one. `classes` is a
-    file of class names and `labels` a CSV file with the classes of images.
+    file of class names and `labels` a CSV file with the classes of images. At most `samples` of them are used, spread
+    evenly (None: all).
     """
 
-    source: str
+    source: str | Given
     recipe: str | None = None
     classes: Path | None = None
     labels: Path | None = None
     skip_bad: bool = False
+    samples: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasurePlan:
     """Metrics of a comparison.
 
-    `kinds` are flags `OUTPUT=KIND` for outputs whose kind is not to be recognized. `metrics` are custom metrics, as
+    `kinds` holds the kind of each output that is not to be recognized. `metrics` are custom metrics, as
     `package.module:function`.
     """
 
-    kinds: tuple[str, ...] = ()
+    kinds: Mapping[str, str] = field(default_factory=dict)
     metrics: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildPlan:
-    """Options of the engine build. `tensorrt` forces one of `tensorrt` and `tensorrt_rtx`; sizes are in bytes."""
-
-    backend: str = "tensorrt"
-    tensorrt: str | None = None
-    workspace_bytes: int | None = None
-    optimization_level: int | None = None
-    version_compatible: bool = False
-    hardware_compatible: bool = False
-    timing_cache: Path | None = None
-    tactic_sources: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportPlan:
     """Options of an export to ONNX.
 
-    `dtypes` are flags `NAME=DTYPE`. `weights` is for a factory, `signature` for a SavedModel. `timeout` is in seconds.
-    `allow_drift` accepts an export whose outputs differ from the framework's.
+    `dtypes` holds the type of inputs that are not float32. `weights` is for a factory, `signature` for a SavedModel.
+    `timeout` is in seconds. `allow_drift` accepts an export whose outputs differ from the framework's.
     """
 
-    dtypes: tuple[str, ...] = ()
+    dtypes: Mapping[str, str] = field(default_factory=dict)
     weights: Path | None = None
     signature: str | None = None
     timeout: float = 1800.0
@@ -96,12 +90,13 @@ class ConvertPlan:
     keep: tuple[Keep, ...] = ()
     compare: bool = True
     measure: MeasurePlan = MeasurePlan()
-    gates: str = ""
+    gates: tuple[Gate, ...] = ()
     allow_inconclusive: bool = False
-    shapes: tuple[str, ...] = ()
+    shapes: tuple[AskedShape, ...] = ()
     device: str = "cpu"
-    build: BuildPlan = BuildPlan()
+    build: BuildPlan = field(default_factory=BuildPlan)
     export: ExportPlan = ExportPlan()
+    cache: Cache = "use"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,10 +106,11 @@ class ExportOnlyPlan:
     source: Path
     out: Path
     run_dir: Path | DefaultDir
-    shapes: tuple[str, ...] = ()
+    shapes: tuple[AskedShape, ...] = ()
     data: DataPlan | None = None
     device: str = "cpu"
     export: ExportPlan = ExportPlan()
+    cache: Cache = "use"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,11 +125,12 @@ class ComparePlan:
     run_dir: Path | DefaultDir
     data: DataPlan
     measure: MeasurePlan = MeasurePlan()
-    gates: str = ""
+    gates: tuple[Gate, ...] = ()
     allow_inconclusive: bool = False
     layers: bool = False
     worst: int = 0
     device: str = "cpu"
+    cache: Cache = "use"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +142,7 @@ class JudgePlan:
 
     run: Path
     measure: MeasurePlan = MeasurePlan()
-    gates: str = ""
+    gates: tuple[Gate, ...] = ()
     allow_inconclusive: bool = False
     worst: int = 0
 
@@ -159,7 +156,7 @@ class SpeedPlan:
     """
 
     device: str = "auto"
-    shapes: tuple[str, ...] = ()
+    shapes: tuple[AskedShape, ...] = ()
     tf32: bool = False
     graphs: bool = False
 
@@ -177,7 +174,7 @@ class BenchPlan:
     batches: tuple[int, ...] = ()
     seconds: float = 2.0
     data: DataPlan | None = None
-    gates: str = ""
+    gates: tuple[SpeedGate, ...] = ()
     allow_inconclusive: bool = False
     speed: SpeedPlan = SpeedPlan()
 
@@ -205,11 +202,11 @@ def keeps(flags: Sequence[str], precision: str, rest: str) -> tuple[Keep, ...]:
     Raises:
         UsageError: a flag has no pattern, or a precision that nodes cannot be kept in.
     """
-    higher = rest if precision in ("int8", "fp8") else "fp32"
+    higher = rest if precision in formats(8) else "fp32"
     parsed = []
     for flag in flags:
         pattern, _, wanted = flag.rpartition("=")
-        if wanted not in RESTS:  # the names of nodes may contain "="
+        if wanted not in fallbacks():  # the names of nodes may contain "="
             pattern, wanted = flag, higher
         if not pattern:
             raise UsageError(
@@ -237,3 +234,22 @@ def output_kinds(flags: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"--kind is given twice for output {output}", fix="Keep one of the two")
         kinds[output] = kind
     return kinds
+
+
+def input_dtypes(flags: Sequence[str]) -> dict[str, str]:
+    """Return the type of each input that a flag `--dtype NAME=DTYPE` names.
+
+    Raises:
+        UsageError: a flag does not parse, its type is unknown, or an input is named twice.
+    """
+    from trtopt.export.request import DTYPES
+
+    dtypes: dict[str, str] = {}
+    for flag in flags:
+        name, _, dtype = flag.rpartition("=")
+        if not name or dtype not in DTYPES:
+            raise UsageError(f"invalid --dtype {flag}", fix=f"Write NAME=DTYPE, with one of {', '.join(DTYPES)}")
+        if name in dtypes:
+            raise UsageError(f"--dtype is given twice for input {name}", fix="Keep one of the two")
+        dtypes[name] = dtype
+    return dtypes

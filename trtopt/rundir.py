@@ -71,6 +71,16 @@ def of_bench(targets: Sequence[Path]) -> DefaultDir:
     return DefaultDir(levels=(("bench", "trtopt bench"), (name, _places(targets))))
 
 
+def found(directory: Path | DefaultDir) -> Path:
+    """Return the directory that `claimed` would return, without claiming it."""
+    if isinstance(directory, Path):
+        return directory
+    folder = ROOT
+    for name, owner in directory.levels:
+        folder = _owned(folder, name, owner) if owner else folder / name
+    return folder
+
+
 def claimed(directory: Path | DefaultDir) -> Path:
     """Return the run directory; a directory given with `-o` is returned unchanged.
 
@@ -89,20 +99,24 @@ def claimed(directory: Path | DefaultDir) -> Path:
     return folder
 
 
-def _claimed(parent: Path, name: str, owner: str) -> Path:
-    """Return the owner's folder; if there is none, create one under the first free name."""
+def _owned(parent: Path, name: str, owner: str) -> Path:
+    """Return the owner's folder; if there is none, the first free name."""
     text = os.fsencode(f"{owner}\n")
     digest = hashlib.sha256(text).hexdigest()
     folders = [parent / name, *(parent / f"{name}-{digest[:length]}" for length in _DIGITS)]
     folders = [folder for folder in folders if _place(folder) != owner]  # a SavedModel may lie in `trtopt-out` itself
     owners = [_owner(folder) for folder in folders]
-    if text in owners:
-        return folders[owners.index(text)]
-    folder = folders[owners.index(b"")]
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".tmp-{OWNER}"
-    temporary.write_bytes(text)
-    temporary.replace(folder / OWNER)
+    return folders[owners.index(text if text in owners else b"")]
+
+
+def _claimed(parent: Path, name: str, owner: str) -> Path:
+    """Return the owner's folder; if there is none, create one under the first free name."""
+    folder, text = _owned(parent, name, owner), os.fsencode(f"{owner}\n")
+    if _owner(folder) != text:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".tmp-{OWNER}"
+        temporary.write_bytes(text)
+        temporary.replace(folder / OWNER)
     return folder
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from trtopt.errors import UsageError
 from trtopt.types import Dim, ShapeRange, TensorSpec
@@ -22,13 +22,26 @@ _EXAMPLE_SIZE = 224
 _MOST = 1 << 16
 """Largest size of a dynamic dimension of an input that no output depends on."""
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskedShape:
+    """A `--shape` flag, `NAME=MIN:OPT:MAX` or `NAME=SHAPE`, with each shape written like 1x3x224x224.
+
+    `sizes` are the one or three shapes; empty if `text`, the flag as it was written, does not parse.
+    """
+
+    name: str
+    sizes: tuple[tuple[int, ...], ...]
+    text: str
+
+
 Seen = Mapping[str, Sequence[tuple[int, ...]]]
 """Shapes that occur in the samples, by input name."""
 
 
 def profile(
     inputs: Sequence[TensorSpec],
-    shapes: Sequence[str],
+    shapes: Sequence[AskedShape],
     seen: Callable[[], Seen] = dict,
     unread: Callable[[], Collection[str]] = tuple,
 ) -> tuple[tuple[ShapeRange, ...], str]:
@@ -36,8 +49,7 @@ def profile(
 
     Args:
         inputs: the model's inputs.
-        shapes: flags `NAME=MIN:OPT:MAX` or `NAME=SHAPE`, with each shape written like 1x3x224x224. A dynamic first
-            dimension without a flag gets `DEFAULT_BATCH`.
+        shapes: the `--shape` flags. A dynamic first dimension without a flag gets `DEFAULT_BATCH`.
         seen: returns the shapes that occur in the samples. Called only to propose sizes for a missing flag.
         unread: returns the inputs that no output depends on. They need no flag, and any size of theirs is in range.
             Called only if a flag is missing.
@@ -48,7 +60,7 @@ def profile(
     """
     ranges_by_input: dict[str, ShapeRange] = {}
     for flag in shapes:
-        entry = _parse_shape(flag, inputs)
+        entry = _fitting(flag, inputs)
         if entry.name in ranges_by_input:
             raise UsageError(f"--shape is given twice for input {entry.name}", fix="Keep one of the two")
         ranges_by_input[entry.name] = entry
@@ -148,9 +160,9 @@ def fixed(inputs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[Dim]]) -> 
     return tuple(fix(spec) for spec in inputs)
 
 
-def named(shapes: Iterable[str]) -> set[str]:
+def named(shapes: Iterable[AskedShape]) -> set[str]:
     """Return the names of the inputs in `--shape` flags."""
-    return {flag.rpartition("=")[0] for flag in shapes}
+    return {asked.name for asked in shapes}
 
 
 def of_profile(ranges: Iterable[ShapeRange]) -> dict[str, tuple[Dim, ...]]:
@@ -161,41 +173,53 @@ def of_profile(ranges: Iterable[ShapeRange]) -> dict[str, tuple[Dim, ...]]:
     }
 
 
-def free_shape(flag: str) -> ShapeRange:
-    """Parse a `--shape` flag of a source that does not record its inputs.
+def parse_shapes(flags: Iterable[str]) -> tuple[AskedShape, ...]:
+    """Return the values of `--shape` flags. What they lack is refused where the model is known, which the fix shows."""
+    return tuple(map(_parse_shape, flags))
+
+
+def _parse_shape(flag: str) -> AskedShape:
+    # The shape is split off at the last "=": an input's name may contain "=" and ":".
+    name, _, text = flag.rpartition("=")
+    parts = text.split(":")
+    readable = len(parts) in (1, 3) and all(re.fullmatch(r"[0-9]{1,9}(x[0-9]{1,9})*", part) for part in parts)
+    sizes = tuple(tuple(map(int, part.split("x"))) for part in parts) if readable else ()
+    return AskedShape(name=name, sizes=sizes, text=flag)
+
+
+def free_shape(asked: AskedShape) -> ShapeRange:
+    """Return the shape range of an input of a source that does not record its inputs.
 
     Raises:
         UsageError: the flag does not parse.
     """
-    name, _, text = flag.rpartition("=")
-    rank = text.partition(":")[0].count("x") + 1
+    rank = len(asked.sizes[0]) if asked.sizes else 1
     # Without a model to check against, every dimension accepts any size.
-    return _parse_shape(flag, [TensorSpec(name=name, dtype="float32", shape=("?",) * rank)])
+    return _fitting(asked, [TensorSpec(name=asked.name, dtype="float32", shape=("?",) * rank)])
 
 
-def _parse_shape(flag: str, inputs: Sequence[TensorSpec]) -> ShapeRange:
-    # The shape is split off at the last "=": an input's name may contain "=" and ":".
-    name, _, text = flag.rpartition("=")
+def _fitting(asked: AskedShape, inputs: Sequence[TensorSpec]) -> ShapeRange:
+    flag, name = asked.text, asked.name
     spec = next((spec for spec in inputs if spec.name == name), None)
     if spec is None:
         names = ", ".join(spec.name for spec in inputs)
         if not name:
+            text = flag.rpartition("=")[2]
             raise UsageError(
                 f"--shape {flag} names no input",
                 fix=f"Write --shape {inputs[0].name if inputs else 'INPUT'}={text}; the inputs are: {names}",
             )
         raise UsageError(f"--shape {flag}: the model has no such input", fix=f"Its inputs are: {names}")
     example = f"Write it like --shape {shlex.quote(_example(spec))}"
-    parts = text.split(":")
-    if len(parts) not in (1, 3) or not all(re.fullmatch(r"[0-9]{1,9}(x[0-9]{1,9})*", part) for part in parts):
+    if not asked.sizes:
         raise UsageError(f"--shape {flag} does not parse", fix=example)
-    low, best, high = (tuple(map(int, part.split("x"))) for part in (parts * 3 if len(parts) == 1 else parts))
-    for shape in (low, best, high):
+    low, best, high = asked.sizes * 3 if len(asked.sizes) == 1 else asked.sizes
+    for place, shape in enumerate((low, best, high)):
         if len(shape) != len(spec.shape):
             raise UsageError(
                 f"--shape {flag} has rank {len(shape)}", why=f"{name} has rank {len(spec.shape)}", fix=example
             )
-        if 0 in shape and shape is not low:
+        if 0 in shape and place:
             why = "only the smallest size of a dimension may be 0"
             raise UsageError(f"--shape {flag} has a size of 0", why=why, fix=example)
         if any(isinstance(dim, int) and size != dim for size, dim in zip(shape, spec.shape, strict=True)):

@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
-import os
+import logging
 import shutil
 import tempfile
 import time
@@ -31,34 +30,28 @@ from trtopt import __version__
 from trtopt.code_digest import code_digest
 from trtopt.codec import decode, encode
 from trtopt.counts import network_runs
-from trtopt.errors import StoreError
 from trtopt.events import Emit, StageCached, StageFinished, StageStarted, Warned, silent
+from trtopt.manifest import read_manifest, relocate
 from trtopt.rundir import ROOT, DefaultDir, claimed
 from trtopt.types import StageOutcome
+from trtopt.writing import cannot_write, own_errors, writing
 
 T = TypeVar("T")
-SCHEMA_VERSION = 1
-# Errors of the operating system that concern the run directory itself, with the reason that the user reads.
-_WRITE_ERRORS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file would be larger than is allowed here",
-    errno.EACCES: "no permission to write",
-    errno.EPERM: "no permission to write",
-    errno.EROFS: "the file system is read-only",
-    errno.ENOTDIR: "a part of the path is a file",
-    errno.EEXIST: "it is a file",
-}
+_LOGGER = logging.getLogger(__name__)
 
 
 class RunStore:
-    """Run directory that is open and locked. `open_store` creates it."""
+    """Run directory that is open and locked. `open_store` creates it.
 
-    def __init__(self, root: Path, emit: Emit) -> None:
+    If it is `fresh`, results of earlier runs are not used.
+    """
+
+    def __init__(self, root: Path, emit: Emit, *, fresh: bool = False) -> None:
         self.root = root
+        self._fresh = fresh
         self.outcomes: list[StageOutcome] = []
         self._emit = emit
-        self._manifest = _read_manifest(root, emit)
+        self._manifest = read_manifest(root, emit)
         self._withdrawn: dict[str, bytes] = {}
 
     def stage(
@@ -78,23 +71,24 @@ class RunStore:
             StoreError: the directory cannot be written. Errors of `make` are passed on.
         """
         digest = _key_digest(name, key)
-        cached = self._load(name, digest, cls)
+        cached = None if self._fresh else self._load(name, digest, cls)
         if cached is not None:
             line = summary(cached)
             self._emit(StageCached(name, line))
             self.outcomes.append(StageOutcome(name=name, status="cached", seconds=0.0, summary=line))
             return cached
-        self._emit(StageStarted(name))
+        self._begin(name)
         start, runs_before = time.perf_counter(), network_runs.value
         with writing(self.root), _folder(self.root, name) as folder:
-            in_folder = make(folder)
+            with own_errors(self.root):
+                in_folder = make(folder)
             seconds = time.perf_counter() - start
             files = sorted(path.name for path in folder.iterdir())
             digests = {file: file_digest(folder / file) for file in files}
             for file in files:
                 (folder / file).replace(self.root / file)
             # Paths are stored relative to the run directory, which may be moved as a whole.
-            relative = cast(T, _relocate(in_folder, folder, Path()))
+            relative = cast(T, relocate(in_folder, folder, Path()))
             earlier_files = self._manifest["stages"].get(name, {"files": ()})["files"]
             self._manifest["stages"][name] = {
                 "key": digest,
@@ -109,12 +103,16 @@ class RunStore:
             needed = {file for entry in self._manifest["stages"].values() for file in entry["files"]}
             for file in set(earlier_files) - needed:
                 (self.root / file).unlink(missing_ok=True)
-        result = cast(T, _relocate(relative, Path(), self.root))
+        result = cast(T, relocate(relative, Path(), self.root))
         line = summary(result)
         self._emit(StageFinished(name, seconds, line))
         outcome = StageOutcome(name=name, status="ran", seconds=round(seconds, 3), summary=line)
         self.outcomes.append(dataclasses.replace(outcome, runs=network_runs.value - runs_before))
         return result
+
+    def _begin(self, name: str) -> None:
+        """Announce a stage whose result is not cached."""
+        self._emit(StageStarted(name))
 
     def write(self, name: str, text: str) -> Path:
         """Write a text file (UTF-8) into the run directory, completely or not at all, and return its path.
@@ -187,10 +185,12 @@ class RunStore:
         """Return the manifest's entry of a stage, or None if its key differs or one of its files has changed."""
         entry = self._manifest["stages"].get(name)
         if not entry or entry.get("key") != digest:
+            _LOGGER.debug("%s: %s", name, "its inputs changed" if entry else "no earlier result")
             return None
         for file, expected in entry["files"].items():
             path = self.root / file
             if not path.is_file() or file_digest(path) != expected:
+                _LOGGER.debug("%s: %s changed or is missing", name, path)
                 return None
         return entry
 
@@ -199,16 +199,16 @@ class RunStore:
         if entry is None:
             return None
         try:
-            return cast(T, _relocate(decode(cls, entry["result"]), Path(), self.root))
+            return cast(T, relocate(decode(cls, entry["result"]), Path(), self.root))
         except ValueError:  # the result was written by another version of trtopt: treat it as missing
             return None
 
 
 @contextlib.contextmanager
-def open_store(directory: Path | DefaultDir, emit: Emit) -> Iterator[RunStore]:
+def open_store(directory: Path | DefaultDir, emit: Emit, *, fresh: bool = False) -> Iterator[RunStore]:
     """Create or open a run directory and hold its lock until the block ends.
 
-    Waits while another run holds the lock, after a warning.
+    Waits while another run holds the lock, after a warning. With `fresh`, results of earlier runs are not used.
 
     Raises:
         StoreError: the directory cannot be created or written.
@@ -220,7 +220,7 @@ def open_store(directory: Path | DefaultDir, emit: Emit) -> Iterator[RunStore]:
         root = claimed(directory)
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _cannot_write(root, error) from error
+        raise cannot_write(root, error) from error
     with writing(root):
         lock = FileLock(root / ".lock")
         try:
@@ -233,7 +233,7 @@ def open_store(directory: Path | DefaultDir, emit: Emit) -> Iterator[RunStore]:
             # Files of a run that was killed. No other run is active: this one holds the lock.
             for left_over in root.glob(".tmp-*"):
                 shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
-        yield RunStore(root, emit)
+        yield RunStore(root, emit, fresh=fresh)
     finally:
         lock.release()
 
@@ -256,6 +256,17 @@ def read_inputs(root: Path, stage: str) -> dict[str, Any]:
     return dict(entry["inputs"]) if entry else {}
 
 
+def recorded_files(root: Path) -> tuple[str, ...]:
+    """Return the names of the files that a run directory's manifest lists, and of the manifest, which comes last.
+
+    It is empty if the manifest is damaged, or was written by another version.
+    """
+    manifest = RunStore(root, silent)._manifest
+    names = [file for entry in manifest["stages"].values() for file in entry["files"]]
+    names += [name for name in manifest["rendered"] if Path(name).name == name and name not in ("", ".", "..")]
+    return (*dict.fromkeys(names), "manifest.json") if names else ()
+
+
 def file_digest(path: Path) -> str:
     """Return the SHA-256 digest of a file's content, in hex."""
     with path.open("rb") as stream:
@@ -263,22 +274,6 @@ def file_digest(path: Path) -> str:
         while chunk := stream.read(1 << 22):
             sha.update(chunk)
     return sha.hexdigest()
-
-
-@contextlib.contextmanager
-def writing(root: Path) -> Iterator[None]:
-    """Turn errors of the operating system about the run directory into a `StoreError`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _WRITE_ERRORS:
-            raise
-        raise _cannot_write(root, error) from error
-
-
-def _cannot_write(root: Path, error: OSError) -> StoreError:
-    reason = _WRITE_ERRORS.get(error.errno or 0, error.strerror or str(error))
-    return StoreError(f"cannot write to {root}", why=reason, fix="Choose another directory with -o, or free some space")
 
 
 @contextlib.contextmanager
@@ -296,47 +291,3 @@ def _folder(root: Path, stage: str) -> Iterator[Path]:
 def _key_digest(name: str, key: Mapping[str, Any]) -> str:
     text = json.dumps({"stage": name, "trtopt": __version__, "code": code_digest(), **key}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _read_manifest(root: Path, emit: Emit) -> dict[str, Any]:
-    empty: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "trtopt": __version__, "stages": {}, "rendered": {}}
-    path = root / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if manifest["schema_version"] == SCHEMA_VERSION and all(map(_is_entry, manifest["stages"].values())):
-            return {**empty, **manifest, "trtopt": __version__, "rendered": dict(manifest.get("rendered", {}))}
-        emit(Warned(f"{path} was written by another version of trtopt: every stage runs again"))
-    except FileNotFoundError:
-        pass
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        emit(Warned(f"{path} is damaged: every stage runs again"))
-    return empty
-
-
-def _is_entry(entry: Any) -> bool:
-    """Return True for a complete manifest entry whose files all lie directly in the run directory.
-
-    Raises:
-        ValueError: the entry is incomplete or lists a file elsewhere.
-        KeyError, TypeError: the entry lacks a field or is not an object.
-    """
-    if not isinstance(entry["key"], str) or not isinstance(entry["inputs"], dict) or "result" not in entry:
-        raise ValueError("a stage's entry is damaged")
-    # `discard` deletes these files: a forged manifest must not reach files outside the run directory.
-    if any(Path(file).name != file or file in ("", ".", "..") for file in entry["files"]):
-        raise ValueError("a stage's file is outside the directory")
-    return True
-
-
-def _relocate(value: Any, source: Path, target: Path) -> Any:
-    """Return a copy of a dataclass in which every path inside `source` points to the same place inside `target`.
-
-    `Path()` as `source` matches all relative paths.
-    """
-    if isinstance(value, Path):
-        inside = not value.is_absolute() if source == Path() else value.is_relative_to(source)
-        return target / os.path.relpath(value, source) if inside else value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return dataclasses.replace(value, **{name: _relocate(item, source, target) for name, item in fields.items()})
-    return value

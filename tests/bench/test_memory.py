@@ -23,14 +23,14 @@ from trtopt.bench.probe import Question
 from trtopt.errors import EnvironmentUnableError, MissingDependencyError, ModelError
 from trtopt.events import silent
 from trtopt.graph.file import describe
-from trtopt.shapes import profile
+from trtopt.shapes import parse_shapes, profile
 from trtopt.types import BatchProbe
 
 
 def question(path: Path, *shapes: str) -> Question:
     inputs = describe(path).inputs
-    sizes = Sizes(inputs=inputs, ranges=profile(inputs, shapes)[0])
-    return Question(path=path, builder="", sizes=sizes, device="cpu", batch=1, limit=0)
+    sizes = Sizes(inputs=inputs, ranges=profile(inputs, parse_shapes(shapes))[0])
+    return Question(path=path, engine=None, sizes=sizes, device="cpu", batch=1, limit=0)
 
 
 @pytest.fixture(scope="module")

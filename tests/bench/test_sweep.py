@@ -26,7 +26,7 @@ from trtopt.errors import EnvironmentUnableError, MissingDependencyError, ModelE
 from trtopt.events import Progress, silent
 from trtopt.graph.file import describe
 from trtopt.plan import BenchPlan, DataPlan, SpeedPlan
-from trtopt.shapes import profile
+from trtopt.shapes import parse_shapes, profile
 from trtopt.stages import bench as preparing
 from trtopt.types import Benchmark, BenchTarget, OnnxModel, ShapeRange, TensorSpec, Timing
 
@@ -35,7 +35,7 @@ QUICK = 0.02
 
 def target(path: Path, name: str = "net", *shapes: str) -> Target:
     inputs = describe(path).inputs
-    sizes = Sizes(inputs=inputs, ranges=profile(inputs, shapes)[0])
+    sizes = Sizes(inputs=inputs, ranges=profile(inputs, parse_shapes(shapes))[0])
     return Target(name=name, sizes=sizes, session=open_onnx(path, "cpu", CudaOptions()))
 
 
@@ -48,7 +48,7 @@ def swept(targets: list[Target], *batches: int) -> list[tuple[Timing, ...]]:
 def two_inputs() -> Sizes:
     ids = TensorSpec(name="ids", dtype="int64", shape=("n", "length"))
     scale = TensorSpec(name="scale", dtype="float32", shape=(1,))
-    return Sizes(inputs=(ids, scale), ranges=profile((ids,), ("ids=1x4:2x6:9x8",))[0])
+    return Sizes(inputs=(ids, scale), ranges=profile((ids,), parse_shapes(["ids=1x4:2x6:9x8"]))[0])
 
 
 def test_a_sweep_has_a_row_for_each_target_at_each_batch_size(conv_net: Path) -> None:
@@ -95,21 +95,17 @@ class FakeRunner:
 
     where = "TensorRT, a GPU"
     inputs = ("x",)
-    memory = {"weights": 5000, "activations": 300, "io": 64}  # noqa: RUF012
+    device = "cuda"
+    weights = 5000
 
     def __init__(self) -> None:
         self.closed = False
-        self._feed: Mapping[str, np.ndarray] = {}
 
     def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        self.submit(feed)
-        return self.collect().outputs
+        return {"y": 2 * feed["x"]}
 
-    def submit(self, feed: Mapping[str, np.ndarray]) -> None:
-        self._feed = feed
-
-    def collect(self) -> SimpleNamespace:
-        return SimpleNamespace(outputs={"y": 2 * self._feed["x"]}, copy_in=1.0, compute=2.0, copy_out=1.0)
+    def time(self, feed: Mapping[str, np.ndarray]) -> float:
+        return 2.0
 
     def close(self) -> None:
         self.closed = True
@@ -159,8 +155,8 @@ def engine(runner: object, name: str = "engine") -> Target:
 
 
 def test_an_engine_has_a_row_without_copies_and_one_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trtopt.bench.sweep._ALONE", 0.0)
-    monkeypatch.setattr("trtopt.bench.sweep._READ_FOR", 0.2)
+    monkeypatch.setattr(sys.modules[sweep.__module__], "_ALONE", 0.0)
+    monkeypatch.setattr(sys.modules[sweep.__module__], "_READ_FOR", 0.2)
     runner = FakeRunner()
     opened_engine = engine(runner)
     plan = Plan(batches=(4,), seconds=QUICK, feed=lambda target, batch: random(target.sizes, batch))
@@ -220,8 +216,8 @@ def test_the_buffers_of_a_batch_size_are_released_before_the_next_are_allocated(
 def test_a_gpu_is_read_after_a_target_has_run_alone_for_as_long_as_nvml_averages(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("trtopt.bench.sweep._ALONE", 0.4)
-    monkeypatch.setattr("trtopt.bench.sweep._READ_FOR", 0.2)
+    monkeypatch.setattr(sys.modules[sweep.__module__], "_ALONE", 0.4)
+    monkeypatch.setattr(sys.modules[sweep.__module__], "_READ_FOR", 0.2)
     progress_times, read_times = [], []
 
     class Nvml(FakeNvml):
@@ -284,7 +280,7 @@ def test_the_batch_is_free_or_the_first_size_that_all_inputs_share(two_inputs: S
 
 def test_a_shape_flag_can_fix_the_batch() -> None:
     spec = TensorSpec(name="x", dtype="float32", shape=("n", 3))
-    assert Sizes(inputs=(spec,), ranges=profile((spec,), ("x=4x3",))[0]).batch == 4
+    assert Sizes(inputs=(spec,), ranges=profile((spec,), parse_shapes(["x=4x3"]))[0]).batch == 4
 
 
 def test_real_samples_are_joined_and_repeated_if_they_are_few() -> None:
@@ -374,7 +370,7 @@ def test_the_reason_why_nvml_does_not_work_is_given(monkeypatch: pytest.MonkeyPa
     with pytest.raises(EnvironmentUnableError, match="NVML does not work here: Driver Not Loaded"):
         gpu.open_gpu()
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'trtopt\[gpu\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install nvidia-ml-py"):
         gpu.open_gpu()
 
 

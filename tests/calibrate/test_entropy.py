@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from trtopt.calibrate import kernels
 from trtopt.calibrate.histogram import Histogram
 from trtopt.calibrate.methods import entropy
+from trtopt.formats import INT8
 
 
 def reference(counts: list[float], i: int, levels: int) -> float:
@@ -69,7 +70,7 @@ def test_range_is_that_of_the_literal_definition_on_full_size_histograms(shape: 
     histogram = Histogram()
     histogram.add(values)
     counts, width = histogram.linear(entropy.BINS)
-    chosen = round(entropy.amax(histogram) / width)
+    chosen = round(entropy.amax(histogram, INT8) / width)
     near = [reference(counts.tolist(), i, entropy.LEVELS) for i in range(128, 2049, 37)]
     assert reference(counts.tolist(), chosen, entropy.LEVELS) <= min(near) + 1e-9
 
@@ -77,7 +78,7 @@ def test_range_is_that_of_the_literal_definition_on_full_size_histograms(shape: 
 def test_a_thin_tail_is_clipped() -> None:
     histogram = Histogram()
     histogram.add(np.random.default_rng(0).standard_t(2, size=1_000_000).astype(np.float32))
-    assert 20 < entropy.amax(histogram) < histogram.amax / 4
+    assert 20 < entropy.amax(histogram, INT8) < histogram.amax / 4
 
 
 def test_a_range_that_ends_in_a_gap_is_never_chosen() -> None:
@@ -89,4 +90,4 @@ def test_a_range_that_ends_in_a_gap_is_never_chosen() -> None:
 def test_a_uniform_distribution_is_not_clipped() -> None:
     histogram = Histogram()
     histogram.add(np.linspace(-6, 6, 100_001, dtype=np.float32))
-    assert entropy.amax(histogram) > 5.9
+    assert entropy.amax(histogram, INT8) > 5.9

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,8 @@ from trtopt.calibrate.histogram import ALL_ZERO_AMAX, Histogram
 from trtopt.calibrate.methods import mse, percentile
 from trtopt.calibrate.table import to_scale
 from trtopt.errors import UsageError
+from trtopt.formats import INT8, Format
+from trtopt.precision.fp8 import FORMAT as FP8
 
 ALL = method_names()
 
@@ -42,7 +45,7 @@ def test_a_shared_module_is_not_a_method() -> None:
 @given(hnp.arrays(np.float32, st.integers(1, 40), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
 def test_range_and_scale_are_positive_and_finite_for_any_values(name: str, values: np.ndarray) -> None:
     histogram = counted(values)
-    amax = method(name)(histogram)
+    amax = method(name)(histogram, INT8)
     assert 0 < amax < np.inf
     assert amax <= (histogram.amax or ALL_ZERO_AMAX)
     scale = to_scale(amax)
@@ -53,34 +56,34 @@ def test_range_and_scale_are_positive_and_finite_for_any_values(name: str, value
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("value", [1.0, -3.3, 6.0, 1e-30, 3e38])
 def test_a_constant_is_represented_to_within_half_a_percent(name: str, value: float) -> None:
-    assert method(name)(counted(np.full(1000, value, np.float32))) == pytest.approx(abs(value), rel=5e-3)
+    assert method(name)(counted(np.full(1000, value, np.float32)), INT8) == pytest.approx(abs(value), rel=5e-3)
 
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("values", [np.zeros(9, np.float32), np.full(9, 1e-42, np.float32), np.zeros(0, np.float32)])
 def test_a_tensor_of_zeros_gets_the_neutral_range(name: str, values: np.ndarray) -> None:
-    assert method(name)(counted(values)) == ALL_ZERO_AMAX
+    assert method(name)(counted(values), INT8) == ALL_ZERO_AMAX
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_sign_does_not_matter(name: str) -> None:
     values = np.abs(np.random.default_rng(0).normal(size=5000)).astype(np.float32)
-    assert method(name)(counted(values)) == method(name)(counted(-values))
+    assert method(name)(counted(values), INT8) == method(name)(counted(-values), INT8)
 
 
 def test_minmax_is_the_absmax() -> None:
-    assert method("minmax")(counted(np.array([1.25, -7.3, 0], np.float32))) == float(np.float32(7.3))
+    assert method("minmax")(counted(np.array([1.25, -7.3, 0], np.float32)), INT8) == float(np.float32(7.3))
 
 
 def test_percentile_is_that_of_the_values() -> None:
     values = np.abs(np.random.default_rng(0).normal(size=200_000)).astype(np.float32)
-    assert percentile.amax(counted(values)) == pytest.approx(np.quantile(values, 0.9999), rel=4e-3)
+    assert percentile.amax(counted(values), INT8) == pytest.approx(np.quantile(values, 0.9999), rel=4e-3)
 
 
 def test_percentile_does_not_depend_on_padding_with_zeros() -> None:
     values = np.random.default_rng(0).normal(size=1000).astype(np.float32)
     padded = np.concatenate([values, np.zeros(10**6, np.float32)])
-    assert percentile.amax(counted(padded)) == percentile.amax(counted(values))
+    assert percentile.amax(counted(padded), INT8) == percentile.amax(counted(values), INT8)
 
 
 def error(values: np.ndarray, amax: float) -> float:
@@ -102,7 +105,42 @@ def test_mse_is_as_good_as_the_best_range_tried_on_the_values(shape: str) -> Non
     values = values.astype(np.float64)
     largest = float(np.abs(values).max())
     best = min(error(values, largest * step / 400) for step in range(4, 401))
-    assert error(values, mse.amax(counted(values))) <= best * 1.02
+    assert error(values, mse.amax(counted(values), INT8)) <= best * 1.02
+
+
+def e4m3_error(values: np.ndarray, amax: float) -> float:
+    scale = amax / FP8.max
+    clipped = np.clip(values / scale, -FP8.max, FP8.max)
+    return float(np.mean((clipped.astype(ml_dtypes.float8_e4m3fn).astype(np.float64) * scale - values) ** 2))
+
+
+@pytest.mark.parametrize("degrees", [2, 3, 5])
+def test_mse_for_fp8_minimizes_the_error_of_e4m3(degrees: int) -> None:
+    values = np.random.default_rng(5).standard_t(degrees, size=50_000)
+    histogram = counted(values.astype(np.float32))
+    fp8, int8 = mse.amax(histogram, FP8), mse.amax(histogram, INT8)
+    assert fp8 != int8
+    assert e4m3_error(values, fp8) <= e4m3_error(values, int8)
+    largest = float(np.abs(values).max())
+    best = min(e4m3_error(values, largest * 2.0 ** (-step / 16)) for step in range(200))
+    assert e4m3_error(values, fp8) <= best * 1.02
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.floats(0.001, 1.0), st.integers(0, 99))
+def test_the_squared_error_of_e4m3_agrees_with_the_values(share: float, seed: int) -> None:
+    from trtopt.calibrate import kernels
+
+    values = np.random.default_rng(seed).standard_t(3, size=20_000).astype(np.float32)
+    histogram = counted(values)
+    amax = histogram.amax * share
+    summed = kernels.squared_error(histogram.bins(), amax / FP8.max, np.inf, FP8.numbers)
+    assert summed / values.size == pytest.approx(e4m3_error(values.astype(np.float64), amax), rel=0.05)
+
+
+@pytest.mark.parametrize(("format", "clips_from"), [(INT8, 127.5), (FP8, 464.0)], ids=lambda value: str(value)[:30])
+def test_clipping_begins_half_a_step_above_the_largest_number(format: Format, clips_from: float) -> None:
+    assert format.clips_from == clips_from
 
 
 @settings(deadline=None, max_examples=40)
@@ -113,5 +151,5 @@ def test_the_squared_error_formula_agrees_with_the_values(share: float, seed: in
     values = np.random.default_rng(seed).normal(size=20_000).astype(np.float32)
     histogram = counted(values)
     amax = histogram.amax * share
-    summed = kernels.squared_error(histogram.bins(), amax / mse.LEVELS, np.inf)
+    summed = kernels.squared_error(histogram.bins(), amax / INT8.max, np.inf, INT8.numbers)
     assert summed / values.size == pytest.approx(error(values.astype(np.float64), amax), rel=0.05)

@@ -225,7 +225,7 @@ def run(*sources: str) -> list[tuple[str, str, dict[str, float]]]:
     )
     pair = Pair(baseline=Doubled(), candidate=Doubled(), names=("a", "b"))
     found = compare(pair, data, Measure(metrics=sources), emit=silent, batch=4)
-    assert [warning for warning in found.warnings if "code" in warning] == [f"the code of {s} was run" for s in sources]
+    assert [note for note in found.notes if "code" in note] == [f"the code of {s} was run" for s in sources]
     return [(output.output, output.kind, dict(output.values)) for output in found.outputs]
 
 

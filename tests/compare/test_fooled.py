@@ -14,6 +14,7 @@ import pytest
 from scipy.special import expit, softmax
 
 from trtopt.compare.gate import judged
+from trtopt.compare.gates import parse_gates
 from trtopt.compare.run import Measure, Pair, compare
 from trtopt.data.dataset import Dataset
 from trtopt.events import silent
@@ -101,7 +102,7 @@ def verdict(
         labels=labels and labels[:count],
     )
     pair = Pair(baseline=Model(reference), candidate=Model(candidate), names=("a", "b"))
-    return judged(compare(pair, dataset, Measure(), emit=silent, batch=64), gates)
+    return judged(compare(pair, dataset, Measure(), emit=silent, batch=64), parse_gates(gates))
 
 
 @pytest.mark.parametrize("count", [MANY, FEW])

@@ -48,7 +48,7 @@ def verdict(reference: Made, candidate: Made, labels: Array | None = None, batch
         labels=None if labels is None else tuple(labels.tolist()),
     )
     pair = Pair(baseline=Recorded(reference), candidate=Recorded(candidate), names=("a", "b"))
-    return judged(compare(pair, dataset, Measure(), emit=silent, batch=batch), "")
+    return judged(compare(pair, dataset, Measure(), emit=silent, batch=batch), ())
 
 
 def failed(found: Comparison) -> set[str]:

@@ -16,7 +16,8 @@ from onnx import numpy_helper
 from support import CALIB, DIGITS, EVAL
 
 from trtopt.commands.convert import convert
-from trtopt.compare.layers import Subject, look, worst
+from trtopt.compare.layers import look, worst
+from trtopt.compare.views import Subject
 from trtopt.data import open_dataset
 from trtopt.data.dataset import Array, Dataset
 from trtopt.errors import DataError, ModelError
@@ -26,7 +27,7 @@ from trtopt.graph.prepare import infer_shapes, save
 from trtopt.plan import BuildPlan, ConvertPlan, DataPlan
 from trtopt.precision import Request, precision
 from trtopt.precision.passes import saturate
-from trtopt.stages import Context
+from trtopt.run import Run
 from trtopt.stages.layers import _source, layers
 from trtopt.store import open_store, read_result
 from trtopt.types import LayerDrift, Layers, OnnxModel, TypedModel
@@ -403,7 +404,7 @@ def test_the_stage_compares_a_run_with_its_own_source_and_is_cached(
     events: list[Event] = []
     results = []
     with open_store(tmp_path / "run", events.append) as store:
-        context = Context(store=store, emit=events.append, device="cpu")
+        context = Run(store=store, emit=events.append, device="cpu")
         for known in (typed, typed, None):
             results.append(layers(context, describe(DIGITS), typed.onnx, known, digits))
     own, again, plain = results

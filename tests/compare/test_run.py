@@ -14,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from trtopt.compare.gate import judged
+from trtopt.compare.gates import parse_gates
 from trtopt.compare.run import Measure, Pair, compare
 from trtopt.data.dataset import Array, ClassList, Dataset
 from trtopt.data.sample import Header, Samples, to_dataset
@@ -56,7 +57,7 @@ def dataset(samples: Array = SAMPLES, **changes: object) -> Dataset:
 
 def drift(baseline: Function, candidate: Function, data: Dataset, gates: str = "", batch: int = 4) -> Comparison:
     pair = Pair(baseline=baseline, candidate=candidate, names=("a.onnx", "b.onnx"))
-    return judged(compare(pair, data, Measure(), emit=silent, batch=batch), gates)
+    return judged(compare(pair, data, Measure(), emit=silent, batch=batch), parse_gates(gates))
 
 
 def same(x: Array) -> Array:
@@ -184,7 +185,7 @@ def test_a_graph_with_a_batch_of_one_written_inside_runs_one_by_one(tmp_path: Pa
     )
     runner = open_runner(tmp_path / "one.onnx")
     pair = Pair(baseline=runner, candidate=runner, names=("a", "b"))
-    found = judged(compare(pair, dataset(), Measure(), emit=silent), "")
+    found = judged(compare(pair, dataset(), Measure(), emit=silent), ())
     assert (found.verdict, found.samples) == ("pass", 9)
 
 
@@ -319,7 +320,7 @@ def test_two_onnx_files_are_judged_by_their_labels(tmp_path: Path) -> None:
     for factor, verdict, accuracy in ((1.1, "pass", 100.0), (-1.0, "fail", 0.0)):
         candidate = net(tmp_path, "typed", ("logits", factor))
         pair = Pair(baseline=baseline, candidate=candidate, names=("fp32.onnx", "typed.onnx"))
-        found = judged(compare(pair, dataset(labels=LABELS), Measure(), emit=silent), "top1=30%")
+        found = judged(compare(pair, dataset(labels=LABELS), Measure(), emit=silent), parse_gates("top1=30%"))
         assert (found.verdict, found.samples, found.labelled) == (verdict, 9, True)
         assert found.outputs[0].values["accuracy_fp32"] == 100.0
         assert found.outputs[0].values["accuracy"] == accuracy
@@ -338,7 +339,7 @@ def test_an_overflow_in_an_onnx_file_is_named_by_its_sample(tmp_path: Path) -> N
     samples[4] *= 1e38
     baseline, candidate = net(tmp_path, "a", ("y", 1.0)), net(tmp_path, "b", ("y", 10.0))
     pair = Pair(baseline=baseline, candidate=candidate, names=("a", "b"))
-    found = judged(compare(pair, dataset(samples), Measure(), emit=silent), "cosine=0.9")
+    found = judged(compare(pair, dataset(samples), Measure(), emit=silent), parse_gates("cosine=0.9"))
     passed = {gate.metric: gate.passed for gate in found.gates}
     assert (passed["nonfinite"], passed["cosine"]) == (False, True)
     assert found.gates[0].reason == "NaN or Inf in 1 of 9 samples, first in eval.npz[4]"
@@ -365,11 +366,6 @@ def test_a_missing_output_is_an_error() -> None:
 def test_an_output_of_another_shape_is_an_error() -> None:
     with pytest.raises(ModelError, match="output y has another shape in the candidate"):
         drift(model(y=same), model(y=lambda x: x[:, :5]), dataset())
-
-
-def test_assumptions_of_the_reader_are_warnings() -> None:
-    found = drift(model(y=same), model(y=same), dataset(notes=("recipe imagenet assumed",)))
-    assert found.warnings == ("eval.npz: recipe imagenet assumed",)
 
 
 def test_progress_counts_samples_to_the_end() -> None:
@@ -471,3 +467,11 @@ def test_the_batch_does_not_change_the_numbers() -> None:
         found = drift(model(logits=same), model(logits=lambda x: np.tanh(x)), dataset(labels=LABELS), batch=batch)
         results.append(found.outputs)
     assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("mixed", ["baseline", "candidate"])
+def test_samples_that_a_model_mixes_run_one_by_one(mixed: str) -> None:
+    models = {"baseline": model(y=same), "candidate": model(y=same)}
+    models[mixed] = model(y=lambda x: x + 0.5 * x.mean(axis=0, keepdims=True))
+    drift(models["baseline"], models["candidate"], dataset())
+    assert set(models[mixed].sizes[2:]) == {1}

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from trtopt.compare.gates import parse_gates
 from trtopt.compare.run import Measure, Pair, compare
 from trtopt.compare.witness import _judged, judged, wrong
 from trtopt.data.dataset import Dataset
@@ -45,7 +46,7 @@ def verdict(engine, graph, precision="int8", gates=""):
     )
     pair = Pair(baseline=Table(FP32), candidate=Table(engine), graph=Table(graph), names=("a", "b"))
     comparison = compare(pair, dataset, Measure(kinds={"y": "values"}), emit=silent)
-    return judged(comparison, gates or "cosine=0", precision)
+    return judged(comparison, parse_gates(gates or "cosine=0"), precision)
 
 
 def result(comparison):
@@ -96,7 +97,9 @@ def test_a_gate_on_an_engine_that_was_not_run_fails_for_that_reason():
         source="e", digest="d", ids=tuple(map(str, range(N))), load=lambda i: {"i": np.array([[i]])}, batched=True
     )
     pair = Pair(baseline=Table(FP32), candidate=Table(noisy(30)), names=("a", "b"))
-    comparison = judged(compare(pair, dataset, Measure(kinds={"y": "values"}), emit=silent), "engine=2dB", "int8")
+    comparison = judged(
+        compare(pair, dataset, Measure(kinds={"y": "values"}), emit=silent), parse_gates("engine=2dB"), "int8"
+    )
     assert (result(comparison).verdict, wrong(comparison)) == ("fail", False)
     assert "no engine was run" in result(comparison).reason
 
@@ -137,5 +140,5 @@ def test_integers_are_compared_by_the_share_of_equal_elements(wrong, expected):
         source="e", digest="d", ids=tuple(map(str, range(N))), load=lambda i: {"i": np.array([[i]])}, batched=True
     )
     pair = Pair(baseline=Table(codes), candidate=Table(engine), graph=Table(codes), names=("a", "b"))
-    comparison = judged(compare(pair, dataset, Measure(), emit=silent), "equal=0", "int8")
+    comparison = judged(compare(pair, dataset, Measure(), emit=silent), parse_gates("equal=0"), "int8")
     assert result(comparison).verdict == expected

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trtopt.data import arrays, batches, open_dataset
+from trtopt.data import batches, open_dataset
+from trtopt.data import stored as stored_arrays
 from trtopt.errors import DataError
 from trtopt.types import TensorSpec
 
@@ -41,7 +42,7 @@ def test_every_layout_reads_the_same_rows(tmp_path: Path, how: str, order: str) 
 
 def test_a_stored_npz_is_not_unpacked(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", labels=np.arange(4), x=VALUES)
-    stored = arrays.open_file(tmp_path / "d.npz", "x")["x"]
+    stored = stored_arrays.open_file(tmp_path / "d.npz", "x")["x"]
     assert isinstance(stored.read().base.base, np.memmap)
     assert np.array_equal(stored.read(), VALUES)
 
@@ -209,7 +210,7 @@ def test_a_damaged_file_in_a_folder_is_refused_and_skip_bad_leaves_it_out(
     dataset = open_dataset(str(tmp_path), WIDE, skip_bad=True)
     assert (dataset.ids, dataset.labels) == (("0.npz", "2.npz"), (0, 2))
     assert [dataset.load(i)["x"][0, 0] for i in range(2)] == [LARGE[0, 0], LARGE[2, 0]]
-    assert any("left out 1 of 3" in note and "1.npz" in note for note in dataset.notes)
+    assert any("left out 1 of 3" in note and "1.npz" in note for note in dataset.warnings)
 
 
 def test_an_array_that_announces_more_than_it_holds_is_refused(tmp_path: Path) -> None:
@@ -221,7 +222,7 @@ def test_an_array_that_announces_more_than_it_holds_is_refused(tmp_path: Path) -
 
 
 def test_a_zip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrays, "MAX_UNPACKED", 1 << 20)
+    monkeypatch.setattr(stored_arrays, "MAX_UNPACKED", 1 << 20)
     np.savez_compressed(tmp_path / "d.npz", x=np.zeros((200_000, 3), np.float32))
     assert "unpacks to more than" in refusal(tmp_path / "d.npz")
 
@@ -263,7 +264,7 @@ def test_skip_bad_leaves_out_an_unreadable_file_with_its_label(tmp_path: Path) -
     dataset = open_dataset(str(tmp_path), ONE, skip_bad=True)
     assert dataset.ids == ("0.npz", "2.npz")
     assert dataset.labels == (0, 2)
-    assert any("1.npz" in note for note in dataset.notes)
+    assert any("1.npz" in note for note in dataset.warnings)
 
 
 def test_a_note_says_that_a_recipe_is_not_applied_to_arrays(tmp_path: Path) -> None:
@@ -271,4 +272,4 @@ def test_a_note_says_that_a_recipe_is_not_applied_to_arrays(tmp_path: Path) -> N
 
     np.save(tmp_path / "d.npy", VALUES)
     dataset = open_dataset(str(tmp_path / "d.npy"), ONE, recipe=load_recipe("imagenet"))
-    assert any("imagenet is not applied" in note for note in dataset.notes)
+    assert any("imagenet is not applied" in note for note in dataset.warnings)

@@ -196,7 +196,7 @@ def test_skip_bad_leaves_out_broken_images_and_lists_them(tmp_path: Path) -> Non
     dataset = opened(tmp_path, skip_bad=True)
     assert dataset.ids == ("0/a.png", "2/a.png")
     assert dataset.labels == (0, 2)
-    assert any("left out 1 of 3" in note and "1/a.png" in note for note in dataset.notes)
+    assert any("left out 1 of 3" in note and "1/a.png" in note for note in dataset.warnings)
     assert len(list(batches(dataset, 2))) == 1
 
 

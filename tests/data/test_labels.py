@@ -108,13 +108,13 @@ def test_a_note_names_an_empty_class(tmp_path: Path, names: tuple[str, ...], giv
     folder = images(tmp_path / "d", *(f"{name}/a.png" for name in names[:2]))
     written(folder / names[2] / "readme.txt", "to come")
     classes = written(tmp_path / "c.txt", "\n".join(names)) if given else None
-    assert any(f"no samples of class {names[2]}" in note for note in opened(folder, classes=classes).notes)
+    assert any(f"no samples of class {names[2]}" in note for note in opened(folder, classes=classes).warnings)
 
 
 def test_a_note_says_that_class_names_are_not_used(tmp_path: Path, shapes: Path) -> None:
     dataset = opened(images(tmp_path / "d", "a.png"), classes=shapes)
     assert dataset.labels is None
-    assert any(f"the class names of {shapes} are not used" in note for note in dataset.notes)
+    assert any(f"the class names of {shapes} are not used" in note for note in dataset.warnings)
 
 
 def test_a_fixed_batch_keeps_the_list(tmp_path: Path) -> None:

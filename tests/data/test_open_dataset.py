@@ -139,7 +139,7 @@ def test_skip_bad_leaves_out_bad_samples_and_names_them(tmp_path: Path) -> None:
     assert dataset.ids == ("d.npz[0]", "d.npz[2]", "d.npz[3]")
     assert dataset.labels == (0, 2, 3)
     assert dataset.load(1)["x"].tolist() == [[6, 7, 8]]
-    (note,) = dataset.notes
+    (note,) = dataset.warnings
     assert note == "left out 1 of 4 samples: d.npz[1]: 1 of 3 values of x are NaN or infinite"
 
 

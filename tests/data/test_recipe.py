@@ -21,7 +21,7 @@ def inputs(*shape: Dim, dtype: str = "float32") -> tuple[TensorSpec, ...]:
 
 
 def assumed(tmp_path: Path, spec: tuple[TensorSpec, ...]) -> ImageRecipe:
-    recipe, note = recipe_for(tmp_path, spec)
+    recipe, _, note = recipe_for(tmp_path, spec)
     assert recipe.image is not None
     assert f"assumed for images: {recipe.image}" in note
     return recipe.image
@@ -140,7 +140,7 @@ def test_the_digest_is_of_the_settings(tmp_path: Path) -> None:
 
 def test_a_recipe_in_the_folder_is_used_and_named(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text("[image]\nscale = 0.25")
-    recipe, note = recipe_for(tmp_path, inputs("n", 3, 8, 8))
+    recipe, note, _ = recipe_for(tmp_path, inputs("n", 3, 8, 8))
     assert recipe.image == ImageRecipe(scale=0.25)
     assert str(tmp_path / "recipe.toml") in note
 

@@ -11,16 +11,17 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from trtopt import child as child_process
 from trtopt.codec import encode
-from trtopt.engine import tensorrt
 from trtopt.engine.trt import apart
+from trtopt.engine.trt import builder as tensorrt
 from trtopt.engine.trt.versions import RTX
 from trtopt.errors import BuildError, UsageError
 from trtopt.events import Progress, silent
 from trtopt.graph.file import describe
 from trtopt.types import ShapeRange, TypedModel
 
-OPTIONS = tensorrt.BuildOptions()
+OPTIONS = tensorrt.BuildPlan()
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def child(monkeypatch):
     """Replace the program of the child."""
 
     def make(program):
-        monkeypatch.setattr(apart, "_PROGRAM", program)
+        monkeypatch.setattr(child_process, "_PROGRAM", program)
 
     return make
 
@@ -105,12 +106,13 @@ def test_an_exception_of_emit_ends_the_child(trt, tmp_path, child):
 
 
 def test_the_child_ends_without_an_abort(trt, tmp_path):
-    task = apart.Task(tensorrt=trt.name, model=typed(tmp_path / "m.onnx").onnx.path)
+    request = encode(apart.Check(tensorrt=trt.name, model=typed(tmp_path / "m.onnx").onnx.path))
     child = subprocess.Popen(
-        [sys.executable, "-c", apart._PROGRAM.format(root=apart._ROOT)],
+        [sys.executable, "-c", child_process._PROGRAM.format(root=child_process._ROOT)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    child.stdin.write(json.dumps(encode(task)).encode() + b"\n")
+    task = {"function": "trtopt.engine.trt.apart:_check", "request": request}
+    child.stdin.write(json.dumps(task).encode() + b"\n")
     child.stdin.flush()
     assert child.wait(60) == 0  # while its stdin is still open
     assert b"Fatal" not in child.stderr.read()

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from trtopt.engine import tensorrt
+from trtopt.engine.trt import builder as tensorrt
 from trtopt.engine.trt.audit import audit_network, count_inspected, described, inspect_engine
 from trtopt.engine.trt.diagnosis import logger
 from trtopt.engine.trt.versions import RTX
@@ -75,7 +75,7 @@ def typed_net(folder, name, rest="fp16"):
     model = load_ir(folder / "fp32.onnx")
     infer_shapes(model)
     scales = dict.fromkeys(place(model).tensors(), 0.05)
-    table = CalibrationTable(method="minmax", scales=scales) if precision(name).NEEDS_TABLE else None
+    table = CalibrationTable(method="minmax", scales=scales) if precision(name).FORMAT.scaled else None
     decisions = precision(name).apply(model, Request(rest=rest, table=table, ranges={}))
     save(model, folder / "typed.onnx")
     return TypedModel(onnx=describe(folder / "typed.onnx"), precision=name, rest=rest, decisions=decisions)
@@ -126,7 +126,7 @@ def test_another_quantized_type_than_decided_is_an_error(trt, network, tmp_path,
 @pytest.mark.parametrize(("name", "ampere"), [("fp16", True), ("int8", True), ("fp8", False)])
 def test_an_engine_names_the_gpus_that_support_its_precision(trt, tmp_path, name, ampere):
     typed = typed_net(tmp_path, name)
-    engine = tensorrt.build(trt, typed, (), tensorrt.BuildOptions(), tmp_path / "e", emit=silent)
+    engine = tensorrt.build(trt, typed, (), tensorrt.BuildPlan(), tmp_path / "e", emit=silent)
     assert engine.audit == typed.counts()
     assert ("8.6" in engine.device) is ampere
     assert "8.9" in engine.device

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from trtopt.cli.doctor import doctor
 from trtopt.commands.doctor import probe, versions
-from trtopt.engine import driver as probing
-from trtopt.engine.driver import Gpu, read_driver
+from trtopt.engine.cuda import driver as probing
+from trtopt.engine.cuda.driver import Gpu, read_driver
 
 app = Typer()
 app.command()(doctor)
@@ -161,7 +161,7 @@ def test_without_any_tensorrt_an_extra_is_recommended(no_driver, hidden):
     environment = probe()
     assert not environment.can_build
     assert all(candidate.reason for candidate in environment.tensorrt)
-    assert "pip install 'trtopt[rtx]'" in {advice.command for advice in environment.advice}
+    assert "pip install tensorrt-rtx-cu13" in {advice.command for advice in environment.advice}
 
 
 def test_both_packages_of_onnxruntime_at_once_are_a_warning(no_driver, monkeypatch, tmp_path):
@@ -212,4 +212,4 @@ def test_doctor_exits_with_3_if_no_engine_can_be_built(no_driver, hidden):
     hidden("tensorrt", "tensorrt_rtx")
     result = CliRunner().invoke(app, [])
     assert result.exit_code == 3
-    assert "trtopt[rtx]" in result.stdout
+    assert "tensorrt-rtx-cu13" in result.stdout

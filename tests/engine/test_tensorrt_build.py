@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from trtopt.engine import tensorrt
+from trtopt.engine.trt import builder as tensorrt
 from trtopt.engine.trt.progress import join
 from trtopt.engine.trt.versions import RTX
 from trtopt.errors import BuildError, UsageError
@@ -19,7 +19,7 @@ from trtopt.events import Progress, Warned, silent
 from trtopt.graph.file import describe
 from trtopt.types import Decision, ShapeRange, TypedModel
 
-OPTIONS = tensorrt.BuildOptions()
+OPTIONS = tensorrt.BuildPlan()
 SHAPES = (ShapeRange(name="x", min=(1, 16, 8, 8), opt=(2, 16, 8, 8), max=(4, 16, 8, 8)),)
 
 
@@ -203,7 +203,7 @@ def test_the_error_about_a_failed_build_names_the_node(trt, tmp_path):
 def test_errors_of_one_build_do_not_appear_in_the_next(trt, tmp_path):
     with pytest.raises(BuildError):
         tensorrt.build(trt, suppression(tmp_path / "nms.onnx"), (), OPTIONS, tmp_path / "e", emit=silent)
-    options = tensorrt.BuildOptions(workspace_bytes=1024)
+    options = tensorrt.BuildPlan(workspace_bytes=1024)
     with pytest.raises(BuildError, match="--workspace") as error:
         tensorrt.build(trt, convolution(tmp_path / "m.onnx"), SHAPES, options, tmp_path / "e", emit=silent)
     assert "nms" not in str(error.value)
@@ -275,20 +275,18 @@ def test_a_profile_that_does_not_fit_is_rejected(trt, tmp_path, shapes, why):
 )
 def test_an_option_that_rtx_cannot_use_is_rejected(trt, tmp_path, options, flag):
     with pytest.raises(UsageError, match=f"TensorRT-RTX .* cannot use {flag}"):
-        tensorrt.build(
-            trt, relu(tmp_path / "m.onnx"), (), tensorrt.BuildOptions(**options), tmp_path / "e", emit=silent
-        )
+        tensorrt.build(trt, relu(tmp_path / "m.onnx"), (), tensorrt.BuildPlan(**options), tmp_path / "e", emit=silent)
 
 
 def test_workspace_and_level_are_accepted(trt, tmp_path):
-    options = tensorrt.BuildOptions(workspace_bytes=1 << 30, optimization_level=5)
+    options = tensorrt.BuildPlan(workspace_bytes=1 << 30, optimization_level=5)
     assert tensorrt.build(trt, relu(tmp_path / "m.onnx"), (), options, tmp_path / "e", emit=silent).size_bytes
 
 
 @pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning")
 def test_a_timing_cache_that_cannot_be_written_is_only_a_warning(trt, tmp_path):
     plain, events = dataclasses.replace(trt, name="tensorrt", version="10.13.3"), []
-    options = tensorrt.BuildOptions(timing_cache=tmp_path / "none" / "t")
+    options = tensorrt.BuildPlan(timing_cache=tmp_path / "none" / "t")
     typed = relu(tmp_path / "m.onnx")
     assert tensorrt.build(plain, typed, (), options, tmp_path / "e", emit=events.append).size_bytes
     (warning,) = [event.message for event in events if isinstance(event, Warned)]
@@ -300,9 +298,9 @@ def test_options_of_plain_tensorrt_reach_the_builder_and_its_timing_cache_is_sav
     # TensorRT-RTX has the whole API of plain TensorRT, which the test machines lack: another name skips the check.
     plain = dataclasses.replace(trt, name="tensorrt", version="10.13.3")
     typed, cache = relu(tmp_path / "m.onnx"), tmp_path / "timing.cache"
-    options = tensorrt.BuildOptions(timing_cache=cache, hardware_compatible=True)
+    options = tensorrt.BuildPlan(timing_cache=cache, hardware_compatible=True)
     tensorrt.build(plain, typed, (), options, tmp_path / "e", emit=silent)
     assert cache.exists()
     tensorrt.build(plain, typed, (), options, tmp_path / "e", emit=silent)
     with pytest.raises(BuildError, match="libnvinfer_lean"):
-        tensorrt.build(plain, typed, (), tensorrt.BuildOptions(version_compatible=True), tmp_path / "e", emit=silent)
+        tensorrt.build(plain, typed, (), tensorrt.BuildPlan(version_compatible=True), tmp_path / "e", emit=silent)

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from trtopt.engine import tensorrt
+from trtopt.engine.trt import builder as tensorrt
 from trtopt.engine.trt import locate
 from trtopt.engine.trt.locate import load
 from trtopt.engine.trt.versions import RTX
@@ -69,7 +69,7 @@ def test_the_reason_why_a_package_is_not_usable_is_reported(package, source, rea
     assert reason in load("tensorrt")
     with pytest.raises(EnvironmentUnableError, match=reason) as error:
         tensorrt.find("tensorrt")
-    assert "pip install 'trtopt[tensorrt]'" in error.value.fix
+    assert "pip install tensorrt" in error.value.fix
 
 
 def test_without_a_usable_package_all_reasons_are_listed_and_rtx_is_recommended(package, monkeypatch):
@@ -79,7 +79,7 @@ def test_without_a_usable_package_all_reasons_are_listed_and_rtx_is_recommended(
         EnvironmentUnableError, match=r"tensorrt_rtx is not installed; tensorrt 8.4.3.1 is too old"
     ) as error:
         tensorrt.find()
-    assert "pip install 'trtopt[rtx]'" in error.value.fix
+    assert "pip install tensorrt-rtx-cu13" in error.value.fix
 
 
 def test_an_unknown_package_is_a_usage_error():

@@ -10,10 +10,10 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from trtopt.engine import tensorrt
-from trtopt.engine.driver import read_driver
+from trtopt.engine.cuda.driver import read_driver
 from trtopt.engine.onnxruntime import open_runner
 from trtopt.engine.trt import apart
+from trtopt.engine.trt import builder as tensorrt
 from trtopt.engine.trt.versions import PRODUCT
 from trtopt.errors import BuildError
 from trtopt.events import Warned, silent
@@ -24,7 +24,7 @@ from trtopt.types import CalibrationTable, Engine, ShapeRange, TypedModel
 
 pytestmark = pytest.mark.gpu
 
-NO_CUDNN = tensorrt.BuildOptions(tactic_sources="-CUDNN")
+NO_CUDNN = tensorrt.BuildPlan(tactic_sources="-CUDNN")
 NET = """<ir_version: 10, opset_import: ["": 19]> g (float[n, 16, 16, 16] x) => (float[n, 32] y) {
     a = Conv<pads = [1, 1, 1, 1]>(x, w1)\n b = Relu(a)\n c = Conv<pads = [1, 1, 1, 1]>(b, w2)\n s = Add(c, b)
     r = Relu(s)\n e = Sigmoid(r)\n g = GlobalAveragePool(e)\n f = Flatten(g)\n y = Gemm(f, w3) }"""

@@ -51,6 +51,21 @@ class Fixed(nn.Module):
         return x.reshape(4, 6) * 2
 
 
+class Indexed(nn.Module):
+    """A network whose buffer is named like a value of the exporter's own, as in a Swin transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.arange(98.0).reshape(49, 2))
+        self.register_buffer("index", torch.arange(16).reshape(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the input with two biases for each pair of positions."""
+        for _ in range(2):
+            x = torch.relu(x + self.table[self.index.view(-1)].view(4, 4, -1).permute(2, 0, 1)[None])
+        return x
+
+
 class CamelCase(nn.Module):
     """A network whose input has an uppercase letter in its name."""
 
@@ -61,6 +76,10 @@ class CamelCase(nn.Module):
 
 def camel_case() -> nn.Module:
     return CamelCase()
+
+
+def indexed() -> nn.Module:
+    return Indexed()
 
 
 def small() -> nn.Module:

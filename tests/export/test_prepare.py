@@ -146,16 +146,47 @@ def test_notes_the_raised_opset_and_never_lowers_one(tmp_path: Path) -> None:
     assert any("newer than TensorRT 10.12 supports" in note for note in new.notes)
 
 
-def test_models_that_onnxslim_cannot_read_are_optimized_without_it(tmp_path: Path) -> None:
+def test_models_whose_shapes_onnxslim_cannot_infer_are_optimized(tmp_path: Path) -> None:
     model = onnx.parser.parse_model(
         '<ir_version: 3, opset_import: ["": 5]> g (float[n, 2] x, float[2, 2] w) => (float[n, 2] y)'
         "<float[2, 2] w = {1, 2, 3, 4}> { y = MatMul(x, w) }"
     )
     _, ready = prepared(tmp_path, model)
-    assert any("without onnxslim" in note for note in ready.notes)
     assert [spec.name for spec in ready.inputs] == ["x"]
     x = np.ones((3, 2), np.float32)
     assert np.array_equal(outputs(ready.path, {"x": x})[0], x @ np.array([[1, 2], [3, 4]], np.float32))
+
+
+def test_an_uneven_split_keeps_its_sizes(tmp_path: Path) -> None:
+    """onnxslim takes 8 for the first size, and folds it into constants."""
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 19]>
+        g (float[17, 4] x) => (float[9, 4] y, float[8, 4] z) {
+          a, b = Split<axis=0, num_outputs=2>(x)
+          s = Shape(a)
+          e = Expand(one, s)
+          y = Mul(a, e)
+          z = Neg(b)
+        }""")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(1, np.float32), "one"))
+    source, ready = prepared(tmp_path, model)
+    x = {"x": np.arange(68, dtype=np.float32).reshape(17, 4)}
+    for want, got in zip(outputs(source, x), outputs(ready.path, x), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_a_branch_that_onnxslim_breaks_is_optimized_without_it(tmp_path: Path) -> None:
+    """onnxslim inlines a branch that is always taken, and loses a result that the branch itself reads."""
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 18]>
+        g (float[2] x) => (float[2] y, float[2] z) <bool yes = {1}> {
+          y, z = If(yes)<
+            then_branch = t () => (float[2] a, float[2] b) { a = Add(x, x) b = Mul(a, x) },
+            else_branch = e () => (float[2] c, float[2] d) { c = Abs(x) d = Neg(x) }>
+        }""")
+    source, ready = prepared(tmp_path, model)
+    assert any("without onnxslim" in note for note in ready.notes)
+    feed = {"x": np.array([1, 2], np.float32)}
+    for want, got in zip(outputs(source, feed), outputs(ready.path, feed), strict=True):
+        np.testing.assert_array_equal(got, want)
 
 
 def test_freezes_dimensions_whose_minimum_is_their_maximum(tmp_path: Path) -> None:

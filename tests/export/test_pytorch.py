@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from trtopt.errors import DataError, ModelError, TrtoptError, UsageError
+from trtopt.export import factory as building
 from trtopt.export import pytorch
 from trtopt.export.request import Example, Exported, Request
 from trtopt.export.source import Source, identify
@@ -42,7 +43,7 @@ def factory(name: str) -> Source:
 
 
 def small() -> torch.nn.Module:
-    return pytorch.factory.build("frameworks:small", None).eval()
+    return building.build("frameworks:small", None).eval()
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def test_weights_are_loaded_into_the_module(suffix: str, tmp_path: Path) -> None
     plain, loaded = (
         pytorch.run(Request(source=factory("small"), weights=weights), [feed])[0][0] for weights in (None, path)
     )
-    module = pytorch.factory.build("frameworks:small", path)
+    module = building.build("frameworks:small", path)
     assert torch.equal(module.conv.weight, state["conv.weight"])
     assert not np.allclose(plain, loaded)
 
@@ -250,3 +251,11 @@ def test_corrupt_torchscript_is_a_trtopt_error(tmp_path: Path) -> None:
     script.write_bytes(content[:middle] + bytes(64) + content[middle + 64 :])
     with pytest.raises(TrtoptError):
         pytorch.export(Request(source=Source(kind="torchscript", text=str(script)), examples=()), tmp_path)
+
+
+def test_a_buffer_named_like_a_value_of_the_exporter_is_no_obstacle(tmp_path: Path) -> None:
+    request = Request(source=factory("indexed"), examples=(example("x", (1, 2, 4, 4), (3, 2, 4, 4), (8, 2, 4, 4)),))
+    exported = pytorch.export(request, tmp_path)
+    session = onnxruntime.InferenceSession(str(exported.path), providers=["CPUExecutionProvider"])
+    feed = {"x": np.ones((5, 2, 4, 4), np.float32)}
+    np.testing.assert_array_equal(session.run(None, feed)[0], pytorch.run(request, [feed])[0][0])

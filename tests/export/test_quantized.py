@@ -123,6 +123,23 @@ def test_what_cannot_be_repaired_is_named(weight_zero: Array, input_zero: Array,
         repaired(path)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "(uint8[n, 4] codes) => (float[n, 4] y) { y = DequantizeLinear(codes, s, z) }",
+        "(float[n, 4] x) => (uint8[n, 4] codes) { codes = QuantizeLinear(x, s, z) }",
+        "(float[n, 4] x) => (float[n, 4] y) { q = QuantizeLinear(x, s, z) y = Cast<to = 1>(q) }",
+    ],
+)
+def test_uint8_codes_that_others_read_are_not_made_int8(body: str, tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model(
+        f'<ir_version: 9, opset_import: ["": 19]> net {body.replace("{", "<float s = {0.5}, uint8 z = {128}> {", 1)}'
+    )
+    onnx.save(proto, tmp_path / "net.onnx")
+    with pytest.raises(ModelError, match="outside of Q and DQ"):
+        repaired(tmp_path / "net.onnx")
+
+
 def test_integer_operators_are_named(tmp_path: Path) -> None:
     nodes, constants = layer(np.int8(0), np.int8(0))
     node = helper.make_node("DynamicQuantizeLinear", ["x"], ["q8", "s8", "z8"], "dynamic")

@@ -9,6 +9,8 @@ import onnx
 import pytest
 from networks.small import Cli, convert, feeds, network, sqnr
 
+from trtopt.engine.onnxruntime import open_runner
+
 RNG = np.random.default_rng(0)
 D, L, H = 32, 12, 2
 
@@ -129,3 +131,21 @@ def test_a_network_that_is_nan_is_refused_with_the_first_such_tensor(tmp_path: P
     done = convert(cli, tmp_path, "fp16", {"x": normal(40, 32)})
     assert done.code == 2
     assert "tensor r holds NaN for sample data.npz[0]" in done.err
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_masked_scores_of_an_attention_operator_stay_in_fp32(precision: str, tmp_path: Path, cli: Cli) -> None:
+    """The operator itself writes the mask."""
+    network(
+        tmp_path,
+        "(float[n, 2, 4, 8] q) => (float[n, 2, 4, 8] y, float[n, 2, 4, 4] scores) "
+        "{ y, , , scores = Attention<is_causal = 1, qk_matmul_output_mode = 2>(q, q, q) }",
+        {},
+        opset=23,
+    )
+    q = np.random.default_rng(0).normal(size=(8, 2, 4, 8)).astype(np.float32)
+    done = convert(cli, tmp_path, precision, {"q": q})
+    assert done.code == 0, done.err
+    found = open_runner(tmp_path / "run/typed.onnx").run({"q": q[:1]})["scores"]
+    expected = open_runner(tmp_path / "model.onnx").run({"q": q[:1]})["scores"]
+    assert np.allclose(found, expected, rtol=1e-6)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from networks.small import Cli, convert, network, sqnr
 
-from trtopt.engine import tensorrt
+from trtopt.engine.trt import builder as tensorrt
 from trtopt.graph.prepare import infer_shapes, save
 from trtopt.precision import Request, precision
 

@@ -14,10 +14,9 @@ from trtopt.engine.onnxruntime import open_runner
 from trtopt.events import silent
 from trtopt.graph.file import describe
 from trtopt.graph.prepare import save
-from trtopt.precision import Request, precision
+from trtopt.precision import Request, formats, precision
 from trtopt.precision.passes.blocks import grown
-from trtopt.precision.passes.half import HALVES
-from trtopt.stages import Context
+from trtopt.run import Run
 from trtopt.stages.blocks import spoiled
 from trtopt.store import open_store
 
@@ -112,8 +111,8 @@ def samples(model: ir.Model) -> Dataset:
 def measured(model: ir.Model, half: str, tmp_path: Path) -> dict[str, str]:
     save(model, tmp_path / "fp32.onnx")
     with open_store(tmp_path / "run", silent) as store:
-        context = Context(store=store, emit=silent, device="cpu")
-        return spoiled(context, describe(tmp_path / "fp32.onnx"), samples(model), HALVES[half])
+        context = Run(store=store, emit=silent, device="cpu")
+        return spoiled(context, describe(tmp_path / "fp32.onnx"), samples(model), formats(16)[half])
 
 
 @pytest.mark.parametrize("half", ["fp16", "bf16"])

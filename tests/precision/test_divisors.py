@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trtopt.calibrate.ranges import Channels
-from trtopt.precision.passes.smoothing import LEVELS, MAX_RATIO, WAYS, choose, squared_error
+from trtopt.formats import INT8
+from trtopt.precision.passes.smoothing import MAX_RATIO, WAYS, choose, squared_error
 
 
 def activation(seed: int, spread: float, channels: int = 24, values: int = 4000) -> Channels:
@@ -20,7 +21,7 @@ def activation(seed: int, spread: float, channels: int = 24, values: int = 4000)
 
 
 def quantized(x: np.ndarray, scale: np.ndarray | float) -> np.ndarray:
-    return np.asarray(np.clip(np.rint(x / scale), -LEVELS, LEVELS) * scale)
+    return np.asarray(np.clip(np.rint(x / scale), -INT8.max, INT8.max) * scale)
 
 
 def measured_error(channels: Channels, weight: np.ndarray, scales: np.ndarray) -> float:
@@ -29,8 +30,8 @@ def measured_error(channels: Channels, weight: np.ndarray, scales: np.ndarray) -
     The activation has the best of many quantization scales, the weight one per output.
     """
     x, w = channels.values / scales[:, None], weight * scales
-    w = quantized(w, np.abs(w).max(axis=1, keepdims=True) / LEVELS)
-    candidates = np.abs(x).max() / LEVELS * np.linspace(0.2, 1, 33)
+    w = quantized(w, np.abs(w).max(axis=1, keepdims=True) / INT8.max)
+    candidates = np.abs(x).max() / INT8.max * np.linspace(0.2, 1, 33)
     best = min(candidates, key=lambda scale: float(np.square(quantized(x, scale) - x).sum()))
     return float(np.square(w @ quantized(x, best) - weight @ channels.values).mean(axis=1).sum())
 

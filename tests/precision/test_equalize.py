@@ -29,6 +29,11 @@ NETS = {
         f"{IMAGE} {{ a = Conv(x, w) p = MaxPool<kernel_shape=[1,1]>(a) y = Conv(p, v) }}",
         {"w": (20, 16, 1, 1), "v": (24, 20, 1, 1)},
     ),
+    "conv, mean over all pixels": (
+        "(float[n, 16, 8, 8] x) => (float[n, 24] y) <int64[2] axes = {2, 3}> "
+        "{ a = Conv(x, w, b) p = ReduceMean<keepdims=0>(a, axes) y = Gemm(p, v) }",
+        {"w": (20, 16, 1, 1), "b": (20,), "v": (20, 24)},
+    ),
     "into a depthwise conv": (
         f"{IMAGE} {{ a = Conv(x, w, b) y = Conv<group=24>(a, v) }}",
         {"w": (24, 16, 1, 1), "b": (24,), "v": (24, 1, 1, 1)},

@@ -12,12 +12,13 @@ import onnx_ir as ir
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtopt.engine import tensorrt
 from trtopt.engine.onnxruntime import open_runner
+from trtopt.engine.trt import builder as tensorrt
 from trtopt.events import silent
 from trtopt.graph.file import describe
 from trtopt.precision import Request, precision
-from trtopt.precision.passes.qdq import FP8, quantize
+from trtopt.precision.fp8 import FORMAT as FP8
+from trtopt.precision.passes.qdq import quantize
 from trtopt.types import CalibrationTable, ShapeRange, TypedModel
 
 Parse = Callable[..., ir.Model]
@@ -63,7 +64,7 @@ def test_tensorrt_builds_it_and_the_audit_finds_fp8(
         tensorrt.find(),
         typed(parse, write),
         (shape,),
-        tensorrt.BuildOptions(),
+        tensorrt.BuildPlan(),
         tmp_path / "model.engine",
         emit=silent,
     )

@@ -14,8 +14,9 @@ import pytest
 from trtopt.engine.onnxruntime import open_runner
 from trtopt.graph.file import describe
 from trtopt.precision import Request, precision
+from trtopt.precision.bf16 import FORMAT as BF16
+from trtopt.precision.fp16 import FORMAT as FP16
 from trtopt.precision.passes import half
-from trtopt.precision.passes.half import BF16, FP16
 from trtopt.types import Decision
 
 Parse = Callable[..., ir.Model]

@@ -13,10 +13,9 @@ import pytest
 
 from trtopt.engine.onnxruntime import open_runner
 from trtopt.errors import TableError, UsageError
-from trtopt.precision import Request, precision, precisions
+from trtopt.precision import Request, formats, precision, precisions
 from trtopt.precision.passes.eight_bits import rounding_errors
 from trtopt.precision.passes.placement import place
-from trtopt.precision.passes.qdq import FORMATS
 from trtopt.types import CalibrationTable, Decision
 
 Parse = Callable[..., ir.Model]
@@ -263,7 +262,7 @@ def test_what_leaves_the_range_of_fp16_is_as_exact_as_anything_else(
     ir.save(model, tmp_path / "fp32.onnx")
     want = open_runner(tmp_path / "fp32.onnx").run(feed)["y"]
     request = Request(rest=rest, table=minmax(model, tmp_path, feed))
-    errors = rounding_errors(model, request, FORMATS[format])
+    errors = rounding_errors(model, request, formats(8)[format])
     assert all(np.isfinite(error(feed["x"])).all() for error in errors.values())
     decisions = precision(format).apply(model, request)
     assert {d.precision for d in decisions if d.op == "MatMul"} == {format}
@@ -311,8 +310,8 @@ def test_new_names_do_not_clash_with_those_of_the_model(parse: Parse, write: Wri
 
 def test_the_names_on_the_command_line_are_the_precisions() -> None:
     assert precisions() == ("bf16", "fp16", "fp32", "fp8", "int8")
-    assert {name for name in precisions() if precision(name).NEEDS_TABLE} == {"int8", "fp8"}
-    assert min(precision(name).OPSET for name in precisions()) >= 13
+    assert {name for name in precisions() if precision(name).FORMAT.scaled} == {"int8", "fp8"}
+    assert min(precision(name).FORMAT.opset for name in precisions()) >= 13
 
 
 @pytest.mark.parametrize(("name", "fix"), [("int9", "int8"), ("INT8", "int8"), ("float", "Choose one of bf16")])

@@ -10,9 +10,12 @@ import onnx_ir as ir
 import pytest
 
 from trtopt.engine.onnxruntime import open_runner
+from trtopt.formats import Format
 from trtopt.precision import Request, precision
-from trtopt.precision.passes.half import BF16, FP16, Half
-from trtopt.precision.passes.keep import RANGE_MARGIN, keep
+from trtopt.precision.bf16 import FORMAT as BF16
+from trtopt.precision.fp16 import FORMAT as FP16
+from trtopt.precision.passes.extent import RANGE_MARGIN
+from trtopt.precision.passes.keep import keep
 
 Parse = Callable[..., ir.Model]
 Write = Callable[[ir.Model], Path]
@@ -60,7 +63,7 @@ MASKED = {
 @pytest.mark.parametrize("half", [FP16, BF16], ids=["fp16", "bf16"])
 @pytest.mark.parametrize(("head", "body", "wanted"), MASKED.values(), ids=MASKED)
 def test_nodes_that_bring_a_mask_to_an_output_are_kept(
-    parse: Parse, head: str, body: str, wanted: set[str], half: Half
+    parse: Parse, head: str, body: str, wanted: set[str], half: Format
 ) -> None:
     model = parse(f"{head} <float low = {{-1e9}}, int64[2] two = {{2, 2}}> {{ {body} }}", opset=22)
     reasons = keep(model, half, Request(masks={"m": 1e9}))

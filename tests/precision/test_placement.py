@@ -8,7 +8,8 @@ import onnx_ir as ir
 import pytest
 
 from trtopt.errors import ModelError
-from trtopt.precision.passes.placement import NEVER, Placement, place, weighted_inputs
+from trtopt.precision.passes.operands import weighted_inputs
+from trtopt.precision.passes.placement import NEVER, Placement, place
 
 Parse = Callable[..., ir.Model]
 Shapes = dict[str, tuple[int, ...]]
@@ -100,6 +101,29 @@ def test_an_average_pool_between_quantized_tensors_is_quantized(parse: Parse, op
     assert reason(placement, "p") == "an average pool between quantized tensors"
 
 
+@pytest.mark.parametrize("body", [
+    "<int64[2] a = {2, 3}> { r = Relu(x)\n p = ReduceMean<keepdims = 0>(r, a)\n y = Gemm(p, v) }",
+    "<int64[2] a = {-1, -2}> { r = Relu(x)\n p = ReduceMean(r, a)\n f = Flatten(p)\n y = Gemm(f, v) }",
+])  # fmt: skip
+def test_an_average_over_all_pixels_is_an_average_pool(parse: Parse, body: str) -> None:
+    placement = place(parse(f"(float[n, 16, 8, 8] x) => (float[n, 32] y) {body}", {"v": (16, 32)}))
+    assert ("p", 0, None, "r") in sites(placement)
+    assert reason(placement, "p") == "an average pool between quantized tensors"
+
+
+def test_the_axes_of_an_average_may_be_an_attribute(parse: Parse) -> None:
+    body = """(float[n, 16, 8, 8] x) => (float[n, 32] y) {
+        p = ReduceMean<axes = [2, 3], keepdims = 0>(x)\n y = Gemm(p, v) }"""
+    assert "p" in quantized(place(parse(body, {"v": (16, 32)}, 13)))
+
+
+@pytest.mark.parametrize(("axes", "out"), [("1", "n, 16, 32"), ("3", "n, 16, 32"), ("1, 2", "n, 32")])
+def test_an_average_over_other_axes_is_not_an_average_pool(parse: Parse, axes: str, out: str) -> None:
+    body = f"""(float[n, 16, 16, 16] x) => (float[{out}] y) <int64[{len(axes.split(","))}] a = {{{axes}}}> {{
+        p = ReduceMean<keepdims = 0>(x, a)\n y = MatMul(p, v) }}"""
+    assert quantized(place(parse(body, {"v": (16, 32)}))) == {"y"}
+
+
 @pytest.mark.parametrize(
     "tail", ["y0 = Flatten(p)\n y = Relu(y0)", "f = Flatten(p)\n g = Gemm(f, v)\n r2 = Relu(f)\n y = Mul(g, r2)"]
 )
@@ -180,7 +204,9 @@ def test_normalizations_are_not_quantized(parse: Parse) -> None:
         ("(float[1, 64] x) => (float[1, 64] y) { y = Gemm(x, w) }", {"w": (64, 64)}, "a matrix-vector product"),
         ("(float[64, 1] x) => (float[1, 64] y) { y = Gemm<transA = 1>(x, w) }", {"w": (64, 64)},
          "a matrix-vector product"),
-        ("(float[2, 1, 64] x) => (float[2, 1, 64] y) { y = MatMul(x, w) }", {"w": (64, 64)},
+        ("(float[1, 1, 64] x) => (float[1, 1, 64] y) { y = MatMul(x, w) }", {"w": (64, 64)},
+         "a matrix-vector product"),
+        ("(float[4, 1, 64] x) => (float[4, 1, 64] y) { y = MatMul(x, w) }", {"w": (4, 64, 64)},
          "a matrix-vector product"),
         ("(float[32, 64] x) => (float[32, 1] y) { y = MatMul(x, w) }", {"w": (64, 1)}, "a matrix-vector product"),
         ("(float[64] x) => (float[32] y) { y = MatMul(x, w) }", {"w": (64, 32)}, "a matrix-vector product"),
@@ -201,6 +227,12 @@ def test_an_operator_that_int8_would_not_speed_up_is_not_quantized(
     placement = place(parse(body, weights))
     assert placement.sites == ()
     assert reason(placement, "y").startswith(why)
+
+
+@pytest.mark.parametrize("shape", ["20, 1, 64", "n, 1, 64", "1, 20, 1, 64"])
+def test_all_rows_of_a_product_with_one_matrix_count(parse: Parse, shape: str) -> None:
+    body = f"(float[{shape}] x) => (float[{shape}] y) {{ y = MatMul(x, w) }}"
+    assert quantized(place(parse(body, {"w": (64, 64)}))) == {"y"}
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

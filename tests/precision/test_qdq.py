@@ -16,10 +16,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trtopt.engine.onnxruntime import open_runner
+from trtopt.formats import INT8
 from trtopt.graph.query import names
+from trtopt.precision.fp8 import FORMAT as FP8
 from trtopt.precision.passes.qdq import (
-    FP8,
-    INT8,
     Format,
     code_weight,
     quantize,

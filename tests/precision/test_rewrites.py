@@ -19,8 +19,9 @@ from trtopt.graph.prepare import infer_shapes, prepare, save
 from trtopt.graph.query import constant
 from trtopt.precision.passes import bias
 from trtopt.precision.passes.equalize import equalize
+from trtopt.precision.passes.operands import channel_axis
 from trtopt.precision.passes.pairs import links
-from trtopt.precision.passes.placement import channel_axis, place
+from trtopt.precision.passes.placement import place
 from trtopt.precision.passes.smoothing import WAYS
 
 SIZES = (16, 17)  # equal sizes on different axes hide a factor that is applied to the wrong one

@@ -17,8 +17,7 @@ from support import ROOT
 from trtopt.codec import decode
 from trtopt.compare.catalog import METRICS
 from trtopt.report import render
-from trtopt.stages.report import REPORT_SCHEMA
-from trtopt.types import Report
+from trtopt.types import REPORT_SCHEMA, Report
 
 SCHEMA = json.loads((ROOT / "docs/report.schema.json").read_text(encoding="utf-8"))
 REPORTS = {**ALL, **PARTS}

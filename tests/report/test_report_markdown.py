@@ -16,7 +16,7 @@ def test_markdown_shows_verdict_evidence_and_where_it_ran() -> None:
         "`model.onnx` → **int8**",
         "| FAIL | boxes:0: sqnr | sqnr is 12.5 dB, must be 20 dB |",
         "| pass | logits: top1 | top-1 accuracy drops by 0.50 points (97.40 % -> 96.90 %), limit 1 (default) |",
-        "| output | read as | accuracy, FP32 | accuracy, candidate | top-1 agreement | cosine | SQNR |",
+        "| output | read as | accuracy\\_fp32 | accuracy | top1 | cosine | sqnr |",
         "| boxes:0 | values |  |  |  | 0.98 | 12.50 dB |",
         "1000 samples of `eval.npz`. FP32 ran in onnxruntime 1.31, CPU; the candidate in onnxruntime 1.31, CPU, 16-bit",
         "`out/model.engine` (2.50 MB), tensorrt\\_rtx 1.7.1, for compute capability 8.9; 10 fp16, 7 int8 layers, read",

@@ -41,10 +41,10 @@ kept in higher precision
 drift against FP32 on 1000 samples of eval.npz
 
   logits (scores)
-    accuracy, FP32 97.40 %   accuracy, candidate 96.90 %   top-1 agreement 99.00 %   SQNR identical
+    accuracy_fp32 97.40 %   accuracy 96.90 %   top1 99.00 %   sqnr identical
 
   boxes:0 (values)
-    cosine 0.98   SQNR 12.50 dB
+    cosine 0.98   sqnr 12.50 dB
 
   FP32 ran in   onnxruntime 1.31, CPU
   candidate in  onnxruntime 1.31, CPU, 16-bit rounding simulated
@@ -58,7 +58,7 @@ gates
 
 warning: eval.npz: recipe imagenet assumed
 
-to find the first divergent layer: trtopt compare MODEL CANDIDATE --data DATA --layers
+to find the first divergent layer: trtopt compare model.onnx out --data eval.npz --layers
 report: out/report.json
 FAIL: boxes:0: sqnr; equal
 """

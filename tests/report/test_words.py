@@ -14,8 +14,6 @@ from trtopt.types import Decision
 
 
 def test_a_custom_metric_keeps_its_name() -> None:
-    assert words.label("sqnr") == "SQNR"
-    assert words.label("word_errors") == "word_errors"
     assert words.number("word_errors", 0.123456789) == "0.12346"
 
 

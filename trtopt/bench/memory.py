@@ -95,7 +95,7 @@ def largest(
         latency_limit=limits.latency if math.isfinite(limits.latency) else math.nan,
         total=answer.memory,
         base=answer.base,
-        weights=answer.weights if question.builder else weights(question.path),
+        weights=answer.weights if question.engine else weights(question.path),
         inputs_outputs=answer.inputs_outputs,
         bytes_fixed=bytes_fixed,
         bytes_per_sample=bytes_per_sample,

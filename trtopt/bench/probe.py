@@ -3,42 +3,28 @@
 A process that ran out of memory, or whose arena has grown, gives wrong results for the next batch size. So each batch
 size gets a fresh process, which is killed when it exceeds its limit, before the machine runs out of memory.
 
-    python -c "from trtopt.bench.probe import main; main()"     reads a Question from stdin, prints an Answer (JSON)
-
-Touches: starts a process; in it, the model and the GPU.
+Touches: starts a process (`trtopt.child`); in it, the model and the GPU.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import signal
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
-from trtopt import errors
+from trtopt import child
 from trtopt.bench.gpu import resident
 from trtopt.bench.inputs import Sizes, random
 from trtopt.bench.targets import Session, open_engine, open_onnx
-from trtopt.codec import decode, encode
 from trtopt.engine.onnxruntime import CudaOptions
-from trtopt.errors import ModelError, OutOfMemoryError, TrtoptError
+from trtopt.errors import ModelError, OutOfMemoryError
 from trtopt.requires import require
+from trtopt.types import Engine
 
-# `python -c` puts the current folder first on the path, where a file onnx.py would hide the package. It is removed, and
-# the folder of trtopt itself is appended, for runs from a source checkout.
-_PROGRAM = (
-    "import sys; sys.path[:] = [p for p in sys.path if p] + [{root!r}]; from trtopt.bench.probe import main; main()"
-)
-_ROOT = str(Path(__file__).resolve().parent.parent.parent)
-_POLL_SECONDS = 0.005
 # Runs of a batch size: at least `_MIN_RUNS` and for at least `_MEASURE_MS`, but no more after `_LIMIT_MS`.
 _MIN_RUNS = 5
 _MEASURE_MS = 300.0
@@ -50,13 +36,13 @@ _STATUS = Path("/proc/self/status")
 class Question:
     """Target, device and batch size to try, and how much memory it may use.
 
-    `builder` names the TensorRT that built an engine; it is empty for an ONNX graph. `limit` is in bytes; 0 on `cuda`
+    `engine` is the engine to run; None for an ONNX graph. `limit` is in bytes; 0 on `cuda`
     means the free memory of the GPU. `host` limits the host memory of the process in bytes; 0 means that it is not
     monitored.
     """
 
     path: Path
-    builder: str
+    engine: Engine | None
     sizes: Sizes
     device: Literal["cpu", "cuda"]
     batch: int
@@ -92,71 +78,36 @@ def ask(question: Question, timeout: float) -> Answer:
     Raises:
         TrtoptError: the target cannot be run at all, for a reason other than its size.
     """
-    # Files instead of pipes: nothing reads a pipe while the process is monitored, and a full one would block it.
-    with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
-        stdin.write(json.dumps(encode(question)).encode())
-        stdin.seek(0)
-        process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM.format(root=_ROOT)],
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            start_new_session=True,  # the terminal's Ctrl-C reaches only the parent, which then kills the child
-        )
-        try:
-            stopped = _monitor(process, question, timeout)
-        finally:
-            process.kill()
-            process.wait()
-        stdout.seek(0)
-        stderr.seek(0)
-        reply, log = stdout.read(), stderr.read().decode(errors="replace").strip()
-    if stopped is not None:
-        return stopped
-    if process.returncode or not reply:
-        return _crashed(question, process.returncode, log)
-    answer = json.loads(reply.splitlines()[-1])  # libraries may have printed lines before it
-    if "error" in answer:
-        error_class = getattr(errors, answer["error"], ModelError)  # CudaError is not defined in `errors`
-        raise error_class(answer["what"], why=answer["why"], fix=answer["fix"])
-    return decode(Answer, answer)
-
-
-def _monitor(process: subprocess.Popen[bytes], question: Question, timeout: float) -> Answer | None:
-    """Wait for the process to end and return None, or return why it must be killed: too much memory or time."""
     end = time.monotonic() + timeout
-    while process.poll() is None:
-        memory = resident(process.pid) if question.host else 0
+
+    def guard(process: int) -> Answer | None:
+        """Return why the process must be killed: too much memory or time."""
+        memory = resident(process) if question.host else 0
         if memory > question.host and question.device == "cpu":
             return Answer(memory=memory, limit=question.limit, failed="exceeds the memory limit")
         if memory > question.host:
             return Answer(limit=question.limit, failed="needs more host memory for inputs and outputs than is free")
         if time.monotonic() > end:
             return Answer(limit=question.limit, failed=f"did not finish within {timeout:.0f} s", reason="time")
-        time.sleep(_POLL_SECONDS)
-    return None
+        return None
 
-
-def _crashed(question: Question, code: int, log: str) -> Answer:
-    """Return the answer of a process that was killed for lack of memory; raise a ModelError for any other crash."""
-    last = log.splitlines()[-1] if log else ""
-    # Linux ends processes with SIGKILL when memory is exhausted.
-    if code == -signal.SIGKILL or "MemoryError" in log or "bad_alloc" in log:
-        return Answer(limit=question.limit, failed="exhausts the host's memory")
-    reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    raise ModelError(f"{question.path} cannot be run at batch {question.batch}", why=f"{reason} {last}".strip())
-
-
-def main() -> None:
-    """Read a question from stdin and print the answer, or the error, as one line of JSON."""
-    question = decode(Question, json.load(sys.stdin))
     try:
-        answer = encode(_answer(question))
+        return child.call(answer, question, child.Terms(guard=guard))
+    except child.StoppedError as stopped:
+        return cast(Answer, stopped.reason)
+    except child.DiedError as died:
+        if died.out_of_memory:
+            return Answer(limit=question.limit, failed="exhausts the host's memory")
+        why = " ".join(filter(None, [died.cause, "" if died.raised else died.last_line]))
+        raise ModelError(f"{question.path} cannot be run at batch {question.batch}", why=why, fix=died.advice) from died
+
+
+def answer(question: Question, say: child.Say) -> Answer:  # noqa: ARG001 - a function of `trtopt.child`
+    """Try a batch size in this process."""
+    try:
+        return _answer(question)
     except OutOfMemoryError as error:
-        answer = encode(Answer(limit=question.limit, failed=error.why or error.what))
-    except TrtoptError as error:
-        answer = {"error": type(error).__name__, "what": error.what, "why": error.why, "fix": error.fix}
-    print(json.dumps(answer, allow_nan=False))
+        return Answer(limit=question.limit, failed=error.why or error.what)
 
 
 def _answer(question: Question) -> Answer:
@@ -177,8 +128,8 @@ def _answer(question: Question) -> Answer:
 def _run(question: Question, limit: int, memory: Callable[[], int]) -> Answer:
     """Run the batch a few times. `memory` returns the bytes in use, and is called while the model is loaded."""
     session: Session
-    if question.builder:
-        session = open_engine(question.path, question.builder)
+    if question.engine is not None:
+        session = open_engine(question.engine)
     else:
         session = open_onnx(question.path, question.device, replace(question.cuda, memory_limit=limit))
     with contextlib.closing(session):

@@ -12,18 +12,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from trtopt.bench.inputs import Sizes
 from trtopt.bench.latency import Run
 from trtopt.data.dataset import Feed
+from trtopt.engine import Runner, compiler
 from trtopt.engine.onnxruntime import CudaOptions, OrtRunner, open_runner
 from trtopt.engine.runner.binding import exhausted, first_line
 from trtopt.errors import EnvironmentUnableError, ModelError, OutOfMemoryError
 from trtopt.requires import require
-
-if TYPE_CHECKING:
-    from trtopt.engine.runner.engine import EngineRunner
+from trtopt.types import Engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,21 +111,17 @@ class OnnxSession:
 
 
 class EngineSession:
-    """TensorRT engine, one run at a time.
+    """Engine, one run at a time. Its backend times the computation alone, the host's clock a run with copies."""
 
-    GPU events time the computation alone. The host's clock times a run with copies.
-    """
-
-    device: Literal["cpu", "cuda"] = "cuda"
-
-    def __init__(self, runner: EngineRunner) -> None:
+    def __init__(self, runner: Runner) -> None:
         self.where = runner.where
+        self.device = runner.device
         self._runner = runner
 
     @property
     def weights(self) -> int:
-        """GPU memory that loading the engine took, in bytes."""
-        return self._runner.memory["weights"]
+        """Memory that loading the engine took on its device, in bytes."""
+        return self._runner.weights
 
     def ways(self, feed: Feed) -> Ways:
         """Run once to learn the sizes of the outputs, and return the ways to run.
@@ -139,15 +134,9 @@ class EngineSession:
         outputs = runner.run(feed)
         input_bytes = sum(feed[name].nbytes for name in runner.inputs)
         output_bytes = sum(array.nbytes for array in outputs.values())
-
-        # The time between two GPU events around the computation. The copies run, but do not count.
-        def compute() -> float:
-            runner.submit(feed)
-            return runner.collect().compute
-
         return Ways(
-            plain=compute,
-            with_copies=lambda: timed(lambda: runner.run(feed)),
+            plain=lambda: runner.time(feed),
+            with_copies=(lambda: timed(lambda: runner.run(feed))) if self.device == "cuda" else None,
             bytes=input_bytes + output_bytes,
         )
 
@@ -163,21 +152,17 @@ def timed(run: Callable[[], object]) -> float:
     return (time.perf_counter_ns() - start) / 1e6
 
 
-def open_engine(path: Path, builder: str) -> EngineSession:
-    """Load an engine that is listed in a manifest, with the TensorRT that built it.
-
-    Args:
-        path: the engine file. Loading runs code from it: its digest must have been checked.
-        builder: product and version that built it, such as "TensorRT-RTX 1.3".
+def open_engine(engine: Engine) -> EngineSession:
+    """Load an engine that is listed in a manifest. Loading runs code from it: its digest must have been checked.
 
     Raises:
-        EnvironmentUnableError: that TensorRT or a GPU is missing, or the engine does not run on the GPU.
-        OutOfMemoryError: the GPU has too little memory for the engine's largest shapes.
-        MissingDependencyError: neither cuda-python nor pycuda is installed.
+        EnvironmentUnableError: its backend or a device is missing, or the engine does not run on the device.
+        OutOfMemoryError: the device has too little memory for the engine's largest shapes.
+        MissingDependencyError: a package that the backend runs it with is not installed.
     """
-    from trtopt.engine.tensorrt import open_runner as open_engine_runner
-
-    return EngineSession(open_engine_runner(path, builder, streams=1))
+    compiling = compiler(engine.backend)
+    assert compiling is not None, f"the engine of {engine.backend} is a graph"
+    return EngineSession(compiling.open(engine, graphs=True))
 
 
 def open_onnx(path: Path, device: str, cuda: CudaOptions) -> OnnxSession:

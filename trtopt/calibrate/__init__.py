@@ -18,6 +18,7 @@ from trtopt import plugins
 
 if TYPE_CHECKING:
     from trtopt.calibrate.histogram import Histogram
+    from trtopt.formats import Format
 
 AUTO = "auto"
 _METHODS = "trtopt.calibrate.methods"
@@ -37,10 +38,10 @@ def check_name(name: str) -> None:
     plugins.check(_METHODS, name, "calibration method", also=(AUTO,))
 
 
-def method(name: str) -> Callable[[Histogram], float]:
+def method(name: str) -> Callable[[Histogram, Format], float]:
     """Return the `amax` function of a method.
 
     Raises:
         UsageError: the method is unknown; the message suggests the closest name.
     """
-    return cast("Callable[[Histogram], float]", plugins.load(_METHODS, name, "calibration method").amax)
+    return cast("Callable[[Histogram, Format], float]", plugins.load(_METHODS, name, "calibration method").amax)

@@ -26,6 +26,8 @@ _MAGNITUDE = np.uint32(0x7FFFFFFF)
 """Mask that clears the sign of a float32."""
 _SHIFT = np.uint32(14)
 _BLOCK = 1024
+_NUMBERS = types.Tuple((types.int64, types.int64, types.float64))  # type: ignore[no-untyped-call]
+"""A number type: the bits of its mantissa, the exponent of its smallest normal number, its largest number."""
 _LINE = 16
 """Number of float32 values in a cache line."""
 
@@ -133,28 +135,45 @@ def _least_divergent(counts: Any, levels: int, narrowest: int, rounding: float) 
     return best
 
 
-def _squared_error(bins: Any, scale: float, limit: float) -> float:
+def _integral(t: float, numbers: Any) -> Any:
+    """Return the squared error integrated from 0 to t (F of `trtopt.calibrate.methods.mse`), and the error at t."""
+    mantissa, exponent, largest = numbers
+    cells, normal = 2.0**mantissa, 2.0**exponent
+    start, step, before = 0.0, normal / cells, 0.0
+    if t >= normal and largest >= normal:
+        _, power = math.frexp(min(t, largest))
+        start = 2.0 ** (power - 1)
+        # The numbers below the normal ones, and each power of two from there on: a geometric series.
+        before = cells / 12 * step**3 * (1 + (8.0 ** (power - 1 - exponent) - 1) / 7)
+        step = start / cells
+    offset = (t - start) / step
+    n = min(math.floor(offset + 0.5), (largest - start) / step)
+    return before + step**3 * (n / 12 + (offset - n) ** 3 / 3), (offset - n) * step
+
+
+_pair = types.Tuple((types.float64, types.float64))  # type: ignore[no-untyped-call]
+_integral = _compile(_pair(types.float64, _NUMBERS), _integral)
+
+
+def _squared_error(bins: Any, scale: float, limit: float, numbers: Any) -> float:
     lower, upper, counts = bins
-    step = scale**3
+    half_step = 2.0 ** (numbers[1] - numbers[0] - 1)
+    volume = scale**3
     total = 0.0
     # From the largest magnitudes down: clipping errors come first, so the limit is exceeded early.
     for i in range(lower.size - 1, -1, -1):
         low = lower[i] / scale
         high = upper[i] / scale
-        if high <= 0.5:
+        if high <= half_step:
             # The whole bin rounds to 0: the error is the mean of x squared.
             total += counts[i] * (upper[i] ** 2 + upper[i] * lower[i] + lower[i] ** 2) / 3
             continue
-        n = min(math.floor(low + 0.5), 127.0)
+        below, error = _integral(low, numbers)
         if high <= low:
             # A bin without width: all its values are equal.
-            total += counts[i] * ((low - n) * scale) ** 2
+            total += counts[i] * (error * scale) ** 2
             continue
-        # F(upper) - F(lower), with F of `trtopt.calibrate.methods.mse`.
-        at_low = n / 12 + (low - n) ** 3 / 3
-        n = min(math.floor(high + 0.5), 127.0)
-        at_high = n / 12 + (high - n) ** 3 / 3
-        total += counts[i] * (at_high - at_low) * step / (upper[i] - lower[i])
+        total += counts[i] * (_integral(high, numbers)[0] - below) * volume / (upper[i] - lower[i])
         if total > limit:
             return math.inf
     return total
@@ -178,5 +197,5 @@ least_divergent = _compile(types.int64(_f64, types.int64, types.int64, types.flo
 Candidates have at least `narrowest` bins; the published search starts at `levels`. A narrower range is better only if
 its divergence is smaller by more than `rounding`."""
 
-squared_error = _compile(types.float64(_bins, types.float64, types.float64), _squared_error)
-"""squared_error((lower, upper, counts), scale, limit) -> the summed squared error, infinity if above `limit`."""
+squared_error = _compile(types.float64(_bins, types.float64, types.float64, _NUMBERS), _squared_error)
+"""squared_error((lower, upper, counts), scale, limit, numbers) -> the squared error, infinity if above `limit`."""

@@ -9,8 +9,7 @@ Touches: `tap` reads the model and writes a copy; `observe` calls the function t
 from __future__ import annotations
 
 import difflib
-import os
-import resource
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from trtopt.events import Emit, Progress
 from trtopt.graph.file import external_files, load_proto
 from trtopt.graph.parsed import own
 from trtopt.graph.unread import consumed
+from trtopt.parallel import cores
 from trtopt.types import OnnxModel
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def callers() -> int:
     A worker that runs a sample and then counts it is never idle. If several threads shared one sample instead, most of
     them would wait while it is loaded and counted.
     """
-    return min(_MAX_WORKERS, len(os.sched_getaffinity(0)))
+    return min(_MAX_WORKERS, cores())
 
 
 def tap(model: OnnxModel, tensors: Sequence[str], path: Path) -> None:
@@ -164,8 +164,7 @@ def observe(
                 pending.popleft().result()
                 done = len(dataset) - len(pending)
                 rate = done / (time.perf_counter() - started)
-                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
-                emit(Progress(stage, done, len(dataset), f"{rate:.1f} samples/s, peak {peak:.0f} MiB"))
+                emit(Progress(stage, done, len(dataset), f"{rate:.1f} samples/s{_peak()}"))
         finally:
             pool.shutdown(cancel_futures=True)
     merged, *others = per_worker
@@ -173,6 +172,16 @@ def observe(
         for name in names:
             merged[name].merge(other[name])
     return {name: histogram.unmasked() for name, histogram in merged.items()}
+
+
+def _peak() -> str:
+    """Return the peak memory of this process as a part of a note; empty where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return ""
+    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10  # macOS counts in bytes, Linux in KiB
+    return f", peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit:.0f} MiB"
 
 
 def _count(histograms: Mapping[str, Histogram], tensors: Mapping[str, Array], sample: str) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trtopt.calibrate.histogram import MASK
-from trtopt.data.dataset import Array, Dataset, Feed
+from trtopt.data.dataset import Array, Dataset, Feed, spread
 from trtopt.errors import CalibrationError
 from trtopt.events import Emit, Progress
 from trtopt.parallel import in_order
@@ -150,12 +150,9 @@ def few(dataset: Dataset, most: int = SAMPLES) -> Dataset:
 
 
 def _indices(dataset: Dataset, most: int = SAMPLES) -> list[int]:
-    """Return the indices of at most `most` samples; if samples are fed in groups, those of at least `FEEDS` groups.
-
-    They are spread evenly over the dataset, because images of one class often follow one another.
-    """
+    """Return the indices of at most `most` samples, or of at least `FEEDS` groups if samples are fed in groups."""
     count = max(-(-most // dataset.groups.size), FEEDS) if dataset.groups else most
-    return [int(i) for i in np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int))]
+    return spread(len(dataset), count)
 
 
 def look(

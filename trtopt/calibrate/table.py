@@ -22,14 +22,15 @@ from trtopt.calibrate import method
 from trtopt.calibrate.histogram import Histogram
 from trtopt.data.dataset import Dataset
 from trtopt.errors import CalibrationError, TableError
+from trtopt.formats import INT8, Format
 from trtopt.types import CalibrationTable, OnnxModel
 
-LEVELS = 127
+LEVELS = INT8.max
 SCHEMA = "trtopt.calibration"
 SCHEMA_VERSION = 2
 CACHE_VERSION = 101200
 """TensorRT version in the header of a cache: 10.12.0, the oldest that trtopt targets. TensorRT requires one."""
-CACHED = "int8"
+CACHED = INT8.name
 """Precision that TensorRT's calibration caches are for."""
 
 _SMALLEST = float(np.finfo(np.float32).tiny)
@@ -42,7 +43,12 @@ _Value = TypeVar("_Value")
 
 
 def make_table(
-    method_name: str, histograms: Mapping[str, Histogram], *, model: OnnxModel, dataset: Dataset
+    method_name: str,
+    histograms: Mapping[str, Histogram],
+    *,
+    model: OnnxModel,
+    dataset: Dataset,
+    format: Format = INT8,
 ) -> CalibrationTable:
     """Build a table with one scale per histogram: float32(amax / 127), at least the smallest normal float32.
 
@@ -51,6 +57,7 @@ def make_table(
         histograms: the values of each tensor over all samples, without NaN and masks (see `Histogram.unmasked`).
         model: the model that was calibrated.
         dataset: the samples that it was calibrated with.
+        format: the number type whose error the method minimizes. The scales are amax / 127 for each of them.
 
     Raises:
         UsageError: the method is unknown.
@@ -66,7 +73,7 @@ def make_table(
                 why="a scale cannot be derived without values",
                 fix="Give samples that reach this part of the model",
             )
-        scales[name] = to_scale(amax(histogram))
+        scales[name] = to_scale(amax(histogram, format))
     return CalibrationTable(
         method=method_name,
         scales=scales,
@@ -106,13 +113,15 @@ def check_table(table: CalibrationTable, model: OnnxModel, needed_tensors: Itera
         )
 
 
-def write_json(table: CalibrationTable, path: Path, histograms: Mapping[str, Histogram] | None = None) -> None:
+def write_json(
+    table: CalibrationTable, path: Path, histograms: Mapping[str, Histogram] | None = None, format: Format = INT8
+) -> None:
     """Write the table as JSON, with statistics of the tensors in `histograms`.
 
     The statistics of a tensor are:
 
     - `threshold`: the largest magnitude that is represented (127 scales);
-    - `clipped`: the share of values more than half a scale above it, whose error is larger than a rounding error;
+    - `clipped`: the share of values more than half a step of the type above it, whose error exceeds a rounding error;
     - `zeros`: the share of zeros;
     - `values`: the number of values.
     """
@@ -122,7 +131,7 @@ def write_json(table: CalibrationTable, path: Path, histograms: Mapping[str, His
         if name in table.ranges:
             tensors[name]["amax"] = table.ranges[name]
         if histograms and name in histograms:
-            tensors[name].update(_statistics(scale, histograms[name]))
+            tensors[name].update(_statistics(scale, histograms[name], format))
     document = {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
@@ -139,10 +148,10 @@ def write_json(table: CalibrationTable, path: Path, histograms: Mapping[str, His
     path.write_bytes(text.encode() + b"\n")
 
 
-def _statistics(scale: float, histogram: Histogram) -> dict[str, float | int | str]:
+def _statistics(scale: float, histogram: Histogram, format: Format) -> dict[str, float | int | str]:
     return {
         "threshold": LEVELS * scale,
-        "clipped": histogram.share_above((LEVELS + 0.5) * scale),
+        "clipped": histogram.share_above(scale * LEVELS / format.max * format.clips_from),
         "zeros": histogram.zeros / max(histogram.total, 1),
         "values": histogram.total,
     }

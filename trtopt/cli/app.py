@@ -1,7 +1,7 @@
 """Entry point of the program, and its exit codes.
 
     0 pass    1 a gate failed    2 usage, input or stage error    3 not possible on this machine
-    4 a requested gate is inconclusive    130 interrupted
+    4 a requested gate is inconclusive    130 interrupted    143 terminated
 
 Touches: nothing itself. It imports only fast modules before the first `try`, from where on Ctrl-C is handled.
 """
@@ -13,18 +13,28 @@ import io
 import os
 import signal
 import sys
+from typing import NoReturn
 
-from trtopt.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PASS, TrtoptError
+from trtopt.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PASS, EXIT_TERMINATED, TrtoptError
 
-INTERRUPTED = "interrupted; completed stages are cached: run again to resume"
+_STOPPED = {EXIT_INTERRUPTED: "interrupted", EXIT_TERMINATED: "terminated"}
 
 
 def main() -> None:
     """Run the command line and exit with the code of its outcome; 1 always means a failed gate."""
+    terminated = []
+
+    def terminate(*_: object) -> None:
+        terminated.append(True)
+        raise KeyboardInterrupt  # SIGTERM ends a run in the same way as Ctrl-C
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         _own_stdout()
+        from trtopt.cli import trtexec
         from trtopt.cli.commands import app
 
+        trtexec.refuse(sys.argv[1:])
         code = app(standalone_mode=False) or EXIT_PASS  # the code of a typer.Exit, and 130 after Ctrl-C
         sys.stdout.flush()
     except SystemExit as leave:
@@ -34,31 +44,44 @@ def main() -> None:
             sys.exit(EXIT_PASS)
         sys.exit(leave.code if leave.code in (EXIT_PASS, EXIT_INTERRUPTED) else EXIT_ERROR)  # 0: shell completion
     except TrtoptError as error:
-        _complain(str(error))
-        sys.exit(error.exit_code)
+        code = EXIT_TERMINATED if terminated and error.exit_code == EXIT_INTERRUPTED else error.exit_code
+        _fail(str(error), code, shown=error.shown)
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of stdout went away (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_ERROR)
     except OSError as error:  # stdout on a full disk, a file system that went away
-        _complain(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
-        sys.exit(EXIT_ERROR)
+        _fail(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""), EXIT_ERROR)
     except Exception as error:
-        if hasattr(error, "exit_code") and hasattr(error, "show"):  # a usage error raised by the command-line library
+        if hasattr(error, "format_message") and hasattr(
+            error, "show"
+        ):  # a usage error raised by the command-line library
             error.show()
-            sys.exit(EXIT_ERROR)
+            _fail(error.format_message(), EXIT_ERROR, on_stderr=False)
         if os.environ.get("TRTOPT_DEBUG"):
             raise
         text = next(iter(str(error).splitlines()), "")
-        _complain(
-            f"internal error: {type(error).__name__}: {text}. This is a bug in trtopt: "
-            "run again with TRTOPT_DEBUG=1 for the traceback"
-        )
-        sys.exit(EXIT_ERROR)
+        line = f"internal error: {type(error).__name__}: {text}. This is a bug in trtopt: "
+        _fail(line + "run again with TRTOPT_DEBUG=1 for the traceback", EXIT_ERROR)
     if code == EXIT_INTERRUPTED:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # another Ctrl-C must not interrupt the message and the exit
-        _complain(INTERRUPTED)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # another one must not interrupt the message and the exit
+        code = EXIT_TERMINATED if terminated else code
+        _complain(f"{_STOPPED[code]}; completed stages are cached: run again to resume")
+    sys.exit(code)
+
+
+def _fail(line: str, code: int, *, shown: bool = False, on_stderr: bool = True) -> NoReturn:
+    """Report an error on stderr and, unless it is `shown` there, on stdout in the format asked for; then exit."""
+    if on_stderr:
+        _complain(line)
+    if not shown:
+        from trtopt.cli.show import asked_format, failed
+
+        arguments = sys.argv[1:]
+        command = next((word for word in arguments if not word.startswith("-")), "")
+        failed(line, code, asked_format(arguments, os.environ), command)
     sys.exit(code)
 
 

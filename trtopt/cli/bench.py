@@ -11,14 +11,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trtopt.cli.options import (
+    COMPARISON,
+    INPUT,
+    MEASUREMENT,
+    OUTPUT,
+    RUN,
     AllowInconclusiveFlag,
     Device,
     Format,
     FormatFlag,
+    QuietFlag,
     RecipeFlag,
+    SamplesFlag,
     ShapeFlag,
     SkipBadFlag,
+    VerboseFlag,
     joined,
+    size,
 )
 
 if TYPE_CHECKING:
@@ -36,54 +45,93 @@ def bench(
         ),
     ],
     batch: Annotated[
-        str | None, typer.Option(help="Batch sizes: 1,4,16. Default: 1,8,16,32,64, or the model's fixed size.")
+        str | None,
+        typer.Option(
+            help="Batch sizes: 1,4,16. Default: 1,8,16,32,64, or the model's fixed size.", rich_help_panel=MEASUREMENT
+        ),
     ] = None,
     seconds: Annotated[
-        float, typer.Option(help="Time per target and batch size; the reported noise tells whether it was enough.")
+        float,
+        typer.Option(
+            help="Time per target and batch size; the reported noise tells whether it was enough.",
+            rich_help_panel=MEASUREMENT,
+        ),
     ] = 2.0,
     data: Annotated[
-        str | None, typer.Option(help="Samples to run on. Default: random samples.", show_default=False)
+        str | None,
+        typer.Option(help="Samples to run on. Default: random samples.", show_default=False, rich_help_panel=INPUT),
     ] = None,
     recipe: RecipeFlag = None,
     skip_bad: SkipBadFlag = False,
+    samples: SamplesFlag = None,
     shape: ShapeFlag = None,
     gate: Annotated[
         list[str] | None,
         typer.Option(
             help="Thresholds for the last target, at every batch size or at one: latency_p99=5ms,throughput@8=1000. "
-            "speedup=1.5x is relative to the first target. May be repeated."
+            "speedup=1.5x is relative to the first target. May be repeated.",
+            rich_help_panel=COMPARISON,
         ),
     ] = None,
     allow_inconclusive: AllowInconclusiveFlag = False,
     max_batch: Annotated[
-        bool, typer.Option("--max-batch", help="Find the largest batch of one target that fits, instead of a sweep.")
+        bool,
+        typer.Option(
+            "--max-batch",
+            help="Find the largest batch of one target that fits, instead of a sweep.",
+            rich_help_panel=MEASUREMENT,
+        ),
     ] = False,
     memory_limit: Annotated[
-        str | None, typer.Option(help="For --max-batch: limit of memory, such as 8GiB. Default: all free memory.")
+        str | None,
+        typer.Option(
+            help="For --max-batch: limit of memory, such as 8GiB. Default: all free memory.",
+            rich_help_panel=MEASUREMENT,
+        ),
     ] = None,
     latency_limit: Annotated[
         str | None,
-        typer.Option(help="For --max-batch: limit of the median time per batch, such as 20ms.", show_default=False),
+        typer.Option(
+            help="For --max-batch: limit of the median time per batch, such as 20ms.",
+            show_default=False,
+            rich_help_panel=MEASUREMENT,
+        ),
     ] = None,
     device: Annotated[
         Device,
-        typer.Option(help="Where to run. auto: on a GPU if one works. On the CPU, gates are decided only with cpu."),
+        typer.Option(
+            help="Where to run. auto: on a GPU if one works. On the CPU, gates are decided only with cpu.",
+            rich_help_panel=RUN,
+        ),
     ] = Device.auto,
     tf32: Annotated[
-        bool, typer.Option("--tf32", help="On a GPU, let onnxruntime compute FP32 products in TF32.")
+        bool,
+        typer.Option("--tf32", help="On a GPU, let onnxruntime compute FP32 products in TF32.", rich_help_panel=RUN),
     ] = False,
     cuda_graphs: Annotated[
-        bool, typer.Option("--cuda-graphs", help="Let onnxruntime capture CUDA graphs, as engines always do.")
+        bool,
+        typer.Option(
+            "--cuda-graphs", help="Let onnxruntime capture CUDA graphs, as engines always do.", rich_help_panel=RUN
+        ),
     ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="Directory of report.json and benchmark.json. Default: trtopt-out/bench/<targets>."
+            "--out",
+            "-o",
+            help="Directory of report.json and benchmark.json. Default: trtopt-out/bench/<targets>.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     format: FormatFlag = Format.text,
+    quiet: QuietFlag = False,
+    verbose: VerboseFlag = False,
 ) -> None:
     """Time targets side by side over batch sizes, with the noise of each measurement.
+
+    \b
+    Example:
+      trtopt bench model.onnx trtopt-out/model/int8 --batch 1,8,64 --gate latency_p99@8=5ms
 
     Exits 0 if every gate passes (or there are none), 1 if one fails, 4 if one is inconclusive (as on a CPU without
     --device cpu), 3 if memory is exhausted, 130 on Ctrl-C; results measured until then are kept and shown.
@@ -91,14 +139,16 @@ def bench(
     from dataclasses import replace
 
     from trtopt import rundir
+    from trtopt.bench.gate import parse_gates
     from trtopt.cli.console import Narrator
-    from trtopt.cli.show import finish
+    from trtopt.cli.show import Printed, finish
     from trtopt.commands.bench import bench as run
-    from trtopt.commands.bench import max_batch as search_batch
+    from trtopt.commands.max_batch import max_batch as search_batch
     from trtopt.errors import UsageError
     from trtopt.plan import BenchPlan, DataPlan, SpeedPlan
+    from trtopt.shapes import parse_shapes
 
-    speed = SpeedPlan(device=device.value, shapes=tuple(shape or ()), tf32=tf32, graphs=cuda_graphs)
+    speed = SpeedPlan(device=device.value, shapes=parse_shapes(shape or ()), tf32=tf32, graphs=cuda_graphs)
     run_dir = out or rundir.of_bench(targets)
     if max_batch:
         for flag, value in (("--batch", batch), ("--gate", gate), ("--data", data)):
@@ -109,9 +159,9 @@ def bench(
                     fix="Leave out one of them",
                 )
         search = _max_batch(targets, run_dir, speed, (memory_limit, latency_limit))
-        with Narrator() as emit:
+        with Narrator(quiet=quiet, verbose=verbose) as emit:
             report = search_batch(replace(search, allow_inconclusive=allow_inconclusive), emit)
-        finish(report, format.value)
+        finish(report, Printed(format=format.value, told=emit.told))
     if memory_limit or latency_limit:
         raise UsageError("--memory-limit and --latency-limit need --max-batch", fix="Add it, or use --gate instead")
     plan = BenchPlan(
@@ -119,14 +169,14 @@ def bench(
         run_dir=run_dir,
         batches=_batches(batch),
         seconds=_positive(seconds),
-        data=DataPlan(source=data, recipe=recipe, skip_bad=skip_bad) if data else None,
-        gates=joined(gate),
+        data=DataPlan(source=data, recipe=recipe, skip_bad=skip_bad, samples=samples) if data else None,
+        gates=parse_gates(joined(gate)),
         allow_inconclusive=allow_inconclusive,
         speed=speed,
     )
-    with Narrator() as emit:
+    with Narrator(quiet=quiet, verbose=verbose) as emit:
         report, stopped = run(plan, emit)
-    finish(report, format.value, stopped)
+    finish(report, Printed(format=format.value, told=emit.told), stopped)
 
 
 def _batches(text: str | None) -> tuple[int, ...]:
@@ -160,7 +210,7 @@ def _max_batch(
 ) -> MaxBatchPlan:
     import math
 
-    from trtopt.bench.units import BYTES, MILLISECONDS, quantity
+    from trtopt.bench.units import MILLISECONDS, quantity
     from trtopt.errors import UsageError
     from trtopt.plan import MaxBatchPlan
 
@@ -170,7 +220,7 @@ def _max_batch(
     return MaxBatchPlan(
         target=targets[0],
         run_dir=run_dir,
-        memory_limit=int(quantity(memory, BYTES, "--memory-limit", "--memory-limit 8GiB")) if memory else 0,
+        memory_limit=size(memory, "--memory-limit") or 0,
         latency_limit=quantity(latency, MILLISECONDS, "--latency-limit", "--latency-limit 20ms")
         if latency
         else math.inf,

@@ -10,52 +10,91 @@ from typing import Annotated
 
 import typer
 
-from trtopt.calibrate import method_names
-from trtopt.cli.options import Device, DeviceFlag, OutFlag, RecipeFlag, SkipBadFlag
+from trtopt.calibrate import AUTO, method_names
+from trtopt.cli.options import (
+    CALIBRATION,
+    INPUT,
+    PRECISION,
+    Device,
+    DeviceFlag,
+    DryRunFlag,
+    ForceFlag,
+    OutFlag,
+    QuietFlag,
+    RecipeFlag,
+    SamplesFlag,
+    ShapeFlag,
+    SkipBadFlag,
+    VerboseFlag,
+    cache,
+    choice,
+)
 
 
 def calibrate(
     model: Annotated[Path, typer.Argument(help="The trained network, as FP32 ONNX.", show_default=False)],
     calib: Annotated[
         str,
-        typer.Option(help="Samples: a folder of images, .npy, .npz, .jsonl, .parquet, module:function."),
+        typer.Option(
+            help="Samples: a folder of images, .npy, .npz, .jsonl, .parquet, module:function.", rich_help_panel=INPUT
+        ),
     ],
-    precision: Annotated[str, typer.Option("--precision", "-p", help="Precision of the table: int8 or fp8.")] = "int8",
-    method: Annotated[str, typer.Option(help=f"auto picks the best of {', '.join(method_names())}.")] = "auto",
+    precision: Annotated[
+        str, choice("Precision of the table.", ("int8", "fp8"), PRECISION, "--precision", "-p")
+    ] = "int8",
+    method: Annotated[
+        str, choice("How scales are chosen. auto picks the best of the others.", (AUTO, *method_names()), CALIBRATION)
+    ] = AUTO,
     recipe: RecipeFlag = None,
     skip_bad: SkipBadFlag = False,
+    samples: SamplesFlag = None,
     no_equalization: Annotated[
-        bool, typer.Option("--no-equalization", help="Do not equalize activations across channels.")
+        bool,
+        typer.Option(
+            "--no-equalization", help="Do not equalize activations across channels.", rich_help_panel=CALIBRATION
+        ),
     ] = False,
-    shape: Annotated[
-        list[str] | None, typer.Option(help="Shapes of an input with dynamic dimensions, as in trtopt convert.")
-    ] = None,
+    shape: ShapeFlag = None,
     out: OutFlag = None,
     device: DeviceFlag = Device.cpu,
+    dry_run: DryRunFlag = False,
+    force: ForceFlag = False,
+    quiet: QuietFlag = False,
+    verbose: VerboseFlag = False,
 ) -> None:
     """Measure one scale per tensor, and write them as JSON and, for INT8, as a TensorRT calibration cache.
+
+    \b
+    Example:
+      trtopt calibrate model.onnx --calib data/calib
 
     A later `trtopt convert` into the same directory reuses the table; elsewhere, pass it with `--calib-table`.
     """
     from trtopt import rundir
     from trtopt.cli.console import Narrator
+    from trtopt.cli.show import rehearsed
     from trtopt.commands.calibrate import calibrate as run
+    from trtopt.commands.rehearse import rehearse
     from trtopt.export.source import identify
     from trtopt.plan import BuildPlan, ConvertPlan, DataPlan
+    from trtopt.shapes import parse_shapes
     from trtopt.stages.tables import of_equalized
 
     plan = ConvertPlan(
         source=model,
         precision=precision,
         run_dir=out or rundir.of_source(identify(str(model)), precision),
-        calib=DataPlan(source=calib, recipe=recipe, skip_bad=skip_bad),
+        calib=DataPlan(source=calib, recipe=recipe, skip_bad=skip_bad, samples=samples),
         method=method,
         equalization=not no_equalization,
-        shapes=tuple(shape or ()),
+        shapes=parse_shapes(shape or ()),
         device=device.value,
         build=BuildPlan(),
+        cache=cache(dry_run=dry_run, force=force),
     )
-    with Narrator() as emit:
+    with Narrator(quiet=quiet, verbose=verbose) as emit:
+        if dry_run:
+            rehearsed(rehearse(plan, lambda record: run(plan, record), emit, last="calibrate"), "text")
         table = run(plan, emit)
     run_dir = rundir.claimed(plan.run_dir)
     print(f"{len(table.scales)} scales by {table.method} over {table.samples} samples")

@@ -1,4 +1,6 @@
-"""Class of every command. It rejects repeated flags, and errors name the settings they are about.
+"""Class of every command.
+
+It shows flags in groups, rejects repeated flags and flags without effect, and errors name the settings they are about.
 
 Touches: nothing.
 """
@@ -12,6 +14,8 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperOption
 
+from trtopt.cli import idle
+from trtopt.cli.options import PANELS
 from trtopt.cli.settings import origins
 from trtopt.errors import UsageError
 
@@ -37,9 +41,11 @@ class Command(TyperCommand):
         """Run the command.
 
         Raises:
-            UsageError: from the command, extended by the origin of flags that were not typed.
+            UsageError: a flag that was typed has no effect; or from the command, extended by the origin of flags that
+                were not typed.
         """
         try:
+            idle.refuse(ctx)
             return super().invoke(ctx)
         except UsageError as error:
             set_by = origins(ctx)
@@ -48,6 +54,19 @@ class Command(TyperCommand):
                 raise
             note = "; ".join(f"{flag} is set by {set_by[flag]}" for flag in flags if flag in set_by)
             raise UsageError(error.what, why=error.why, fix=f"{error.fix} ({note})".strip()) from error
+
+    def format_options(self, ctx: Context, formatter: Any) -> None:
+        """Write arguments and flags, each group under its heading."""
+        groups: dict[str, list[tuple[str, str]]] = {name: [] for name in ("Arguments", *PANELS, "Options")}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                panel = getattr(param, "rich_help_panel", None) or "Options"
+                groups["Arguments" if param.param_type_name == "argument" else panel].append(record)
+        for name, rows in groups.items():
+            if rows:
+                with formatter.section(name):
+                    formatter.write_dl(rows)
 
     def _refuse_repeated(self, ctx: Context, args: list[str]) -> None:
         # The parser keeps only the last value of a flag, unless the flag takes several.

@@ -15,6 +15,7 @@ import typer
 from trtopt import __version__
 from trtopt.cli.bench import bench
 from trtopt.cli.calibrate import calibrate
+from trtopt.cli.clean import clean
 from trtopt.cli.command import Command
 from trtopt.cli.compare import compare
 from trtopt.cli.config import config
@@ -47,6 +48,7 @@ register(short_help="Show what this machine can build and run.")(doctor)
 register(short_help="Show the state of the GPUs, live or for Prometheus.")(watch)
 register(short_help="Write a trtopt.toml for a model, explained line by line.")(init)
 register(short_help="Show every setting and the origin of its value.")(config)
+register(short_help="Remove what runs wrote, as their manifests list it.")(clean)
 
 
 def _version(value: bool) -> None:

@@ -11,23 +11,35 @@ from typing import Annotated
 import typer
 
 from trtopt.cli.options import (
+    COMPARISON,
+    INPUT,
+    OUTPUT,
     AllowInconclusiveFlag,
     ClassesFlag,
     Device,
     DeviceFlag,
+    DryRunFlag,
+    ForceFlag,
     Format,
     FormatFlag,
     GateFlag,
     KindFlag,
     LabelsFlag,
     MetricFlag,
+    QuietFlag,
     RecipeFlag,
+    SamplesFlag,
     SkipBadFlag,
+    VerboseFlag,
+    cache,
     joined,
 )
 from trtopt.cli.settings import is_typed
 
-_OF_A_RUN = ("data", "recipe", "classes", "labels", "skip_bad", "kind", "metric", "layers", "out", "device")
+_OF_A_RUN = (
+    *("data", "recipe", "classes", "labels", "skip_bad", "samples", "kind", "metric", "layers", "out", "device"),
+    *("dry_run", "force"),
+)
 """Flags that control a run or its output, and do not apply to stored results."""
 
 
@@ -39,49 +51,73 @@ def compare(
         typer.Argument(help="Run directories, engines in them, or ONNX files.", show_default=False),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Samples to compare on, with labels if available.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Samples to compare on, with labels if available.", show_default=False, rich_help_panel=INPUT
+        ),
     ] = None,
     recipe: RecipeFlag = None,
     classes: ClassesFlag = None,
     labels: LabelsFlag = None,
     skip_bad: SkipBadFlag = False,
+    samples: SamplesFlag = None,
     gate: GateFlag = None,
     allow_inconclusive: AllowInconclusiveFlag = False,
     kind: KindFlag = None,
     metric: MetricFlag = None,
     layers: Annotated[
-        bool, typer.Option("--layers", help="Show the drift layer by layer even if no gate fails.")
+        bool,
+        typer.Option(
+            "--layers", help="Show the drift layer by layer even if no gate fails.", rich_help_panel=COMPARISON
+        ),
     ] = False,
-    worst: Annotated[int, typer.Option(help="Number of worst samples to list.", min=0, max=50)] = 0,
+    worst: Annotated[
+        int, typer.Option(help="Number of worst samples to list.", min=0, max=50, rich_help_panel=OUTPUT)
+    ] = 0,
     from_: Annotated[
         Path | None,
         typer.Option(
-            "--from", help="Apply new gates to the results in this run directory, without running the models."
+            "--from",
+            help="Apply new gates to the results in this run directory, without running the models.",
+            rich_help_panel=COMPARISON,
         ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="Directory of report.json. Default: trtopt-out/compare/<baseline>/<candidate>."
+            "--out",
+            "-o",
+            help="Directory of report.json. Default: trtopt-out/compare/<baseline>/<candidate>.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     device: DeviceFlag = Device.cpu,
+    dry_run: DryRunFlag = False,
+    force: ForceFlag = False,
     format: FormatFlag = Format.text,
+    quiet: QuietFlag = False,
+    verbose: VerboseFlag = False,
 ) -> None:
     """Compare candidates with FP32 on your data, and gate them.
+
+    \b
+    Example:
+      trtopt compare model.onnx trtopt-out/model/int8 --data data/eval --gate top1=0.5%
 
     Exits 0 if every gate passes (inconclusive default gates are only reported), 1 if one fails, 2 on an error, 4 if a
     gate of --gate is inconclusive.
     """
     from trtopt import rundir
     from trtopt.cli.console import Narrator
-    from trtopt.cli.show import finish
+    from trtopt.cli.show import Printed, finish, rehearsed
     from trtopt.commands.compare import compare as run
     from trtopt.commands.judge import judge_again
+    from trtopt.commands.rehearse import rehearse
+    from trtopt.compare.gates import parse_gates
     from trtopt.errors import UsageError
-    from trtopt.plan import ComparePlan, DataPlan, JudgePlan, MeasurePlan
+    from trtopt.plan import ComparePlan, DataPlan, JudgePlan, MeasurePlan, output_kinds
 
-    measure = MeasurePlan(kinds=tuple(kind or ()), metrics=tuple(metric or ()))
+    measure = MeasurePlan(kinds=output_kinds(kind or ()), metrics=tuple(metric or ()))
     if from_ is not None:
         # Settings also serve other runs, so only flags that were typed are rejected.
         typed = [name for name in _OF_A_RUN if is_typed(context, name)]
@@ -89,9 +125,13 @@ def compare(
             flags = ", ".join(["models"] * bool(baseline) + [f"--{name.replace('_', '-')}" for name in typed])
             raise UsageError("--from runs no model", why="it applies gates to stored results", fix=f"Leave out {flags}")
         judged = JudgePlan(
-            run=from_, measure=measure, gates=joined(gate), allow_inconclusive=allow_inconclusive, worst=worst
+            run=from_,
+            measure=measure,
+            gates=parse_gates(joined(gate)),
+            allow_inconclusive=allow_inconclusive,
+            worst=worst,
         )
-        finish(judge_again(judged), format.value)
+        finish(judge_again(judged), Printed(format=format.value))
     if baseline is None or not candidates:
         raise UsageError("nothing to compare", fix="Give the FP32 ONNX file, then one or more candidates")
     if data is None:
@@ -100,14 +140,17 @@ def compare(
         baseline=baseline,
         candidates=tuple(candidates),
         run_dir=out or rundir.of_comparison(baseline, candidates),
-        data=DataPlan(source=data, recipe=recipe, classes=classes, labels=labels, skip_bad=skip_bad),
+        data=DataPlan(source=data, recipe=recipe, classes=classes, labels=labels, skip_bad=skip_bad, samples=samples),
         measure=measure,
-        gates=joined(gate),
+        gates=parse_gates(joined(gate)),
         allow_inconclusive=allow_inconclusive,
         layers=layers,
         worst=worst,
         device=device.value,
+        cache=cache(dry_run=dry_run, force=force),
     )
-    with Narrator() as emit:
+    with Narrator(quiet=quiet, verbose=verbose) as emit:
+        if dry_run:
+            rehearsed(rehearse(plan, lambda record: run(plan, record), emit), format.value)
         report = run(plan, emit)
-    finish(report, format.value)
+    finish(report, Printed(format=format.value, told=emit.told))

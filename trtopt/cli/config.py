@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trtopt.cli.options import Format
+from trtopt.cli.options import Format, TextOrJsonFlag
 
 if TYPE_CHECKING:
     from typer.core import TyperOption
@@ -24,7 +24,7 @@ def config(
     command: Annotated[
         str | None, typer.Argument(help="Show this command's settings. Default: all.", show_default=False)
     ] = None,
-    format: Annotated[Format, typer.Option(help="text or json.")] = Format.text,
+    format: TextOrJsonFlag = Format.text,
 ) -> None:
     """Show the value of every flag that is not typed: from the environment, a file, or the default.
 

@@ -8,6 +8,7 @@ Touches: stderr.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from types import TracebackType
@@ -19,19 +20,37 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from trtopt import events
 from trtopt.errors import TrtoptError
 
+LOGGER = logging.getLogger("trtopt")
+"""Parent of the loggers of all modules."""
+
 
 def stderr_console() -> Console:
     """Return the console for everything except results."""
     return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
-class Narrator:
-    """Context manager that is also the `emit` of a pipeline: it renders events on stderr as they arrive."""
+def same_place() -> bool:
+    """Return whether stdout and stderr are the same terminal, file or pipe."""
+    if sys.stdout.isatty() and sys.stderr.isatty():
+        return True
+    try:
+        return os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
+    except (AttributeError, OSError, ValueError):  # closed, or not a file
+        return False
 
-    def __init__(self) -> None:
+
+class Narrator:
+    """Context manager that is also the `emit` of a pipeline: it renders events on stderr as they arrive.
+
+    `quiet` renders none. `verbose` also prints the logs of trtopt, which include those of the frameworks.
+    """
+
+    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
         self._console = stderr_console()
+        self._quiet = quiet
+        self._log = logging.StreamHandler() if verbose else None
         # FORCE_COLOR makes rich assume a terminal. Bars are only for real terminals, never for CI logs.
-        self._animated = sys.stderr.isatty() and not os.environ.get("CI")
+        self._animated = sys.stderr.isatty() and not os.environ.get("CI") and not quiet
         self._progress = Progress(
             TextColumn("  [bold]{task.fields[stage]:<10}"),
             BarColumn(bar_width=28),
@@ -43,8 +62,13 @@ class Narrator:
             disable=not self._animated,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._said: set[str] = set()
 
     def __enter__(self) -> Narrator:
+        if self._log is not None:
+            self._log.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+            LOGGER.addHandler(self._log)
+            LOGGER.setLevel(logging.DEBUG)
         self._progress.start()
         return self
 
@@ -53,12 +77,19 @@ class Narrator:
     ) -> None:
         with contextlib.suppress(SystemExit, BrokenPipeError):
             self._progress.stop()
+        if self._log is not None:
+            if isinstance(error, TrtoptError):
+                LOGGER.debug("traceback of the error", exc_info=error)
+            LOGGER.removeHandler(self._log)
+            LOGGER.setLevel(logging.NOTSET)
         if isinstance(error, SystemExit):
             why = "stderr was closed, or code of the user exited"
             raise TrtoptError("the run ended early", why=why) from error
 
     def __call__(self, event: events.Event) -> None:
         """Render one event."""
+        if self._quiet:
+            return
         match event:
             case events.StageStarted(stage):
                 self._tasks[stage] = self._progress.add_task("", total=None, stage=stage, note="")
@@ -73,8 +104,17 @@ class Narrator:
             case events.StageUnavailable(stage, reason):
                 self._end(stage)
                 self._line("[yellow]–[/]", stage, "        –", reason)
+            case events.Noted(message):
+                self._said.add(message)
+                self._console.print(f"[dim]note:[/] {escape(message)}")
             case events.Warned(message):
+                self._said.add(message)
                 self._console.print(f"[yellow]warning:[/] {escape(message)}")
+
+    @property
+    def told(self) -> frozenset[str] | None:
+        """The notes and warnings that were printed, if the reader of stdout has seen them and the stages; else None."""
+        return frozenset(self._said) if same_place() and not self._quiet else None
 
     def _end(self, stage: str) -> None:
         task = self._tasks.pop(stage, None)

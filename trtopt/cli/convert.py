@@ -10,15 +10,22 @@ from typing import Annotated
 
 import typer
 
-from trtopt.calibrate import method_names
+from trtopt.calibrate import AUTO, method_names
 from trtopt.cli.options import (
+    CALIBRATION,
+    COMPARISON,
+    INPUT,
+    PRECISION,
+    TENSORRT,
     AllowDriftFlag,
     AllowInconclusiveFlag,
     ClassesFlag,
     Device,
     DeviceFlag,
+    DryRunFlag,
     DtypeFlag,
     ExportTimeoutFlag,
+    ForceFlag,
     Format,
     FormatFlag,
     GateFlag,
@@ -27,14 +34,21 @@ from trtopt.cli.options import (
     LabelsFlag,
     MetricFlag,
     OutFlag,
+    QuietFlag,
     RecipeFlag,
+    SamplesFlag,
     ShapeFlag,
     SignatureFlag,
     SkipBadFlag,
+    VerboseFlag,
     WeightsFlag,
+    cache,
+    choice,
     joined,
+    size,
 )
-from trtopt.precision import precisions
+from trtopt.engine import DEFAULT, backends
+from trtopt.precision import fallbacks, precisions
 
 
 def convert(
@@ -46,32 +60,47 @@ def convert(
             show_default=False,
         ),
     ],
-    precision: Annotated[str, typer.Option("--precision", "-p", help=f"One of {', '.join(precisions())}.")] = "fp16",
+    precision: Annotated[
+        str, choice("Precision of the engine.", precisions(), PRECISION, "--precision", "-p")
+    ] = "fp16",
     calib: Annotated[
         str | None,
         typer.Option(
-            help="Samples to calibrate on: a folder of images, .npy, .npz, .jsonl, .parquet, module:function."
+            help="Samples to calibrate on: a folder of images, .npy, .npz, .jsonl, .parquet, module:function.",
+            rich_help_panel=INPUT,
         ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Samples to compare on, with labels if available; not those of --calib.")
+        str | None,
+        typer.Option(
+            help="Samples to compare on, with labels if available; not those of --calib.", rich_help_panel=INPUT
+        ),
     ] = None,
     recipe: RecipeFlag = None,
     classes: ClassesFlag = None,
     labels: LabelsFlag = None,
     skip_bad: SkipBadFlag = False,
+    samples: SamplesFlag = None,
     method: Annotated[
-        str, typer.Option(help=f"How scales are chosen. auto picks the best of {', '.join(method_names())}.")
-    ] = "auto",
+        str, choice("How scales are chosen. auto picks the best of the others.", (AUTO, *method_names()), CALIBRATION)
+    ] = AUTO,
     baseline: Annotated[
         Path | None,
-        typer.Option(help="FP32 ONNX file to compare with, for a model that is quantized already.", show_default=False),
+        typer.Option(
+            help="FP32 ONNX file to compare with, for a model that is quantized already.",
+            show_default=False,
+            rich_help_panel=COMPARISON,
+        ),
     ] = None,
     calib_table: Annotated[
-        Path | None, typer.Option(help="Use this calibration table (JSON or TensorRT's cache) instead of calibrating.")
+        Path | None,
+        typer.Option(
+            help="Use this calibration table (JSON or TensorRT's cache) instead of calibrating.",
+            rich_help_panel=CALIBRATION,
+        ),
     ] = None,
     rest: Annotated[
-        str, typer.Option(help="Fallback precision of nodes that are not quantized: fp16, bf16 or fp32.")
+        str, choice("Fallback precision of nodes that are not quantized.", fallbacks(), PRECISION)
     ] = "fp16",
     keep: KeepFlag = None,
     shape: ShapeFlag = None,
@@ -81,59 +110,111 @@ def convert(
     allow_export_drift: AllowDriftFlag = False,
     export_timeout: ExportTimeoutFlag = 1800.0,
     no_equalization: Annotated[
-        bool, typer.Option("--no-equalization", help="Do not equalize activations across channels.")
+        bool,
+        typer.Option(
+            "--no-equalization", help="Do not equalize activations across channels.", rich_help_panel=CALIBRATION
+        ),
     ] = False,
     no_bias_correction: Annotated[
-        bool, typer.Option("--no-bias-correction", help="Do not compensate for the mean quantization error.")
+        bool,
+        typer.Option(
+            "--no-bias-correction",
+            help="Do not compensate for the mean quantization error.",
+            rich_help_panel=CALIBRATION,
+        ),
+    ] = False,
+    no_guard: Annotated[
+        bool,
+        typer.Option(
+            "--no-guard",
+            help="Quantize also the nodes with which the default gates fail on calibration samples.",
+            rich_help_panel=CALIBRATION,
+        ),
     ] = False,
     gate: GateFlag = None,
     allow_inconclusive: AllowInconclusiveFlag = False,
     kind: KindFlag = None,
     metric: MetricFlag = None,
-    no_compare: Annotated[bool, typer.Option("--no-compare", help="Build without comparing with FP32.")] = False,
+    no_compare: Annotated[
+        bool, typer.Option("--no-compare", help="Build without comparing with FP32.", rich_help_panel=COMPARISON)
+    ] = False,
     out: OutFlag = None,
     backend: Annotated[
-        str, typer.Option(help="tensorrt, or onnxruntime, whose result is the typed ONNX itself.")
-    ] = "tensorrt",
+        str,
+        choice("What is built. The result of onnxruntime is the typed ONNX itself.", backends(), TENSORRT),
+    ] = DEFAULT,
     tensorrt: Annotated[
-        str | None, typer.Option(help="tensorrt or tensorrt_rtx. Default: the first one found.")
+        str | None,
+        choice("The TensorRT to use. Default: the first one found.", ("tensorrt", "tensorrt_rtx"), TENSORRT),
     ] = None,
-    workspace: Annotated[int | None, typer.Option(help="Builder workspace limit in MiB.", min=1)] = None,
-    optimization_level: Annotated[int | None, typer.Option(help="Builder effort, 0 to 5.", min=0, max=5)] = None,
+    workspace: Annotated[
+        str | None, typer.Option(help="Builder workspace limit, such as 4GiB.", rich_help_panel=TENSORRT)
+    ] = None,
+    optimization_level: Annotated[
+        int | None, typer.Option(help="Builder effort, 0 to 5.", min=0, max=5, rich_help_panel=TENSORRT)
+    ] = None,
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="Build an engine that newer TensorRT versions can load.")
+        bool,
+        typer.Option(
+            "--version-compatible",
+            help="Build an engine that newer TensorRT versions can load.",
+            rich_help_panel=TENSORRT,
+        ),
     ] = False,
     hardware_compatible: Annotated[
-        bool, typer.Option("--hardware-compatible", help="Build an engine for other GPUs of Ampere and later.")
+        bool,
+        typer.Option(
+            "--hardware-compatible",
+            help="Build an engine for other GPUs of Ampere and later.",
+            rich_help_panel=TENSORRT,
+        ),
     ] = False,
-    timing_cache: Annotated[Path | None, typer.Option(help="Builder timing cache, read and updated.")] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="Builder timing cache, read and updated.", rich_help_panel=TENSORRT)
+    ] = None,
     tactic_sources: Annotated[
-        str, typer.Option(help="Libraries that TensorRT's builder may use, as for trtexec: -CUDNN,+CUBLAS.")
+        str,
+        typer.Option(
+            help="Libraries that TensorRT's builder may use, as for trtexec: -CUDNN,+CUBLAS.", rich_help_panel=TENSORRT
+        ),
     ] = "",
     device: DeviceFlag = Device.cpu,
+    dry_run: DryRunFlag = False,
+    force: ForceFlag = False,
     format: FormatFlag = Format.text,
+    quiet: QuietFlag = False,
+    verbose: VerboseFlag = False,
 ) -> None:
     """Convert a network to a TensorRT engine, and compare it with FP32 on your data.
+
+    \b
+    Example:
+      trtopt convert model.onnx --precision int8 --calib data/calib --data data/eval
 
     Exits 0 if every gate passes (inconclusive default gates are only reported), 1 if one fails, 2 on an error, 3 if
     this machine cannot build the engine, 4 if a gate of --gate is inconclusive.
     """
     from trtopt import rundir
     from trtopt.cli.console import Narrator
-    from trtopt.cli.show import finish
+    from trtopt.cli.show import Printed, finish, rehearsed
     from trtopt.commands.convert import convert as run
+    from trtopt.commands.rehearse import rehearse
+    from trtopt.compare.gates import parse_gates
     from trtopt.errors import UsageError
     from trtopt.export.source import identify
-    from trtopt.plan import BuildPlan, ConvertPlan, DataPlan, ExportPlan, MeasurePlan, keeps
+    from trtopt.plan import BuildPlan, ConvertPlan, DataPlan, ExportPlan, MeasurePlan, input_dtypes, keeps, output_kinds
+    from trtopt.shapes import parse_shapes
 
     source = data or calib
     if (classes or labels) and not source:
         raise UsageError(f"{'--classes' if classes else '--labels'} needs samples to compare on", fix="Add --data DATA")
     judged_on = (
-        DataPlan(source=source, recipe=recipe, classes=classes, labels=labels, skip_bad=skip_bad) if source else None
+        DataPlan(source=source, recipe=recipe, classes=classes, labels=labels, skip_bad=skip_bad, samples=samples)
+        if source
+        else None
     )
     # Calibration uses no labels.
-    plain = DataPlan(source=calib, recipe=recipe, skip_bad=skip_bad) if calib else None
+    plain = DataPlan(source=calib, recipe=recipe, skip_bad=skip_bad, samples=samples) if calib else None
     plan = ConvertPlan(
         source=model,
         precision=precision,
@@ -146,15 +227,17 @@ def convert(
         data=judged_on if data else None,
         equalization=not no_equalization,
         bias_correction=not no_bias_correction,
+        guard=not no_guard,
         keep=keeps(keep or (), precision, rest),
         compare=not no_compare,
-        measure=MeasurePlan(kinds=tuple(kind or ()), metrics=tuple(metric or ())),
-        gates=joined(gate),
+        measure=MeasurePlan(kinds=output_kinds(kind or ()), metrics=tuple(metric or ())),
+        gates=parse_gates(joined(gate)),
         allow_inconclusive=allow_inconclusive,
-        shapes=tuple(shape or ()),
+        shapes=parse_shapes(shape or ()),
         device=device.value,
+        cache=cache(dry_run=dry_run, force=force),
         export=ExportPlan(
-            dtypes=tuple(dtype or ()),
+            dtypes=input_dtypes(dtype or ()),
             weights=weights,
             signature=signature,
             timeout=export_timeout,
@@ -163,7 +246,7 @@ def convert(
         build=BuildPlan(
             backend=backend,
             tensorrt=tensorrt,
-            workspace_bytes=workspace * 2**20 if workspace else None,
+            workspace_bytes=size(workspace, "--workspace"),
             optimization_level=optimization_level,
             version_compatible=version_compatible,
             hardware_compatible=hardware_compatible,
@@ -171,6 +254,8 @@ def convert(
             tactic_sources=tactic_sources,
         ),
     )
-    with Narrator() as emit:
+    with Narrator(quiet=quiet, verbose=verbose) as emit:
+        if dry_run:
+            rehearsed(rehearse(plan, lambda record: run(plan, record), emit), format.value)
         report, unable = run(plan, emit)
-    finish(report, format.value, unable)
+    finish(report, Printed(format=format.value, told=emit.told), unable)

@@ -5,11 +5,11 @@ Touches: prints on stdout.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from trtopt.cli.options import Format
+from trtopt.cli.options import Format, TextOrJsonFlag
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def doctor(
-    format: Annotated[Format, typer.Option(help="text or json.")] = Format.text,
+    format: TextOrJsonFlag = Format.text,
 ) -> None:
     """Show the environment of this machine, what can be built and run on it, and how to install the rest.
 

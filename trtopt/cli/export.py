@@ -11,16 +11,24 @@ from typing import Annotated
 import typer
 
 from trtopt.cli.options import (
+    INPUT,
+    OUTPUT,
     AllowDriftFlag,
+    DryRunFlag,
     DtypeFlag,
     ExportTimeoutFlag,
+    ForceFlag,
     Format,
     FormatFlag,
+    QuietFlag,
     RecipeFlag,
+    SamplesFlag,
     ShapeFlag,
     SignatureFlag,
     SkipBadFlag,
+    VerboseFlag,
     WeightsFlag,
+    cache,
 )
 
 
@@ -32,45 +40,65 @@ def export(
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False, rich_help_panel=OUTPUT),
+    ],
     shape: ShapeFlag = None,
     dtype: DtypeFlag = None,
     weights: WeightsFlag = None,
     signature: SignatureFlag = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Samples to verify the export on. Default: seeded random samples, as the report says."),
+        typer.Option(
+            help="Samples to verify the export on. Default: seeded random samples, as the report says.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
     recipe: RecipeFlag = None,
     skip_bad: SkipBadFlag = False,
+    samples: SamplesFlag = None,
     allow_export_drift: AllowDriftFlag = False,
     export_timeout: ExportTimeoutFlag = 1800.0,
+    dry_run: DryRunFlag = False,
+    force: ForceFlag = False,
     format: FormatFlag = Format.text,
+    quiet: QuietFlag = False,
+    verbose: VerboseFlag = False,
 ) -> None:
     """Export a network to ONNX, and compare onnxruntime's outputs with the framework's own.
+
+    \b
+    Example:
+      trtopt export nets.vision:resnet -o resnet.onnx --shape image=1x3x224x224:8x3x224x224:32x3x224x224
 
     Exits 0 if they agree, 2 if they do not or on another error, 3 if the framework is not installed.
     """
     from trtopt import rundir
     from trtopt.cli.console import Narrator
-    from trtopt.cli.show import finish
+    from trtopt.cli.show import Printed, finish, rehearsed
     from trtopt.commands.export import export as run
-    from trtopt.plan import DataPlan, ExportOnlyPlan, ExportPlan
+    from trtopt.commands.rehearse import rehearse
+    from trtopt.plan import DataPlan, ExportOnlyPlan, ExportPlan, input_dtypes
+    from trtopt.shapes import parse_shapes
 
     plan = ExportOnlyPlan(
         source=source,
         out=out,
         run_dir=rundir.of_export(out),
-        shapes=tuple(shape or ()),
-        data=DataPlan(source=data, recipe=recipe, skip_bad=skip_bad) if data else None,
+        shapes=parse_shapes(shape or ()),
+        data=DataPlan(source=data, recipe=recipe, skip_bad=skip_bad, samples=samples) if data else None,
+        cache=cache(dry_run=dry_run, force=force),
         export=ExportPlan(
-            dtypes=tuple(dtype or ()),
+            dtypes=input_dtypes(dtype or ()),
             weights=weights,
             signature=signature,
             timeout=export_timeout,
             allow_drift=allow_export_drift,
         ),
     )
-    with Narrator() as emit:
+    with Narrator(quiet=quiet, verbose=verbose) as emit:
+        if dry_run:
+            rehearsed(rehearse(plan, lambda record: run(plan, record), emit), format.value)
         report = run(plan, emit)
-    finish(report, format.value)
+    finish(report, Printed(format=format.value, told=emit.told))

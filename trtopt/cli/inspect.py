@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from trtopt.cli.options import Format
+from trtopt.cli.options import Format, TextOrJsonFlag
 
 
 def inspect(
@@ -22,7 +22,7 @@ def inspect(
         bool,
         typer.Option("--tensorrt", help="Ask TensorRT's parser which nodes it does not support, and suggest fixes."),
     ] = False,
-    format: Annotated[Format, typer.Option(help="text or json.")] = Format.text,
+    format: TextOrJsonFlag = Format.text,
 ) -> None:
     """Show inputs, outputs, operators, parameters and precision of a model, with the reason for each precision."""
     import json

@@ -1,19 +1,22 @@
-"""Flags shared by several commands.
+"""Flags shared by several commands, and the groups in which `--help` shows them.
 
 Touches: nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trtopt.bench.units import BYTES, quantity
 from trtopt.compare.kinds import kinds
 from trtopt.errors import UsageError
 from trtopt.report import formats
+from trtopt.types import Cache
 
 if TYPE_CHECKING:
 
@@ -34,71 +37,150 @@ class Device(str, Enum):
     cuda = "cuda"
 
 
+INPUT, CALIBRATION, PRECISION, COMPARISON = "Input", "Calibration", "Precision", "Comparison"
+TENSORRT, MEASUREMENT, OUTPUT, RUN = "TensorRT", "Measurement", "Output", "Run"
+PANELS = (INPUT, CALIBRATION, PRECISION, COMPARISON, TENSORRT, MEASUREMENT, OUTPUT, RUN)
+"""Groups of flags in `--help`, in their order."""
+
+
+def choice(help: str, names: Sequence[str], panel: str, *declarations: str) -> Any:
+    """Return an option whose values `--help` lists and the shell completes.
+
+    The values are not checked: the code that takes them refuses unknown ones, and suggests the nearest name.
+    """
+    return typer.Option(
+        *declarations,
+        help=help,
+        metavar=f"[{'|'.join(names)}]",
+        autocompletion=lambda: list(names),
+        rich_help_panel=panel,
+    )
+
+
+def _gate_help(value: list[str] | None) -> list[str] | None:
+    """Print the metrics of gates and exit if the value is `help`."""
+    if value != ["help"]:
+        return value
+    from trtopt.compare.reference import HEAD, rows
+
+    *columns, _ = zip(HEAD, *rows(), strict=True)
+    widths = [max(map(len, column)) for column in columns]
+    for *cells, meaning in (HEAD, *rows()):
+        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        print(f"{line}  {meaning}".rstrip())
+    raise typer.Exit
+
+
 ShapeFlag = Annotated[
     list[str] | None,
     typer.Option(
         help="Shapes of an input, smallest:usual:largest: input=1x3x224x224:8x3x224x224:32x3x224x224, or one "
-        "fixed shape."
+        "fixed shape.",
+        rich_help_panel=INPUT,
     ),
 ]
 KeepFlag = Annotated[
     list[str] | None,
     typer.Option(
         help="Keep nodes in higher precision: NODE, a glob, an operator, first, last or block:PREFIX, with =fp32 if "
-        "--rest is lower. Repeatable."
+        "--rest is lower. Repeatable.",
+        rich_help_panel=PRECISION,
     ),
 ]
 DtypeFlag = Annotated[
     list[str] | None,
-    typer.Option(help="Type of an input of a factory or of TorchScript, if it is not float32: ids=int64."),
+    typer.Option(
+        help="Type of an input of a factory or of TorchScript, if it is not float32: ids=int64.", rich_help_panel=INPUT
+    ),
 ]
 WeightsFlag = Annotated[
-    Path | None, typer.Option(help="Weights for a factory's module: .safetensors, or a .pt of a state_dict.")
+    Path | None,
+    typer.Option(help="Weights for a factory's module: .safetensors, or a .pt of a state_dict.", rich_help_panel=INPUT),
 ]
-SignatureFlag = Annotated[str | None, typer.Option(help="The signature of a SavedModel. Default: serving_default.")]
+SignatureFlag = Annotated[
+    str | None,
+    typer.Option(help="The signature of a SavedModel. Default: serving_default.", rich_help_panel=INPUT),
+]
 AllowDriftFlag = Annotated[
-    bool, typer.Option("--allow-export-drift", help="Continue if the outputs of the exported model differ.")
+    bool,
+    typer.Option(
+        "--allow-export-drift", help="Continue if the outputs of the exported model differ.", rich_help_panel=INPUT
+    ),
 ]
-ExportTimeoutFlag = Annotated[float, typer.Option(help="Time limit for the export, in seconds.", min=1)]
+ExportTimeoutFlag = Annotated[
+    float, typer.Option(help="Time limit for the export, in seconds.", min=1, rich_help_panel=INPUT)
+]
 RecipeFlag = Annotated[
     str | None,
     typer.Option(
-        help="How images or texts become inputs: the name of a recipe (imagenet, grayscale, bert) or a TOML file."
+        help="How images or texts become inputs: the name of a recipe (imagenet, grayscale, bert) or a TOML file.",
+        rich_help_panel=INPUT,
     ),
 ]
 ClassesFlag = Annotated[
     Path | None,
     typer.Option(
         help="Names of the model's classes, for images in class folders: one per line, in the order of the scores, or "
-        ".json."
+        ".json.",
+        rich_help_panel=INPUT,
     ),
 ]
 LabelsFlag = Annotated[
     Path | None,
     typer.Option(
-        help="A CSV file with lines FILE,LABEL for a folder of images. Default: its labels.csv, if there is one."
+        help="A CSV file with lines FILE,LABEL for a folder of images. Default: its labels.csv, if there is one.",
+        rich_help_panel=INPUT,
     ),
 ]
-SkipBadFlag = Annotated[bool, typer.Option("--skip-bad", help="Skip and list unreadable samples instead of failing.")]
+SkipBadFlag = Annotated[
+    bool,
+    typer.Option("--skip-bad", help="Skip and list unreadable samples instead of failing.", rich_help_panel=INPUT),
+]
+SamplesFlag = Annotated[
+    int | None,
+    typer.Option(
+        help="Use at most this many samples of each data set, spread evenly over it.",
+        min=1,
+        show_default=False,
+        rich_help_panel=INPUT,
+    ),
+]
 GateFlag = Annotated[
     list[str] | None,
     typer.Option(
-        help="Thresholds: top1=1%,cosine=0.99,OUTPUT:sqnr=20. May be repeated. Default: depends on the kind of output."
+        help="Thresholds: top1=1%,cosine=0.99,OUTPUT:sqnr=20. May be repeated. Default: depends on the kind of output. "
+        "--gate help prints all metrics.",
+        callback=lambda value: _gate_help(value),
+        is_eager=True,
+        rich_help_panel=COMPARISON,
     ),
 ]
 AllowInconclusiveFlag = Annotated[
-    bool, typer.Option("--allow-inconclusive", help="Exit 0, not 4, if a gate of --gate is inconclusive.")
+    bool,
+    typer.Option(
+        "--allow-inconclusive",
+        help="Exit 0, not 4, if a gate of --gate is inconclusive.",
+        rich_help_panel=COMPARISON,
+    ),
 ]
 KindFlag = Annotated[
     list[str] | None,
-    typer.Option(help=f"Kind of an output, if the guess is wrong: OUTPUT={'|'.join(kinds())}."),
+    typer.Option(
+        help=f"Kind of an output, if the guess is wrong: OUTPUT={'|'.join(kinds())}.", rich_help_panel=COMPARISON
+    ),
 ]
 MetricFlag = Annotated[
     list[str] | None,
-    typer.Option(help="A custom metric, package.module:function(reference, candidate, labels) -> dict."),
+    typer.Option(
+        help="A custom metric, package.module:function(reference, candidate, labels) -> dict.",
+        rich_help_panel=COMPARISON,
+    ),
 ]
-DeviceFlag = Annotated[Device, typer.Option(help="Where onnxruntime runs the baseline and the typed graph.")]
-FormatFlag = Annotated[Format, typer.Option(help="How the result is printed on stdout.")]
+DeviceFlag = Annotated[
+    Device, typer.Option(help="Where onnxruntime runs the baseline and the typed graph.", rich_help_panel=RUN)
+]
+FormatFlag = Annotated[Format, typer.Option(help="How the result is printed on stdout.", rich_help_panel=OUTPUT)]
+TextOrJsonFlag = Annotated[Format, typer.Option(help="text or json.", rich_help_panel=OUTPUT)]
 OutFlag = Annotated[
     Path | None,
     typer.Option(
@@ -106,7 +188,26 @@ OutFlag = Annotated[
         "-o",
         help="Run directory. Default: trtopt-out/<model>/<precision>; <model> gets a digest if another one has "
         "the same name.",
+        rich_help_panel=OUTPUT,
     ),
+]
+QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors on stderr.", rich_help_panel=OUTPUT)]
+VerboseFlag = Annotated[
+    bool,
+    typer.Option(
+        "--verbose", "-v", help="Also print logs, that of the framework, and tracebacks.", rich_help_panel=OUTPUT
+    ),
+]
+DryRunFlag = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Check flags and files, and print the stages that would run. Writes nothing.",
+        rich_help_panel=RUN,
+    ),
+]
+ForceFlag = Annotated[
+    bool, typer.Option("--force", help="Run every stage, also those whose result is cached.", rich_help_panel=RUN)
 ]
 
 
@@ -120,3 +221,23 @@ def joined(gates: list[str] | None) -> str:
     if not all(text.strip() for text in texts):
         raise UsageError("--gate is empty", fix="Write METRIC=LIMIT, or leave out the flag")
     return ",".join(texts)
+
+
+def size(text: str | None, flag: str) -> int | None:
+    """Return a size such as `8GiB` in bytes; None without one.
+
+    Raises:
+        UsageError: the number or the unit is missing or invalid.
+    """
+    return int(quantity(text, BYTES, flag, f"{flag} 8GiB")) if text else None
+
+
+def cache(*, dry_run: bool, force: bool) -> Cache:
+    """Return what a run does with the results of earlier runs.
+
+    Raises:
+        UsageError: the two flags contradict each other.
+    """
+    if dry_run and force:
+        raise UsageError("--dry-run and --force cannot be combined", fix="Leave out one of them")
+    return "show" if dry_run else "ignore" if force else "use"

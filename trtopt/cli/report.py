@@ -22,6 +22,6 @@ def report(
     Exits 0 for any verdict. To apply other gates to the results, use trtopt compare --from.
     """
     from trtopt.report import show
-    from trtopt.stages.report import load
+    from trtopt.run import load
 
     show(format.value, load(run))

@@ -1,4 +1,4 @@
-"""The command `trtopt bench`: timings of several targets over batch sizes, or the largest batch of one target.
+"""The command `trtopt bench`: timings of several targets over batch sizes.
 
 Touches: the run directory, through the store; `benchmark.json` in the run directories that are targets.
 """
@@ -17,22 +17,20 @@ from trtopt import stages
 from trtopt.codec import decode, encode
 from trtopt.commands import checks
 from trtopt.errors import (
-    EnvironmentUnableError,
     InterruptedSweepError,
-    MissingDependencyError,
     OutOfMemoryError,
     StoreError,
     TrtoptError,
     UsageError,
 )
-from trtopt.events import Emit, StageFinished, StageStarted, Warned, silent
-from trtopt.plan import BenchPlan, MaxBatchPlan
-from trtopt.stages import report as reporting
+from trtopt.events import Emit, Noted, StageFinished, StageStarted, Warned, silent
+from trtopt.plan import BenchPlan
+from trtopt.run import Run, open_run
 from trtopt.store import RunStore, open_store, read_result
-from trtopt.types import Benchmark, BenchTarget, GateResult, Report, StageOutcome, Timing, TypedModel, Verdict
+from trtopt.types import Benchmark, BenchTarget, Report, StageOutcome, Timing, TypedModel
 
 if TYPE_CHECKING:
-    from trtopt.bench.probe import Question
+    pass
 
 FILE = "benchmark.json"
 
@@ -51,24 +49,25 @@ def bench(plan: BenchPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | N
     from trtopt.bench import gate, sweep
     from trtopt.stages import bench as preparing
 
-    gates = gate.parse_gates(plan.gates)
-    if plan.allow_inconclusive and not gates:
+    if plan.allow_inconclusive and not plan.gates:
         raise UsageError("--allow-inconclusive is about gates", why="there is none", fix="Add --gate, or leave it out")
     checks.exists(plan.data)
     wanted = [preparing.wanted(path, name) for path, name in _named(plan.targets)]
-    warnings: list[str] = []
-    emit = reporting.recording(emit, warnings)
     with contextlib.ExitStack() as held:
-        store = held.enter_context(open_store(plan.run_dir, emit))
-        _check_out(store.root)
+        run = held.enter_context(open_run(plan.run_dir, emit, plan.speed.device))
+        emit = run.emit
+        check_out(run.store.root)
         samples = preparing.datasets(wanted, plan)
+        stages.tell(emit, *samples.values())
         opened = []
         for given in wanted:
             opened.append(preparing.opened(given, plan, samples.get(given.name), emit))
             held.callback(opened[-1].target.session.close)
         batches, left_out = preparing.batches(opened, plan.batches)
-        gate.check(gates, batches, len(opened))
-        for line in (*left_out, *preparing.remarks(opened)):
+        gate.check(plan.gates, batches, len(opened))
+        for line in left_out:
+            emit(Noted(line))
+        for line in preparing.remarks(opened):
             emit(Warned(line))
         device = held.enter_context(preparing.gpu_readings(opened, emit))
         ran = tuple(
@@ -87,16 +86,16 @@ def bench(plan: BenchPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | N
             feed=lambda target, batch: preparing.feed(samples, target, batch),
         )
         points = sweep.sweep([each.target for each in opened], how, device, emit)
-        measured, stopped = _collect(store, empty, points, batches, emit)
+        measured, stopped = _collect(run.store, empty, points, batches, emit)
         for line in _noisy(measured.timings):
             emit(Warned(line))
         if stopped is not None:
-            warnings.append(str(stopped))
-        benchmark = gate.judged(measured, gates, cpu_counts=plan.speed.device == "cpu")
+            run.said.append(Warned(str(stopped)))
+        benchmark = gate.judged(measured, plan.gates, cpu_counts=plan.speed.device == "cpu")
         for each in opened:
             if each.run_dir is not None:
                 _keep_timings(each.run_dir, each.target.name, benchmark, emit)
-        report = _report(store, benchmark, warnings, allow_inconclusive=plan.allow_inconclusive)
+        report = written(run, benchmark, allow_inconclusive=plan.allow_inconclusive)
     return report, stopped
 
 
@@ -142,74 +141,6 @@ def _stopped(error: BaseException, batches: Sequence[int], done: Sequence[int], 
     return InterruptedSweepError(f"interrupted at batch {at}", fix=kept)
 
 
-def max_batch(plan: MaxBatchPlan, emit: Emit = silent) -> Report:
-    """Find the largest batch of a target that is within the limits on memory and latency.
-
-    If not even one sample fits, the gate `max_batch` fails; on a CPU that the user did not ask for, it is inconclusive.
-
-    Raises:
-        TrtoptError: an argument cannot be used, or the target cannot be run.
-    """
-    from trtopt.bench import memory
-    from trtopt.bench.gate import NO_EVIDENCE
-    from trtopt.bench.inputs import Sizes
-    from trtopt.stages import bench as preparing
-
-    given = preparing.wanted(plan.target, plan.target.name or str(plan.target))
-    sizes = Sizes(inputs=given.onnx.inputs, ranges=preparing.ranges(given, plan.speed.shapes, None))
-    if sizes.batch:
-        raise UsageError(
-            f"{plan.target} takes batches of {sizes.batch} only",
-            why="its first dimension is fixed",
-            fix="Export the model with a dynamic batch",
-        )
-    start = time.perf_counter()
-    warnings: list[str] = []
-    emit = reporting.recording(emit, warnings)
-    with open_store(plan.run_dir, emit) as store:
-        _check_out(store.root)
-        emit(StageStarted("bench"))
-        question = _answerable(preparing.questions(given, sizes, plan.speed), emit)
-        takes = preparing.engine_batches(given, sizes) if question.builder else None
-        limits = memory.Limits(memory=plan.memory_limit, latency=plan.latency_limit)
-        limit, ran, doubts = memory.largest(question, limits, takes, emit)
-        for line in doubts:
-            emit(Warned(line))
-        seconds = time.perf_counter() - start
-        summary = f"largest batch {limit.batch} of {len(limit.probes)} tried; {limit.why}"
-        emit(StageFinished("bench", seconds, summary))
-        store.outcomes.append(StageOutcome(name="bench", status="ran", seconds=round(seconds, 3), summary=summary))
-        target = BenchTarget(name=given.name, path=question.path, ran=ran, device=question.device)
-        benchmark = Benchmark(targets=(target,), timings=(), limit=limit)
-        no_evidence = question.device == "cpu" != plan.speed.device
-        if limit.batch and no_evidence:
-            emit(Warned(f"searched on the CPU, {NO_EVIDENCE}"))
-        elif not limit.batch:
-            verdict: Verdict = "inconclusive" if no_evidence else "fail"
-            reason = f"{limit.why} on the CPU, {NO_EVIDENCE}" if no_evidence else limit.why
-            gate = GateResult(output="", metric="max_batch", value=0.0, limit=1.0, verdict=verdict, reason=reason)
-            benchmark = replace(benchmark, gates=(gate,), verdict=verdict)
-        if given.run_dir is not None:
-            _keep(given.run_dir, replace(_kept(given.run_dir) or benchmark, limit=limit), emit)
-        return _report(store, benchmark, warnings, allow_inconclusive=plan.allow_inconclusive)
-
-
-def _answerable(questions: Sequence[Question], emit: Emit) -> Question:
-    """Return the first of the questions that this machine is able to answer."""
-    from trtopt.bench import memory, probe
-
-    *others, last = questions
-    for question, following in zip(others, questions[1:], strict=True):
-        try:
-            probe.ask(question, memory.PROBE_SECONDS)
-        except (EnvironmentUnableError, MissingDependencyError) as error:
-            if question.builder and not following.builder:
-                emit(Warned(f"the engine does not run here ({error.why or error.what}): its graph does"))
-        else:
-            return question
-    return last
-
-
 def _named(paths: Sequence[Path]) -> list[tuple[Path, str]]:
     """Return each target with its name in tables.
 
@@ -227,7 +158,7 @@ def _named(paths: Sequence[Path]) -> list[tuple[Path, str]]:
     return named
 
 
-def _check_out(run_dir: Path) -> None:
+def check_out(run_dir: Path) -> None:
     """Raise UsageError if the run directory contains a conversion, whose report would be replaced."""
     if (run_dir / "manifest.json").is_file() and read_result(run_dir, "precision", TypedModel) is not None:
         raise UsageError(
@@ -253,17 +184,17 @@ def _noisy(timings: Sequence[Timing]) -> list[str]:
 
 def _keep_timings(run_dir: Path, name: str, benchmark: Benchmark, emit: Emit) -> None:
     """Write a target's timings to its own run directory, and keep an earlier result for the largest batch."""
-    earlier = _kept(run_dir)
+    earlier = kept(run_dir)
     own = Benchmark(
         targets=tuple(target for target in benchmark.targets if target.name == name),
         timings=tuple(timing for timing in benchmark.timings if timing.target == name),
         complete=benchmark.complete,
         limit=earlier.limit if earlier else None,
     )
-    _keep(run_dir, own, emit)
+    keep(run_dir, own, emit)
 
 
-def _kept(run_dir: Path) -> Benchmark | None:
+def kept(run_dir: Path) -> Benchmark | None:
     """Return the earlier benchmark in a run directory, if there is one that can be read."""
     try:
         return decode(Benchmark, json.loads((run_dir / FILE).read_text(encoding="utf-8")))
@@ -271,7 +202,8 @@ def _kept(run_dir: Path) -> Benchmark | None:
         return None
 
 
-def _keep(run_dir: Path, benchmark: Benchmark, emit: Emit) -> None:
+def keep(run_dir: Path, benchmark: Benchmark, emit: Emit) -> None:
+    """Write a benchmark to the run directory of its target, with a warning if that fails."""
     try:
         with open_store(run_dir, emit) as store:
             _write(store, benchmark)
@@ -283,23 +215,16 @@ def _write(store: RunStore, benchmark: Benchmark) -> None:
     store.write(FILE, json.dumps(encode(benchmark), indent=1, allow_nan=False) + "\n")
 
 
-def _report(store: RunStore, benchmark: Benchmark, warnings: list[str], *, allow_inconclusive: bool) -> Report:
-    report = Report(
-        schema_version=reporting.REPORT_SCHEMA,
-        command="bench",
-        verdict=benchmark.verdict,
-        model=", ".join(target.name for target in benchmark.targets),
-        precision="",
-        run_dir=store.root,
-        stages=tuple(store.outcomes),
-        typed=None,
-        engine=None,
-        comparison=None,
-        warnings=reporting.remarks(warnings),
-        environment=stages.environment(),
-        benchmark=benchmark,
-        allow_inconclusive=allow_inconclusive,
+def written(run: Run, benchmark: Benchmark, *, allow_inconclusive: bool) -> Report:
+    """Write the benchmark and its report to the run directory, and return the report."""
+    _write(run.store, benchmark)
+    model = ", ".join(target.name for target in benchmark.targets)
+    return run.finish(
+        Report(
+            command="bench",
+            verdict=benchmark.verdict,
+            model=model,
+            benchmark=benchmark,
+            allow_inconclusive=allow_inconclusive,
+        )
     )
-    _write(store, benchmark)
-    reporting.write(store, report)
-    return report

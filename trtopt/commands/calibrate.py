@@ -8,13 +8,12 @@ from __future__ import annotations
 from trtopt import stages
 from trtopt.commands import checks
 from trtopt.data.dataset import Dataset
-from trtopt.events import Emit, Warned, silent
+from trtopt.events import Emit, silent
 from trtopt.plan import ConvertPlan
+from trtopt.run import Run, environment, open_run
 from trtopt.shapes import profile
 from trtopt.stages import export as exporting
-from trtopt.stages import report as reporting
 from trtopt.stages import tables
-from trtopt.store import open_store
 from trtopt.types import (
     CalibrationTable,
     OnnxModel,
@@ -35,29 +34,29 @@ def calibrate(plan: ConvertPlan, emit: Emit = silent) -> CalibrationTable:
     given = identify(str(plan.source))
     checks.calibrates(plan)
     checks.data_flags(plan, needs_table=True)
-    with open_store(plan.run_dir, emit) as store:
-        context = stages.Context(store=store, emit=emit, device=plan.device)
+    with open_run(plan.run_dir, emit, plan.device, plan.cache) as run:
         wanted = exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.calib)
-        source = exporting.ready(given, plan.export) or exporting.bring(context, given, wanted)[0]
-        source = stages.widen(context, source)
+        source = exporting.ready(given, plan.export) or exporting.bring(run, given, wanted)[0]
+        source = stages.widen(run, source)
         ranges, _ = profile(
             source.inputs,
             plan.shapes,
             lambda: stages.sizes((plan.calib,), source),
             lambda: unread(source.path),
         )
-        calib = stages.open_samples(context, plan.calib, source, ranges)
-        model, table = calibrated(context, plan, source, ranges, calib)
+        calib = stages.open_samples(plan.calib, source, ranges)
+        stages.tell(run.emit, calib)
+        model, table = calibrated(run, plan, source, ranges, calib)
         assert table is not None
-        tables.drop_other_graph(store, model, table)
-        if not store.holds("precision"):
-            reporting.forget(store)
-        store.describe(stages.environment())
+        tables.drop_other_graph(run.store, model, table)
+        if not run.store.holds("precision"):
+            run.forget()
+        run.store.describe(environment())
     return table
 
 
 def calibrated(
-    context: stages.Context,
+    run: Run,
     plan: ConvertPlan,
     source: OnnxModel,
     ranges: tuple[ShapeRange, ...],
@@ -67,33 +66,31 @@ def calibrated(
     from trtopt.precision import precision
 
     kind = precision(plan.precision)
-    table = tables.read(context, plan, calib) if kind.NEEDS_TABLE else None
-    model = prepared(context, plan, source, ranges)
-    if not kind.NEEDS_TABLE:
+    table = tables.read(run, plan, calib) if kind.FORMAT.scaled else None
+    model = prepared(run, plan, source, ranges)
+    if not kind.FORMAT.scaled:
         return model, None
     if calib is not None and (plan.equalization if table is None else tables.of_equalized(table)):
-        model = stages.equalize(context, model, calib, table.precision if table else plan.precision)
+        model = stages.equalize(run, model, calib, table.precision if table else plan.precision)
     if table is not None:
-        tables.follow(context, plan, model, table)
+        tables.follow(run, plan, model, table)
     elif calib is not None:
         if remark := checks.few(calib):
-            context.emit(Warned(remark))
-        table = stages.calibrate(context, model, calib, plan.method, plan.precision)
+            run.warn(remark)
+        table = stages.calibrate(run, model, calib, plan.method, plan.precision)
     return model, table
 
 
-def prepared(
-    context: stages.Context, plan: ConvertPlan, source: OnnxModel, ranges: tuple[ShapeRange, ...]
-) -> OnnxModel:
-    """Prepare the graph, and check that TensorRT supports its operators."""
+def prepared(run: Run, plan: ConvertPlan, source: OnnxModel, ranges: tuple[ShapeRange, ...]) -> OnnxModel:
+    """Prepare the graph, and check that the backend supports its operators."""
     from trtopt.graph.file import load_ir
     from trtopt.precision import precision
     from trtopt.precision.passes.wanted import resolve
 
     kind = precision(plan.precision)
-    opset = max(kind.OPSET, precision(plan.rest).OPSET) if kind.NEEDS_TABLE else kind.OPSET
-    model = stages.prepare(context, source, ranges, opset)
+    opset = max(kind.FORMAT.opset, precision(plan.rest).FORMAT.opset) if kind.FORMAT.scaled else kind.FORMAT.opset
+    model = stages.prepare(run, source, ranges, opset)
     if plan.keep:  # a misspelt node must fail here, not after an hour of calibration
         resolve(load_ir(model.path), plan.keep)
-    stages.check_operators(context, model, plan.build)
+    stages.check_operators(run, model, plan.build)
     return model

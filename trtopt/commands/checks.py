@@ -5,13 +5,14 @@ Touches: checks whether files exist.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from trtopt.compare.gates import Gate
 from trtopt.data.dataset import Dataset
-from trtopt.errors import DataError, EnvironmentUnableError, ModelError, UsageError
-from trtopt.plan import BACKENDS, RESTS, ConvertPlan, DataPlan, MeasurePlan, output_kinds
+from trtopt.errors import DataError, ModelError, UsageError
+from trtopt.plan import ConvertPlan, DataPlan, MeasurePlan
+from trtopt.precision import fallbacks
 from trtopt.types import Comparison, OnnxModel, ShapeRange, TensorSpec
 
 FEW = 32
@@ -21,27 +22,11 @@ FEW = 32
 def names(plan: ConvertPlan) -> None:
     """Reject misspelt names now, not after an hour of calibration."""
     from trtopt.calibrate import check_name
-    from trtopt.compare.gates import parse_gates
 
-    parse_gates(plan.gates)
     measure(plan.measure)
     check_name(plan.method)
-    for flag, name, known in (("--backend", plan.build.backend, BACKENDS), ("--rest", plan.rest, RESTS)):
-        if name not in known:
-            raise UsageError(f"{flag} {name} is unknown", fix=f"Choose one of {', '.join(known)}")
-
-
-def build_flags(plan: ConvertPlan) -> None:
-    """Reject flags of the builder that it does not have now, not after calibration."""
-    if not plan.build.tactic_sources:
-        return
-    if plan.build.backend != "tensorrt":
-        raise UsageError(f"--tactic-sources needs --backend tensorrt, not {plan.build.backend}", fix="Omit it")
-    from trtopt.engine.trt.locate import find
-    from trtopt.engine.trt.options import check_tactic_sources
-
-    with contextlib.suppress(EnvironmentUnableError):  # the stage `build` says so
-        check_tactic_sources(find(plan.build.tensorrt), plan.build.tactic_sources)
+    if plan.rest not in fallbacks():
+        raise UsageError(f"--rest {plan.rest} is unknown", fix=f"Choose one of {', '.join(fallbacks())}")
 
 
 def compared(plan: ConvertPlan) -> None:
@@ -49,7 +34,7 @@ def compared(plan: ConvertPlan) -> None:
     if plan.compare:
         return
     for flag, given in (
-        ("--gate", plan.gates.strip()),
+        ("--gate", plan.gates),
         ("--kind", plan.measure.kinds),
         ("--metric", plan.measure.metrics),
         ("--allow-inconclusive", plan.allow_inconclusive),
@@ -62,25 +47,25 @@ def compared(plan: ConvertPlan) -> None:
             )
 
 
-def outputs(gates: str, plan: MeasurePlan, model: OnnxModel) -> None:
+def outputs(gates: Sequence[Gate], plan: MeasurePlan, model: OnnxModel) -> None:
     """Reject an invalid gate, and a gate or kind with an unknown output or metric, before anything is run.
 
     A custom metric is an output named after its function.
     """
     from trtopt.compare.catalog import METRICS
-    from trtopt.compare.gates import parse_gates
 
     outputs = [spec.name for spec in model.outputs]
     own = [metric.rpartition(":")[2] for metric in plan.metrics]
-    named = [("--gate", gate.output, [*outputs, *own]) for gate in parse_gates(gates) if gate.output]
-    named += [("--kind", output, outputs) for output in output_kinds(plan.kinds)]
+    named = [("--gate", gate.output, [*outputs, *own]) for gate in gates if gate.output]
+    named += [("--kind", output, outputs) for output in plan.kinds]
     for flag, name, known in named:
         if name not in known:
             raise UsageError(
                 f"{flag}: {model.path.name} has no output {name}",
                 fix=f"Choose one of {', '.join(known)}",
             )
-    unknown = [gate.metric for gate in parse_gates(gates) if gate.metric not in METRICS]
+    measures(gates, plan.kinds, all_known=set(plan.kinds) >= set(outputs))
+    unknown = [gate.metric for gate in gates if gate.metric not in METRICS]
     if unknown and not plan.metrics:
         raise UsageError(
             f"--gate: unknown metric {unknown[0]}",
@@ -89,15 +74,42 @@ def outputs(gates: str, plan: MeasurePlan, model: OnnxModel) -> None:
         )
 
 
-def gated(gates: str, outputs: Sequence[str]) -> None:
+def measures(gates: Sequence[Gate], kinds: Mapping[str, str], *, all_known: bool = True) -> None:
+    """Refuse a gate on a metric that outputs of these kinds do not have.
+
+    `all_known` is false if the kinds of other outputs are not known yet.
+
+    Raises:
+        UsageError: there is one; the message lists the metrics of the kind.
+    """
+    from trtopt.compare.catalog import METRICS
+    from trtopt.compare.kinds import kind as module
+    from trtopt.compare.kinds import kinds as known_kinds
+
+    known = {output: kind for output, kind in kinds.items() if kind in known_kinds()}
+    for gate in gates:
+        judged = {output: kind for output, kind in known.items() if gate.output in ("", output)}
+        certain = bool(judged) and (bool(gate.output) or all_known)
+        if not certain or gate.metric not in METRICS or gate.metric == "engine":
+            continue
+        if any(gate.metric in module(kind).METRICS for kind in judged.values()):
+            continue
+        output, kind = next(iter(judged.items()))
+        metrics = ", ".join(name for name in module(kind).METRICS if name != "nonfinite")
+        raise UsageError(
+            f"--gate {gate.metric}: {output} is of kind {kind}",
+            why=f"its metrics are {metrics}",
+            fix="Choose one of these, or name another kind with --kind",
+        )
+
+
+def gated(gates: Sequence[Gate], outputs: Sequence[str]) -> None:
     """Refuse a gate on an output that was not measured.
 
     Raises:
         UsageError: there is one.
     """
-    from trtopt.compare.gates import parse_gates
-
-    for gate in parse_gates(gates):
+    for gate in gates:
         if gate.output and gate.output not in outputs:
             raise UsageError(
                 f"--gate names an unknown output {gate.output!r}", fix=f"The measured outputs are {', '.join(outputs)}"
@@ -110,7 +122,7 @@ def measure(plan: MeasurePlan) -> None:
         from trtopt.compare.custom import load
         from trtopt.compare.kinds import check_name
 
-        for kind in output_kinds(plan.kinds).values():
+        for kind in plan.kinds.values():
             check_name(kind)
         for source in plan.metrics:
             load(source)
@@ -119,7 +131,7 @@ def measure(plan: MeasurePlan) -> None:
 def measured(run: Path, plan: MeasurePlan, comparison: Comparison) -> None:
     """Reject flags that differ from how an earlier run was measured."""
     kinds = {output.output: output.kind for output in comparison.outputs}
-    asked = [("--kind", f"{output}={kind}", (output, kind)) for output, kind in output_kinds(plan.kinds).items()]
+    asked = [("--kind", f"{output}={kind}", (output, kind)) for output, kind in plan.kinds.items()]
     asked += [("--metric", metric, (metric.rpartition(":")[2], "own")) for metric in plan.metrics]
     for flag, value, entry in asked:
         if entry not in kinds.items():
@@ -148,7 +160,7 @@ def exists(plan: DataPlan | None) -> None:
     for flag, path in (("--classes", plan.classes), ("--labels", plan.labels)):
         if path is not None and not path.is_file():
             raise UsageError(f"{flag} {path}: no such file")
-    if ":" not in plan.source and not Path(plan.source).exists():
+    if isinstance(plan.source, str) and ":" not in plan.source and not Path(plan.source).exists():
         raise DataError(f"{plan.source}: no such file or folder", fix="Give a folder of images, .npy, .npz or .jsonl")
 
 
@@ -174,7 +186,7 @@ def classes(dataset: Dataset, plan: MeasurePlan, model: OnnxModel) -> None:
     """Reject labels with classes other than the model's, if the output shapes tell."""
     from trtopt.data.classes import check_count, score_count
 
-    kinds = output_kinds(plan.kinds)
+    kinds = plan.kinds
     scores: dict[str, int] = {}
     for spec in model.outputs:
         row = [side for side in spec.shape[1:] if isinstance(side, int)]
@@ -198,7 +210,7 @@ def calibrates(plan: ConvertPlan) -> None:
     """Reject calibration for a precision without scales."""
     from trtopt.precision import precision
 
-    if not precision(plan.precision).NEEDS_TABLE:
+    if not precision(plan.precision).FORMAT.scaled:
         raise UsageError(f"{plan.precision} has no scales to calibrate", fix="Choose int8 or fp8")
 
 

@@ -14,12 +14,11 @@ from trtopt import stages
 from trtopt.candidate import Candidate, resolve
 from trtopt.commands import checks
 from trtopt.errors import UsageError
-from trtopt.events import Emit, Warned, silent
+from trtopt.events import Emit, silent
 from trtopt.plan import ComparePlan
+from trtopt.run import open_run
 from trtopt.shapes import fixed
 from trtopt.stages import layers as layering
-from trtopt.stages import report as reporting
-from trtopt.store import open_store
 from trtopt.types import CandidateReport, Comparison, Report
 
 
@@ -44,21 +43,16 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
     for candidate in candidates.values():
         checks.pair(baseline, candidate.onnx)
     checks.exists(plan.data)
-    warnings: list[str] = []
-    with open_store(plan.run_dir, emit) as store:
-        reporting.forget(store)
-        context = stages.Context(store=store, emit=reporting.recording(emit, warnings), device=plan.device)
-        baseline = stages.widen(context, baseline)
+    with open_run(plan.run_dir, emit, plan.device, plan.cache) as run:
+        run.forget()
+        baseline = stages.widen(run, baseline)
         # A candidate may have fixed a dimension that is dynamic in the baseline: samples must fit both.
         shapes = {spec.name: spec.shape for candidate in candidates.values() for spec in candidate.onnx.inputs}
         dataset = stages.open_data(plan.data, replace(baseline, inputs=fixed(baseline.inputs, shapes)))
         for name, candidate in candidates.items():
             if candidate.made_from and baseline.digest not in candidate.made_from:
-                context.emit(
-                    Warned(f"{name} was not made from {plan.baseline}, but from another model or version of it")
-                )
-        for note in dataset.notes:
-            context.emit(Warned(f"{plan.data.source}: {note}"))
+                run.warn(f"{name} was not made from {plan.baseline}, but from another model or version of it")
+        stages.tell(run.emit, dataset)
         checks.classes(dataset, plan.measure, baseline)
         comparisons: dict[str, Comparison] = {}
         for name, candidate in candidates.items():
@@ -69,36 +63,31 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
                 engine=candidate.engine,
                 calibrated_on=candidate.calibrated_on,
             )
-            measured = stages.compare(context, baseline, candidate.onnx, evaluation, f"compare{suffix}")
+            measured = stages.compare(run, baseline, candidate.onnx, evaluation, f"compare{suffix}")
             precision = candidate.typed.precision if candidate.typed else ""
-            comparisons[name] = stages.gate(context, measured, plan.gates, precision, f"gate{suffix}")
+            comparisons[name] = stages.gate(run, measured, plan.gates, precision, f"gate{suffix}")
         only = next(iter(candidates.values())) if len(candidates) == 1 else None
         overall = verdict(comparisons.values())
         layers = None
         if only and (plan.layers or overall == "fail"):
             explain = layering.layers if plan.layers else layering.explained
-            layers = explain(context, baseline, only.onnx, only.typed, dataset)
-        report = Report(
-            schema_version=reporting.REPORT_SCHEMA,
-            command="compare",
-            verdict=overall,
-            model=str(plan.baseline),
-            precision=only.typed.precision if only and only.typed else "",
-            run_dir=store.root,
-            stages=tuple(store.outcomes),
-            typed=only.typed if only else None,
-            engine=only.engine if only else None,
-            comparison=next(iter(comparisons.values())) if only else None,
-            warnings=reporting.remarks(warnings, *comparisons.values()),
-            environment=stages.environment(),
-            layers=layers,
-            calibration=only.calibration if only else (),
-            candidates=() if only else _table(candidates, comparisons),
-            allow_inconclusive=plan.allow_inconclusive,
-            list_worst=plan.worst,
+            layers = explain(run, baseline, only.onnx, only.typed, dataset)
+        return run.finish(
+            Report(
+                command="compare",
+                verdict=overall,
+                model=str(plan.baseline),
+                precision=only.typed.precision if only and only.typed else "",
+                typed=only.typed if only else None,
+                engine=only.engine if only else None,
+                comparison=next(iter(comparisons.values())) if only else None,
+                layers=layers,
+                calibration=only.calibration if only else (),
+                candidates=() if only else _table(candidates, comparisons),
+                allow_inconclusive=plan.allow_inconclusive,
+                list_worst=plan.worst,
+            )
         )
-        reporting.write(store, report)
-    return report
 
 
 def _check_distinct(candidates: Sequence[Path]) -> None:

@@ -14,17 +14,19 @@ from trtopt import stages
 from trtopt.commands import checks
 from trtopt.commands.calibrate import calibrated, prepared
 from trtopt.data.dataset import Dataset
+from trtopt.engine import backend, compiler
 from trtopt.errors import BuildError, DataError, EnvironmentUnableError, MissingDependencyError, TrtoptError
-from trtopt.events import Emit, StageUnavailable, Warned, silent
+from trtopt.events import Emit, silent
+from trtopt.export.source import Source, identify
 from trtopt.plan import ConvertPlan
+from trtopt.precision import precision
+from trtopt.run import Run, open_run
 from trtopt.shapes import named, profile
 from trtopt.stages import export as exporting
 from trtopt.stages import layers as layering
-from trtopt.stages import report as reporting
 from trtopt.stages.batch import fixed_batch
 from trtopt.stages.made import Made
 from trtopt.stages.repair import is_quantized
-from trtopt.store import open_store
 from trtopt.types import (
     CalibrationTable,
     Comparison,
@@ -35,9 +37,26 @@ from trtopt.types import (
     OnnxModel,
     Report,
     ShapeRange,
-    StageOutcome,
     TypedModel,
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Samples:
+    """The samples of `--calib` and `--data`."""
+
+    calib: Dataset | None
+    data: Dataset | None
+
+    @property
+    def observed(self) -> Dataset | None:
+        """Samples to observe activations on."""
+        return self.calib or self.data
+
+    @property
+    def judged(self) -> Dataset | None:
+        """Samples to compare on."""
+        return self.data or self.calib
 
 
 def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | None]:
@@ -49,109 +68,100 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
     Raises:
         TrtoptError: a stage failed; the results of earlier stages stay in the store.
     """
-    from trtopt.export.source import identify
-    from trtopt.graph.unread import unread
-    from trtopt.precision import precision
-
-    checks.compared(plan)
-    checks.names(plan)
-    checks.build_flags(plan)
-    kind = precision(plan.precision)
     given = identify(str(plan.source))
-    ready = exporting.ready(given, plan.export)
-    quantized = ready is not None and is_quantized(ready)
-    checks.data_flags(plan, needs_table=kind.NEEDS_TABLE and not quantized)
-    if ready is not None:
-        profile(
-            ready.inputs, plan.shapes, lambda: stages.sizes((plan.data, plan.calib), ready), lambda: unread(ready.path)
-        )  # fail fast on a bad --shape
-    warnings: list[str] = []
-    with open_store(plan.run_dir, emit) as store:
-        reporting.forget(store)
-        context = stages.Context(store=store, emit=reporting.recording(emit, warnings), device=plan.device)
-        wanted = exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.data or plan.calib)
-        source, parity = (ready, None) if ready else exporting.bring(context, given, wanted)
-        source = stages.widen(context, source)
-        baseline = _baseline(context, plan, source, quantized=quantized)
-        checks.outputs(plan.gates, plan.measure, source)
-        ranges, assumed = profile(source.inputs, plan.shapes, unread=lambda: unread(source.path))
-        if assumed and plan.build.backend == "tensorrt":
-            context.emit(Warned(assumed))
-        # Unreadable samples must fail here, not after an hour of calibration.
-        data, calib = (stages.open_samples(context, each, source, ranges) for each in (plan.data, plan.calib))
-        judged_on = data or calib
-        _check_samples(context, plan, source, ranges, judged_on)
-        samples = _Samples(calib=calib, observed=calib or data, judged_on=judged_on)
-        made = _made(context, plan, _Sources(given=source, baseline=baseline), ranges, samples)
-        comparison = _compare(context, plan, made, judged_on)
-        layers, fault = _explained(context, made, comparison, judged_on)
-        report = replace(_report(context, plan, made, comparison, warnings), parity=parity, layers=layers, fault=fault)
-        reporting.write(store, report)
+    ready = _checked(plan, given)
+    with open_run(plan.run_dir, emit, plan.device, plan.cache) as run:
+        run.forget()
+        source, parity = (ready, None) if ready else exporting.bring(run, given, _wanted(plan))
+        source = stages.widen(run, source)
+        baseline = _baseline(run, plan, source)
+        ranges = _ranges(run, plan, source)
+        samples = _samples(run, plan, source, ranges)
+        made = _made(run, plan, source, baseline, ranges, samples)
+        comparison = _compare(run, plan, made, samples.judged)
+        layers, fault = _explained(run, made, comparison, samples.judged)
+        report = run.finish(replace(_report(run, plan, made, comparison), parity=parity, layers=layers, fault=fault))
     return report, made.unable
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Sources:
-    """The model that was given, in FP32, and the one that the result is compared with."""
+def _checked(plan: ConvertPlan, given: Source) -> OnnxModel | None:
+    """Refuse a plan that cannot succeed, before anything is run; return the model if it is ONNX already."""
+    from trtopt.graph.unread import unread
 
-    given: OnnxModel
-    baseline: OnnxModel
+    checks.compared(plan)
+    checks.names(plan)
+    backend(plan.build.backend).check_options(plan.build)
+    scaled = precision(plan.precision).FORMAT.scaled
+    ready = exporting.ready(given, plan.export)
+    checks.data_flags(plan, needs_table=scaled and not (ready is not None and is_quantized(ready)))
+    if ready is not None:
+        known = ready
+        profile(
+            known.inputs, plan.shapes, lambda: stages.sizes((plan.data, plan.calib), known), lambda: unread(known.path)
+        )  # fail fast on a bad --shape
+    return ready
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Samples:
-    """The samples to calibrate on, to observe activations on, and to compare on."""
-
-    calib: Dataset | None
-    observed: Dataset | None
-    judged_on: Dataset | None
+def _wanted(plan: ConvertPlan) -> exporting.Wanted:
+    return exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.data or plan.calib)
 
 
-def _check_samples(
-    context: stages.Context,
-    plan: ConvertPlan,
-    source: OnnxModel,
-    ranges: tuple[ShapeRange, ...],
-    dataset: Dataset | None,
-) -> None:
-    """Raise an error for samples that fit neither the model nor the comparison."""
+def _ranges(run: Run, plan: ConvertPlan, source: OnnxModel) -> tuple[ShapeRange, ...]:
+    """Return the shape ranges of the dynamic inputs, after checking the flags about outputs."""
+    from trtopt.graph.unread import unread
+
+    checks.outputs(plan.gates, plan.measure, source)
+    ranges, assumed = profile(source.inputs, plan.shapes, unread=lambda: unread(source.path))
+    if assumed and compiler(plan.build.backend):
+        run.note(assumed)
+    return ranges
+
+
+def _samples(run: Run, plan: ConvertPlan, source: OnnxModel, ranges: tuple[ShapeRange, ...]) -> _Samples:
+    """Open the samples. Unreadable ones, and those that do not fit, fail here, not after an hour of calibration."""
+    data, calib = (stages.open_samples(each, source, ranges) for each in (plan.data, plan.calib))
+    stages.tell(run.emit, calib, data)
+    samples = _Samples(calib=calib, data=data)
+    dataset = samples.judged
     if dataset is None:
-        return
+        return samples
     if plan.compare:
         checks.classes(dataset, plan.measure, source)
     checks.within(dataset, source.inputs, [entry for entry in ranges if entry.name in named(plan.shapes)])
     if plan.compare:
-        stages.check_randomness(context, source, dataset)
+        stages.check_randomness(run, source, dataset)
+    return samples
 
 
 def _made(
-    context: stages.Context,
+    run: Run,
     plan: ConvertPlan,
-    sources: _Sources,
+    source: OnnxModel,
+    baseline: OnnxModel,
     ranges: tuple[ShapeRange, ...],
     samples: _Samples,
 ) -> Made:
     """Prepare, equalize, calibrate, observe, set the precision, and build; a given quantized model is repaired only."""
-    source, quantized = sources.given, is_quantized(sources.given)
+    quantized = is_quantized(source)
     try:
         if quantized:
-            model, table = prepared(context, plan, stages.repair(context, source), ranges), None
+            model, table = prepared(run, plan, stages.repair(run, source), ranges), None
         else:
-            model, table = calibrated(context, plan, source, ranges, samples.calib)
-        target = _target(context, plan, table, samples.calib, quantized=quantized)
-        seen = _magnitudes(context, target, model, samples.observed, table)
+            model, table = calibrated(run, plan, source, ranges, samples.calib)
+        target = _target(run, plan, table, samples.calib, quantized=quantized)
+        seen = _magnitudes(run, target, model, samples.observed, table)
         if plan.guard and table is not None and seen is not None and samples.calib is not None:
-            subject = stages.Subject(baseline=sources.baseline, model=model, target=target, table=table, seen=seen)
-            target = stages.guard(context, subject, samples.calib, plan.measure)
-        context.shared.clear()  # no trials follow
-        typed = stages.set_precision(context, model, target, table, seen)
-        context.store.discard("build", typed=typed.onnx.digest)  # an engine of another graph is stale
-        engine, unable = _build(context, plan, typed, ranges)
+            subject = stages.Subject(baseline=baseline, model=model, target=target, table=table, seen=seen)
+            target = stages.guard(run, subject, samples.calib, plan.measure)
+        run.shared.clear()  # no trials follow
+        typed = stages.set_precision(run, model, target, table, seen)
+        run.store.discard("build", typed=typed.onnx.digest)  # an engine of another graph is stale
+        engine, unable = _build(run, plan, typed, ranges)
     except (BuildError, DataError) as error:
-        fixed = fixed_batch(source, ranges, samples.judged_on) if samples.judged_on is not None else None
+        fixed = fixed_batch(source, ranges, samples.judged) if samples.judged is not None else None
         raise fixed or error from error
     return Made(
-        baseline=sources.baseline,
+        baseline=baseline,
         model=model,
         target=target,
         table=table,
@@ -165,7 +175,7 @@ def _made(
 
 
 def _target(
-    context: stages.Context,
+    run: Run,
     plan: ConvertPlan,
     table: CalibrationTable | None,
     calib: Dataset | None,
@@ -174,47 +184,46 @@ def _target(
 ) -> stages.Target:
     """Return the requested precision, with a warning for each flag that has no effect."""
     from trtopt.calibrate import AUTO
-    from trtopt.precision import precision
 
     # The samples of --data are for evaluation, so they must not correct biases.
     corrects = plan.bias_correction and calib is not None
     if plan.bias_correction and table is not None and not corrects:
-        context.emit(Warned("biases are not corrected: bias correction needs --calib in addition to the table"))
-    needless = quantized or not precision(plan.precision).NEEDS_TABLE
+        run.warn("biases are not corrected: bias correction needs --calib in addition to the table")
+    needless = quantized or not precision(plan.precision).FORMAT.scaled
     if needless and (plan.table is not None or plan.method != AUTO):
         why = "the model is quantized already" if quantized else f"{plan.precision} has no scales"
-        context.emit(Warned(f"--calib-table and --method are ignored: {why}"))
+        run.warn(f"--calib-table and --method are ignored: {why}")
     return stages.Target(precision=plan.precision, rest=plan.rest, bias_correction=corrects, keep=plan.keep)
 
 
 def _explained(
-    context: stages.Context, made: Made, comparison: Comparison | None, dataset: Dataset | None
+    run: Run, made: Made, comparison: Comparison | None, dataset: Dataset | None
 ) -> tuple[Layers | None, EngineFault | None]:
     """Return where a comparison that failed drifts, and the nodes that make a wrong engine wrong."""
     from trtopt.compare.witness import wrong
 
     if dataset is None or comparison is None or comparison.verdict != "fail":
         return None, None
-    layers = layering.explained(context, made.baseline, made.typed.onnx, made.typed, dataset)
-    return layers, stages.fault(context, made, dataset) if wrong(comparison) else None
+    layers = layering.explained(run, made.baseline, made.typed.onnx, made.typed, dataset)
+    return layers, stages.fault(run, made, dataset) if wrong(comparison) else None
 
 
-def _baseline(context: stages.Context, plan: ConvertPlan, source: OnnxModel, *, quantized: bool) -> OnnxModel:
+def _baseline(run: Run, plan: ConvertPlan, source: OnnxModel) -> OnnxModel:
     """Return the model that the result is compared with: that of --baseline, or else the source."""
     from trtopt.graph.file import describe
 
     if plan.baseline is not None:
-        baseline = stages.widen(context, describe(plan.baseline))
+        baseline = stages.widen(run, describe(plan.baseline))
         checks.pair(baseline, source)
         return baseline
-    if quantized and plan.compare:
+    if is_quantized(source) and plan.compare:
         unknown = "what quantization costs is unknown: add --baseline with the FP32 model"
-        context.emit(Warned(f"the result is compared with the given quantized model, so {unknown}"))
+        run.warn(f"the result is compared with the given quantized model, so {unknown}")
     return source
 
 
 def _magnitudes(
-    context: stages.Context,
+    run: Run,
     target: stages.Target,
     model: OnnxModel,
     dataset: Dataset | None,
@@ -223,27 +232,24 @@ def _magnitudes(
     if target.precision == "fp32":
         return None
     if dataset is None:
-        context.emit(Warned("no samples: activations are not checked for overflow of the 16-bit range"))
+        run.warn("no samples: activations are not checked for overflow of the 16-bit range")
         return None
-    return stages.observe(context, model, dataset, target, table)
+    return stages.observe(run, model, dataset, target, table)
 
 
 def _build(
-    context: stages.Context, plan: ConvertPlan, typed: TypedModel, ranges: tuple[ShapeRange, ...]
+    run: Run, plan: ConvertPlan, typed: TypedModel, ranges: tuple[ShapeRange, ...]
 ) -> tuple[Engine | None, TrtoptError | None]:
     try:
-        return stages.build(context, typed, ranges, plan.build), None
+        return stages.build(run, typed, ranges, plan.build), None
     except (EnvironmentUnableError, MissingDependencyError) as error:
-        context.emit(StageUnavailable("build", str(error)))
-        context.store.outcomes.append(StageOutcome(name="build", status="unavailable", seconds=0.0, summary=str(error)))
+        run.unavailable("build", error)
         return None, error
 
 
-def _compare(context: stages.Context, plan: ConvertPlan, made: Made, dataset: Dataset | None) -> Comparison | None:
+def _compare(run: Run, plan: ConvertPlan, made: Made, dataset: Dataset | None) -> Comparison | None:
     if not plan.compare or dataset is None:
-        context.store.outcomes.append(
-            StageOutcome(name="compare", status="skipped", seconds=0.0, summary="--no-compare")
-        )
+        run.skip("compare", "--no-compare")
         return None
     evaluation = stages.Evaluation(
         dataset=dataset,
@@ -251,37 +257,24 @@ def _compare(context: stages.Context, plan: ConvertPlan, made: Made, dataset: Da
         engine=made.engine,
         calibrated_on=made.table.fingerprints if made.table else (),
     )
-    measured = stages.compare(context, made.baseline, made.typed.onnx, evaluation)
+    measured = stages.compare(run, made.baseline, made.typed.onnx, evaluation)
     if plan.data is None:  # also without fingerprints, as with a TensorRT cache or no table
         measured = replace(measured, calibrated_on=measured.samples)
-    return stages.gate(context, measured, plan.gates, plan.precision)
+    return stages.gate(run, measured, plan.gates, plan.precision)
 
 
-def _report(
-    context: stages.Context,
-    plan: ConvertPlan,
-    made: Made,
-    comparison: Comparison | None,
-    warnings: list[str],
-) -> Report:
+def _report(run: Run, plan: ConvertPlan, made: Made, comparison: Comparison | None) -> Report:
     from trtopt.calibrate import noisiest
-    from trtopt.precision import precision
 
-    run_dir = context.store.root
-    calibrated = precision(plan.precision).NEEDS_TABLE and not plan.table
+    scaled = precision(plan.precision).FORMAT.scaled and not plan.table
     return Report(
-        schema_version=reporting.REPORT_SCHEMA,
         command="convert",
         verdict=comparison.verdict if comparison else "unchecked",
         model=str(plan.source),
         precision=plan.precision,
-        run_dir=run_dir,
-        stages=tuple(context.store.outcomes),
         typed=made.typed,
         engine=made.engine,
         comparison=comparison,
-        warnings=reporting.remarks(warnings, comparison),
-        environment=stages.environment(),
-        calibration=noisiest.read(run_dir) if calibrated else (),
+        calibration=noisiest.read(run.store.root) if scaled else (),
         allow_inconclusive=plan.allow_inconclusive,
     )

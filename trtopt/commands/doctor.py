@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from trtopt.engine.driver import Driver, Gpu, read_driver
+from trtopt.engine.cuda.driver import Driver, Gpu, read_driver
 from trtopt.engine.trt.locate import load
 from trtopt.engine.trt.versions import MINIMUM, RTX, RTX_DEVICES
+from trtopt.requires import install, install_onnxruntime_gpu
 
 _PACKAGES = (
     "trtopt onnx onnx-ir onnxruntime onnxruntime-gpu tensorrt tensorrt-rtx tensorrt-rtx-cu13 tensorrt-rtx-cu12 "
@@ -127,7 +128,7 @@ def _providers(packages: Mapping[str, str]) -> tuple[tuple[str, ...], str]:
     if "onnxruntime" in packages and "onnxruntime-gpu" in packages:
         warning = (
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: "
-            "pip uninstall both, then install 'trtopt[cpu]' or 'trtopt[gpu]'"
+            "pip uninstall both, then install onnxruntime-gpu, or onnxruntime on a machine without a GPU"
         )
     try:
         ort: Any = importlib.import_module("onnxruntime")
@@ -188,22 +189,28 @@ def _can_run(candidates: tuple[Candidate, ...], driver: Driver) -> tuple[bool, s
 def _advice(packages: Mapping[str, str], candidates: tuple[Candidate, ...], driver: Driver) -> tuple[Advice, ...]:
     """Return the missing components that are useful on this machine."""
     has_driver = not driver.absent.startswith("no NVIDIA driver")
-    # What for, the packages of which one is enough, and the extra that installs one ("" if it is of no use here).
+    # What for, the packages of which one is enough, and the module to install ("" if it is of no use here).
     components = (
-        ("onnxruntime, which runs the baseline", {"onnxruntime", "onnxruntime-gpu"}, "gpu" if has_driver else "cpu"),
-        ("GPU readings", {"nvidia-ml-py"}, "gpu" if has_driver else ""),
-        ("running engines", {"cuda-python", "pycuda"}, "gpu" if has_driver else ""),
+        (
+            "onnxruntime, which runs the baseline",
+            {"onnxruntime", "onnxruntime-gpu"},
+            "onnxruntime-gpu" if has_driver else "onnxruntime",
+        ),
+        ("GPU readings", {"nvidia-ml-py"}, "pynvml" if has_driver else ""),
+        ("running engines", {"cuda-python", "pycuda"}, "cuda" if has_driver else ""),
         ("export from PyTorch", {"torch"}, "torch"),
         ("export from TensorFlow", {"tf2onnx"}, "tensorflow"),
     )
     advice = []
     if not any(candidate.version for candidate in candidates):
-        advice.append(_pip("TensorRT for RTX: engines without a GPU", "rtx"))
+        advice.append(_pip("TensorRT for RTX: engines without a GPU", RTX))
     if has_driver and not candidates[0].version:
         advice.append(_pip("TensorRT for the GPU of this machine", "tensorrt"))
-    advice += [_pip(what, extra) for what, any_of, extra in components if extra and not any_of & packages.keys()]
+    advice += [_pip(what, module) for what, any_of, module in components if module and not any_of & packages.keys()]
     return tuple(advice)
 
 
-def _pip(what: str, extra: str) -> Advice:
-    return Advice(what=what, command=f"pip install 'trtopt[{extra}]'")
+def _pip(what: str, module: str) -> Advice:
+    if module == "onnxruntime-gpu":
+        return Advice(what=what, command=install_onnxruntime_gpu())
+    return Advice(what=what, command=install(module))

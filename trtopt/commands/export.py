@@ -5,16 +5,12 @@ Touches: the run directory, through the store; the ONNX file.
 
 from __future__ import annotations
 
-from trtopt import stages
 from trtopt.errors import UsageError
 from trtopt.events import Emit, silent
 from trtopt.plan import ExportOnlyPlan
+from trtopt.run import open_run
 from trtopt.stages import export as exporting
-from trtopt.stages import report as reporting
-from trtopt.store import open_store
-from trtopt.types import (
-    Report,
-)
+from trtopt.types import Report, Verdict
 
 
 def export(plan: ExportOnlyPlan, emit: Emit = silent) -> Report:
@@ -29,27 +25,12 @@ def export(plan: ExportOnlyPlan, emit: Emit = silent) -> Report:
     given = identify(str(plan.source))
     if exporting.ready(given, plan.export) is not None:
         raise UsageError(f"{plan.source} is already ONNX", fix="Pass it to trtopt convert")
-    warnings: list[str] = []
-    with open_store(plan.run_dir, emit) as store:
-        reporting.forget(store)
-        context = stages.Context(store=store, emit=reporting.recording(emit, warnings), device=plan.device)
+    with open_run(plan.run_dir, emit, plan.device, plan.cache) as run:
+        run.forget()
         wanted = exporting.Wanted(plan=plan.export, shapes=plan.shapes, data=plan.data)
-        model, parity = exporting.bring(context, given, wanted)
-        copy(model.path, plan.out)
-        report = Report(
-            schema_version=reporting.REPORT_SCHEMA,
-            command="export",
-            verdict=parity.verdict if parity.verdict == "pass" else "unchecked",  # drift that is not allowed has raised
-            model=str(plan.source),
-            precision="",
-            run_dir=store.root,
-            stages=tuple(store.outcomes),
-            typed=None,
-            engine=None,
-            comparison=None,
-            warnings=reporting.remarks(warnings),
-            environment=stages.environment(),
-            parity=parity,
-        )
-        reporting.write(store, report)
-    return report
+        model, parity = exporting.bring(run, given, wanted)
+        if plan.cache != "show":
+            copy(model.path, plan.out)
+        # Drift that is not allowed has raised an error.
+        verdict: Verdict = parity.verdict if parity.verdict == "pass" else "unchecked"
+        return run.finish(Report(command="export", verdict=verdict, model=str(plan.source), parity=parity))

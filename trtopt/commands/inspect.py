@@ -79,7 +79,7 @@ def _would_decide(path: Path) -> tuple[Decision, ...]:
         if not is_in_fp32(path):
             source = Path(folder) / "widened.onnx"
             in_fp32(path, source)
-        prepared = prepare(source, Path(folder), min_opset=precision("int8").OPSET, profile=())
+        prepared = prepare(source, Path(folder), min_opset=precision("int8").FORMAT.opset, profile=())
         model = load_ir(prepared.path)
         try:
             return place(model).decisions()

@@ -10,7 +10,7 @@ from dataclasses import replace
 from trtopt.commands import checks
 from trtopt.errors import UsageError
 from trtopt.plan import JudgePlan
-from trtopt.stages import report as reporting
+from trtopt.run import load
 from trtopt.types import Report
 
 
@@ -23,17 +23,18 @@ def judge_again(plan: JudgePlan) -> Report:
     from trtopt.compare.gate import verdict
     from trtopt.compare.witness import judged
 
-    earlier = reporting.load(plan.run)
+    earlier = load(plan.run)
     before = [earlier.comparison] if earlier.comparison else [row.comparison for row in earlier.candidates]
     if not before:
         why = f"its report is one of trtopt {earlier.command}"
         raise UsageError(f"{plan.run} does not contain a comparison", why=why, fix="Run trtopt compare")
     for comparison in before:
         checks.measured(plan.run, plan.measure, comparison)
+        checks.measures(plan.gates, {output.output: output.kind for output in comparison.outputs})
         checks.gated(plan.gates, [output.output for output in comparison.outputs])
     precisions = [earlier.precision] if earlier.comparison else [row.precision for row in earlier.candidates]
     after = [judged(each, plan.gates, precision) for each, precision in zip(before, precisions, strict=True)]
-    # Remarks about the old gates must not stay among the warnings.
+    # Remarks about the old gates must not stay among the notes.
     stale = {line for comparison in before for line in comparison.remarks}
     rows = () if earlier.comparison else zip(earlier.candidates, after, strict=True)
     return replace(
@@ -43,7 +44,12 @@ def judge_again(plan: JudgePlan) -> Report:
         comparison=after[0] if earlier.comparison else None,
         candidates=tuple(replace(row, comparison=new) for row, new in rows),
         stages=tuple(stage for stage in earlier.stages if stage.name.partition(" ")[0] != "gate"),
-        warnings=reporting.remarks([line for line in earlier.warnings if line not in stale], *after),
+        notes=tuple(
+            dict.fromkeys(
+                [line for line in earlier.notes if line not in stale]
+                + [line for comparison in after for line in comparison.remarks]
+            )
+        ),
         allow_inconclusive=plan.allow_inconclusive,
         list_worst=plan.worst,
         written=False,

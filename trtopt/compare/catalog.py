@@ -48,8 +48,15 @@ METRICS = {
         range=_PERCENT,
     ),
     "top1": Metric(
-        label="top-1 agreement",
+        label="top-1",
         text="top-1 agreement with FP32, or the drop of top-1 accuracy where there are labels",
+        sense="drop",
+        unit="%",
+        format=".2f",
+    ),
+    "top1_agreement": Metric(
+        label="top-1 agreement",
+        text="share of samples on which both models choose the same class, also where there are labels",
         sense="drop",
         unit="%",
         format=".2f",

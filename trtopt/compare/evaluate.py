@@ -15,11 +15,12 @@ from trtopt.compare.measures.decisions import lost
 from trtopt.compare.statistics import Bounds, drop, mcnemar, needed, settles, share
 from trtopt.types import GateResult, OutputDrift, Verdict
 
-_COUNTED = {"top1": "agree", "top5": "top5", "accuracy": "both", "same": "same"}
+_COUNTED = {"top1": "agree", "top1_agreement": "agree", "top5": "top5", "accuracy": "both", "same": "same"}
 """Metrics that are computed from counts, and the count that each of them needs."""
 
 _DIFFERS = {
     "top1": "top-1 differs from FP32",
+    "top1_agreement": "top-1 differs from FP32",
     "top5": "FP32's top-1 is not among the candidate's top 5",
     "same": "most elements differ from FP32",
 }
@@ -37,7 +38,7 @@ _OF_DECISIONS = frozenset({*_DECISIONS, "class"})
 _NOISE = 0.25
 """Share of the allowed loss that borderline decisions may explain."""
 
-_AGREEMENT = frozenset({"top1", "top5", "accuracy", "pixels", "miou", "miou_min", "equal", "same"})
+_AGREEMENT = frozenset({"top1", "top1_agreement", "top5", "accuracy", "pixels", "miou", "miou_min", "equal", "same"})
 """Metrics that show nothing if FP32 chooses the same class for all samples."""
 
 

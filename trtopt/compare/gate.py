@@ -15,20 +15,16 @@ from dataclasses import replace
 
 from trtopt.compare.defaults import DEFAULTS, FLOORS, WHERE_MEASURED
 from trtopt.compare.evaluate import evaluated, finds_nothing, unjudged
-from trtopt.compare.gates import Gate, parse_gates
+from trtopt.compare.gates import Gate
 from trtopt.compare.gates import gate as default_gate
 from trtopt.types import Comparison, GateResult, OutputDrift, Verdict
 
 _NAMED = 3
 
 
-def judged(comparison: Comparison, gates: str) -> Comparison:
-    """Return the comparison with its verdict, gate results and remarks; `gates` is the user's text.
-
-    Raises:
-        UsageError: the gates do not parse.
-    """
-    results = judge(comparison.outputs, parse_gates(gates), comparison.samples)
+def judged(comparison: Comparison, gates: Sequence[Gate]) -> Comparison:
+    """Return the comparison with its verdict, gate results and remarks; `gates` are the user's."""
+    results = judge(comparison.outputs, gates, comparison.samples)
     remarks = (*_ungated(comparison.outputs, results), *_farthest(comparison.outputs, results))
     return replace(comparison, gates=results, verdict=verdict(results), remarks=remarks)
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+
 from trtopt.compare.custom import OwnMetric, opened
 from trtopt.compare.kinds import check_name
 from trtopt.compare.measures.outputs import Array, Outputs, is_float
@@ -68,6 +70,10 @@ class Measure:
 
 BATCH = 8
 """Default number of samples per run: much faster than single samples, and small enough for most memories."""
+_SAME = 1e-3
+"""Largest energy of the difference, relative to the signal, between the results of a sample alone and beside another.
+
+A batch of another size may take other kernels, whose rounding differs."""
 WORKERS = 2
 """Number of batches to run at once, where the runners have several callers. Each holds the activations of a batch."""
 
@@ -114,11 +120,10 @@ def compare(pair: Pair, dataset: Dataset, measure: Measure, *, emit: Emit, batch
         emit(Progress("compare", done, len(samples.ids)))
     drifts = metrics.drifts(samples.ids)
     _check_clashes(custom, drifts)
-    notes = [f"{dataset.source}: {note}" for note in dataset.notes]
+    warnings = _unfit(drifts, samples, dataset.source)
     if dataset.groups and not groups:
         note = "an output does not have one row per sample of a group, so each group counts as one sample"
-        notes.append(f"{dataset.source}: {note}" + ("; labels are not used" if dataset.groups.labels else ""))
-    notes += metrics.notes() + [f"the code of {metric.source} was run" for metric in custom]
+        warnings.append(f"{dataset.source}: {note}" + ("; labels are not used" if dataset.groups.labels else ""))
     return Comparison(
         baseline=pair.names[0],
         candidate=pair.names[1],
@@ -130,7 +135,8 @@ def compare(pair: Pair, dataset: Dataset, measure: Measure, *, emit: Emit, batch
         outputs=drifts + tuple(metric.drift() for metric in custom),
         engine=witness.drifts(samples.ids) if witness else (),
         graph_ran=pair.graph.where if pair.graph else "",
-        warnings=(*notes, *_unfit(drifts, samples, dataset.source)),
+        warnings=tuple(warnings),
+        notes=(*metrics.notes(), *(f"the code of {metric.source} was run" for metric in custom)),
     )
 
 
@@ -202,14 +208,35 @@ def _ungrouped(outputs: Outputs, groups: Groups) -> Outputs:
 
 
 def _joinable(pair: Pair, dataset: Dataset) -> bool:
-    """Return whether samples may be joined: the dataset allows it, and both models return one row per sample.
+    """Return whether samples may be joined: the dataset allows it, and all models return one row per sample.
 
-    A dynamic batch axis of the inputs does not guarantee that: a Reshape in the model may assume a batch of 1, and the
-    first axis of an output may be time, detections or layers. Runs of one sample and of two show which axis grows.
+    A dynamic batch axis of the inputs does not guarantee that: a Reshape in the model may assume a batch of 1 and mix
+    joined samples, and the first axis of an output may be time, detections or layers. Runs of one sample and of two
+    show which axis grows, and whether the first sample has the same results in both.
     """
     if not dataset.batched or len(dataset) < 2:
         return False
-    return all(_apart(pair, next(batches(dataset, size, workers=1)).feed, size) for size in (1, 2))
+    single, joined = (next(batches(dataset, size, workers=1)).feed for size in (1, 2))
+    for runner in pair.runners:
+        try:
+            alone, together = runner.run(single), runner.run(joined)
+        except (DataError, OutOfMemoryError):  # if the sample itself is at fault, running it alone reports it
+            return False
+        for name, array in alone.items():
+            if array.shape[:1] != (1,) or together[name].shape[:1] != (2,):
+                return False
+            if not _is_same(array, together[name][:1]):
+                return False
+    return True
+
+
+def _is_same(alone: Array, joined: Array) -> bool:
+    """Return whether the results of a sample agree but for rounding. Only floating-point numbers are compared."""
+    if not is_float(alone) or alone.shape != joined.shape:
+        return not is_float(alone)
+    x, y = np.asarray(alone, np.float64), np.asarray(joined, np.float64)
+    finite = np.isfinite(x) & np.isfinite(y)  # NaN and infinity are reported later, with the name of the sample
+    return bool(np.square(y[finite] - x[finite]).sum() <= _SAME * np.square(x[finite]).sum())
 
 
 def _apart(pair: Pair, feed: Mapping[str, Array], size: int) -> bool:

@@ -5,11 +5,11 @@ Touches: the onnx-ir models that are passed in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trtopt.graph.query import FLOAT_COMPUTE_FREE, cast, constant, dims, names, unique
+from trtopt.graph.query import FLOAT_COMPUTE_FREE, constant, dims
 from trtopt.graph.views import MOVES, before
 from trtopt.precision.passes.equalize import SUFFIX
 
@@ -75,7 +75,7 @@ def points(reference: ir.Model, typed: ir.Model) -> tuple[Point, ...]:
     They are matched by name. A quantizer for ONNX keeps the names of existing tensors, and gives new names to the casts
     and Q/DQ nodes that it inserts. Tensors whose shapes differ do not match. Types and shapes must have been inferred.
     """
-    references = {value.name: value for node in reference.graph for value in node.outputs if _is_floating(value)}
+    references = {value.name: value for node in reference.graph for value in node.outputs if is_floating(value)}
     matched: dict[str, Point] = {}
     # The point of every tensor that is part of a chain.
     point_of: dict[ir.Value, str] = {}
@@ -104,7 +104,7 @@ def points(reference: ir.Model, typed: ir.Model) -> tuple[Point, ...]:
     return tuple(matched.values())
 
 
-def _is_floating(value: ir.Value) -> bool:
+def is_floating(value: ir.Value) -> bool:
     """Return whether the value is a floating-point tensor of 16, 32 or 64 bits."""
     return value.dtype is not None and value.dtype.name in _FLOATS
 
@@ -122,7 +122,7 @@ def _results(node: ir.Node) -> Iterator[ir.Value]:
     if node.op_type in _RETYPING:
         return
     for value in node.outputs:
-        if _is_floating(value):
+        if is_floating(value):
             biased = _biased(value) if node.op_type == "MatMul" else None
             yield biased if biased is not None else value
 
@@ -153,7 +153,7 @@ def _counterpart(value: ir.Value, references: Mapping[str | None, ir.Value]) -> 
     while paths:
         path = paths.pop(0)
         last = path[-1]
-        if _is_floating(last):
+        if is_floating(last):
             name = last.name or ""
             if name in references and _same_shape(last, references[name]):
                 return [*path, *_clipped(last, references[name])], name, None
@@ -234,7 +234,7 @@ def _before(
                 continue
             visited.add(producer)
             pending.append(producer)
-            if _computes(producer) and producer is not node and any(map(_is_floating, producer.outputs)):
+            if _computes(producer) and producer is not node and any(map(is_floating, producer.outputs)):
                 between[producer.name or producer.outputs[0].name or ""] = None
     return tuple(before), tuple(between)
 
@@ -247,58 +247,4 @@ def _precision(node: ir.Node) -> str:
             codes = producer.inputs[0]
             dtype = codes.dtype.name if codes is not None and codes.dtype is not None else ""
             return "fp8" if dtype.startswith("FLOAT8") else dtype.lower()
-    return next(_FLOATS[value.dtype.name] for value in node.outputs if value.dtype is not None and _is_floating(value))
-
-
-def show(model: ir.Model, tensors: Sequence[str]) -> dict[str, str]:
-    """Make floating-point tensors the outputs of the graph, as float32, and remove the nodes that are then not needed.
-
-    Returns:
-        The name of the output for each tensor.
-    """
-    import onnx_ir as ir
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
-
-    graph, taken = model.graph, names(model.graph)
-    values = {value.name: value for node in graph for value in node.outputs}
-    outputs = {}
-    for name in dict.fromkeys(tensors):
-        value = values[name]
-        if value.dtype != ir.DataType.FLOAT:
-            value = cast(graph, value, ir.DataType.FLOAT, unique(f"{name}/shown", taken), taken)
-        outputs[name] = value
-    graph.outputs[:] = list(outputs.values())
-    RemoveUnusedNodesPass()(model)
-    return {name: value.name or "" for name, value in outputs.items()}
-
-
-def give(model: ir.Model, chosen: Sequence[Point]) -> dict[str, str]:
-    """Replace these points by new float32 graph inputs for all of their consumers.
-
-    Returns:
-        The name of the input for each point that has a consumer, by `Point.tensor`.
-    """
-    import onnx_ir as ir
-
-    graph, taken = model.graph, names(model.graph)
-    values = {value.name: value for node in graph for value in node.outputs}
-    inputs = {}
-    for point in chosen:
-        chain = [values[name] for name in point.chain]
-        # The casts and Q/DQ of the chain itself keep their inputs: their errors belong to the node.
-        inner = {value.producer() for value in chain[1:]}
-        name = unique(f"{point.tensor}/given", taken)
-        source = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=chain[-1].shape)
-        for value in chain:
-            uses = [use for use in value.uses() if use.node not in inner]
-            if not uses or not _is_floating(value):
-                continue
-            replacement = source
-            if value.dtype is not None and value.dtype != ir.DataType.FLOAT:
-                replacement = cast(graph, source, value.dtype, unique(f"{value.name}/given_cast", taken), taken)
-            for use in uses:
-                use.node.replace_input_with(use.idx, replacement)
-        if source.uses():
-            graph.inputs.append(source)
-            inputs[point.tensor] = name
-    return inputs
+    return next(_FLOATS[value.dtype.name] for value in node.outputs if value.dtype is not None and is_floating(value))

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from trtopt.compare import gate
 from trtopt.compare.catalog import METRICS
+from trtopt.compare.gates import Gate
 from trtopt.compare.measures.outputs import Outputs
 from trtopt.compare.metrics import Metrics
 from trtopt.types import Comparison, EngineDrift, GateResult
@@ -63,18 +64,15 @@ class Witness:
         return tuple(entries)
 
 
-def judged(comparison: Comparison, gates: str, precision: str) -> Comparison:
+def judged(comparison: Comparison, gates: Sequence[Gate], precision: str) -> Comparison:
     """Return the comparison with its verdict, gate results and remarks, as `gate.judged`, and with the gate `engine`.
 
     A wrong engine fails whatever the other gates say. A gate of the user on `engine` takes the place of the default.
 
     Args:
         comparison: the measured drift.
-        gates: the user's text.
+        gates: those of the user.
         precision: the precision of the candidate, which the default limit depends on.
-
-    Raises:
-        UsageError: the gates do not parse.
     """
     losses = {drift.output: _loss(drift, precision) for drift in comparison.engine}
     outputs = tuple(

@@ -13,9 +13,10 @@ from pathlib import Path
 from trtopt.data import arrays, images, labels, python, text
 from trtopt.data.classes import read_classes
 from trtopt.data.dataset import Batch, Dataset, batches
+from trtopt.data.given import Given, read_given
 from trtopt.data.labels import Labelling
 from trtopt.data.recipe import Recipe, load_recipe, recipe_for
-from trtopt.data.sample import Samples, to_dataset
+from trtopt.data.sample import Samples, at_most, to_dataset
 from trtopt.errors import DataError, UsageError
 from trtopt.types import TensorSpec
 
@@ -39,12 +40,13 @@ _NO_LABELLING = Labelling()
 
 
 def open_dataset(
-    source: str,
+    source: str | Given,
     inputs: tuple[TensorSpec, ...],
     *,
     recipe: Recipe | None = None,
     labelling: Labelling = _NO_LABELLING,
     skip_bad: bool = False,
+    most: int | None = None,
 ) -> Dataset:
     """Return the samples of `source`, checked against the model's inputs.
 
@@ -58,11 +60,12 @@ def open_dataset(
     when a sample is loaded.
 
     Args:
-        source: the path, or `package.module:function`.
+        source: the path, `package.module:function`, or Python objects (`given`).
         inputs: the model's inputs.
         recipe: the preprocessing; by default that of the folder, or one that is assumed from the inputs.
         labelling: class names and labels of images. Its class names take precedence over the recipe's.
-        skip_bad: load every sample once now, leave out the bad ones, and list them in `Dataset.notes`.
+        skip_bad: load every sample once now, leave out the bad ones, and list them in `Dataset.warnings`.
+        most: the largest number of samples to use, spread evenly over the source; None for all.
 
     Raises:
         DataError: `source` does not exist or holds no samples, or a sample or a label does not fit. The message names
@@ -70,6 +73,9 @@ def open_dataset(
         UsageError: the recipe or the labelling cannot be used for this data.
         MissingDependencyError: the package that reads this data is not installed.
     """
+    if isinstance(source, Given):
+        samples = _without(recipe, read_given(source, inputs))
+        return to_dataset(at_most(samples, most), inputs, skip_bad=skip_bad)
     folder = Path(source)
     try:
         names = images.find(folder) if folder.is_dir() else ()
@@ -84,7 +90,7 @@ def open_dataset(
                 why=f"{source} is not one; other data contain their own class indices",
                 fix="Leave it out",
             )
-        return to_dataset(samples, inputs, skip_bad=skip_bad)
+        return to_dataset(at_most(samples, most), inputs, skip_bad=skip_bad)
     except OSError as error:
         raise DataError(f"{source}: cannot be read", why=str(error)) from error
 
@@ -117,16 +123,21 @@ def _read_images(
             why=f"{names[0]} and {files[0]}, among others",
             fix="Keep them in separate folders",
         )
-    assumed, note = (recipe, "") if recipe is not None else recipe_for(folder, inputs)
+    assumed, note, warning = (recipe, "", "") if recipe is not None else recipe_for(folder, inputs)
     samples = images.read_images(folder, names, assumed, inputs)
     labelled = labels.label(folder, names, replace(labelling, classes=labelling.classes or assumed.classes))
-    notes = (*labelled.notes, note) if note else labelled.notes
-    return replace(samples, labels=labelled.indices, class_list=labelled.class_list, notes=notes)
+    return replace(
+        samples,
+        labels=labelled.indices,
+        class_list=labelled.class_list,
+        notes=(*labelled.notes, *filter(None, [note])),
+        warnings=(*labelled.warnings, *filter(None, [warning])),
+    )
 
 
 def _without(recipe: Recipe | None, samples: Samples) -> Samples:
-    """Return the samples, with a note that a given recipe is not applied to them."""
+    """Return the samples, with a warning that a given recipe is not applied to them."""
     if recipe is None:
         return samples
-    note = f"recipe {recipe.name} is not applied to {samples.source}: arrays are used unchanged"
-    return replace(samples, notes=(*samples.notes, note))
+    warning = f"recipe {recipe.name} is not applied to {samples.source}: arrays are used unchanged"
+    return replace(samples, warnings=(*samples.warnings, warning))

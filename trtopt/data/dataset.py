@@ -58,7 +58,8 @@ class Dataset:
         shapes: the distinct shapes of the samples. Each entry has one shape per model input, in the inputs' order.
         groups: the samples in each feed, if the model's batch is fixed above 1. Index i then refers to a feed, not to a
             single sample, and labels are in `groups` only.
-        notes: assumptions to report to the user.
+        notes: facts to report to the user, such as what was assumed.
+        warnings: what may be wrong with the samples or their use.
     """
 
     source: str
@@ -71,6 +72,7 @@ class Dataset:
     shapes: tuple[tuple[tuple[int, ...], ...], ...] = ()
     groups: Groups | None = None
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -112,6 +114,11 @@ def batches(dataset: Dataset, size: int = 1, *, workers: int = 4) -> Iterator[Ba
                 yield Batch(indices=indices, feed=_join(feeds))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def spread(length: int, count: int) -> list[int]:
+    """Return at most `count` indices below `length`, evenly spread: images of one class often follow one another."""
+    return [int(i) for i in np.unique(np.linspace(0, length - 1, min(count, length)).astype(int))]
 
 
 def _join(feeds: list[Feed]) -> Feed:

@@ -42,11 +42,12 @@ class Labelling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labels:
-    """The class index of each image (None without labels), the list that they index, and notes for the user."""
+    """The class index of each image (None without labels), the list that they index, and remarks for the user."""
 
     indices: tuple[int, ...] | None
     class_list: ClassList | None = None
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def label(folder: Path, names: Sequence[str], labelling: Labelling) -> Labels:
@@ -64,7 +65,7 @@ def label(folder: Path, names: Sequence[str], labelling: Labelling) -> Labels:
         if labelling.classes is None:
             return Labels(indices=None)
         note = f"the images have no labels: the class names of {labelling.classes.source} are not used"
-        return Labels(indices=None, notes=(note,))
+        return Labels(indices=None, warnings=(note,))
     if loose:
         raise DataError(
             f"{folder}: some images are in class subfolders and some are not",
@@ -78,7 +79,8 @@ def _from_folders(folder: Path, names: Sequence[str], classes: Classes | None) -
     folders = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     tops = [name.partition("/")[0] for name in names]
     empty = sorted(set(folders).difference(tops))
-    notes = [f"no samples of class {_shown(empty)}: no images in the subfolder"] if empty else []
+    notes: list[str] = []
+    warnings = [f"no samples of class {_shown(empty)}: no images in the subfolder"] if empty else []
     class_list = None
     if classes is not None:
         index = {name: classes.find(name, str(folder)) for name in folders}
@@ -97,7 +99,12 @@ def _from_folders(folder: Path, names: Sequence[str], classes: Classes | None) -
             f"labels are the indices of the {len(folders)} subfolders in sorted order ({mapping}{_more(folders)})"
         )
         class_list = ClassList(count=len(folders), what=f"class folders ({_shown(folders)})")
-    return Labels(indices=tuple(index[top] for top in tops), class_list=class_list, notes=tuple(notes))
+    return Labels(
+        indices=tuple(index[top] for top in tops),
+        class_list=class_list,
+        notes=tuple(notes),
+        warnings=tuple(warnings),
+    )
 
 
 def _from_file(path: Path, folder: Path, names: Sequence[str], classes: Classes | None) -> Labels:

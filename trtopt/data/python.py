@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -50,6 +50,18 @@ def read_function(source: str, inputs: tuple[TensorSpec, ...]) -> Samples:
     Raises:
         DataError: the function cannot be found, fails, or yields anything but dicts of arrays.
     """
+    note = f"the code of {source} was run and returned {{count}} samples"
+    return spooled(source, lambda: _call(source), inputs, notes=(note,))
+
+
+def spooled(
+    source: str, samples: Callable[[], Iterator[Any]], inputs: tuple[TensorSpec, ...], *, notes: tuple[str, ...]
+) -> Samples:
+    """Return the samples that an iterator yields as dicts of arrays; `{count}` in a note is their number.
+
+    Raises:
+        DataError: the iterator fails, does not end, or yields anything else.
+    """
     spool = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - lives as long as the dataset
     lock = threading.Lock()
     digest = hashlib.sha256()
@@ -60,7 +72,7 @@ def read_function(source: str, inputs: tuple[TensorSpec, ...]) -> Samples:
         return {name: _get(spool, lock, dtype, shape, offset) for name, dtype, shape, offset in places[i]}
 
     weakref.finalize(read, spool.close)
-    for sample in _run(source):
+    for sample in _run(source, samples):
         key = label_key(tuple(sample), inputs)
         labels.append(sample.get(key))
         places.append([(name, x.dtype, x.shape, _put(spool, x)) for name, x in sorted(sample.items()) if name != key])
@@ -75,15 +87,14 @@ def read_function(source: str, inputs: tuple[TensorSpec, ...]) -> Samples:
         peek=lambda i: {name: Header(dtype.name, shape) for name, dtype, shape, _ in places[i]},
         read=read,
         labels=single_labels(labels, ids, source),
-        notes=(f"the code of {source} was run and returned {len(ids)} samples",),
+        notes=tuple(note.replace("{count}", str(len(ids))) for note in notes),
     )
 
 
-def _run(source: str) -> Iterator[dict[str, Array]]:
-    """Yield the samples of the function as dicts of arrays."""
-    module, _, function = source.partition(":")
+def _run(source: str, start: Callable[[], Iterator[Any]]) -> Iterator[dict[str, Array]]:
+    """Yield the samples as dicts of arrays."""
     with current_folder_importable():
-        samples = _call(source, module, function)
+        samples = start()
         count = 0
         while True:
             where = f"{source}[{count}]"
@@ -91,6 +102,8 @@ def _run(source: str) -> Iterator[dict[str, Array]]:
                 sample = next(samples)
             except StopIteration:
                 return
+            except DataError:
+                raise
             except (Exception, SystemExit) as error:  # the user's code may raise anything, and must not end the run
                 raise _failed(where, error) from error
             if count == MAX_SAMPLES:
@@ -103,7 +116,8 @@ def _run(source: str) -> Iterator[dict[str, Array]]:
             yield _arrays(sample, where)
 
 
-def _call(source: str, module: str, function: str) -> Iterator[Any]:
+def _call(source: str) -> Iterator[Any]:
+    module, _, function = source.partition(":")
     try:
         samples = getattr(importlib.import_module(module), function)()
     except (Exception, SystemExit) as error:  # the user's code may raise anything, and must not end the run

@@ -26,9 +26,7 @@ Touches: reads recipe files.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,6 +34,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from trtopt.data.classes import Classes, from_list, read_classes
+from trtopt.data.values import by, check_keys, numbers, one_of, resize, size, suggest
 from trtopt.errors import DataError, UsageError
 from trtopt.requires import require
 from trtopt.types import TensorSpec
@@ -72,9 +71,9 @@ class ImageRecipe:
     def __str__(self) -> str:
         parts: list[str] = [self.color, self.layout]
         if self.resize is not None:
-            parts.append(f"shorter side to {self.resize}" if isinstance(self.resize, int) else f"to {_by(self.resize)}")
+            parts.append(f"shorter side to {self.resize}" if isinstance(self.resize, int) else f"to {by(self.resize)}")
         if self.crop:
-            parts.append(f"centre crop {_by(self.crop)}")
+            parts.append(f"centre crop {by(self.crop)}")
         parts.append(f"pixel * {self.scale:.6g}")
         parts += [f"mean {list(self.mean)}"] if self.mean else []
         parts += [f"std {list(self.std)}"] if self.std else []
@@ -125,13 +124,13 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         raise UsageError(
             f"no recipe is named {name}",
             why=f"the recipes of trtopt are {', '.join(shipped)}",
-            fix=f"{_suggest(name, shipped)}Or give the path of a .toml file",
+            fix=f"{suggest(name, shipped)}Or give the path of a .toml file",
         )
     return parse_recipe(_read(shipped[name]), name, Path())
 
 
-def recipe_for(folder: Path, inputs: tuple[TensorSpec, ...]) -> tuple[Recipe, str]:
-    """Return the default recipe for a folder of images, and a sentence for the user that describes it.
+def recipe_for(folder: Path, inputs: tuple[TensorSpec, ...]) -> tuple[Recipe, str, str]:
+    """Return the default recipe for a folder of images, and a note or else a warning that describes it.
 
     A `recipe.toml` in the folder is used if there is one. Otherwise the recipe is assumed from the model's input, which
     must have rank 4, 1 or 3 channels, and a fixed height and width:
@@ -145,7 +144,7 @@ def recipe_for(folder: Path, inputs: tuple[TensorSpec, ...]) -> tuple[Recipe, st
         UsageError: the folder's recipe is wrong.
     """
     if (folder / FILE_NAME).is_file():
-        return load_recipe(folder / FILE_NAME), f"images are preprocessed with {folder / FILE_NAME}"
+        return load_recipe(folder / FILE_NAME), f"images are preprocessed with {folder / FILE_NAME}", ""
     spec = inputs[0]
     wanted = f"input {spec.name} is {spec.dtype} [{', '.join(map(str, spec.shape))}]"
     nchw = len(spec.shape) == 4 and spec.shape[1] in (1, 3)
@@ -172,9 +171,13 @@ def recipe_for(folder: Path, inputs: tuple[TensorSpec, ...]) -> tuple[Recipe, st
         mean=() if raw or channels == 1 else _MEAN,
         std=() if raw or channels == 1 else _STD,
     )
-    return Recipe(name="default", image=image), (
-        f"no recipe was given, so this one is assumed for images: {image}; if the model was trained with another, "
-        "its results are wrong: give that one with --recipe"
+    return (
+        Recipe(name="default", image=image),
+        "",
+        (
+            f"no recipe was given, so this one is assumed for images: {image}; if the model was trained with another, "
+            "its results are wrong: give that one with --recipe"
+        ),
     )
 
 
@@ -184,7 +187,7 @@ def parse_recipe(table: Mapping[str, Any], name: str, folder: Path) -> Recipe:
     Raises:
         UsageError: a key or a value is wrong.
     """
-    _check_keys(table, ("image", "text", "classes"), name, "table or key")
+    check_keys(table, ("image", "text", "classes"), name, "table or key")
     if not table:
         raise UsageError(f"{name}: the recipe is empty", why="it needs an [image] or a [text] table")
     parts = {key: table.get(key) for key in ("image", "text")}
@@ -209,18 +212,18 @@ def _classes(value: Any, name: str, folder: Path) -> Classes:
 
 
 def _image(table: Mapping[str, Any], where: str) -> ImageRecipe:
-    _check_keys(table, tuple(ImageRecipe.__dataclass_fields__), where, "key")
-    color = cast(Color, _one_of(table, "color", get_args(Color), where))
-    scale = _numbers(table.get("scale", 1.0), "scale", 1, where)
+    check_keys(table, tuple(ImageRecipe.__dataclass_fields__), where, "key")
+    color = cast(Color, one_of(table, "color", get_args(Color), where))
+    scale = numbers(table.get("scale", 1.0), "scale", 1, where)
     recipe = ImageRecipe(
-        resize=_resize(table.get("resize", "none"), where),
-        crop=_size(table.get("crop", "none"), "crop", where),
-        interpolation=cast(Interpolation, _one_of(table, "interpolation", get_args(Interpolation), where, "bilinear")),
+        resize=resize(table.get("resize", "none"), where),
+        crop=size(table.get("crop", "none"), "crop", where),
+        interpolation=cast(Interpolation, one_of(table, "interpolation", get_args(Interpolation), where, "bilinear")),
         color=color,
-        layout=cast(Layout, _one_of(table, "layout", get_args(Layout), where)),
+        layout=cast(Layout, one_of(table, "layout", get_args(Layout), where)),
         scale=scale[0],
-        mean=_numbers(table.get("mean", []), "mean", 1 if color == "gray" else 3, where),
-        std=_numbers(table.get("std", []), "std", 1 if color == "gray" else 3, where),
+        mean=numbers(table.get("mean", []), "mean", 1 if color == "gray" else 3, where),
+        std=numbers(table.get("std", []), "std", 1 if color == "gray" else 3, where),
     )
     if scale[0] == 0 or 0 in recipe.std:
         raise UsageError(f"{where}: scale and std must not be 0")
@@ -228,72 +231,14 @@ def _image(table: Mapping[str, Any], where: str) -> ImageRecipe:
 
 
 def _text(table: Mapping[str, Any], where: str, folder: Path) -> TextRecipe:
-    _check_keys(table, tuple(TextRecipe.__dataclass_fields__), where, "key")
+    check_keys(table, tuple(TextRecipe.__dataclass_fields__), where, "key")
     tokenizer, length = table.get("tokenizer"), table.get("max_length")
     if not isinstance(tokenizer, str) or not tokenizer:
         raise UsageError(f"{where}: tokenizer must be the path of a tokenizer.json")
     if type(length) is not int or length < 1:
         raise UsageError(f"{where}: max_length must be a number of tokens, at least 1")
-    padding = cast(Padding, _one_of(table, "padding", get_args(Padding), where))
+    padding = cast(Padding, one_of(table, "padding", get_args(Padding), where))
     return TextRecipe(tokenizer=folder / tokenizer, max_length=length, padding=padding)
-
-
-def _resize(value: Any, where: str) -> int | tuple[int, int] | None:
-    if isinstance(value, str) and value.startswith("shorter:"):
-        side = value.removeprefix("shorter:")
-        if not (side.isascii() and side.isdigit() and int(side) > 0):
-            raise UsageError(f"{where}: resize is {value!r}", fix='Write it as "shorter:256"')
-        return int(side)
-    return _size(value, "resize", where)
-
-
-def _size(value: Any, key: str, where: str) -> tuple[int, int] | None:
-    if value == "none":
-        return None
-    if isinstance(value, list) and len(value) == 2 and all(type(side) is int and side > 0 for side in value):
-        return value[0], value[1]
-    shorter = ' or "shorter:256"' if key == "resize" else ""
-    raise UsageError(f"{where}: {key} is {value!r}", fix=f'Write it as [height, width]{shorter} or "none"')
-
-
-def _numbers(value: Any, key: str, count: int, where: str) -> tuple[float, ...]:
-    """Return a number, or a list of none, one or `count` numbers, as a tuple. `scale` must not be empty."""
-    values = value if isinstance(value, list) else [value]
-    finite = all(type(x) in (int, float) and math.isfinite(x) for x in values)
-    if not finite or len(values) not in {0, 1, count} or (key == "scale" and not values):
-        many = f" or a list of {count}" if count > 1 else ""
-        raise UsageError(f"{where}: {key} is {value!r}", why=f"it must be one finite number{many}")
-    return tuple(float(x) for x in values)
-
-
-def _one_of(table: Mapping[str, Any], key: str, allowed: tuple[str, ...], where: str, default: str = "") -> str:
-    value = table.get(key, default or allowed[0])
-    if value not in allowed:
-        raise UsageError(f"{where}: {key} is {value!r}", why=f"it must be one of {', '.join(allowed)}")
-    return cast(str, value)
-
-
-def _check_keys(table: Mapping[str, Any], allowed: tuple[str, ...], where: str, called: str) -> None:
-    """Raise UsageError for a key that is not allowed; `called` is the word for keys in the message."""
-    for key in table:
-        if key in allowed:
-            continue
-        if called == "key" and key == "classes":
-            # A key after a table header belongs to that table in TOML.
-            fix = "Write it above the first table"
-        else:
-            fix = f"{_suggest(key, allowed)}Choose from {', '.join(allowed)}"
-        raise UsageError(f"{where}: unknown {called} {key}", fix=fix)
-
-
-def _suggest(word: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
-    """Return a suggestion, with a space behind it, or an empty string if nothing is similar."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"Did you mean {near[0]}? " if near else ""
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
 
 
 def _read(path: Path) -> dict[str, Any]:

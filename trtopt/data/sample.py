@@ -13,13 +13,14 @@ Touches: nothing itself; `read` and `peek` open the files of the data source.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from trtopt.data.dataset import Array, ClassList, Dataset, Feed, Groups
+from trtopt.data.dataset import Array, ClassList, Dataset, Feed, Groups, spread
 from trtopt.errors import DataError
 from trtopt.types import Dim, TensorSpec
 
@@ -53,13 +54,31 @@ class Samples:
     labels: tuple[int, ...] | None = None
     class_list: ClassList | None = None
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def at_most(samples: Samples, most: int | None) -> Samples:
+    """Return at most that many samples, spread evenly, with a note if some are left out (None: all)."""
+    count = len(samples.ids)
+    if most is None or most >= count:
+        return samples
+    kept = spread(count, most)
+    return replace(
+        samples,
+        digest=hashlib.sha256(f"{samples.digest} {kept}".encode()).hexdigest(),
+        ids=tuple(samples.ids[i] for i in kept),
+        peek=lambda i: samples.peek(kept[i]),
+        read=lambda i: samples.read(kept[i]),
+        labels=None if samples.labels is None else tuple(samples.labels[i] for i in kept),
+        notes=(*samples.notes, f"{len(kept)} of {count} samples are used, spread evenly (--samples {most})"),
+    )
 
 
 def to_dataset(samples: Samples, inputs: tuple[TensorSpec, ...], *, skip_bad: bool = False) -> Dataset:
     """Return the samples as a dataset for the model's inputs.
 
     Names, dtypes and shapes of all samples are checked now; values are checked when a sample is loaded. With `skip_bad`
-    every sample is also loaded once now, and those that fail are left out and listed in `notes`.
+    every sample is also loaded once now, and those that fail are left out and listed in `warnings`.
 
     Raises:
         DataError: there are no samples, or one does not fit the model.
@@ -68,10 +87,10 @@ def to_dataset(samples: Samples, inputs: tuple[TensorSpec, ...], *, skip_bad: bo
     if not kept:
         why = f"all {len(failed)} are unusable, the first because {failed[0]}" if failed else "the source is empty"
         raise DataError(f"{samples.source}: no samples", why=why)
-    notes = list(samples.notes)
+    notes, warnings = list(samples.notes), list(samples.warnings)
     if failed:
         more = f"; and {len(failed) - _SHOWN} more" if len(failed) > _SHOWN else ""
-        notes.append(f"left out {len(failed)} of {len(samples.ids)} samples: {'; '.join(failed[:_SHOWN])}{more}")
+        warnings.append(f"left out {len(failed)} of {len(samples.ids)} samples: {'; '.join(failed[:_SHOWN])}{more}")
     dynamic = all(spec.shape and isinstance(spec.shape[0], str) for spec in inputs)
     if dynamic and len(shapes) > 1:
         notes.append("the samples have different shapes, so they are fed one at a time")
@@ -90,6 +109,7 @@ def to_dataset(samples: Samples, inputs: tuple[TensorSpec, ...], *, skip_bad: bo
         class_list=samples.class_list,
         shapes=tuple(sorted(shapes)),
         notes=tuple(notes),
+        warnings=tuple(warnings),
     )
     batch = _fixed_batch(inputs)
     ones = [shape[:1] == (1,) for fed in shapes for shape in fed]
@@ -150,6 +170,12 @@ def check(headers: Mapping[str, Header], inputs: tuple[TensorSpec, ...], sample:
 
 def _check_one(header: Header, spec: TensorSpec, batch: int, sample: str) -> tuple[int, ...]:
     if not _castable(header.dtype, spec.dtype):
+        if not hasattr(np, spec.dtype):
+            raise DataError(
+                f"{sample}: {spec.name} is {header.dtype}",
+                why=f"the model takes {spec.dtype}, a type that NumPy files do not have",
+                fix="Export the model with an input of another type, and a Cast to this one behind it",
+            )
         raise DataError(
             f"{sample}: {spec.name} is {header.dtype}",
             why=f"the model takes {spec.dtype}, and values are never cast silently",
@@ -275,4 +301,5 @@ def _grouped(dataset: Dataset, size: int) -> Dataset:
         shapes=tuple(tuple((size, *shape[1:]) for shape in fed) for fed in dataset.shapes),
         groups=groups,
         notes=(*dataset.notes, note),
+        warnings=dataset.warnings,
     )

@@ -1,4 +1,4 @@
-"""Backend `onnxruntime`: runs ONNX graphs, typed or not, and the FP32 baseline of every comparison.
+"""Backend `onnxruntime`: runs ONNX graphs, typed or not, and the FP32 baseline of every comparison. It builds nothing.
 
 On the GPU, TF32 is disabled by default, as it rounds the factors of FP32 products to 10 bits of mantissa. `where` says
 whether it is on.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-import os
 import re
 import tempfile
 from collections.abc import Mapping
@@ -23,10 +22,14 @@ import numpy as np
 import numpy.typing as npt
 
 from trtopt.counts import network_runs
+from trtopt.engine import BuildPlan, Order
+from trtopt.engine.ort.rewritten import is_16_bit, rewritten, with_distinct_names
 from trtopt.engine.runner.binding import BoundRun, DeviceTensor, Place, exhausted, failure, first_line
 from trtopt.errors import DataError, EnvironmentUnableError, ModelError, OutOfMemoryError, UsageError
-from trtopt.graph.simulate import simulate
-from trtopt.requires import require
+from trtopt.events import Emit
+from trtopt.parallel import cores
+from trtopt.requires import install_onnxruntime_gpu, require
+from trtopt.types import Engine
 
 Array = npt.NDArray[np.generic]
 DEVICES = ("auto", "cpu", "cuda", "cuda:N")
@@ -62,6 +65,31 @@ _SAME_NAME = "two nodes with same node name"
 """Part of onnxruntime's message for a model that ONNX's checker and TensorRT accept."""
 
 _Value = TypeVar("_Value")
+
+
+def check_options(plan: BuildPlan) -> None:
+    """Raise UsageError for an option of a builder."""
+    for flag in plan.flags():
+        raise UsageError(
+            f"{flag} cannot be used with --backend {plan.backend}",
+            why="its result is the typed ONNX graph, so there is nothing to build",
+            fix=f"Omit {flag}",
+        )
+
+
+def build(order: Order, out: Path, *, emit: Emit) -> Engine:  # noqa: ARG001 - the interface of a backend
+    """Return the typed graph itself as the engine."""
+    typed = order.typed
+    return Engine(
+        path=typed.onnx.path,
+        digest=typed.onnx.digest,
+        backend="onnxruntime",
+        builder="the typed ONNX graph itself",
+        device=order.device,
+        size_bytes=typed.onnx.path.stat().st_size,
+        audit=typed.counts(),
+        audited="typed graph",
+    )
 
 
 class OrtRunner:
@@ -154,12 +182,12 @@ def open_runner(path: Path, *, device: str = "cpu", cuda: CudaOptions = _EXACT, 
             raise EnvironmentUnableError(
                 "onnxruntime has no working CUDA provider here",
                 why=why,
-                fix="Install 'trtopt[gpu]' on a machine with an NVIDIA driver, or use --device cpu",
+                fix=f"On a machine with an NVIDIA driver: {install_onnxruntime_gpu()}; here use --device cpu",
             )
-    typed, simulated = _rewritten(path)
+    typed, simulated = rewritten(path)
     # All callers share the session's thread pool and take part in its work. The pool counts the calling thread as one
     # of its threads, so the callers beyond the first are subtracted from the cores. 0 means one thread per core.
-    threads = max(1, len(os.sched_getaffinity(0)) - callers + 1) if callers > 1 else 0
+    threads = max(1, cores() - callers + 1) if callers > 1 else 0
     if typed is None:
         session = _session(ort, path, "CPUExecutionProvider", threads=threads)
         return OrtRunner(session, f"{version}, CPU", callers=callers)
@@ -183,7 +211,7 @@ def _cuda_session(ort: Any, path: Path, place: Place, cuda: CudaOptions) -> tupl
     missing = "the CPU package is installed, or the driver or CUDA libraries are missing"
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         return None, missing
-    nhwc = cuda.nhwc if cuda.nhwc is not None else cuda.tf32 or _is_16_bit(path)
+    nhwc = cuda.nhwc if cuda.nhwc is not None else cuda.tf32 or is_16_bit(path)
     options = {
         "device_id": str(place.index),
         "use_tf32": str(int(cuda.tf32)),
@@ -217,40 +245,6 @@ def _described(place: Place, cuda: CudaOptions) -> str:
     return ", ".join([device, *extras])
 
 
-def _rewritten(path: Path) -> tuple[Any, bool]:
-    """Return a copy of the model (an `onnx_ir.Model`) that onnxruntime runs as intended, or None if it runs as it is.
-
-    16-bit computation is rewritten by `simulate`, which the second value tells. Input sizes that are written as 0, as
-    some exporters write a dynamic size, become dynamic: onnxruntime would accept only empty samples.
-    """
-    import onnx_ir as ir
-
-    from trtopt.graph.file import load_ir, load_proto
-    from trtopt.graph.prepare import infer_shapes
-
-    inputs = [value.type.tensor_type.shape.dim for value in load_proto(path).graph.input]
-    zero_sizes = any(dim.HasField("dim_value") and dim.dim_value == 0 for dims in inputs for dim in dims)
-    if not zero_sizes and not _is_16_bit(path):
-        return None, False
-    model = load_ir(path)
-    for value in model.graph.inputs if zero_sizes else ():
-        if value.shape is not None:
-            value.shape = ir.Shape([None if dim == 0 else dim for dim in value.shape])
-    infer_shapes(model)
-    simulated = simulate(model)
-    return (model if simulated or zero_sizes else None), simulated
-
-
-def _is_16_bit(path: Path) -> bool:
-    """Return whether an ONNX file contains FP16 or BF16 values."""
-    import onnx
-
-    from trtopt.graph.file import load_proto
-    from trtopt.graph.query import has_types
-
-    return has_types(load_proto(path).graph, (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16))
-
-
 def _session(ort: Any, path: Path, *providers: str | tuple[str, dict[str, str]], threads: int = 0) -> Any:
     """Return an onnxruntime session on the first of the providers that works.
 
@@ -281,19 +275,8 @@ def _session(ort: Any, path: Path, *providers: str | tuple[str, dict[str, str]],
                 raise
             folder = "session.model_external_initializers_file_folder_path"
             options.add_session_config_entry(folder, str(path.resolve().parent))
-            return load(_with_distinct_names(path))
+            return load(with_distinct_names(path))
     except Exception as error:
         if exhausted(error):
             raise OutOfMemoryError(f"out of memory while loading {path.name}", why=first_line(error)) from error
         raise ModelError(f"onnxruntime cannot load {path.name}", why=first_line(error)) from error
-
-
-def _with_distinct_names(path: Path) -> bytes:
-    """Return a serialized model without the names of its nodes, which need not be unique in ONNX."""
-    from trtopt.graph.file import load_proto
-    from trtopt.graph.parsed import own
-
-    proto = own(load_proto(path))
-    for node in proto.graph.node:
-        node.ClearField("name")
-    return bytes(proto.SerializeToString())

@@ -1,237 +1,87 @@
-"""Backend `tensorrt`: builds engines from typed ONNX graphs with TensorRT 8.5 to 11 and TensorRT for RTX.
+"""Backend `tensorrt`: engines of TensorRT 8.5 to 11 and of TensorRT for RTX.
 
-From TensorRT 10 on the network is strongly typed: the graph alone determines the precision, and no builder flag changes
-it. TensorRT 8.5 and 8.6 receive the same decisions as flags and constraints (`trt.weak`). The parsed network is audited
-against the decisions before anything is built, and an engine that can be loaded here after it.
-
-The functions run TensorRT in this process. A crash of its parser ends the process: the stages call them through
-`trt.apart`.
-
-Touches: reads the model; writes the engine, and the timing cache if one is given; the GPU.
+Touches: starts processes that parse and build (`trt.apart`), as TensorRT's parser can crash; the GPU.
 """
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
+import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtopt.engine.trt import weak
-from trtopt.engine.trt.audit import audit_network, count_inspected, inspect_engine, layers_by_node
-from trtopt.engine.trt.diagnosis import build_error, logger, onnx_node, rejected, rejections
-from trtopt.engine.trt.locate import TensorRT, find
-from trtopt.engine.trt.options import BuildOptions, check_options, configure, save_timing_cache, write
-from trtopt.engine.trt.profile import check_names, check_profile
-from trtopt.engine.trt.progress import build_serialized
-from trtopt.engine.trt.versions import PRODUCT, RTX, RTX_DEVICES
-from trtopt.errors import BuildError, EnvironmentUnableError
-from trtopt.events import Emit, Warned
-from trtopt.types import Engine, OnnxModel, Rejection, ShapeRange, TypedModel
+from trtopt.codec import encode
+from trtopt.engine import BuildPlan, Order
+from trtopt.engine.cuda.driver import has_gpu, read_driver
+from trtopt.engine.trt import apart, options
+from trtopt.engine.trt.locate import find
+from trtopt.engine.trt.versions import RTX
+from trtopt.errors import EnvironmentUnableError
+from trtopt.events import Emit
+from trtopt.requires import versions
+from trtopt.types import Engine, OnnxModel, Support
 
 if TYPE_CHECKING:
     from trtopt.engine.runner.engine import EngineRunner
 
-__all__ = ["BuildOptions", "TensorRT", "build", "check", "find", "open_runner", "rejected"]
 
-_NUMPY_NAMES = {"float": "float32", "half": "float16", "bf16": "bfloat16"}
-_RTX_FP8_DEVICES = "portable: compute capability 8.9, 12.0 and later, which have FP8"
-"""Devices of an FP8 engine of TensorRT-RTX: older GPUs do not support FP8 (NVIDIA's support matrix)."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Parsed:
-    """Parsed model. The parser owns the network's weights, so it must be kept as long as the network."""
-
-    parser: Any
-    network: Any
-    rejections: tuple[Rejection, ...]
+def check_options(plan: BuildPlan) -> None:
+    """Raise UsageError for an option that the TensorRT of this machine does not have; without one, `build` says so."""
+    with contextlib.suppress(EnvironmentUnableError):
+        options.check_options(find(plan.tensorrt), plan)
 
 
-def check(trt: TensorRT, model_path: Path) -> tuple[Rejection, ...]:
-    """Parse a model and return the nodes that TensorRT rejects. Without any, the build may still fail.
+def check(model: OnnxModel, plan: BuildPlan, *, emit: Emit) -> Support:
+    """Return the nodes that TensorRT's parser rejects, and the error to raise about them.
 
     Raises:
-        EnvironmentUnableError: this TensorRT needs a GPU, and this machine has none.
+        EnvironmentUnableError: TensorRT does not work here, or needs a GPU.
+        BuildError: TensorRT crashed.
     """
-    builder = _builder(trt)
-    with tempfile.TemporaryDirectory(prefix="trtopt-") as folder:
-        path = model_path if trt.can.strong_typing else weak.write_widened(model_path, Path(folder))
-        return _parse(trt, builder, path).rejections
+    from trtopt.engine.trt.refusal import advised, error
+
+    trt = find(plan.tensorrt)
+    rejections = apart.check(trt, model.path, emit).rejections
+    if not rejections:
+        return Support(by=trt.name, rejections=())
+    refused = advised(error(model.path, rejections), model.path)
+    return Support(by=trt.name, rejections=rejections, what=refused.what, why=refused.why, fix=refused.fix)
 
 
-def build(
-    trt: TensorRT,
-    typed: TypedModel,
-    profile: tuple[ShapeRange, ...],
-    options: BuildOptions,
-    out: Path,
-    *,
-    emit: Emit,
-) -> Engine:
-    """Build an engine from `typed`, audit it, and write it to the file `out`.
-
-    Args:
-        trt: the TensorRT package to build with.
-        typed: the typed graph and its decisions.
-        profile: the range of shapes of each dynamic input.
-        options: options of the builder.
-        out: the engine file.
-        emit: receives progress and warnings.
+def key(plan: BuildPlan) -> Mapping[str, Any]:
+    """Return the TensorRT and the GPU. TensorRT builds for the GPU that it runs on, TensorRT for RTX for many.
 
     Raises:
-        UsageError: the profile does not fit the model, or this TensorRT does not support an option.
-        EnvironmentUnableError: this TensorRT needs a GPU, and this machine has none.
-        BuildError: TensorRT rejects the model; the message names the node.
-        AuditError: the parsed network computes in another precision than decided.
-        KeyboardInterrupt: Ctrl-C cancelled the build, and nothing was written.
-        OSError: `out` cannot be written.
+        EnvironmentUnableError: TensorRT does not work here.
     """
-    # All checks come before the build, which may take many minutes.
-    check_profile(typed.onnx.inputs, profile)
-    check_names(typed.onnx)
-    check_options(trt, options)
-    weak.check_precision(trt, typed)
-    builder = _builder(trt)
-    with tempfile.TemporaryDirectory(prefix="trtopt-") as folder:
-        path = typed.onnx.path if trt.can.strong_typing else weak.write_widened(typed.onnx.path, Path(folder))
-        # The parser copies the weights that it reads from a file.
-        parsed = _parse(trt, builder, path)
-    network = parsed.network
-    if parsed.rejections:
-        raise rejected(parsed.rejections)
-    counts = audit_network(trt, network, typed)
-    config = configure(trt, builder, options)
-    if not trt.can.strong_typing:
-        weak.constrain(trt, config, typed, layers_by_node(network, typed))
-    _warn_of_changed_types(network, typed.onnx, emit)
-    # One profile, number 0: the runner reads its shapes from there. TensorRT 8 wants one, though empty, also for a
-    # network whose only unknown sizes depend on values.
-    if profile or not trt.can.strong_typing:
-        shapes = builder.create_optimization_profile()
-        for entry in profile:
-            shapes.set_shape(entry.name, entry.min, entry.opt, entry.max)
-        config.add_optimization_profile(shapes)
-    plan = build_serialized(trt, builder, network, config, emit)
-    if plan is None:
-        raise _failure(trt, network, typed)
-    # The audit of the parsed network decides for a strongly typed network, and the engine's layers are additional
-    # evidence where it can be loaded. A weakly typed network tells nothing before it is built.
-    layers = inspect_engine(trt, plan)
-    audited = "parsed network"
-    if not trt.can.strong_typing and layers is not None:
-        counts, audited = weak.audit(layers, typed, emit), "engine inspector"
-    elif layers:
-        audited += f"; engine inspector: {_count_line(count_inspected(layers))}"
-    data = memoryview(plan)  # no copy: engines can have several GB
-    write(out, data)
-    if options.timing_cache is not None:
-        save_timing_cache(options.timing_cache, config, emit)
-    return Engine(
-        path=out,
-        digest=hashlib.sha256(data).hexdigest(),
-        backend="tensorrt",
-        builder=trt.title,
-        device=_device(trt, counts),
-        size_bytes=data.nbytes,
-        audit=counts,
-        audited=audited,
-    )
+    trt = find(plan.tensorrt)
+    return {"tensorrt": f"{trt.name} {trt.version}", "gpus": None if trt.name == RTX else encode(read_driver())}
 
 
-def open_runner(path: Path, builder: str, *, streams: int = 2, graphs: bool = True) -> EngineRunner:
-    """Load an engine that is listed in a manifest, with the TensorRT that built it.
-
-    Args:
-        path: the engine file. Loading runs code from it: its digest must have been checked.
-        builder: product and version that built it, such as "TensorRT-RTX 1.3".
-        streams: number of runs that can be in flight at the same time.
-        graphs: whether to use CUDA graphs.
+def build(order: Order, out: Path, *, emit: Emit) -> Engine:
+    """Build an engine in a process of its own, and write it to the file `out`.
 
     Raises:
-        EnvironmentUnableError: that TensorRT or a GPU is missing, or the engine does not run on the GPU.
-        OutOfMemoryError: the GPU has too little memory for the engine's largest shapes.
-        MissingDependencyError: neither cuda-python nor pycuda is installed.
+        TrtoptError: as `trt.builder.build`.
+        BuildError: TensorRT crashed.
     """
-    from trtopt.engine.runner.tensorrt import open_engine
-
-    trt = find(RTX if builder.startswith("TensorRT-RTX") else PRODUCT)
-    return open_engine(trt, path, streams=streams, graphs=graphs)
+    return apart.build(find(order.plan.tensorrt), order.typed, order.profile, order.plan, out, emit=emit)
 
 
-def _builder(trt: TensorRT) -> Any:
-    """Return TensorRT's builder. The logger forgets the errors of earlier builds."""
-    collector = logger(trt.module.__name__)
-    collector.errors.clear()
-    try:
-        return trt.module.Builder(collector)
-    except TypeError as error:  # raised by the bindings if the library returns a null pointer
-        raise EnvironmentUnableError(
-            f"{trt.title} cannot build here",
-            why="; ".join(collector.errors) or "it needs an NVIDIA GPU and its driver",
-            fix="Build on a machine with a GPU, or pip install 'trtopt[rtx]' and add --tensorrt tensorrt_rtx",
-        ) from error
+def host() -> Mapping[str, Any] | None:
+    """Return the driver with its GPUs, and the versions of the packages that run an engine; None without a GPU."""
+    if not has_gpu():
+        return None
+    packages = ("tensorrt", "tensorrt-rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13")
+    return {"driver": encode(read_driver()), **versions(*packages, "cuda-python", "cuda-bindings", "pycuda")}
 
 
-def _parse(trt: TensorRT, builder: Any, path: Path) -> _Parsed:
-    """Parse an ONNX file into a network, strongly typed where this TensorRT has that."""
-    collector = logger(trt.module.__name__)
-    flags = trt.module.NetworkDefinitionCreationFlag
-    # STRONGLY_TYPED is required by TensorRT 10. In 11 every network is strongly typed, and the flag is accepted.
-    flag = flags.STRONGLY_TYPED if trt.can.strong_typing else flags.EXPLICIT_BATCH
-    network = builder.create_network(1 << int(flag))
-    parser = trt.module.OnnxParser(network, collector)
-    # From the file, not from memory, so that the parser finds external weights beside it.
-    parsed = parser.parse_from_file(str(path))
-    collector.at("")
-    rejected_nodes = rejections(parser)
-    if not rejected_nodes and (not parsed or network.num_outputs == 0):  # the parser accepts an empty file
-        message = "; ".join(collector.errors) or "the model has no outputs"
-        rejected_nodes = (Rejection(node="", op="", code="INVALID_GRAPH", message=message),)
-    collector.errors.clear()
-    return _Parsed(parser, network, rejected_nodes)
+def open(engine: Engine, *, graphs: bool) -> EngineRunner:
+    """Load an engine with the TensorRT that built it.
 
+    Raises:
+        TrtoptError: as `trt.builder.open_runner`.
+    """
+    from trtopt.engine.trt.builder import open_runner
 
-def _failure(trt: TensorRT, network: Any, typed: TypedModel) -> BuildError:
-    """Return the error for a network that TensorRT cannot build."""
-    from trtopt.graph.file import load_proto
-
-    # TensorRT's messages name layers. The network tells the ONNX node of each layer.
-    layers = [network.get_layer(index) for index in range(network.num_layers)]
-    ops = {node.name: node.op_type for node in load_proto(typed.onnx.path).graph.node}
-    names = {layer.name: node for layer in layers if (node := onnx_node(layer, ops))}
-    return build_error(logger(trt.module.__name__).errors, names, ops)
-
-
-def _warn_of_changed_types(network: Any, model: OnnxModel, emit: Emit) -> None:
-    """Warn of inputs and outputs whose type TensorRT has changed: it silently turns float64 into float32."""
-    tensors = [network.get_input(index) for index in range(network.num_inputs)]
-    tensors += [network.get_output(index) for index in range(network.num_outputs)]
-    declared = {spec.name: spec.dtype for spec in (*model.inputs, *model.outputs)}
-    for tensor in tensors:
-        dtype = str(tensor.dtype).rpartition(".")[2].lower()  # "DataType.HALF" is "half"
-        dtype = _NUMPY_NAMES.get(dtype, dtype)
-        if tensor.name in declared and declared[tensor.name] != dtype:
-            emit(Warned(f"the engine's {tensor.name} is {dtype}: TensorRT changed it from {declared[tensor.name]}"))
-
-
-def _device(trt: TensorRT, counts: Mapping[str, int]) -> str:
-    """Return the devices that the engine runs on: many for TensorRT-RTX, else the GPU that it is built on."""
-    if trt.name == RTX:
-        return _RTX_FP8_DEVICES if "fp8" in counts else RTX_DEVICES
-    return _gpu()
-
-
-def _gpu() -> str:
-    """Return the GPU models of this machine; TensorRT does not tell which of several it has used."""
-    from trtopt.engine.driver import read_driver
-
-    names = dict.fromkeys(f"{gpu.name}, compute capability {gpu.compute_capability}" for gpu in read_driver().gpus)
-    return " or ".join(names) or "the GPU of the machine that built it"
-
-
-def _count_line(counts: Mapping[str, int]) -> str:
-    """Return counts as in "12 layers int8, 3 layers fp16"."""
-    return ", ".join(f"{count} layers {name}" for name, count in counts.items())
+    return open_runner(engine.path, engine.builder, streams=1, graphs=graphs)  # one stream, as every run is awaited

@@ -9,14 +9,12 @@ Touches: runs the source's code, and so runs in a child process (`trtopt.export.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtopt.errors import DataError, ModelError, UsageError
-from trtopt.export import factory
+from trtopt.export.modules import Opened, open_module
 from trtopt.export.names import name_dims
 from trtopt.export.request import Example, Exported, Request, example_sizes
 from trtopt.export.text import brief
@@ -30,20 +28,6 @@ FILE = "source.onnx"
 _TRACED_OPSET = 17  # the newest that the older exporter supports in every torch from 2.6 on
 # The position of the argument `train` or `training` of an ATen operator that behaves differently in training mode.
 _TRAINING_ARGUMENT = {"dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "native_dropout": 2, "batch_norm": 5}
-
-
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """A source that was loaded and can be called.
-
-    `inputs` are the names of its parameters, in order; None if it accepts any name. `module` is the module itself, or
-    the exported program of an archive.
-    """
-
-    call: Callable[[Mapping[str, Any]], Any]
-    inputs: tuple[str, ...] | None
-    module: Any
-    notes: tuple[str, ...] = ()
 
 
 def name() -> str:
@@ -62,7 +46,7 @@ def export(request: Request, folder: Path) -> Exported:
     torch = require("torch")
     require("onnxscript")
     path = folder / FILE
-    source = _open(request)
+    source = open_module(request)
     with torch.no_grad():
         if request.source.kind == "torchscript":
             _export_traced(source, _named_examples(source, request), path)
@@ -83,7 +67,7 @@ def run(request: Request, feeds: Sequence[Mapping[str, NDArray[np.generic]]]) ->
         ModelError: the source cannot be loaded.
     """
     torch = require("torch")
-    source = _open(request)
+    source = open_module(request)
     results = []
     for feed in feeds:
         try:
@@ -97,64 +81,7 @@ def run(request: Request, feeds: Sequence[Mapping[str, NDArray[np.generic]]]) ->
     return results
 
 
-def _open(request: Request) -> _Opened:
-    source = request.source
-    if source.kind == "factory":
-        return _open_factory(request)
-    return _open_script(source.text) if source.kind == "torchscript" else _open_program(source.text)
-
-
-def _open_factory(request: Request) -> _Opened:
-    module = factory.build(request.source.text, request.weights)
-    parameters = inspect.signature(module.forward).parameters.values()
-    inputs = [
-        parameter.name
-        for parameter in parameters
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    ]
-    has_kwargs = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters)
-    notes = [f"the code of {request.source.text} was run"]
-    if module.training:
-        notes.append("the factory returned the module in training mode: it was switched to eval()")
-    module.eval()
-    return _Opened(lambda feed: module(**feed), None if has_kwargs else tuple(inputs), module, tuple(notes))
-
-
-def _open_script(text: str) -> _Opened:
-    torch = require("torch")
-    try:
-        module = torch.jit.load(text, map_location="cpu")
-        inputs = tuple(argument.name for argument in module.forward.schema.arguments[1:])  # the first is `self`
-    except Exception as error:
-        raise ModelError(f"{text} cannot be loaded as TorchScript", why=brief(error), fix="Export it again") from error
-    notes = ("the module was saved in training mode: it was switched to eval()",) if module.training else ()
-    module.eval()
-    return _Opened(lambda feed: module(*(feed[name] for name in inputs if name in feed)), inputs, module, notes)
-
-
-def _open_program(text: str) -> _Opened:
-    torch = require("torch")
-    try:
-        program = torch.export.load(text)
-        inputs = tuple(program.graph_signature.user_inputs)
-        module = program.module()
-    except Exception as error:
-        raise ModelError(
-            f"{text} cannot be loaded as a torch.export archive", why=brief(error), fix="Save it again"
-        ) from error
-    if constants := [name for name in inputs if not isinstance(name, str)]:
-        raise ModelError(f"{text} takes constants as inputs", why=f"{constants}", fix="Export it with tensors only")
-
-    def call(feed: Mapping[str, Any]) -> Any:
-        # The signature lists flat inputs; the module takes them in the structure that it was exported with.
-        flat = [feed[name] for name in inputs]
-        args, kwargs = torch.utils._pytree.tree_unflatten(flat, program.call_spec.in_spec)
-        return module(*args, **kwargs)
-
-    return _Opened(call, inputs, program)
-
-
-def _named_examples(source: _Opened, request: Request) -> tuple[Example, ...]:
+def _named_examples(source: Opened, request: Request) -> tuple[Example, ...]:
     """Return the request's examples in the order of the module's inputs; an unnamed one is the first input.
 
     Raises:
@@ -192,7 +119,7 @@ def _tensors(examples: Sequence[Example]) -> dict[str, Any]:
     return {name: torch.ones(sizes[name], dtype=dtype) for name, dtype in dtypes.items()}
 
 
-def _export_to_program(source: _Opened, examples: Sequence[Example], request: Request) -> Any:
+def _export_to_program(source: Opened, examples: Sequence[Example], request: Request) -> Any:
     """Export a module with torch.export and return the `ExportedProgram`.
 
     Raises:
@@ -241,7 +168,7 @@ def _export_program(program: Any, request: Request, path: Path) -> None:
     """Write an `ExportedProgram` as ONNX, with outputs named as `_leaves` does."""
     torch = require("torch")
     try:
-        onnx_program = torch.onnx.export(program, dynamo=True, verbose=False)
+        onnx_program = _to_onnx(program)
         # The module's result with the position of each leaf in its place. Leaves that are None are not ONNX outputs.
         structure = torch.utils._pytree.tree_unflatten(
             list(range(program.call_spec.out_spec.num_leaves)), program.call_spec.out_spec
@@ -260,7 +187,21 @@ def _export_program(program: Any, request: Request, path: Path) -> None:
     name_dims(path)
 
 
-def _export_traced(source: _Opened, examples: Sequence[Example], path: Path) -> None:
+def _to_onnx(program: Any) -> Any:
+    """Return the `ONNXProgram` of an exported program.
+
+    The exporter gives a buffer and a value of its own the same name if the module's author chose that, such as `index`
+    in a Swin transformer. Its optimization then fails, so names are made unique before.
+    """
+    from onnx_ir.passes.common import NameFixPass
+
+    onnx_program = require("torch").onnx.export(program, dynamo=True, verbose=False, optimize=False)
+    NameFixPass()(onnx_program.model)
+    onnx_program.optimize()
+    return onnx_program
+
+
+def _export_traced(source: Opened, examples: Sequence[Example], path: Path) -> None:
     """Write a TorchScript module as ONNX with the older exporter."""
     torch = require("torch")
     tensors = tuple(_tensors(examples).values())

@@ -9,18 +9,17 @@ SavedModel into a temporary folder.
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtopt.errors import DataError, ModelError, UsageError
+from trtopt.errors import DataError, ModelError
 from trtopt.export.names import name_dims
 from trtopt.export.request import Exported, Request
+from trtopt.export.saved_model import Opened, check_inputs, load_keras, open_signature, save, tensorflow
 from trtopt.export.text import brief
 from trtopt.requires import require
 
@@ -32,27 +31,13 @@ if TYPE_CHECKING:
 
 FILE = "source.onnx"
 _OPSET = 17  # at 18 tf2onnx 1.17 turns a GlobalAveragePool into a ReduceMean between Transposes
-_DEFAULT_SIGNATURE = "serving_default"
 _CALL_PREFIX = r"^((Stateful)?PartitionedCall(_\d+)?/)+"
 _MAX_WEIGHT_BYTES = 1_800_000_000  # tf2onnx writes one protobuf message, which is limited to 2 GiB
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """A signature that was loaded: its function, input specs by name, and output names in order.
-
-    `keep` is the loaded SavedModel: TensorFlow deletes its variables when it goes out of scope.
-    """
-
-    function: Any
-    inputs: dict[str, Any]
-    outputs: tuple[str, ...]
-    keep: Any
-
-
 def name() -> str:
     """Return `TensorFlow` and its version."""
-    return f"TensorFlow {_tensorflow().__version__}"
+    return f"TensorFlow {tensorflow().__version__}"
 
 
 def export(request: Request, folder: Path) -> Exported:
@@ -63,7 +48,7 @@ def export(request: Request, folder: Path) -> Exported:
         UsageError: the source does not have the requested signature.
         MissingDependencyError: tensorflow or tf2onnx is not installed.
     """
-    tf = _tensorflow()
+    tf = tensorflow()
     require("tf2onnx")
     source = request.source
     path = folder / FILE
@@ -71,9 +56,9 @@ def export(request: Request, folder: Path) -> Exported:
         saved_model = source.text
         if source.kind == "keras":
             saved_model = temporary
-            _save(_load_keras(source.text), saved_model, source.text)
-        opened = _open(saved_model, request)
-        _check_inputs(tf, opened, source.text)
+            save(load_keras(source.text), saved_model, source.text)
+        opened = open_signature(saved_model, request)
+        check_inputs(tf, opened, source.text)
         _convert(opened, path, source.text)
         notes = _layout_notes(opened)
     name_dims(path)
@@ -87,7 +72,7 @@ def run(request: Request, feeds: Sequence[Mapping[str, NDArray[np.generic]]]) ->
         DataError: the source fails on a feed.
         ModelError, UsageError: as `export`.
     """
-    tf = _tensorflow()
+    tf = tensorflow()
     call = _caller(tf, request)
     results = []
     for feed in feeds:
@@ -106,14 +91,14 @@ def _caller(tf: Any, request: Request) -> Callable[[Mapping[str, Any]], list[NDA
     conversions.
     """
     if request.source.kind != "keras":
-        opened = _open(request.source.text, request)
+        opened = open_signature(request.source.text, request)
 
         def call_signature(feed: Mapping[str, Any]) -> list[NDArray[np.generic]]:
             outputs = opened.function(**feed)
             return [outputs[key].numpy() for key in opened.outputs]
 
         return call_signature
-    model = _load_keras(request.source.text)
+    model = load_keras(request.source.text)
 
     def call_keras(feed: Mapping[str, Any]) -> list[NDArray[np.generic]]:
         # The exported inputs have the model's names, or at least its order.
@@ -126,75 +111,7 @@ def _caller(tf: Any, request: Request) -> Callable[[Mapping[str, Any]], list[NDA
     return call_keras
 
 
-def _tensorflow() -> Any:
-    """Import TensorFlow, with Keras on it as the backend and without its warnings."""
-    os.environ["KERAS_BACKEND"] = "tensorflow"
-    tf = require("tensorflow")
-    tf.get_logger().setLevel("ERROR")
-    return tf
-
-
-def _load_keras(text: str) -> Any:
-    keras = require("keras")
-    try:
-        model = keras.models.load_model(text, compile=False)
-    except Exception as error:  # any layer's own code may fail
-        raise ModelError(
-            f"{text} cannot be loaded as a Keras model",
-            why=brief(error),
-            fix="Save it again with Keras 3, without Lambda layers or custom classes, or give a SavedModel",
-        ) from error
-    if not getattr(model, "inputs", None):
-        raise ModelError(f"{text} has no inputs", why="it was never built", fix="Call it once on data before saving it")
-    return model
-
-
-def _save(model: Any, folder: str, text: str) -> None:
-    try:
-        model.export(folder, verbose=False)
-    except Exception as error:  # any layer's own code may fail
-        raise ModelError(f"{text} cannot be exported as a SavedModel", why=brief(error)) from error
-
-
-def _open(folder: str, request: Request) -> _Opened:
-    """Load a SavedModel and return the requested signature, or the only one it has.
-
-    Raises:
-        ModelError: the SavedModel cannot be loaded.
-        UsageError: it does not have the signature.
-    """
-    tf = _tensorflow()
-    try:
-        loaded = tf.saved_model.load(folder)
-        signatures = dict(loaded.signatures)
-    except Exception as error:
-        raise ModelError(
-            f"{request.source.text} cannot be loaded as a SavedModel", why=brief(error), fix="Save it again"
-        ) from error
-    name = request.signature or _DEFAULT_SIGNATURE
-    if request.signature is None and name not in signatures and len(signatures) == 1:
-        name = next(iter(signatures))
-    if name not in signatures:
-        available = f"it has {', '.join(sorted(signatures))}" if signatures else "it has none"
-        fix = "Choose one with --signature" if signatures else "Save it with signatures=, or with Keras' model.export"
-        raise UsageError(f"{request.source.text} has no signature {name}", why=available, fix=fix)
-    function = signatures[name]
-    # The file stores inputs and outputs as unordered maps: sort them, so that every export has the same order.
-    return _Opened(
-        function,
-        dict(sorted(function.structured_input_signature[1].items())),
-        tuple(sorted(function.structured_outputs, key=_output_order)),
-        loaded,
-    )
-
-
-def _output_order(output: str) -> tuple[str, int]:
-    """Return a sort key that puts output_2 before output_10: Keras numbers its outputs."""
-    stem, number = re.fullmatch(r"(.*?)(\d*)", output, re.DOTALL).groups()  # type: ignore[union-attr]
-    return stem, int(number or 0)
-
-
-def _layout_notes(opened: _Opened) -> tuple[str, ...]:
+def _layout_notes(opened: Opened) -> tuple[str, ...]:
     """Return a note for each image input in NHWC layout, as its data must be in that layout, too."""
     return tuple(
         f"input {key} stays NHWC: {spec.shape.as_list()}"
@@ -203,24 +120,11 @@ def _layout_notes(opened: _Opened) -> tuple[str, ...]:
     )
 
 
-def _check_inputs(tf: Any, opened: _Opened, text: str) -> None:
-    """Raise ModelError if an input is of a type or shape that TensorRT does not support."""
-    for key, spec in opened.inputs.items():
-        if spec.dtype == tf.string:
-            raise ModelError(
-                f"input {key} of {text} is a string tensor",
-                why="TensorRT supports only numbers",
-                fix="Choose a signature that takes numbers (--signature), or remove the preprocessing from the model",
-            )
-        if spec.shape.rank is None:
-            raise ModelError(f"input {key} of {text} has no shape", why="TensorRT needs its number of dimensions")
-
-
-def _convert(opened: _Opened, path: Path, text: str) -> None:
+def _convert(opened: Opened, path: Path, text: str) -> None:
     """Convert the signature with tf2onnx and write it to `path`."""
     import onnx
 
-    tf = _tensorflow()
+    tf = tensorflow()
     convert = require("tf2onnx.convert")
     names = list(opened.inputs)
     specs = [tf.TensorSpec(spec.shape, spec.dtype, name=f"in{i}") for i, spec in enumerate(opened.inputs.values())]
@@ -280,7 +184,7 @@ def _graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
     return graphs
 
 
-def _renamed(model: onnx.ModelProto, opened: _Opened) -> onnx.ModelProto:
+def _renamed(model: onnx.ModelProto, opened: Opened) -> onnx.ModelProto:
     """Return the model with the inputs and outputs of the signature, by its names and in its order."""
     import onnx_ir as ir
 

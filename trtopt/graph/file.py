@@ -181,6 +181,20 @@ def copy(path: Path, target: Path) -> None:
         raise ModelError(f"{target} cannot be written", why=error.strerror or str(error)) from error
 
 
+def link(path: Path, target: Path) -> bool:
+    """Give a model a second name in the same file system, without a copy of its weights, and return whether it worked.
+
+    A model with external data refers to that by its name, so it has no second name.
+    """
+    if external_files(load_proto(path)):
+        return False
+    try:
+        target.hardlink_to(path)
+    except OSError:  # another file system, or one without hard links
+        return False
+    return True
+
+
 def load_ir(path: Path) -> ir.Model:
     """Return the model as an onnx-ir graph. External data of more than 1 GB stays on disk, memory-mapped.
 

@@ -5,6 +5,7 @@ Libraries do the work:
                 the Pad chains of older PyTorch exports.
     onnxscript  converts opsets. It also optimizes the models that are too large for onnxslim, which keeps several
                 copies of the weights in memory.
+What exporters write in several ways gets one form: see `sums`, `einsum`, `attention`, `affine` and `clips`.
 
 Touches: reads the source model; writes `fp32.onnx` (and `fp32.onnx.data`) into the folder it is given.
 """
@@ -16,9 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtopt.errors import ModelError
+from trtopt.graph.affine import fold_affine
+from trtopt.graph.attention import expand_attention
+from trtopt.graph.clips import merge_limits
+from trtopt.graph.einsum import expand_einsums
 from trtopt.graph.file import describe, external_files, load_proto, opset, quiet
 from trtopt.graph.fold import fold
 from trtopt.graph.parsed import own
+from trtopt.graph.sums import expand_sums
 from trtopt.graph.validity import check, contradiction, root_line
 from trtopt.types import OnnxModel, ShapeRange
 
@@ -32,8 +38,12 @@ LARGE_BYTES = 1_500_000_000
 Their weights are stored as external data: a protobuf message is limited to 2 GiB.
 """
 
-_HARMFUL = ["FusionGemm"]
-"""Rewrites of onnxslim that are left out: it would write a MatMul of fixed shapes as Reshape, Gemm and Reshape."""
+_HARMFUL = ["FusionGemm", "FusionConvMul", "FusionConvTransposeMul"]
+"""Rewrites of onnxslim that are left out.
+
+The first would write a MatMul of fixed shapes as Reshape, Gemm and Reshape. The others would take a factor along the
+width of an image for one per channel if there are as many; `fold_affine` does what they should.
+"""
 _INLINE_BYTES = 1_000_000_000
 BETWEEN_STAGES = 16 << 20
 """Bytes of weights up to which a file passed from stage to stage stores them inline.
@@ -64,38 +74,31 @@ def prepare(source: Path, folder: Path, *, min_opset: int, profile: Sequence[Sha
     """
     proto = load_proto(source)
     check(source, proto)
-    notes = []
-    weight_bytes = _weight_bytes(source, proto)
-    nodes_before = len(proto.graph.node)
-    with quiet():
-        if weight_bytes > LARGE_BYTES:
-            model = _optimize_large(source, profile)
+    path, weight_bytes = folder / "fp32.onnx", _weight_bytes(source, proto)
+    is_large = weight_bytes > LARGE_BYTES
+    failure = why = ""
+    # onnxslim gets some shapes wrong, and some subgraphs: that shows as a contradiction. Then it is used without its
+    # shapes, and then not at all.
+    for optimize in (_optimize_large,) if is_large else (_optimize, _optimize_with_onnx_shapes, _optimize_large):
+        with quiet():
+            try:
+                model = optimize(source, profile)
+            except Exception as error:  # noqa: BLE001 - the failures of these libraries have many kinds
+                failure = failure or root_line(error)
+                continue
+            notes = _finish(source, proto, model, min_opset)
+        if is_large:
             notes.append(f"{weight_bytes / 1e9:.1f} GB of weights: optimized in place, without onnxslim")
-        else:
-            model, note = _optimize_or_fall_back(source, profile)
-            notes += note
-        source_opset = opset(proto)
-        if source_opset < min_opset:
-            _raise_opset(model, source_opset, min_opset)
-            notes.append(f"opset {source_opset} raised to {min_opset}")
-        elif source_opset > _MAX_OPSET:
-            notes.append(f"opset {source_opset} is newer than TensorRT 10.12 supports ({_MAX_OPSET})")
-        try:
-            _finish(model)
-        except Exception as error:
-            raise ModelError(f"{source} cannot be simplified", why=root_line(error), fix="Export it again") from error
-    notes.insert(0, f"{nodes_before} nodes become {model.graph.num_nodes()}")
-    dropped = sorted(_input_names(proto) - {value.name or "" for value in model.graph.inputs})
-    if dropped:
-        notes.append(f"dropped inputs that no output depends on: {', '.join(dropped)}")
-    if not model.graph.num_nodes():
-        raise ModelError(f"{source} computes nothing", why="all of its outputs are constants or inputs")
-    path = folder / "fp32.onnx"
-    save(model, path, inline=BETWEEN_STAGES)
-    # Some contradictions only show when all shapes are known, and the passes of later stages rely on shapes.
-    if why := contradiction(path):
+        elif optimize is _optimize_large:
+            notes.append(f"optimized without onnxslim, which failed: {failure or why}")
+        save(model, path, inline=BETWEEN_STAGES)
+        # Some contradictions only show when all shapes are known, and the passes of later stages rely on shapes.
+        why = contradiction(path)
+        if not why:
+            return describe(path, tuple(notes))
+    if why:
         raise ModelError(f"{source} is not a valid ONNX model", why=why, fix="Export it again")
-    return describe(path, tuple(notes))
+    raise ModelError(f"{source} cannot be simplified", why=failure, fix="Export it again")
 
 
 def _input_names(proto: onnx.ModelProto) -> set[str]:
@@ -148,23 +151,15 @@ def _weight_bytes(source: Path, proto: onnx.ModelProto) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _optimize_or_fall_back(source: Path, profile: Sequence[ShapeRange]) -> tuple[ir.Model, list[str]]:
-    """Optimize with onnxslim, or with onnxscript if that fails, which the note says.
+def _optimize_with_onnx_shapes(source: Path, profile: Sequence[ShapeRange]) -> ir.Model:
+    """Optimize with onnxslim, but without the shapes that it infers.
 
-    Raises:
-        ModelError: both fail.
+    It rounds down all sizes of an uneven Split, for example, and folds them into constants.
     """
-    try:
-        return _optimize(source, profile), []
-    except Exception as failure:  # noqa: BLE001 - onnxslim's own failures have many kinds
-        note = f"optimized without onnxslim, which failed: {root_line(failure)}"
-    try:
-        return _optimize_large(source, profile), [note]
-    except Exception as error:
-        raise ModelError(f"{source} cannot be simplified", why=root_line(error), fix="Export it again") from error
+    return _optimize(source, profile, slim_shapes=False)
 
 
-def _optimize(source: Path, profile: Sequence[ShapeRange]) -> ir.Model:
+def _optimize(source: Path, profile: Sequence[ShapeRange], *, slim_shapes: bool = True) -> ir.Model:
     import onnx_ir as ir
     import onnxslim
     from onnx.external_data_helper import load_external_data_for_model
@@ -173,7 +168,9 @@ def _optimize(source: Path, profile: Sequence[ShapeRange]) -> ir.Model:
     load_external_data_for_model(model, str(source.parent))
     _freeze(model, profile)
     # Folding an Expand or a Range can turn a small graph into a large file: fold constants of at most 1 MiB.
-    slim: onnx.ModelProto = onnxslim.slim(model, size_threshold=1 << 20, skip_fusion_patterns=_HARMFUL)
+    slim: onnx.ModelProto = onnxslim.slim(
+        model, size_threshold=1 << 20, skip_fusion_patterns=_HARMFUL, no_shape_infer=not slim_shapes
+    )
     return ir.from_proto(slim)
 
 
@@ -254,6 +251,15 @@ def _keep_old_sampling(model: ir.Model) -> None:
                 node.attributes[name] = ir.AttrString(name, value)
 
 
+def _state_axes(model: ir.Model) -> None:
+    """Write the default axes of every MeanVarianceNormalization into it: ONNX's shape inference fails without them."""
+    import onnx_ir as ir
+
+    for node in model.graph.all_nodes():
+        if node.op_type == "MeanVarianceNormalization" and "axes" not in node.attributes:
+            node.attributes["axes"] = ir.AttrInt64s("axes", [0, 2, 3])
+
+
 def _distinguish_nodes(model: ir.Model) -> None:
     """Give every node a unique name, including those of subgraphs: TensorRT names layers of both after their nodes."""
     taken: set[str] = set()
@@ -265,7 +271,34 @@ def _distinguish_nodes(model: ir.Model) -> None:
         node.name = name
 
 
-def _finish(model: ir.Model) -> None:
+def _finish(source: Path, proto: onnx.ModelProto, model: ir.Model, min_opset: int) -> list[str]:
+    """Raise the opset of an optimized model and clean it up, in place; return notes on what was changed.
+
+    Raises:
+        ModelError: its opset cannot be raised, it cannot be simplified, or it computes nothing.
+    """
+    source_opset, notes = opset(proto), []
+    if not any(entry.domain in ("", "ai.onnx") for entry in proto.opset_import):  # all operators are of other domains
+        model.opset_imports[""] = min_opset
+    elif source_opset < min_opset:
+        _raise_opset(model, source_opset, min_opset)
+        notes.append(f"opset {source_opset} raised to {min_opset}")
+    elif source_opset > _MAX_OPSET:
+        notes.append(f"opset {source_opset} is newer than TensorRT 10.12 supports ({_MAX_OPSET})")
+    try:
+        _clean_up(model)
+    except Exception as error:
+        raise ModelError(f"{source} cannot be simplified", why=root_line(error), fix="Export it again") from error
+    notes.insert(0, f"{len(proto.graph.node)} nodes become {model.graph.num_nodes()}")
+    dropped = sorted(_input_names(proto) - {value.name or "" for value in model.graph.inputs})
+    if dropped:
+        notes.append(f"dropped inputs that no output depends on: {', '.join(dropped)}")
+    if not model.graph.num_nodes():
+        raise ModelError(f"{source} computes nothing", why="all of its outputs are constants or inputs")
+    return notes
+
+
+def _clean_up(model: ir.Model) -> None:
     """Clean up the optimized graph in place: constants as initializers, nodes sorted and named, shapes inferred."""
     from onnx_ir.passes.common import (
         ClearMetadataAndDocStringPass,
@@ -275,13 +308,18 @@ def _finish(model: ir.Model) -> None:
         TopologicalSortPass,
     )
 
+    _state_axes(model)
     infer_shapes(model)
     fold(model)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    if expand_sums(model) | expand_einsums(model) | expand_attention(model):
+        infer_shapes(model)
+    fold_affine(model)
+    merge_limits(model)
     # Names are fixed last, as earlier passes add and remove nodes. TensorRT's layers, the report and the calibration
     # table all refer to nodes and tensors by name.
     for step in (
         ClearMetadataAndDocStringPass(),
-        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         RemoveUnusedNodesPass(),
         TopologicalSortPass(),
         NameFixPass(),

@@ -16,7 +16,17 @@ import numpy as np
 import numpy.typing as npt
 
 from trtopt.errors import ModelError
-from trtopt.graph.query import add_initializer, constant, drop_unused_initializers, names, producer, unique
+from trtopt.graph.query import (
+    FLOAT_COMPUTE_FREE,
+    SAME_VALUES,
+    add_initializer,
+    constant,
+    consumers,
+    drop_unused_initializers,
+    names,
+    producer,
+    unique,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -53,18 +63,20 @@ def repair(model: ir.Model, path: Path) -> str:
     taken = names(graph)
     # Read before anything changes, as Q and DQ share their scales and zero points.
     pairs = [(node, *_parameters(node)) for node in graph if node.op_type in _PAIR]
-    problems += [f"{node.op_type} {node.name}" for node in graph if node.op_type in _INTEGER_OPERATORS]
+    problems += [f"{node.op_type} {_called(node)}" for node in graph if node.op_type in _INTEGER_OPERATORS]
     for node, scale, zero in pairs:
         codes = constant(node.inputs[0]) if node.op_type == "DequantizeLinear" else None
         if scale is None or zero is None:
-            problems.append(f"the scale or zero point of {node.name} is computed at run time")
+            problems.append(f"the scale or zero point of {_called(node)} is computed at run time")
         elif not _fits(node, scale, zero):
-            problems.append(f"{node.op_type} {node.name} has {scale.size} scales and {zero.size} zero points")
+            problems.append(f"{node.op_type} {_called(node)} has {scale.size} scales and {zero.size} zero points")
         elif codes is not None and codes.dtype == np.int32:
             _replace_bias(graph, node, (codes.astype(np.float32) - zero) * _along(scale, codes, node), taken)
             done["INT32 bias made a constant", "INT32 biases made constants"] += 1
         elif zero.dtype not in (np.int8, np.uint8):  # FP8 and others have no zero points
             continue
+        elif zero.dtype == np.uint8 and codes is None and _are_read_elsewhere(node):
+            problems.append(f"the uint8 codes of {_called(node)} are read or written outside of Q and DQ")
         else:
             problem, change = _repair_pair(graph, node, codes, (scale, zero), taken)
             problems += [problem] if problem else []
@@ -81,6 +93,36 @@ def repair(model: ir.Model, path: Path) -> str:
     drop_unused_initializers(graph)
     graph.sort()
     return ", ".join(f"{count} {change}" for change, count in _counted(done))
+
+
+def _are_read_elsewhere(node: ir.Node) -> bool:
+    """Return whether the codes of Q or DQ come from, or go to, anything but Q, DQ and operators that move them.
+
+    Such codes, an input of the network for example, cannot be made int8.
+    """
+    todo = [node.outputs[0] if node.op_type == "QuantizeLinear" else node.inputs[0]]
+    seen: set[ir.Value] = set()
+    while todo:
+        value = todo.pop()
+        if value is None or value in seen:
+            continue
+        seen.add(value)
+        source, readers = value.producer(), consumers(value)
+        if value.is_graph_output() or (source is None and constant(value) is None):
+            return True
+        moves = [reader for reader in readers if reader.op_type != "DequantizeLinear"]
+        if source is not None and source.op_type != "QuantizeLinear":
+            moves.append(source)
+            todo.append(source.inputs[0])
+        if any(move.op_type not in SAME_VALUES | FLOAT_COMPUTE_FREE for move in moves):
+            return True
+        todo += [reader.outputs[0] for reader in moves if reader is not source]
+    return False
+
+
+def _called(node: ir.Node) -> str:
+    """Return the name of a node; that of its result if it has none."""
+    return node.name or node.outputs[0].name or ""
 
 
 def _counted(done: Counter[tuple[str, str]]) -> list[tuple[str, int]]:
@@ -141,7 +183,7 @@ def _repair_pair(
     import onnx_ir as ir
 
     scale, zero = parameters
-    what = f"{node.op_type} {node.name}"
+    what = f"{node.op_type} {_called(node)}"
     offset = _MIDDLE if zero.dtype == np.uint8 else 0
     shifted = zero.astype(np.int64) - offset
     full_range = bool((shifted == -_MIDDLE).all())

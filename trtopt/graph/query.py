@@ -70,6 +70,22 @@ def attribute(node: ir.Node, name: str, default: int) -> int:
     return default if value is None else int(value.as_int())
 
 
+def reduced_axes(node: ir.Node, rank: int) -> frozenset[int] | None:
+    """Return the axes of a reduction of a tensor of that rank, counted from the front; None if they are not known."""
+    if "axes" in node.attributes:  # before opset 18
+        axes = tuple(node.attributes["axes"].as_ints())
+    elif len(node.inputs) > 1 and node.inputs[1] is not None:
+        array = constant(node.inputs[1])
+        if array is None:
+            return None
+        axes = tuple(array.tolist())
+    else:
+        axes = ()
+    if not axes and not attribute(node, "noop_with_empty_axes", 0):
+        axes = tuple(range(rank))
+    return frozenset(int(axis) % rank for axis in axes)
+
+
 def add_initializer(graph: ir.Graph, name: str, array: npt.NDArray[np.generic], dtype: ir.DataType) -> ir.Value:
     """Add an initializer to the graph and return its value. `name` must not be in use."""
     import onnx_ir as ir

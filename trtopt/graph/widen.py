@@ -29,6 +29,7 @@ _CODES = (10, 11, 16)
 """ONNX's codes of float16, float64 and bfloat16."""
 
 _TYPES = {"FLOAT16": "float16", "BFLOAT16": "bfloat16", "DOUBLE": "float64"}
+_CAST_OPSET = 13
 _TYPE_ATTRIBUTES = frozenset(
     "to dtype output_dtype output_datatype precision stash_type softmax_precision qk_matmul_precision".split()
 )
@@ -48,18 +49,36 @@ def in_fp32(source: Path, path: Path) -> str:
     """Write a copy of a model to `path` that is in FP32, and return a note on it.
 
     Raises:
-        ModelError: the model is invalid.
+        ModelError: the model is invalid, or depends on the bits of values of another type.
     """
     model = load_ir(source)
     try:
         infer_shapes(model)
+        _check_bits(model, source)
         note = widen(model)
         infer_shapes(model)
         drop_casts(model.graph)
         save(model, path)
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(f"{source} is not a valid ONNX model", why=root_line(error), fix="Export it again") from error
     return note
+
+
+def _check_bits(model: ir.Model, source: Path) -> None:
+    """Raise a `ModelError` if a node reads or writes the bits of values that would become float32."""
+    for node in model.graph.all_nodes():
+        dtypes = [
+            value.dtype for value in [*node.inputs, *node.outputs] if value is not None and _is_other(value.dtype)
+        ]
+        if node.op_type == "BitCast" and dtypes and dtypes[0] is not None:
+            name, kind = node.name or node.outputs[0].name, _TYPES[dtypes[0].name]
+            raise ModelError(
+                f"{source} cannot be converted to float32",
+                why=f"BitCast {name} depends on the bits of {kind} values",
+                fix="Export it without BitCast",
+            )
 
 
 def widen(model: ir.Model) -> str:
@@ -72,6 +91,7 @@ def widen(model: ir.Model) -> str:
     if not found:
         return ""
     taken = names(graph)
+    model.opset_imports.setdefault("", _CAST_OPSET)  # for the casts, if all operators are of other domains
     _cast_inputs(graph, taken)
     _cast_outputs(graph, taken)
     inputs = {value for value in graph.inputs if _keeps_type(value)}

@@ -1,18 +1,17 @@
 """Precisions, which rewrite an FP32 ONNX graph as a typed one. `--precision NAME` is the module of that name.
 
 A precision module has:
-    OPSET         the lowest opset that can express it
-    NEEDS_TABLE   whether it quantizes activations, and so needs a calibration table
-    apply         rewrites the model in place and returns a `Decision` for each node
+    FORMAT   its number type (`trtopt.formats`): whether values need scales, the lowest opset, the error of rounding
+    apply    rewrites the model in place and returns a `Decision` for each node
 
 The folder `passes/` holds what they share:
     eight_bits    the common part of INT8 and FP8
-    placement     which inputs are quantized, and why the others are not; with `residual` and `attention`
+    placement     which inputs are quantized, and why not; with `operands`, `gain`, `residual`, `attention`
     qdq           scales, and Q/DQ pairs written into the graph
     equalize      activations equalized across channels; with `pairs`, which ones, and `smoothing`, the scales
     bias          biases corrected for the mean quantization error
     blocks        measurement of what a 16-bit type spoils; `patterns` recognizes the usual cases without samples
-    keep          which nodes must stay in FP32 beside a 16-bit type
+    keep          which nodes must stay in FP32 beside a 16-bit type; with `extent`, what does not fit into it
     recurrent     recurrent operators that TensorRT's parser refuses in 16 bits
     masks         numbers that mean infinity, and the nodes that bring them to an output
     half          casts to a 16-bit type written into the graph
@@ -20,11 +19,13 @@ The folder `passes/` holds what they share:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, cast
 
 from trtopt import plugins
+from trtopt.formats import Format
 from trtopt.types import CalibrationTable, Decision, Keep
 
 if TYPE_CHECKING:
@@ -64,8 +65,7 @@ class Request:
 class Precision(Protocol):
     """The interface of a precision module."""
 
-    OPSET: int
-    NEEDS_TABLE: bool
+    FORMAT: Format
 
     def apply(self, model: ir.Model, request: Request) -> tuple[Decision, ...]:
         """Rewrite `model` in place and return the precision of every floating-point node, with the reason."""
@@ -84,3 +84,15 @@ def precision(name: str) -> Precision:
         UsageError: the name is unknown; the message suggests the closest one.
     """
     return cast(Precision, plugins.load(__name__, name, "precision"))
+
+
+@functools.cache
+def formats(bits: int) -> Mapping[str, Format]:
+    """Return the number types of a size, by the name of their precision."""
+    found = {name: precision(name).FORMAT for name in precisions()}
+    return {name: format for name, format in found.items() if format.bits == bits}
+
+
+def fallbacks() -> tuple[str, ...]:
+    """Return the names that `--rest` accepts: the precisions whose values need no scale."""
+    return tuple(name for name in precisions() if not precision(name).FORMAT.scaled)

@@ -11,15 +11,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from trtopt.formats import Format
 from trtopt.precision import Request
-from trtopt.precision.passes import eight_bits, qdq
 from trtopt.types import Decision
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-OPSET = 19  # the first with float8e4m3fn
-NEEDS_TABLE = True
+FORMAT = Format(
+    name="fp8",
+    ir_name="FLOAT8E4M3FN",
+    bits=8,
+    mantissa=3,
+    exponent=-6,
+    max=448.0,
+    min=-448.0,
+    opset=19,  # the first with float8e4m3fn
+)
 
 
 def apply(model: ir.Model, request: Request) -> tuple[Decision, ...]:
@@ -28,4 +36,6 @@ def apply(model: ir.Model, request: Request) -> tuple[Decision, ...]:
     Raises:
         TableError, UsageError: as `eight_bits.apply`.
     """
-    return eight_bits.apply(model, request, qdq.FP8)
+    from trtopt.precision.passes import eight_bits
+
+    return eight_bits.apply(model, request, FORMAT)

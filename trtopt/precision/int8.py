@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from trtopt import formats
 from trtopt.precision import Request
-from trtopt.precision.passes import eight_bits, qdq
 from trtopt.types import Decision
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-OPSET = 19  # the first in which DequantizeLinear supports FP16 scales
-NEEDS_TABLE = True
+FORMAT = formats.INT8
 
 
 def apply(model: ir.Model, request: Request) -> tuple[Decision, ...]:
@@ -24,4 +23,6 @@ def apply(model: ir.Model, request: Request) -> tuple[Decision, ...]:
     Raises:
         TableError, UsageError: as `eight_bits.apply`.
     """
-    return eight_bits.apply(model, request, qdq.INT8)
+    from trtopt.precision.passes import eight_bits
+
+    return eight_bits.apply(model, request, FORMAT)

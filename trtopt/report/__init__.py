@@ -5,7 +5,8 @@ Touches: `show` prints on stdout; nothing else.
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Container
+from dataclasses import replace
 
 from trtopt import plugins
 from trtopt.types import Report
@@ -26,8 +27,17 @@ def render(format: str, report: Report) -> str:
     return text
 
 
-def show(format: str, report: Report) -> None:
-    """Print the report on stdout; `text` in colour where stdout is a terminal."""
+def show(format: str, report: Report, told: Container[str] | None = None) -> None:
+    """Print the report on stdout; `text` in colour where stdout is a terminal.
+
+    `told` are the notes and warnings that progress has shown in the same place, where it has also shown the stages
+    (None: it has not). As text, they are not repeated.
+    """
+    if format == "text" and told is not None:
+        notes, warnings = (
+            tuple(line for line in lines if line not in told) for lines in (report.notes, report.warnings)
+        )
+        report = replace(report, stages=(), notes=notes, warnings=warnings)
     if format == "text":
         from rich.console import Console
 
@@ -35,8 +45,6 @@ def show(format: str, report: Report) -> None:
 
         console = Console(highlight=False)
         if console.is_terminal:
-            # Progress on stderr has already shown the stages, if stderr is a terminal too.
-            seen = sys.stdout.isatty() and sys.stderr.isatty()
-            console.print(renderable(report, stages=not seen))
+            console.print(renderable(report))
             return
     print(render(format, report), end="")

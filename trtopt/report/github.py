@@ -17,10 +17,11 @@ def render(report: Report) -> str:
     """Return the verdict as one annotation, followed by annotations for details.
 
     The verdict is `::error` if it fails the run, `::notice` if it is a pass, and `::warning` otherwise. The first
-    divergent layer and each gate that blocks are `::error` lines; warnings are `::warning` lines.
+    divergent layer and each gate that blocks are `::error` lines; warnings are `::warning` lines. Notes are plain lines
+    of the log, not annotations.
     """
     blocking = sorted(words.blocking(report), key=lambda each: _severity(each.gate), reverse=True)
-    stops = bool(blocking) or report.verdict == "fail"
+    stops = bool(blocking) or report.verdict == "fail" or report.error is not None
     kind = "error" if stops else "notice" if report.verdict == "pass" else "warning"
     lines = [_command(kind, f"trtopt {report.command}", headline.verdict(report))]
     if report.layers is not None and report.layers.jump:
@@ -32,6 +33,7 @@ def render(report: Report) -> str:
         lines.append(f"{len(blocking) - room} more gates did not pass: see report.json")
     room = MAX_ANNOTATIONS - sum(line.startswith("::warning") for line in lines)
     lines += [_command("warning", "trtopt", line) for line in report.warnings[:room]]
+    lines += [f"note: {' '.join(words.plain(line).split())}" for line in report.notes]
     return "\n".join(lines) + "\n"
 
 

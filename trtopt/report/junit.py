@@ -19,20 +19,28 @@ def render(report: Report) -> str:
     """Return an XML document with one test case per gate.
 
     A gate that blocks is a `failure`. A gate that is inconclusive without blocking, and a run without gates, are
-    `skipped`.
+    `skipped`. The error that ended a run is an `error` of a test case of its own.
     """
     gates = words.judged(report)
     failures = len(words.blocking(report)) if gates else int(report.verdict == "fail")
     skipped = sum(_is_skipped(each.gate, report) for each in gates) if gates else int(report.verdict == "unchecked")
     seconds = f"{sum(stage.seconds for stage in report.stages):.3f}"
-    counts = {"tests": str(max(len(gates), 1)), "failures": str(failures), "errors": "0", "time": seconds}
+    errors = int(report.error is not None)
+    if errors and not gates:
+        failures = skipped = 0
+    tests = len(gates) + errors or 1
+    counts = {"tests": str(tests), "failures": str(failures), "errors": str(errors), "time": seconds}
     root = Element("testsuites", counts)
     name = _clean(f"trtopt {report.command} {report.precision}".strip())
     suite = SubElement(root, "testsuite", {"name": name, **counts, "skipped": str(skipped)})
     _add_properties(suite, report)
     for each in gates:
         _add_case(suite, report, each)
-    if not gates:
+    if report.error is not None:
+        case = SubElement(suite, "testcase", {"classname": f"trtopt.{report.command}", "name": "run", "time": "0"})
+        kind = f"exit code {report.error.exit_code}"
+        SubElement(case, "error", {"message": _clean(report.error.message), "type": kind})
+    elif not gates:
         case = SubElement(suite, "testcase", {"classname": f"trtopt.{report.command}", "name": "gate", "time": "0"})
         message = {"message": _clean(headline.verdict(report))}
         if skipped:

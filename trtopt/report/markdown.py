@@ -24,11 +24,10 @@ _ESCAPES = {ord("&"): "&amp;", ord("<"): "&lt;"} | {ord(mark): f"\\{mark}" for m
 
 def render(report: Report) -> str:
     """Return a heading with the verdict, then gates, layers, drift, stages and the nodes kept in higher precision."""
-    lines = [
-        f"## {_ICONS[report.verdict]} trtopt {_cell(report.command)}: {_cell(headline.verdict(report), _MAX_VERDICT)}",
-        "",
-    ]
-    lines += [_code(report.model) + (f" → **{_cell(report.precision)}**" if report.precision else ""), ""]
+    icon = _ICONS["fail" if report.error else report.verdict]
+    lines = [f"## {icon} trtopt {_cell(report.command)}: {_cell(headline.verdict(report), _MAX_VERDICT)}", ""]
+    precision = f" → **{_cell(report.precision)}**" if report.precision else ""
+    lines += [_code(report.model) + precision, ""] if report.model else []
     lines += _gates(words.judged(report))
     if report.layers is not None:
         lines += _layers(report.layers)
@@ -57,6 +56,7 @@ def render(report: Report) -> str:
     lines += [f"- warning: {_cell(line)}" for line in report.warnings[:_MAX_ROWS]]
     if len(report.warnings) > _MAX_ROWS:
         lines.append(f"- … and {len(report.warnings) - _MAX_ROWS} more warnings")
+    lines += [f"- note: {_cell(line)}" for line in report.notes[:_MAX_ROWS]]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -78,7 +78,7 @@ def _layers(found: Layers) -> list[str]:
 def _comparison(comparison: Comparison) -> list[str]:
     """Return the drift with one row per output, and where both models ran."""
     metrics = [dict(words.metrics(output)) for output in comparison.outputs]
-    labels = words.labels(comparison.outputs)
+    labels = words.names(comparison.outputs)
     drift = [
         (output.output, output.kind, *(found.get(label, "") for label in labels))
         for output, found in zip(comparison.outputs, metrics, strict=True)

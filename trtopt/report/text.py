@@ -40,22 +40,27 @@ _MARKS = {
 def render(report: Report) -> str:
     """Return the report as plain text, `WIDTH` columns wide; the verdict, the last line, is not wrapped."""
     stream = io.StringIO()
-    Console(file=stream, width=WIDTH, color_system=None, highlight=False).print(Group(*_body(report, stages=True)))
+    Console(file=stream, width=WIDTH, color_system=None, highlight=False).print(Group(*_body(report)))
     lines = [line.rstrip() for line in stream.getvalue().splitlines()]
     return "".join(f"{line}\n" for line in (*lines, words.plain(headline.verdict(report))))
 
 
-def renderable(report: Report, *, stages: bool = True) -> RenderableType:
-    """Return the report as a rich renderable, without `stages` if they have been shown already."""
-    return Group(*_body(report, stages=stages), text(headline.verdict(report), _STYLES[report.verdict]))
+def renderable(report: Report) -> RenderableType:
+    """Return the report as a rich renderable."""
+    return Group(*_body(report), text(headline.verdict(report), _STYLES[report.verdict]))
 
 
-def _body(report: Report, *, stages: bool) -> list[RenderableType]:
+def _body(report: Report) -> list[RenderableType]:
     """Return all of the report but the verdict."""
     title = f"{report.command} {report.model}" + (f" to {report.precision}" if report.precision else "")
     nothing = words.unconverted(report)
     first = [text(nothing, "bold yellow")] if nothing else []
-    parts: list[RenderableType] = ["", *first, text(title, "bold"), *(block(_stages(report)) if stages else [""])]
+    parts: list[RenderableType] = [
+        "",
+        *first,
+        text(title, "bold"),
+        *(block(_stages(report)) if report.stages else [""]),
+    ]
     if report.engine is not None:
         parts += _engine(report)
     if report.parity is not None:
@@ -75,8 +80,9 @@ def _body(report: Report, *, stages: bool) -> list[RenderableType]:
     if worst:
         parts += [text("worst samples", "bold"), *block(_grid(("output", "sample", "SQNR", ""), worst))]
     parts += _gates(words.judged(report))
+    parts += [text("note: ", "dim").append_text(text(line)) for line in report.notes]
     parts += [text("warning: ", "yellow").append_text(text(line)) for line in report.warnings]
-    parts += [""] if report.warnings else []
+    parts += [""] if report.warnings or report.notes else []
     parts += [text(after, "dim") for after in (words.next_step(report), words.keep_hint(report)) if after]
     file = report.run_dir / "report.json"
     where = f"report: {file}" if report.written else f"report: not written: {file} keeps its own gates"

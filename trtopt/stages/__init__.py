@@ -8,7 +8,6 @@ from trtopt.stages.build import build
 from trtopt.stages.calibrate import calibrate
 from trtopt.stages.check import check_operators
 from trtopt.stages.compare import Evaluation, check_randomness, compare
-from trtopt.stages.context import Context, Target, environment, versions
 from trtopt.stages.equalize import equalize
 from trtopt.stages.fault import fault
 from trtopt.stages.gate import gate
@@ -18,11 +17,11 @@ from trtopt.stages.observe import observe
 from trtopt.stages.precision import set_precision
 from trtopt.stages.prepare import prepare
 from trtopt.stages.repair import repair
-from trtopt.stages.samples import open_data, open_samples, sizes
+from trtopt.stages.samples import open_data, open_samples, sizes, tell
+from trtopt.stages.target import Target
 from trtopt.stages.widen import widen
 
 __all__ = [
-    "Context",
     "Evaluation",
     "Subject",
     "Target",
@@ -43,6 +42,6 @@ __all__ = [
     "repair",
     "set_precision",
     "sizes",
-    "versions",
+    "tell",
     "widen",
 ]

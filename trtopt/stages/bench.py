@@ -15,11 +15,13 @@ from trtopt.bench import gpu, inputs, probe, targets
 from trtopt.candidate import ENGINE_NOT_RUN, resolve
 from trtopt.codec import decode
 from trtopt.data.dataset import Array, Dataset, Feed
+from trtopt.engine.cuda.driver import has_gpu
 from trtopt.engine.onnxruntime import CudaOptions
 from trtopt.errors import EnvironmentUnableError, MissingDependencyError, OutOfMemoryError, UsageError
 from trtopt.events import Emit, Warned
 from trtopt.plan import BenchPlan, SpeedPlan
-from trtopt.shapes import DEFAULT_BATCH, profile
+from trtopt.shapes import DEFAULT_BATCH, AskedShape, profile
+from trtopt.stages.compare import compiled
 from trtopt.stages.samples import open_data
 from trtopt.types import Engine, OnnxModel, ShapeRange, TensorSpec
 
@@ -34,7 +36,7 @@ class Wanted:
     Attributes:
         name: the name to report it by.
         onnx: its ONNX graph.
-        engine: its TensorRT engine, if it has one.
+        engine: its engine, if it has one.
         graph: whether the ONNX graph may run in place of the engine; False if the target is the engine itself.
         run_dir: its run directory, or the one that it is in; None for an ONNX file.
         profile: the shapes that it was made for; empty if they are not known.
@@ -73,11 +75,10 @@ def wanted(path: Path, name: str) -> Wanted:
         run_dir = None
     else:
         run_dir = path.parent
-    engine = candidate.engine if candidate.engine and candidate.engine.backend == "tensorrt" else None
     return Wanted(
         name=name,
         onnx=candidate.onnx,
-        engine=engine,
+        engine=compiled(candidate.engine),
         graph=path.is_dir() or path.suffix == ".onnx",
         run_dir=run_dir,
         profile=_profile(run_dir) if run_dir else (),
@@ -108,12 +109,12 @@ def opened(target: Wanted, plan: BenchPlan, dataset: Dataset | None, emit: Emit)
         raise only_on_gpu(target)
     if target.engine is not None and plan.speed.device != "cpu":
         try:
-            engine = targets.open_engine(target.engine.path, target.engine.builder)
+            engine = targets.open_engine(target.engine)
         except (EnvironmentUnableError, MissingDependencyError) as error:
             # Out of memory does not mean that the engine cannot run here: timing the graph instead would hide it.
             if isinstance(error, OutOfMemoryError) or not target.graph:
                 raise
-            why = error.why or error.what
+            why = (error.why or error.what) if has_gpu() else "this machine has no NVIDIA driver"
             emit(Warned(f"{target.name}: its graph is timed, because its engine does not run on this machine ({why})"))
         else:
             loaded = targets.Target(name=target.name, sizes=sizes, session=engine)
@@ -135,13 +136,13 @@ def questions(target: Wanted, sizes: inputs.Sizes, speed: SpeedPlan) -> list[pro
     if not target.graph and speed.device == "cpu":
         raise only_on_gpu(target)
     on_gpu = probe.Question(
-        path=target.onnx.path, builder="", sizes=sizes, device="cuda", batch=1, limit=0, cuda=cuda_options(speed)
+        path=target.onnx.path, engine=None, sizes=sizes, device="cuda", batch=1, limit=0, cuda=cuda_options(speed)
     )
     ways = []
     if target.engine is not None and speed.device != "cpu":
         # An engine may not support batch 1.
         smallest = (engine_batches(target, sizes) or range(1, 2))[0]
-        ways.append(replace(on_gpu, path=target.engine.path, builder=target.engine.builder, batch=smallest))
+        ways.append(replace(on_gpu, path=target.engine.path, engine=target.engine, batch=smallest))
     if target.graph and speed.device != "cpu":
         ways.append(on_gpu)
     if target.graph and speed.device != "cuda":
@@ -166,7 +167,7 @@ def engine_batches(target: Wanted, sizes: inputs.Sizes) -> range | None:
     return None
 
 
-def ranges(target: Wanted, shapes: Sequence[str], dataset: Dataset | None) -> tuple[ShapeRange, ...]:
+def ranges(target: Wanted, shapes: Sequence[AskedShape], dataset: Dataset | None) -> tuple[ShapeRange, ...]:
     """Return the shape ranges of dynamic inputs.
 
     They are taken from the first of these that exists: the flags, the run directory, the samples, a default. Samples

@@ -14,17 +14,16 @@ import numpy.typing as npt
 from trtopt.calibrate.ranges import few
 from trtopt.data.dataset import Dataset
 from trtopt.errors import EnvironmentUnableError, MissingDependencyError, TrtoptError
-from trtopt.events import Warned
-from trtopt.precision.passes.blocks import DEPTHS, ENOUGH, Block, grown, measuring, single_nodes
-from trtopt.precision.passes.half import Half
-from trtopt.stages.context import Context
+from trtopt.formats import Format
+from trtopt.precision.passes.blocks import DEPTHS, Block, enough, grown, measuring, single_nodes
+from trtopt.run import Run
 from trtopt.stages.trial import scratch
 from trtopt.types import OnnxModel
 
 _SAMPLES = 6
 
 
-def spoiled(context: Context, model: OnnxModel, dataset: Dataset, half: Half) -> dict[str, str]:
+def spoiled(run: Run, model: OnnxModel, dataset: Dataset, half: Format) -> dict[str, str]:
     """Return the nodes to keep in FP32 because the type spoils a result, by name, each with the reason.
 
     A node whose result suffers from the rounding of its inputs is kept with as many of the nodes before it as it takes.
@@ -33,16 +32,16 @@ def spoiled(context: Context, model: OnnxModel, dataset: Dataset, half: Half) ->
     from trtopt.graph.file import load_ir
 
     graph = load_ir(model.path)
-    enough = ENOUGH[half.name]
+    least = enough(half)
     reasons: dict[str, str] = {}
     try:
         blocks = single_nodes(graph)
-        sqnrs = _sqnrs(context, model, dataset, half, blocks)
-        left = {block.end: sqnr for block, sqnr in zip(blocks, sqnrs, strict=True) if sqnr < enough}
+        sqnrs = _sqnrs(run, model, dataset, half, blocks)
+        left = {block.end: sqnr for block, sqnr in zip(blocks, sqnrs, strict=True) if sqnr < least}
         for depth in DEPTHS if left else ():
             blocks = [block for end in left if (block := grown(graph, end, depth)) is not None]
-            for block, sqnr in zip(blocks, _sqnrs(context, model, dataset, half, blocks), strict=True):
-                if sqnr < enough:
+            for block, sqnr in zip(blocks, _sqnrs(run, model, dataset, half, blocks), strict=True):
+                if sqnr < least:
                     continue
                 before = left.pop(block.end)
                 what = f"its result has {before:.0f} dB SQNR if its inputs are {half.name.upper()}"
@@ -52,12 +51,12 @@ def spoiled(context: Context, model: OnnxModel, dataset: Dataset, half: Half) ->
     except (EnvironmentUnableError, MissingDependencyError):
         raise
     except TrtoptError as error:
-        context.emit(Warned(f"rounding to {half.name.upper()} could not be measured node by node: {error}"))
+        run.warn(f"rounding to {half.name.upper()} could not be measured node by node: {error}")
     return reasons
 
 
 def _sqnrs(
-    context: Context, model: OnnxModel, dataset: Dataset, half: Half, blocks: Sequence[Block]
+    run: Run, model: OnnxModel, dataset: Dataset, half: Format, blocks: Sequence[Block]
 ) -> npt.NDArray[np.float64]:
     """Return the SQNR in dB of each block's result; infinite for one that is exact, or is NaN or infinite in FP32."""
     from trtopt.engine.onnxruntime import open_runner
@@ -68,11 +67,11 @@ def _sqnrs(
         return np.zeros(0)
     samples = few(dataset)
     energies = np.zeros((2, len(blocks)))
-    with scratch(context, "blocks.onnx") as path:
+    with scratch(run, "blocks.onnx") as path:
         save(measuring(load_ir(model.path), half, blocks), path)
-        run = open_runner(path, device=context.device).run
+        runner = open_runner(path, device=run.device)
         for index in np.unique(np.linspace(0, len(samples) - 1, min(_SAMPLES, len(samples))).astype(int)).tolist():
-            outputs = run(samples.load(index))
+            outputs = runner.run(samples.load(index))
             energies += np.stack([outputs["trtopt/error"], outputs["trtopt/signal"]]).astype(np.float64)
     error, signal = energies
     with np.errstate(divide="ignore", invalid="ignore"):

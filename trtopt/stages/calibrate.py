@@ -12,13 +12,13 @@ from trtopt.calibrate.histogram import Histogram
 from trtopt.calibrate.ranges import subset_size
 from trtopt.data.dataset import Dataset
 from trtopt.engine.onnxruntime import CudaOptions
-from trtopt.events import Warned
-from trtopt.stages.context import Context, versions
+from trtopt.requires import versions
+from trtopt.run import Run
 from trtopt.stages.trial import output_error, rough, tapped
 from trtopt.types import CalibrationTable, OnnxModel
 
 
-def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str, precision: str) -> CalibrationTable:
+def calibrate(run: Run, model: OnnxModel, dataset: Dataset, method: str, precision: str) -> CalibrationTable:
     """Return a table with one scale per tensor (`calibration.json`; for INT8 also TensorRT's `calibration.cache`).
 
     With `auto`, each method's network is evaluated in the requested precision, with bias correction for the weights and
@@ -29,35 +29,37 @@ def calibrate(context: Context, model: OnnxModel, dataset: Dataset, method: str,
     def make(folder: Path) -> CalibrationTable:
         from trtopt.calibrate import AUTO, auto, method_names, noisiest, table
         from trtopt.data.overlap import fingerprinted
+        from trtopt.precision import precision as precision_of
 
+        format = precision_of(precision).FORMAT
         fingerprints: dict[int, str] = {}
         # TF32 is off for entropy only: its divergence is flat around the minimum, so small errors move its choice.
         tf32 = method not in ("entropy", AUTO)
-        histograms = _histograms(context, model, fingerprinted(dataset, fingerprints), CudaOptions(tf32=tf32))
+        histograms = _histograms(run, model, fingerprinted(dataset, fingerprints), CudaOptions(tf32=tf32))
         names = method_names() if method == AUTO else [method]
-        tables = {name: table.make_table(name, histograms, model=model, dataset=dataset) for name in names}
+        tables = {
+            name: table.make_table(name, histograms, model=model, dataset=dataset, format=format) for name in names
+        }
         if method == AUTO:
-            error = output_error(context, model, dataset, precision)
-            request = rough(context, model, dataset, tables[auto.FALLBACK])
+            error = output_error(run, model, dataset, precision)
+            request = rough(run, model, dataset, tables[auto.FALLBACK])
             chosen = auto.choose(tables, lambda table: error(model, replace(request, table=table)))
         else:
             chosen = tables[method]
         chosen = replace(chosen, precision=precision, fingerprints=tuple(sorted(set(fingerprints.values()))))
-        table.write_json(chosen, folder / "calibration.json", histograms)
+        table.write_json(chosen, folder / "calibration.json", histograms, format)
         if precision == table.CACHED:
             table.write_cache(chosen, folder / "calibration.cache")
-        noisiest.write(noisiest.noisiest(chosen, histograms), folder)
+        noisiest.write(noisiest.noisiest(chosen, histograms, format), folder)
         return chosen
 
-    key = {"model": model.digest, "data": dataset.digest, "method": method, "device": context.device}
+    key = {"model": model.digest, "data": dataset.digest, "method": method, "device": run.place}
     key |= {"for": precision, **versions("onnxruntime", "onnxruntime-gpu", "onnx-ir", "numba")}
     tried_on = subset_size(dataset)
-    return context.store.stage(
-        "calibrate", key, CalibrationTable, make, lambda table: _calibrated_line(table, tried_on)
-    )
+    return run.store.stage("calibrate", key, CalibrationTable, make, lambda table: _calibrated_line(table, tried_on))
 
 
-def _histograms(context: Context, model: OnnxModel, dataset: Dataset, cuda: CudaOptions) -> dict[str, Histogram]:
+def _histograms(run: Run, model: OnnxModel, dataset: Dataset, cuda: CudaOptions) -> dict[str, Histogram]:
     """Return histograms of the tensors to quantize. The session and its memory are released on return."""
     from trtopt.calibrate.observe import callers
     from trtopt.calibrate.source import observe_where_it_runs
@@ -66,11 +68,11 @@ def _histograms(context: Context, model: OnnxModel, dataset: Dataset, cuda: Cuda
     from trtopt.precision.passes.placement import place
 
     tensors = place(load_ir(model.path)).tensors()
-    with tapped(context, model, tensors) as path:
-        runner = open_runner(path, device=context.device, cuda=cuda, callers=callers())
+    with tapped(run, model, tensors) as path:
+        runner = open_runner(path, device=run.device, cuda=cuda, callers=callers())
         if runner.place.kind == "cuda":
-            context.emit(Warned(f"calibrated in {runner.where}"))
-        return observe_where_it_runs(runner, tensors, dataset, stage="calibrate", emit=context.emit)
+            run.note(f"calibrated in {runner.where}")
+        return observe_where_it_runs(runner, tensors, dataset, stage="calibrate", emit=run.emit)
 
 
 def _calibrated_line(table: CalibrationTable, tried_on: int) -> str:

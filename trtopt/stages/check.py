@@ -1,4 +1,4 @@
-"""The stage `check`: TensorRT's parser is asked about every operator before any calibration.
+"""The stage `check`: the backend is asked about every operator before any calibration.
 
 Touches: the run directory, through the store.
 """
@@ -7,46 +7,39 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trtopt.errors import EnvironmentUnableError
+from trtopt.engine import compiler
+from trtopt.errors import BuildError, EnvironmentUnableError
 from trtopt.plan import BuildPlan
-from trtopt.stages.context import Context
+from trtopt.run import Run
 from trtopt.types import OnnxModel, Support
 
 
-def check_operators(context: Context, model: OnnxModel, plan: BuildPlan) -> None:
-    """Check with TensorRT's parser, before calibration, that it supports every node.
+def check_operators(run: Run, model: OnnxModel, plan: BuildPlan) -> None:
+    """Check, before calibration, that the backend supports every node.
 
-    The stage is omitted if TensorRT is not installed, does not work on this machine, or is not the backend.
+    The stage is omitted if the backend does not work on this machine, or if its engine is the graph itself.
 
     Raises:
         BuildError: some nodes are not supported; the message names the first.
     """
-    if plan.backend != "tensorrt":
-        return
-    from trtopt.engine import tensorrt
-    from trtopt.engine.trt import apart
-
-    try:
-        trt = tensorrt.find(plan.tensorrt)
-    except EnvironmentUnableError:
+    compiling = compiler(plan.backend)
+    if compiling is None:
         return
 
     def make(_: Path) -> Support:
-        return apart.check(trt, model.path, context.emit)
+        return compiling.check(model, plan, emit=run.emit)
 
-    key = {"model": model.digest, "tensorrt": f"{trt.name} {trt.version}"}
     try:
-        support = context.store.stage("check", key, Support, make, lambda support: _support_line(support, trt.name))
-    except EnvironmentUnableError:  # TensorRT needs a GPU, and this machine has none: `build` will say so
+        key = {"model": model.digest, **compiling.key(plan)}
+        support = run.store.stage("check", key, Support, make, _support_line)
+    except EnvironmentUnableError:  # such as TensorRT on a machine without a GPU: `build` will say so
         return
     if support.rejections:
-        from trtopt.engine.trt.refusal import advised, error
-
-        raise advised(error(model.path, support.rejections), model.path)
+        raise BuildError(support.what, why=support.why, fix=support.fix)
 
 
-def _support_line(support: Support, name: str) -> str:
+def _support_line(support: Support) -> str:
     unsupported = len(support.rejections)
     if not unsupported:
-        return f"all operators are supported by {name}"
-    return f"{unsupported} {'node is' if unsupported == 1 else 'nodes are'} not supported by {name}"
+        return f"all operators are supported by {support.by}"
+    return f"{unsupported} {'node is' if unsupported == 1 else 'nodes are'} not supported by {support.by}"

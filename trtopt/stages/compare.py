@@ -7,24 +7,25 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trtopt.candidate import ENGINE_NOT_RUN
 from trtopt.codec import encode
 from trtopt.data.dataset import Dataset
+from trtopt.engine import Runner, compiler
 from trtopt.errors import EnvironmentUnableError, MissingDependencyError, OutOfMemoryError
 from trtopt.events import Emit, Warned
-from trtopt.plan import MeasurePlan, output_kinds
-from trtopt.stages.context import Context, versions
+from trtopt.plan import MeasurePlan
+from trtopt.requires import versions
+from trtopt.run import Run
 from trtopt.types import Comparison, Engine, OnnxModel
 
 if TYPE_CHECKING:
     from trtopt.compare.run import Pair
-    from trtopt.engine.runner.engine import EngineRunner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,14 +46,15 @@ class Evaluation:
 
 
 def compare(
-    context: Context, baseline: OnnxModel, candidate: OnnxModel, evaluation: Evaluation, name: str = "compare"
+    run: Run, baseline: OnnxModel, candidate: OnnxModel, evaluation: Evaluation, name: str = "compare"
 ) -> Comparison:
     """Return the drift of the candidate from the baseline, without a verdict.
 
     `name` is the name of the stage, if there are several.
     """
 
-    engine = evaluation.engine if evaluation.engine and evaluation.engine.backend == "tensorrt" else None
+    engine = compiled(evaluation.engine)
+    host = _host(engine)
 
     def make(_: Path) -> Comparison:
         from trtopt.calibrate.observe import callers
@@ -64,11 +66,11 @@ def compare(
         # The fingerprints are recorded while the samples are loaded.
         fingerprints: dict[int, str] = {}
         dataset = fingerprinted(evaluation.dataset, fingerprints)
-        with opened(engine, context.emit) as runner:
+        with opened(engine, run.emit) as runner:
             # An engine runs one batch at a time. Then so do the graphs, each on all cores.
             at_once = 1 if runner else callers()
             reference, graph = (
-                open_runner(path, device=context.device, callers=at_once) for path in (baseline.path, candidate.path)
+                open_runner(path, device=run.device, callers=at_once) for path in (baseline.path, candidate.path)
             )
             check_repeats(reference, evaluation.dataset, baseline.path)
             pair = Pair(
@@ -77,7 +79,7 @@ def compare(
                 graph=graph if runner else None,
                 names=(baseline.path.name, engine.path.name if engine and runner else candidate.path.name),
             )
-            comparison = measured(pair, dataset, evaluation.measure, context.emit)
+            comparison = measured(pair, dataset, evaluation.measure, run.emit)
         if engine and not runner:
             comparison = replace(comparison, candidate_ran=comparison.candidate_ran + ENGINE_NOT_RUN)
         known = frozenset(evaluation.calibrated_on)
@@ -88,42 +90,45 @@ def compare(
         return replace(comparison, calibrated_on=sum(fingerprint in known for fingerprint in fingerprints.values()))
 
     from trtopt.compare.custom import digest
-    from trtopt.engine.driver import has_gpu, read_driver
 
     samples = evaluation.dataset.groups or evaluation.dataset
     key = {
         "baseline": baseline.digest,
         "candidate": candidate.digest,
-        # The engine runs where there is a GPU and its packages are installed.
-        "engine": [engine.digest, encode(read_driver())] if engine and has_gpu() else bool(engine),
+        "engine": [engine.digest, host] if engine and host else bool(engine),
         "metrics": [digest(metric) for metric in evaluation.measure.metrics],
         "data": evaluation.dataset.digest,
         "labels": hashlib.sha256(repr(samples.labels).encode()).hexdigest(),
         "measure": encode(evaluation.measure),
         "calibrated_on": hashlib.sha256("".join(evaluation.calibrated_on).encode()).hexdigest(),
-        "device": context.device,
-        **versions(
-            "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"
-        ),
-        **versions("cuda-python", "cuda-bindings", "pycuda"),
+        "device": run.place,
+        **versions("onnxruntime", "onnxruntime-gpu"),
     }
-    comparison = context.store.stage(name, key, Comparison, make, compared_line)
-    if engine and has_gpu() and not comparison.engine:
-        context.store.discard(name)  # the next run tries the engine again
+    comparison = run.store.stage(name, key, Comparison, make, compared_line)
+    if host and not comparison.engine:
+        run.store.discard(name)  # the next run tries the engine again
     return comparison
 
 
+def compiled(engine: Engine | None) -> Engine | None:
+    """Return the engine if it is a file of its own, not the typed graph itself."""
+    return engine if engine is not None and compiler(engine.backend) is not None else None
+
+
+def _host(engine: Engine | None) -> Mapping[str, Any] | None:
+    """Return what the engine would run on here; None if it cannot run, or if there is none."""
+    compiling = compiler(engine.backend) if engine is not None else None
+    return compiling.host() if compiling is not None else None
+
+
 @contextmanager
-def opened(engine: Engine | None, emit: Emit) -> Iterator[EngineRunner | None]:
+def opened(engine: Engine | None, emit: Emit) -> Iterator[Runner | None]:
     """Open an engine for the block. The result is None without an engine, or where it cannot run, with a warning."""
     runner = None
-    if engine is not None:
-        from trtopt.engine.driver import has_gpu
-        from trtopt.engine.tensorrt import open_runner
-
+    compiling = compiler(engine.backend) if engine is not None else None
+    if engine is not None and compiling is not None and compiling.host() is not None:
         try:
-            # One stream, as every run is awaited; no graphs, so that every shape is run as it is.
-            runner = open_runner(engine.path, engine.builder, streams=1, graphs=False) if has_gpu() else None
+            runner = compiling.open(engine, graphs=False)  # no graphs, so that every shape is run as it is
         except OutOfMemoryError:  # a busy GPU is not a reason to judge the graph instead
             raise
         except (EnvironmentUnableError, MissingDependencyError) as error:
@@ -139,12 +144,12 @@ def measured(pair: Pair, dataset: Dataset, plan: MeasurePlan, emit: Emit) -> Com
     """Return the drift of the candidate; an engine is run with batches of at most its profile."""
     from trtopt.compare.run import BATCH, Measure, compare
 
-    measure = Measure(kinds=output_kinds(plan.kinds), metrics=plan.metrics)
+    measure = Measure(kinds=plan.kinds, metrics=plan.metrics)
     largest = getattr(pair.candidate, "max_batch", BATCH)
     return compare(pair, dataset, measure, emit=emit, batch=min(BATCH, largest))
 
 
-def check_randomness(context: Context, model: OnnxModel, dataset: Dataset) -> None:
+def check_randomness(run: Run, model: OnnxModel, dataset: Dataset) -> None:
     """Refuse a model with operators that draw random numbers before hours of work, if its outputs show it.
 
     Raises:
@@ -154,7 +159,7 @@ def check_randomness(context: Context, model: OnnxModel, dataset: Dataset) -> No
     from trtopt.engine.onnxruntime import open_runner
 
     if random_nodes(model.path):
-        check_repeats(open_runner(model.path, device=context.device), dataset, model.path)
+        check_repeats(open_runner(model.path, device=run.device), dataset, model.path)
 
 
 def compared_line(comparison: Comparison) -> str:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from trtopt.calibrate.ranges import Channels, subset_size
 from trtopt.data.dataset import Dataset
-from trtopt.stages.context import Context, versions
+from trtopt.formats import Format
+from trtopt.requires import versions
+from trtopt.run import Run
 from trtopt.stages.trial import adopt, decibels, output_error, scratch, survey
 from trtopt.types import OnnxModel
 
@@ -21,7 +23,7 @@ WORTH = 0.9
 variation between samples."""
 
 
-def equalize(context: Context, model: OnnxModel, dataset: Dataset, precision: str) -> OnnxModel:
+def equalize(run: Run, model: OnnxModel, dataset: Dataset, precision: str) -> OnnxModel:
     """Return the model with the ranges of its channels equalized (`equalized.onnx`); it computes the same function.
 
     Several ways to equalize are evaluated on a few samples, and the network without equalization as well. The one with
@@ -31,27 +33,29 @@ def equalize(context: Context, model: OnnxModel, dataset: Dataset, precision: st
 
     def make(folder: Path) -> OnnxModel:
         from trtopt.graph.file import load_ir
+        from trtopt.precision import precision as precision_of
         from trtopt.precision.passes.pairs import links
         from trtopt.precision.passes.smoothing import WAYS
 
+        format = precision_of(precision).FORMAT
         path = folder / "equalized.onnx"
         if not links(load_ir(model.path)):
-            return _equalized(model, {}, (), path)
-        statistics = survey(context, model, dataset).channels
+            return _equalized(model, {}, (), path, format)
+        statistics = survey(run, model, dataset).channels
 
         # Evaluate every way that changes the network.
-        error = output_error(context, model, dataset, precision)
+        error = output_error(run, model, dataset, precision)
         errors: dict[tuple[float, ...], float] = {}
         candidates: dict[tuple[float, ...], OnnxModel] = {}
         for exponents in WAYS:
-            with scratch(context, "equalized.onnx") as trial_path:
-                candidate = _equalized(model, statistics, exponents, trial_path)
+            with scratch(run, "equalized.onnx") as trial_path:
+                candidate = _equalized(model, statistics, exponents, trial_path, format)
                 if candidate.notes:
                     candidates[exponents] = candidate
                     errors[exponents] = error(candidate, None)
         if not errors:
-            equalized = _equalized(model, {}, (), path)
-            adopt(context, equalized, dataset, function=model, values=model)
+            equalized = _equalized(model, {}, (), path, format)
+            adopt(run, equalized, dataset, function=model, values=model)
             return equalized
 
         plain = error(model, None)
@@ -59,30 +63,32 @@ def equalize(context: Context, model: OnnxModel, dataset: Dataset, precision: st
         if not math.isfinite(plain) or not errors[best] < WORTH * plain:
             evaluated = math.isfinite(plain)
             why = "no significant gain in output SQNR" if evaluated else "the quantized network could not be evaluated"
-            equalized = _not_equalized(model, path, why)
-            adopt(context, equalized, dataset, function=model, values=model)
+            equalized = _not_equalized(model, path, why, format)
+            adopt(run, equalized, dataset, function=model, values=model)
             return equalized
-        equalized = _equalized(model, statistics, best, path)
-        adopt(context, equalized, dataset, function=model, values=candidates[best])
+        equalized = _equalized(model, statistics, best, path, format)
+        adopt(run, equalized, dataset, function=model, values=candidates[best])
         gain = f"+{decibels(plain, errors[best]):.1f} dB SQNR on {subset_size(dataset)} samples"
         return replace(equalized, notes=(*equalized.notes, gain))
 
-    key = {"model": model.digest, "data": dataset.digest, "device": context.device, "worth": str(WORTH)}
+    key = {"model": model.digest, "data": dataset.digest, "device": run.place, "worth": str(WORTH)}
     key |= {"for": precision, **versions("onnxruntime", "onnxruntime-gpu", "onnx-ir")}
-    return context.store.stage("equalize", key, OnnxModel, make, _equalized_line)
+    return run.store.stage("equalize", key, OnnxModel, make, _equalized_line)
 
 
 def _equalized(
-    model: OnnxModel, statistics: Mapping[str, Channels], exponents: Sequence[float], path: Path
+    model: OnnxModel, statistics: Mapping[str, Channels], exponents: Sequence[float], path: Path, format: Format
 ) -> OnnxModel:
-    """Write the equalized network to `path`, or a copy if there are no exponents. A note says what was equalized."""
-    from trtopt.graph.file import describe, load_ir
+    """Write the equalized network to `path`, or a link to it if there are no exponents. A note says what changed."""
+    from trtopt.graph.file import describe, link, load_ir
     from trtopt.graph.prepare import BETWEEN_STAGES, save
     from trtopt.precision.passes.equalize import equalize
     from trtopt.precision.passes.pairs import links
 
+    if not exponents and link(model.path, path):
+        return describe(path, ())
     graph = load_ir(model.path)
-    absorbed, inserted = equalize(graph, links(graph) if exponents else [], statistics, exponents)
+    absorbed, inserted = equalize(graph, links(graph) if exponents else [], statistics, exponents, format)
     save(graph, path, inline=BETWEEN_STAGES)
     count = len(absorbed) + len(inserted)
     if not count:
@@ -93,9 +99,9 @@ def _equalized(
     return describe(path, (note,))
 
 
-def _not_equalized(model: OnnxModel, path: Path, why: str) -> OnnxModel:
-    """Write a copy of the model to `path`, with a note that says why it was not equalized."""
-    return replace(_equalized(model, {}, (), path), notes=(f"not equalized: {why}",))
+def _not_equalized(model: OnnxModel, path: Path, why: str, format: Format) -> OnnxModel:
+    """Write the model to `path`, with a note that says why it was not equalized."""
+    return replace(_equalized(model, {}, (), path, format), notes=(f"not equalized: {why}",))
 
 
 def _equalized_line(equalized: OnnxModel) -> str:

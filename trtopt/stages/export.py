@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtopt.codec import encode
 from trtopt.errors import ModelError, UsageError
-from trtopt.events import Warned
-from trtopt.export.request import DTYPES, Example, Request
+from trtopt.export.request import Example, Request
 from trtopt.export.source import Source, digest
 from trtopt.plan import DataPlan, ExportPlan
-from trtopt.shapes import DEFAULT_BATCH, free_shape, profile
-from trtopt.stages.context import Context, versions
+from trtopt.requires import versions
+from trtopt.run import Run
+from trtopt.shapes import DEFAULT_BATCH, AskedShape, free_shape, profile
 from trtopt.stages.samples import open_data
 from trtopt.store import file_digest
 from trtopt.types import Comparison, OnnxModel, ShapeRange, TensorSpec
@@ -48,7 +47,7 @@ class Wanted:
     """
 
     plan: ExportPlan
-    shapes: tuple[str, ...]
+    shapes: tuple[AskedShape, ...]
     data: DataPlan | None
 
 
@@ -73,7 +72,7 @@ def ready(source: Source, plan: ExportPlan) -> OnnxModel | None:
     return None if source.framework else describe(Path(source.text))
 
 
-def bring(context: Context, source: Source, wanted: Wanted) -> tuple[OnnxModel, Comparison]:
+def bring(run: Run, source: Source, wanted: Wanted) -> tuple[OnnxModel, Comparison]:
     """Export a source to ONNX (`source.onnx`), and compare its outputs with those of the framework.
 
     Raises:
@@ -83,11 +82,11 @@ def bring(context: Context, source: Source, wanted: Wanted) -> tuple[OnnxModel, 
     plan = wanted.plan
     examples = _examples(wanted) if source.kind in _SHAPELESS else ()
     request = Request(source=source, examples=examples, weights=plan.weights, signature=plan.signature)
-    model = _export(context, request, plan.timeout)
+    model = _export(run, request, plan.timeout)
     # The first note is the summary line of the stage.
     for note in model.notes[1:]:
-        context.emit(Warned(note))
-    comparison = _parity(context, request, model, wanted)
+        run.note(note)
+    comparison = _parity(run, request, model, wanted)
     drift = "; ".join(f"{gate.output}: {gate.reason}" for gate in comparison.gates if not gate.passed)
     if drift and not plan.allow_drift:
         raise ModelError(
@@ -96,11 +95,11 @@ def bring(context: Context, source: Source, wanted: Wanted) -> tuple[OnnxModel, 
             fix="Export it in another way, or accept the drift with --allow-export-drift",
         )
     if drift:
-        context.emit(Warned(f"export drift accepted because of --allow-export-drift: {drift}"))
+        run.warn(f"export drift accepted because of --allow-export-drift: {drift}")
     return model, comparison
 
 
-def _export(context: Context, request: Request, timeout: float) -> OnnxModel:
+def _export(run: Run, request: Request, timeout: float) -> OnnxModel:
     source = request.source
 
     def make(folder: Path) -> OnnxModel:
@@ -116,10 +115,10 @@ def _export(context: Context, request: Request, timeout: float) -> OnnxModel:
         # Later stages are cached by the digest of the resulting ONNX model.
         "asked": uuid.uuid4().hex if source.kind == "factory" else "",
     }
-    return context.store.stage("export", key, OnnxModel, make, lambda model: model.notes[0])
+    return run.store.stage("export", key, OnnxModel, make, lambda model: model.notes[0])
 
 
-def _parity(context: Context, request: Request, model: OnnxModel, wanted: Wanted) -> Comparison:
+def _parity(run: Run, request: Request, model: OnnxModel, wanted: Wanted) -> Comparison:
     from trtopt.compare import parity
     from trtopt.graph.unread import unread
 
@@ -130,7 +129,7 @@ def _parity(context: Context, request: Request, model: OnnxModel, wanted: Wanted
     else:
         ranges, _ = profile(model.inputs, wanted.shapes, unread=lambda: unread(model.path))
         feeds = parity.random(model.inputs, ranges)
-        context.emit(Warned(f"the export is checked on {feeds.source}; give --data to check it on your own"))
+        run.note(f"the export is checked on {feeds.source}; give --data to check it on your own")
 
     def make(folder: Path) -> Comparison:
         from trtopt.engine.onnxruntime import open_runner
@@ -142,7 +141,7 @@ def _parity(context: Context, request: Request, model: OnnxModel, wanted: Wanted
         return parity.check(reference, open_runner(model.path), inputs, feeds.source)
 
     key = _key(request) | {"model": model.digest, "feeds": feeds.digest, **versions("onnxruntime", "onnxruntime-gpu")}
-    return context.store.stage("parity", key, Comparison, make, parity.line)
+    return run.store.stage("parity", key, Comparison, make, parity.line)
 
 
 def _key(request: Request) -> dict[str, object]:
@@ -162,11 +161,11 @@ def _examples(wanted: Wanted) -> tuple[Example, ...]:
     They are described by the `--shape` and `--dtype` flags. Without `--shape`, they are described by the first sample,
     with a dynamic batch.
     """
-    named = [_dtype(flag) for flag in wanted.plan.dtypes]
-    shapes = [free_shape(flag) for flag in wanted.shapes]
-    _check_once("--dtype", [name for name, _ in named])
-    _check_once("--shape", [shape.name for shape in shapes])
-    dtypes = dict(named)
+    shapes = [free_shape(asked) for asked in wanted.shapes]
+    for name, count in Counter(shape.name for shape in shapes).items():
+        if count > 1:
+            raise UsageError(f"--shape is given twice for input {name}", fix="Keep one of the two")
+    dtypes = wanted.plan.dtypes
     if wanted.data is not None and not shapes:
         low, best, high = DEFAULT_BATCH
         examples = []
@@ -180,21 +179,6 @@ def _examples(wanted: Wanted) -> tuple[Example, ...]:
     return tuple(Example(name=shape.name, dtype=dtypes.get(shape.name, "float32"), shape=shape) for shape in shapes)
 
 
-def _check_once(flag: str, names: Sequence[str]) -> None:
-    """Refuse a flag that is given twice for one input."""
-    for name, count in Counter(names).items():
-        if count > 1:
-            raise UsageError(f"{flag} is given twice for input {name}", fix="Keep one of the two")
-
-
-def _dtype(flag: str) -> tuple[str, str]:
-    """Return the name and the dtype of a `--dtype` flag."""
-    name, _, dtype = flag.rpartition("=")
-    if not name or dtype not in DTYPES:
-        raise UsageError(f"invalid --dtype {flag}", fix=f"Write NAME=DTYPE, with one of {', '.join(DTYPES)}")
-    return name, dtype
-
-
 def _headers(plan: DataPlan) -> list[tuple[str, str, tuple[int, ...]]]:
     """Return the name, dtype and shape of each array of the first sample, as far as known without the model.
 
@@ -202,11 +186,15 @@ def _headers(plan: DataPlan) -> list[tuple[str, str, tuple[int, ...]]]:
     """
     from trtopt.data import images, python
     from trtopt.data.arrays import find, read_file, read_folder
+    from trtopt.data.given import Given, read_given
     from trtopt.data.recipe import FILE_NAME, load_recipe
 
-    path = Path(plan.source)
     # The readers need a model's inputs: one without a name and with any four dimensions.
     unnamed = (TensorSpec(name="", dtype="float32", shape=("?",) * 4),)
+    if isinstance(plan.source, Given):
+        samples = read_given(plan.source, unnamed)
+        return [(name, header.dtype, header.shape) for name, header in samples.peek(0).items() if name != "label"]
+    path = Path(plan.source)
     if path.is_file() and path.suffix.lower() in (".npy", ".npz"):
         samples = read_file(path, unnamed)
     elif python.is_function(plan.source) and not path.exists():

@@ -17,12 +17,14 @@ from pathlib import Path
 
 from trtopt.codec import encode
 from trtopt.data.dataset import Dataset
+from trtopt.engine import backend
 from trtopt.errors import EnvironmentUnableError, TrtoptError
-from trtopt.events import Progress, Warned, silent
+from trtopt.events import Progress, silent
 from trtopt.plan import MeasurePlan
-from trtopt.stages.build import build_engine
+from trtopt.precision import formats
+from trtopt.run import Run
+from trtopt.stages.build import FILE, ordered
 from trtopt.stages.compare import measured, opened
-from trtopt.stages.context import Context
 from trtopt.stages.made import Made
 from trtopt.stages.precision import typed_graph
 from trtopt.stages.repair import is_quantized
@@ -35,7 +37,7 @@ from trtopt.types import (
 _MOST_BUILDS = 24
 
 
-def fault(context: Context, made: Made, dataset: Dataset) -> EngineFault | None:
+def fault(run: Run, made: Made, dataset: Dataset) -> EngineFault | None:
     """Return the nodes that make the engine wrong. An error becomes a warning: the verdict does not depend on them.
 
     A model that was given quantized has no nodes to keep, so nothing is searched.
@@ -44,25 +46,25 @@ def fault(context: Context, made: Made, dataset: Dataset) -> EngineFault | None:
         return None
 
     def make(_: Path) -> EngineFault:
-        return _find(context, made, dataset)
+        return _find(run, made, dataset)
 
     key = {
         "engine": made.engine.digest,
         "baseline": made.baseline.digest,
-        "device": context.device,
+        "device": run.place,
         "typed": made.typed.onnx.digest,
         "target": asdict(made.target),
         "data": dataset.digest,
         "plan": encode(made.plan),
     }
     try:
-        return context.store.stage("fault", key, EngineFault, make, lambda found: found.reason)
+        return run.store.stage("fault", key, EngineFault, make, lambda found: found.reason)
     except TrtoptError as error:
-        context.emit(Warned(f"the wrong layers of the engine are not known: {error}"))
+        run.warn(f"the wrong layers of the engine are not known: {error}")
         return None
 
 
-def _find(context: Context, made: Made, dataset: Dataset) -> EngineFault:
+def _find(run: Run, made: Made, dataset: Dataset) -> EngineFault:
     from trtopt.calibrate.ranges import few
 
     samples = few(dataset)
@@ -71,8 +73,8 @@ def _find(context: Context, made: Made, dataset: Dataset) -> EngineFault:
     def right(nodes: Sequence[str]) -> bool:
         nonlocal builds
         builds += 1
-        context.emit(Progress("fault", builds, 0, "builds"))
-        return _is_right(context, made, samples, nodes)
+        run.emit(Progress("fault", builds, 0, "builds"))
+        return _is_right(run, made, samples, nodes)
 
     if right([]):
         reason = (
@@ -128,24 +130,25 @@ def culprits(nodes: Sequence[str], right: Callable[[Sequence[str]], bool], most:
     return [*found, *rest]
 
 
-def _is_right(context: Context, made: Made, samples: Dataset, nodes: Sequence[str]) -> bool:
+def _is_right(run: Run, made: Made, samples: Dataset, nodes: Sequence[str]) -> bool:
     """Return whether an engine in which the nodes are kept in higher precision computes its graph."""
     from trtopt.compare.run import Pair
     from trtopt.compare.witness import judged
     from trtopt.engine.onnxruntime import open_runner
 
-    quantized = made.target.precision in ("int8", "fp8")
+    quantized = made.target.precision in formats(8)
     keep = tuple(Keep(pattern=node, precision="" if quantized else "fp32") for node in nodes)
     target = replace(made.target, keep=(*made.target.keep, *keep))
     with tempfile.TemporaryDirectory(prefix="trtopt-") as name:
         folder = Path(name)
         typed = typed_graph(folder, made.model, target, made.table, made.seen)
-        engine = build_engine(folder, typed, made.ranges, made.plan, silent)
-        reference, graph = (open_runner(path, device=context.device) for path in (made.baseline.path, typed.onnx.path))
+        order = ordered(typed, made.ranges, made.plan, run.device)
+        engine = backend(made.plan.backend).build(order, folder / FILE, emit=silent)
+        reference, graph = (open_runner(path, device=run.device) for path in (made.baseline.path, typed.onnx.path))
         with opened(engine, silent) as runner:
             if runner is None:
                 raise EnvironmentUnableError("an engine of the search cannot be run")
             pair = Pair(baseline=reference, candidate=runner, graph=graph, names=("", ""))
             comparison: Comparison = measured(pair, samples, MeasurePlan(), silent)
-    results = judged(comparison, "", made.target.precision).gates
+    results = judged(comparison, (), made.target.precision).gates
     return all(gate.verdict == "pass" for gate in results if gate.metric == "engine")

@@ -8,20 +8,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from trtopt.codec import encode
-from trtopt.stages.context import Context, versions
+from trtopt.compare.gates import Gate
+from trtopt.requires import versions
+from trtopt.run import Run
 from trtopt.types import Comparison
 
 
-def gate(context: Context, comparison: Comparison, gates: str, precision: str = "", name: str = "gate") -> Comparison:
+def gate(
+    run: Run, comparison: Comparison, gates: Sequence[Gate], precision: str = "", name: str = "gate"
+) -> Comparison:
     """Return the comparison with the results of its gates and a verdict.
 
     Args:
-        context: the context of the stage.
+        run: the run.
         comparison: the measured drift.
-        gates: the thresholds, in the syntax of `--gate`; the defaults if blank.
+        gates: the thresholds of the user; the defaults if there are none.
         precision: the precision of the candidate, for the gate `engine`.
         name: the name of the stage, if there are several.
     """
@@ -33,8 +38,8 @@ def gate(context: Context, comparison: Comparison, gates: str, precision: str = 
 
     # Gates are judged again only if the measured drift or the thresholds have changed.
     measured = hashlib.sha256(json.dumps(encode(comparison)).encode()).hexdigest()
-    key = {"comparison": measured, "gates": gates, "precision": precision, **versions("scipy")}
-    return context.store.stage(name, key, Comparison, make, judged_line)
+    key = {"comparison": measured, "gates": encode(tuple(gates)), "precision": precision, **versions("scipy")}
+    return run.store.stage(name, key, Comparison, make, judged_line)
 
 
 def judged_line(comparison: Comparison) -> str:

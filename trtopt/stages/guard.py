@@ -15,10 +15,12 @@ from pathlib import Path
 from trtopt.codec import encode
 from trtopt.data.dataset import Dataset
 from trtopt.errors import EnvironmentUnableError, MissingDependencyError, TrtoptError
-from trtopt.events import Progress, Warned
+from trtopt.events import Progress
 from trtopt.plan import MeasurePlan
-from trtopt.stages.context import Context, Target, versions
+from trtopt.requires import versions
+from trtopt.run import Run
 from trtopt.stages.mixed import Subject, Trials
+from trtopt.stages.target import Target
 from trtopt.tune.search import Group, fewest
 from trtopt.types import GateResult, Guard, Keep
 
@@ -29,19 +31,19 @@ _MARGIN = 2.0
 _SAMPLES = 64
 
 
-def guard(context: Context, subject: Subject, calib: Dataset, measure: MeasurePlan) -> Target:
-    """Return the target with the nodes to keep in the fallback precision, so that the default gates are expected to hold.
+def guard(run: Run, subject: Subject, calib: Dataset, measure: MeasurePlan) -> Target:
+    """Return the target with the nodes to keep in the fallback precision, so that the default gates should hold.
 
     Gates of the user are not considered. A trial that fails for another reason is a warning, and nothing is kept.
     """
 
     def make(_: Path) -> Guard:
         try:
-            return _guarded(context, Trials(context, subject), calib, measure)
+            return _guarded(run, Trials(run, subject), calib, measure)
         except (EnvironmentUnableError, MissingDependencyError):
             raise
         except TrtoptError as error:
-            context.emit(Warned(f"the quantized network could not be tried on calibration samples: {error}"))
+            run.warn(f"the quantized network could not be tried on calibration samples: {error}")
             return Guard(nodes=(), reason="")
 
     key = {
@@ -52,15 +54,15 @@ def guard(context: Context, subject: Subject, calib: Dataset, measure: MeasurePl
         "seen": [subject.seen.digest, subject.seen.correction],
         "data": calib.digest,
         "measure": encode(measure),
-        "device": context.device,
+        "device": run.place,
         **versions("onnxruntime", "onnxruntime-gpu", "onnx-ir", "scipy"),
     }
-    found = context.store.stage("guard", key, Guard, make, lambda result: _line(result, subject.target.rest))
+    found = run.store.stage("guard", key, Guard, make, lambda result: _line(result, subject.target.rest))
     keep = tuple(Keep(pattern=node, reason=f"kept by the guard: {found.reason}") for node in found.nodes)
     return replace(subject.target, keep=(*subject.target.keep, *keep))
 
 
-def _guarded(context: Context, trials: Trials, calib: Dataset, measure: MeasurePlan) -> Guard:
+def _guarded(run: Run, trials: Trials, calib: Dataset, measure: MeasurePlan) -> Guard:
     from trtopt.calibrate.ranges import few
     from trtopt.tune.margin import first_unsafe
 
@@ -69,7 +71,7 @@ def _guarded(context: Context, trials: Trials, calib: Dataset, measure: MeasureP
     def unsafe(samples: Dataset, kept: Collection[str], margin: float) -> GateResult | None:
         nonlocal tried
         tried += 1
-        context.emit(Progress("guard", tried, 0, "trials"))
+        run.emit(Progress("guard", tried, 0, "trials"))
         return first_unsafe(trials.judged(samples, kept, measure).gates, margin)
 
     some, more = few(calib), few(calib, _SAMPLES)
@@ -84,9 +86,8 @@ def _guarded(context: Context, trials: Trials, calib: Dataset, measure: MeasureP
         # Most choices that do not hold are seen on the first samples.
         return unsafe(some, nodes, _MARGIN) is None and unsafe(more, nodes, _MARGIN) is None
 
-    order, _, _ = trials.ranked(some)
-    kept = fewest(order, holds)
-    reason = f"without it, {failed.output}: {failed.reason} on {len(more)} calibration samples"
+    kept = fewest(trials.ranked(some), holds)
+    reason = f"with all of it quantized, {failed.output}: {failed.reason} on {len(more)} calibration samples"
     if kept is None:
         return Guard(nodes=(), reason="")
     return Guard(nodes=tuple(node for group in kept for node in group.nodes), reason=reason)

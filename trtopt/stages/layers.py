@@ -12,14 +12,14 @@ from pathlib import Path
 from trtopt.codec import encode
 from trtopt.data.dataset import Dataset
 from trtopt.errors import TrtoptError
-from trtopt.events import Warned
-from trtopt.stages.context import Context, versions
+from trtopt.requires import versions
+from trtopt.run import Run
 from trtopt.store import read_result
 from trtopt.types import Layers, OnnxModel, TypedModel
 
 
 def layers(
-    context: Context,
+    run: Run,
     baseline: OnnxModel,
     candidate: OnnxModel,
     typed: TypedModel | None,
@@ -32,7 +32,7 @@ def layers(
     Any other candidate is compared with the baseline; tensors are matched by name.
 
     Args:
-        context: the context of the stage.
+        run: the run.
         baseline: the FP32 model.
         candidate: the graph whose drift is measured.
         typed: the result of the candidate's run directory; None if it has none.
@@ -47,33 +47,34 @@ def layers(
     decisions = typed.decisions if typed else ()
 
     def make(folder: Path) -> Layers:
-        from trtopt.compare.layers import Subject, look
+        from trtopt.compare.layers import look
+        from trtopt.compare.views import Subject
 
-        subject = Subject(reference=reference, typed=candidate, decisions=decisions, device=context.device)
-        return look(subject, dataset, emit=context.emit, workspace=folder)
+        subject = Subject(reference=reference, typed=candidate, decisions=decisions, device=run.device)
+        return look(subject, dataset, emit=run.emit, workspace=folder)
 
     key = {
         "reference": reference.digest,
         "typed": candidate.digest,
         "decisions": hashlib.sha256(json.dumps(encode(decisions)).encode()).hexdigest(),
         "data": dataset.digest,
-        "device": context.device,
+        "device": run.place,
         **versions("onnxruntime", "onnxruntime-gpu", "onnx-ir"),
     }
-    return context.store.stage(name, key, Layers, make, layers_line)
+    return run.store.stage(name, key, Layers, make, layers_line)
 
 
 def explained(
-    context: Context, baseline: OnnxModel, candidate: OnnxModel, typed: TypedModel | None, dataset: Dataset
+    run: Run, baseline: OnnxModel, candidate: OnnxModel, typed: TypedModel | None, dataset: Dataset
 ) -> Layers | None:
     """Return `layers` for a comparison that failed, or None if it raises an error.
 
     The user did not ask for it, so an error becomes a warning and does not replace the verdict.
     """
     try:
-        return layers(context, baseline, candidate, typed, dataset)
+        return layers(run, baseline, candidate, typed, dataset)
     except TrtoptError as error:
-        context.emit(Warned(f"the source of the drift is not known: {error}"))
+        run.warn(f"the source of the drift is not known: {error}")
         return None
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from trtopt.errors import TrtoptError
 from trtopt.plan import BuildPlan
-from trtopt.stages.context import Target
+from trtopt.stages.target import Target
 from trtopt.types import CalibrationTable, Engine, Observation, OnnxModel, ShapeRange, TypedModel
 
 

@@ -18,17 +18,22 @@ import numpy as np
 from trtopt.data.dataset import Array, Dataset
 from trtopt.parallel import in_order
 from trtopt.plan import MeasurePlan
-from trtopt.stages.context import Context, Target
+from trtopt.run import Run
 from trtopt.stages.precision import request
+from trtopt.stages.target import Target
 from trtopt.stages.trial import relative_error, scratch
 from trtopt.types import CalibrationTable, Comparison, Keep, Observation, OnnxModel
 
 if TYPE_CHECKING:
+    from trtopt.compare.gates import Gate
     from trtopt.engine.onnxruntime import OrtRunner
     from trtopt.tune.search import Group
 
 MOST_BYTES = 1 << 30
 """Bytes of FP32's outputs that are remembered between trials. Other samples run again."""
+
+_MEASURED = 0.2
+"""Share of the groups whose error is measured, and not only estimated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,22 +84,22 @@ class Remembered:
 class Trials:
     """The trials of a network.
 
-    `groups` are the groups of its quantized nodes, with savings in the unit `by` (see `trtopt.tune.groups`).
+    `groups` are the groups of its quantized nodes.
     """
 
-    def __init__(self, context: Context, subject: Subject, *, by: str = "macs") -> None:
+    def __init__(self, run: Run, subject: Subject) -> None:
         from trtopt.calibrate.observe import callers
         from trtopt.engine.onnxruntime import open_runner
         from trtopt.graph.file import load_ir
         from trtopt.precision.passes.placement import place
         from trtopt.tune.groups import groups
 
-        self._context = context
+        self._run = run
         self._precision = subject.target.precision
         self._graph = load_ir(subject.model.path)
         self._request = replace(request(self._graph, subject.target, subject.table, subject.seen), rest="fp32")
-        self.groups: tuple[Group, ...] = groups(place(self._graph, self._request.keep), subject.seen.sizes, by)
-        self._baseline = Remembered(open_runner(subject.baseline.path, device=context.device, callers=callers()))
+        self.groups: tuple[Group, ...] = groups(place(self._graph, self._request.keep), subject.seen.sizes)
+        self._baseline = Remembered(open_runner(subject.baseline.path, device=run.device, callers=callers()))
 
     @contextmanager
     def _opened(self, kept: Collection[str]) -> Iterator[OrtRunner]:
@@ -107,11 +112,13 @@ class Trials:
         graph = self._graph.clone()
         keep = {**self._request.keep, **{name: Keep(pattern=name) for name in kept}}
         precision(self._precision).apply(graph, replace(self._request, keep=keep))
-        with scratch(self._context, "trial.onnx") as path:
+        with scratch(self._run, "trial.onnx") as path:
             save(graph, path, inline=BETWEEN_STAGES)
-            yield open_runner(path, device=self._context.device, callers=callers())
+            yield open_runner(path, device=self._run.device, callers=callers())
 
-    def judged(self, dataset: Dataset, kept: Collection[str], measure: MeasurePlan, gates: str = "") -> Comparison:
+    def judged(
+        self, dataset: Dataset, kept: Collection[str], measure: MeasurePlan, gates: Sequence[Gate] = ()
+    ) -> Comparison:
         """Return the judged drift of the network in which these nodes are kept."""
         from trtopt.compare.gate import judged
         from trtopt.compare.run import Pair
@@ -129,35 +136,37 @@ class Trials:
             found = in_order(runner.run, feeds, runner.callers)
             return relative_error(zip(map(self._baseline.run, feeds), found, strict=True))
 
-    def ranked(self, dataset: Dataset, exact: float = 0.2) -> tuple[list[Group], dict[str, float], frozenset[str]]:
-        """Return the groups in the order in which to keep them, the error that each adds, and whose is measured.
+    def ranked(self, dataset: Dataset) -> list[Group]:
+        """Return the groups in the order in which to keep them (`search.ranked`).
 
-        The errors of all groups are estimated in one pass (`trtopt.tune.estimate`). Those of the worst, the share
-        `exact` of the groups, are then measured with only this group quantized.
+        The errors of all groups are estimated in one pass (`trtopt.tune.estimate`). Those of the worst are then
+        measured, with only this group quantized.
         """
         from trtopt.tune.search import ranked
 
         errors = self.estimated(dataset)
         every = {node for group in self.groups for node in group.nodes}
-        worst = sorted(self.groups, key=lambda group: -errors[group.name])[: max(3, round(exact * len(self.groups)))]
+        worst = sorted(self.groups, key=lambda group: -errors[group.name])[
+            : max(3, round(_MEASURED * len(self.groups)))
+        ]
         for group in worst:
             errors[group.name] = self.error(dataset, every.difference(group.nodes))
-        return ranked(self.groups, errors), errors, frozenset(group.name for group in worst)
+        return ranked(self.groups, errors)
 
     def estimated(self, dataset: Dataset) -> dict[str, float]:
         """Return by group an estimate of the relative error of the outputs that it adds."""
         from trtopt.calibrate.observe import callers
         from trtopt.engine.onnxruntime import open_runner
         from trtopt.graph.prepare import BETWEEN_STAGES, save
-        from trtopt.precision.passes.qdq import FORMATS
+        from trtopt.precision import precision
         from trtopt.precision.passes.twins import ERROR, POWER, twinned
         from trtopt.tune.estimate import gains
 
-        twins = twinned(self._graph, self._request, FORMATS[self._precision])
+        twins = twinned(self._graph, self._request, precision(self._precision).FORMAT)
         errors, powers = np.zeros(len(twins.nodes)), np.zeros(len(twins.merged))
-        with scratch(self._context, "twins.onnx") as path:
+        with scratch(self._run, "twins.onnx") as path:
             save(twins.model, path, inline=BETWEEN_STAGES)
-            runner = open_runner(path, device=self._context.device, callers=callers())
+            runner = open_runner(path, device=self._run.device, callers=callers())
             feeds: Sequence[Mapping[str, Array]] = list(map(dataset.load, range(len(dataset))))
             for found in in_order(runner.run, feeds, runner.callers):
                 errors += found[ERROR].astype(np.float64)

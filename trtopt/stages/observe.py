@@ -13,9 +13,11 @@ from typing import Any
 
 from trtopt.calibrate.ranges import Seen
 from trtopt.data.dataset import Dataset
-from trtopt.precision import Request
+from trtopt.precision import Request, formats
+from trtopt.requires import versions
+from trtopt.run import Run
 from trtopt.stages import blocks
-from trtopt.stages.context import Context, Target, versions
+from trtopt.stages.target import Target
 from trtopt.stages.trial import decibels, output_error, tapped
 from trtopt.store import file_digest
 from trtopt.types import CalibrationTable, Observation, OnnxModel
@@ -25,7 +27,7 @@ _CORRECTED = {"weights": "weights", "weights and inputs": "weights and activatio
 
 
 def observe(
-    context: Context, model: OnnxModel, dataset: Dataset, target: Target, table: CalibrationTable | None
+    run: Run, model: OnnxModel, dataset: Dataset, target: Target, table: CalibrationTable | None
 ) -> Observation:
     """Return the absmax of all tensors over a few samples, and the means for bias correction (`observed.npz`).
 
@@ -41,29 +43,27 @@ def observe(
         from trtopt.graph.file import load_ir
         from trtopt.graph.query import float_nodes, is_float
         from trtopt.precision.passes.eight_bits import rounding_errors
-        from trtopt.precision.passes.half import HALVES
-        from trtopt.precision.passes.placement import channel_axes
-        from trtopt.precision.passes.qdq import FORMATS
+        from trtopt.precision.passes.operands import channel_axes
         from trtopt.precision.passes.wanted import resolve
 
         graph = load_ir(model.path)
         nodes = list(float_nodes(graph.graph))
         tensors = [value.name or "" for node in nodes for value in node.outputs if is_float(value)]
-        half = HALVES.get(target.rest if table else target.precision)
-        spoiled = blocks.spoiled(context, model, dataset, half) if half else {}
+        half = formats(16).get(target.rest if table else target.precision)
+        spoiled = blocks.spoiled(run, model, dataset, half) if half else {}
         request = Request(rest=target.rest, table=table, keep=resolve(graph, target.keep), spoiled=spoiled)
-        roundings = rounding_errors(graph, request, FORMATS[target.precision]) if corrects else {}
-        with tapped(context, model, tensors) as tapped_path:
-            runner = open_runner(tapped_path, device=context.device, callers=callers())
+        roundings = rounding_errors(graph, request, formats(8)[target.precision]) if corrects else {}
+        with tapped(run, model, tensors) as tapped_path:
+            runner = open_runner(tapped_path, device=run.device, callers=callers())
             outputs = [spec.name for spec in model.outputs]
             wanted = Wanted(outputs=outputs, channels=channel_axes(nodes), roundings=roundings)
-            seen = look(runner.run, dataset, wanted, emit=context.emit, callers=runner.callers)
+            seen = look(runner.run, dataset, wanted, emit=run.emit, callers=runner.callers)
         path = folder / "observed.npz"
         _write_means(seen, path)
         correction, gain = "", 0.0
         if corrects:
             request = replace(request, ranges=seen.ranges, masks=seen.masks, sizes=seen.sizes)
-            error = output_error(context, model, dataset, target.precision)
+            error = output_error(run, model, dataset, target.precision)
             correction, gain = _best_correction(error, model, request, seen)
         return Observation(
             ranges=seen.ranges,
@@ -80,12 +80,12 @@ def observe(
     key = {
         "model": model.digest,
         "data": dataset.digest,
-        "device": context.device,
+        "device": run.place,
         "target": asdict(target),
         "table": dict(sorted(table.scales.items())) if table else None,
         **versions("onnxruntime", "onnxruntime-gpu", "onnx-ir"),
     }
-    return context.store.stage("observe", key, Observation, make, lambda seen: _observed_line(seen, corrects=corrects))
+    return run.store.stage("observe", key, Observation, make, lambda seen: _observed_line(seen, corrects=corrects))
 
 
 def _write_means(seen: Seen, path: Path) -> None:

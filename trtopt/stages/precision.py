@@ -9,7 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trtopt.stages.context import Context, Target, versions
+from trtopt.requires import versions
+from trtopt.run import Run
+from trtopt.stages.target import Target
 from trtopt.types import CalibrationTable, Observation, OnnxModel, TypedModel
 
 if TYPE_CHECKING:
@@ -23,12 +25,12 @@ if TYPE_CHECKING:
 
 
 def set_precision(
-    context: Context, model: OnnxModel, target: Target, table: CalibrationTable | None, seen: Observation | None
+    run: Run, model: OnnxModel, target: Target, table: CalibrationTable | None, seen: Observation | None
 ) -> TypedModel:
     """Return the ONNX graph with its precision written into it, as Q/DQ nodes and casts (`typed.onnx`).
 
     Args:
-        context: the context of the stage.
+        run: the run.
         model: the FP32 model, prepared and possibly equalized.
         target: the requested precision.
         table: the scales; None for a precision without scales.
@@ -55,7 +57,7 @@ def set_precision(
         "seen": statistics,
         **versions("onnx", "onnx-ir"),
     }
-    return context.store.stage("precision", key, TypedModel, make, _count_line)
+    return run.store.stage("precision", key, TypedModel, make, _count_line)
 
 
 def typed_graph(

@@ -9,15 +9,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from trtopt.stages.context import Context, versions
+from trtopt.requires import versions
+from trtopt.run import Run
 from trtopt.types import OnnxModel, ShapeRange
 
 
-def prepare(context: Context, source: OnnxModel, ranges: Sequence[ShapeRange], min_opset: int) -> OnnxModel:
+def prepare(run: Run, source: OnnxModel, ranges: Sequence[ShapeRange], min_opset: int) -> OnnxModel:
     """Return the simplified FP32 model at a sufficient opset (`fp32.onnx`).
 
     Args:
-        context: the context of the stage.
+        run: the run.
         source: the FP32 model as exported or given.
         ranges: the shape ranges of its dynamic inputs.
         min_opset: the lowest opset that can express the requested precision.
@@ -34,4 +35,4 @@ def prepare(context: Context, source: OnnxModel, ranges: Sequence[ShapeRange], m
         "opset": min_opset,
         **versions("onnx", "onnx-ir", "onnxscript", "onnxslim"),
     }
-    return context.store.stage("prepare", key, OnnxModel, make, lambda model: "; ".join(model.notes))
+    return run.store.stage("prepare", key, OnnxModel, make, lambda model: "; ".join(model.notes))

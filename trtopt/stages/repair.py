@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trtopt.stages.context import Context, versions
+from trtopt.requires import versions
+from trtopt.run import Run
 from trtopt.types import OnnxModel
 
 
@@ -21,7 +22,7 @@ def is_quantized(model: OnnxModel) -> bool:
     return is_quantized(load_proto(model.path).graph)
 
 
-def repair(context: Context, source: OnnxModel) -> OnnxModel:
+def repair(run: Run, source: OnnxModel) -> OnnxModel:
     """Return the model with repaired Q/DQ nodes (`repaired.onnx`).
 
     Raises:
@@ -43,4 +44,4 @@ def repair(context: Context, source: OnnxModel) -> OnnxModel:
         return describe(path, (f"quantized already: {note or 'nothing to repair'}",))
 
     key = {"source": source.digest, **versions("onnx", "onnx-ir")}
-    return context.store.stage("repair", key, OnnxModel, make, lambda model: "; ".join(model.notes))
+    return run.store.stage("repair", key, OnnxModel, make, lambda model: "; ".join(model.notes))

@@ -10,20 +10,21 @@ from dataclasses import replace
 
 from trtopt.data.dataset import Dataset
 from trtopt.errors import TrtoptError
-from trtopt.events import Warned
+from trtopt.events import Emit, Noted, Warned
 from trtopt.plan import DataPlan
 from trtopt.shapes import fixed, of_profile
-from trtopt.stages.context import Context
 from trtopt.types import OnnxModel, ShapeRange
 
 
 def open_data(plan: DataPlan, model: OnnxModel) -> Dataset:
-    """Open the samples of a plan for the inputs of a model."""
+    """Open the samples of a plan for the inputs of a model: at most as many as the plan says, with a note on it."""
     from trtopt.data import Labelling, load_recipe, open_dataset, read_classes
 
     recipe = load_recipe(plan.recipe) if plan.recipe else None
     labelling = Labelling(classes=read_classes(plan.classes) if plan.classes else None, file=plan.labels)
-    return open_dataset(plan.source, model.inputs, recipe=recipe, labelling=labelling, skip_bad=plan.skip_bad)
+    return open_dataset(
+        plan.source, model.inputs, recipe=recipe, labelling=labelling, skip_bad=plan.skip_bad, most=plan.samples
+    )
 
 
 def sizes(plans: Iterable[DataPlan | None], model: OnnxModel) -> dict[str, list[tuple[int, ...]]]:
@@ -34,7 +35,7 @@ def sizes(plans: Iterable[DataPlan | None], model: OnnxModel) -> dict[str, list[
     shapes: dict[str, list[tuple[int, ...]]] = {}
     for plan in plans:
         # A source with a colon is a function: its code does not run only for a suggestion.
-        if plan is None or ":" in plan.source:
+        if plan is None or (isinstance(plan.source, str) and ":" in plan.source):
             continue
         try:
             dataset = open_data(replace(plan, skip_bad=False), model)
@@ -45,13 +46,20 @@ def sizes(plans: Iterable[DataPlan | None], model: OnnxModel) -> dict[str, list[
     return shapes
 
 
-def open_samples(
-    context: Context, data: DataPlan | None, source: OnnxModel, ranges: tuple[ShapeRange, ...]
-) -> Dataset | None:
-    """Open samples for the network with the dimensions that the profile fixes; warn of the reader's assumptions."""
+def open_samples(data: DataPlan | None, source: OnnxModel, ranges: tuple[ShapeRange, ...]) -> Dataset | None:
+    """Open samples for the network with the dimensions that the profile fixes; `tell` tells about them."""
     if data is None:
         return None
-    dataset = open_data(data, replace(source, inputs=fixed(source.inputs, of_profile(ranges))))
-    for note in dataset.notes:
-        context.emit(Warned(f"{data.source}: {note}"))
-    return dataset
+    return open_data(data, replace(source, inputs=fixed(source.inputs, of_profile(ranges))))
+
+
+def tell(emit: Emit, *datasets: Dataset | None) -> None:
+    """Emit the notes and warnings about the samples; one that is about several of them is emitted once."""
+    sources: dict[Noted | Warned, list[str]] = {}
+    for dataset in datasets:
+        if dataset is not None:
+            told: list[Noted | Warned] = [*map(Noted, dataset.notes), *map(Warned, dataset.warnings)]
+            for event in told:
+                sources.setdefault(event, []).append(dataset.source)
+    for event, of in sources.items():
+        emit(replace(event, message=f"{', '.join(dict.fromkeys(of))}: {event.message}"))

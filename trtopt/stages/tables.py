@@ -11,12 +11,12 @@ from trtopt.data.dataset import Dataset
 from trtopt.errors import UsageError
 from trtopt.events import Warned
 from trtopt.plan import ConvertPlan
-from trtopt.stages.context import Context
+from trtopt.run import Run
 from trtopt.store import RunStore
-from trtopt.types import CalibrationTable, OnnxModel, StageOutcome
+from trtopt.types import CalibrationTable, OnnxModel
 
 
-def read(context: Context, plan: ConvertPlan, calib: Dataset | None) -> CalibrationTable | None:
+def read(run: Run, plan: ConvertPlan, calib: Dataset | None) -> CalibrationTable | None:
     """Return the table that the plan names, or None if it names none.
 
     If other samples than those of the table correct the biases, their fingerprints are added to the table's.
@@ -33,9 +33,9 @@ def read(context: Context, plan: ConvertPlan, calib: Dataset | None) -> Calibrat
     table = read_table(plan.table)
     _check_equalized(table, plan, calib)
     if plan.method != AUTO:
-        context.emit(Warned(f"--method {plan.method} is ignored: scales are read from {plan.table}"))
+        run.warn(f"--method {plan.method} is ignored: scales are read from {plan.table}")
     if table.precision != plan.precision:
-        context.emit(
+        run.emit(
             Warned(f"{plan.table} was calibrated for {table.precision}: it was not evaluated for {plan.precision}")
         )
     # Fingerprints are needed only to find overlap between the evaluation samples and those that correct biases.
@@ -54,7 +54,7 @@ def of_equalized(table: CalibrationTable) -> bool:
     return any(name.endswith(SUFFIX) for name in table.scales)
 
 
-def follow(context: Context, plan: ConvertPlan, model: OnnxModel, table: CalibrationTable) -> None:
+def follow(run: Run, plan: ConvertPlan, model: OnnxModel, table: CalibrationTable) -> None:
     """Check the table for this model, and record the stage `calibrate` as skipped.
 
     Results of an earlier `calibrate` are discarded, unless the table itself is in the run directory.
@@ -68,11 +68,11 @@ def follow(context: Context, plan: ConvertPlan, model: OnnxModel, table: Calibra
 
     check_table(table, model, place(load_ir(model.path)).tensors())
     assert plan.table is not None
-    if plan.table.resolve().parent != context.store.root.resolve():
-        context.store.discard("calibrate")
+    if plan.table.resolve().parent != run.store.root.resolve():
+        run.store.discard("calibrate")
     origin = f"{table.method}, {table.samples} samples" if table.samples else table.method
     summary = f"{len(table.scales)} scales read from {plan.table} ({origin})"
-    context.store.outcomes.append(StageOutcome(name="calibrate", status="skipped", seconds=0.0, summary=summary))
+    run.skip("calibrate", summary)
 
 
 def drop_other_graph(store: RunStore, model: OnnxModel, table: CalibrationTable) -> None:

@@ -25,14 +25,14 @@ from trtopt.errors import CalibrationError, EnvironmentUnableError, MissingDepen
 from trtopt.events import Warned
 from trtopt.parallel import in_order
 from trtopt.precision import Request
-from trtopt.stages.context import Context
+from trtopt.run import Run
 from trtopt.types import CalibrationTable, OnnxModel
 
 
 @contextlib.contextmanager
-def scratch(context: Context, name: str) -> Iterator[Path]:
+def scratch(run: Run, name: str) -> Iterator[Path]:
     """Yield the path of a temporary file in the run directory. It is deleted afterwards, with its external data."""
-    path = context.store.root / f".tmp-{name}"
+    path = run.store.root / f".tmp-{name}"
     try:
         yield path
     finally:
@@ -41,17 +41,17 @@ def scratch(context: Context, name: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def tapped(context: Context, model: OnnxModel, tensors: Sequence[str]) -> Iterator[Path]:
+def tapped(run: Run, model: OnnxModel, tensors: Sequence[str]) -> Iterator[Path]:
     """Yield the path of a temporary copy of the model whose outputs are these tensors."""
     from trtopt.calibrate.observe import tap
 
-    with scratch(context, "tapped.onnx") as path:
+    with scratch(run, "tapped.onnx") as path:
         tap(model, tensors, path)
         yield path
 
 
 def output_error(
-    context: Context, model: OnnxModel, dataset: Dataset, precision_name: str
+    run: Run, model: OnnxModel, dataset: Dataset, precision_name: str
 ) -> Callable[[OnnxModel, Request | None], float]:
     """Return a function that quantizes a candidate and returns the relative error of its outputs.
 
@@ -75,29 +75,29 @@ def output_error(
     from trtopt.graph.prepare import BETWEEN_STAGES, save
     from trtopt.precision import precision
 
-    references = survey(context, model, dataset).runs
+    references = survey(run, model, dataset).runs
     original = load_ir(model.path)  # loaded once, because most trials start from it
     warned: set[str] = set()
 
     def measure(candidate: OnnxModel, request: Request) -> float:
         graph = original.clone() if candidate == model else load_ir(candidate.path)
         precision(precision_name).apply(graph, request)
-        with scratch(context, "trial.onnx") as path:
+        with scratch(run, "trial.onnx") as path:
             save(graph, path, inline=BETWEEN_STAGES)
-            runner = open_runner(path, device=context.device, callers=callers())
+            runner = open_runner(path, device=run.device, callers=callers())
             found = in_order(runner.run, (feed for feed, _ in references), runner.callers)
             return relative_error(zip((reference for _, reference in references), found, strict=True))
 
     def error(candidate: OnnxModel, request: Request | None = None) -> float:
         try:
-            return measure(candidate, request or rough(context, candidate, dataset))
+            return measure(candidate, request or rough(run, candidate, dataset))
         except (EnvironmentUnableError, MissingDependencyError):
             raise
         except TrtoptError as failure:
             # The same failure usually ends all trials: warn once.
             if str(failure) not in warned:
                 warned.add(str(failure))
-                context.emit(Warned(f"a candidate could not be evaluated: {failure}"))
+                run.emit(Warned(f"a candidate could not be evaluated: {failure}"))
             return math.inf
 
     return error
@@ -161,33 +161,34 @@ class Survey:
     channels: Mapping[str, Channels]
 
 
-def survey(context: Context, model: OnnxModel, dataset: Dataset, *, outputs: bool = True) -> Survey:
+def survey(run: Run, model: OnnxModel, dataset: Dataset, *, outputs: bool = True) -> Survey:
     """Return the survey of a network, without samples and outputs unless `outputs`. The stages of a run share it."""
     key = (model.digest, dataset.digest)
-    known: Survey | None = context.shared.get(key)
+    known: Survey | None = run.shared.get(key)
     if known is None or (outputs and not known.runs):
-        known = context.shared[key] = _survey(context, model, dataset, outputs=outputs)
+        known = run.shared[key] = _survey(run, model, dataset, outputs=outputs)
     return known
 
 
-def adopt(context: Context, model: OnnxModel, dataset: Dataset, *, function: OnnxModel, values: OnnxModel) -> None:
+def adopt(run: Run, model: OnnxModel, dataset: Dataset, *, function: OnnxModel, values: OnnxModel) -> None:
     """Let a network share the outputs of `function`, and the statistics of `values`. Both must have been surveyed.
 
     The network must compute the same outputs as the first, from the same tensors as the second.
     """
-    runs = survey(context, function, dataset).runs
-    statistics = survey(context, values, dataset, outputs=False)
-    context.shared[model.digest, dataset.digest] = replace(statistics, runs=runs)
+    runs = survey(run, function, dataset).runs
+    statistics = survey(run, values, dataset, outputs=False)
+    run.shared[model.digest, dataset.digest] = replace(statistics, runs=runs)
 
 
-def _survey(context: Context, model: OnnxModel, dataset: Dataset, *, outputs: bool) -> Survey:
+def _survey(run: Run, model: OnnxModel, dataset: Dataset, *, outputs: bool) -> Survey:
     from trtopt.calibrate.observe import callers
     from trtopt.calibrate.ranges import Averages, ChannelRanges, channel_means, few
     from trtopt.engine.onnxruntime import open_runner
     from trtopt.graph.file import load_ir
     from trtopt.graph.query import constant, float_nodes
+    from trtopt.precision.passes.operands import channel_axes
     from trtopt.precision.passes.pairs import links
-    from trtopt.precision.passes.placement import channel_axes, place
+    from trtopt.precision.passes.placement import place
 
     graph, samples = load_ir(model.path), few(dataset)
     axes = channel_axes(list(float_nodes(graph.graph)))
@@ -202,8 +203,8 @@ def _survey(context: Context, model: OnnxModel, dataset: Dataset, *, outputs: bo
     runs: list[tuple[Feed, Mapping[str, Array]]] = []
     histograms = {name: Histogram() for name in tensors}
     computed = [name for name in returned if name not in constants]
-    with tapped(context, model, [*computed, *tensors, *(name for name, _ in axes), *ranges.axes]) as path:
-        runner = open_runner(path, device=context.device, callers=callers())
+    with tapped(run, model, [*computed, *tensors, *(name for name, _ in axes), *ranges.axes]) as path:
+        runner = open_runner(path, device=run.device, callers=callers())
         feeds = [samples.load(i) for i in range(len(samples))]
         for feed, found in zip(feeds, in_order(runner.run, feeds, runner.callers), strict=True):
             known = {**constants, **feed, **found}
@@ -218,7 +219,7 @@ def _survey(context: Context, model: OnnxModel, dataset: Dataset, *, outputs: bo
     return Survey(runs=runs, histograms=histograms, means=means.result(), channels=ranges.result())
 
 
-def rough(context: Context, model: OnnxModel, dataset: Dataset, table: CalibrationTable | None = None) -> Request:
+def rough(run: Run, model: OnnxModel, dataset: Dataset, table: CalibrationTable | None = None) -> Request:
     """Return a request with means per channel, and scales if `table` is None, from a few samples.
 
     It is good enough to compare networks, but not to convert them.
@@ -229,7 +230,7 @@ def rough(context: Context, model: OnnxModel, dataset: Dataset, table: Calibrati
     from trtopt.calibrate.ranges import few
     from trtopt.calibrate.table import make_table
 
-    known = survey(context, model, dataset, outputs=False)
+    known = survey(run, model, dataset, outputs=False)
     table = table or make_table(FALLBACK, _counted(known.histograms), model=model, dataset=few(dataset))
     return Request(rest="fp32", table=table, means=known.means)
 

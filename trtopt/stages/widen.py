@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trtopt.stages.context import Context, versions
+from trtopt.requires import versions
+from trtopt.run import Run
 from trtopt.types import OnnxModel
 
 
-def widen(context: Context, source: OnnxModel) -> OnnxModel:
+def widen(run: Run, source: OnnxModel) -> OnnxModel:
     """Return the model in FP32 (`widened.onnx`), which is the baseline; the model itself if it is in FP32.
 
     Raises:
@@ -31,4 +32,4 @@ def widen(context: Context, source: OnnxModel) -> OnnxModel:
         return describe(path, (note,))
 
     key = {"source": source.digest, **versions("onnx", "onnx-ir")}
-    return context.store.stage("widen", key, OnnxModel, make, lambda model: "; ".join(model.notes))
+    return run.store.stage("widen", key, OnnxModel, make, lambda model: "; ".join(model.notes))

@@ -23,7 +23,7 @@ class Group:
     Attributes:
         name: the first of the nodes.
         nodes: their names.
-        saving: what quantizing them saves, in the unit of the search: MACs, bytes or milliseconds.
+        saving: what quantizing them saves, in multiplications.
     """
 
     name: str
@@ -40,9 +40,7 @@ def ranked(groups: Sequence[Group], errors: Mapping[str, float]) -> list[Group]:
     return sorted(groups, key=lambda group: -errors[group.name] / max(group.saving, 1e-30))
 
 
-def fewest(
-    order: Sequence[Group], holds: Holds, found: Callable[[Sequence[Group]], None] = lambda _: None
-) -> list[Group] | None:
+def fewest(order: Sequence[Group], holds: Holds) -> list[Group] | None:
     """Return groups to keep so that the network holds, of which none can be quantized again; None if there are none.
 
     A bisection finds how many groups of the order it takes. Then each of them, the largest saving first, is quantized
@@ -51,20 +49,16 @@ def fewest(
     Args:
         order: the groups, those to keep first in front.
         holds: asked about at most log2(groups) + 3 + (groups found) choices.
-        found: called with each choice that holds and keeps less than those before.
     """
     if holds([]):
-        found([])
         return []
     if not order or not holds(order):
         return None
-    found(order)
     low, high = 0, len(order)  # the first `high` groups are enough, the first `low` are not
     while high - low > 1:
         middle = (low + high) // 2
         if holds(order[:middle]):
             high = middle
-            found(order[:high])
         else:
             low = middle
     kept = list(order[:high])
@@ -73,5 +67,4 @@ def fewest(
         fewer = [each for each in kept if each is not group]
         if holds(fewer):
             kept = fewer
-            found(kept)
     return kept

@@ -16,6 +16,9 @@ excluded. Without this limit, spikes of many equal values (such as the empty bac
 look like information that a wide range would blur, and all values beyond them are clipped. On the digits sample the
 published search clipped one layer at the 86th percentile, and accuracy fell from 99.2 % to 21.2 %.
 
+The levels are those of 8-bit integers for every number type: those of FP8 are finer than the bins almost everywhere,
+where merging would lose nothing.
+
 Touches: nothing.
 """
 
@@ -24,6 +27,7 @@ from __future__ import annotations
 import numpy as np
 
 from trtopt.calibrate.histogram import ALL_ZERO_AMAX, Histogram
+from trtopt.formats import Format
 
 BINS = 2048
 LEVELS = 128
@@ -33,7 +37,7 @@ MAX_CLIPPED = 1e-4
 """Largest share of non-zero values to clip: the same share as the percentile method."""
 
 
-def amax(histogram: Histogram) -> float:
+def amax(histogram: Histogram, format: Format) -> float:  # noqa: ARG001 - the interface of a method
     """Return the largest magnitude to represent: positive and finite.
 
     A narrower range must be better by more than rounding error, so ties go to the range that clips less.

@@ -1,16 +1,17 @@
 """`--method mse`: the range with the smallest expected squared error of rounding and clipping together.
 
-With scale s, a magnitude t is represented by n s, where n = min(round(t / s), 127). The squared error, integrated from
-0 to t, is
+In units of the scale, the numbers of the type from b = 2**e on have the distance h. A magnitude t is represented by
+b + n h, where n = round((t - b) / h). The squared error, integrated from 0 to t, is
 
-    F(t) = integral from 0 to t of (x - n s)**2 dx = s**3 (n / 12 + (t / s - n)**3 / 3)
+    F(t) = F(b) + h**3 (n / 12 + ((t - b) / h - n)**3 / 3)
 
-Each full cell of width s contributes s**3 / 12. Beyond 127 s the integral is the clipping error. A bin with count c
+Each full cell of width h contributes h**3 / 12. Beyond the largest number n stays, and the integral is the clipping
+error. The numbers of INT8 have b = 0 and h = 1; those of E4M3 have eight cells per power of two. A bin with count c
 from l to u, whose values are assumed to be uniform, contributes c (F(u) - F(l)) / (u - l).
 
-This formula is exact. The usual approximation s**2 / 12 (Banner et al. 2019, "Post training 4-bit quantization of
+This formula is exact. The usual approximation h**2 / 12 (Banner et al. 2019, "Post training 4-bit quantization of
 convolutional networks for rapid-deployment", arXiv:1810.05723) fails for values smaller than one step. Exact zeros
-contribute nothing. Only magnitudes are known, so the level -128 is not used.
+contribute nothing. Only magnitudes are known, so INT8's -128 is not used.
 
 Touches: nothing.
 """
@@ -20,8 +21,8 @@ from __future__ import annotations
 import math
 
 from trtopt.calibrate.histogram import ALL_ZERO_AMAX, Histogram
+from trtopt.formats import Format
 
-LEVELS = 127
 _OCTAVES = 12
 _COARSE = 16
 """Coarse steps per octave."""
@@ -29,7 +30,7 @@ _FINE = 16
 """Fine steps per coarse step."""
 
 
-def amax(histogram: Histogram) -> float:
+def amax(histogram: Histogram, format: Format) -> float:
     """Return the largest magnitude to represent: positive and finite.
 
     The error has many shallow local minima. Ranges from the absmax down to 1/4096 of it are therefore tried in steps of
@@ -48,7 +49,7 @@ def amax(histogram: Histogram) -> float:
         for step in steps:
             candidate = absmax * 2.0 ** (-step / (_COARSE * _FINE))
             # The kernel stops early once the error exceeds the smallest one so far.
-            error = kernels.squared_error(bins, candidate / LEVELS, smallest_error)
+            error = kernels.squared_error(bins, candidate / format.max, smallest_error, format.numbers)
             if error < smallest_error:
                 smallest_error, best_step = error, step
 

@@ -10,10 +10,11 @@ Touches: nothing.
 from __future__ import annotations
 
 from trtopt.calibrate.histogram import ALL_ZERO_AMAX, Histogram
+from trtopt.formats import Format
 
 PERCENTILE = 99.99
 
 
-def amax(histogram: Histogram) -> float:
+def amax(histogram: Histogram, format: Format) -> float:  # noqa: ARG001 - the interface of a method
     """Return the largest magnitude to represent: positive and finite."""
     return histogram.quantile(PERCENTILE / 100) or ALL_ZERO_AMAX

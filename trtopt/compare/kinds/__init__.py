@@ -3,7 +3,8 @@
 A module has
     `reader(opening)`, which returns an accumulator of the output's metrics, or None for an output of another kind;
     `TAKES`, a description of the outputs that it reads;
-    `PLAIN`, true for a kind that reads any output, as the fallback.
+    `PLAIN`, true for a kind that reads any output, as the fallback;
+    `METRICS`, the names of the metrics that it may measure.
 
 What they share is in `trtopt.compare.measures`.
 """
@@ -76,6 +77,7 @@ class Kind(Protocol):
 
     TAKES: str
     PLAIN: bool
+    METRICS: tuple[str, ...]
 
     def reader(self, opening: Opening) -> Reader | None:
         """Return a reader of the output, or None if the first batch shows that it is of another kind."""

@@ -30,6 +30,7 @@ TAKES = (
     "them; or corners, score and class in one, [n, k, 6]"
 )
 PLAIN = False
+METRICS = ("matched", "extra", "recall", "iou", "score_error", "attached", "lost", "nonfinite")
 
 SCORE = 0.3
 """Least score of a box that must have a match in the other model. Applications usually draw boxes from 0.25 to 0.5."""

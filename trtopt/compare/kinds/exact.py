@@ -19,6 +19,7 @@ from trtopt.types import OutputDrift
 
 TAKES = "anything of any shape"
 PLAIN = True
+METRICS = ("equal", "same", "recall", "nonfinite")
 
 _NUMBERED = 1 << 16
 """Integers below this number are counted by value, and as many other values. The rest is counted as one value."""

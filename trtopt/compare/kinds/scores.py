@@ -18,12 +18,13 @@ import numpy.typing as npt
 from trtopt.compare.kinds import Opening
 from trtopt.compare.measures.choices import Choices, add_yes_or_no, sigmoid
 from trtopt.compare.measures.decisions import Decisions
-from trtopt.compare.measures.noise import Noise, summed
+from trtopt.compare.measures.noise import MEASURED, Noise, summed
 from trtopt.compare.measures.outputs import TOLERANCE, Array, Floats, Mask, Outputs, are_probabilities, is_float
 from trtopt.types import OutputDrift
 
 TAKES = "one vector of numbers per sample, [n, classes] or [n, classes, 1, 1], or one number, [n] or [n, 1]"
 PLAIN = False
+METRICS = ("accuracy_fp32", "accuracy", "top1", "top1_agreement", "top5", "kl", "recall", *MEASURED)
 
 TOP5_CLASSES = 10
 """Least number of classes for a top-5 metric. With fewer, the top 5 contain the baseline's class almost always."""
@@ -214,7 +215,7 @@ class Scores:
             if "both" in counts:
                 values["accuracy_fp32"] = 100.0 * (counts["both"] + counts["only_fp32"]) / samples
                 values["accuracy"] = 100.0 * (counts["both"] + counts["only_candidate"]) / samples
-            values["top1"] = 100.0 * counts["agree"] / samples
+            values["top1"] = values["top1_agreement"] = 100.0 * counts["agree"] / samples
             if "top5" in counts:
                 values["top5"] = 100.0 * counts["top5"] / samples
             if self._classes > 1:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from trtopt.compare.kinds import Opening
 from trtopt.compare.measures.decisions import Counts, Decisions
-from trtopt.compare.measures.noise import Noise
+from trtopt.compare.measures.noise import MEASURED, Noise
 from trtopt.compare.measures.outputs import Array, Outputs, are_probabilities, is_float, is_softmax
 from trtopt.compare.measures.worst import worst
 from trtopt.errors import ModelError
@@ -27,6 +27,7 @@ TAKES = (
     "or class indices of that shape"
 )
 PLAIN = False
+METRICS = ("pixels", "miou", "miou_min", "recall", *MEASURED)
 
 MAX_CLASSES = 1 << 16
 """Limit on the number of classes; larger integers are not class indices."""

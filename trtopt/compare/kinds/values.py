@@ -12,13 +12,14 @@ import numpy as np
 from trtopt.compare.kinds import Opening
 from trtopt.compare.measures.decisions import Decisions
 from trtopt.compare.measures.explained import Explained
-from trtopt.compare.measures.noise import Noise
+from trtopt.compare.measures.noise import MEASURED, Noise
 from trtopt.compare.measures.outputs import Array, Outputs, is_float, is_image, is_softmax
 from trtopt.compare.measures.parts import Part, Parts
 from trtopt.types import OutputDrift
 
 TAKES = "numbers of any shape"
 PLAIN = True
+METRICS = (*MEASURED, "cosine_min", "cosine_part", "r2", "positions", "recall", "relative", "sqnr_part")
 
 _SHOWN = 4
 

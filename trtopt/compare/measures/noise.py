@@ -24,6 +24,9 @@ _QUIET = 0.25
 _SILENT = 1e-3
 """The error of a quiet sample is divided by at least these fractions of the median and of the mean signal energy."""
 
+MEASURED = ("cosine", "sqnr", "sqnr_min", "rmse", "max_abs", "mean_abs", "nonfinite")
+"""Metrics of the error of floating-point outputs."""
+
 
 @dataclass(slots=True)
 class Noise:

@@ -53,7 +53,7 @@ def start() -> int:
         raise MissingDependencyError(
             "pycuda cannot be imported",
             why=str(error),
-            fix="Install cuda-python instead: pip install 'trtopt[gpu]'",
+            fix="Install cuda-python instead: pip install 'cuda-python[all]'",
         ) from error
     needed = cuda.get_version()[0]  # the CUDA toolkit that pycuda was built with
     supported = driver()

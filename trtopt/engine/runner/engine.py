@@ -8,7 +8,7 @@ Each stream has buffers of its own, allocated for the largest shapes. A run copi
 computes, and copies the outputs back; while one stream copies, another one computes. The work of the engine is captured
 as a CUDA graph when a shape occurs for the second time, and replayed from then on.
 
-The protocols of `runner_program` describe an engine; `runner_tensorrt` implements them for TensorRT.
+The protocols of `program` describe an engine; `tensorrt` implements them.
 
 Touches: the GPU.
 """
@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -40,6 +40,8 @@ class EngineRunner:
     them. `no_graphs` gives the reason why CUDA graphs are not used; it is empty while they are. At most `streams` runs
     can be in flight at the same time, and only one with TensorRT 8.
     """
+
+    device: Literal["cpu", "cuda"] = "cuda"
 
     def __init__(self, device: Device, program: Program, *, streams: int = 2, graphs: bool = True) -> None:
         self._inputs = tuple(port for port in program.ports if not port.output)
@@ -77,6 +79,17 @@ class EngineRunner:
             raise RuntimeError("runs are in flight: collect their results first")
         self.submit(feed)
         return self.collect().outputs
+
+    def time(self, feed: Mapping[str, Array]) -> float:
+        """Run once, and return the time between two GPU events around the computation, in milliseconds.
+
+        The copies run, but do not count.
+
+        Raises:
+            as `submit` and `collect`.
+        """
+        self.submit(feed)
+        return self.collect().compute
 
     def submit(self, feed: Mapping[str, Array]) -> None:
         """Start a run and return immediately.
@@ -136,6 +149,11 @@ class EngineRunner:
         """The largest size of the first axis that all inputs accept; 1 if it is not the same for all of them."""
         sizes = {port.max[0] for port in self._inputs if port.max}
         return sizes.pop() if len(sizes) == 1 else 1
+
+    @property
+    def weights(self) -> int:
+        """GPU memory that loading the engine took, in bytes."""
+        return self.memory["weights"]
 
     @property
     def in_flight(self) -> int:

@@ -6,13 +6,17 @@ Touches: imports the packages.
 from __future__ import annotations
 
 import importlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trtopt.engine.driver import has_gpu
+from trtopt.engine.cuda.driver import has_gpu
 from trtopt.engine.trt.versions import MINIMUM, RTX, Abilities, abilities, parsed
 from trtopt.errors import EnvironmentUnableError, UsageError
+from trtopt.requires import install
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,19 +55,20 @@ def find(name: str | None = None) -> TensorRT:
     for candidate in [name] if name else order:
         result = load(candidate)
         if isinstance(result, TensorRT):
+            _LOGGER.debug("%s from %s", result.title, result.origin)
             return result
+        _LOGGER.debug("%s %s", candidate, result)
         reasons.append(f"{candidate} {result}")
     if name is None:
         raise EnvironmentUnableError(
             "TensorRT does not work here",
             why="; ".join(reasons),
-            fix="Install TensorRT for RTX, which builds without a GPU: pip install 'trtopt[rtx]'",
+            fix=f"Install TensorRT for RTX, which builds without a GPU: {install(RTX)}",
         )
-    extra = "tensorrt" if name == "tensorrt" else "rtx"
     raise EnvironmentUnableError(
         f"{name} does not work here",
         why="; ".join(reasons),
-        fix=f"Omit --tensorrt, or install it: pip install 'trtopt[{extra}]'",
+        fix=f"Omit --tensorrt, or install it: {install(name)}",
     )
 
 

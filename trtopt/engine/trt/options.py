@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trtopt.engine import BuildPlan
 from trtopt.engine.trt.locate import TensorRT
 from trtopt.engine.trt.versions import RTX, RTX_DEVICES
 from trtopt.errors import UsageError
@@ -19,23 +19,7 @@ from trtopt.events import Emit, Warned
 _LEVELS = range(6)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildOptions:
-    """Options of TensorRT's builder. None, False and "" leave TensorRT's default.
-
-    `optimization_level` is 0 to 5. A `timing_cache` that does not exist yet is created. `tactic_sources` adds libraries
-    to the default ones or removes them, as trtexec writes it: `-CUDNN,+CUBLAS`.
-    """
-
-    workspace_bytes: int | None = None
-    optimization_level: int | None = None
-    version_compatible: bool = False
-    hardware_compatible: bool = False
-    timing_cache: Path | None = None
-    tactic_sources: str = ""
-
-
-def check_options(trt: TensorRT, options: BuildOptions) -> None:
+def check_options(trt: TensorRT, options: BuildPlan) -> None:
     """Raise a UsageError for an option that has an invalid value or that this TensorRT does not support."""
     unsupported = []
     # TensorRT-RTX 1.7 ignores --timing-cache and --hardware-compatible, and fails late on --version-compatible.
@@ -63,7 +47,7 @@ def check_options(trt: TensorRT, options: BuildOptions) -> None:
         raise UsageError(f"{trt.title} cannot use {flag}", why=why, fix=f"Omit {flag}")
 
 
-def configure(trt: TensorRT, builder: Any, options: BuildOptions) -> Any:
+def configure(trt: TensorRT, builder: Any, options: BuildPlan) -> Any:
     """Return the configuration of the builder for these options, without precision flags."""
     module, config = trt.module, builder.create_builder_config()
     # TF32 rounds the factors of FP32 products to 10 bits of mantissa. What was decided as FP32 is computed in FP32.

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from trtopt.graph.query import add_initializer, attribute, constant, dims, unique
 from trtopt.graph.views import after
-from trtopt.precision.passes.placement import channel_axis
+from trtopt.precision.passes.operands import channel_axis
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -10,13 +10,13 @@ Touches: nothing; it reads the onnx-ir model it is given, and returns new ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from trtopt.formats import Format
 from trtopt.graph.query import (
     FLOAT_COMPUTE_FREE,
     add_initializer,
@@ -28,18 +28,19 @@ from trtopt.graph.query import (
     unique,
 )
 from trtopt.precision.passes.appender import Appender
-from trtopt.precision.passes.half import Half, supports, to_half
+from trtopt.precision.passes.half import supports, to_half
 from trtopt.precision.passes.masks import MASK
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-ENOUGH = {"fp16": 50.0, "bf16": 32.0}
-"""SQNR in dB that a node's result must have when its inputs are rounded.
+ENOUGH = 50.0
+"""SQNR in dB that a node's result must have when its inputs are rounded to FP16.
 
-In FP16 the median is 73 dB on the six trained networks of docs/quality.md, and the lowest of their 963 nodes has 57 dB.
-BF16 has 3 bits less: 18 dB.
+The median is 73 dB on the six trained networks of docs/quality.md, and the lowest of their 963 nodes has 57 dB.
 """
+BIT = 6.0
+"""SQNR in dB of one bit of the mantissa. BF16 has 3 less than FP16."""
 
 DEPTHS = (0, 1, 2, 3, 4, 6, 8)
 """Numbers of steps back from a node that are tried."""
@@ -51,6 +52,11 @@ _NOT_COPIED = frozenset(
     "RandomUniform RandomUniformLike Bernoulli Multinomial QuantizeLinear DequantizeLinear".split()
 )
 """Operators whose output shape depends on values, that draw random numbers, or that have subgraphs."""
+
+
+def enough(half: Format) -> float:
+    """Return the SQNR in dB that a node's result must have when its inputs are rounded to a 16-bit type."""
+    return ENOUGH - BIT * (10 - half.mantissa)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,18 +117,17 @@ class _Copy:
     """The state of the copy of a graph: `rounded` are the values that have been rounded."""
 
     add: Appender
-    half: Half
+    half: Format
     opset: int
     rounded: dict[ir.Value, ir.Value] = field(default_factory=dict)
 
 
-def measuring(model: ir.Model, half: Half, blocks: Sequence[Block]) -> ir.Model:
+def measuring(model: ir.Model, half: Format, blocks: Sequence[Block]) -> ir.Model:
     """Return a copy of the model whose outputs are `error` and `signal`, float32 [blocks] each.
 
     They are the energies of each block's error, and of its result in FP32. Magnitudes that mean a mask's infinity
     count as half of the type's maximum.
     """
-    import onnx_ir as ir
 
     model = model.clone()
     graph = model.graph
@@ -183,7 +188,9 @@ def _rounded(copy: _Copy, value: ir.Value) -> ir.Value:
         result = add_initializer(copy.add.graph, name, wide, ir.DataType.FLOAT)
     else:
         low = cast(copy.add.graph, value, copy.half.dtype, unique(f"{value.name}/low", copy.add.taken), copy.add.taken)
-        result = cast(copy.add.graph, low, ir.DataType.FLOAT, unique(f"{value.name}/rounded", copy.add.taken), copy.add.taken)
+        result = cast(
+            copy.add.graph, low, ir.DataType.FLOAT, unique(f"{value.name}/rounded", copy.add.taken), copy.add.taken
+        )
     copy.rounded[value] = result
     return result
 

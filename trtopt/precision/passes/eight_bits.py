@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from trtopt.calibrate.table import LEVELS
 from trtopt.errors import TableError, UsageError
+from trtopt.formats import Format
 from trtopt.graph.query import constant, drop_unused_initializers, names
-from trtopt.precision import Request
+from trtopt.precision import Request, formats
 from trtopt.precision.passes import bias, given, half, qdq, saturate
 from trtopt.precision.passes.keep import keep
 from trtopt.precision.passes.placement import Placement, Site, place
@@ -31,9 +33,7 @@ Attach = Callable[["ir.Node", "ir.Node", int, "ir.Value | None"], None]
 """(quantized node, reader, index of the input, what it read in FP32): called after the reader's input was replaced."""
 
 
-def apply(
-    model: ir.Model, request: Request, format: qdq.Format, attach: Attach = lambda *_: None
-) -> tuple[Decision, ...]:
+def apply(model: ir.Model, request: Request, format: Format, attach: Attach = lambda *_: None) -> tuple[Decision, ...]:
     """Quantize the inputs that `placement` selects, in place, and cast the other nodes to the fallback precision.
 
     A model that is quantized already keeps its Q/DQ nodes, and needs no table.
@@ -52,7 +52,7 @@ def apply(
         UsageError: the fallback precision, `request.rest`, is unknown.
     """
     if given.is_quantized(model.graph):
-        half_type = half.HALVES.get(request.rest)
+        half_type = formats(16).get(request.rest)
         kept = keep(model, half_type, request) if half_type else {}
         return given.apply(model, format.name, lambda: _cast_to_fallback(model, request, kept))
     if request.table is None:
@@ -101,23 +101,23 @@ def apply(
 
 def _kept(model: ir.Model, placement: Placement, request: Request) -> dict[ir.Node, str]:
     """Return the nodes that stay in FP32 beside a 16-bit fallback precision, each with the reason."""
-    if request.rest not in half.HALVES:
+    if request.rest not in formats(16):
         return {}
     # A tensor's absmax is at least its amax, also where fewer samples were observed than calibrated on, or none.
     scales = request.table.scales if request.table else {}
-    ranges = {name: scale * qdq.INT8.max for name, scale in scales.items()}
+    ranges = {name: scale * LEVELS for name, scale in scales.items()}
     for site in placement.sites:
         value = site.node.inputs[site.index]
         if site.axis is None and value is not None and site.scale_from in ranges:
             ranges[value.name or ""] = ranges[site.scale_from]
     ranges |= {name: max(observed, ranges.get(name, 0.0)) for name, observed in request.ranges.items()}
-    return keep(model, half.HALVES[request.rest], replace(request, ranges=ranges))
+    return keep(model, formats(16)[request.rest], replace(request, ranges=ranges))
 
 
 def _cast_to_fallback(model: ir.Model, request: Request, kept: Mapping[ir.Node, str]) -> tuple[Decision, ...]:
     """Cast every node but the kept ones to the fallback precision, in place; return a decision for each node."""
-    if request.rest in half.HALVES:
-        return half.convert(model, half.HALVES[request.rest], kept, request.masks)
+    if request.rest in formats(16):
+        return half.convert(model, formats(16)[request.rest], kept, request.masks)
     if request.rest == "fp32":
         from trtopt.precision import fp32
 
@@ -133,10 +133,10 @@ def _dtype(node: ir.Node, precision: str, kept: Mapping[ir.Node, str]) -> ir.Dat
     """Return the data type of the node's tensors after the casts, which is that of their scales, too."""
     import onnx_ir as ir
 
-    return ir.DataType.FLOAT if precision not in half.HALVES or node in kept else half.HALVES[precision].dtype
+    return ir.DataType.FLOAT if precision not in formats(16) or node in kept else formats(16)[precision].dtype
 
 
-def rounding_errors(model: ir.Model, request: Request, format: qdq.Format) -> dict[str, Callable[[Array], Array]]:
+def rounding_errors(model: ir.Model, request: Request, format: Format) -> dict[str, Callable[[Array], Array]]:
     """Return for each activation that `apply` quantizes a function from its values to their rounding errors.
 
     The function returns 0 for values that are clipped (see `qdq.rounding_error`).
@@ -156,7 +156,7 @@ def rounding_errors(model: ir.Model, request: Request, format: qdq.Format) -> di
     return {name: partial(qdq.rounding_error, scale=scale, format=format) for name, scale in scales.items()}
 
 
-def _scale(placement: Placement, site: Site, table: CalibrationTable, format: qdq.Format) -> float:
+def _scale(placement: Placement, site: Site, table: CalibrationTable, format: Format) -> float:
     """Return the scale of an activation: the largest of its group's, converted from INT8's to the format's maximum."""
     try:
         scale = max(table.scales[tensor] for tensor in placement.group(site.scale_from))
@@ -166,7 +166,7 @@ def _scale(placement: Placement, site: Site, table: CalibrationTable, format: qd
             why=f"it was calibrated with {table.method} over other tensors",
             fix="Calibrate again with --calib",
         ) from None
-    return scale * qdq.INT8.max / format.max
+    return scale * LEVELS / format.max
 
 
 def _merge(fallback: Decision, placed: Decision, notes: Mapping[str, str]) -> Decision:
@@ -177,7 +177,7 @@ def _merge(fallback: Decision, placed: Decision, notes: Mapping[str, str]) -> De
         placed: whether it is quantized, and why.
         notes: notes on bias correction by node name.
     """
-    if placed.precision in ("int8", "fp8"):
+    if placed.precision in formats(8):
         return replace(placed, reason=placed.reason + notes.get(placed.node, ""))
     if fallback.reason != half.REQUESTED:
         return fallback

@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trtopt.calibrate.ranges import Channels
+from trtopt.formats import INT8, Format
 from trtopt.graph.query import (
     add_initializer,
     attribute,
@@ -49,7 +50,11 @@ WORTH = 0.5
 
 
 def equalize(
-    model: ir.Model, pairs: list[Link], channels: Mapping[str, Channels], alphas: Sequence[float]
+    model: ir.Model,
+    pairs: list[Link],
+    channels: Mapping[str, Channels],
+    alphas: Sequence[float],
+    format: Format = INT8,
 ) -> tuple[list[str], list[str]]:
     """Equalize the activations of the given pairs in place, where the predicted error becomes smaller.
 
@@ -57,7 +62,8 @@ def equalize(
         model: an FP32 model.
         pairs: some of its `links`.
         channels: the observed values of each activation, by tensor name.
-        alphas: the migration strengths to choose from (see `divisors.WAYS`).
+        alphas: the migration strengths to choose from (see `smoothing.WAYS`).
+        format: the 8-bit type that the activations will be quantized to.
 
     Returns:
         The names of the activations equalized at no cost, and of those equalized with an inserted Mul.
@@ -69,7 +75,7 @@ def equalize(
         weights = [np.asarray(constant(node.inputs[1]), np.float64) for node in link.consumers]
         weighted = list(zip(link.consumers, weights, strict=True))
         grouped = [_grouped(node, weight).astype(np.float32) for node, weight in weighted]
-        choice = choose(channels[link.name], grouped, alphas)
+        choice = choose(channels[link.name], grouped, alphas, format)
         if choice is None or (not link.absorbers and choice.error > WORTH):
             continue
         for node, weight in weighted:

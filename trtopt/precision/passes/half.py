@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from trtopt.formats import Format
 from trtopt.graph.query import (
     FLOAT_COMPUTE_FREE,
     add_initializer,
@@ -38,31 +39,8 @@ REQUESTED = "requested"
 """The reason given for a node that has the precision that the user requested."""
 
 
-@dataclass(frozen=True, slots=True)
-class Half:
-    """A 16-bit type: its `--precision` name, its name in onnx-ir, its largest value and its smallest positive value."""
-
-    name: str
-    ir_name: str
-    max: float
-    tiny: float
-
-    @property
-    def dtype(self) -> ir.DataType:
-        """The onnx-ir data type."""
-        import onnx_ir as ir
-
-        return ir.DataType[self.ir_name]
-
-
-FP16 = Half("fp16", "FLOAT16", 65504.0, 2.0**-24)  # IEEE 754 binary16
-BF16 = Half("bf16", "BFLOAT16", 3.3895313892515355e38, 9.2e-41)
-
-HALVES = {half.name: half for half in (FP16, BF16)}
-
-
 def convert(
-    model: ir.Model, half: Half, kept: Mapping[ir.Node, str], masks: Mapping[str, float] = MappingProxyType({})
+    model: ir.Model, half: Format, kept: Mapping[ir.Node, str], masks: Mapping[str, float] = MappingProxyType({})
 ) -> tuple[Decision, ...]:
     """Insert the casts in place, so that every floating-point node computes in `half`, except those in `kept`.
 
@@ -118,7 +96,7 @@ class _Rewrite:
     """
 
     graph: ir.Graph
-    half: Half
+    half: Format
     taken: set[str]
     results: set[ir.Value]
     supports: Mapping[ir.Node, list[bool]]
@@ -185,7 +163,7 @@ def _redirect(uses: Sequence[tuple[ir.Node, int]], value: ir.Value) -> None:
         node.replace_input_with(index, value)
 
 
-def _retype_attributes(node: ir.Node, half: Half) -> None:
+def _retype_attributes(node: ir.Node, half: Format) -> None:
     """Change the type of the output where it is set by an attribute: the target of a Cast, the value of a fill."""
     import onnx_ir as ir
 
@@ -196,23 +174,21 @@ def _retype_attributes(node: ir.Node, half: Half) -> None:
         node.attributes["value"] = ir.AttrTensor("value", ir.Tensor(to_half(array, half), dtype=half.dtype))
 
 
-def to_half(array: npt.NDArray[np.generic], half: Half) -> npt.NDArray[np.generic]:
+def to_half(array: npt.NDArray[np.generic], half: Format) -> npt.NDArray[np.generic]:
     """Return the array in the 16-bit type, rounded to nearest even.
 
     A mask's infinity beyond the type's range becomes half of its largest number: -32752 in FP16. Were it -65504, adding
     a negative score to it could overflow to minus infinity, and the softmax of a row that is all minus infinity is NaN.
     """
-    import ml_dtypes
-
     floats = np.asarray(array, np.float32)
     is_mask = np.isfinite(floats) & (np.abs(floats) >= max(MASK, half.max))
     clipped = np.where(is_mask, np.sign(floats) * half.max / 2, floats)
     # Infinities and NaN of the model stay what they are.
     clipped = np.where(np.isfinite(clipped), np.clip(clipped, -half.max, half.max), clipped)
-    return clipped.astype(np.float16 if half is FP16 else ml_dtypes.bfloat16)
+    return clipped.astype(half.numpy)
 
 
-def supports(node: ir.Node, opset: int, half: Half) -> tuple[list[bool], list[bool]] | None:
+def supports(node: ir.Node, opset: int, half: Format) -> tuple[list[bool], list[bool]] | None:
     """Return for each input, and each output, whether the operator's schema allows the type there.
 
     Only float32 tensors count. Returns None for an operator without an ONNX schema.
@@ -237,7 +213,7 @@ def supports(node: ir.Node, opset: int, half: Half) -> tuple[list[bool], list[bo
     return allowed(list(schema.inputs), node.inputs), allowed(list(schema.outputs), node.outputs)
 
 
-def _clamp_note(node: ir.Node, half: Half) -> str:
+def _clamp_note(node: ir.Node, half: Format) -> str:
     """Return the note on a mask constant that `to_half` clamps; empty if there is none."""
     for number in map(extreme, node.inputs):
         if number and abs(number) >= half.max:

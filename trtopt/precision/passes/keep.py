@@ -5,10 +5,10 @@ There is one small function per reason:
     recurrent.refusal         TensorRT's parser refuses this form of a recurrent operator
     _index_nodes              it computes positions, which must be exact
     carriers_to_outputs       it brings a mask's infinity to an output
-    _constant_out_of_range    a constant overflows the type, or rounds to 0
+    constant_out_of_range    a constant overflows the type, or rounds to 0
     _guarded_divisions        a constant that rounds to 0 guards a division or a logarithm
-    _activation_out_of_range  an observed activation comes close to the type's maximum
-    _sum_out_of_range         a sum inside the operator overflows
+    activation_out_of_range  an observed activation comes close to the type's maximum
+    sum_out_of_range         a sum inside the operator overflows
 
 Others are kept because rounding was measured to spoil a result (`blocks`).
 
@@ -17,40 +17,39 @@ Touches: nothing; it reads an onnx-ir model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from trtopt.graph.query import FLOAT_COMPUTE_FREE, constant, dims, float_nodes, is_float
+from trtopt.formats import Format
+from trtopt.graph.query import FLOAT_COMPUTE_FREE, float_nodes, is_float
 from trtopt.precision import Request
 from trtopt.precision.passes import patterns, recurrent
-from trtopt.precision.passes.half import Half, supports
-from trtopt.precision.passes.masks import MASK, carriers_to_outputs
+from trtopt.precision.passes.extent import (
+    WEIGHTED,
+    activation_out_of_range,
+    constant_out_of_range,
+    sum_out_of_range,
+    vanishing,
+    weight_out_of_range,
+)
+from trtopt.precision.passes.half import supports
+from trtopt.precision.passes.masks import carriers_to_outputs
 from trtopt.types import Keep
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-RANGE_MARGIN = 2.0
-"""A tensor stays in FP32 when `RANGE_MARGIN` times its observed absmax exceeds the type's maximum.
-
-The margin is for inputs with larger activations than those of the observed samples.
-"""
-
-STEPS = 127
-"""A tensor stays in FP32 when its absmax is below `STEPS` times the type's smallest positive value.
-
-Eight bits would resolve it better than the 16-bit type does, and their scale would be 0 in that type.
-"""
 
 # The data type of their output is an attribute, which is left as it is.
 _TYPE_IS_ATTRIBUTE = frozenset(
     "CastLike EyeLike RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial "
     "HannWindow HammingWindow BlackmanWindow MelWeightMatrix".split()
 )
-_AVERAGES = frozenset({"ReduceMean", "GlobalAveragePool"})
-_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN"})
+# The schemas allow 16 bits all the same.
+_FP32_ONLY = {
+    "BitCast": "it depends on the bits of its input",
+    "MeanVarianceNormalization": "ONNX defines it with FP32 constants, and rejects it in 16 bits",
+}
 # Operators that positions and sizes are usually computed with.
 _INDEX_ARITHMETIC = FLOAT_COMPUTE_FREE | frozenset(
     "Add Sub Mul Div Mod Pow Sqrt Floor Ceil Round Neg Abs Sign Min Max Clip Range CumSum "
@@ -61,7 +60,7 @@ _GUARDS = frozenset({"Add", "Max", "Clip"})
 _BETWEEN_GUARD_AND_DIVISION = FLOAT_COMPUTE_FREE | frozenset({"Sqrt", "Pow", "Abs", "Neg", "Reciprocal"})
 
 
-def keep(model: ir.Model, half: Half, request: Request) -> dict[ir.Node, str]:
+def keep(model: ir.Model, half: Format, request: Request) -> dict[ir.Node, str]:
     """Return the floating-point nodes that must stay in FP32, each with the reason.
 
     Args:
@@ -84,12 +83,12 @@ def keep(model: ir.Model, half: Half, request: Request) -> dict[ir.Node, str]:
             or _unsupported(node, opset, half)
             or recurrent.refusal(node, half)
             or ("computes positions or sizes" if node in index_nodes else "")
-            or _constant_out_of_range(node, half)
+            or constant_out_of_range(node, half)
             or ("an output of the network holds its mask" if node in carriers else "")
             or ("a tiny constant guards its division or logarithm against 0" if node in guarded else "")
-            or _activation_out_of_range(node, half, ranges)
-            or _weight_out_of_range(node, half)
-            or _sum_out_of_range(node, half, ranges, sizes)
+            or activation_out_of_range(node, half, ranges)
+            or weight_out_of_range(node, half)
+            or sum_out_of_range(node, half, ranges, sizes)
             or spoiled.get(node.name or "", "")
         )
         if reason:
@@ -103,7 +102,7 @@ def _asked(keep: Keep | None) -> str:
     return keep.reason if keep is not None and keep.precision == "fp32" else ""
 
 
-def _unsupported(node: ir.Node, opset: int, half: Half) -> str:
+def _unsupported(node: ir.Node, opset: int, half: Format) -> str:
     """Return why the operator cannot compute in the type; empty if it can."""
     import onnx_ir as ir
 
@@ -115,6 +114,11 @@ def _unsupported(node: ir.Node, opset: int, half: Half) -> str:
         return "it reads or returns a sequence or an optional"
     if node.op_type == "Constant":  # preparation leaves those that are outputs of the network
         return "a constant as an output"
+    if node.op_type in _FP32_ONLY:
+        return _FP32_ONLY[node.op_type]
+    tensors = [attr.as_tensor() for attr in node.attributes.values() if attr.type == ir.AttributeType.TENSOR]
+    if node.op_type != "ConstantOfShape" and any(tensor.dtype == ir.DataType.FLOAT for tensor in tensors):
+        return "its constants are attributes in FP32"
     if node.op_type in _TYPE_IS_ATTRIBUTE:
         return "its data type is an attribute"
     supported = supports(node, opset, half)
@@ -163,55 +167,13 @@ def _reachable(start: Iterable[ir.Node], step: Callable[[ir.Node], Iterable[ir.N
     return reached
 
 
-def _vanishing(node: ir.Node, half: Half) -> float | None:
-    """Return the magnitude of a constant of the node that rounds to 0 in `half`; None if there is none.
-
-    An array counts if all of its non-zero elements round to 0; a quantization scale if any does, as 0 is not a scale.
-    """
-    is_quantization = node.op_type in ("QuantizeLinear", "DequantizeLinear")
-    for value in node.inputs:
-        array = constant(value)
-        if array is None or not is_float(value):
-            continue
-        magnitudes = np.abs(array[array != 0])
-        if not magnitudes.size:
-            continue
-        deciding = magnitudes.min() if is_quantization else magnitudes.max()
-        # Half of the smallest positive value is a tie, which rounds to the even neighbour, 0.
-        if deciding <= half.tiny / 2:
-            return float(magnitudes.min())
-    return None
-
-
-def _constant_out_of_range(node: ir.Node, half: Half) -> str:
-    """Return the reason if a constant overflows or rounds to 0; empty otherwise. Masks are exempt: they are clamped."""
-    for value in node.inputs:
-        array = constant(value)
-        if array is None or not is_float(value):
-            continue
-        magnitudes = np.abs(array[np.isfinite(array)])
-        values = magnitudes[magnitudes < MASK]
-        if values.size and values.max() > half.max:
-            return f"its constant reaches {values.max():.3g} {_limit(half)}"
-    vanishing = _vanishing(node, half)
-    return "" if vanishing is None else f"its constant {vanishing:.3g} would become 0 in {half.name.upper()}"
-
-
-def _limit(half: Half) -> str:
-    return f"({half.name.upper()} maximum: {half.max:.5g})"
-
-
-def _step(half: Half) -> str:
-    return f"({half.name.upper()} step: {half.tiny:.3g})"
-
-
-def _guarded_divisions(graph: ir.Graph, half: Half) -> set[ir.Node]:
+def _guarded_divisions(graph: ir.Graph, half: Format) -> set[ir.Node]:
     """Return the divisions and logarithms of `x + 1e-12`, `max(x, 1e-12)` or a root of these, and the nodes between.
 
     The guard itself stays in FP32, because its constant rounds to 0. If its result were cast to 16 bits, it could still
     round to 0, and the division would give infinity.
     """
-    todo = [node for node in float_nodes(graph) if node.op_type in _GUARDS and _vanishing(node, half) is not None]
+    todo = [node for node in float_nodes(graph) if node.op_type in _GUARDS and vanishing(node, half) is not None]
     passed, guarded = set(todo), set()
     # Forward from the guards, to the divisions.
     while todo:
@@ -238,63 +200,6 @@ def _guarded_divisions(graph: ir.Graph, half: Half) -> set[ir.Node]:
     return guarded
 
 
-def _activation_out_of_range(node: ir.Node, half: Half, ranges: Mapping[str, float]) -> str:
-    """Return the reason if an input or output comes close to the type's maximum; empty otherwise."""
-    for value in [*node.outputs, *node.inputs]:
-        if value is None or not is_float(value):
-            continue
-        absmax = ranges.get(value.name or "", 0.0)
-        if absmax * RANGE_MARGIN > half.max:
-            return f"{value.name} reaches {absmax:.3g} {_limit(half)}"
-        if 0 < absmax < STEPS * half.tiny:
-            return f"{value.name} reaches only {absmax:.3g} {_step(half)}"
-    return ""
-
-
-def _weight_out_of_range(node: ir.Node, half: Half) -> str:
-    """Return the reason if the type would round away a weight of the node; empty otherwise."""
-    for value in node.inputs if node.op_type in _WEIGHTED else ():
-        array = constant(value)
-        if array is None or array.ndim < 2 or not is_float(value):
-            continue
-        absmax = float(np.abs(array).max(initial=0.0))
-        if 0 < absmax < STEPS * half.tiny:
-            return f"its weight reaches only {absmax:.3g} {_step(half)}"
-    return ""
-
-
-def _sum_out_of_range(node: ir.Node, half: Half, ranges: Mapping[str, float], sizes: Mapping[str, int]) -> str:
-    """Return the reason if a sum inside the operator overflows, although its result is in range; empty otherwise.
-
-    The sum inside a mean is the mean times the number of terms; that inside an L2 norm is the square of the norm.
-    """
-    absmax = ranges.get(node.outputs[0].name or "", 0.0)
-    if node.op_type == "ReduceL2":
-        total, result = absmax**2, "norm"
-    elif node.op_type in _AVERAGES:
-        total, result = absmax * _terms(node, sizes), "mean"
-    else:
-        return ""
-    if total <= half.max:
-        return ""
-    return f"the sum inside its {result} reaches {total:.3g} {_limit(half)}"
-
-
-def _terms(node: ir.Node, sizes: Mapping[str, int]) -> float:
-    """Return how many elements a reduction sums for each result: by observed sizes, or else by the static shapes.
-
-    In shapes a dynamic dimension counts as 1, so that nothing is kept without evidence.
-    """
-    value, result = node.inputs[0], node.outputs[0]
-    input_size, output_size = sizes.get((value and value.name) or "", 0), sizes.get(result.name or "", 0)
-    if input_size and output_size:
-        return input_size / output_size
-    input_shape, output_shape = dims(value), dims(result)
-    if input_shape is None or output_shape is None:
-        return 1.0
-    return float(np.prod([dim or 1 for dim in input_shape]) / np.prod([dim or 1 for dim in output_shape]))
-
-
 def _fill_islands(graph: ir.Graph, kept: dict[ir.Node, str]) -> None:
     """Keep the nodes whose neighbours are all kept, in place: in 16 bits they would only add two casts.
 
@@ -308,6 +213,6 @@ def _fill_islands(graph: ir.Graph, kept: dict[ir.Node, str]) -> None:
             # A node without neighbours brings an input to an output: it may have to be exact, and gains nothing.
             is_alone = not neighbours and node.op_type not in FLOAT_COMPUTE_FREE
             is_island = not is_alone and all(neighbour in kept for neighbour in neighbours)
-            if node not in kept and is_island and node.op_type not in _WEIGHTED:
+            if node not in kept and is_island and node.op_type not in WEIGHTED:
                 kept[node] = "all its neighbours stay in FP32"
                 changed = True

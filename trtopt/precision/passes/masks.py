@@ -52,10 +52,12 @@ def carriers_to_outputs(graph: ir.Graph, masks: Collection[str]) -> set[ir.Node]
     carrying: set[ir.Value] = {value for value in graph.inputs if value.name in masks}
     nodes = []
     for node in graph:
-        if node.op_type not in _CARRIERS:
+        # An operator may also write a mask itself, as a causal Attention does.
+        is_source = _fills_with_mask(node) or any(value.name in masks for value in node.outputs)
+        if node.op_type not in _CARRIERS and not is_source:
             continue
         reads_constant = node.op_type not in _BOUNDED and any(extreme(value) for value in node.inputs)
-        if reads_constant or _fills_with_mask(node) or any(value in carrying for value in node.inputs):
+        if is_source or reads_constant or any(value in carrying for value in node.inputs):
             nodes.append(node)
             carrying.update(value for value in node.outputs if is_float(value))
     leading: set[ir.Node] = set()

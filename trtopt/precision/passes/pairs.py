@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 from trtopt.graph.query import constant, dims, is_float
 from trtopt.graph.views import after, before
-from trtopt.precision.passes.placement import Placement, channel_axis, place
+from trtopt.precision.passes.operands import channel_axis
+from trtopt.precision.passes.placement import Placement, is_average_pool, place
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-# Operators f with f(x / s) = f(x) / s for every channel and s > 0.
-_PASS_THROUGH = frozenset({"Relu", "MaxPool", "AveragePool", "GlobalAveragePool"})
+# Operators f with f(x / s) = f(x) / s for every channel and s > 0. So are average pools.
+_PASS_THROUGH = frozenset({"Relu", "MaxPool"})
 # Operators that TensorRT runs in pointwise or normalization kernels, not fused into INT8 convolutions and products.
 _POINTWISE = frozenset(
     "Abs Div Elu Erf Exp Gelu HardSigmoid HardSwish InstanceNormalization LayerNormalization LeakyRelu Log Mul Pow "
@@ -170,7 +171,7 @@ def _absorbers(value: ir.Value, axis: int) -> tuple[list[tuple[ir.Node, int, int
         constants = [i for i, operand in enumerate(node.inputs) if constant(operand) is not None]
         moved = before(node, axis)
         # f(x) / s = f(x / s): go on with the operator's input.
-        if moved is not None or node.op_type in _PASS_THROUGH:
+        if moved is not None or node.op_type in _PASS_THROUGH or is_average_pool(node):
             value, axis = node.inputs[0], axis if moved is None else moved  # type: ignore[assignment]
         # (x + c) / s = x / s + c / s: the constant takes its part, and the division goes on with x.
         elif node.op_type == "Add" and len(constants) == 1 and _is_per_channel(node, constants[0], axis, rank):

@@ -20,7 +20,7 @@ Touches: nothing; it reads an onnx-ir model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -29,22 +29,21 @@ from trtopt.errors import ModelError
 from trtopt.graph.query import (
     FLOAT_COMPUTE_FREE,
     SAME_VALUES,
-    attribute,
     constant,
     dims,
     float_nodes,
     is_float,
     producer,
+    reduced_axes,
 )
 from trtopt.precision.passes import attention, residual
+from trtopt.precision.passes.gain import no_int8_gain
+from trtopt.precision.passes.operands import weighted_inputs
 from trtopt.types import Decision, Keep
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-MIN_CHANNELS = 16  # INT8 tensor-core tiles are 16 or 32 wide: with fewer channels the padding outweighs the gain
-MIN_STEM_CHANNELS = 32  # output channels of the first convolution of an image network
-MAX_IMAGE_CHANNELS = 4  # gray, RGB, and RGB with alpha or depth
 POOLS = frozenset({"AveragePool", "GlobalAveragePool"})
 NEVER = {
     "Softmax": "its result needs more than 8 bits",
@@ -131,7 +130,8 @@ def place(model: ir.Model, keep: Mapping[str, Keep] = MappingProxyType({})) -> P
     inputs: list[tuple[ir.Node, int, int | None]] = []  # (node, index of the input, channel axis)
     masked_products = attention.masked_products(graph)
     for node in float_nodes(graph):
-        why_not = keep[node.name].reason if node.name in keep else masked_products.get(node) or no_int8_gain(node)
+        wanted = keep.get(node.name or "")
+        why_not = wanted.reason if wanted else masked_products.get(node) or no_int8_gain(node)
         if weighted_inputs(node) and not why_not:
             inputs += [(node, index, axis) for index, axis in weighted_inputs(node)]
             reasons[node] = QUANTIZED + "a weighted operator"
@@ -151,110 +151,6 @@ def place(model: ir.Model, keep: Mapping[str, Keep] = MappingProxyType({})) -> P
         reasons[node] = QUANTIZED + "an average pool between quantized tensors"
     sites = tuple(Site(node, index, axis, scale_source(node.inputs[index])) for node, index, axis in inputs)
     return Placement(sites, concat_groups(graph, sites), reasons)
-
-
-def weighted_inputs(node: ir.Node) -> tuple[tuple[int, int | None], ...]:
-    """Return (index, channel axis) of each input of a weighted operator to quantize (rules 1 and 2).
-
-    The axis is that of the output channels for a weight, and None for an activation. Other nodes have no such inputs.
-    """
-    if node.domain not in ("", "ai.onnx"):
-        return ()
-    if node.op_type == "Conv":  # weight [outputs, inputs / groups, ...]
-        return ((0, None), (1, 0))
-    if node.op_type == "ConvTranspose":  # weight [inputs, outputs / groups, ...]
-        return ((0, None), (1, 1))
-    if node.op_type not in ("Gemm", "MatMul") or constant(node.inputs[0]) is not None:
-        return ()
-    weight = constant(node.inputs[1])
-    if weight is None:  # a product of two activations
-        return ((0, None), (1, None))
-    if node.op_type == "Gemm":
-        return ((0, None), (1, 0 if attribute(node, "transB", 0) else 1))
-    return ((0, None), (1, weight.ndim - 1))
-
-
-def channel_axis(node: ir.Node) -> int | None:
-    """Return the axis on which a weighted operator reads the channels of its input; None if it has no such axis.
-
-    It is 1 for convolutions, and -1, the last, for products with a constant matrix. The axis belongs to the operator,
-    not to the tensor: a convolution and a matrix product may read the same one.
-    """
-    if not weighted_inputs(node) or constant(node.inputs[1]) is None:
-        return None
-    if node.op_type in ("Conv", "ConvTranspose"):
-        return 1
-    is_matrix = len(dims(node.inputs[1]) or ()) == 2
-    return -1 if is_matrix and not attribute(node, "transA", 0) else None
-
-
-def channel_axes(nodes: Iterable[ir.Node]) -> set[tuple[str, int]]:
-    """Return (tensor, channel axis) for the input of every weighted operator that has such an axis."""
-    axes = {(node, channel_axis(node)) for node in nodes}
-    return {(node.inputs[0].name or "", axis) for node, axis in axes if axis is not None and node.inputs[0] is not None}
-
-
-def no_int8_gain(node: ir.Node) -> str:
-    """Return why INT8 would not make a weighted operator faster (rule 8); empty if it would."""
-    if node.op_type in ("Conv", "ConvTranspose"):
-        weight = constant(node.inputs[1])
-        if weight is None:
-            return "its weight is not constant"
-        groups = attribute(node, "group", 1)
-        channels = [weight.shape[0], weight.shape[1] * groups]
-        if is_stem(node, weight.shape):
-            return ""
-        if min(channels) < MIN_CHANNELS:
-            count = min(channels)
-            return f"{count} channel{'s' * (count != 1)}: fewer than {MIN_CHANNELS}"
-    if node.op_type in ("Gemm", "MatMul"):
-        if constant(node.inputs[0]) is not None:
-            return "its left operand is constant"
-        m, k, n = _product_sizes(node)
-        if m == 1 or n == 1:
-            return "a matrix-vector product: bound by memory, not arithmetic"
-        for name, size in (("inner", k), ("outer", n)):
-            if size is not None and size < MIN_CHANNELS:
-                return f"{name} dimension {size}: less than {MIN_CHANNELS}"
-    return ""
-
-
-def is_stem(node: ir.Node, shape: tuple[int, ...]) -> bool:
-    """Return whether a Conv with a weight of this shape is the first of a network for images of up to 4 channels.
-
-    TensorRT has INT8 kernels for such inputs, and then fuses the Conv with what follows. (TensorRT 8.5.3.1 on an H100:
-    it took a ResNet-50 at batch 32 from 0.975 to 0.853 ms.) They were seen to pay with 32 and 64 output channels. With
-    the 16 of a text detector, the SQNR of the output falls by 2 dB, and half of INT8's 32 channels are padding.
-    """
-    if node.op_type != "Conv" or len(shape) != 4 or attribute(node, "group", 1) != 1:
-        return False
-    if shape[0] < MIN_STEM_CHANNELS or shape[1] > MAX_IMAGE_CHANNELS:
-        return False
-    todo, visited = [node.inputs[0]], set()
-    while todo:  # no weighted operator before it
-        source = producer(todo.pop())
-        if source is None or source in visited:
-            continue
-        if weighted_inputs(source):
-            return False
-        visited.add(source)
-        todo.extend(source.inputs)
-    return True
-
-
-def _product_sizes(node: ir.Node) -> tuple[int | None, int | None, int | None]:
-    """Return M, K and N of a matrix product [M, K] x [K, N]; None where a size is dynamic or unknown."""
-    left, right = dims(node.inputs[0]), dims(node.inputs[1])
-    if not left or not right:
-        return None, None, None
-    if len(left) < 2 or len(right) < 2:  # a vector on one side: its missing dimension is 1
-        return (1 if len(left) < 2 else None), left[-1], (1 if len(right) < 2 else None)
-    if attribute(node, "transA", 0):
-        left = left[::-1]
-    if attribute(node, "transB", 0):
-        right = right[::-1]
-    inner = left[-1] if left[-1] is not None else right[-2]
-    return left[-2], inner, right[-1]
 
 
 def scale_source(value: ir.Value | None) -> str:
@@ -279,10 +175,21 @@ def pools(graph: ir.Graph, sites: set[tuple[ir.Node, int]]) -> Iterator[ir.Node]
         sites: (node, index of the input) of the inputs that are quantized.
     """
     for node in graph:
-        if node.op_type in POOLS and not node.outputs[0].is_graph_output():
+        if is_average_pool(node) and not node.outputs[0].is_graph_output():
             uses = list(_uses(node.outputs[0]))
             if uses and all(use in sites for use in uses):
                 yield node
+
+
+def is_average_pool(node: ir.Node) -> bool:
+    """Return whether a node is an average pool, or a mean over all spatial axes.
+
+    TensorRT's parser makes the same Reduce layer of the latter as of a GlobalAveragePool.
+    """
+    if node.op_type != "ReduceMean":
+        return node.op_type in POOLS
+    rank = len(dims(node.inputs[0]) or ())
+    return rank > 2 and reduced_axes(node, rank) == frozenset(range(2, rank))
 
 
 def _uses(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from trtopt.formats import INT8, Format
 from trtopt.graph.query import add_initializer, unique
-from trtopt.precision.passes.half import HALVES
+from trtopt.precision import formats
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -26,64 +27,29 @@ if TYPE_CHECKING:
 FloatArray = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
-    """An 8-bit type.
-
-    Attributes:
-        name: its `--precision` name.
-        ir_name: its name in onnx-ir.
-        max: its largest number.
-        per_channel: whether weights have one scale per output channel, and not one per tensor.
-    """
-
-    name: str
-    ir_name: str
-    max: float
-    per_channel: bool
-
-    @property
-    def dtype(self) -> ir.DataType:
-        """The onnx-ir data type."""
-        import onnx_ir as ir
-
-        return ir.DataType[self.ir_name]
-
-
-INT8 = Format("int8", "INT8", 127.0, per_channel=True)
-FP8 = Format("fp8", "FLOAT8E4M3FN", 448.0, per_channel=False)
-FORMATS = {format.name: format for format in (INT8, FP8)}
-
-
 def quantize(x: FloatArray, scale: FloatArray | float, format: Format = INT8) -> npt.NDArray[np.generic]:
     """Return `x` quantized with `scale`, which is broadcast: int8 or float8_e4m3fn codes."""
     ratio = np.asarray(x, np.float32) / np.asarray(scale, np.float32)
-    if format is INT8:
-        return np.clip(np.rint(ratio), -128, 127).astype(np.int8)
-    import ml_dtypes
-
-    return np.clip(ratio, -format.max, format.max).astype(ml_dtypes.float8_e4m3fn)
+    if format.numpy.kind == "i":
+        ratio = np.rint(ratio)
+    return np.clip(ratio, format.min, format.max).astype(format.numpy)
 
 
 def rounding_error(x: npt.NDArray[np.generic], scale: float, format: Format = INT8) -> npt.NDArray[np.generic]:
     """Return the quantization error of each value, float32: its dequantized value minus itself; 0 if it is clipped."""
-    lowest = -128.0 if format is INT8 else -format.max
-    clipped = np.clip(np.asarray(x, np.float32), np.float32(lowest * scale), np.float32(format.max * scale))
+    clipped = np.clip(np.asarray(x, np.float32), np.float32(format.min * scale), np.float32(format.max * scale))
     return np.asarray(quantize(clipped, scale, format).astype(np.float32) * np.float32(scale) - clipped, np.float32)
 
 
 def round_scale(scale: FloatArray | np.float32, dtype: ir.DataType) -> FloatArray:
     """Return `scale` rounded up to positive values of `dtype`, as float32; at most the largest that `dtype` has."""
-    import ml_dtypes
-    import onnx_ir as ir
-
-    narrow = {ir.DataType.FLOAT16: np.float16, ir.DataType.BFLOAT16: ml_dtypes.bfloat16}.get(dtype)
-    if narrow is None:
+    half = _half(dtype)
+    if half is None:
         return np.asarray(np.maximum(scale, np.finfo(np.float32).tiny), np.float32)
-    scale = np.minimum(scale, np.float32(next(half.max for half in HALVES.values() if half.dtype == dtype)))
-    rounded = np.asarray(scale).astype(narrow)
+    scale = np.minimum(scale, np.float32(half.max))
+    rounded = np.asarray(scale).astype(half.numpy)
     bits = rounded.view(np.uint16) + ((rounded.astype(np.float32) < scale) | (rounded == 0)).astype(np.uint16)
-    return np.asarray(bits.view(narrow), np.float32)
+    return np.asarray(bits.view(half.numpy), np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +143,10 @@ def _zero(graph: ir.Graph, name: str, shape: tuple[int, ...], format: Format) ->
 
 
 def _scale(graph: ir.Graph, name: str, scale: FloatArray, dtype: ir.DataType) -> ir.Value:
-    import ml_dtypes
-    import onnx_ir as ir
+    half = _half(dtype)
+    return add_initializer(graph, name, np.asarray(scale).astype(half.numpy if half else np.float32), dtype)
 
-    kind = {ir.DataType.FLOAT16: np.float16, ir.DataType.BFLOAT16: ml_dtypes.bfloat16}.get(dtype, np.float32)
-    return add_initializer(graph, name, np.asarray(scale).astype(kind), dtype)
+
+def _half(dtype: ir.DataType) -> Format | None:
+    """Return the 16-bit type of this data type; None for any other."""
+    return next((half for half in formats(16).values() if half.dtype == dtype), None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trtopt.precision.passes.half import BF16, Half
+from trtopt.formats import Format
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -19,10 +19,10 @@ _LENGTHS = 4
 """Index of the input sequence_lens."""
 
 
-def refusal(node: ir.Node, half: Half) -> str:
+def refusal(node: ir.Node, half: Format) -> str:
     """Return why TensorRT's parser refuses the node in a 16-bit type; empty if it does not."""
     if node.op_type not in ("LSTM", "GRU", "RNN"):
         return ""
     if len(node.inputs) > _LENGTHS and node.inputs[_LENGTHS] is not None:
         return "TensorRT's parser refuses sequence_lens in 16 bits"
-    return "TensorRT's parser refuses a GRU in BF16" if node.op_type == "GRU" and half is BF16 else ""
+    return "TensorRT's parser refuses a GRU in BF16" if node.op_type == "GRU" and half.name == "bf16" else ""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trtopt.formats import Format
 from trtopt.graph.query import constant, producer, unique
 from trtopt.precision.passes import qdq
 from trtopt.types import Decision
@@ -28,7 +29,7 @@ Relus = dict["ir.Node", "ir.Node"]
 REASON = "Clip written as Relu: the quantization after it saturates at the same value"
 
 
-def unclipped(value: ir.Value, scale: float, format: qdq.Format, relus: Relus, taken: set[str]) -> ir.Value:
+def unclipped(value: ir.Value, scale: float, format: Format, relus: Relus, taken: set[str]) -> ir.Value:
     """Return a tensor that has the same codes as `value`: the output of a Relu in place of a Clip, or `value` itself.
 
     The Clip stays for its other consumers; `absorb` removes it if there are none.
@@ -71,7 +72,7 @@ def absorb(relus: Relus, decisions: Sequence[Decision]) -> tuple[Decision, ...]:
     return tuple(new for decision in decisions for new in changed.get(decision.node, [decision]))
 
 
-def _saturates(node: ir.Node, scale: float, value: ir.Value, format: qdq.Format) -> bool:
+def _saturates(node: ir.Node, scale: float, value: ir.Value, format: Format) -> bool:
     """Return whether `node` is a Clip(0, c) and the codes of c and of all larger numbers are equal."""
     import onnx_ir as ir
 

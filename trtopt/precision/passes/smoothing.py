@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trtopt.calibrate.ranges import Channels
+from trtopt.formats import INT8, Format
 
 Array = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
@@ -42,7 +43,6 @@ MAX_RATIO = 32.0
 A channel that is silent in the observed samples may be active in others, and its values beyond the common range would
 be clipped. A ratio of 32 gains up to five of the eight bits.
 """
-LEVELS = 127.0
 TINY = np.finfo(np.float32).tiny
 
 
@@ -57,13 +57,16 @@ class Choice:
     error: float
 
 
-def choose(channels: Channels, weights: Sequence[Floats], alphas: Sequence[float]) -> Choice | None:
+def choose(
+    channels: Channels, weights: Sequence[Floats], alphas: Sequence[float], format: Format = INT8
+) -> Choice | None:
     """Return the smoothing scales with the least predicted error.
 
     Args:
         channels: the observed values of the activation.
         weights: those of its consumers, each float32 [groups, outputs / groups, channels / groups, taps].
         alphas: the migration strengths to try.
+        format: the 8-bit type.
 
     Returns:
         None if no candidate reduces the error, or if the activation or a weight is all zero or not finite.
@@ -77,30 +80,31 @@ def choose(channels: Channels, weights: Sequence[Floats], alphas: Sequence[float
     # Bound both ranges from below, so that a silent channel is not stretched without limit.
     activation_range = np.maximum(absmax, absmax.max() / MAX_RATIO)
     weight_range = np.maximum(weight_absmax, weight_absmax.max() / MAX_RATIO)
-    plain_error = squared_error(channels, weights, np.ones_like(absmax))
+    plain_error = squared_error(channels, weights, np.ones_like(absmax), format)
     best = None
     for alpha in alphas:
         scales = activation_range**alpha / weight_range ** (1 - alpha)
         scales *= (absmax / scales).max() / absmax.max()  # the absmax of the tensor stays the same
-        error = squared_error(channels, weights, scales) / max(plain_error, float(TINY))
+        error = squared_error(channels, weights, scales, format) / max(plain_error, float(TINY))
         if error < (best.error if best else 1.0):
             best = Choice(scales, float(error))
     return best
 
 
-def squared_error(channels: Channels, weights: Sequence[Floats], scales: Array) -> float:
+def squared_error(channels: Channels, weights: Sequence[Floats], scales: Array, format: Format = INT8) -> float:
     """Return the predicted squared error at the outputs of all consumers, per position of the activation.
 
     Args:
         channels: the observed values of the activation.
         weights: those of its consumers, as in `choose`.
         scales: the smoothing scales, float64 [channels].
+        format: the 8-bit type.
     """
     smoothed = np.asarray(channels.values / scales[:, None], np.float32)
-    unclipped = float((channels.peaks / scales).max()) / LEVELS
+    unclipped = float((channels.peaks / scales).max()) / format.max
     # The calibrator sees the smoothed activation and no weights: it takes the quantization scale with the least error.
     channel_errors = [
-        np.square(_rounded(smoothed, unclipped * fraction) - smoothed, dtype=np.float64).mean(axis=1)
+        np.square(_rounded(smoothed, unclipped * fraction, format) - smoothed, dtype=np.float64).mean(axis=1)
         for fraction in CLIPPED
     ]
     activation_error = min(channel_errors, key=lambda errors: float(errors.sum())) * scales**2
@@ -111,10 +115,11 @@ def squared_error(channels: Channels, weights: Sequence[Floats], scales: Array) 
     for weight in weights:
         shape = (weight.shape[0], weight.shape[2])  # [groups, channels / groups]
         scaled = weight * scales.astype(np.float32).reshape(shape[0], 1, shape[1], 1)
-        # Weights have one quantization scale per output.
-        steps = np.maximum(np.abs(scaled).max(axis=(2, 3), keepdims=True) / np.float32(LEVELS), TINY)
+        # Weights have one quantization scale per output, or one per tensor.
+        within = (2, 3) if format.per_channel else None
+        steps = np.maximum(np.abs(scaled).max(axis=within, keepdims=True) / np.float32(format.max), TINY)
         # Sum over outputs first: the factors of the two terms differ between channels only.
-        weight_error = _energy(_rounded(scaled, steps) - scaled) / np.square(scales).reshape(shape)
+        weight_error = _energy(_rounded(scaled, steps, format) - scaled) / np.square(scales).reshape(shape)
         total += float((_energy(weight) * activation_error.reshape(shape) + weight_error * power.reshape(shape)).sum())
     return total
 
@@ -124,10 +129,13 @@ def _energy(weight: Floats) -> Array:
     return np.asarray(np.einsum("goct,goct->gc", weight, weight, dtype=np.float64))
 
 
-def _rounded(values: Floats, steps: Floats | float) -> Floats:
+def _rounded(values: Floats, steps: Floats | float, format: Format) -> Floats:
     """Return the values quantized with `steps`, the quantization scales, and dequantized."""
     codes = np.asarray(values / np.asarray(steps, np.float32), np.float32)
-    np.rint(codes, out=codes)
-    np.clip(codes, -LEVELS, LEVELS, out=codes)
+    np.clip(codes, -format.max, format.max, out=codes)
+    if format.numpy.kind == "i":
+        np.rint(codes, out=codes)
+    else:
+        codes = codes.astype(format.numpy).astype(np.float32)
     codes *= np.asarray(steps, np.float32)
     return codes

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trtopt.formats import Format
 from trtopt.graph.query import constant, dims, is_float, unique
 from trtopt.precision import Request
-from trtopt.precision.passes import eight_bits, qdq
+from trtopt.precision.passes import eight_bits
 from trtopt.precision.passes.appender import Appender
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Twins:
     merged: tuple[str, ...]
 
 
-def twinned(model: ir.Model, request: Request, format: qdq.Format) -> Twins:
+def twinned(model: ir.Model, request: Request, format: Format) -> Twins:
     """Return a copy of a prepared FP32 model with a twin beside every node that `placement` quantizes.
 
     The correction of the bias of a MatMul is in an Add after it, and is not part of its twin.
@@ -68,8 +69,8 @@ def twinned(model: ir.Model, request: Request, format: qdq.Format) -> Twins:
             graph.append(holders[-1])
 
     merging = [node for node in graph if node.op_type in MERGING and is_float(node.outputs[0])]
-    merged = {value.name or "": value for node in merging for value in [*node.inputs, *node.outputs] if is_float(value)}
-    merged = {name: value for name, value in merged.items() if constant(value) is None}
+    values = [value for node in merging for value in [*node.inputs, *node.outputs] if value is not None]
+    merged = {value.name or "": value for value in values if is_float(value) and constant(value) is None}
     eight_bits.apply(model, replace(request, rest="fp32"), format, attach)
     add = Appender(graph)
     errors: list[ir.Value] = []
@@ -96,8 +97,8 @@ def _relative_error(add: Appender, node: ir.Node, twin: ir.Value) -> ir.Value:
     """Append the relative error energy of the twin of a node, as a mean over the channels, float32 [1].
 
     A channel of small values counts as much as one of large values: the next operator may scale it up. (On an
-    EfficientNet-Lite0, 10 of the 12 groups with the largest error at the output are among the 12 largest such estimates,
-    and 7 if energies are summed over the channels.)
+    EfficientNet-Lite0, 10 of the 12 groups with the largest error at the output are among the 12 largest such
+    estimates, and 7 if energies are summed over the channels.)
     """
     exact = node.outputs[0]
     rank = len(dims(exact) or ())

@@ -17,7 +17,17 @@ _MAX_NAMED = 5
 
 
 def verdict(report: Report) -> str:
-    """Return the verdict in one line: the word, what it rests on, and in parentheses what qualifies it."""
+    """Return the verdict in one line: the word, what it rests on, and in parentheses what qualifies it.
+
+    The verdict of a run that an error ended is the error; if there is a comparison, it follows.
+    """
+    if report.error is not None:
+        judged = f"; the graph alone: {_verdict(report)}" if words.judged(report) else ""
+        return f"ERROR: {report.error.message}{judged}"
+    return _verdict(report)
+
+
+def _verdict(report: Report) -> str:
     said = {"pass": _passed, "fail": _failed, "inconclusive": _inconclusive, "unchecked": _why_unchecked}
     notes = qualifiers(report)
     return f"{report.verdict.upper()}: {said[report.verdict](report)}" + (f" ({'; '.join(notes)})" if notes else "")

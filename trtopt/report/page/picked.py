@@ -116,7 +116,7 @@ def sections(report: Report) -> tuple[tuple[str, str], ...]:
     known = (
         ("candidates", "Candidates", report.candidates),
         ("pipeline", "Pipeline", report.stages),
-        ("warnings", "Warnings", report.warnings),
+        ("warnings", "Warnings and notes", report.warnings or report.notes),
         ("gates", "Gates", judged(report)),
         ("drift", "Drift against FP32", comparison is not None and comparison.outputs),
         ("layers", "Layer by layer", report.layers is not None and report.layers.layers),

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trtopt.compare.catalog import METRICS
+from trtopt.precision import formats
 from trtopt.types import Comparison, Decision, Engine, GateResult, Layers, OutputDrift, Report
 from trtopt.verdict import blocks, comparisons
 
@@ -26,22 +27,22 @@ def number(metric: str, value: float) -> str:
     return f"{value:{known.format}}{known.unit and ' '}{known.unit}" if known else f"{value:.5g}"
 
 
-def label(metric: str) -> str:
-    """Return the label of a metric in tables; a custom metric is labelled with its own name."""
-    return METRICS[metric].label if metric in METRICS else metric
-
-
 def metrics(output: OutputDrift) -> list[tuple[str, str]]:
-    """Return (label, value) of each metric of an output in reading order; a count of 0 non-finite is left out."""
-    shown = {name: value for name, value in output.values.items() if name != "nonfinite" or value}
-    return [(label(name), number(name, shown[name])) for name in dict.fromkeys((*METRICS, *shown)) if name in shown]
+    """Return (name, value) of each metric of an output in reading order, with the names that `--gate` takes.
+
+    A count of 0 non-finite is left out. `top1` is a drop of accuracy where there are labels, and agreement elsewhere.
+    """
+    hidden = set() if output.values.get("nonfinite") else {"nonfinite"}
+    if "top1_agreement" in output.values:
+        hidden.add("top1" if "accuracy" in output.values else "top1_agreement")
+    shown = {name: value for name, value in output.values.items() if name not in hidden}
+    return [(name, number(name, shown[name])) for name in dict.fromkeys((*METRICS, *shown)) if name in shown]
 
 
-def labels(outputs: Sequence[OutputDrift]) -> list[str]:
-    """Return the labels of all metrics that any of the outputs shows, in reading order."""
-    shown = {label for output in outputs for label, _ in metrics(output)}
-    known = [metric.label for metric in METRICS.values()]
-    return [name for name in known if name in shown] + sorted(shown - set(known))
+def names(outputs: Sequence[OutputDrift]) -> list[str]:
+    """Return the names of all metrics that any of the outputs shows, in reading order."""
+    shown = {name for output in outputs for name, _ in metrics(output)}
+    return [name for name in METRICS if name in shown] + sorted(shown - METRICS.keys())
 
 
 def size(count: int) -> str:
@@ -116,7 +117,7 @@ def unquantized(report: Report) -> tuple[Decision, ...]:
     """
     if report.typed is None:
         return ()
-    if report.precision not in ("int8", "fp8"):
+    if report.precision not in formats(8):
         return report.typed.kept()
     fallback_is_lower = report.typed.rest != "fp32"
     return tuple(
@@ -161,10 +162,16 @@ def blocking(report: Report) -> list[Judged]:
 
 def next_step(report: Report) -> str:
     """Return the command that locates the source of drift; empty if nothing failed or it is known already."""
-    drifted = any(gate.verdict == "fail" for _, comparison in comparisons(report) for gate in comparison.gates)
-    if not drifted or report.layers is not None:
+    drifted = [
+        (name or str(report.run_dir), comparison)
+        for name, comparison in comparisons(report)
+        if any(gate.verdict == "fail" for gate in comparison.gates)
+    ]
+    if not drifted or report.layers is not None or not report.model.endswith(".onnx"):
         return ""
-    return "to find the first divergent layer: trtopt compare MODEL CANDIDATE --data DATA --layers"
+    candidate, comparison = drifted[0]
+    words = ["trtopt", "compare", report.model, candidate, "--data", comparison.data, "--layers"]
+    return f"to find the first divergent layer: {shlex.join(words)}"
 
 
 def keep_hint(report: Report) -> str:

@@ -1,0 +1,162 @@
+"""One network in several forms: is INT8 placed and measured alike, however an exporter wrote the graph?
+
+    python benchmarks/forms.py ZOO [--models mnist ...] [--opsets 17 21] [--eval N]
+
+Each model of `zoo.py` is converted as it is, and at other opsets, to which onnx's version converter brings it where it
+can. Prints one table. All figures are onnxruntime's, on the typed graph: evidence about graphs, not about engines.
+
+Touches: a temporary folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from peers import flags
+from tasks import TASKS, feeds
+
+from trtopt.commands.convert import convert
+from trtopt.engine.onnxruntime import open_runner
+from trtopt.plan import BuildPlan, ConvertPlan, DataPlan
+
+Feed = Mapping[str, np.ndarray[Any, Any]]
+KINDS = {"Conv": "Conv", "ConvTranspose": "Conv", "Gemm": "MatMul", "MatMul": "MatMul"}
+"""Weighted operators by kind: a linear layer may be a Gemm or a MatMul."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """A network in one form, with its samples.
+
+    `shapes` are `--shape` flags. `calib` and `data` are files or folders, as `--calib` and `--data`.
+    """
+
+    model: Path
+    calib: Path
+    data: Path
+    shapes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """The result of a conversion.
+
+    Attributes:
+        sqnr: the least SQNR of the floating-point outputs, in dB.
+        weighted: the number of weighted operators by kind.
+        quantized: the number of quantized operators by kind, with those that are not weighted.
+        reasons: why weighted operators are not quantized, counted.
+    """
+
+    sqnr: float
+    weighted: Counter[str]
+    quantized: Counter[str]
+    reasons: Counter[str]
+
+
+def measure(form: Form, precision: str, run_dir: Path, evaluated: Iterable[Feed]) -> Measured:
+    """Convert a network, and compare the typed graph with the given one on some feeds."""
+    plan = ConvertPlan(
+        source=form.model,
+        precision=precision,
+        run_dir=run_dir,
+        calib=DataPlan(source=str(form.calib)) if precision != "fp16" else None,
+        data=DataPlan(source=str(form.data)),
+        compare=False,
+        shapes=form.shapes,
+        build=BuildPlan(backend="onnxruntime"),
+    )
+    report, _ = convert(plan, lambda _: None)
+    assert report.typed is not None
+    weighted, quantized, reasons = Counter[str](), Counter[str](), Counter[str]()
+    for decision in report.typed.decisions:
+        kind = KINDS.get(decision.op, decision.op)
+        weighted[kind] += decision.op in KINDS
+        quantized[kind] += decision.precision == precision and precision in ("int8", "fp8")
+        if decision.op in KINDS and decision.precision != precision:
+            reasons[f"{decision.op}: {decision.reason}"] += 1
+    return Measured(
+        sqnr=sqnr(form.model, report.typed.onnx.path, evaluated), weighted=+weighted, quantized=+quantized,
+        reasons=reasons,
+    )  # fmt: skip
+
+
+def sqnr(reference: Path, candidate: Path, evaluated: Iterable[Feed]) -> float:
+    """Return the least SQNR of the floating-point outputs, in dB; minus infinity if one is not finite.
+
+    Infinities that are the same in both are left out, and so are masks.
+    """
+    exact, quantized = open_runner(reference).run, open_runner(candidate).run
+    energies: dict[str, Any] = {}
+    for feed in evaluated:
+        wanted, found = exact(feed), quantized(feed)
+        for name, array in wanted.items():
+            if array.dtype.kind == "f":
+                x, y = array.astype(np.float64), found[name].astype(np.float64)
+                counted = ~((x == y) & (np.abs(x) > 1e9))
+                noise = np.square((x - y)[counted]).sum()
+                energies[name] = energies.get(name, 0) + np.array([np.square(x[counted]).sum(), noise])
+    ratios = [10 * np.log10(signal / max(noise, 1e-30)) if np.isfinite(noise) else -np.inf
+              for signal, noise in energies.values() if signal]  # fmt: skip
+    return float(min(ratios))
+
+
+def share(measured: Measured) -> str:
+    """Return how many of the weighted operators are quantized."""
+    return f"{sum(measured.quantized[kind] for kind in measured.weighted)} of {measured.weighted.total()}"
+
+
+def forms(model: Path, opsets: Sequence[int], folder: Path) -> dict[str, Path | str]:
+    """Return the model as it is and at other opsets, by name; the reason in place of one that cannot be converted."""
+    proto = onnx.load(model)
+    found: dict[str, Path | str] = {f"as it is (opset {proto.opset_import[0].version})": model}
+    for opset in opsets:
+        path = folder / f"{model.stem}-{opset}.onnx"
+        try:
+            converted = onnx.version_converter.convert_version(proto, opset)
+            onnx.checker.check_model(converted, full_check=True)
+        except Exception as error:  # noqa: BLE001 - the converter's failures have many kinds
+            found[f"opset {opset}"] = str(error).strip().splitlines()[0][:80]
+            continue
+        onnx.save(converted, path)
+        found[f"opset {opset}"] = path
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("zoo", type=Path, help="folder that zoo.py filled")
+    parser.add_argument("--models", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--opsets", nargs="+", type=int, default=[17, 21])
+    parser.add_argument("--eval", type=int, default=32, metavar="N", help="evaluate on N samples, evenly spread")
+    args = parser.parse_args()
+    print("| model | form | FP16 dB | INT8 dB | quantized of weighted | quantized by kind |\n|---|---|---|---|---|---|")
+    for name in args.models:
+        with tempfile.TemporaryDirectory(prefix="trtopt-forms-") as folder:
+            for title, model in forms(args.zoo / f"{name}.onnx", args.opsets, Path(folder)).items():
+                print(f"| {name} | {title} | {row(args, name, model, Path(folder))} |", flush=True)
+
+
+def row(args: argparse.Namespace, name: str, model: Path | str, folder: Path) -> str:
+    if isinstance(model, str):
+        return f"not converted: {model} | | |"
+    calib, data = (args.zoo / f"{name}.{part}.npz" for part in ("calib", "eval"))
+    form = Form(model=model, calib=calib, data=data, shapes=flags(args.zoo, name))
+    made = {}
+    for precision in ("fp16", "int8"):
+        run_dir = folder / f"{model.stem}-{precision}"
+        made[precision] = measure(form, precision, run_dir, feeds(args.zoo, name, "eval", args.eval))
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(made["int8"].quantized.items()))
+    return f"{made['fp16'].sqnr:.1f} | {made['int8'].sqnr:.1f} | {share(made['int8'])} | {kinds}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Operators that exporters rarely write, converted from end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from networks.small import Cli, convert, feeds, network, sqnr
+
+from trtopt.engine.onnxruntime import open_runner
+
+X = np.random.default_rng(0).normal(size=(8, 2, 4, 4)).astype(np.float32)
+
+
+def write(folder: Path, text: str) -> Path:
+    onnx.save(onnx.parser.parse_model(text), folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("dtype", ["float", "double"])
+def test_a_network_without_the_default_operators(dtype: str, precision: str, tmp_path: Path, cli: Cli) -> None:
+    write(
+        tmp_path,
+        f'<ir_version: 8, opset_import: ["ai.onnx.ml": 1]> net ({dtype}[n, 2] x) => (float[n, 2] y) '
+        "{ y = ai.onnx.ml.Scaler<offset = [1.0, 2.0], scale = [2.0, 3.0]>(x) }",
+    )
+    x = X.reshape(-1, 2).astype(np.float64 if dtype == "double" else np.float32)
+    assert convert(cli, tmp_path, precision, {"x": x}).code == 0
+    assert sqnr(tmp_path, feeds({"x": x})) > 60
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_constants_that_are_attributes_keep_their_type(precision: str, tmp_path: Path, cli: Cli) -> None:
+    write(
+        tmp_path,
+        """<ir_version: 10, opset_import: ["": 19, "ai.onnx.ml": 5]> net (float[n, 2] x) => (float[n, 2] y) {
+          e = Exp(x)
+          y = ai.onnx.ml.TreeEnsemble<
+            aggregate_function = 1, n_targets = 2, post_transform = 0, tree_roots = [0], leaf_targetids = [0, 1, 0, 1],
+            leaf_weights = float[4] {5.2, 12.1, -12.2, 7.2}, nodes_splits = float[3] {1.14, 0.52, 2.2},
+            nodes_modes = uint8[3] {0, 0, 0}, nodes_featureids = [0, 0, 0], nodes_trueleafs = [0, 1, 1],
+            nodes_truenodeids = [1, 0, 1], nodes_falseleafs = [0, 1, 1], nodes_falsenodeids = [2, 2, 3]>(e)
+        }""",
+    )
+    done = convert(cli, tmp_path, precision, {"x": X.reshape(-1, 2)})
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_an_attribute_that_is_left_out_has_its_default(precision: str, tmp_path: Path, cli: Cli) -> None:
+    """ONNX's shape inference fails on this operator without its axes."""
+    network(tmp_path, "(float[n, 2, 4, 4] x) => (float[n, 2, 4, 4] y) { y = MeanVarianceNormalization(x) }", {})
+    done = convert(cli, tmp_path, precision, {"x": X})
+    assert done.code == 0, done.err
+    assert sqnr(tmp_path, [{"x": X}]) > 50
+
+
+def test_the_bits_of_a_value_are_those_of_float32(tmp_path: Path, cli: Cli) -> None:
+    write(
+        tmp_path,
+        '<ir_version: 13, opset_import: ["": 26]> net (float[n, 2] x) => (float[n, 2] y, int32[n, 2] bits) '
+        "{ y = Exp(x) bits = BitCast<to = 6>(x) }",
+    )
+    x = X.reshape(-1, 2)
+    done = convert(cli, tmp_path, "fp16", {"x": x})
+    assert done.code == 0, done.err
+    assert np.array_equal(open_runner(tmp_path / "run/typed.onnx").run({"x": x})["bits"], x.view(np.int32))
+
+
+def test_the_bits_of_a_double_cannot_be_those_of_float32(tmp_path: Path, cli: Cli) -> None:
+    write(
+        tmp_path,
+        '<ir_version: 13, opset_import: ["": 26]> net (double[n, 2] x) => (int64[n, 2] y) { y = BitCast<to = 7>(x) }',
+    )
+    done = convert(cli, tmp_path, "fp32", {"x": X.reshape(-1, 2).astype(np.float64)})
+    assert done.code == 2
+    assert "BitCast" in done.err
+    assert "float64" in done.err
+
+
+@pytest.mark.parametrize("dtype", ["float8e4m3fn", "float8e5m2", "int4", "uint4", "float4e2m1"])
+def test_an_input_of_a_type_without_samples_is_refused(dtype: str, tmp_path: Path, cli: Cli) -> None:
+    write(
+        tmp_path,
+        f'<ir_version: 11, opset_import: ["": 23]> net ({dtype}[n, 2] codes) => (float[n, 2] y) '
+        "{ y = Cast<to = 1>(codes) }",
+    )
+    done = convert(cli, tmp_path, "fp32", {"codes": np.zeros((8, 2), np.float32)})
+    assert done.code == 2
+    assert f"the model takes {dtype}, a type that NumPy files do not have" in done.err
+
+
+def test_quantized_nodes_without_names_are_named_after_their_results(tmp_path: Path, cli: Cli) -> None:
+    network(
+        tmp_path,
+        "(float[n, 2] x) => (uint8[n, 2] q, float s, uint8 z) { q, s, z = DynamicQuantizeLinear(x) }",
+        {},
+    )
+    done = convert(cli, tmp_path, "fp32", {"x": X.reshape(-1, 2)})
+    assert done.code == 2
+    assert "DynamicQuantizeLinear q." in done.err

@@ -1,0 +1,88 @@
+"""The guard: nodes that ruin the output in INT8 stay in higher precision, and nothing else does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from support import Done
+
+from trtopt import convert
+
+CLI = Callable[..., Done]
+WIDTH = 32
+
+
+@pytest.fixture(scope="module")
+def loud_and_quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network whose first product reads samples of very different loudness, which are alike after it.
+
+    One scale cannot serve both: the quiet samples are rounded away.
+    """
+    folder = tmp_path_factory.mktemp("guard")
+    rng = np.random.default_rng(7)
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["" : 19]> g (float[n, 8, {WIDTH}] x) => (float[n, 8, {WIDTH}] y) {{
+        a = MatMul(x, w0)
+        b = LayerNormalization <axis = -1, epsilon = 1e-12> (a, one)
+        c = MatMul(b, w1)
+        d = Relu(c)
+        y = MatMul(d, w2)
+    }}"""
+    )
+    weights = {f"w{i}": rng.normal(0, WIDTH**-0.5, (WIDTH, WIDTH)).astype(np.float32) for i in range(3)}
+    weights["one"] = np.ones(WIDTH, np.float32)
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
+    for node, name in zip(model.graph.node, ("first", "norm", "second", "relu", "third"), strict=True):
+        node.name = name
+    onnx.save(model, folder / "model.onnx")
+    for name, count in (("calib", 96), ("eval", 400)):
+        loudness = np.where(rng.random((count, 1, 1)) < 0.5, 1.0, 0.004)
+        np.savez(folder / f"{name}.npz", x=(rng.normal(0, 1, (count, 8, WIDTH)) * loudness).astype(np.float32))
+    return folder
+
+
+def precisions(run: Path) -> dict[str, tuple[str, str]]:
+    report = json.loads((run / "report.json").read_text())
+    return {each["node"]: (each["precision"], each["reason"]) for each in report["typed"]["decisions"]}
+
+
+def test_a_node_that_ruins_some_samples_is_kept_and_the_gates_pass_on_others(loud_and_quiet: Path, cli: CLI) -> None:
+    run = loud_and_quiet / "guarded"
+    done = cli(
+        "convert", str(loud_and_quiet / "model.onnx"), "-p", "int8", "--backend", "onnxruntime", "-o", str(run),
+        "--calib", str(loud_and_quiet / "calib.npz"), "--data", str(loud_and_quiet / "eval.npz"),
+    )  # fmt: skip
+    assert done.code == 0, done.out
+    found = precisions(run)
+    assert {name for name, (precision, _) in found.items() if precision == "int8"} == {"second", "third"}
+    assert found["first"][0] == "fp16"
+    assert "kept by the guard" in found["first"][1]
+    assert "cosine is 0." in found["first"][1]
+    assert "1 node stays in fp16" in done.out
+
+
+def test_without_the_guard_the_same_network_fails(loud_and_quiet: Path, cli: CLI) -> None:
+    run = loud_and_quiet / "plain"
+    done = cli(
+        "convert", str(loud_and_quiet / "model.onnx"), "-p", "int8", "--backend", "onnxruntime", "-o", str(run),
+        "--calib", str(loud_and_quiet / "calib.npz"), "--data", str(loud_and_quiet / "eval.npz"), "--no-guard",
+    )  # fmt: skip
+    assert done.code == 1
+    assert precisions(run)["first"][0] == "int8"
+
+
+def test_a_network_that_holds_keeps_nothing(loud_and_quiet: Path) -> None:
+    loud = loud_and_quiet / "loud.npz"
+    rng = np.random.default_rng(1)
+    np.savez(loud, x=rng.normal(0, 1, (64, 8, WIDTH)).astype(np.float32))
+    report = convert(
+        loud_and_quiet / "model.onnx", precision="int8", backend="onnxruntime", out=loud_and_quiet / "loud", calib=loud
+    )
+    assert report.typed is not None
+    assert report.typed.counts()["int8"] == 3

@@ -1,0 +1,62 @@
+"""The search for the groups to keep, on networks whose errors are known numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trtopt.tune.search import Group, fewest, ranked
+
+ERRORS = st.lists(st.tuples(st.floats(0.0, 1.0, allow_nan=False), st.floats(1.0, 100.0)), min_size=1, max_size=24)
+
+
+def named(errors: Sequence[tuple[float, float]]) -> tuple[list[Group], dict[str, float]]:
+    groups = [Group(name=str(i), nodes=(str(i),), saving=saving) for i, (_, saving) in enumerate(errors)]
+    return groups, {group.name: error for group, (error, _) in zip(groups, errors, strict=True)}
+
+
+@given(errors=ERRORS, limit=st.floats(0.0, 3.0))
+def test_what_is_kept_is_enough_and_none_of_it_can_be_quantized_again(
+    errors: list[tuple[float, float]], limit: float
+) -> None:
+    groups, added = named(errors)
+    asked = 0
+
+    def holds(kept: Sequence[Group]) -> bool:
+        nonlocal asked
+        asked += 1
+        names = {group.name for group in kept}
+        return sum(error for name, error in added.items() if name not in names) <= limit
+
+    kept = fewest(ranked(groups, added), holds)
+    assert kept is not None
+    trials = asked
+    assert holds(kept)
+    assert not any(holds([each for each in kept if each is not group]) for group in kept)
+    assert trials <= 3 + len(groups).bit_length() + len(groups)
+
+
+def test_a_network_that_holds_as_it_is_costs_one_trial() -> None:
+    groups, added = named([(1.0, 1.0)] * 30)
+    asked: list[int] = []
+
+    def holds(kept: Sequence[Group]) -> bool:
+        asked.append(len(kept))
+        return True
+
+    assert fewest(ranked(groups, added), holds) == []
+    assert asked == [0]
+
+
+def test_a_network_that_holds_with_no_choice_has_no_answer() -> None:
+    groups, added = named([(1.0, 1.0), (0.5, 1.0)])
+    assert fewest(ranked(groups, added), lambda kept: False) is None
+
+
+def test_of_two_equal_errors_the_one_that_saves_less_is_kept() -> None:
+    groups, added = named([(0.5, 100.0), (0.5, 1.0)])
+    kept = fewest(ranked(groups, added), lambda kept: bool(kept))
+    assert kept is not None
+    assert [group.saving for group in kept] == [1.0]

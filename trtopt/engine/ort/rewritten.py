@@ -1,0 +1,56 @@
+"""Copies of ONNX graphs that onnxruntime runs as they are meant.
+
+Touches: reads the model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from trtopt.graph.simulate import simulate
+
+
+def rewritten(path: Path) -> tuple[Any, bool]:
+    """Return a copy of the model (an `onnx_ir.Model`) that onnxruntime runs as intended, or None if it runs as it is.
+
+    16-bit computation is rewritten by `simulate`, which the second value tells. Input sizes that are written as 0, as
+    some exporters write a dynamic size, become dynamic: onnxruntime would accept only empty samples.
+    """
+    import onnx_ir as ir
+
+    from trtopt.graph.file import load_ir, load_proto
+    from trtopt.graph.prepare import infer_shapes
+
+    inputs = [value.type.tensor_type.shape.dim for value in load_proto(path).graph.input]
+    zero_sizes = any(dim.HasField("dim_value") and dim.dim_value == 0 for dims in inputs for dim in dims)
+    if not zero_sizes and not is_16_bit(path):
+        return None, False
+    model = load_ir(path)
+    for value in model.graph.inputs if zero_sizes else ():
+        if value.shape is not None:
+            value.shape = ir.Shape([None if dim == 0 else dim for dim in value.shape])
+    infer_shapes(model)
+    simulated = simulate(model)
+    return (model if simulated or zero_sizes else None), simulated
+
+
+def is_16_bit(path: Path) -> bool:
+    """Return whether an ONNX file contains FP16 or BF16 values."""
+    import onnx
+
+    from trtopt.graph.file import load_proto
+    from trtopt.graph.query import has_types
+
+    return has_types(load_proto(path).graph, (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16))
+
+
+def with_distinct_names(path: Path) -> bytes:
+    """Return a serialized model without the names of its nodes, which need not be unique in ONNX."""
+    from trtopt.graph.file import load_proto
+    from trtopt.graph.parsed import own
+
+    proto = own(load_proto(path))
+    for node in proto.graph.node:
+        node.ClearField("name")
+    return bytes(proto.SerializeToString())

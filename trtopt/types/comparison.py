@@ -1,0 +1,192 @@
+"""Comparisons with FP32: drift, gates, layers.
+
+Touches: nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trtopt.types.calibration import Spread
+
+Verdict = Literal["pass", "fail", "inconclusive", "unchecked"]
+"""Outcome of a gate or of a run.
+
+`inconclusive` means that the measurements do not settle it. `unchecked` means that the user turned off the comparison
+or set no gate. Neither counts as a pass; `trtopt.verdict` defines the consequences of each.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorstSample:
+    """A sample with a large error: its name, its index in the dataset, its SQNR, and a note.
+
+    `sqnr` is in dB. It is NaN for an output whose values are not subtracted, such as boxes.
+    """
+
+    sample: str
+    index: int
+    sqnr: float
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputDrift:
+    """Difference between one output of the candidate and the same output of the baseline.
+
+    Attributes:
+        output: the output's name; for a custom metric, the function's name.
+        kind: how the output was read: a module of `trtopt.compare.kinds`, or `own` for a custom metric.
+        values: metric values by name.
+        counts: the numbers of samples that statistics are based on: `samples`; for classes `agree` (both models chose
+            the same class), `top5` and `chosen` (distinct classes that FP32 chose); with labels `both`, `only_fp32` and
+            `only_candidate` (the model that was right); with labels of other classes `unfit` (the samples on which FP32
+            is right, which is not better than guessing) and `contradicted` (1 if there are enough of them to tell). For
+            integers `same` (samples that agree in most elements), for detections `boxes` (those of FP32), and for
+            probabilities whose errors are `harmless` 1. For the class with the clearest loss `class` (its index; absent
+            for all classes but the most frequent one together), FP32's `decisions` for it, those that the candidate
+            `kept`, the samples `having` one, and the number of `groups` of decisions that were examined.
+        first_bad: the first sample with a NaN or Inf.
+        spread: histogram of the SQNR per sample in dB, without identical samples.
+        worst: the samples with the lowest SQNR, the worst first.
+    """
+
+    output: str
+    kind: str
+    values: Mapping[str, float]
+    counts: Mapping[str, int] = field(default_factory=dict)
+    first_bad: str = ""
+    spread: Spread | None = None
+    worst: tuple[WorstSample, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateResult:
+    """Result of one gate.
+
+    Attributes:
+        output: the output that was judged.
+        metric: the metric's name.
+        value: the measured value, in the metric's unit. NaN if it could not be evaluated.
+        limit: the threshold, in the metric's unit.
+        verdict: the outcome.
+        reason: a sentence that explains the verdict.
+        default: true for a default gate.
+        low: lower confidence bound of `value`. NaN for a metric without sampling error.
+        high: upper confidence bound of `value`. NaN for a metric without sampling error.
+        needed: the number of samples that would settle an inconclusive verdict. 0 if unknown.
+    """
+
+    output: str
+    metric: str
+    value: float
+    limit: float
+    verdict: Verdict
+    reason: str
+    default: bool = False
+    low: float = math.nan
+    high: float = math.nan
+    needed: int = 0
+
+    @property
+    def passed(self) -> bool:
+        """True if the samples show that the threshold holds."""
+        return self.verdict == "pass"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerDrift:
+    """Quantization error at the output of one node, compared with FP32.
+
+    `sqnr` is that of the output `tensor` and `sqnr_in` the lowest of the node's inputs, both in dB. `added` is the
+    error energy that this node adds, relative to the signal energy of its output.
+    """
+
+    node: str
+    op: str
+    tensor: str
+    precision: str
+    sqnr: float
+    sqnr_in: float
+    added: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layers:
+    """Drift layer by layer, in graph order.
+
+    `jump` is the first divergent node, or empty if there is none, and `reason` explains the choice. `data` and
+    `samples` are the source and the number of the samples.
+    """
+
+    layers: tuple[LayerDrift, ...]
+    jump: str
+    reason: str
+    samples: int
+    data: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineDrift:
+    """One output of an engine beside the same output of its typed graph in onnxruntime.
+
+    Attributes:
+        output: the output's name.
+        metric: `sqnr` in dB, or `equal` in percent for integers.
+        engine: the metric of the engine compared with FP32.
+        graph: the metric of the graph compared with FP32.
+        between: the metric of the engine compared with the graph.
+    """
+
+    output: str
+    metric: str
+    engine: float
+    graph: float
+    between: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFault:
+    """The nodes that make an engine differ from its graph.
+
+    Attributes:
+        nodes: the nodes; the engine is right when they are kept in higher precision. Empty if none were found.
+        builds: the number of engines that were built to find them.
+        reason: a sentence on what was found.
+    """
+
+    nodes: tuple[str, ...]
+    builds: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Drift of a candidate compared with the FP32 baseline, and the verdict.
+
+    `baseline` and `candidate` are the models' names; `baseline_ran` and `candidate_ran` describe what actually ran, and
+    where. The stage `compare` returns no `gates` and the verdict `unchecked`; `trtopt.compare.gate.judged` adds both,
+    and `remarks` about outputs without a gate and the samples to look at first. `calibrated_on` is the number of
+    samples on which the candidate was calibrated: they are not evidence for unseen data. If the candidate is an engine,
+    `engine` compares it with its graph, and `graph_ran` says where that ran.
+    """
+
+    baseline: str
+    candidate: str
+    baseline_ran: str
+    candidate_ran: str
+    data: str
+    samples: int
+    labelled: bool
+    outputs: tuple[OutputDrift, ...]
+    gates: tuple[GateResult, ...] = ()
+    verdict: Verdict = "unchecked"
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    calibrated_on: int = 0
+    engine: tuple[EngineDrift, ...] = ()
+    graph_ran: str = ""
