@@ -26,6 +26,7 @@ from tasks import TASKS, feeds
 from trtopt.commands.convert import convert
 from trtopt.engine.onnxruntime import open_runner
 from trtopt.plan import BuildPlan, ConvertPlan, DataPlan
+from trtopt.shapes import parse_shapes
 
 Feed = Mapping[str, np.ndarray[Any, Any]]
 KINDS = {"Conv": "Conv", "ConvTranspose": "Conv", "Gemm": "MatMul", "MatMul": "MatMul"}
@@ -71,7 +72,7 @@ def measure(form: Form, precision: str, run_dir: Path, evaluated: Iterable[Feed]
         calib=DataPlan(source=str(form.calib)) if precision != "fp16" else None,
         data=DataPlan(source=str(form.data)),
         compare=False,
-        shapes=form.shapes,
+        shapes=parse_shapes(form.shapes),
         build=BuildPlan(backend="onnxruntime"),
     )
     report, _ = convert(plan, lambda _: None)

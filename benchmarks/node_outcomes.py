@@ -62,6 +62,7 @@ def _outcome(case: Case, precision: str, folder: Path) -> Outcome:
     from trtopt.engine.onnxruntime import open_runner
     from trtopt.errors import TrtoptError
     from trtopt.plan import BuildPlan, ConvertPlan, DataPlan
+    from trtopt.shapes import parse_shapes
 
     source = case.write(folder)
     data = DataPlan(source=str(folder / "samples"))
@@ -71,7 +72,7 @@ def _outcome(case: Case, precision: str, folder: Path) -> Outcome:
         run_dir=folder / "run",
         data=data,
         calib=data if precision == "int8" else None,
-        shapes=case.shapes(),
+        shapes=parse_shapes(case.shapes()),
         build=BuildPlan(backend="onnxruntime"),
     )
     try:

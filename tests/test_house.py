@@ -25,6 +25,7 @@ LAYERS = (
     ("calibrate",),
     ("precision",),
     ("compare",),
+    ("tune",),
     ("bench",),
     ("rundir", "manifest", "writing"),
     ("plan", "store"),

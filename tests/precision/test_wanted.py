@@ -10,7 +10,7 @@ import pytest
 from trtopt.errors import UsageError
 from trtopt.plan import keeps
 from trtopt.precision import Request, precision
-from trtopt.precision.passes.wanted import REASON, resolve
+from trtopt.precision.passes.wanted import resolve
 from trtopt.types import CalibrationTable, Keep
 
 Parse = Callable[..., ir.Model]
@@ -53,7 +53,7 @@ def test_a_kept_node_is_not_quantized(parse: Parse, keep: str, expected: str) ->
     table = CalibrationTable(method="minmax", scales={"x": 0.1, "block1_b": 0.1, "e": 0.1})
     request = Request(table=table, keep=resolve(model, [Keep(pattern="block2_a", precision=keep)]))
     decisions = {d.node: d for d in precision("int8").apply(model, request)}
-    assert (decisions["block2_a"].precision, decisions["block2_a"].reason) == (expected, REASON)
+    assert (decisions["block2_a"].precision, decisions["block2_a"].reason) == (expected, "kept by --keep")
     assert decisions["block1_a"].precision == decisions["y"].precision == "int8"
     conv = next(node for node in model.graph if node.name == "block2_a")
     assert all(value is None or value.producer() is None or value.producer().op_type != "DequantizeLinear"
@@ -64,7 +64,7 @@ def test_a_kept_node_stays_in_fp32_beside_fp16(parse: Parse) -> None:
     model = parse(NET, WEIGHTS)
     kept = resolve(model, [Keep(pattern="e", precision="fp32")])
     decisions = {d.node: d for d in precision("fp16").apply(model, Request(keep=kept))}
-    assert (decisions["e"].precision, decisions["e"].reason) == ("fp32", REASON)
+    assert (decisions["e"].precision, decisions["e"].reason) == ("fp32", "kept by --keep")
     assert decisions["y"].precision == "fp16"
 
 
