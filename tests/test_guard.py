@@ -13,6 +13,7 @@ from onnx import numpy_helper
 from support import Done
 
 from trtopt import convert
+from trtopt.errors import ModelError
 
 CLI = Callable[..., Done]
 WIDTH = 32
@@ -86,3 +87,19 @@ def test_a_network_that_holds_keeps_nothing(loud_and_quiet: Path) -> None:
     )
     assert report.typed is not None
     assert report.typed.counts()["int8"] == 3
+
+
+def test_a_network_that_cannot_be_tried_is_not_said_to_hold(
+    loud_and_quiet: Path, cli: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ModelError("the network does not run")
+
+    monkeypatch.setattr("trtopt.stages.mixed.Trials.judged", fail)
+    done = cli(
+        "convert", str(loud_and_quiet / "model.onnx"), "-p", "int8", "--backend", "onnxruntime",
+        "-o", str(loud_and_quiet / "untried"), "--calib", str(loud_and_quiet / "calib.npz"),
+    )  # fmt: skip
+    assert "not judged: the quantized network could not be tried" in done.out
+    assert "the network does not run" in done.err
+    assert "expected to hold" not in done.out

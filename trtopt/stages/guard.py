@@ -44,7 +44,7 @@ def guard(run: Run, subject: Subject, calib: Dataset, measure: MeasurePlan) -> T
             raise
         except TrtoptError as error:
             run.warn(f"the quantized network could not be tried on calibration samples: {error}")
-            return Guard(nodes=(), reason="")
+            return Guard(nodes=(), reason="not judged: the quantized network could not be tried")
 
     key = {
         "baseline": subject.baseline.digest,
@@ -82,6 +82,8 @@ def _guarded(run: Run, trials: Trials, calib: Dataset, measure: MeasurePlan) -> 
         return Guard(nodes=(), reason="")
 
     def holds(kept: Sequence[Group]) -> bool:
+        if not kept:  # judged above
+            return False
         nodes = {node for group in kept for node in group.nodes}
         # Most choices that do not hold are seen on the first samples.
         return unsafe(some, nodes, _MARGIN) is None and unsafe(more, nodes, _MARGIN) is None
@@ -89,13 +91,13 @@ def _guarded(run: Run, trials: Trials, calib: Dataset, measure: MeasurePlan) -> 
     kept = fewest(trials.ranked(some), holds)
     reason = f"with all of it quantized, {failed.output}: {failed.reason} on {len(more)} calibration samples"
     if kept is None:
-        return Guard(nodes=(), reason="")
+        return Guard(nodes=(), reason=f"no choice of nodes makes the default gates hold; {reason}")
     return Guard(nodes=tuple(node for group in kept for node in group.nodes), reason=reason)
 
 
 def _line(found: Guard, rest: str) -> str:
     """Return the summary line."""
     if not found.nodes:
-        return "the default gates are expected to hold with every node as placed"
+        return found.reason or "the default gates are expected to hold with every node as placed"
     what = f"{len(found.nodes)} node{'s' * (len(found.nodes) != 1)} stay{'s' * (len(found.nodes) == 1)} in {rest}"
     return f"{what}: {found.reason}"

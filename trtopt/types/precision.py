@@ -24,7 +24,10 @@ class Keep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guard:
-    """The nodes that the default gates need in higher precision, by name, and the reason; empty if there are none."""
+    """The nodes that the default gates need in higher precision, by name, and the reason.
+
+    Without nodes, the reason says why none were found; it is empty if none are needed.
+    """
 
     nodes: tuple[str, ...]
     reason: str
