@@ -14,7 +14,12 @@ def result(metric: str, value: float, limit: float, verdict: Verdict = "pass") -
 
 @pytest.mark.parametrize(
     ("metric", "limit", "below", "above"),
-    [("sqnr_min", 8.0, 9.9, 10.1), ("cosine", 0.99, 0.9936, 0.9938), ("r2", 0.8, 0.87, 0.88)],
+    [
+        ("sqnr_min", 8.0, 9.9, 10.1),
+        ("cosine", 0.99, 0.9936, 0.9938),
+        ("r2", 0.8, 0.87, 0.88),
+        ("miou", 98.0, 98.7, 98.8),
+    ],
 )
 def test_two_decibels_less_error_than_the_limit_allows_are_safe(
     metric: str, limit: float, below: float, above: float
