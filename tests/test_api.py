@@ -16,6 +16,7 @@ from support import DIGITS, EVAL, ROOT
 
 import trtopt
 from trtopt import api
+from trtopt.api import conversion, measurement
 from trtopt.errors import DataError, TrtoptError
 from trtopt.types import Report
 
@@ -138,8 +139,9 @@ def test_importing_the_functions_imports_nothing_heavy() -> None:
 
 
 def test_the_examples_of_the_docstrings_run() -> None:
-    result = doctest.testmod(api)
-    assert (result.failed, result.attempted > 10) == (0, True)
+    results = [doctest.testmod(module) for module in (conversion, measurement)]
+    assert [result.failed for result in results] == [0, 0]
+    assert sum(result.attempted for result in results) > 10
 
 
 def test_the_examples_of_the_guide_run() -> None:

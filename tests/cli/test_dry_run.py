@@ -127,3 +127,4 @@ def test_verbose_shows_the_log_and_the_traceback_of_the_framework(cli: Cli, tmp_
     assert verbose.code == 2
     assert "loading weights" in verbose.err
     assert "raise KeyError('layer4')" in verbose.err  # in the framework's process
+    assert "in bring" in verbose.err  # in trtopt's

@@ -23,6 +23,7 @@ from trtopt.graph.clips import merge_limits
 from trtopt.graph.einsum import expand_einsums
 from trtopt.graph.file import describe, external_files, load_proto, opset, quiet
 from trtopt.graph.fold import fold
+from trtopt.graph.opset import raise_opset
 from trtopt.graph.parsed import own
 from trtopt.graph.sums import expand_sums
 from trtopt.graph.validity import check, contradiction, root_line
@@ -50,9 +51,6 @@ BETWEEN_STAGES = 16 << 20
 
 Stages read its graph more often than its weights, and parsing the graph alone is fast when they are external.
 """
-_RESIZE_HAS_MODES = 11  # the opset that added coordinate_transformation_mode and nearest_mode to Resize
-_MEANING_CHANGED = {"Scan": 9, "Hardmax": 13}
-"""Operators whose semantics changed in that opset, and which the version converters do not adapt."""
 _SEQUENCES = frozenset(
     "SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceMap SplitToSequence".split()
 )
@@ -213,44 +211,6 @@ def _freeze(model: onnx.ModelProto, profile: Sequence[ShapeRange]) -> None:
                 dim.ClearField("dim_value")
 
 
-def _raise_opset(model: ir.Model, source_opset: int, target: int) -> None:
-    """Convert the model to the `target` opset in place.
-
-    Raises:
-        ModelError: an operator changed its semantics in between, or the converter fails.
-    """
-    from onnxscript import version_converter
-
-    what = f"opset {source_opset} cannot be raised to {target}"
-    fix = f"Export the model at opset {target}"
-    for node in model.graph.all_nodes():
-        changed_in = _MEANING_CHANGED.get(node.op_type, 0)
-        if source_opset < changed_in:
-            raise ModelError(what, why=f"{node.op_type} changed its meaning in opset {changed_in}", fix=fix)
-    try:
-        version_converter.convert_version(model, target, fallback=True)
-    except Exception as error:
-        raise ModelError(what, why=root_line(error), fix=fix) from error
-    if model.opset_imports.get("", 0) != target:
-        raise ModelError(what, why="the converter left it unchanged", fix=fix)
-    if source_opset < _RESIZE_HAS_MODES:
-        _keep_old_sampling(model)
-
-
-def _keep_old_sampling(model: ir.Model) -> None:
-    """Set the sampling points of every Resize to those of opset 10 and earlier, in place.
-
-    Resize and Upsample then sampled at `x_resized / scale`, rounded down. Since opset 11 these are modes, and not the
-    default ones; the converters leave them out.
-    """
-    import onnx_ir as ir
-
-    for node in model.graph.all_nodes():
-        if node.op_type == "Resize":
-            for name, value in (("coordinate_transformation_mode", "asymmetric"), ("nearest_mode", "floor")):
-                node.attributes[name] = ir.AttrString(name, value)
-
-
 def _state_axes(model: ir.Model) -> None:
     """Write the default axes of every MeanVarianceNormalization into it: ONNX's shape inference fails without them."""
     import onnx_ir as ir
@@ -281,7 +241,7 @@ def _finish(source: Path, proto: onnx.ModelProto, model: ir.Model, min_opset: in
     if not any(entry.domain in ("", "ai.onnx") for entry in proto.opset_import):  # all operators are of other domains
         model.opset_imports[""] = min_opset
     elif source_opset < min_opset:
-        _raise_opset(model, source_opset, min_opset)
+        raise_opset(model, source_opset, min_opset)
         notes.append(f"opset {source_opset} raised to {min_opset}")
     elif source_opset > _MAX_OPSET:
         notes.append(f"opset {source_opset} is newer than TensorRT 10.12 supports ({_MAX_OPSET})")

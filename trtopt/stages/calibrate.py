@@ -42,7 +42,7 @@ def calibrate(run: Run, model: OnnxModel, dataset: Dataset, method: str, precisi
         }
         if method == AUTO:
             error = output_error(run, model, dataset, precision)
-            request = rough(run, model, dataset, tables[auto.FALLBACK])
+            request = rough(run, model, dataset, precision, tables[auto.FALLBACK])
             chosen = auto.choose(tables, lambda table: error(model, replace(request, table=table)))
         else:
             chosen = tables[method]

@@ -90,7 +90,7 @@ def output_error(
 
     def error(candidate: OnnxModel, request: Request | None = None) -> float:
         try:
-            return measure(candidate, request or rough(run, candidate, dataset))
+            return measure(candidate, request or rough(run, candidate, dataset, precision_name))
         except (EnvironmentUnableError, MissingDependencyError):
             raise
         except TrtoptError as failure:
@@ -219,8 +219,10 @@ def _survey(run: Run, model: OnnxModel, dataset: Dataset, *, outputs: bool) -> S
     return Survey(runs=runs, histograms=histograms, means=means.result(), channels=ranges.result())
 
 
-def rough(run: Run, model: OnnxModel, dataset: Dataset, table: CalibrationTable | None = None) -> Request:
-    """Return a request with means per channel, and scales if `table` is None, from a few samples.
+def rough(
+    run: Run, model: OnnxModel, dataset: Dataset, precision_name: str, table: CalibrationTable | None = None
+) -> Request:
+    """Return a request with means per channel, and scales for the precision if `table` is None, from a few samples.
 
     It is good enough to compare networks, but not to convert them.
 
@@ -229,9 +231,12 @@ def rough(run: Run, model: OnnxModel, dataset: Dataset, table: CalibrationTable 
     """
     from trtopt.calibrate.ranges import few
     from trtopt.calibrate.table import make_table
+    from trtopt.precision import precision
 
     known = survey(run, model, dataset, outputs=False)
-    table = table or make_table(FALLBACK, _counted(known.histograms), model=model, dataset=few(dataset))
+    if table is None:
+        format = precision(precision_name).FORMAT
+        table = make_table(FALLBACK, _counted(known.histograms), model=model, dataset=few(dataset), format=format)
     return Request(rest="fp32", table=table, means=known.means)
 
 
