@@ -355,8 +355,12 @@ def test_nothing_temporary_is_left(context: Run, tmp_path: Path) -> None:
 
 
 def test_errors_do_not_name_a_temporary_file(context: Run) -> None:
-    with pytest.raises(ModelError) as error, scratch(context, "tapped.onnx") as path:
-        path.write_bytes(b"not a model")
-        open_runner(path)
+    def fail() -> None:
+        with scratch(context, "tapped.onnx") as path:
+            path.write_bytes(b"not a model")
+            open_runner(path)
+
+    with pytest.raises(ModelError) as error:
+        fail()
     assert "tapped.onnx" not in str(error.value)
     assert str(error.value).startswith("a rewritten copy of the model is not an ONNX model")
