@@ -30,6 +30,7 @@ from trtopt.engine.trt.progress import build_serialized
 from trtopt.engine.trt.versions import PRODUCT, RTX, RTX_DEVICES
 from trtopt.errors import BuildError, EnvironmentUnableError
 from trtopt.events import Emit, Warned
+from trtopt.graph.portable import write_for_tensorrt
 from trtopt.types import Engine, OnnxModel, Rejection, ShapeRange, TypedModel
 
 if TYPE_CHECKING:
@@ -59,8 +60,7 @@ def check(trt: TensorRT, model_path: Path) -> tuple[Rejection, ...]:
     """
     builder = _builder(trt)
     with tempfile.TemporaryDirectory(prefix="trtopt-") as folder:
-        path = model_path if trt.can.strong_typing else weak.write_widened(model_path, Path(folder))
-        return _parse(trt, builder, path).rejections
+        return _parse(trt, builder, _dialect(trt, model_path, Path(folder))).rejections
 
 
 def build(
@@ -97,9 +97,8 @@ def build(
     weak.check_precision(trt, typed)
     builder = _builder(trt)
     with tempfile.TemporaryDirectory(prefix="trtopt-") as folder:
-        path = typed.onnx.path if trt.can.strong_typing else weak.write_widened(typed.onnx.path, Path(folder))
         # The parser copies the weights that it reads from a file.
-        parsed = _parse(trt, builder, path)
+        parsed = _parse(trt, builder, _dialect(trt, typed.onnx.path, Path(folder)))
     network = parsed.network
     if parsed.rejections:
         raise rejected(parsed.rejections)
@@ -174,6 +173,11 @@ def _builder(trt: TensorRT) -> Any:
             why="; ".join(collector.errors) or "it needs an NVIDIA GPU and its driver",
             fix="Build on a machine with a GPU, or pip install tensorrt-rtx-cu13 and add --tensorrt tensorrt_rtx",
         ) from error
+
+
+def _dialect(trt: TensorRT, path: Path, folder: Path) -> Path:
+    """Return the path of a typed graph as this TensorRT reads it, written to `folder` if it differs."""
+    return write_for_tensorrt(path, folder) if trt.can.strong_typing else weak.write_widened(path, folder)
 
 
 def _parse(trt: TensorRT, builder: Any, path: Path) -> _Parsed:
