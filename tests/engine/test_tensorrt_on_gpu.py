@@ -18,6 +18,7 @@ from trtopt.engine.trt.versions import PRODUCT
 from trtopt.errors import BuildError
 from trtopt.events import Warned, silent
 from trtopt.graph.file import describe
+from trtopt.graph.portable import for_onnxruntime
 from trtopt.graph.prepare import infer_shapes, save
 from trtopt.precision import Request, precision
 from trtopt.types import CalibrationTable, Engine, ShapeRange, TypedModel
@@ -56,6 +57,7 @@ def typed(folder: Path, name: str, rest: str = "fp16", keep_fp32: str = "") -> T
     ranges = {keep_fp32: 1e6} if keep_fp32 else {}
     table = CalibrationTable(method="minmax", scales=scales)
     decisions = precision(name).apply(model, Request(rest=rest, table=table, ranges=ranges))
+    for_onnxruntime(model)
     save(model, folder / "typed.onnx")
     return TypedModel(onnx=describe(folder / "typed.onnx"), precision=name, rest=rest, decisions=decisions)
 

@@ -1,4 +1,4 @@
-"""Typed graphs in onnxruntime's default options: the result of the graph with the optimizer off, and TensorRT's form."""
+"""Typed graphs in onnxruntime's default options: the result of the optimizer off, and TensorRT's form."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A typed graph as users load it: onnxruntime's default options, beside the simulation that is reported.
 
-Drift is measured on a rewritten graph, which rounds to 16 bits as a GPU does, and with onnxruntime's riskier fusions off.
-A user who loads the file itself gets neither, so a few samples are run that way, too.
+Drift is measured on a rewritten graph, which rounds to 16 bits as a GPU does, and without onnxruntime's riskier
+fusions. A user who loads the file itself gets neither, so a few samples are run that way, too.
 
 Touches: nothing itself; the runners run models.
 """

@@ -2,15 +2,14 @@
 
 onnxruntime changes a QuantizeLinear and what is before it in ways that alter the result:
 
-    up to 1.29        a QuantizeLinear of FP16 values truncates instead of rounding
-    any               `WeightBiasQuantization` quantizes the bias of a Conv or Gemm before a QuantizeLinear with products
-                      of two FP16 scales, which underflow: an output SQNR of 55 dB became 7 dB
-    any               `ReluQuantFusion` drops every Relu before a QuantizeLinear to FP8, and `ClipQuantFusion` does not
-                      load a Clip before one
+- Up to 1.29, a QuantizeLinear of FP16 values truncates instead of rounding.
+- `WeightBiasQuantization` quantizes the bias of a Conv or Gemm before a QuantizeLinear with the product of two FP16
+  scales, which underflows: an output SQNR of 55 dB became 7 dB.
+- `ReluQuantFusion` drops every Relu before a QuantizeLinear to FP8, and a Clip before one fails in `ClipQuantFusion`.
 
-So a typed graph quantizes 16-bit values to INT8 through a Cast to FP32, which is exact, and with the same scale in FP32;
-to FP8 it quantizes through a Max of one input, which is the identity. Neither pass looks behind those. TensorRT is given
-the graph without them: it fuses a QuantizeLinear with the layer right before it.
+So a typed graph quantizes 16-bit values to INT8 through a Cast to FP32, which is exact, with the same scale in FP32. To
+FP8 it quantizes through a Max of one input, which is the identity. The fusions do not look behind those. TensorRT is
+given the graph without them: it fuses a QuantizeLinear with the layer right before it.
 
 Touches: the onnx-ir model it is given; `write_for_tensorrt` writes a copy.
 """
