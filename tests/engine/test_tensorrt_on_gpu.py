@@ -114,6 +114,14 @@ def test_a_node_decided_in_fp32_stays_in_fp32_beside_fp16(trt: tensorrt.TensorRT
     # The build fails if the engine's inspector finds the node in FP16.
     engine = build(trt, model, tmp_path)
     assert engine.audit["fp32"] >= 1
+    # What TensorRT 8.5 fuses with the node must be in FP32, too: the second build keeps it there.
+    assert all("fuses it with" in decision.reason for decision in engine.raised)
+    reference, graph = (
+        open_runner(path).run({"x": images()})["y"] for path in (tmp_path / "fp32.onnx", model.onnx.path)
+    )
+    runner = tensorrt.open_runner(engine.path, engine.builder)
+    assert sqnr(reference, runner.run({"x": images()})["y"]) >= sqnr(reference, graph) - 3
+    runner.close()
 
 
 def test_an_output_whose_shape_depends_on_values(trt: tensorrt.TensorRT, tmp_path: Path) -> None:
