@@ -138,6 +138,14 @@ def convert(
     no_compare: Annotated[
         bool, typer.Option("--no-compare", help="Build without comparing with FP32.", rich_help_panel=COMPARISON)
     ] = False,
+    no_speed: Annotated[
+        bool,
+        typer.Option(
+            "--no-speed",
+            help="Do not time the engine beside FP32 and FP16, where it runs.",
+            rich_help_panel=COMPARISON,
+        ),
+    ] = False,
     out: OutFlag = None,
     backend: Annotated[
         str,
@@ -199,10 +207,19 @@ def convert(
     from trtopt.cli.show import Printed, finish, rehearsed
     from trtopt.commands.convert import convert as run
     from trtopt.commands.rehearse import rehearse
-    from trtopt.compare.gates import parse_gates
     from trtopt.errors import UsageError
     from trtopt.export.source import identify
-    from trtopt.plan import BuildPlan, ConvertPlan, DataPlan, ExportPlan, MeasurePlan, input_dtypes, keeps, output_kinds
+    from trtopt.plan import (
+        BuildPlan,
+        ConvertPlan,
+        DataPlan,
+        ExportPlan,
+        MeasurePlan,
+        gates,
+        input_dtypes,
+        keeps,
+        output_kinds,
+    )
     from trtopt.shapes import parse_shapes
 
     source = data or calib
@@ -215,6 +232,9 @@ def convert(
     )
     # Calibration uses no labels.
     plain = DataPlan(source=calib, recipe=recipe, skip_bad=skip_bad, samples=samples) if calib else None
+    drift, timed = gates(joined(gate))
+    if timed and no_speed:
+        raise UsageError(f"--gate {timed[0].metric} cannot be combined with --no-speed", fix="Leave out one of them")
     plan = ConvertPlan(
         source=model,
         precision=precision,
@@ -231,7 +251,9 @@ def convert(
         keep=keeps(keep or (), precision, rest),
         compare=not no_compare,
         measure=MeasurePlan(kinds=output_kinds(kind or ()), metrics=tuple(metric or ())),
-        gates=parse_gates(joined(gate)),
+        gates=drift,
+        speed=not no_speed,
+        speed_gates=timed,
         allow_inconclusive=allow_inconclusive,
         shapes=parse_shapes(shape or ()),
         device=device.value,

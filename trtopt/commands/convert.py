@@ -28,6 +28,7 @@ from trtopt.stages.batch import fixed_batch
 from trtopt.stages.made import Made
 from trtopt.stages.repair import is_quantized
 from trtopt.types import (
+    Benchmark,
     CalibrationTable,
     Comparison,
     Engine,
@@ -80,7 +81,9 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         made = _made(run, plan, source, baseline, ranges, samples)
         comparison = _compare(run, plan, made, samples.judged)
         layers, fault = _explained(run, made, comparison, samples.judged)
-        report = run.finish(replace(_report(run, plan, made, comparison), parity=parity, layers=layers, fault=fault))
+        benchmark = stages.speed(run, made, samples.judged, plan.speed_gates) if plan.speed else None
+        report = _timed(_report(run, plan, made, comparison), benchmark)
+        report = run.finish(replace(report, parity=parity, layers=layers, fault=fault))
     return report, made.unable
 
 
@@ -155,6 +158,7 @@ def _made(
             target = stages.guard(run, subject, samples.calib, plan.measure)
         run.shared.clear()  # no trials follow
         typed = stages.set_precision(run, model, target, table, seen)
+        stages.rebuild(run)
         run.store.discard("build", typed=typed.onnx.digest)  # an engine of another graph is stale
         engine, unable = _build(run, plan, typed, ranges)
     except (BuildError, DataError) as error:
@@ -261,6 +265,15 @@ def _compare(run: Run, plan: ConvertPlan, made: Made, dataset: Dataset | None) -
     if plan.data is None:  # also without fingerprints, as with a TensorRT cache or no table
         measured = replace(measured, calibrated_on=measured.samples)
     return stages.gate(run, measured, plan.gates, plan.precision)
+
+
+def _timed(report: Report, benchmark: Benchmark | None) -> Report:
+    """Return the report with the timings, and the worse of both verdicts."""
+    if benchmark is None:
+        return report
+    verdicts = {report.verdict, benchmark.verdict}
+    worst = next(each for each in ("fail", "inconclusive", "pass", "unchecked") if each in verdicts)
+    return replace(report, benchmark=benchmark, verdict=worst)
 
 
 def _report(run: Run, plan: ConvertPlan, made: Made, comparison: Comparison | None) -> Report:

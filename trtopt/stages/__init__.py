@@ -9,7 +9,7 @@ from trtopt.stages.calibrate import calibrate
 from trtopt.stages.check import check_operators
 from trtopt.stages.compare import Evaluation, check_randomness, compare
 from trtopt.stages.equalize import equalize
-from trtopt.stages.fault import fault
+from trtopt.stages.fault import fault, rebuild
 from trtopt.stages.gate import gate
 from trtopt.stages.guard import guard
 from trtopt.stages.mixed import Subject
@@ -18,6 +18,7 @@ from trtopt.stages.precision import set_precision
 from trtopt.stages.prepare import prepare
 from trtopt.stages.repair import repair
 from trtopt.stages.samples import open_data, open_samples, sizes, tell
+from trtopt.stages.speed import speed
 from trtopt.stages.target import Target
 from trtopt.stages.widen import widen
 
@@ -39,9 +40,11 @@ __all__ = [
     "open_data",
     "open_samples",
     "prepare",
+    "rebuild",
     "repair",
     "set_precision",
     "sizes",
+    "speed",
     "tell",
     "widen",
 ]
