@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from trtopt.bench.gate import Gate as SpeedGate
     from trtopt.compare.gates import Gate
     from trtopt.data.given import Given
+    from trtopt.engine.trt.platforms import Platform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +75,7 @@ class ConvertPlan:
     """One conversion, from an ONNX file or another source of `trtopt.export.source` to a judged engine.
 
     `baseline` is the FP32 model of a source that is quantized already. `speed` times the engine where it runs, beside
-    those of higher precisions; `speed_gates` are limits on that.
+    those of higher precisions; `speed_gates` are limits on that. With a `target` no engine is built here.
     """
 
     source: Path
@@ -99,6 +100,7 @@ class ConvertPlan:
     shapes: tuple[AskedShape, ...] = ()
     device: str = "cpu"
     build: BuildPlan = field(default_factory=BuildPlan)
+    target: Platform | None = None
     export: ExportPlan = ExportPlan()
     cache: Cache = "use"
 

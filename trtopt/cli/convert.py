@@ -147,6 +147,15 @@ def convert(
         ),
     ] = False,
     out: OutFlag = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="Platform to write the graph and a build script for, such as jetpack-6, jetpack-6-dla, triton-26.03, "
+            "trt-8.6. No engine is built here.",
+            show_default=False,
+            rich_help_panel=TENSORRT,
+        ),
+    ] = None,
     backend: Annotated[
         str,
         choice("What is built. The result of onnxruntime is the typed ONNX itself.", backends(), TENSORRT),
@@ -207,6 +216,7 @@ def convert(
     from trtopt.cli.show import Printed, finish, rehearsed
     from trtopt.commands.convert import convert as run
     from trtopt.commands.rehearse import rehearse
+    from trtopt.engine.trt.platforms import platform
     from trtopt.errors import UsageError
     from trtopt.export.source import identify
     from trtopt.plan import (
@@ -232,6 +242,11 @@ def convert(
     )
     # Calibration uses no labels.
     plain = DataPlan(source=calib, recipe=recipe, skip_bad=skip_bad, samples=samples) if calib else None
+    if target and (backend != DEFAULT or tensorrt):
+        flag = "--tensorrt" if tensorrt else "--backend"
+        raise UsageError(
+            f"{flag} cannot be combined with --target", why="no engine is built", fix="Leave out one of them"
+        )
     drift, timed = gates(joined(gate))
     if timed and no_speed:
         raise UsageError(f"--gate {timed[0].metric} cannot be combined with --no-speed", fix="Leave out one of them")
@@ -275,6 +290,7 @@ def convert(
             timing_cache=timing_cache,
             tactic_sources=tactic_sources,
         ),
+        target=platform(target) if target else None,
     )
     with Narrator(quiet=quiet, verbose=verbose) as emit:
         if dry_run:

@@ -4,6 +4,7 @@ A stage's key holds everything that can change its result: digests of its inputs
 libraries that do the work.
 """
 
+from trtopt.stages.aim import Aim, aim
 from trtopt.stages.build import build
 from trtopt.stages.calibrate import calibrate
 from trtopt.stages.check import check_operators
@@ -23,9 +24,11 @@ from trtopt.stages.target import Target
 from trtopt.stages.widen import widen
 
 __all__ = [
+    "Aim",
     "Evaluation",
     "Subject",
     "Target",
+    "aim",
     "build",
     "calibrate",
     "check_operators",

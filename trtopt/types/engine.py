@@ -37,6 +37,25 @@ class Support:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TargetFiles:
+    """The files for a platform on which the engine is to be built.
+
+    Attributes:
+        target: the platform, as in `--target`.
+        tensorrt: TensorRT and its version there.
+        graph: the ONNX graph in the dialect of that version.
+        script: the script that builds the engine on the device.
+        cache: the calibration cache; None if the graph holds its scales itself.
+    """
+
+    target: str
+    tensorrt: str
+    graph: Path
+    script: Path
+    cache: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
     """The deployable result: a serialized TensorRT engine (`backend` tensorrt), or the typed ONNX file (onnxruntime).
 
