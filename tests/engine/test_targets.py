@@ -183,6 +183,12 @@ def test_a_precision_that_the_platform_lacks_is_refused(cli, tmp_path, target, p
     assert f"--target {target} does not have --precision {precision}" in done.err
 
 
+def test_bf16_is_refused_where_the_parser_is_too_old(cli, tmp_path):
+    done = cli("convert", DIGITS, "-p", "bf16", "--calib", CALIB, "--target", "jetpack-6", "-o", tmp_path)
+    assert done.code == 2
+    assert "does not have BF16 in ONNX" in done.err
+
+
 def test_the_report_names_the_files(cli, tmp_path):
     convert(cli, tmp_path, DIGITS, "triton-26.03")
     found = json.loads((tmp_path / "report.json").read_text())["target"]

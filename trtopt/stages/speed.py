@@ -39,7 +39,7 @@ SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Subject:
-    """What is timed: an engine with its alternatives (precisions, slowest last), its inputs, and the batch sizes."""
+    """The timed engine with its alternatives (precisions, slowest last), its inputs, and the batch sizes."""
 
     made: Made
     engine: Engine

@@ -57,6 +57,7 @@ _PLATFORMS = {
     "triton-26.03": "10.14.1",
     "triton-26.07": "10.14.1",
 }
+_BF16_OPSET = 22
 _DLA = {"jetpack-5-dla": "8.5.2", "jetpack-6-dla": "10.3.0"}
 _VERSIONS = ("8.5", "8.6", *(f"10.{minor}" for minor in range(17)), *(f"11.{minor}" for minor in range(6)))
 
@@ -85,6 +86,13 @@ def platform(name: str) -> Platform:
 
 def check_precision(target: Platform, precision: str, rest: str) -> None:
     """Raise UsageError for a precision that a platform does not have."""
+    needs_22 = "bf16" in ((precision, rest) if precision in ("int8", "fp8") else (precision,))
+    if needs_22 and target.can.strong_typing and target.can.opset < _BF16_OPSET:
+        raise UsageError(
+            f"--target {target.name} does not have BF16 in ONNX",
+            why=f"it needs opset {_BF16_OPSET}, and the parser of {target.title} reads {target.can.opset}",
+            fix="Use fp16",
+        )
     fallback = rest if precision in ("int8", "fp8") else precision
     for flag, name in (("--precision", precision), ("--rest", fallback)):
         if name not in target.can.precisions or (target.dla and name not in ("fp16", "int8")):
