@@ -21,7 +21,7 @@ from trtopt.types.comparison import (
     Verdict,
     WorstSample,
 )
-from trtopt.types.engine import Engine, Rejection, Support
+from trtopt.types.engine import Engine, EngineLayer, Rejection, Support, TargetFiles
 from trtopt.types.model import Dim, OnnxModel, ShapeRange, TensorSpec
 from trtopt.types.precision import Decision, Guard, Keep, TypedModel
 from trtopt.types.report import REPORT_SCHEMA, Cache, CandidateReport, Failure, Report, StageOutcome
@@ -42,6 +42,7 @@ __all__ = [
     "Engine",
     "EngineDrift",
     "EngineFault",
+    "EngineLayer",
     "Failure",
     "GateResult",
     "Guard",
@@ -59,6 +60,7 @@ __all__ = [
     "Spread",
     "StageOutcome",
     "Support",
+    "TargetFiles",
     "TensorSpec",
     "Timing",
     "TypedModel",

@@ -56,6 +56,13 @@ def size(count: int) -> str:
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
 
 
+def targeted(report: Report) -> str:
+    """Return the remark on a conversion for another platform, on which the engine is built; empty for any other."""
+    if report.target is None:
+        return ""
+    return f"typed graph for {report.target.tensorrt} ({report.target.target}); build.sh builds it on the device"
+
+
 def unconverted(report: Report) -> str:
     """Return the remark on a conversion that left no node in the requested precision; empty if there is one."""
     typed = report.typed
