@@ -22,9 +22,10 @@ from trtopt.errors import OutOfMemoryError, UsageError
 from trtopt.events import Event, Warned, silent
 from trtopt.graph.file import describe
 from trtopt.plan import BuildPlan, ComparePlan, ConvertPlan, DataPlan, JudgePlan
-from trtopt.run import Run
+from trtopt.run import Run, load
 from trtopt.stages.layers import explained
 from trtopt.store import open_store
+from trtopt.types import REPORT_SCHEMA
 
 Cli = Callable[..., Done]
 ITSELF = ("compare", DIGITS, DIGITS, "--data", EVAL)
@@ -143,12 +144,30 @@ def test_a_wrong_command_line_is_one_clear_line(arguments: tuple[object, ...], m
     assert message in " ".join(done.err.split())
 
 
-def test_a_report_of_another_version_is_refused(runs: Path, tmp_path: Path) -> None:
-    data = json.loads((runs / "int8/report.json").read_text())
-    for text in ("{", "[" * 99999, json.dumps({**data, "schema_version": 1}), json.dumps({"schema_version": 2})):
+def test_a_damaged_report_is_refused(runs: Path, tmp_path: Path) -> None:
+    for text in ("{", "[" * 99999, "[]", "{}", json.dumps({"schema_version": REPORT_SCHEMA})):
         (tmp_path / "report.json").write_text(text)
-        with pytest.raises(UsageError, match="another version"):
+        with pytest.raises(UsageError, match="it cannot be read"):
             judge_again(JudgePlan(run=tmp_path))
+
+
+@pytest.mark.parametrize("version", [1, REPORT_SCHEMA + 1, "2", None])
+def test_a_report_of_another_schema_version_is_refused(runs: Path, tmp_path: Path, version: object) -> None:
+    data = json.loads((runs / "int8/report.json").read_text())
+    (tmp_path / "report.json").write_text(json.dumps({**data, "schema_version": version, "more": 1}))
+    with pytest.raises(UsageError, match=f"its schema version is {version}, and this version of trtopt reads 2 and 3"):
+        judge_again(JudgePlan(run=tmp_path))
+
+
+def test_a_report_of_the_version_before_is_read(runs: Path, tmp_path: Path) -> None:
+    data = json.loads((runs / "int8/report.json").read_text())
+    for added in ("notes", "error", "invocation"):
+        del data[added]
+    del data["comparison"]["exhibits"]
+    for output in data["comparison"]["outputs"]:
+        del output["by_class"]
+    (tmp_path / "report.json").write_text(json.dumps({**data, "schema_version": 2}))
+    assert load(tmp_path).schema_version == REPORT_SCHEMA
 
 
 def test_a_report_without_a_comparison_is_refused(runs: Path, tmp_path: Path) -> None:

@@ -7,10 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from trtopt.types import (
+    REPORT_SCHEMA,
+    Answer,
     CandidateReport,
+    ClassAccuracy,
+    Classification,
+    ClassScore,
     Comparison,
+    Confusion,
     Decision,
     Engine,
+    Exhibit,
     GateResult,
     LayerDrift,
     Layers,
@@ -95,7 +102,7 @@ COMPARISON = Comparison(
     verdict="pass",
 )
 PASSED = Report(
-    schema_version=2,
+    schema_version=REPORT_SCHEMA,
     command="convert",
     verdict="pass",
     model="model.onnx",

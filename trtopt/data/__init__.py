@@ -130,6 +130,7 @@ def _read_images(
         samples,
         labels=labelled.indices,
         class_list=labelled.class_list,
+        shown=replace(samples.shown, names=labelled.names),
         notes=(*labelled.notes, *filter(None, [note])),
         warnings=(*labelled.warnings, *filter(None, [warning])),
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from trtopt.data.dataset import Array
+from trtopt.data.dataset import Array, Shown
 from trtopt.data.digest import of_files
 from trtopt.data.recipe import ImageRecipe, Recipe
 from trtopt.data.sample import Header, Samples
@@ -69,7 +69,14 @@ def read_images(folder: Path, ids: tuple[str, ...], recipe: Recipe, inputs: tupl
     def read(i: int) -> dict[str, Array]:
         return {name: to_array(decode(folder / ids[i]), how).astype(dtype, copy=False)}
 
-    return Samples(source=str(folder), digest=of_files(folder, ids, recipe.digest), ids=ids, peek=peek, read=read)
+    return Samples(
+        source=str(folder),
+        digest=of_files(folder, ids, recipe.digest),
+        ids=ids,
+        peek=peek,
+        read=read,
+        shown=Shown(image=how),
+    )
 
 
 def header_size(path: Path) -> tuple[int, int]:
