@@ -10,7 +10,7 @@ from dataclasses import replace
 from trtopt.commands import checks
 from trtopt.errors import UsageError
 from trtopt.plan import JudgePlan
-from trtopt.run import load
+from trtopt.run import invocation, load
 from trtopt.types import Report
 
 
@@ -53,4 +53,5 @@ def judge_again(plan: JudgePlan) -> Report:
         allow_inconclusive=plan.allow_inconclusive,
         list_worst=plan.worst,
         written=False,
+        invocation=invocation(),
     )
