@@ -8,16 +8,10 @@ from pathlib import Path
 
 from trtopt.types import (
     REPORT_SCHEMA,
-    Answer,
     CandidateReport,
-    ClassAccuracy,
-    Classification,
-    ClassScore,
     Comparison,
-    Confusion,
     Decision,
     Engine,
-    Exhibit,
     GateResult,
     LayerDrift,
     Layers,

@@ -108,12 +108,8 @@ def blocks(report: Report) -> list[Block]:
     found = nodes(report)
     if len(found) <= _LEAST_NODES:
         return [Block("graph", tuple(found))] if found else []
-    finest: list[Block] = []
-    for depth in range(1, _DEEPEST):
-        runs = list(_runs(found, depth))
-        if len(runs) > _MOST_BLOCKS:
-            break
-        finest = runs
+    by_depth = [list(_runs(found, depth)) for depth in range(1, _DEEPEST)]
+    finest = max((runs for runs in by_depth if len(runs) <= _MOST_BLOCKS), key=len, default=[])
     if len(finest) > 1:
         return finest
     size = max(math.ceil(len(found) / _MOST_BLOCKS), _LEAST_NODES)

@@ -18,6 +18,7 @@ from trtopt.verdict import comparisons
 _URI = re.compile(r"data:image/(?:png|jpeg);base64,[A-Za-z0-9+/]+={0,2}")
 _MOST_URI = 20_000
 _MOST_SAMPLES = 8
+_MOST_CANDIDATES = 8
 _MOST_MATRIX = 20
 """Number of classes up to which confusions are drawn as a matrix."""
 
@@ -49,13 +50,14 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A sample: `image` is a data URI that was checked, or empty."""
+    """A sample: `image` is a data URI that was checked, or empty. `scored` is true if its answers are classes."""
 
     sample: str
     label: str
     image: Markup
     inputs: str
     outputs: tuple[Shown, ...]
+    scored: bool
 
 
 def names(report: Report) -> list[str]:
@@ -88,7 +90,7 @@ def side_by_side(report: Report) -> list[Row]:
 
 def cards(report: Report) -> list[Card]:
     """Return the worst samples of all candidates: the worst of each, then the second worst of each, and so on."""
-    compared = [(name or "candidate", comparison) for name, comparison in comparisons(report)]
+    compared = [(name or "candidate", comparison) for name, comparison in comparisons(report)][:_MOST_CANDIDATES]
     longest = max((len(comparison.exhibits) for _, comparison in compared), default=0)
     order = [
         comparison.exhibits[place]
@@ -120,8 +122,13 @@ def _card(exhibit: Exhibit, compared: Sequence[tuple[str, Comparison]]) -> Card:
         outputs.append(Shown(answer.output, tuple(said)))
     sound = len(exhibit.image) <= _MOST_URI and _URI.fullmatch(exhibit.image)
     return Card(
-        exhibit.sample, exhibit.label, Markup(exhibit.image if sound else ""), exhibit.inputs, tuple(outputs)
-    )  # fmt: skip
+        sample=exhibit.sample,
+        label=exhibit.label,
+        image=Markup(exhibit.image if sound else ""),
+        inputs=exhibit.inputs,
+        outputs=tuple(outputs),
+        scored=any(answer.fp32 for answer in exhibit.answers),
+    )
 
 
 def _said(who: str, scores: Sequence[ClassScore], values: str, label: str) -> Said:
@@ -138,7 +145,9 @@ def _called(each: ClassScore) -> str:
 
 def _figures(answer: Answer) -> str:
     shown = {"sqnr": ("SQNR", words.decibels), "max_abs": ("largest error", "{:.3g}".format)}
-    return ", ".join(f"{name} {say(answer.figures[key])}" for key, (name, say) in shown.items() if key in answer.figures)
+    return ", ".join(
+        f"{name} {say(answer.figures[key])}" for key, (name, say) in shown.items() if key in answer.figures
+    )
 
 
 @dataclass(frozen=True, slots=True)

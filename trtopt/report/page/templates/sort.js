@@ -25,7 +25,7 @@
     if (!table.tHead || table.tBodies[0].rows.length < 2) continue;
     const heads = [...table.tHead.rows[0].cells];
     heads.forEach((head, column) => {
-      if (!head.textContent.trim()) return;
+      if (!head.textContent.trim() || head.querySelector(".hidden")) return;
       const button = document.createElement("button");
       button.type = "button";
       button.append(...head.childNodes);
