@@ -170,6 +170,37 @@ def test_a_report_of_the_version_before_is_read(runs: Path, tmp_path: Path) -> N
     assert load(tmp_path).schema_version == REPORT_SCHEMA
 
 
+@pytest.mark.parametrize(
+    ("flags", "code"),
+    [
+        (("--gate", "miou=98%"), 1),
+        (("--gate", "logits:miou=98%"), 1),
+        (("--gate", "accuracy_fp32=200"), 2),
+        (("--gate", "miou=98%", "--kind", "logits=scores"), 2),
+        (("--gate", "mine>=0.5"), 2),
+        (("--gate", "other:sqnr=20"), 2),
+        (("--gate", "sqnr=20"), 0),
+    ],
+)
+def test_new_gates_on_a_run_exit_as_a_new_comparison_does(
+    runs: Path, tmp_path: Path, cli: Cli, flags: tuple[str, ...], code: int
+) -> None:
+    assert cli("compare", "--from", runs / "int8", *flags).code == code
+    assert cli("compare", DIGITS, runs / "int8", "--data", EVAL, *flags, "-o", tmp_path).code == code
+
+
+def test_notes_are_not_repeated_in_the_log_of_github(
+    runs: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("compare", DIGITS, runs / "fp16", "--data", CALIB, "--format", "github", "-o", tmp_path)
+    apart = cli(*arguments)
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    together = cli(*arguments)
+    note = "images are preprocessed with"
+    assert (apart.out.count(note), apart.err.count(note)) == (1, 1)
+    assert (together.out.count(note), together.err.count(note)) == (0, 1)
+
+
 def test_a_report_without_a_comparison_is_refused(runs: Path, tmp_path: Path) -> None:
     data = json.loads((runs / "int8/report.json").read_text())
     (tmp_path / "report.json").write_text(json.dumps({**data, "comparison": None, "verdict": "unchecked"}))
