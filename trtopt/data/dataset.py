@@ -31,7 +31,7 @@ class ClassList:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """What a report needs to show samples to people.
+    """How a report shows samples to people.
 
     `names` are those of classes, by index. `image` is the recipe that turned images into arrays, and `text` returns the
     text that sample i was made from; both are None for other sources.

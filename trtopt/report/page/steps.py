@@ -1,4 +1,4 @@
-"""What to do next after a run that failed: a reason, and a command that can be pasted.
+"""Next steps after a run that failed: a reason, and a command that can be pasted.
 
 Touches: nothing.
 """
