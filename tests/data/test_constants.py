@@ -90,5 +90,5 @@ def test_a_constant_that_the_type_cannot_hold_is_refused(tmp_path: Path) -> None
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "scale.npy").write_bytes(b"x" * 100)
-    with pytest.raises(DataError, match="cannot be read as .npy"):
+    with pytest.raises(DataError, match=r"cannot be read as .npy"):
         opened(tmp_path, BOTH)

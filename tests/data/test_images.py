@@ -144,7 +144,7 @@ def test_the_longer_side_is_rounded_down_as_in_torchvision() -> None:
 def test_a_crop_larger_than_the_image_is_refused(tmp_path: Path) -> None:
     save_image(tmp_path / "a.png")
     spec = (TensorSpec(name="x", dtype="float32", shape=("n", 3, 16, 16)),)
-    with pytest.raises(DataError, match="a.png: 6x8 is too small: the recipe crops 16x16"):
+    with pytest.raises(DataError, match=r"a.png: 6x8 is too small: the recipe crops 16x16"):
         open_dataset(str(tmp_path), spec, recipe=Recipe(name="r", image=ImageRecipe(crop="input")))
 
 

@@ -219,7 +219,7 @@ def test_a_named_recipe_says_what_to_write_where_the_size_is_dynamic() -> None:
 
 def test_a_recipe_of_another_size_than_the_models_says_what_to_write(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, '[image]\nresize = "shorter:256"\ncrop = [224, 224]'))
-    with pytest.raises(UsageError, match='makes images of 224x224: input pixels is .* Write crop = "input"'):
+    with pytest.raises(UsageError, match=r'makes images of 224x224: input pixels is .* Write crop = "input"'):
         fitted(recipe, inputs("n", 3, 192, 192)[0])
 
 
