@@ -187,7 +187,10 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class ByClass:
-    """Accuracy by class of one output. There are either matrices or pairs; `found` is the number of classes."""
+    """Accuracy by class of one output; `found` is the number of classes.
+
+    Few classes are in order, with matrices. Of many, those with the largest losses come first, and there are pairs.
+    """
 
     output: str
     found: int
@@ -232,7 +235,7 @@ def _by_class(output: str, found: Sequence[Classification | None], candidates: S
     return ByClass(
         output=output,
         found=max(each.found for each in known),
-        rows=tuple(rows),
+        rows=tuple(rows if few else sorted(rows, key=lambda row: (-row.loss, row.index))),
         matrices=tuple(matrices) if few else (),
         pairs=() if few else _pairs(found, called),
     )
