@@ -79,11 +79,11 @@ def gates() -> str:
 
 
 MADE: dict[str, Callable[[], str]] = {"commands": commands, "gates": gates}
-"""What `<!-- made: NAME -->` is replaced by."""
+"""Function whose text replaces `<!-- made: NAME -->`, by name."""
 
 
 class _Tables:
-    """What a command writes its groups of flags to: a Markdown table for each group."""
+    """Formatter of a help page that writes a Markdown table for each group of flags."""
 
     def __init__(self) -> None:
         self.text = ""
