@@ -1,8 +1,8 @@
 """The site of the documentation: a hook of MkDocs, which `mkdocs.yml` names.
 
 Pages in `docs/` and files outside it link to each other as they do in the repository; here those links are made to fit
-the site. A comment in a page, `<!-- made: commands -->`, is replaced by what the program says about itself, so that it
-cannot be out of date. A comment before a block, `<!-- needs: gpu -->`, becomes visible.
+the site. A line in a page, `<!-- made: commands -->` and what follows it, is replaced by what the program says about
+itself, so that it cannot be out of date. A comment before a block, `<!-- needs: gpu -->`, becomes visible.
 
 Touches: reads files of the repository; writes nothing.
 """
@@ -32,7 +32,7 @@ OUTSIDE = (
 """Files outside `docs/` that are pages of the site, or that pages link to."""
 
 _LINK_OUT = re.compile(r"(\]\()(?:\.\./|docs/)")
-_MADE = re.compile(r"<!-- made: ([\w ]+) -->")
+_MADE = re.compile(r"<!-- made: (\w+) -->.*")
 _NEEDS = re.compile(r"<!-- needs: ([^>]+) -->")
 
 
@@ -64,10 +64,10 @@ def commands() -> str:
     for name in group.list_commands(root):
         command = group.get_command(root, name)
         context = command.make_context(name, [], parent=root, resilient_parsing=True)
-        tables = _Tables()
-        command.format_options(context, tables)
+        groups = _Groups()
+        command.format_options(context, groups)
         usage = " ".join([f"trtopt {name}", *command.collect_usage_pieces(context)])
-        sections.append(f"## {name}\n\n{_help(command.help)}\n\n```text\n{usage}\n```\n\n{tables.text}")
+        sections.append(f"## {name}\n\n{_help(command.help)}\n\n```text\n{usage}\n```\n\n{groups.text}")
     return "\n".join(sections)
 
 
@@ -82,20 +82,19 @@ MADE: dict[str, Callable[[], str]] = {"commands": commands, "gates": gates}
 """Function whose text replaces `<!-- made: NAME -->`, by name."""
 
 
-class _Tables:
-    """Formatter of a help page that writes a Markdown table for each group of flags."""
+class _Groups:
+    """Formatter of a help page that writes a Markdown list of flags under the heading of each group."""
 
     def __init__(self) -> None:
         self.text = ""
-        self._head = ""
 
     @contextmanager
     def section(self, name: str) -> Iterator[None]:
-        self._head = name
+        self.text += f"**{name}**\n\n"
         yield
 
     def write_dl(self, rows: Sequence[tuple[str, str]]) -> None:
-        self.text += _table((self._head, ""), [(name.join("``"), _escaped(text)) for name, text in rows]) + "\n"
+        self.text += "".join(f"`{name}`\n:   {_escaped(text)}\n\n" for name, text in rows)
 
 
 def _help(text: str) -> str:

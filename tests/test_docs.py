@@ -59,7 +59,7 @@ def blocks(page: Path) -> list[Block]:
 
 def steps(block: Block) -> list[Step]:
     """Return the commands of a `console` block, or of a `bash` block, which shows no output."""
-    text = block.text.replace("\\\n", " ")
+    text = re.sub(r"\\\n *", "", block.text)
     if block.language == "bash":
         return [Step(line, "", 0) for line in text.splitlines() if line and not line.startswith("#")]
     if block.language != "console":
@@ -235,6 +235,15 @@ def test_the_table_of_exit_codes_has_all_of_them() -> None:
     assert {int(code) for row in rows for code in row.split(",")} == codes
 
 
+def test_the_rules_of_placement_name_their_code() -> None:
+    passes = ROOT / "trtopt/precision/passes"
+    rows = re.findall(r"^\|.*\| (`.*) \|$", (DOCS / "placement.md").read_text(), re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`(\w+)\.(\w+)`", row)]
+    assert len(named) > 9
+    for module, name in named:
+        assert re.search(rf"^(def {name}\(|{name}\b)", (passes / f"{module}.py").read_text(), re.MULTILINE), name
+
+
 @pytest.fixture
 def hooks(monkeypatch: pytest.MonkeyPatch) -> object:
     monkeypatch.syspath_prepend(str(DOCS))
@@ -270,7 +279,8 @@ def test_the_table_of_metrics_has_what_gate_help_prints(hooks: object, cli: Call
 
 
 def test_a_page_of_the_site_has_no_marker_left(hooks: object) -> None:
-    text = hooks.on_page_markdown("<!-- needs: gpu -->\n[a](../LICENSE) [b](docs/ci.md)\n<!-- made: gates -->")  # type: ignore[attr-defined]
+    text = hooks.on_page_markdown("<!-- needs: gpu -->\n[a](../LICENSE) [b](docs/ci.md)\n<!-- made: gates --> else")  # type: ignore[attr-defined]
     assert "<!--" not in text
     assert "[a](LICENSE) [b](ci.md)" in text
     assert "needs gpu" in text
+    assert "else" not in text
