@@ -227,6 +227,18 @@ def test_the_readme_is_short() -> None:
     assert len(README.read_text().splitlines()) <= 150
 
 
+def test_the_figures_of_the_readme_are_in_the_pages_that_it_names() -> None:
+    table = README.read_text().partition("## The proof")[2].partition("\n\n|")[2].partition("\n\n")[0]
+    text = ""
+    rows = [line.split("|") for line in table.splitlines()[2:]]
+    assert len(rows) > 4
+    for *_, measured, where, _ in rows:
+        page = re.search(r"\(([\w/.]+)\)", where)
+        text = (ROOT / page[1]).read_text() if page else text
+        missing = [figure for figure in re.findall(r"\d+\.\d+|\d{3,}", measured) if figure not in text]
+        assert not missing, measured
+
+
 def test_the_table_of_exit_codes_has_all_of_them() -> None:
     from trtopt import errors
 
