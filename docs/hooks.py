@@ -32,8 +32,8 @@ OUTSIDE = (
 """Files outside `docs/` that are pages of the site, or that pages link to."""
 
 _LINK_OUT = re.compile(r"(\]\()(?:\.\./|docs/)")
-_MADE = re.compile(r"<!-- made: (\w+) -->.*")
-_NEEDS = re.compile(r"<!-- needs: ([^>]+) -->")
+_MADE = re.compile(r"^<!-- made: (\w+) -->.*", re.MULTILINE)
+_NEEDS = re.compile(r"^<!-- needs: ([^>]+) -->", re.MULTILINE)
 
 
 def on_files(files: Any, config: Any) -> Any:

@@ -296,3 +296,8 @@ def test_a_page_of_the_site_has_no_marker_left(hooks: object) -> None:
     assert "[a](LICENSE) [b](ci.md)" in text
     assert "needs gpu" in text
     assert "else" not in text
+
+
+def test_a_marker_within_a_sentence_is_a_quotation(hooks: object) -> None:
+    text = "Write `<!-- needs: a GPU -->` or `<!-- made: gates -->`."
+    assert hooks.on_page_markdown(text) == text  # type: ignore[attr-defined]
