@@ -20,6 +20,7 @@ LAYERS = (
     ("types", "errors"),
     ("requires", "counts", "parallel", "code_digest", "events", "codec", "plugins", "formats", "shapes", "verdict"),
     ("child",),
+    ("shards",),
     ("graph",),
     ("data", "engine", "export"),
     ("calibrate",),
@@ -28,6 +29,7 @@ LAYERS = (
     ("tune",),
     ("bench",),
     ("rundir", "manifest", "writing"),
+    ("predict",),
     ("plan", "store"),
     ("rehearsal",),
     ("candidate",),
@@ -46,6 +48,7 @@ PLUG_INS = {
     "compare/kinds": "reader",
     "engine": "build",
     "precision": "apply",
+    "predict/formats": "join",
     "report": "render",
 }
 HEAVY = ("torch", "tensorflow", "tensorrt", "tensorrt_rtx", "onnx", "onnx_ir", "onnxruntime", "numba", "numpy", "PIL")

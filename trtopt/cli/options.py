@@ -211,6 +211,17 @@ ForceFlag = Annotated[
 ]
 
 
+ShardFlag = Annotated[
+    str | None,
+    typer.Option(
+        metavar="I/N",
+        help="Work on the I-th of N parts of the data only, and write a partial result for `trtopt merge`.",
+        show_default=False,
+        rich_help_panel=RUN,
+    ),
+]
+
+
 def joined(gates: list[str] | None) -> str:
     """Join the texts of all `--gate` flags; empty if there are none.
 

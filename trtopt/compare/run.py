@@ -217,17 +217,22 @@ def _joinable(pair: Pair, dataset: Dataset) -> bool:
     if not dataset.batched or len(dataset) < 2:
         return False
     single, joined = (next(batches(dataset, size, workers=1)).feed for size in (1, 2))
-    for runner in pair.runners:
-        try:
-            alone, together = runner.run(single), runner.run(joined)
-        except (DataError, OutOfMemoryError):  # if the sample itself is at fault, running it alone reports it
-            return False
-        for name, array in alone.items():
-            if array.shape[:1] != (1,) or together[name].shape[:1] != (2,):
-                return False
-            if not _is_same(array, together[name][:1]):
-                return False
-    return True
+    return all(keeps_rows(runner, single, joined) for runner in pair.runners)
+
+
+def keeps_rows(runner: Runner, single: Mapping[str, Array], joined: Mapping[str, Array]) -> bool:
+    """Return whether a model returns one row per sample: for a sample alone the same as beside another one.
+
+    `joined` is the feed of two samples, of which the first is the one of `single`.
+    """
+    try:
+        alone, together = runner.run(single), runner.run(joined)
+    except (DataError, OutOfMemoryError):  # if the sample itself is at fault, running it alone reports it
+        return False
+    return all(
+        array.shape[:1] == (1,) and together[name].shape[:1] == (2,) and _is_same(array, together[name][:1])
+        for name, array in alone.items()
+    )
 
 
 def _is_same(alone: Array, joined: Array) -> bool:

@@ -17,7 +17,7 @@ from trtopt.stages.observe import observe
 from trtopt.stages.precision import set_precision
 from trtopt.stages.prepare import prepare
 from trtopt.stages.repair import repair
-from trtopt.stages.samples import open_data, open_samples, sizes, tell
+from trtopt.stages.samples import class_names, open_data, open_samples, sizes, tell
 from trtopt.stages.target import Target
 from trtopt.stages.widen import widen
 
@@ -29,6 +29,7 @@ __all__ = [
     "calibrate",
     "check_operators",
     "check_randomness",
+    "class_names",
     "compare",
     "environment",
     "equalize",

@@ -122,13 +122,17 @@ def _host(engine: Engine | None) -> Mapping[str, Any] | None:
 
 
 @contextmanager
-def opened(engine: Engine | None, emit: Emit) -> Iterator[Runner | None]:
-    """Open an engine for the block. The result is None without an engine, or where it cannot run, with a warning."""
+def opened(engine: Engine | None, emit: Emit, *, streams: int = 1) -> Iterator[Runner | None]:
+    """Open an engine for the block. The result is None without an engine, or where it cannot run, with a warning.
+
+    At most `streams` runs can be in flight at the same time.
+    """
     runner = None
     compiling = compiler(engine.backend) if engine is not None else None
     if engine is not None and compiling is not None and compiling.host() is not None:
         try:
-            runner = compiling.open(engine, graphs=False)  # no graphs, so that every shape is run as it is
+            # No graphs, so that every shape is run as it is.
+            runner = compiling.open(engine, graphs=False, streams=streams)
         except OutOfMemoryError:  # a busy GPU is not a reason to judge the graph instead
             raise
         except (EnvironmentUnableError, MissingDependencyError) as error:

@@ -23,6 +23,7 @@ from trtopt.types.comparison import (
 from trtopt.types.engine import Engine, Rejection, Support
 from trtopt.types.model import Dim, OnnxModel, ShapeRange, TensorSpec
 from trtopt.types.precision import Decision, Guard, Keep, TypedModel
+from trtopt.types.prediction import Predictions
 from trtopt.types.report import REPORT_SCHEMA, Cache, CandidateReport, Failure, Report, StageOutcome
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "Observation",
     "OnnxModel",
     "OutputDrift",
+    "Predictions",
     "Rejection",
     "Report",
     "ShapeRange",
