@@ -1,4 +1,4 @@
-"""After a prediction is killed at any moment, the next one writes the same output, without losing or repeating a row."""
+"""After a prediction is killed at any moment, the next one writes the same output: no row is lost or repeated."""
 
 from __future__ import annotations
 
@@ -55,25 +55,28 @@ def main(folder: Path) -> None:
     whole = predict_in_child(folder / "whole.jsonl", data, None)
     expected = (folder / "whole.jsonl").read_bytes()
     moments, out, killed = random.Random(7), folder / "killed.jsonl", 0
-    # One output that is killed again and again, and begins anew when it is complete.
-    for _ in range(KILLS):
-        predict_in_child(out, data, moments.uniform(0.1, 0.9) * whole)
+    for _ in range(KILLS):  # one output that is killed again and again, and begun anew once it is complete
+        predict_in_child(out, data, moments.uniform(0.05, 0.6) * whole)
         killed += not out.exists()
-        predict_in_child(out, data, None)
-        assert out.read_bytes() == expected
-        assert not list(folder.glob("killed.jsonl.parts")), list(folder.iterdir())
-        out.unlink()
-    for _ in range(KILLS):  # killed several times before it is complete
-        predict_in_child(out, data, moments.uniform(0.1, 0.5) * whole)
+        if out.exists() and moments.random() < 0.5:
+            predict_in_child(out, data, None)
+            assert out.read_bytes() == expected
+            out.unlink()
     predict_in_child(out, data, None)
     assert out.read_bytes() == expected
+    assert not list(folder.glob("*.parts"))
     print("killed", killed)
 
 
 def test_a_prediction_killed_at_any_moment_is_finished_by_the_next(tmp_path: Path) -> None:
     # In a process of its own: it forks, which is safe only where no library has started threads.
     done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path)], capture_output=True, text=True, check=False, timeout=600
+        [sys.executable, __file__, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.stdout.startswith("killed "), done.stderr
     assert int(done.stdout.split()[1]) > KILLS // 3
@@ -152,22 +155,23 @@ def test_a_full_disk_is_one_line_and_loses_nothing(size: int, tmp_path: Path) ->
 
 def test_memory_does_not_grow_with_the_number_of_samples(tmp_path: Path) -> None:
     code = (
-        "import sys, resource\nfrom pathlib import Path\n"
+        "import sys\nfrom pathlib import Path\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from test_resumption import plan\nfrom trtopt.commands.predict import predict\n"
         "predict(plan(Path(sys.argv[1]), Path(sys.argv[2])))\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "status = Path('/proc/self/status').read_text()\n"
+        "print(status.split('VmHWM:')[1].split()[0])"
     )
     values = np.load(EVAL)["input"]
     peaks = []
-    for times in (1, 8):
+    for times in (1, 24):
         data = tmp_path / f"{times}.npy"
         np.save(data, np.concatenate([values] * times))
         arguments = [sys.executable, "-c", code, str(tmp_path / f"{times}.npz"), str(data)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         done = subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment)
         peaks.append(int(done.stdout) / 1024)
-    assert peaks[1] < peaks[0] + 16  # MiB; the samples alone are 22 MiB more
+    assert peaks[1] < peaks[0] + 36  # MiB; the samples alone are 72 MiB more
 
 
 if __name__ == "__main__":

@@ -220,7 +220,7 @@ def open_journal(out: Path, request: Mapping[str, Any], *, force: bool = False) 
     finally:
         lock.release()
         # Nothing to keep, such as after an error before the first block.
-        if journal.layout is None:
+        if journal.folder.is_dir() and not (journal.folder / "request.json").exists():
             shutil.rmtree(journal.folder, ignore_errors=True)
 
 
