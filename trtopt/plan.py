@@ -9,21 +9,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+# All of them are imported for real, not for type checkers only: `trtopt merge` decodes plans by these annotations.
+from trtopt.bench.gate import Gate as SpeedGate
+from trtopt.compare.gates import Gate
+from trtopt.data.given import Given
 from trtopt.engine import BuildPlan as BuildPlan
 from trtopt.errors import UsageError
 from trtopt.precision import fallbacks, formats
+from trtopt.predict.pauses import YieldLimit
 from trtopt.rundir import DefaultDir
 from trtopt.shapes import AskedShape
 from trtopt.shards.shard import WHOLE, Shard
 from trtopt.types import Cache, Keep
-
-if TYPE_CHECKING:
-    from trtopt.bench.gate import Gate as SpeedGate
-    from trtopt.compare.gates import Gate
-    from trtopt.data.given import Given
-    from trtopt.predict.pauses import YieldLimit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ from trtopt.cli.options import (
     QuietFlag,
     RecipeFlag,
     SamplesFlag,
+    ShardFlag,
     SkipBadFlag,
     VerboseFlag,
     cache,
@@ -38,7 +39,7 @@ from trtopt.cli.settings import is_typed
 
 _OF_A_RUN = (
     *("data", "recipe", "classes", "labels", "skip_bad", "samples", "kind", "metric", "layers", "out", "device"),
-    *("dry_run", "force"),
+    *("dry_run", "force", "shard"),
 )
 """Flags that control a run or its output, and do not apply to stored results."""
 
@@ -91,6 +92,7 @@ def compare(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    shard: ShardFlag = None,
     device: DeviceFlag = Device.cpu,
     dry_run: DryRunFlag = False,
     force: ForceFlag = False,
@@ -111,11 +113,13 @@ def compare(
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import Printed, finish, rehearsed
     from trtopt.commands.compare import compare as run
+    from trtopt.commands.compare import compare_shard
     from trtopt.commands.judge import judge_again
     from trtopt.commands.rehearse import rehearse
     from trtopt.compare.gates import parse_gates
     from trtopt.errors import UsageError
     from trtopt.plan import ComparePlan, DataPlan, JudgePlan, MeasurePlan, output_kinds
+    from trtopt.shards.shard import parse_shard
 
     measure = MeasurePlan(kinds=output_kinds(kind or ()), metrics=tuple(metric or ()))
     if from_ is not None:
@@ -152,5 +156,8 @@ def compare(
     with Narrator(quiet=quiet, verbose=verbose) as emit:
         if dry_run:
             rehearsed(rehearse(plan, lambda record: run(plan, record), emit), format.value)
+        if shard:
+            print(compare_shard(plan, parse_shard(shard), emit))
+            return
         report = run(plan, emit)
     finish(report, Printed(format=format.value, told=emit.told))

@@ -20,7 +20,7 @@ from trtopt.commands import checks
 from trtopt.errors import UsageError
 from trtopt.events import Emit, Noted, StageCached, StageFinished, StageStarted, Warned, silent
 from trtopt.plan import PredictPlan
-from trtopt.shards.partial import Header, Partial, fill_partial, partial_path
+from trtopt.shards.partial import Header, Partial, fill_partial, partial_name
 from trtopt.shards.shard import WHOLE
 from trtopt.stages.compare import compiled, opened
 from trtopt.types import OnnxModel, Predictions, TensorSpec
@@ -63,7 +63,7 @@ def predict(plan: PredictPlan, emit: Emit = silent) -> Predictions:
     check_name(plan.answers)
     candidate = resolve(plan.run)
     checks.exists(plan.data)
-    out = plan.out if plan.shard == WHOLE else partial_path(plan.out, plan.shard)
+    out = plan.out if plan.shard == WHOLE else plan.out.with_name(f"{plan.out.name}.{partial_name(plan.shard)}")
     described, _ = _unfixed(candidate.onnx)
     dataset = stages.open_data(plan.data, described, to_predict=True)
     stages.tell(emit, dataset)

@@ -11,12 +11,13 @@ import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from trtopt.errors import StoreError, UsageError
 from trtopt.shards.shard import Shard
+from trtopt.writing import write_whole
 
 SUFFIX = ".partial"
 SCHEMA = "trtopt.partial"
@@ -40,14 +41,14 @@ class Header:
         shard: the part of the data set.
         key: what must be the same in all partial results of one whole: digests and options, by name.
         plan: what the command was asked to do, as JSON values; `trtopt merge` completes it.
-        facts: what was noted about this part, as JSON values.
+        facts: what was noted about this part before it was computed, as JSON values.
     """
 
     kind: str
     shard: Shard
     key: Mapping[str, Any]
     plan: Mapping[str, Any]
-    facts: Mapping[str, Any]
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,7 @@ class Partial:
             with zipfile.ZipFile(self.path) as archive, archive.open(name) as file:
                 yield file
         except (OSError, KeyError, EOFError, zipfile.BadZipFile, ValueError) as error:
-            raise _damaged(self.path, str(error)) from error
+            raise damaged(self.path, str(error)) from error
 
     def read(self, name: str) -> bytes:
         """Return a member of the file.
@@ -109,10 +110,29 @@ def fill_partial(file: IO[bytes], header: Header, members: Iterable[tuple[str, W
                 write(member)
 
 
-def partial_path(out: Path, shard: Shard) -> Path:
-    """Return the file of a shard's partial result, beside the output or below the folder of the whole."""
-    name = f"{shard.number}-of-{shard.count}{SUFFIX}"
-    return out / name if not out.suffix or out.is_dir() else out.with_name(f"{out.name}.{name}")
+def write_partial(path: Path, header: Header, members: Iterable[tuple[str, Write]]) -> None:
+    """Write a partial result to a file, completely or not at all; see `fill_partial`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    write_whole(path, lambda file: fill_partial(file, header, members))
+
+
+def partial_name(shard: Shard) -> str:
+    """Return the end of the name of a shard's file, such as `1-of-4.partial`."""
+    return f"{shard.number}-of-{shard.count}{SUFFIX}"
+
+
+def is_there(path: Path, header: Header) -> bool:
+    """Return whether the file is the partial result of that shard, of the same whole."""
+    if not path.exists():
+        return False
+    try:
+        found = read_partial(path).header
+    except UsageError:
+        return False
+    return (found.kind, found.shard, dict(found.key)) == (header.kind, header.shard, dict(header.key))
 
 
 def read_partial(path: Path) -> Partial:
@@ -171,6 +191,23 @@ def read_whole(paths: Sequence[Path]) -> list[Partial]:
     return [by_shard[shard] for shard in sorted(by_shard)]
 
 
+def check_key(partials: Sequence[Partial], key: Mapping[str, Any]) -> None:
+    """Raise UsageError unless partial results are of what the key describes: of this model and this data set."""
+    first = partials[0]
+    for name in dict.fromkeys((*key, *first.header.key)):
+        if first.header.key.get(name) != key.get(name):
+            raise UsageError(
+                f"{first.path} is of {_WORDS.get(name, f'another {name}')} than is found here",
+                why=f"{name} {str(first.header.key.get(name))[:24]} is not {str(key.get(name))[:24]}",
+                fix="Merge where the model and the data are those of the shards",
+            )
+
+
+def damaged(path: Path, why: str) -> StoreError:
+    """Return the error about a partial result that cannot be read."""
+    return StoreError(f"{path} is damaged", why=why, fix="Copy it again, or run its shard again")
+
+
 def _check_alike(first: Partial, other: Partial) -> None:
     """Raise UsageError unless two partial results belong to one whole."""
     a, b = first.header, other.header
@@ -188,7 +225,3 @@ def _check_alike(first: Partial, other: Partial) -> None:
     if a.shard.count != b.shard.count:
         what = f"{other.path} is of another division than {first.path}"
         raise UsageError(what, why=f"it is shard {b.shard}, not one of {a.shard.count}")
-
-
-def _damaged(path: Path, why: str) -> StoreError:
-    return StoreError(f"{path} is damaged", why=why, fix="Copy it again, or run its shard again")

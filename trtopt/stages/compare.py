@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,10 +22,12 @@ from trtopt.events import Emit, Warned
 from trtopt.plan import MeasurePlan
 from trtopt.requires import versions
 from trtopt.run import Run
+from trtopt.shards.partial import Partial
+from trtopt.shards.shard import WHOLE, Shard
 from trtopt.types import Comparison, Engine, OnnxModel
 
 if TYPE_CHECKING:
-    from trtopt.compare.run import Pair
+    from trtopt.compare.run import Pair, Ran
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,42 +48,33 @@ class Evaluation:
 
 
 def compare(
-    run: Run, baseline: OnnxModel, candidate: OnnxModel, evaluation: Evaluation, name: str = "compare"
+    run: Run,
+    baseline: OnnxModel,
+    candidate: OnnxModel,
+    evaluation: Evaluation,
+    name: str = "compare",
+    partials: Sequence[Partial] = (),
 ) -> Comparison:
     """Return the drift of the candidate from the baseline, without a verdict.
 
-    `name` is the name of the stage, if there are several.
+    `name` is the name of the stage, if there are several. With the partial results of all shards, no model runs.
     """
-
     engine = compiled(evaluation.engine)
     host = _host(engine)
 
     def make(_: Path) -> Comparison:
-        from trtopt.calibrate.observe import callers
-        from trtopt.compare.repeats import check_repeats
-        from trtopt.compare.run import Pair
-        from trtopt.data.overlap import fingerprinted
-        from trtopt.engine.onnxruntime import open_runner
+        from trtopt.compare.run import Measure, measured
 
-        # The fingerprints are recorded while the samples are loaded.
-        fingerprints: dict[int, str] = {}
-        dataset = fingerprinted(evaluation.dataset, fingerprints)
-        with opened(engine, run.emit) as runner:
-            # An engine runs one batch at a time. Then so do the graphs, each on all cores.
-            at_once = 1 if runner else callers()
-            reference, graph = (
-                open_runner(path, device=run.device, callers=at_once) for path in (baseline.path, candidate.path)
-            )
-            check_repeats(reference, evaluation.dataset, baseline.path)
-            pair = Pair(
-                baseline=reference,
-                candidate=runner or graph,
-                graph=graph if runner else None,
-                names=(baseline.path.name, engine.path.name if engine and runner else candidate.path.name),
-            )
-            comparison = measured(pair, dataset, evaluation.measure, run.emit)
-        if engine and not runner:
-            comparison = replace(comparison, candidate_ran=comparison.candidate_ran + ENGINE_NOT_RUN)
+        measure = Measure(kinds=evaluation.measure.kinds, metrics=evaluation.measure.metrics)
+        if partials:
+            from trtopt.stages.recorded import replay
+
+            ran, fingerprints = replay(partials, baseline, candidate, evaluation)
+            comparison = measured(ran, evaluation.dataset, measure, emit=run.emit)
+        else:
+            fingerprints = {}  # recorded while the samples are loaded
+            with running(run, baseline, candidate, evaluation, fingerprints) as ran:
+                comparison = measured(ran, evaluation.dataset, measure, emit=run.emit)
         known = frozenset(evaluation.calibrated_on)
         copies = len(fingerprints) - len(set(fingerprints.values()))
         if copies:
@@ -108,6 +101,47 @@ def compare(
     if host and not comparison.engine:
         run.store.discard(name)  # the next run tries the engine again
     return comparison
+
+
+@contextmanager
+def running(
+    run: Run,
+    baseline: OnnxModel,
+    candidate: OnnxModel,
+    evaluation: Evaluation,
+    fingerprints: dict[int, str],
+    shard: Shard = WHOLE,
+) -> Iterator[Ran]:
+    """Load both models, and yield the outputs for a shard of the samples; fingerprints are recorded on the way."""
+    from trtopt.calibrate.observe import callers
+    from trtopt.compare.repeats import check_repeats
+    from trtopt.compare.run import BATCH, Pair
+    from trtopt.compare.run import run as run_pair
+    from trtopt.data.overlap import fingerprinted
+    from trtopt.engine.onnxruntime import open_runner
+
+    engine = compiled(evaluation.engine)
+    with opened(engine, run.emit) as runner:
+        # An engine runs one batch at a time. Then so do the graphs, each on all cores.
+        at_once = 1 if runner else callers()
+        reference, graph = (
+            open_runner(path, device=run.device, callers=at_once) for path in (baseline.path, candidate.path)
+        )
+        check_repeats(reference, evaluation.dataset, baseline.path)
+        pair = Pair(
+            baseline=reference,
+            candidate=runner or graph,
+            graph=graph if runner else None,
+            names=(baseline.path.name, engine.path.name if engine and runner else candidate.path.name),
+        )
+        # An engine takes batches of at most its profile.
+        batch = min(BATCH, getattr(pair.candidate, "max_batch", BATCH))
+        dataset = fingerprinted(evaluation.dataset, fingerprints)
+        ran = run_pair(pair, dataset, emit=run.emit, batch=batch, shard=shard)
+        if engine and not runner:
+            baseline_ran, candidate_ran = ran.where
+            ran = replace(ran, where=(baseline_ran, candidate_ran + ENGINE_NOT_RUN))
+        yield ran
 
 
 def compiled(engine: Engine | None) -> Engine | None:
