@@ -21,6 +21,8 @@ from trtopt.cli.options import (
     ForceFlag,
     OutFlag,
     QuietFlag,
+    RayCoresFlag,
+    RayFlag,
     RecipeFlag,
     SamplesFlag,
     ShapeFlag,
@@ -57,6 +59,8 @@ def calibrate(
     ] = False,
     shape: ShapeFlag = None,
     shard: ShardFlag = None,
+    ray: RayFlag = None,
+    ray_cores: RayCoresFlag = 4,
     out: OutFlag = None,
     device: DeviceFlag = Device.cpu,
     dry_run: DryRunFlag = False,
@@ -78,10 +82,13 @@ def calibrate(
     from trtopt.commands.calibrate import calibrate as run
     from trtopt.commands.calibrate import calibrate_shard
     from trtopt.commands.rehearse import rehearse
+    from trtopt.commands.spread import spread
     from trtopt.export.source import identify
     from trtopt.plan import BuildPlan, ConvertPlan, DataPlan
     from trtopt.shapes import parse_shapes
+    from trtopt.shards.cluster import Cluster
     from trtopt.shards.shard import parse_shard
+    from trtopt.types import CalibrationTable
 
     plan = ConvertPlan(
         source=model,
@@ -101,5 +108,6 @@ def calibrate(
         if shard:
             print(calibrate_shard(plan, parse_shard(shard), emit))
             return
-        table = run(plan, emit)
+        table = spread(plan, Cluster(address=ray, cores=ray_cores), emit) if ray else run(plan, emit)
+    assert isinstance(table, CalibrationTable)
     calibrated(table, rundir.claimed(plan.run_dir))

@@ -27,6 +27,8 @@ from trtopt.cli.options import (
     LabelsFlag,
     MetricFlag,
     QuietFlag,
+    RayCoresFlag,
+    RayFlag,
     RecipeFlag,
     SamplesFlag,
     ShardFlag,
@@ -39,7 +41,7 @@ from trtopt.cli.settings import is_typed
 
 _OF_A_RUN = (
     *("data", "recipe", "classes", "labels", "skip_bad", "samples", "kind", "metric", "layers", "out", "device"),
-    *("dry_run", "force", "shard"),
+    *("dry_run", "force", "shard", "ray"),
 )
 """Flags that control a run or its output, and do not apply to stored results."""
 
@@ -93,6 +95,8 @@ def compare(
         ),
     ] = None,
     shard: ShardFlag = None,
+    ray: RayFlag = None,
+    ray_cores: RayCoresFlag = 4,
     device: DeviceFlag = Device.cpu,
     dry_run: DryRunFlag = False,
     force: ForceFlag = False,
@@ -116,10 +120,13 @@ def compare(
     from trtopt.commands.compare import compare_shard
     from trtopt.commands.judge import judge_again
     from trtopt.commands.rehearse import rehearse
+    from trtopt.commands.spread import spread
     from trtopt.compare.gates import parse_gates
     from trtopt.errors import UsageError
     from trtopt.plan import ComparePlan, DataPlan, JudgePlan, MeasurePlan, output_kinds
+    from trtopt.shards.cluster import Cluster
     from trtopt.shards.shard import parse_shard
+    from trtopt.types import Report
 
     measure = MeasurePlan(kinds=output_kinds(kind or ()), metrics=tuple(metric or ()))
     if from_ is not None:
@@ -159,5 +166,6 @@ def compare(
         if shard:
             print(compare_shard(plan, parse_shard(shard), emit))
             return
-        report = run(plan, emit)
+        report = spread(plan, Cluster(address=ray, cores=ray_cores), emit) if ray else run(plan, emit)
+    assert isinstance(report, Report)
     finish(report, Printed(format=format.value, told=emit.told))

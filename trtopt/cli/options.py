@@ -222,6 +222,21 @@ ShardFlag = Annotated[
 ]
 
 
+RayFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="auto|ADDRESS",
+        help="Divide the data among the workers of a Ray cluster, with one GPU each, or --ray-cores cores.",
+        show_default=False,
+        rich_help_panel=RUN,
+    ),
+]
+RayCoresFlag = Annotated[
+    int, typer.Option("--ray-cores", help="Cores of each worker of --ray without GPUs.", min=1, rich_help_panel=RUN)
+]
+
+
 def joined(gates: list[str] | None) -> str:
     """Join the texts of all `--gate` flags; empty if there are none.
 

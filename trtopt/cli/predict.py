@@ -20,6 +20,8 @@ from trtopt.cli.options import (
     DeviceFlag,
     Format,
     QuietFlag,
+    RayCoresFlag,
+    RayFlag,
     RecipeFlag,
     SamplesFlag,
     ShardFlag,
@@ -81,6 +83,8 @@ def predict(
         ),
     ] = None,
     shard: ShardFlag = None,
+    ray: RayFlag = None,
+    ray_cores: RayCoresFlag = 4,
     device: DeviceFlag = Device.cpu,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an earlier output, and start again.", rich_help_panel=RUN)
@@ -101,9 +105,12 @@ def predict(
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import predicted
     from trtopt.commands.predict import predict as start
+    from trtopt.commands.spread import spread
     from trtopt.plan import DataPlan, PredictPlan
     from trtopt.predict.pauses import parse_limit
+    from trtopt.shards.cluster import Cluster
     from trtopt.shards.shard import WHOLE, parse_shard
+    from trtopt.types import Predictions
 
     plan = PredictPlan(
         run=run,
@@ -118,5 +125,6 @@ def predict(
         force=force,
     )
     with Narrator(quiet=quiet, verbose=verbose) as emit:
-        result = start(plan, emit)
+        result = spread(plan, Cluster(address=ray, cores=ray_cores), emit) if ray else start(plan, emit)
+    assert isinstance(result, Predictions)
     predicted(result, format.value)

@@ -118,6 +118,7 @@ def compare(pair: Pair, dataset: Dataset, measure: Measure, *, emit: Emit, batch
     """
     for kind in measure.kinds.values():
         check_name(kind)
+    opened(measure.metrics)  # a misspelt name must fail before anything runs
     return measured(run(pair, dataset, emit=emit, batch=batch), dataset, measure, emit=emit)
 
 
