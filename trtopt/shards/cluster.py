@@ -9,10 +9,12 @@ Touches: the cluster; imports ray.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from trtopt.errors import EXIT_UNABLE, DataError, EnvironmentUnableError, TrtoptError
 from trtopt.requires import require
@@ -20,6 +22,7 @@ from trtopt.shards.shard import Shard, shards
 
 RETRIES = 3
 """How often a task of a lost worker is run again."""
+_CONNECT_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,15 +105,28 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    fix = "Start one with: ray start --head"
+    if why := _unreachable(address):
+        raise EnvironmentUnableError(f"no Ray cluster at {address}", why=why, fix=fix)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about future versions
     try:
         ray.init(address=address, logging_level="ERROR", log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
         why = " ".join(str(error).split())[:200]
-        raise EnvironmentUnableError(
-            f"no Ray cluster at {address}", why=why, fix="Start one with: ray start --head"
-        ) from error
+        raise EnvironmentUnableError(f"no Ray cluster at {address}", why=why, fix=fix) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _unreachable(address: str) -> str:
+    """Return why nothing answers at an address HOST:PORT; Ray itself would try it for minutes."""
+    parts = urlsplit(address if "//" in address else f"//{address}")
+    try:
+        if parts.port is None:
+            return "" if address == "auto" else "an address is HOST:PORT, or auto"
+        with socket.create_connection((parts.hostname or "", parts.port), timeout=_CONNECT_SECONDS):
+            return ""
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
