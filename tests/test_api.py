@@ -157,7 +157,7 @@ def test_every_argument_is_a_flag_of_the_command() -> None:
     from trtopt.cli.commands import app
 
     group: Any = typer.main.get_command(app)
-    negated = {"compare", "equalization", "bias_correction", "guard"}
+    negated = {"compare", "equalization", "bias_correction", "guard", "speed"}
     of_python = {"progress", "baseline", "candidates", "path", "model", "source", "targets"}
     for name in ("convert", "calibrate", "compare", "bench", "export", "inspect"):
         flags = {param.name for param in group.commands[name].params}

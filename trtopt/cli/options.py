@@ -148,8 +148,8 @@ SamplesFlag = Annotated[
 GateFlag = Annotated[
     list[str] | None,
     typer.Option(
-        help="Thresholds: top1=1%,cosine=0.99,OUTPUT:sqnr=20. May be repeated. Default: depends on the kind of output. "
-        "--gate help prints all metrics.",
+        help="Thresholds: top1=1%,cosine=0.99,OUTPUT:sqnr=20; of convert also speedup=1.2x,latency_p99=5ms. May be "
+        "repeated. Default: depends on the kind of output. --gate help prints all metrics.",
         callback=lambda value: _gate_help(value),
         is_eager=True,
         rich_help_panel=COMPARISON,

@@ -42,6 +42,8 @@ def render(report: Report) -> str:
             lines += [f"### {_cell(table.title)}", "", *_table(table.head, table.rows)]
         lines += [*(f"- {_cell(name)}: {_cell(fact)}" for name, fact in benchmark.facts(report.benchmark)), ""]
     lines += _table(("output", "worst samples", "SQNR", ""), words.worst_samples(report))
+    if report.target is not None:
+        lines += [f"{_cell(words.targeted(report))}: {_code(str(report.target.script))}", ""]
     if report.engine is not None:
         engine = report.engine
         size = words.size(engine.size_bytes)
@@ -92,6 +94,9 @@ def _samples(comparison: Comparison) -> list[str]:
     if comparison.engine:
         lines += [f"The engine's graph ran in {_cell(comparison.graph_ran)}.", ""]
         lines += [*(f"- {_cell(line)}" for line in words.engine(comparison)), ""]
+    if comparison.loaded_ran:
+        first, *rest = words.loaded(comparison)
+        lines += [f"The typed graph as loaded ran in {_cell(first)}.", "", *(f"- {_cell(line)}" for line in rest), ""]
     return lines
 
 

@@ -54,7 +54,8 @@ def _body(report: Report) -> list[RenderableType]:
     """Return all of the report but the verdict."""
     title = f"{report.command} {report.model}" + (f" to {report.precision}" if report.precision else "")
     nothing = words.unconverted(report)
-    first = [text(nothing, "bold yellow")] if nothing else []
+    first = [text(words.targeted(report), "bold")] if report.target else []
+    first += [text(nothing, "bold yellow")] if nothing else []
     parts: list[RenderableType] = [
         "",
         *first,
@@ -63,6 +64,10 @@ def _body(report: Report) -> list[RenderableType]:
     ]
     if report.engine is not None:
         parts += _engine(report)
+    if report.target is not None:
+        rows = [("graph", str(report.target.graph)), ("build with", str(report.target.script))]
+        rows += [("cache", str(report.target.cache))] if report.target.cache else []
+        parts += [text(f"for {report.target.target}", "bold"), *block(facts(rows))]
     if report.parity is not None:
         parts += _drift(report.parity, "export against the framework")
     parts += _kept(report)
@@ -172,6 +177,7 @@ def _drift(comparison: Comparison, what: str) -> list[RenderableType]:
     ran = [(first, comparison.baseline_ran), ("candidate in", comparison.candidate_ran)]
     if comparison.engine:
         ran += [("its graph in", comparison.graph_ran), *(("engine", line) for line in words.engine(comparison))]
+    ran += [("as loaded", line) for line in words.loaded(comparison)]
     parts += [facts(ran)]
     return [text(title, "bold"), *block(Group(*parts))]
 

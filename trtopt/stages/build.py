@@ -11,6 +11,7 @@ from pathlib import Path
 
 from trtopt.codec import encode
 from trtopt.engine import Order, backend, compiler
+from trtopt.engine.trt.fusion import unfused
 from trtopt.plan import BuildPlan
 from trtopt.run import Run
 from trtopt.types import Engine, ShapeRange, TypedModel
@@ -45,7 +46,12 @@ def build(run: Run, typed: TypedModel, ranges: Sequence[ShapeRange], plan: Build
         "options": encode(plan),
         **compiling.key(plan),
     }
-    return run.store.stage("build", key, Engine, make, engine_line)
+    engine = run.store.stage("build", key, Engine, make, engine_line)
+    for decision in engine.raised:
+        run.note(f"{decision.op} node {decision.node} stays in FP32: {decision.reason}")
+    if line := unfused(engine.layers):
+        run.note(line)
+    return engine
 
 
 def ordered(typed: TypedModel, ranges: Sequence[ShapeRange], plan: BuildPlan, device: str) -> Order:

@@ -17,7 +17,7 @@ from trtopt.candidate import ENGINE_NOT_RUN
 from trtopt.codec import encode
 from trtopt.data.dataset import Dataset
 from trtopt.engine import Runner, compiler
-from trtopt.errors import EnvironmentUnableError, MissingDependencyError, OutOfMemoryError
+from trtopt.errors import DataError, EnvironmentUnableError, MissingDependencyError, ModelError, OutOfMemoryError
 from trtopt.events import Emit, Warned
 from trtopt.plan import MeasurePlan
 from trtopt.requires import versions
@@ -75,6 +75,7 @@ def compare(
             fingerprints = {}  # recorded while the samples are loaded
             with running(run, baseline, candidate, evaluation, fingerprints) as ran:
                 comparison = measured(ran, evaluation.dataset, measure, emit=run.emit)
+        comparison = _as_loaded(run, comparison, (baseline, candidate), evaluation.dataset)
         known = frozenset(evaluation.calibrated_on)
         copies = len(fingerprints) - len(set(fingerprints.values()))
         if copies:
@@ -142,6 +143,27 @@ def running(
             baseline_ran, candidate_ran = ran.where
             ran = replace(ran, where=(baseline_ran, candidate_ran + ENGINE_NOT_RUN))
         yield ran
+
+
+def _as_loaded(run: Run, comparison: Comparison, models: tuple[OnnxModel, OnnxModel], dataset: Dataset) -> Comparison:
+    """Return the comparison with what users get who load the typed graph in onnxruntime's default options."""
+    from trtopt.compare.loaded import loaded, warnings
+    from trtopt.compare.run import Pair
+    from trtopt.engine.onnxruntime import open_as_loaded, open_runner
+    from trtopt.engine.ort.rewritten import is_reduced
+
+    baseline, candidate = models
+    if not is_reduced(candidate.path):
+        return comparison
+    reference, graph = (open_runner(model.path, device=run.device) for model in models)
+    try:
+        runner = open_as_loaded(candidate.path)
+        pair = Pair(baseline=reference, candidate=runner, graph=graph, names=(baseline.path.name, candidate.path.name))
+        drifts = loaded(pair, dataset)
+    except (ModelError, DataError) as error:  # it has no kernels for BF16, for example
+        return replace(comparison, loaded_ran=f"not with onnxruntime's default options: {error}")
+    lines = (*comparison.warnings, *warnings(drifts, candidate.path.name, runner.where))
+    return replace(comparison, loaded=drifts, loaded_ran=f"{runner.where}, default options", warnings=lines)
 
 
 def compiled(engine: Engine | None) -> Engine | None:

@@ -28,6 +28,7 @@ from trtopt.stages.compare import measured, opened
 from trtopt.stages.made import Made
 from trtopt.stages.precision import typed_graph
 from trtopt.stages.repair import is_quantized
+from trtopt.store import read_result
 from trtopt.types import (
     Comparison,
     EngineFault,
@@ -64,6 +65,18 @@ def fault(run: Run, made: Made, dataset: Dataset) -> EngineFault | None:
         return None
 
 
+def rebuild(run: Run) -> None:
+    """Discard the engine of the last run if it did not compute its graph, so that this run builds another one."""
+    from trtopt.compare.witness import wrong
+
+    judged = read_result(run.store.root, "gate", Comparison)
+    if judged is None or not wrong(judged) or not run.store.holds("build"):
+        return
+    for stage in ("build", "compare", "gate"):
+        run.store.discard(stage)
+    run.note("the engine of the last run did not compute its graph: another one is built")
+
+
 def _find(run: Run, made: Made, dataset: Dataset) -> EngineFault:
     from trtopt.calibrate.ranges import few
 
@@ -77,9 +90,7 @@ def _find(run: Run, made: Made, dataset: Dataset) -> EngineFault:
         return _is_right(run, made, samples, nodes)
 
     if right([]):
-        reason = (
-            "another build of the same graph is right: TensorRT chose other kernels. Convert into another directory"
-        )
+        reason = "another build of the same graph is right: TensorRT chose other kernels. Convert again: it builds anew"
         return EngineFault(nodes=(), builds=builds, reason=reason)
     lowered = [d.node for d in made.typed.decisions if d.precision == made.target.precision]
     found = culprits(lowered, right, _MOST_BUILDS)

@@ -16,11 +16,12 @@ from trtopt.types.comparison import (
     GateResult,
     LayerDrift,
     Layers,
+    LoadedDrift,
     OutputDrift,
     Verdict,
     WorstSample,
 )
-from trtopt.types.engine import Engine, Rejection, Support
+from trtopt.types.engine import Engine, EngineLayer, Rejection, Support, TargetFiles
 from trtopt.types.model import Dim, OnnxModel, ShapeRange, TensorSpec
 from trtopt.types.precision import Decision, Guard, Keep, TypedModel
 from trtopt.types.prediction import Predictions
@@ -42,6 +43,7 @@ __all__ = [
     "Engine",
     "EngineDrift",
     "EngineFault",
+    "EngineLayer",
     "Failure",
     "GateResult",
     "Guard",
@@ -49,6 +51,7 @@ __all__ = [
     "Keep",
     "LayerDrift",
     "Layers",
+    "LoadedDrift",
     "Observation",
     "OnnxModel",
     "OutputDrift",
@@ -59,6 +62,7 @@ __all__ = [
     "Spread",
     "StageOutcome",
     "Support",
+    "TargetFiles",
     "TensorSpec",
     "Timing",
     "TypedModel",

@@ -13,7 +13,7 @@ from typing import Literal
 from trtopt.types.benchmark import Benchmark
 from trtopt.types.calibration import CalibratedTensor
 from trtopt.types.comparison import Comparison, EngineFault, Layers, Verdict
-from trtopt.types.engine import Engine
+from trtopt.types.engine import Engine, TargetFiles
 from trtopt.types.precision import TypedModel
 
 REPORT_SCHEMA = 2
@@ -77,6 +77,7 @@ class Report:
     `allow_inconclusive` is true if the user accepts an inconclusive verdict. `list_worst` is the number of worst
     samples to list. `written` is false for new gates on an earlier run, whose directory keeps the report of its own.
     `warnings` say why the result may not be what the user wants; `notes` are facts, such as what was assumed.
+    `target` are the files for another platform, whose engine is not built here.
     `error` is what ended the run early, or prevented an engine.
     """
 
@@ -103,3 +104,4 @@ class Report:
     written: bool = True
     notes: tuple[str, ...] = ()
     error: Failure | None = None
+    target: TargetFiles | None = None

@@ -56,6 +56,13 @@ def size(count: int) -> str:
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
 
 
+def targeted(report: Report) -> str:
+    """Return the remark on a conversion for another platform, on which the engine is built; empty for any other."""
+    if report.target is None:
+        return ""
+    return f"typed graph for {report.target.tensorrt} ({report.target.target}); build.sh builds it on the device"
+
+
 def unconverted(report: Report) -> str:
     """Return the remark on a conversion that left no node in the requested precision; empty if there is one."""
     typed = report.typed
@@ -96,6 +103,18 @@ def engine(comparison: Comparison) -> list[str]:
         values = (drift.engine, drift.graph, drift.between)
         own, graph, between = (f"{value:{known.format}} {known.unit}" for value in values)
         lines.append(f"{drift.output}: {known.label} {own}, of its graph {graph}, between the two {between}")
+    return lines
+
+
+def loaded(comparison: Comparison) -> list[str]:
+    """Return where the typed graph ran as users load it, and a line per output; nothing if it was not run so."""
+    if not comparison.loaded_ran:
+        return []
+    lines = [comparison.loaded_ran]
+    for drift in comparison.loaded:
+        known = METRICS[drift.metric]
+        own, other = (f"{value:{known.format}} {known.unit}" for value in (drift.loaded, drift.simulated))
+        lines.append(f"{drift.output}: {known.label} {own}, simulated {other}, on a few samples")
     return lines
 
 
