@@ -27,6 +27,7 @@ LAYERS = (
     ("compare",),
     ("tune",),
     ("bench",),
+    ("serve",),
     ("rundir", "manifest", "writing"),
     ("plan", "store"),
     ("rehearsal",),

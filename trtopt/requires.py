@@ -27,6 +27,8 @@ PACKAGES = {
     "pycuda": "pycuda",
     "pyarrow": "pyarrow",
     "tokenizers": "tokenizers",
+    "tritonclient": "'tritonclient[grpc]'",
+    "pytriton": "--no-deps nvidia-pytriton",
 }
 _ORT_GPU = "onnxruntime-gpu"
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 # An explicit list keeps Pillow from trying its rarer decoders (EPS starts Ghostscript).
-_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _TYPES = ("float32", "float16", "float64", "uint8")
 
 
@@ -83,7 +83,7 @@ def header_size(path: Path) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 mode, (width, height) = image.mode, image.size
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: too many pixels", why=str(error), fix="Make the image smaller") from error
@@ -104,7 +104,7 @@ def decode(path: Path) -> PilImage:
     from PIL import Image
 
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path, formats=FORMATS) as image:
             image.load()
             # Pillow warns when a palette with transparency is converted directly to RGB, so it becomes RGBA first.
             # `to_array` then drops the transparency.
@@ -122,7 +122,7 @@ def to_array(image: PilImage, how: ImageRecipe) -> npt.NDArray[np.float32] | npt
     from PIL import Image
 
     image = image.convert("L" if how.color == "gray" else "RGB")
-    height, width = _resized((image.height, image.width), how)
+    height, width = resized((image.height, image.width), how)
     if (height, width) != (image.height, image.width):
         image = image.resize((width, height), Image.Resampling[how.interpolation.upper()])
     if how.crop:
@@ -153,7 +153,7 @@ def output_shape(size: tuple[int, int], how: ImageRecipe, name: str) -> tuple[in
     Raises:
         DataError: the crop is larger than the image.
     """
-    height, width = _resized(size, how)
+    height, width = resized(size, how)
     if how.crop and (how.crop[0] > height or how.crop[1] > width):
         raise DataError(
             f"{name}: {height}x{width} is too small",
@@ -165,7 +165,7 @@ def output_shape(size: tuple[int, int], how: ImageRecipe, name: str) -> tuple[in
     return (channels, height, width) if how.layout == "NCHW" else (height, width, channels)
 
 
-def _resized(size: tuple[int, int], how: ImageRecipe) -> tuple[int, int]:
+def resized(size: tuple[int, int], how: ImageRecipe) -> tuple[int, int]:
     """Return (height, width) after the recipe's resize."""
     height, width = size
     if isinstance(how.resize, int):
