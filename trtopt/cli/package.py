@@ -145,28 +145,33 @@ def package(
     from trtopt.codec import encode
     from trtopt.commands.package import PackagePlan
     from trtopt.commands.package import package as run
+    from trtopt.data import load_recipe, read_classes
     from trtopt.errors import UsageError
+    from trtopt.serve.folders import Options
     from trtopt.serve.images import image as known_image
     from trtopt.shapes import parse_shapes
 
     if format not in (Format.text, Format.json):
         raise UsageError(f"package does not support --format {format.value}", fix="Choose text or json")
     example = "--latency-limit 20ms"
-    plan = PackagePlan(
-        runs=tuple(runs),
-        repository=triton,
+    options = Options(
         image=known_image(image),
         platform=platform.value,
         engine_only=engine is EngineChoice.only,
-        name=name or "",
-        shapes=parse_shapes(shape or ()),
         latency_limit=quantity(latency_limit, MILLISECONDS, "--latency-limit", example) if latency_limit else math.inf,
         ensemble=ensemble,
-        recipe=recipe,
-        classes=classes,
+        recipe=load_recipe(recipe) if recipe else None,
+        classes=read_classes(classes) if classes else None,
         canary=canary,
         priorities=priorities,
         cache=response_cache,
+    )
+    plan = PackagePlan(
+        runs=tuple(runs),
+        repository=triton,
+        options=options,
+        name=name or "",
+        shapes=parse_shapes(shape or ()),
         verify=verify,
     )
     with Narrator(quiet=quiet, verbose=verbose) as emit:

@@ -114,7 +114,7 @@ class Client:
                 why=_line(error),
                 fix="Check the address; the gRPC port is 8001 by default",
             ) from error
-        return {each.name: "" if each.state == "READY" else each.reason or each.state or "not loaded" for each in index}
+        return {each.name: "" if each.state == "READY" else _line(each.reason or "it is not loaded") for each in index}
 
     def chosen(self, name: str) -> str:
         """Return the model to use: `name`, or the only one of the server if it is empty.
@@ -169,9 +169,7 @@ class Client:
             outputs = [self._module.InferRequestedOutput(key, class_count=extras.classes) for key in names]
         timeout = extras.timeout if math.isfinite(extras.timeout) else None
         try:
-            answer = self._client.infer(
-                name, inputs, outputs=outputs, priority=extras.priority, client_timeout=timeout
-            )
+            answer = self._client.infer(name, inputs, outputs=outputs, priority=extras.priority, client_timeout=timeout)
         except self._error as error:
             raise RequestError(_line(error)) from error
         return {output.name: answer.as_numpy(output.name) for output in answer.get_response().outputs}
@@ -191,7 +189,7 @@ def _spec(tensor: Any) -> TensorSpec:
     return TensorSpec(name=tensor.name, dtype=_NAMES[tensor.datatype], shape=shape)
 
 
-def _line(error: Exception) -> str:
+def _line(error: object) -> str:
     """Return the message of the server in one line."""
     return " ".join(str(error).split())[:300]
 

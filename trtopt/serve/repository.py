@@ -6,7 +6,6 @@ Touches: the repository.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 import tempfile
@@ -102,7 +101,9 @@ def staged(repository: Path, folders: Sequence[Folder]) -> Iterator[Path]:
             shutil.rmtree(path, ignore_errors=True)
         if isinstance(error, OSError):
             why = error.strerror or str(error)
-            raise StoreError(f"cannot write to {repository}", why=why, fix="Name another folder with --triton") from error
+            raise StoreError(
+                f"cannot write to {repository}", why=why, fix="Name another folder with --triton"
+            ) from error
         raise
     finally:
         if stage is not None:
@@ -140,8 +141,3 @@ def _copy_graph(path: Path, target: Path) -> None:
         if isinstance(error.__cause__, OSError):
             raise error.__cause__ from None
         raise
-
-
-def size(place: Path) -> int:
-    """Return the size of all files below a folder in bytes."""
-    return sum(entry.stat().st_size for entry in place.rglob("*") if entry.is_file() and not os.path.islink(entry))

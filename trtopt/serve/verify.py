@@ -46,17 +46,19 @@ class Claim:
         onnx: the graph that its answers must equal.
         ranges: the shapes of the graph's inputs.
         recipe: how it preprocesses encoded images; None for a model that is given arrays.
+        runs: the model whose batches count, if it is another one.
     """
 
     name: str
     onnx: OnnxModel
     ranges: tuple[ShapeRange, ...]
     recipe: ImageRecipe | None = None
+    runs: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verified:
-    """Outcome for a model: requests that were answered as expected, the mean batch of their runs, wrong ones refused."""
+    """Outcome for a model: right answers, the mean batch of its runs, and wrong requests that it refused."""
 
     name: str
     answered: int
@@ -114,14 +116,15 @@ def _check(client: Client, claim: Claim) -> Verified:
     runner = open_runner(claim.onnx.path)
     feeds = list(_feeds(claim, batched=signature.max_batch > 0))
     expected = [runner.run(_to_arrays(claim, feed)) for feed in feeds]
-    before = client.counts(claim.name)
+    counted = claim.runs or claim.name
+    before = client.counts(counted)
     turns = [i % len(feeds) for i in range(_REQUESTS)]
     with ThreadPoolExecutor(_REQUESTS) as pool:
         answers = list(pool.map(lambda turn: _answer(client, claim.name, feeds[turn]), turns))
     for turn, answer in zip(turns, answers, strict=True):
         if why := difference(answer, expected[turn]):
             raise ModelError(f"{claim.name} answers something else than the runner", why=why)
-    samples, runs = (after - earlier for after, earlier in zip(client.counts(claim.name), before, strict=True))
+    samples, runs = (after - earlier for after, earlier in zip(client.counts(counted), before, strict=True))
     return Verified(
         name=claim.name,
         answered=len(answers),

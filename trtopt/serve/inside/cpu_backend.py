@@ -7,16 +7,16 @@ The folder of a version must hold the graph as `model.onnx`.
 import sys
 from pathlib import Path
 
-sys.path[:0] = PACKAGES  # noqa: F821  (the list is written above: the backend ignores PYTHONPATH)
+sys.path[:0] = PACKAGES  # written above: the backend ignores PYTHONPATH
 # numpy cannot tell that the backend has already taken an array over, and would print a traceback for each of them.
 sys.unraisablehook = lambda _: None
 
-import json  # noqa: E402
+import json
 
-import numpy as np  # noqa: E402
-import triton_python_backend_utils as backend  # noqa: E402
+import numpy as np
+import triton_python_backend_utils as backend
 
-from trtopt.engine.onnxruntime import open_runner  # noqa: E402
+from trtopt.engine.onnxruntime import open_runner
 
 
 class TritonPythonModel:
@@ -27,26 +27,17 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self.batched = config["max_batch_size"] > 0
         self.outputs = [entry["name"] for entry in config["output"]]
-        self.scalars = {entry["name"] for entry in config["input"] if "reshape" in entry}
         self.runner = open_runner(Path(args["model_repository"]) / args["model_version"] / "model.onnx")
 
     def execute(self, requests):
         """Run the requests that the server has joined as one batch, and return a response for each."""
-        feeds = [{tensor.name(): self.read(tensor) for tensor in request.inputs()} for request in requests]
-        try:
-            if not self.batched:
-                return [self.response(self.runner.run(feed)) for feed in feeds]
-            results = self.runner.run({name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]})
-        except Exception as error:
-            failure = backend.TritonError(str(error))
-            return [backend.InferenceResponse(output_tensors=[], error=failure) for _ in requests]
+        feeds = [{tensor.name(): np.from_dlpack(tensor) for tensor in request.inputs()} for request in requests]
+        if not self.batched:
+            return [self.response(self.runner.run(feed)) for feed in feeds]
+        results = self.runner.run({name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]})
         ends = np.cumsum([len(next(iter(feed.values()))) for feed in feeds])[:-1]
         parts = {name: np.split(results[name], ends) for name in self.outputs}
         return [self.response({name: part[i] for name, part in parts.items()}) for i in range(len(feeds))]
-
-    def read(self, tensor):
-        """Return the array of an input."""
-        return np.from_dlpack(tensor)
 
     def response(self, results):
         """Return the response with these outputs."""

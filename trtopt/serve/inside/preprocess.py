@@ -19,18 +19,18 @@ class TritonPythonModel:
     def respond(self, request):
         """Return the response to a request, or an error if it is not an image."""
         try:
-            data = np.from_dlpack(request.inputs()[0])  # noqa: F821
-            rows = [to_array(self.decode(row.tobytes()), RECIPE) for row in data.reshape(-1, data.shape[-1])]  # noqa: F821
-            array = np.ascontiguousarray(np.stack(rows).astype(DTYPE))  # noqa: F821
+            data = np.from_dlpack(request.inputs()[0])
+            rows = [to_array(self.decode(row.tobytes()), RECIPE) for row in data.reshape(-1, data.shape[-1])]
+            array = np.ascontiguousarray(np.stack(rows).astype(DTYPE))
         except Exception as error:
             failure = backend.TritonError(f"the image cannot be preprocessed: {error}")
             return backend.InferenceResponse(output_tensors=[], error=failure)
-        return backend.InferenceResponse([backend.Tensor.from_dlpack(OUTPUT, array)])  # noqa: F821
+        return backend.InferenceResponse([backend.Tensor.from_dlpack(OUTPUT, array)])
 
     def decode(self, data):
         """Return the decoded image."""
         from PIL import Image
 
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:  # noqa: F821
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             image.load()
             return image.convert("RGBA") if "transparency" in image.info else image.copy()
