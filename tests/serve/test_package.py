@@ -87,7 +87,9 @@ def test_only_engines_refuses_an_engine_of_another_tensorrt_and_names_the_image(
 
 def test_the_stated_version_of_an_image_decides(cli: Cli, with_engine: Callable[..., Path], tmp_path: Path) -> None:
     run = with_engine("TensorRT 10.16.0.72")
-    assert cli("package", run, "--triton", tmp_path / "a", "--image", "26.03=10.16.1.11").out.startswith(f"{tmp_path}/a/")
+    assert cli("package", run, "--triton", tmp_path / "a", "--image", "26.03=10.16.1.11").out.startswith(
+        f"{tmp_path}/a/"
+    )
     assert (tmp_path / "a/digits-fp16/build.sh").exists()
     cli("package", run, "--triton", tmp_path / "b", "--image", "example.com/triton:1=10.16.0.72")
     assert (tmp_path / "b/digits-fp16/1/model.plan").exists()
@@ -153,18 +155,14 @@ def test_an_ensemble_begins_with_the_recipe(cli: Cli, digits: Path, tmp_path: Pa
     classes = tmp_path / "classes.txt"
     classes.write_text("".join(f"digit {i}\n" for i in range(10)))
     recipe = CALIB / "recipe.toml"
-    done = cli(
-        "package", digits, "--triton", tmp_path / "repo", "--ensemble", "--recipe", recipe, "--classes", classes
-    )
+    done = cli("package", digits, "--triton", tmp_path / "repo", "--ensemble", "--recipe", recipe, "--classes", classes)
     assert done.code == 0, done.err
     whole = written(tmp_path / "repo", "digits-fp16-images")
     assert [step.model_name for step in whole.ensemble_scheduling.step] == ["digits-fp16-preprocess", "digits-fp16"]
     assert not whole.instance_group
     assert not whole.HasField("dynamic_batching")
     assert (tmp_path / "repo/digits-fp16/labels.txt").read_text() == classes.read_text()
-    assert "FROM nvcr.io/nvidia/tritonserver:26.03-py3" in (
-        tmp_path / "repo/digits-fp16-images/Dockerfile"
-    ).read_text()
+    assert "FROM nvcr.io/nvidia/tritonserver:26.03-py3" in (tmp_path / "repo/digits-fp16-images/Dockerfile").read_text()
 
 
 @pytest.mark.parametrize(

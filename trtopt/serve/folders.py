@@ -148,7 +148,9 @@ def _serving(model: Model, plan: Options, emit: Emit) -> config.Serving:
         if benchmark and math.isfinite(plan.latency_limit) and any(each.device == "cpu" for each in benchmark.targets):
             emit(Warned(f"{model.name}: the bench table was measured on a CPU: measure it on the GPU that serves"))
         emit(Noted(f"{model.name}: batches up to {queue.largest}, delay {queue.delay_us} us: {queue.why}"))
-    count, why = batching.instances(limit, queue.largest or 1) if plan.platform == "tensorrt" else (1, "")
+    count, why = batching.instances(limit, queue.largest or 1, plan.priorities)
+    if plan.platform == "onnxruntime" and not plan.priorities:
+        count, why = 1, ""
     if why:
         emit(Noted(f"{model.name}: {why}"))
     return config.Serving(

@@ -8,6 +8,7 @@ Touches: a temporary copy of the models; starts a server.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import shutil
 import tempfile
@@ -26,6 +27,7 @@ from trtopt.data.dataset import Array, Feed
 from trtopt.data.recipe import ImageRecipe
 from trtopt.engine.onnxruntime import open_runner
 from trtopt.errors import ModelError
+from trtopt.graph.file import copy
 from trtopt.serve import config, ensemble, server
 from trtopt.serve.client import Client, RequestError
 from trtopt.serve.repository import Folder
@@ -79,17 +81,32 @@ def verify(folders: Sequence[Folder], stage: Path, claims: Sequence[Claim]) -> t
         EnvironmentUnableError: the server does not start here.
         ModelError: a model is not loaded, an answer differs, or a wrong request was answered.
     """
-    with tempfile.TemporaryDirectory(prefix="trtopt-verify-") as copy:
+    with served(folders, stage) as running, Client(running.url) as client:
+        return tuple(_check(client, claim) for claim in claims)
+
+
+@contextlib.contextmanager
+def served(folders: Sequence[Folder], stage: Path) -> Iterator[server.Server]:
+    """Start a server on a copy of the folders that needs no GPU.
+
+    Raises:
+        MissingDependencyError: pytriton or tritonclient is not installed.
+        EnvironmentUnableError: the server does not start here.
+        ModelError: a model is not loaded.
+    """
+    with tempfile.TemporaryDirectory(prefix="trtopt-verify-") as place:
         for folder in folders:
-            on_cpu(folder, stage / folder.name, Path(copy) / folder.name)
-        with server.serving(Path(copy)) as running, Client(running.url) as client:
-            for name, why in client.models().items():
+            _on_cpu(folder, stage / folder.name, Path(place) / folder.name)
+        with server.serving(Path(place)) as running:
+            with Client(running.url) as client:
+                models = client.models()
+            for name, why in models.items():
                 if why:
                     raise ModelError(f"Triton does not load {name}", why=why, fix="This is a bug in trtopt: report it")
-            return tuple(_check(client, claim) for claim in claims)
+            yield running
 
 
-def on_cpu(folder: Folder, source: Path, target: Path) -> None:
+def _on_cpu(folder: Folder, source: Path, target: Path) -> None:
     """Copy a model's folder for a server without a GPU. The graph is beside an engine, or in its place."""
     shutil.copytree(source, target)
     changed = type(folder.config)()
@@ -100,8 +117,6 @@ def on_cpu(folder: Folder, source: Path, target: Path) -> None:
     if folder.graph is not None:
         for name in {config.FILES.get(changed.platform, ""), *changed.cc_model_filenames.values()} - {""}:
             (target / "1" / name).touch()
-        from trtopt.graph.file import copy
-
         copy(folder.graph, target / "1/model.onnx")
     step = target / "1/model.py"
     if step.is_file():
@@ -193,7 +208,8 @@ def difference(answer: Mapping[str, Array], expected: Mapping[str, Array]) -> st
         left: Any = answer.get(name)
         if left is None:
             return f"output {name} is missing"
-        if left.dtype != right.dtype or left.shape != (right.shape or (1,)):
+        # A tensor without dimensions beside the batch has one of size 1 in a request and in an answer.
+        if left.dtype != right.dtype or left.shape not in (right.shape, (*right.shape, 1)[:2]):
             return f"output {name} is {left.dtype} {list(left.shape)}, not {right.dtype} {list(right.shape)}"
         first, second = left.reshape(right.shape).astype(np.float64), right.astype(np.float64)
         finite = np.isfinite(second)

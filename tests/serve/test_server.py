@@ -1,0 +1,166 @@
+"""Packages in a real Triton server, whose backends run the graphs on the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+from serve.conftest import write_table
+from support import CALIB, DIGITS, EVAL, Done
+
+from trtopt.data import load_recipe
+from trtopt.data.classes import from_list
+from trtopt.engine.onnxruntime import open_runner
+from trtopt.events import silent
+from trtopt.graph.file import describe
+from trtopt.serve import folders, repository, verify
+from trtopt.serve.client import Client, Extras, RequestError
+from trtopt.serve.images import image
+from trtopt.serve.server import Server
+from trtopt.types import ShapeRange
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("pytriton") is None, reason="pytriton is not installed")
+SHAPES = (ShapeRange(name="input", min=(1, 1, 28, 28), opt=(8, 1, 28, 28), max=(32, 1, 28, 28)),)
+NAMES = [f"digit {i}" for i in range(10)]
+
+
+@pytest.fixture(scope="module")
+def server(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Serve the digits network with its ensemble, and as `urgent`, one at a time, with two priorities."""
+    source = folders.Source(onnx=describe(digits / "typed.onnx"), run_dir=digits)
+    recipe, classes = load_recipe(CALIB / "recipe.toml"), from_list(NAMES, "names")
+    options = folders.Options(image=image("26.03"), ensemble=True, recipe=recipe, classes=classes)
+    model = folders.Model(name="digits", runs=(source,), shapes=SHAPES)
+    made = list(folders.make(model, options, silent).folders)
+    slow = tmp_path_factory.mktemp("slow")
+    write_table(slow, {1: 1.0, 8: 100.0})
+    single = folders.Source(onnx=source.onnx, run_dir=slow)
+    urgent = folders.Options(image=image("26.03"), latency_limit=2, priorities=2)
+    made += folders.make(folders.Model(name="urgent", runs=(single,), shapes=SHAPES), urgent, silent).folders
+    with (
+        repository.staged(tmp_path_factory.mktemp("served") / "repo", made) as stage,
+        verify.served(made, stage) as running,
+    ):
+        yield running
+
+
+@pytest.fixture(scope="module")
+def samples() -> np.ndarray:
+    return np.load(EVAL)["input"].astype(np.float32).reshape(-1, 1, 28, 28)
+
+
+def test_a_thousand_concurrent_single_requests_are_batched_and_equal_the_runners(
+    server: Server, digits: Path, samples: np.ndarray
+) -> None:
+    runner = open_runner(digits / "typed.onnx")
+    expected = runner.run({"input": samples})["logits"]
+    with Client(server.url) as client, ThreadPoolExecutor(1000) as pool:
+        before = client.counts("digits")
+        answers = list(pool.map(lambda sample: client.infer("digits", {"input": sample[None]})["logits"], samples))
+        answered, runs = np.subtract(client.counts("digits"), before)
+    assert len(answers) == answered == 1000
+    np.testing.assert_allclose(np.concatenate(answers), expected, rtol=0.01, atol=0.02)
+    assert answered / runs > 4
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((1, 1, 28, 27), "float32"), ((33, 1, 28, 28), "float32"), ((1, 1, 28, 28), "float64")]
+)
+def test_a_wrong_request_is_refused(server: Server, shape: tuple[int, ...], dtype: str) -> None:
+    with Client(server.url) as client, pytest.raises(RequestError):
+        client.infer("digits", {"input": np.zeros(shape, dtype)})
+
+
+def test_an_image_file_becomes_a_class(server: Server, samples: np.ndarray) -> None:
+    runner = open_runner(DIGITS)
+    with Client(server.url) as client:
+        for sample in samples[:5]:
+            stream = io.BytesIO()
+            Image.fromarray(np.round(sample[0] * 255).astype(np.uint8)).save(stream, "PNG")
+            encoded = np.frombuffer(stream.getvalue(), np.uint8)[None]
+            found = client.infer("digits-images", {"image": encoded}, Extras(classes=1))["logits"]
+            best = int(runner.run({"input": sample[None]})["logits"].argmax())
+            assert found.reshape(-1)[0].decode().split(":", 1)[1] == f"{best}:digit {best}"
+
+
+def test_what_is_not_an_image_is_refused_and_others_in_its_batch_are_answered(
+    server: Server, samples: np.ndarray
+) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.round(samples[0, 0] * 255).astype(np.uint8)).save(stream, "PNG")
+    good = np.frombuffer(stream.getvalue(), np.uint8)[None]
+
+    def send(number: int) -> str:
+        try:
+            client.infer("digits-images", {"image": good if number % 2 else good[:, ::-1].copy()})
+        except RequestError as error:
+            return str(error)
+        return ""
+
+    with Client(server.url) as client, ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(send, range(20)))
+    assert all("the image cannot be preprocessed" in answer for answer in answers[::2])
+    assert not any(answers[1::2])
+
+
+def test_urgent_requests_overtake(server: Server, samples: np.ndarray) -> None:
+    def send(priority: int) -> float:
+        start = time.perf_counter()
+        client.infer("urgent", {"input": samples[:1]}, Extras(priority=priority))
+        return time.perf_counter() - start
+
+    with Client(server.url) as client, ThreadPoolExecutor(220) as pool:
+        low = [pool.submit(send, 2) for _ in range(200)]
+        high = [pool.submit(send, 1) for _ in range(20)]
+        low_times, high_times = ([each.result() for each in sent] for sent in (low, high))
+    assert np.percentile(high_times, 95) < np.percentile(low_times, 50)
+
+
+@pytest.mark.nightly
+def test_memory_stays_flat_over_ten_thousand_requests(server: Server, samples: np.ndarray) -> None:
+    process = psutil.Process(server.pid)
+
+    def memory() -> int:
+        return sum(each.memory_info().rss for each in [process, *process.children(recursive=True)])
+
+    with Client(server.url) as client, ThreadPoolExecutor(64) as pool:
+
+        def load(count: int) -> None:
+            list(pool.map(lambda i: client.infer("digits", {"input": samples[i % 1000][None]}), range(count)))
+
+        load(2000)
+        before = memory()
+        load(10_000)
+        assert memory() - before < 20 * 2**20
+
+
+def test_verify_compares_the_answers_of_a_real_server(cli: Callable[..., Done], pair: Path, tmp_path: Path) -> None:
+    shapes = [part for name in ("ids", "mask") for part in ("--shape", f"{name}=1x2:4x8:16x32")]
+    done = cli("package", pair, *shapes, "--platform", "onnxruntime", "--triton", tmp_path / "repo", "--verify")
+    assert done.code == 0, done.err
+    assert "verified pair: 64 answers equal the runner's" in done.out
+    assert "4 wrong requests refused" in done.out
+
+
+def test_a_package_that_a_server_does_not_load_is_not_written(digits: Path, tmp_path: Path) -> None:
+    from trtopt.errors import ModelError
+
+    source = folders.Source(onnx=describe(digits / "typed.onnx"), run_dir=digits)
+    made = folders.make(
+        folders.Model(name="m", runs=(source,), shapes=SHAPES), folders.Options(image=image("26.03")), silent
+    )
+    made.folders[0].config.input[0].dims.append(7)  # the warm-up then has another shape than the input
+    with (
+        pytest.raises(ModelError, match="Triton does not load m"),
+        repository.staged(tmp_path / "repo", made.folders) as stage,
+    ):
+        verify.verify(made.folders, stage, made.claims)
+    assert not (tmp_path / "repo").exists()
