@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -140,6 +141,62 @@ def test_memory_stays_flat_over_ten_thousand_requests(server: Server, samples: n
         before = memory()
         load(10_000)
         assert memory() - before < 20 * 2**20
+
+
+def test_a_load_test_finds_the_rate_that_breaks_the_limit(
+    cli: Callable[..., Done], server: Server, tmp_path: Path
+) -> None:
+    # No machine runs this many batches of one image in a second.
+    flags = ("--rate", "20,20000", "--seconds", "0.5", "--data", EVAL, "--latency-limit", "400ms", "--timeout", "1")
+    done = cli("bench", "urgent", "--server", server.url, *flags, "--format", "json")
+    found = json.loads(done.out)
+    assert (found["holds"], found["breaks"]) == (20.0, 20000.0), done.out
+    slow, fast = found["results"]
+    assert (slow["sent"], slow["answered"], slow["errors"]) == (10, 10, {})
+    assert fast["latency"]["p99"] > 400
+
+
+def test_a_gate_of_a_load_test_decides_the_exit_code(cli: Callable[..., Done], server: Server) -> None:
+    flags = ("--server", server.url, "--rate", "20", "--seconds", "1")
+    assert cli("bench", "digits", *flags, "--gate", "throughput=5").code == 0
+    failed = cli("bench", "digits", *flags, "--gate", "latency_p50@20=1us")
+    assert failed.code == 1
+    assert "fail         digits, 20 requests/s: latency_p50" in failed.out
+
+
+def test_a_load_test_sends_image_files_to_an_ensemble(
+    cli: Callable[..., Done], server: Server, samples: np.ndarray, tmp_path: Path
+) -> None:
+    for i in range(3):
+        Image.fromarray(np.round(samples[i, 0] * 255).astype(np.uint8)).save(tmp_path / f"{i}.png")
+    flags = ("--server", server.url, "--rate", "20", "--seconds", "0.5", "--data", tmp_path, "--format", "json")
+    (result,) = json.loads(cli("bench", "digits-images", *flags).out)["results"]
+    assert result["answered"] == 10
+
+
+def test_requests_that_time_out_fail_every_gate(cli: Callable[..., Done], server: Server) -> None:
+    flags = ("--server", server.url, "--rate", "20", "--seconds", "0.5", "--timeout", "0.001")
+    done = cli("bench", "digits", *flags, "--gate", "throughput=0.1", "--shape", "input=1x1x28x28")
+    assert done.code in (1, 2)
+    assert "Deadline Exceeded" in done.out + done.err or "no answer within" in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ((), "serves 4 models"),
+        (("nowhere",), "has no model nowhere"),
+        (("digits", "--gate", "speedup=2x"), "--gate speedup is not for --server"),
+        (("digits", "--gate", "throughput@7=2"), "7 requests per second are not tested"),
+        (("digits", "--data", "nowhere"), "nowhere: no such file or folder"),
+    ],
+)
+def test_what_cannot_be_tested_is_an_error(
+    cli: Callable[..., Done], server: Server, arguments: tuple[str, ...], line: str
+) -> None:
+    done = cli("bench", *arguments, "--server", server.url)
+    assert done.code == 2
+    assert line in done.err
 
 
 def test_verify_compares_the_answers_of_a_real_server(cli: Callable[..., Done], pair: Path, tmp_path: Path) -> None:

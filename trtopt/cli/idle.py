@@ -107,6 +107,19 @@ IDLE = (
         why="it applies to a sweep, not to --max-batch",
     ),
     Idle(
+        commands=("bench",),
+        flags=("batch", "max_batch", "memory_limit", "device", "tf32", "cuda_graphs", "out"),
+        when=lambda values: values["server"] is not None,
+        why="--server measures a server that runs already",
+    ),
+    Idle(
+        commands=("bench",),
+        flags=("rate", "timeout"),
+        when=lambda values: values["server"] is None,
+        why="it applies to a server",
+        fix="Add --server URL",
+    ),
+    Idle(
         commands=("convert", "calibrate", "compare", "export"),
         flags=("force",),
         when=lambda values: values["dry_run"],
@@ -114,7 +127,7 @@ IDLE = (
         fix="Leave out one of them",
     ),
     Idle(
-        commands=("convert", "calibrate", "compare", "export", "bench"),
+        commands=("convert", "calibrate", "compare", "export", "bench", "package"),
         flags=("quiet",),
         when=lambda values: values["verbose"],
         why="it contradicts --verbose",
