@@ -199,6 +199,25 @@ def test_what_cannot_be_tested_is_an_error(
     assert line in done.err
 
 
+def test_the_metrics_of_a_real_server_are_watched(
+    cli: Callable[..., Done], server: Server, samples: np.ndarray
+) -> None:
+    with Client(server.url) as client, ThreadPoolExecutor(1) as pool:
+        stop = time.monotonic() + 3
+        steady = iter(lambda: time.monotonic() < stop, False)
+        sent = pool.submit(lambda: [client.infer("digits", {"input": samples[:1]}) for _ in steady])
+        flags = ("--model", "digits", "--once", "--interval", "2", "--format", "json", "--alert", "latency_mean=1us")
+        done = cli("watch", "--triton", server.metrics, *flags)
+        sent.result()
+    found = json.loads(done.out)
+    assert done.code == 1
+    readings = found["models"][0]["readings"]
+    assert readings["throughput"] > 1
+    assert readings["latency_p99"] > 0
+    assert readings["batch"] == 1
+    assert "latency_mean" in found["alerts"][0]
+
+
 def test_verify_compares_the_answers_of_a_real_server(cli: Callable[..., Done], pair: Path, tmp_path: Path) -> None:
     shapes = [part for name in ("ids", "mask") for part in ("--shape", f"{name}=1x2:4x8:16x32")]
     done = cli("package", pair, *shapes, "--platform", "onnxruntime", "--triton", tmp_path / "repo", "--verify")

@@ -113,6 +113,25 @@ IDLE = (
         why="--server measures a server that runs already",
     ),
     Idle(
+        commands=("watch",),
+        flags=("listen",),
+        when=lambda values: values["triton"] is not None,
+        why="Prometheus can read the server's own metrics",
+    ),
+    Idle(
+        commands=("watch",),
+        flags=("run",),
+        when=lambda values: values["triton"] is not None,
+        why="it is about the memory of this machine's GPUs",
+    ),
+    Idle(
+        commands=("watch",),
+        flags=("alert", "model"),
+        when=lambda values: values["triton"] is None,
+        why="it applies to a server",
+        fix="Add --triton URL",
+    ),
+    Idle(
         commands=("bench",),
         flags=("rate", "timeout"),
         when=lambda values: values["server"] is None,
