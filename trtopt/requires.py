@@ -28,7 +28,6 @@ PACKAGES = {
     "pyarrow": "pyarrow",
     "tokenizers": "tokenizers",
     "tritonclient": "'tritonclient[grpc]'",
-    "pytriton": "--no-deps nvidia-pytriton",
 }
 _ORT_GPU = "onnxruntime-gpu"
 

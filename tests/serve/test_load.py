@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable
 
@@ -56,6 +57,7 @@ def test_a_gate_is_judged_by_bounds_and_fails_on_errors(gate: str, changes: dict
     assert judge.verdict([judged]) == verdict
 
 
+@pytest.mark.skipif(importlib.util.find_spec("tritonclient") is None, reason="tritonclient is not installed")
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
     [

@@ -12,6 +12,7 @@ from support import CALIB, Done
 
 from trtopt.serve import config
 
+pytest.importorskip("tritonclient")
 Cli = Callable[..., Done]
 LENGTHS = [part for name in ("ids", "mask") for part in ("--shape", f"{name}=1x2:4x8:16x32")]
 

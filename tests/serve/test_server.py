@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import re
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +17,7 @@ import psutil
 import pytest
 from PIL import Image
 from serve.conftest import write_table
-from support import CALIB, DIGITS, EVAL, Done
+from support import CALIB, DIGITS, EVAL, ROOT, Done
 
 from trtopt.data import load_recipe
 from trtopt.data.classes import from_list
@@ -28,6 +30,7 @@ from trtopt.serve.images import image
 from trtopt.serve.server import Server
 from trtopt.types import ShapeRange
 
+pytest.importorskip("tritonclient")
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("pytriton") is None, reason="pytriton is not installed")
 SHAPES = (ShapeRange(name="input", min=(1, 1, 28, 28), opt=(8, 1, 28, 28), max=(32, 1, 28, 28)),)
 NAMES = [f"digit {i}" for i in range(10)]
@@ -216,6 +219,27 @@ def test_the_metrics_of_a_real_server_are_watched(
     assert readings["latency_p99"] > 0
     assert readings["batch"] == 1
     assert "latency_mean" in found["alerts"][0]
+
+
+def test_the_commands_of_the_documentation_run(
+    cli: Callable[..., Done], server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("samples", "calibration"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    text = (ROOT / "docs/triton.md").read_text()
+    text = text.replace("grpc://localhost:8001", server.url).replace("http://localhost:8002", server.metrics)
+    commands = re.findall(r"^trtopt (.*)$", text, re.MULTILINE)
+    assert [command.split()[0] for command in commands] == ["convert", "bench", "package", "bench", "watch"]
+    for command in commands:
+        done = cli(*shlex.split(command))
+        assert done.code == 0 or (command.startswith("convert") and done.code == 3), (command, done.err)
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == [
+        "digits",
+        "digits-fp32",
+        "digits-images",
+        "digits-preprocess",
+    ]
 
 
 def test_verify_compares_the_answers_of_a_real_server(cli: Callable[..., Done], pair: Path, tmp_path: Path) -> None:

@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 
 class Platform(str, Enum):
-    """What runs the model in the server."""
+    """Runtime of the model in the server."""
 
     tensorrt = "tensorrt"
     onnxruntime = "onnxruntime"
 
 
 class EngineChoice(str, Enum):
-    """What to do with an engine that the image does not load."""
+    """Choice between an engine that must be there, and one that may be built in the image."""
 
     auto = "auto"
     only = "only"

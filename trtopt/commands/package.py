@@ -24,7 +24,7 @@ from trtopt.types import OnnxModel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackagePlan:
-    """What to package.
+    """Runs to package, and where to.
 
     Attributes:
         runs: run directories, or ONNX files.

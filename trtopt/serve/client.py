@@ -47,7 +47,7 @@ class Signature:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extras:
-    """What a request may ask for: a priority (1 is the most urgent), a timeout in seconds, the best classes."""
+    """Options of a request: a priority (1 is the most urgent), a timeout in seconds, and how many best classes."""
 
     priority: int = 0
     timeout: float = math.inf

@@ -42,7 +42,7 @@ _WARM_UPS = {"smallest": "min", "usual": "opt", "largest": "max"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
-    """What the configuration of a model states beside its inputs and outputs.
+    """Configuration of a model beside its inputs and outputs.
 
     Attributes:
         max_batch: the largest batch; 0 if the model has no batch axis.

@@ -64,7 +64,7 @@ class RateResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
-    """What is sent: to which model, which requests in turn, for how many seconds, and with a timeout in seconds."""
+    """Requests to send in turn, the model that they are for, and for how long; the times are in seconds."""
 
     model: str
     feeds: Sequence[Feed]

@@ -35,7 +35,7 @@ _SECONDS = 10
 _FLOORS = ("throughput",)
 _UNITS = {"latency": MILLISECONDS, "queue": MILLISECONDS}
 READINGS = ("throughput", "latency_mean", "latency_p99", "queue_mean", "batch", "failed", "pending")
-"""What is read of a model: answers per second, milliseconds, samples per run, failed requests, waiting requests."""
+"""Readings of a model: answers per second, milliseconds, samples per run, failed requests, waiting requests."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ class Alert:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """What a model did between two readings: its name, and `READINGS` (NaN: unknown, as without requests)."""
+    """Name of a model, and its `READINGS` over an interval (NaN: unknown, as without requests)."""
 
     model: str
     readings: Mapping[str, float]

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trtopt.errors import EnvironmentUnableError, MissingDependencyError
-from trtopt.requires import install
 from trtopt.serve.client import Client
 
 _START_SECONDS = 120
@@ -103,7 +102,7 @@ def _home() -> Path:
         raise MissingDependencyError(
             "pytriton is required and is not installed",
             why="its wheel holds a Triton server that runs without a GPU",
-            fix=f"Install it: {install('pytriton')}",
+            fix="Install it: pip install --no-deps nvidia-pytriton",
         )
     return Path(places[0]) / "tritonserver"
 

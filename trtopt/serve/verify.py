@@ -41,7 +41,7 @@ _TOLERANCE = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """What a served model must do.
+    """Behavior that is expected of a served model.
 
     Attributes:
         name: the name of the model.
