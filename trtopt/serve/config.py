@@ -116,6 +116,12 @@ def _describe(tensor: Any, spec: TensorSpec, platform: Platform, *, batched: boo
     dims = [dim if isinstance(dim, int) else -1 for dim in spec.shape[batched:]]
     if dims:
         tensor.dims.extend(dims)
+    elif not batched:
+        raise UsageError(
+            f"{spec.name} is a scalar",
+            why="Triton serves a scalar only beside a batch axis, which this model has not",
+            fix="Give it the shape [1] in the network",
+        )
     else:
         tensor.dims.append(1)
         tensor.reshape.SetInParent()

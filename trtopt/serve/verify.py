@@ -29,7 +29,7 @@ from trtopt.engine.onnxruntime import open_runner
 from trtopt.errors import ModelError
 from trtopt.graph.file import copy
 from trtopt.serve import config, ensemble, server
-from trtopt.serve.client import Client, RequestError
+from trtopt.serve.client import Client, RequestError, Signature
 from trtopt.serve.repository import Folder
 from trtopt.types import OnnxModel, ShapeRange
 
@@ -131,11 +131,12 @@ def _check(client: Client, claim: Claim) -> Verified:
     runner = open_runner(claim.onnx.path)
     feeds = list(_feeds(claim, batched=signature.max_batch > 0))
     expected = [runner.run(_to_arrays(claim, feed)) for feed in feeds]
+    requests = [_request(feed, signature) for feed in feeds]
     counted = claim.runs or claim.name
     before = client.counts(counted)
     turns = [i % len(feeds) for i in range(_REQUESTS)]
     with ThreadPoolExecutor(_REQUESTS) as pool:
-        answers = list(pool.map(lambda turn: _answer(client, claim.name, feeds[turn]), turns))
+        answers = list(pool.map(lambda turn: _answer(client, claim.name, requests[turn]), turns))
     for turn, answer in zip(turns, answers, strict=True):
         if why := difference(answer, expected[turn]):
             raise ModelError(f"{claim.name} answers something else than the runner", why=why)
@@ -144,8 +145,14 @@ def _check(client: Client, claim: Claim) -> Verified:
         name=claim.name,
         answered=len(answers),
         mean_batch=samples / runs if runs else 1.0,
-        refused=_refused(client, claim.name, feeds[0]),
+        refused=_refused(client, claim.name, requests[0]),
     )
+
+
+def _request(feed: Feed, signature: Signature) -> Feed:
+    """Return the request for a feed: an array without dimensions beside the batch has one of size 1 there."""
+    ranks = {spec.name: len(spec.shape) for spec in signature.inputs}
+    return {name: array[:, np.newaxis] if ranks[name] > array.ndim else array for name, array in feed.items()}
 
 
 def _answer(client: Client, name: str, feed: Feed) -> dict[str, Array]:
