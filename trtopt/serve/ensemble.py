@@ -98,7 +98,7 @@ import numpy as np
 RECIPE = SimpleNamespace({fields})
 OUTPUT = {output!r}
 DTYPE = {dtype!r}
-FORMATS = {images.FORMATS!r}
+FORMATS = {tuple(sorted(set(images.FORMATS.values())))!r}
 
 
 {functions}
