@@ -24,7 +24,7 @@ from trtopt.data.classes import from_list
 from trtopt.engine.onnxruntime import open_runner
 from trtopt.events import silent
 from trtopt.graph.file import describe
-from trtopt.serve import folders, repository, verify
+from trtopt.serve import config, folders, repository, verify
 from trtopt.serve.client import Client, Extras, RequestError
 from trtopt.serve.images import image
 from trtopt.serve.server import Server
@@ -240,6 +240,28 @@ def test_the_commands_of_the_documentation_run(
         "digits-images",
         "digits-preprocess",
     ]
+
+
+@pytest.mark.nightly
+def test_a_transformer_and_an_image_network_are_served_together(
+    cli: Callable[..., Done], digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    shapes = [
+        part
+        for name in ("input_ids", "attention_mask")
+        for part in ("--shape", f"{name}=1x8:4x16:8x32", "--dtype", f"{name}=int64")
+    ]
+    run = tmp_path / "encoder"
+    flags = ("--precision", "fp16", "--no-compare", "--backend", "onnxruntime", "-o", run)
+    assert cli("convert", "samples.bert_encoder.encoder:encoder", *shapes, *flags).code == 0
+    done = cli("package", run, digits, "--triton", tmp_path / "repo", "--verify")
+    assert done.code == 0, done.err
+    assert "verified encoder: 64 answers equal the runner's" in done.out
+    assert "verified digits-fp16: 64 answers equal the runner's" in done.out
+    made = config.parse((tmp_path / "repo/encoder/config.pbtxt").read_text())
+    assert made.max_batch_size == 8
+    assert {entry.name: list(entry.dims) for entry in made.input} == {"input_ids": [-1], "attention_mask": [-1]}
 
 
 def test_verify_compares_the_answers_of_a_real_server(cli: Callable[..., Done], pair: Path, tmp_path: Path) -> None:
