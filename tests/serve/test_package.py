@@ -114,6 +114,41 @@ def test_two_engines_for_the_same_gpu_are_refused(cli: Cli, with_engine: Callabl
     assert "not for different GPUs" in done.err
 
 
+def test_runs_of_the_same_name_are_never_merged_in_silence(
+    cli: Cli, with_engine: Callable[..., Path], tmp_path: Path
+) -> None:
+    runs = [with_engine("TensorRT 10.16.0.72") for _ in range(2)]
+    done = cli("package", *runs, "--triton", tmp_path / "repo")
+    assert done.code == 2
+    assert "two runs would be named digits-fp16" in done.err
+
+
+@pytest.mark.parametrize("flags", [(), ("--platform", "onnxruntime")])
+def test_several_runs_of_one_name_need_an_engine_each(
+    cli: Cli, with_engine: Callable[..., Path], digits: Path, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    runs = (with_engine("TensorRT 10.16.0.72"), digits)
+    done = cli("package", *runs, "--name", "one", "--triton", tmp_path / "repo", *flags)
+    assert done.code == 2
+    assert "2 runs with one --name" in done.err
+
+
+def test_an_ensemble_needs_a_model_of_images(cli: Cli, conv_net: Path, pair: Path, tmp_path: Path) -> None:
+    flags = ("--platform", "onnxruntime", "--triton", tmp_path / "repo", "--ensemble", "--recipe", "imagenet")
+    assert "does not fit input x" in cli("package", conv_net, *flags).err
+    assert "--ensemble needs a model with one input" in cli("package", pair, *LENGTHS, *flags).err
+
+
+def test_external_weights_come_along(cli: Cli, conv_net: Path, tmp_path: Path) -> None:
+    import onnx
+
+    path = tmp_path / "apart.onnx"
+    onnx.save(onnx.load(conv_net), path, save_as_external_data=True, location="apart.bin", size_threshold=0)
+    done = cli("package", path, "--platform", "onnxruntime", "--triton", tmp_path / "repo")
+    assert done.code == 0, done.err
+    assert (tmp_path / "repo/apart/1/apart.bin").read_bytes() == (tmp_path / "apart.bin").read_bytes()
+
+
 def test_the_delay_and_the_largest_batch_keep_the_limit(cli: Cli, digits: Path, tmp_path: Path) -> None:
     # Twice the 1.8 ms of batch 8 are within 5 ms, twice the 4.2 ms of batch 32 are not.
     cli("package", digits, "--triton", tmp_path / "repo", "--latency-limit", "5ms")

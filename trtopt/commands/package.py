@@ -109,6 +109,12 @@ def _models(plan: PackagePlan) -> list[folders.Model]:
         UsageError: the runs of one model have different inputs or outputs.
     """
     runs = [wanted(path, plan.name or _name(path)) for path in plan.runs]
+    names = [run.name for run in runs]
+    if not plan.name and (twice := [name for name in names if names.count(name) > 1]):
+        raise UsageError(
+            f"two runs would be named {twice[0]}",
+            fix="Package them one by one, each with its --name; engines for several GPUs are one model with one --name",
+        )
     found = {run.name: [each for each in runs if each.name == run.name] for run in runs}
     models = []
     for name, group in found.items():

@@ -25,6 +25,7 @@ INPUT = "image"
 """The input of the ensemble: the bytes of an image file, as uint8 [batch, length]."""
 
 _STEP = Path(__file__).parent / "inside/preprocess.py"
+_IMAGE_RANK = 4
 _COPIES = 2
 """Instances of the step: decoding takes longer than most networks do on a GPU."""
 
@@ -41,24 +42,18 @@ def image_recipe(recipe: Recipe, model: OnnxModel) -> ImageRecipe:
     if len(model.inputs) != 1:
         raise UsageError("--ensemble needs a model with one input", why=f"this one has {len(model.inputs)}")
     spec = model.inputs[0]
+    wanted = f"input {spec.name} is [{', '.join(map(str, spec.shape))}]"
+    fix = "Give the recipe that the model was calibrated with: --recipe NAME|PATH"
+    if len(spec.shape) != _IMAGE_RANK:
+        raise UsageError("--ensemble needs a model of images", why=wanted)
     # The size of an image without a resize and a crop is only known from the image: any that fits the input will do.
-    height, width = (dim if isinstance(dim, int) else 1 for dim in _sides(recipe.image, spec.shape))
-    shape = images.output_shape((height, width), recipe.image, recipe.name)
-    if len(spec.shape) != 4 or any(
-        isinstance(dim, int) and dim != size for dim, size in zip(spec.shape[1:], shape, strict=True)
-    ):
-        wanted = ", ".join(map(str, spec.shape))
-        raise UsageError(
-            f"recipe {recipe.name} does not fit input {spec.name}",
-            why=f"it makes images of {'x'.join(map(str, shape))}, and the input is [{wanted}]",
-            fix="Give the recipe that the model was calibrated with: --recipe NAME|PATH",
-        )
+    sides = spec.shape[2:] if recipe.image.layout == "NCHW" else spec.shape[1:3]
+    height, width = (dim if isinstance(dim, int) else 1 << 16 for dim in sides)
+    made = images.output_shape((height, width), recipe.image, recipe.name)
+    if any(isinstance(dim, int) and dim != size for dim, size in zip(spec.shape[1:], made, strict=True)):
+        why = f"it makes images of {'x'.join(map(str, made))}, and {wanted}"
+        raise UsageError(f"recipe {recipe.name} does not fit input {spec.name}", why=why, fix=fix)
     return recipe.image
-
-
-def _sides(how: ImageRecipe, shape: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """Return height and width of the input."""
-    return (*shape[2:4],) if how.layout == "NCHW" else (*shape[1:3],)
 
 
 def step(name: str, how: ImageRecipe, model: Any) -> Folder:

@@ -102,6 +102,8 @@ def make(model: Model, plan: Options, emit: Emit) -> Made:
     files: dict[str, str | Path] = {"labels.txt": text} if text else {}
     specs = (model.onnx.inputs, model.onnx.outputs)
     graph, missing = None, ""
+    if len(model.runs) > 1 and plan.platform == "onnxruntime":
+        raise UsageError(f"{len(model.runs)} runs with one --name", why="a graph runs on every GPU", fix="Give one run")
     served: config.Platform = "onnxruntime_onnx"
     if plan.platform == "onnxruntime":
         files["1/model.onnx"] = model.onnx.path
@@ -109,6 +111,14 @@ def make(model: Model, plan: Options, emit: Emit) -> Made:
         served, graph, missing = "tensorrt_plan", model.onnx.path, _why_not(model, plan)
         plans = {} if missing else _plans(model)
         how = replace(how, plans=plans if len(plans) > 1 else {})
+        if missing and len(model.runs) > 1:
+            raise UsageError(
+                f"{len(model.runs)} runs with one --name are engines for several GPUs",
+                why=missing,
+                fix="Give one run, and build its engine on each kind of GPU",
+            )
+        if not missing and not plan.image.is_exact:
+            emit(Noted(f"{plan.image.name} is known to have TensorRT {plan.image.tensorrt}; the build may be another"))
         if missing:
             files |= {"1/model.onnx": model.onnx.path, "build.sh": trtexec.script(plan.image, model.shapes)}
         for file, run in zip(plans.values(), model.runs, strict=False):

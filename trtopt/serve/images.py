@@ -19,6 +19,7 @@ DEFAULT = "26.03"
 IMAGES = {"24.05": "10.0", "24.08": "10.3", "25.03": "10.9", "25.11": "10.14", "26.03": "10.16"}
 """TensorRT of each image."""
 
+_DOTS = 3
 _REGISTRY = "nvcr.io/nvidia/tritonserver"
 
 
@@ -29,6 +30,11 @@ class Image:
     name: str
     reference: str
     tensorrt: str
+
+    @property
+    def is_exact(self) -> bool:
+        """True if all four numbers of the version are known, which must be those of a serialized engine."""
+        return self.tensorrt.count(".") == _DOTS
 
     @property
     def strongly_typed_only(self) -> bool:
