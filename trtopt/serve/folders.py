@@ -275,7 +275,7 @@ def _ensemble(model: Model, own: object, plan: Options, labels: str) -> tuple[li
     """Return the folders of the preprocessing step and of the ensemble, and what the ensemble must do.
 
     Raises:
-        UsageError: there is no recipe, or it does not fit the model.
+        UsageError: the recipe is missing, or does not fit the model.
     """
     if plan.recipe is None:
         raise UsageError(

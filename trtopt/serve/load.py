@@ -137,7 +137,7 @@ def _bounds(answered: Floats) -> Mapping[str, Interval]:
 def breaks(results: Sequence[RateResult], limit_ms: float) -> tuple[float, float]:
     """Return the highest rate that holds a limit below which none breaks it, and the lowest that breaks it.
 
-    0 is no such rate.
+    Either is 0 without such a rate.
     """
     held = 0.0
     for each in sorted(results, key=lambda result: result.rate):

@@ -121,7 +121,7 @@ def read(url: str) -> Counters:
             f"no metrics at {url}", why=why, fix="Check the address; their port is 8002 by default"
         ) from error
     if "nv_inference_" not in text:
-        raise EnvironmentUnableError(f"{url} is not Triton's", why="there is no nv_inference_ metric")
+        raise EnvironmentUnableError(f"{url} is not Triton's", why="it has no nv_inference_ metric")
     return parse(text)
 
 
