@@ -1,6 +1,6 @@
 """Gates on a load test, such as `latency_p99@50=20ms,throughput=45`: `@50` is a rate, and without it all rates count.
 
-A rate at which a request failed passes no gate. One that this machine could not keep decides none.
+A rate at which a request failed passes no gate. One that this machine could not keep fails none.
 
 Touches: nothing.
 """
@@ -55,7 +55,7 @@ def _judge(gate: Gate, result: RateResult, model: str) -> GateResult:
     decided: Verdict = "pass" if passes else "fail" if fails else "inconclusive"
     if decided == "inconclusive":
         reason += f"; {result.answered} answers are too few to decide: raise --seconds"
-    if result.is_late:
+    if result.is_late and decided == "fail":  # sent late, a request only looks slower
         decided, reason = "inconclusive", f"{reason}; this machine cannot send {result.rate:g} requests per second"
     if result.errors:
         message, count = next(iter(result.errors.items()))

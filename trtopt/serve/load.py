@@ -12,7 +12,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +40,7 @@ class RateResult:
         latency: mean, p50, p90, p95, p99 and max in milliseconds, of answered requests; NaN without any.
         bounds: one-sided 95 % bounds of the mean and the percentiles.
         errors: the number of requests by message of the server.
-        late: p99 of how much later than due this machine was ready to send, in milliseconds.
+        late: p90 of how much later than due this machine was ready to send, in milliseconds.
     """
 
     rate: float
@@ -95,15 +95,19 @@ def at_rate(client: Client, traffic: Traffic, rate: float) -> RateResult:
             errors[str(error)] += 1
 
     start = time.perf_counter()
+    waiting: list[Future[None]] = []
     with ThreadPoolExecutor(min(_WORKERS, count)) as pool:
-        waiting = []
-        for number in range(count):
-            due = start + number / rate
-            time.sleep(max(due - time.perf_counter(), 0))
-            late[number] = (time.perf_counter() - due) * 1000
-            waiting.append(pool.submit(send, number, due))
-        for each in waiting:
-            each.result()
+        try:
+            for number in range(count):
+                due = start + number / rate
+                time.sleep(max(due - time.perf_counter(), 0))
+                late[number] = (time.perf_counter() - due) * 1000
+                waiting.append(pool.submit(send, number, due))
+            for each in waiting:
+                each.result()
+        except BaseException:  # Ctrl-C must not wait for what was not sent
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     elapsed = max(time.perf_counter() - start, count / rate)
     answered = latencies[np.isfinite(latencies)]
     return RateResult(
@@ -114,7 +118,7 @@ def at_rate(client: Client, traffic: Traffic, rate: float) -> RateResult:
         latency=_latency(answered),
         bounds=_bounds(answered),
         errors=dict(errors.most_common()),
-        late=float(np.percentile(late, 99)),
+        late=float(np.percentile(late, 90)),
     )
 
 
