@@ -29,6 +29,7 @@ LAYERS = (
     ("compare",),
     ("tune",),
     ("bench",),
+    ("serve",),
     ("rundir", "manifest"),
     ("predict",),
     ("plan", "store"),

@@ -28,6 +28,7 @@ PACKAGES = {
     "pyarrow": "pyarrow",
     "tokenizers": "tokenizers",
     "ray": "ray",
+    "tritonclient": "'tritonclient[grpc]'",
 }
 _ORT_GPU = "onnxruntime-gpu"
 

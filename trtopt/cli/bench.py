@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 
 def bench(
     targets: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(
             help="ONNX files, engines in run directories, or run directories: their engine if it runs here, else "
-            "their graph in onnxruntime.",
+            "their graph in onnxruntime. With --server: the name of the served model.",
             show_default=False,
         ),
-    ],
+    ] = None,
     batch: Annotated[
         str | None,
         typer.Option(
@@ -92,11 +92,32 @@ def bench(
     latency_limit: Annotated[
         str | None,
         typer.Option(
-            help="For --max-batch: limit of the median time per batch, such as 20ms.",
+            help="For --max-batch: limit of the median time per batch, such as 20ms. For --server: of the p99.",
             show_default=False,
             rich_help_panel=MEASUREMENT,
         ),
     ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Send requests to a Triton server instead: grpc://HOST:8001.",
+            show_default=False,
+            rich_help_panel=MEASUREMENT,
+        ),
+    ] = None,
+    rate: Annotated[
+        str,
+        typer.Option(help="For --server: requests per second, as in 10,50,100.", rich_help_panel=MEASUREMENT),
+    ] = "10",
+    timeout: Annotated[
+        float,
+        typer.Option(
+            help="For --server: seconds after which a request counts as failed.",
+            min=0.001,
+            rich_help_panel=MEASUREMENT,
+        ),
+    ] = 10.0,
     device: Annotated[
         Device,
         typer.Option(
@@ -134,20 +155,45 @@ def bench(
       trtopt bench model.onnx trtopt-out/model/int8 --batch 1,8,64 --gate latency_p99@8=5ms
 
     Exits 0 if every gate passes (or there are none), 1 if one fails, 4 if one is inconclusive (as on a CPU without
-    --device cpu), 3 if memory is exhausted, 130 on Ctrl-C; results measured until then are kept and shown.
+    --device cpu), 3 if memory is exhausted or the server does not answer, 130 on Ctrl-C; results measured until then
+    are kept and shown.
     """
     from dataclasses import replace
 
     from trtopt import rundir
     from trtopt.bench.gate import parse_gates
+    from trtopt.cli import served
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import Printed, finish
     from trtopt.commands.bench import bench as run
+    from trtopt.commands.load import LoadPlan
     from trtopt.commands.max_batch import max_batch as search_batch
     from trtopt.errors import UsageError
     from trtopt.plan import BenchPlan, DataPlan, SpeedPlan
     from trtopt.shapes import parse_shapes
 
+    targets = targets or []
+    samples_of = DataPlan(source=data, recipe=recipe, skip_bad=skip_bad, samples=samples) if data else None
+    if server is not None:
+        served.finish(
+            LoadPlan(
+                server=server,
+                model=served.named(targets),
+                rates=served.rates(rate),
+                seconds=_positive(seconds),
+                timeout=timeout,
+                data=samples_of,
+                shapes=parse_shapes(shape or ()),
+                latency_limit=_milliseconds(latency_limit),
+                gates=parse_gates(joined(gate)),
+            ),
+            format=format.value,
+            quiet=quiet,
+            verbose=verbose,
+            allow_inconclusive=allow_inconclusive,
+        )
+    if not targets:
+        raise UsageError("nothing to measure", fix="Name a model or a run, or a served model with --server URL")
     speed = SpeedPlan(device=device.value, shapes=parse_shapes(shape or ()), tf32=tf32, graphs=cuda_graphs)
     run_dir = out or rundir.of_bench(targets)
     if max_batch:
@@ -169,7 +215,7 @@ def bench(
         run_dir=run_dir,
         batches=_batches(batch),
         seconds=_positive(seconds),
-        data=DataPlan(source=data, recipe=recipe, skip_bad=skip_bad, samples=samples) if data else None,
+        data=samples_of,
         gates=parse_gates(joined(gate)),
         allow_inconclusive=allow_inconclusive,
         speed=speed,
@@ -205,12 +251,18 @@ def _positive(seconds: float) -> float:
     return seconds
 
 
-def _max_batch(
-    targets: list[Path], run_dir: Path | DefaultDir, speed: SpeedPlan, limits: tuple[str | None, str | None]
-) -> MaxBatchPlan:
+def _milliseconds(limit: str | None) -> float:
+    """Parse `--latency-limit`; infinite without it."""
     import math
 
     from trtopt.bench.units import MILLISECONDS, quantity
+
+    return quantity(limit, MILLISECONDS, "--latency-limit", "--latency-limit 20ms") if limit else math.inf
+
+
+def _max_batch(
+    targets: list[Path], run_dir: Path | DefaultDir, speed: SpeedPlan, limits: tuple[str | None, str | None]
+) -> MaxBatchPlan:
     from trtopt.errors import UsageError
     from trtopt.plan import MaxBatchPlan
 
@@ -221,8 +273,6 @@ def _max_batch(
         target=targets[0],
         run_dir=run_dir,
         memory_limit=size(memory, "--memory-limit") or 0,
-        latency_limit=quantity(latency, MILLISECONDS, "--latency-limit", "--latency-limit 20ms")
-        if latency
-        else math.inf,
+        latency_limit=_milliseconds(latency),
         speed=speed,
     )

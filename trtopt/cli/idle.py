@@ -128,6 +128,38 @@ IDLE = (
         fix="Leave out one of them",
     ),
     Idle(
+        commands=("bench",),
+        flags=("batch", "max_batch", "memory_limit", "device", "tf32", "cuda_graphs", "out"),
+        when=lambda values: values["server"] is not None,
+        why="--server measures a server that runs already",
+    ),
+    Idle(
+        commands=("watch",),
+        flags=("listen",),
+        when=lambda values: values["triton"] is not None,
+        why="Prometheus can read the server's own metrics",
+    ),
+    Idle(
+        commands=("watch",),
+        flags=("run",),
+        when=lambda values: values["triton"] is not None,
+        why="it is about the memory of this machine's GPUs",
+    ),
+    Idle(
+        commands=("watch",),
+        flags=("alert", "model"),
+        when=lambda values: values["triton"] is None,
+        why="it applies to a server",
+        fix="Add --triton URL",
+    ),
+    Idle(
+        commands=("bench",),
+        flags=("rate", "timeout"),
+        when=lambda values: values["server"] is None,
+        why="it applies to a server",
+        fix="Add --server URL",
+    ),
+    Idle(
         commands=("convert", "calibrate", "compare", "export"),
         flags=("force",),
         when=lambda values: values["dry_run"],
@@ -135,7 +167,7 @@ IDLE = (
         fix="Leave out one of them",
     ),
     Idle(
-        commands=("convert", "calibrate", "compare", "export", "bench"),
+        commands=("convert", "calibrate", "compare", "export", "bench", "package"),
         flags=("quiet",),
         when=lambda values: values["verbose"],
         why="it contradicts --verbose",

@@ -31,12 +31,25 @@ def watch(
     listen: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Serve Prometheus text at /metrics: 127.0.0.1:9400.")
     ] = None,
+    triton: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Watch the models of a Triton server instead: http://HOST:8002."),
+    ] = None,
+    alert: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="For --triton: end with exit code 1 if a model breaks a limit: "
+            "latency_p99=20ms,queue_mean=5ms,throughput=50,failed=0,pending=100."
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="For --triton: watch this model only.", show_default=False)] = None,
     once: Annotated[bool, typer.Option("--once", help="Read once, print, and exit.")] = False,
     format: Annotated[Format, typer.Option(help="text or json; json prints one object per reading.")] = Format.text,
 ) -> None:
-    """Show memory, utilisation, temperature, power and clocks of every GPU, until Ctrl-C.
+    """Show memory, utilisation, temperature, power and clocks of every GPU, or of a server's models, until Ctrl-C.
 
-    Exits 3 if this machine has no GPU. With --listen and without a terminal, it serves and prints nothing.
+    Exits 3 if this machine has no GPU or the server does not answer, and 1 on an --alert. With --listen and without a
+    terminal, it serves and prints nothing.
     """
     from contextlib import ExitStack
 
@@ -47,6 +60,10 @@ def watch(
 
     if format not in (Format.text, Format.json):
         raise UsageError(f"watch does not support --format {format.value}", fix="Choose text or json")
+    if triton is not None:
+        from trtopt.cli import watch_triton
+
+        watch_triton.watch(triton, alert or [], model, interval=interval, once=once, as_json=format is Format.json)
     if once and listen:
         raise UsageError(
             "--once and --listen cannot be combined",

@@ -29,7 +29,7 @@ from trtopt.types import TensorSpec
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
-_FORMATS = {
+FORMATS = {
     ".bmp": "BMP",
     ".jpeg": "JPEG",
     ".jpg": "JPEG",
@@ -40,7 +40,7 @@ _FORMATS = {
     ".tiff": "TIFF",
     ".webp": "WEBP",
 }
-SUFFIXES = frozenset(_FORMATS)
+SUFFIXES = frozenset(FORMATS)
 _MOST_PIXELS = 1 << 28
 _TYPES = ("float32", "float16", "float64", "uint8")
 
@@ -117,7 +117,7 @@ def _formats(path: Path) -> tuple[str, ...]:
     An explicit list keeps Pillow from trying its rarer decoders (EPS starts Ghostscript). Pillow imports all of its
     decoders when it comes to a format that it has not loaded yet, and it loads that of the suffix.
     """
-    return tuple(dict.fromkeys((_FORMATS.get(path.suffix.lower(), "JPEG"), *_FORMATS.values())))
+    return tuple(dict.fromkeys((FORMATS.get(path.suffix.lower(), "JPEG"), *FORMATS.values())))
 
 
 def header_size(path: Path) -> tuple[int, int]:
@@ -174,7 +174,7 @@ def to_array(image: PilImage, how: ImageRecipe) -> npt.NDArray[np.float32] | npt
     if placed.resized != (image.height, image.width):
         image = image.resize(placed.resized[::-1], Image.Resampling[how.interpolation.upper()])
     if placed.canvas != placed.resized:
-        image = _padded(image, placed, how)
+        image = padded(image, placed, how)
     if placed.crop != placed.canvas:
         (top, left), (height, width) = placed.corner, placed.crop
         image = image.crop((left, top, left + width, top + height))
@@ -218,7 +218,7 @@ def output_shape(size: tuple[int, int], how: ImageRecipe, name: str) -> tuple[in
     return (channels, height, width) if how.layout == "NCHW" else (height, width, channels)
 
 
-def _padded(image: PilImage, placed: Frame, how: ImageRecipe) -> PilImage:
+def padded(image: PilImage, placed: Frame, how: ImageRecipe) -> PilImage:
     """Return the image in its canvas."""
     from PIL import Image
 

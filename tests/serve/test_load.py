@@ -1,0 +1,81 @@
+"""`trtopt bench --server`: what needs no server."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable
+
+import pytest
+from support import Done
+
+from trtopt.bench.gate import parse_gates
+from trtopt.serve import judge, load
+from trtopt.types import Interval
+
+
+def result(rate: float, p99: float, **changes: object) -> load.RateResult:
+    fields = {
+        "rate": rate,
+        "sent": 100,
+        "answered": 100,
+        "throughput": rate,
+        "latency": {"p99": p99},
+        "bounds": {"p99": Interval(low=p99 - 1, high=p99 + 1)},
+        "errors": {},
+        "late": 0.1,
+    }
+    return load.RateResult(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_the_limit_breaks_between_two_rates() -> None:
+    results = [result(100, 30), result(10, 5), result(50, 9)]
+    assert load.breaks(results, 20) == (50, 100)
+    assert load.breaks(results, 4) == (0, 10)
+    assert load.breaks(results, 40) == (100, 0)
+
+
+def test_a_rate_with_errors_breaks_every_limit() -> None:
+    assert load.breaks([result(10, 5, errors={"refused": 1})], math.inf) == (0, 10)
+
+
+@pytest.mark.parametrize(
+    ("gate", "changes", "verdict"),
+    [
+        ("latency_p99=20ms", {}, "pass"),
+        ("latency_p99=8ms", {}, "fail"),
+        ("latency_p99=10ms", {}, "inconclusive"),
+        ("latency_p99=20ms", {"errors": {"refused": 1}}, "fail"),
+        ("latency_p99=20ms", {"late": 50.0}, "pass"),
+        ("latency_p99=8ms", {"late": 50.0}, "inconclusive"),
+        ("throughput=45", {}, "pass"),
+        ("throughput=55", {}, "fail"),
+    ],
+)
+def test_a_gate_is_judged_by_bounds_and_fails_on_errors(gate: str, changes: dict[str, object], verdict: str) -> None:
+    (judged,) = judge.judged(parse_gates(gate), [result(50, 10, **changes)], "m")
+    assert judged.verdict == verdict
+    assert judge.verdict([judged]) == verdict
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tritonclient") is None, reason="tritonclient is not installed")
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        (("--server", "http://localhost:8000"), 2, "Write --server grpc://HOST:8001"),
+        (("--server", "grpc://127.0.0.1:1"), 3, "no Triton server answers at grpc://127.0.0.1:1"),
+        (("--server", "grpc://127.0.0.1:1", "--rate", "0"), 2, "invalid --rate 0"),
+        (("--server", "grpc://127.0.0.1:1", "--rate", "fast"), 2, "invalid --rate fast"),
+        (("--server", "grpc://127.0.0.1:1", "--batch", "4"), 2, "--batch has no effect"),
+        (("--server", "grpc://127.0.0.1:1", "--format", "junit"), 2, "does not support --format junit"),
+        (("a", "b", "--server", "grpc://127.0.0.1:1"), 2, "--server takes one model"),
+        (("a", "--rate", "10"), 2, "--rate has no effect"),
+        ((), 2, "nothing to measure"),
+    ],
+)
+def test_a_wrong_flag_or_server_gets_one_line(
+    cli: Callable[..., Done], arguments: tuple[str, ...], code: int, line: str
+) -> None:
+    done = cli("bench", *arguments)
+    assert done.code == code
+    assert line in done.err

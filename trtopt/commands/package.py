@@ -1,0 +1,145 @@
+"""The command `trtopt package`: model repositories of NVIDIA's Triton Inference Server.
+
+An engine is packaged if the image's TensorRT loads it. Otherwise the package holds the typed graph and a script that
+builds the engine in the image.
+
+Touches: reads the runs; writes the repository; a server and a temporary folder, to verify.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from trtopt.errors import UsageError
+from trtopt.events import Emit, silent
+from trtopt.serve import config, folders, repository, verify
+from trtopt.shapes import AskedShape
+from trtopt.stages.bench import Wanted, ranges, wanted
+from trtopt.store import read_result
+from trtopt.types import OnnxModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackagePlan:
+    """Runs to package, and where to.
+
+    Attributes:
+        runs: run directories, or ONNX files.
+        repository: the model repository.
+        options: how models are packaged.
+        name: the name of the model; empty: one model for each run, named after it.
+        shapes: the `--shape` flags, for ONNX files.
+        verify: load the models in a real server, and compare answers.
+    """
+
+    runs: tuple[Path, ...]
+    repository: Path
+    options: folders.Options
+    name: str = ""
+    shapes: tuple[AskedShape, ...] = ()
+    verify: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packaged:
+    """A written repository.
+
+    Attributes:
+        repository: its folder.
+        models: the names of the models.
+        to_build: scripts that build engines, with the reason for each; a server loads those models after that.
+        verified: the outcome of the check of each model.
+        serve: a command that serves the repository.
+    """
+
+    repository: Path
+    models: tuple[str, ...]
+    to_build: tuple[tuple[Path, str], ...]
+    verified: tuple[verify.Verified, ...]
+    serve: str
+
+
+def package(plan: PackagePlan, emit: Emit = silent) -> Packaged:
+    """Write a model repository, or add models to one.
+
+    Raises:
+        UsageError: a run, the image or a flag cannot be used, or the repository has a model of that name.
+        EnvironmentUnableError: with `engine_only`, an engine does not load in the image; or the server to verify with
+            does not start here.
+        MissingDependencyError: tritonclient is not installed.
+        ModelError: a run is incomplete, or the server does not serve what it must.
+        StoreError: the repository cannot be written.
+    """
+    config.protobuf()
+    models = _models(plan)
+    repository.check_free(plan.repository, [model.name for model in models])
+    made = [folders.make(model, plan.options, emit) for model in models]
+    written = [folder for each in made for folder in each.folders]
+    names = [folder.name for folder in written]
+    repository.check_free(plan.repository, names)
+    verified: tuple[verify.Verified, ...] = ()
+    with repository.staged(plan.repository, written) as stage:
+        if plan.verify:
+            verified = verify.verify(written, stage, [claim for each in made for claim in each.claims])
+    to_build = [(plan.repository / each.folders[0].name / "build.sh", each.missing) for each in made if each.missing]
+    return Packaged(
+        repository=plan.repository,
+        models=tuple(names),
+        to_build=tuple(to_build),
+        verified=verified,
+        serve=_serve(plan),
+    )
+
+
+def _serve(plan: PackagePlan) -> str:
+    image = "IMAGE-OF-THE-DOCKERFILE" if plan.options.ensemble else plan.options.image.reference
+    volume = shlex.quote(f"{plan.repository.resolve()}:/models")
+    words = f"docker run --rm --gpus all --shm-size 1g -p 8000-8002:8000-8002 -v {volume}"
+    cache = " --cache-config=local,size=268435456" if plan.options.cache else ""
+    return f"{words} {image} tritonserver --model-repository=/models{cache}"
+
+
+def _models(plan: PackagePlan) -> list[folders.Model]:
+    """Return the models to package: one for each run, or one of several runs for several GPUs.
+
+    Raises:
+        UsageError: the runs of one model have different inputs or outputs.
+    """
+    runs = [wanted(path, plan.name or _name(path)) for path in plan.runs]
+    names = [run.name for run in runs]
+    if not plan.name and (twice := [name for name in names if names.count(name) > 1]):
+        raise UsageError(
+            f"two runs would be named {twice[0]}",
+            fix="Package them one by one, each with its --name; engines for several GPUs are one model with one --name",
+        )
+    found = {run.name: [each for each in runs if each.name == run.name] for run in runs}
+    models = []
+    for name, group in found.items():
+        repository.check_name(name)
+        for other in group[1:]:
+            if (other.onnx.inputs, other.onnx.outputs) != (group[0].onnx.inputs, group[0].onnx.outputs):
+                raise UsageError(
+                    f"two runs of model {name} have different inputs or outputs", fix="Package them one by one"
+                )
+        models.append(
+            folders.Model(name=name, runs=tuple(map(_source, group)), shapes=ranges(group[0], plan.shapes, None))
+        )
+    return models
+
+
+def _source(run: Wanted) -> folders.Source:
+    fp32 = read_result(run.run_dir, "prepare", OnnxModel) if run.run_dir else None
+    return folders.Source(onnx=run.onnx, engine=run.engine, run_dir=run.run_dir, fp32=fp32)
+
+
+def _name(path: Path) -> str:
+    """Return the name of a run's model: `model-int8` for `trtopt-out/model/int8`, else that of the folder or file."""
+    from trtopt.precision import precisions
+
+    place = path.resolve()
+    plain = place.stem if place.suffix == ".onnx" else place.name
+    name = f"{place.parent.name}-{plain}" if plain in precisions() else plain
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).lstrip("-.") or "model"
