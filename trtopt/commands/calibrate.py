@@ -77,7 +77,7 @@ def calibrated(
     elif calib is not None:
         if remark := checks.few(calib):
             run.warn(remark)
-        table = stages.calibrate(run, model, calib, plan.method, plan.precision)
+        table = stages.calibrate(run, model, calib, plan.method, plan.precision, plan.build)
     return model, table
 
 
