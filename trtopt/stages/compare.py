@@ -124,7 +124,7 @@ def _as_loaded(comparison: Comparison, pair: Pair, path: Path, dataset: Dataset)
     try:
         runner = open_as_loaded(path)
         drifts = loaded(replace(pair, candidate=runner), dataset)
-    except (ModelError, DataError) as error:  # it has no kernels for BF16, for example
+    except (ModelError, DataError, OutOfMemoryError) as error:  # it has no kernels for BF16, for example
         return replace(comparison, loaded_ran=f"not with onnxruntime's default options: {error}")
     lines = (*comparison.warnings, *warnings(drifts, path.name, runner.where))
     return replace(comparison, loaded=drifts, loaded_ran=f"{runner.where}, default options", warnings=lines)
