@@ -10,20 +10,20 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+# All of them are imported for real, not for type checkers only: `trtopt merge` decodes plans by these annotations.
+from trtopt.bench.gate import Gate as SpeedGate
+from trtopt.compare.gates import Gate
+from trtopt.data.given import Given
 from trtopt.engine import BuildPlan as BuildPlan
+from trtopt.engine.trt.platforms import Platform
 from trtopt.errors import UsageError
 from trtopt.precision import fallbacks, formats
+from trtopt.predict.pauses import YieldLimit
 from trtopt.rundir import DefaultDir
 from trtopt.shapes import AskedShape
+from trtopt.shards.shard import WHOLE, Shard
 from trtopt.types import Cache, Keep
-
-if TYPE_CHECKING:
-    from trtopt.bench.gate import Gate as SpeedGate
-    from trtopt.compare.gates import Gate
-    from trtopt.data.given import Given
-    from trtopt.engine.trt.platforms import Platform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +198,27 @@ class MaxBatchPlan:
     latency_limit: float = math.inf
     allow_inconclusive: bool = False
     speed: SpeedPlan = SpeedPlan()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictPlan:
+    """Offline inference of `run` (a run directory, an engine in one, or an ONNX file) on the samples of `data`.
+
+    `out` is the file of the rows; its suffix chooses the format. `answers` is `auto`, `top5`, `boxes` or `raw`. `batch`
+    is the largest batch (None: chosen for the device), `streams` the number of batches that an engine runs at a time.
+    `yield_to` pauses the run while another service needs the GPU. `force` replaces an earlier output.
+    """
+
+    run: Path
+    out: Path
+    data: DataPlan
+    answers: str = "auto"
+    batch: int | None = None
+    streams: int = 2
+    device: str = "cpu"
+    shard: Shard = WHOLE
+    yield_to: YieldLimit | None = None
+    force: bool = False
 
 
 def gates(text: str) -> tuple[tuple[Gate, ...], tuple[SpeedGate, ...]]:

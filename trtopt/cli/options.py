@@ -211,6 +211,32 @@ ForceFlag = Annotated[
 ]
 
 
+ShardFlag = Annotated[
+    str | None,
+    typer.Option(
+        metavar="I/N",
+        help="Work on the I-th of N parts of the data only, and write a partial result for `trtopt merge`.",
+        show_default=False,
+        rich_help_panel=RUN,
+    ),
+]
+
+
+RayFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="auto|ADDRESS",
+        help="Divide the data among the workers of a Ray cluster, with one GPU each, or --ray-cores cores.",
+        show_default=False,
+        rich_help_panel=RUN,
+    ),
+]
+RayCoresFlag = Annotated[
+    int, typer.Option("--ray-cores", help="Cores of each worker of --ray without GPUs.", min=1, rich_help_panel=RUN)
+]
+
+
 def joined(gates: list[str] | None) -> str:
     """Join the texts of all `--gate` flags; empty if there are none.
 

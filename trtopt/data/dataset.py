@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -110,29 +110,36 @@ class Batch:
     feed: Mapping[str, Array]
 
 
-def batches(dataset: Dataset, size: int = 1, *, workers: int = 4) -> Iterator[Batch]:
-    """Yield every sample once, in order, in batches of `size`.
+def batches(dataset: Dataset, size: int = 1, *, workers: int = 4, among: range | None = None) -> Iterator[Batch]:
+    """Yield every sample once, in order, in batches of `size`; with `among`, only these consecutive ones.
 
     The last batch may be smaller. Batches have one sample unless `dataset.batched`.
     `workers` threads load samples at most `2 * workers + size` ahead of the consumer, so that memory does not grow with
     the number of samples. An error in `load` is raised when the iteration reaches its sample.
     """
     size = size if dataset.batched else 1
+    wanted = range(len(dataset)) if among is None else among
     with ThreadPoolExecutor(workers, thread_name_prefix="trtopt-data") as pool:
-        pending = deque(pool.submit(dataset.load, i) for i in range(min(len(dataset), 2 * workers + size)))
+        pending = deque(pool.submit(dataset.load, i) for i in wanted[: 2 * workers + size])
         ahead = len(pending)
         try:
-            for start in range(0, len(dataset), size):
-                indices = tuple(range(start, min(start + size, len(dataset))))
+            for start in range(0, len(wanted), size):
+                indices = tuple(wanted[start : start + size])
                 feeds = []
                 for _ in indices:
                     feeds.append(pending.popleft().result())
-                    if ahead < len(dataset):
-                        pending.append(pool.submit(dataset.load, ahead))
+                    if ahead < len(wanted):
+                        pending.append(pool.submit(dataset.load, wanted[ahead]))
                         ahead += 1
                 yield Batch(indices=indices, feed=_join(feeds))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def part(dataset: Dataset, indices: range) -> Dataset:
+    """Return consecutive feeds of a dataset as a dataset without labels."""
+    ids = tuple(dataset.ids[index] for index in indices)
+    return replace(dataset, ids=ids, load=lambda i: dataset.load(indices[i]), labels=None, groups=None)
 
 
 def spread(length: int, count: int) -> list[int]:

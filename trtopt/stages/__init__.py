@@ -18,7 +18,7 @@ from trtopt.stages.observe import observe
 from trtopt.stages.precision import set_precision
 from trtopt.stages.prepare import prepare
 from trtopt.stages.repair import repair
-from trtopt.stages.samples import open_data, open_samples, sizes, tell
+from trtopt.stages.samples import class_names, open_data, open_samples, sizes, tell
 from trtopt.stages.speed import speed
 from trtopt.stages.target import Target
 from trtopt.stages.widen import widen
@@ -33,6 +33,7 @@ __all__ = [
     "calibrate",
     "check_operators",
     "check_randomness",
+    "class_names",
     "compare",
     "environment",
     "equalize",

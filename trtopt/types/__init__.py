@@ -30,6 +30,7 @@ from trtopt.types.comparison import (
 from trtopt.types.engine import Engine, EngineLayer, Rejection, Support, TargetFiles
 from trtopt.types.model import Dim, OnnxModel, ShapeRange, TensorSpec
 from trtopt.types.precision import Decision, Guard, Keep, TypedModel
+from trtopt.types.prediction import Predictions
 from trtopt.types.report import READABLE_SCHEMAS, REPORT_SCHEMA, Cache, CandidateReport, Failure, Report, StageOutcome
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "Observation",
     "OnnxModel",
     "OutputDrift",
+    "Predictions",
     "Rejection",
     "Report",
     "ShapeRange",

@@ -263,8 +263,8 @@ class EngineFault:
         reason: a sentence on what was found.
     """
 
-    nodes: tuple[str, ...]
-    builds: int
+    nodes: tuple[str, ...] = ()
+    builds: int = 0
     reason: str
 
 
