@@ -159,7 +159,7 @@ def changed(show: Callable[[Record], str], before: Record, after: Record) -> str
 
 
 def task(record: Record) -> str:
-    """Return the task score, or nothing if there is no task."""
+    """Return the task score, or nothing without a task."""
     return "" if record["task"] is None else f"{record['task']:.2f}"
 
 

@@ -59,7 +59,19 @@ def convert(model: Path, precision: str, folder: Path, options: argparse.Namespa
         f"--shape={each.name}=" + ":".join("x".join(map(str, shape)) for shape in (each.min, each.opt, each.max))
         for each in shapes(model)
     ]
-    command = [sys.executable, "-m", "trtopt", "convert", str(model), "-p", precision, "-o", str(folder), *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "trtopt",
+        "convert",
+        str(model),
+        "-p",
+        precision,
+        "-o",
+        str(folder),
+        *flags,
+        "--no-speed",
+    ]
     command += ["--calib", options.calib, "--data", options.data, *options.flag]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     print(done.stdout[-1500:], done.stderr[-1500:], flush=True)

@@ -81,6 +81,20 @@ def test_an_alternative_that_cannot_be_built_is_left_out(cli, toy, tmp_path):
     assert [target["name"] for target in report(tmp_path)["benchmark"]["targets"]] == ["FP16", "INT8"]
 
 
+def test_an_engine_that_cannot_be_timed_is_told_and_judged_all_the_same(cli, toy, tmp_path, monkeypatch):
+    def opened(engine, *, graphs):
+        if graphs:  # as it is opened to be timed
+            raise backend.EnvironmentUnableError("the GPU is busy")
+        return toy.open(engine, graphs=graphs)
+
+    monkeypatch.setattr(backend, "open", opened)
+    done = convert(cli, tmp_path)
+    assert done.code == 0
+    assert "the engine is not timed: the GPU is busy" in " ".join(done.out.split())
+    assert report(tmp_path)["comparison"]["gates"]
+    assert report(tmp_path)["benchmark"] is None
+
+
 def test_without_a_gpu_nothing_is_timed_and_a_gate_is_inconclusive(cli, toy, tmp_path, monkeypatch):
     monkeypatch.setattr(backend, "host", lambda: None)
     assert convert(cli, tmp_path / "a").code == 0

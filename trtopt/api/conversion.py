@@ -55,6 +55,7 @@ def convert(
     allow_export_drift: bool = False,
     backend: str = "tensorrt",
     tensorrt: str | None = None,
+    target: str | None = None,
     workspace: str | None = None,
     device: str = "cpu",
     force: bool = False,
@@ -77,6 +78,7 @@ def convert(
     """
     from trtopt.bench.units import BYTES, quantity
     from trtopt.commands.convert import convert as run
+    from trtopt.engine.trt.platforms import platform
     from trtopt.export.source import identify
     from trtopt.plan import BuildPlan, ConvertPlan, gates, keeps
     from trtopt.rundir import of_source
@@ -115,6 +117,7 @@ def convert(
             tensorrt=tensorrt,
             workspace_bytes=int(quantity(workspace, BYTES, "workspace", "workspace='4GiB'")) if workspace else None,
         ),
+        target=platform(target) if target else None,
         cache="ignore" if force else "use",
     )
     report, unable = run(plan, progress)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from trtopt.formats import Format
 
 AUTO = "auto"
+NATIVE = "native"
+"""TensorRT's own calibrator. It is not one of the methods that `auto` tries, as it needs a GPU."""
 _METHODS = "trtopt.calibrate.methods"
 
 
@@ -35,7 +37,7 @@ def check_name(name: str) -> None:
     Raises:
         UsageError: the method is unknown; the message suggests the closest name.
     """
-    plugins.check(_METHODS, name, "calibration method", also=(AUTO,))
+    plugins.check(_METHODS, name, "calibration method", also=(AUTO, NATIVE))
 
 
 def method(name: str) -> Callable[[Histogram, Format], float]:

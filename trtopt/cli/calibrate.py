@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from trtopt.calibrate import AUTO, method_names
+from trtopt.calibrate import AUTO, NATIVE, method_names
 from trtopt.cli.options import (
     CALIBRATION,
     INPUT,
@@ -46,7 +46,12 @@ def calibrate(
         str, choice("Precision of the table.", ("int8", "fp8"), PRECISION, "--precision", "-p")
     ] = "int8",
     method: Annotated[
-        str, choice("How scales are chosen. auto picks the best of the others.", (AUTO, *method_names()), CALIBRATION)
+        str,
+        choice(
+            "How scales are chosen. auto picks the best; native is TensorRT's own, on a GPU.",
+            (AUTO, *method_names(), NATIVE),
+            CALIBRATION,
+        ),
     ] = AUTO,
     recipe: RecipeFlag = None,
     skip_bad: SkipBadFlag = False,

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from trtopt.calibrate import AUTO, method_names
+from trtopt.calibrate import AUTO, NATIVE, method_names
 from trtopt.cli.options import (
     CALIBRATION,
     COMPARISON,
@@ -82,7 +82,12 @@ def convert(
     skip_bad: SkipBadFlag = False,
     samples: SamplesFlag = None,
     method: Annotated[
-        str, choice("How scales are chosen. auto picks the best of the others.", (AUTO, *method_names()), CALIBRATION)
+        str,
+        choice(
+            "How scales are chosen. auto picks the best; native is TensorRT's own, on a GPU.",
+            (AUTO, *method_names(), NATIVE),
+            CALIBRATION,
+        ),
     ] = AUTO,
     baseline: Annotated[
         Path | None,

@@ -139,7 +139,7 @@ def calibrated(
     elif calib is not None:
         if remark := checks.few(calib):
             run.warn(remark)
-        scales = Scales(method=plan.method, precision=plan.precision)
+        scales = Scales(method=plan.method, precision=plan.precision, plan=plan.build)
         table = stages.calibrate(run, model, calib, scales, partials)
     return model, table
 

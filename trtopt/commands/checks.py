@@ -10,7 +10,7 @@ from pathlib import Path
 
 from trtopt.compare.gates import Gate
 from trtopt.data.dataset import Dataset
-from trtopt.errors import DataError, ModelError, UsageError
+from trtopt.errors import DataError, EnvironmentUnableError, ModelError, UsageError
 from trtopt.plan import ConvertPlan, DataPlan, MeasurePlan
 from trtopt.precision import fallbacks
 from trtopt.types import Comparison, OnnxModel, ShapeRange, TensorSpec
@@ -21,12 +21,36 @@ FEW = 32
 
 def names(plan: ConvertPlan) -> None:
     """Reject misspelt names now, not after an hour of calibration."""
-    from trtopt.calibrate import check_name
+    from trtopt.calibrate import NATIVE, check_name
 
     measure(plan.measure)
     check_name(plan.method)
+    if plan.method == NATIVE:
+        native(plan)
     if plan.rest not in fallbacks():
         raise UsageError(f"--rest {plan.rest} is unknown", fix=f"Choose one of {', '.join(fallbacks())}")
+
+
+def native(plan: ConvertPlan) -> None:
+    """Refuse TensorRT's own calibrator where there is none.
+
+    Raises:
+        UsageError: the precision is not INT8.
+        EnvironmentUnableError: this machine has no GPU, or another TensorRT.
+    """
+    from trtopt.engine.cuda.driver import has_gpu
+    from trtopt.engine.trt.locate import find
+    from trtopt.engine.trt.native import check_native
+
+    if plan.precision != "int8":
+        raise UsageError(f"--method native does not calibrate {plan.precision}", fix="Use --precision int8")
+    check_native(find(plan.build.tensorrt))
+    if not has_gpu():
+        raise EnvironmentUnableError(
+            "--method native needs an NVIDIA GPU",
+            why="TensorRT's own calibrator runs on it",
+            fix="Choose another --method",
+        )
 
 
 def compared(plan: ConvertPlan) -> None:

@@ -6,19 +6,21 @@ Touches: the run directory, through the store; reads the samples.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtopt import __version__
-from trtopt.calibrate import AUTO
+from trtopt.calibrate import AUTO, NATIVE
 from trtopt.calibrate.ranges import subset_size
 from trtopt.data.dataset import Dataset
 from trtopt.engine.onnxruntime import CudaOptions
+from trtopt.plan import BuildPlan
 from trtopt.requires import versions
 from trtopt.run import Run
 from trtopt.shards.partial import Partial
 from trtopt.shards.shard import WHOLE, Shard
+from trtopt.stages.native import native
 from trtopt.stages.trial import output_error, rough, tapped
 from trtopt.types import CalibrationTable, OnnxModel
 
@@ -31,10 +33,14 @@ COUNTS = "counts.npz"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scales:
-    """How scales are chosen: the calibration `method`, and the `precision` that the network will be quantized to."""
+    """How scales are chosen: the calibration `method`, and the `precision` that the network will be quantized to.
+
+    `plan` are the build options, for TensorRT's own calibrator.
+    """
 
     method: str
     precision: str
+    plan: BuildPlan = field(default_factory=BuildPlan)
 
 
 def calibrate(
@@ -60,7 +66,7 @@ def calibrate(
         counted = _merged(partials, key_of(run, model, dataset, scales)) if partials else None
         counted = counted or count(run, model, dataset, method)
         histograms = counted.unmasked()
-        names = method_names() if method == AUTO else [method]
+        names = method_names() if method == AUTO else ["minmax" if method == NATIVE else method]
         tables = {
             name: table.make_table(name, histograms, model=model, dataset=dataset, format=format) for name in names
         }
@@ -68,6 +74,8 @@ def calibrate(
             error = output_error(run, model, dataset, precision)
             request = rough(run, model, dataset, precision, tables[auto.FALLBACK])
             chosen = auto.choose(tables, lambda table: error(model, replace(request, table=table)))
+        elif method == NATIVE:
+            chosen = native(run, tables["minmax"], model, dataset, scales.plan)
         else:
             chosen = tables[method]
         chosen = replace(chosen, precision=precision, fingerprints=counted.fingerprints)

@@ -161,7 +161,7 @@ def _as_loaded(run: Run, comparison: Comparison, models: tuple[OnnxModel, OnnxMo
         runner = open_as_loaded(candidate.path)
         pair = Pair(baseline=reference, candidate=runner, graph=graph, names=(baseline.path.name, candidate.path.name))
         drifts = loaded(pair, dataset)
-    except (ModelError, DataError) as error:  # it has no kernels for BF16, for example
+    except (ModelError, DataError, OutOfMemoryError) as error:  # it has no kernels for BF16, for example
         return replace(comparison, loaded_ran=f"not with onnxruntime's default options: {error}")
     lines = (*comparison.warnings, *warnings(drifts, candidate.path.name, runner.where))
     return replace(comparison, loaded=drifts, loaded_ran=f"{runner.where}, default options", warnings=lines)

@@ -21,7 +21,7 @@ from trtopt.bench.targets import EngineSession, Target
 from trtopt.codec import encode
 from trtopt.data.dataset import Dataset
 from trtopt.engine import Compiler, backend, compiler
-from trtopt.errors import TrtoptError
+from trtopt.errors import StoreError, TrtoptError
 from trtopt.events import Event, Progress, silent
 from trtopt.precision import formats
 from trtopt.run import Run
@@ -53,15 +53,16 @@ class _Subject:
 def speed(run: Run, made: Made, dataset: Dataset | None, gates: Sequence[Gate]) -> Benchmark | None:
     """Return the timings of the engine, `speedup` compared with the next higher precision, and the gates on them.
 
-    None without gates where the engine does not run. An error of an alternative is a warning: the engine is then timed
-    without it.
+    None without gates where the engine does not run. An error is a warning: without an alternative that cannot be
+    built the engine is timed all the same.
 
     Raises:
         UsageError: a gate names a batch size that the engine does not have, or a speedup with nothing to compare.
     """
     compiling = compiler(made.engine.backend) if made.engine is not None else None
     if made.engine is None or compiling is None or compiling.host() is None:
-        return _unmeasured(gates) if gates else None
+        why = "the engine does not run on this machine: convert on a machine with the GPU, or leave the gate out"
+        return _unmeasured(gates, why) if gates else None
     subject = _subject(run, made, made.engine, compiling, gates)
     gating.check(gates, subject.batches, 1 + len(subject.alternatives))
 
@@ -79,7 +80,13 @@ def speed(run: Run, made: Made, dataset: Dataset | None, gates: Sequence[Gate]) 
         "seen": made.seen.digest if made.seen else "",
         "data": dataset.digest if dataset is not None else "",
     }
-    benchmark = run.store.stage("speed", key, Benchmark, make, timed_line)
+    try:
+        benchmark = run.store.stage("speed", key, Benchmark, make, timed_line)
+    except StoreError:
+        raise
+    except TrtoptError as error:  # the comparison is complete, and must reach the report
+        run.warn(f"the engine is not timed: {error}")
+        return _unmeasured(gates, str(error)) if gates else None
     for line in unpaid(benchmark):
         run.warn(line)
     return gating.judged(benchmark, gates, cpu_counts=False)
@@ -112,9 +119,8 @@ def _of_engine(benchmark: Benchmark) -> list[Timing]:
     return [timing for timing in benchmark.timings if timing.target == own and not timing.copies]
 
 
-def _unmeasured(gates: Sequence[Gate]) -> Benchmark:
-    """Return a benchmark without timings, with every gate inconclusive."""
-    reason = "the engine does not run on this machine: convert on a machine with the GPU, or leave the gate out"
+def _unmeasured(gates: Sequence[Gate], reason: str) -> Benchmark:
+    """Return a benchmark without timings, with every gate inconclusive for that reason."""
     results = tuple(
         GateResult(
             output="engine", metric=gate.metric, value=0.0, limit=gate.limit, verdict="inconclusive", reason=reason

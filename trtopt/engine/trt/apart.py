@@ -67,6 +67,43 @@ def build(
     return _call(trt, _build, Build(tensorrt=trt.name, typed=typed, profile=profile, plan=plan, out=out), emit)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Native:
+    """A model to calibrate, an .npz with its samples (`0 input`, `1 input`, ...), and the file for the cache."""
+
+    tensorrt: str
+    model: Path
+    samples: Path
+    plan: BuildPlan
+    out: Path
+
+
+def native(trt: TensorRT, request: Native, emit: Emit) -> None:
+    """Write the calibration cache of TensorRT's own calibrator, as `native.calibrate`.
+
+    Raises:
+        TrtoptError: as `native.calibrate`.
+        BuildError: TensorRT crashed.
+    """
+    _call(trt, _native, request, emit)
+
+
+def _native(request: Native, say: Say) -> Support:
+    import numpy as np
+
+    from trtopt.engine.trt.native import calibrate
+
+    trt = _found(request.tensorrt, say)
+    feeds: dict[int, dict[str, np.ndarray]] = {}
+    with np.load(request.samples, allow_pickle=False) as archive:
+        for key in archive.files:
+            number, _, name = key.partition(" ")
+            feeds.setdefault(int(number), {})[name] = archive[key]
+    cache = calibrate(trt, request.model, [feeds[i] for i in sorted(feeds)], request.plan)
+    request.out.write_bytes(cache)
+    return Support(by=trt.name, rejections=())
+
+
 def _call(trt: TensorRT, function: Callable[[_R, Say], _A], request: _R, emit: Emit) -> _A:
     try:
         # The builder stops at its next step after an interrupt.

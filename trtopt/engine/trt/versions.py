@@ -43,6 +43,7 @@ class Abilities:
         sized_memory: an execution context receives its memory with the size.
         opset: the newest opset that the parser reads.
         layer_norm: the parser has LayerNormalization.
+        calibrator: it has an entropy calibrator of its own.
     """
 
     strong_typing: bool
@@ -53,6 +54,7 @@ class Abilities:
     sized_memory: bool
     opset: int
     layer_norm: bool
+    calibrator: bool
 
 
 _ALL = frozenset({"fp32", "fp16", "bf16", "int8", "fp8"})
@@ -72,6 +74,7 @@ def abilities(package: str, version: str) -> Abilities:
         sized_memory=rtx or number >= (10, 1),
         opset=_opset(number) if not rtx else 24,
         layer_norm=rtx or number >= (8, 6),
+        calibrator=not rtx and number < (11, 0),
     )
 
 
