@@ -6,6 +6,7 @@ Touches: nothing.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from trtopt.bench.gate import Gate as SpeedGate
     from trtopt.compare.gates import Gate
     from trtopt.data.given import Given
+    from trtopt.engine.trt.platforms import Platform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +74,8 @@ class ExportPlan:
 class ConvertPlan:
     """One conversion, from an ONNX file or another source of `trtopt.export.source` to a judged engine.
 
-    `baseline` is the FP32 model of a source that is quantized already.
+    `baseline` is the FP32 model of a source that is quantized already. `speed` times the engine where it runs, beside
+    those of higher precisions; `speed_gates` are limits on that. With a `target` no engine is built here.
     """
 
     source: Path
@@ -91,10 +94,13 @@ class ConvertPlan:
     compare: bool = True
     measure: MeasurePlan = MeasurePlan()
     gates: tuple[Gate, ...] = ()
+    speed: bool = True
+    speed_gates: tuple[SpeedGate, ...] = ()
     allow_inconclusive: bool = False
     shapes: tuple[AskedShape, ...] = ()
     device: str = "cpu"
     build: BuildPlan = field(default_factory=BuildPlan)
+    target: Platform | None = None
     export: ExportPlan = ExportPlan()
     cache: Cache = "use"
 
@@ -192,6 +198,21 @@ class MaxBatchPlan:
     latency_limit: float = math.inf
     allow_inconclusive: bool = False
     speed: SpeedPlan = SpeedPlan()
+
+
+def gates(text: str) -> tuple[tuple[Gate, ...], tuple[SpeedGate, ...]]:
+    """Return the gates on drift and those on speed in the text of `--gate`.
+
+    Raises:
+        UsageError: a part does not parse, names no metric, or has a limit that makes no sense.
+    """
+    from trtopt.bench import gate as speed
+    from trtopt.compare import gates as drift
+
+    parts = text.split(",")
+    timed = [part for part in parts if re.split("[@=<>]", part, maxsplit=1)[0].strip() in speed.METRICS]
+    others = [part for part in parts if part not in timed]
+    return drift.parse_gates(",".join(others)), speed.parse_gates(",".join(timed))
 
 
 def keeps(flags: Sequence[str], precision: str, rest: str) -> tuple[Keep, ...]:

@@ -113,7 +113,7 @@ ExportTimeoutFlag = Annotated[
 RecipeFlag = Annotated[
     str | None,
     typer.Option(
-        help="How images or texts become inputs: the name of a recipe (imagenet, grayscale, bert) or a TOML file.",
+        help="How images or texts become inputs: the name of a recipe (imagenet, yolo, ...) or a TOML file.",
         rich_help_panel=INPUT,
     ),
 ]
@@ -148,8 +148,8 @@ SamplesFlag = Annotated[
 GateFlag = Annotated[
     list[str] | None,
     typer.Option(
-        help="Thresholds: top1=1%,cosine=0.99,OUTPUT:sqnr=20. May be repeated. Default: depends on the kind of output. "
-        "--gate help prints all metrics.",
+        help="Thresholds: top1=1%,cosine=0.99,OUTPUT:sqnr=20; of convert also speedup=1.2x,latency_p99=5ms. May be "
+        "repeated. Default: depends on the kind of output. --gate help prints all metrics.",
         callback=lambda value: _gate_help(value),
         is_eager=True,
         rich_help_panel=COMPARISON,

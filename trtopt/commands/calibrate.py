@@ -92,5 +92,6 @@ def prepared(run: Run, plan: ConvertPlan, source: OnnxModel, ranges: tuple[Shape
     model = stages.prepare(run, source, ranges, opset)
     if plan.keep:  # a misspelt node must fail here, not after an hour of calibration
         resolve(load_ir(model.path), plan.keep)
-    stages.check_operators(run, model, plan.build)
+    if plan.target is None:  # the TensorRT of this machine is not that of the target
+        stages.check_operators(run, model, plan.build)
     return model

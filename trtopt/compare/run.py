@@ -19,6 +19,7 @@ from trtopt.compare.metrics import Metrics
 from trtopt.compare.witness import Witness
 from trtopt.data.classes import check_count, score_count
 from trtopt.data.dataset import Batch, Dataset, Groups, batches
+from trtopt.data.preview import Preview, preview
 from trtopt.errors import DataError, OutOfMemoryError, UsageError
 from trtopt.events import Emit, Progress, Warned
 from trtopt.parallel import in_order
@@ -104,7 +105,7 @@ def compare(pair: Pair, dataset: Dataset, measure: Measure, *, emit: Emit, batch
     groups = dataset.groups if dataset.groups and _apart(pair, dataset.load(0), dataset.groups.size) else None
     samples = groups or dataset
     apart = size > 1 or groups is not None
-    metrics = Metrics(measure.kinds, apart=apart)
+    metrics = Metrics(measure.kinds, apart=apart, names=dataset.shown.names)
     witness = Witness(apart=apart) if pair.graph else None
     done = 0
     for outputs in _outputs(pair, dataset, size, emit):
@@ -136,6 +137,7 @@ def compare(pair: Pair, dataset: Dataset, measure: Measure, *, emit: Emit, batch
         engine=witness.drifts(samples.ids) if witness else (),
         graph_ran=pair.graph.where if pair.graph else "",
         warnings=tuple(warnings),
+        exhibits=metrics.exhibits(drifts, samples.ids),
         notes=(*metrics.notes(), *(f"the code of {metric.source} was run" for metric in custom)),
     )
 
@@ -175,6 +177,7 @@ def _outputs(pair: Pair, dataset: Dataset, size: int, emit: Emit) -> Iterator[Ou
                     indices=part.indices,
                     labels=labels,
                     inputs=_resembling(part.feed, results[0]),
+                    previews=_previews(part, dataset),
                 )
             )
         return done
@@ -190,6 +193,17 @@ def _resembling(feed: Mapping[str, Array], outputs: Mapping[str, Array]) -> dict
     return {name: array for name, array in feed.items() if array.shape in shapes}
 
 
+def _previews(batch: Batch, dataset: Dataset) -> tuple[Preview, ...]:
+    """Return a preview of every sample of a batch; of each member, if the samples are fed in groups."""
+    indices = dataset.groups.members(batch.indices[0]) if dataset.groups else batch.indices
+    if dataset.groups is None and len(indices) == 1:
+        return (preview(batch.feed, dataset.shown, indices[0]),)
+    return tuple(
+        preview({name: array[row : row + 1] for name, array in batch.feed.items()}, dataset.shown, index)
+        for row, index in enumerate(indices)
+    )
+
+
 def _part(batch: Batch, rows: slice) -> Batch:
     return Batch(indices=batch.indices[rows], feed={name: array[rows] for name, array in batch.feed.items()})
 
@@ -202,6 +216,7 @@ def _ungrouped(outputs: Outputs, groups: Groups) -> Outputs:
         candidate={name: array[: len(members)] for name, array in outputs.candidate.items()},
         inputs={name: array[: len(members)] for name, array in outputs.inputs.items()},
         graph={name: array[: len(members)] for name, array in outputs.graph.items()},
+        previews=outputs.previews[: len(members)],
         indices=members,
         labels=None if groups.labels is None else tuple(groups.labels[i] for i in members),
     )

@@ -1,7 +1,8 @@
 """An ensemble from encoded images to scores: the recipe's preprocessing as a Python step, and then the model.
 
-The step's code is that of `trtopt.data.images`, copied into the step, so that a server computes what the calibration
-and the comparison computed. It imports numpy and Pillow, and `Dockerfile` adds them to the image of the server.
+The step's code is that of `trtopt.data.images` and `trtopt.data.geometry`, copied into the step, so that a server
+computes what the calibration and the comparison computed. It imports numpy and Pillow, and `Dockerfile` adds them to
+the image of the server.
 
 Touches: reads the source of trtopt.
 """
@@ -9,12 +10,13 @@ Touches: reads the source of trtopt.
 from __future__ import annotations
 
 import inspect
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from trtopt.data import images
-from trtopt.data.recipe import ImageRecipe, Recipe
+from trtopt.data import geometry, images
+from trtopt.data.fitting import fitted
+from trtopt.data.recipe import ImageRecipe, Recipe, Side
 from trtopt.errors import UsageError
 from trtopt.serve.config import protobuf
 from trtopt.serve.images import Image
@@ -31,11 +33,11 @@ _COPIES = 2
 
 
 def image_recipe(recipe: Recipe, model: OnnxModel) -> ImageRecipe:
-    """Return the [image] table of a recipe, checked against the model's only input.
+    """Return the [image] table of a recipe, fitted to the model's only input.
 
     Raises:
-        UsageError: the recipe has no [image] table, the model has several inputs, or the size of the recipe's images
-            is not that of the input.
+        UsageError: the recipe has no [image] table, the model has several inputs, or the recipe's images do not have
+            the shape of the input.
     """
     if recipe.image is None:
         raise UsageError(f"recipe {recipe.name} has no [image] table", why="--ensemble begins with an image")
@@ -43,17 +45,17 @@ def image_recipe(recipe: Recipe, model: OnnxModel) -> ImageRecipe:
         raise UsageError("--ensemble needs a model with one input", why=f"this one has {len(model.inputs)}")
     spec = model.inputs[0]
     wanted = f"input {spec.name} is [{', '.join(map(str, spec.shape))}]"
-    fix = "Give the recipe that the model was calibrated with: --recipe NAME|PATH"
     if len(spec.shape) != _IMAGE_RANK:
         raise UsageError("--ensemble needs a model of images", why=wanted)
-    # The size of an image without a resize and a crop is only known from the image: any that fits the input will do.
-    sides = spec.shape[2:] if recipe.image.layout == "NCHW" else spec.shape[1:3]
-    height, width = (dim if isinstance(dim, int) else 1 << 16 for dim in sides)
-    made = images.output_shape((height, width), recipe.image, recipe.name)
-    if any(isinstance(dim, int) and dim != size for dim, size in zip(spec.shape[1:], made, strict=True)):
-        why = f"it makes images of {'x'.join(map(str, made))}, and {wanted}"
-        raise UsageError(f"recipe {recipe.name} does not fit input {spec.name}", why=why, fix=fix)
-    return recipe.image
+    how = fitted(recipe, spec)
+    channels, of_input = 1 if how.color == "gray" else 3, spec.shape[1 if how.layout == "NCHW" else 3]
+    if isinstance(of_input, int) and of_input != channels:
+        raise UsageError(
+            f"recipe {recipe.name} does not fit input {spec.name}",
+            why=f"its images are {how.layout} with {channels} channels, and {wanted}",
+            fix="Give the recipe that the model was calibrated with: --recipe NAME|PATH",
+        )
+    return how
 
 
 def step(name: str, how: ImageRecipe, model: Any) -> Folder:
@@ -78,25 +80,29 @@ def step(name: str, how: ImageRecipe, model: Any) -> Folder:
 
 def _code(how: ImageRecipe, output: str, dtype: str) -> str:
     """Return the program of the step."""
-    fields = ", ".join(f"{key}={value!r}" for key, value in asdict(how).items())
-    body = _STEP.read_text(encoding="utf-8")
-    docstring, _, code = body.partition('"""\n\n')
-    functions = "\n\n".join(inspect.getsource(function) for function in (images.to_array, images.resized))
+    values = ", ".join(f"{field.name}={getattr(how, field.name)!r}" for field in fields(how))
+    docstring, _, code = _STEP.read_text(encoding="utf-8").partition('"""\n\n')
+    _, _, sizes = inspect.getsource(geometry).partition("\nSize = ")
+    functions = "\n\n".join(inspect.getsource(part) for part in (images.to_array, images.padded))
     return f"""{docstring}\"\"\"
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 
-RECIPE = SimpleNamespace({fields})
+Size = {sizes}
+
+{inspect.getsource(Side)}
+
+{functions}
+
+RECIPE = SimpleNamespace({values})
 OUTPUT = {output!r}
 DTYPE = {dtype!r}
 FORMATS = {tuple(sorted(set(images.FORMATS.values())))!r}
-
-
-{functions}
 
 {code}"""
 

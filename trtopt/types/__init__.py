@@ -10,9 +10,15 @@ Touches: nothing. The run store (`trtopt.store`) reads and writes these values.
 from trtopt.types.benchmark import BatchLimit, BatchProbe, Benchmark, BenchTarget, Interval, Timing
 from trtopt.types.calibration import CalibratedTensor, CalibrationTable, Observation, Spread
 from trtopt.types.comparison import (
+    Answer,
+    ClassAccuracy,
+    Classification,
+    ClassScore,
     Comparison,
+    Confusion,
     EngineDrift,
     EngineFault,
+    Exhibit,
     GateResult,
     LayerDrift,
     Layers,
@@ -21,13 +27,15 @@ from trtopt.types.comparison import (
     Verdict,
     WorstSample,
 )
-from trtopt.types.engine import Engine, Rejection, Support
+from trtopt.types.engine import Engine, EngineLayer, Rejection, Support, TargetFiles
 from trtopt.types.model import Dim, OnnxModel, ShapeRange, TensorSpec
 from trtopt.types.precision import Decision, Guard, Keep, TypedModel
-from trtopt.types.report import REPORT_SCHEMA, Cache, CandidateReport, Failure, Report, StageOutcome
+from trtopt.types.report import READABLE_SCHEMAS, REPORT_SCHEMA, Cache, CandidateReport, Failure, Report, StageOutcome
 
 __all__ = [
+    "READABLE_SCHEMAS",
     "REPORT_SCHEMA",
+    "Answer",
     "BatchLimit",
     "BatchProbe",
     "BenchTarget",
@@ -36,12 +44,18 @@ __all__ = [
     "CalibratedTensor",
     "CalibrationTable",
     "CandidateReport",
+    "ClassAccuracy",
+    "ClassScore",
+    "Classification",
     "Comparison",
+    "Confusion",
     "Decision",
     "Dim",
     "Engine",
     "EngineDrift",
     "EngineFault",
+    "EngineLayer",
+    "Exhibit",
     "Failure",
     "GateResult",
     "Guard",
@@ -59,6 +73,7 @@ __all__ = [
     "Spread",
     "StageOutcome",
     "Support",
+    "TargetFiles",
     "TensorSpec",
     "Timing",
     "TypedModel",
