@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +52,7 @@ def test_the_script_builds_beside_the_graph_and_leaves_no_half_written_plan(
     cli("package", digits, "--triton", tmp_path / "repo")
     docker = tmp_path / "bin/docker"
     docker.parent.mkdir()
-    docker.write_text('#!/bin/sh\ntest -z "$FAILS" || exit 5\nprintf "%s\\n" "$@" > words\ntouch 1/.model.plan\n')
+    docker.write_text('#!/bin/sh\ntest -z "$FAILS" || exit 5\nprintf "%s\\n" "$@" > words\ntouch model.engine\n')
     docker.chmod(0o755)
     folder = tmp_path / "repo/digits-fp16"
     environment = {"PATH": f"{docker.parent}:/usr/bin:/bin"}
@@ -60,10 +61,33 @@ def test_the_script_builds_beside_the_graph_and_leaves_no_half_written_plan(
     assert not (folder / "1/model.plan").exists()
     subprocess.run([folder / "build.sh"], env=environment, check=True)
     assert (folder / "1/model.plan").exists()
-    words = (folder / "words").read_text().split("\n")
+    words = (folder / "1/words").read_text().split("\n")
     assert words[0] == "run"
     assert "--stronglyTyped" in words
-    assert f"{folder}:/model" in words
+    assert f"{folder}/1:/model" in words
+
+
+def test_a_graph_that_the_images_parser_cannot_read_is_refused(cli: Cli, pair: Path, tmp_path: Path) -> None:
+    import onnx
+
+    newer = onnx.load(pair)
+    newer.opset_import[0].version = 23
+    onnx.save(newer, tmp_path / "newer.onnx")
+    done = cli("package", tmp_path / "newer.onnx", *LENGTHS, "--triton", tmp_path / "repo", "--image", "24.05")
+    assert done.code == 2
+    assert "has opset 23" in done.err
+
+
+def test_the_name_of_an_input_may_have_a_colon(cli: Cli, conv_net: Path, tmp_path: Path) -> None:
+    import onnx
+
+    model = onnx.load(conv_net)
+    model.graph.input[0].name = model.graph.node[0].input[0] = "x:0"
+    onnx.save(model, tmp_path / "colon.onnx")
+    assert cli("package", tmp_path / "colon.onnx", "--triton", tmp_path / "repo").code == 0
+    script = (tmp_path / "repo/colon/build.sh").read_text()
+    (words,) = (line for line in script.splitlines() if line.startswith('  "$@" '))
+    assert "--minShapes='x:0':1x16x8x8" in shlex.split(words)
 
 
 def test_an_engine_of_the_images_tensorrt_is_packaged(
