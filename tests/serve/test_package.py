@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from support import CALIB, Done
 
-from trtopt.serve import config
+from trtopt.data import images
+from trtopt.data.recipe import parse_recipe
+from trtopt.serve import config, ensemble
 
 pytest.importorskip("tritonclient")
 Cli = Callable[..., Done]
@@ -45,7 +52,7 @@ def test_the_script_builds_beside_the_graph_and_leaves_no_half_written_plan(
     cli("package", digits, "--triton", tmp_path / "repo")
     docker = tmp_path / "bin/docker"
     docker.parent.mkdir()
-    docker.write_text('#!/bin/sh\ntest -z "$FAILS" || exit 5\nprintf "%s\\n" "$@" > words\ntouch 1/.model.plan\n')
+    docker.write_text('#!/bin/sh\ntest -z "$FAILS" || exit 5\nprintf "%s\\n" "$@" > words\ntouch model.engine\n')
     docker.chmod(0o755)
     folder = tmp_path / "repo/digits-fp16"
     environment = {"PATH": f"{docker.parent}:/usr/bin:/bin"}
@@ -54,10 +61,33 @@ def test_the_script_builds_beside_the_graph_and_leaves_no_half_written_plan(
     assert not (folder / "1/model.plan").exists()
     subprocess.run([folder / "build.sh"], env=environment, check=True)
     assert (folder / "1/model.plan").exists()
-    words = (folder / "words").read_text().split("\n")
+    words = (folder / "1/words").read_text().split("\n")
     assert words[0] == "run"
     assert "--stronglyTyped" in words
-    assert f"{folder}:/model" in words
+    assert f"{folder}/1:/model" in words
+
+
+def test_a_graph_that_the_images_parser_cannot_read_is_refused(cli: Cli, pair: Path, tmp_path: Path) -> None:
+    import onnx
+
+    newer = onnx.load(pair)
+    newer.opset_import[0].version = 23
+    onnx.save(newer, tmp_path / "newer.onnx")
+    done = cli("package", tmp_path / "newer.onnx", *LENGTHS, "--triton", tmp_path / "repo", "--image", "24.05")
+    assert done.code == 2
+    assert "has opset 23" in done.err
+
+
+def test_the_name_of_an_input_may_have_a_colon(cli: Cli, conv_net: Path, tmp_path: Path) -> None:
+    import onnx
+
+    model = onnx.load(conv_net)
+    model.graph.input[0].name = model.graph.node[0].input[0] = "x:0"
+    onnx.save(model, tmp_path / "colon.onnx")
+    assert cli("package", tmp_path / "colon.onnx", "--triton", tmp_path / "repo").code == 0
+    script = (tmp_path / "repo/colon/build.sh").read_text()
+    (words,) = (line for line in script.splitlines() if line.startswith('  "$@" '))
+    assert "--minShapes='x:0':1x16x8x8" in shlex.split(words)
 
 
 def test_an_engine_of_the_images_tensorrt_is_packaged(
@@ -135,8 +165,34 @@ def test_several_runs_of_one_name_need_an_engine_each(
 
 def test_an_ensemble_needs_a_model_of_images(cli: Cli, conv_net: Path, pair: Path, tmp_path: Path) -> None:
     flags = ("--platform", "onnxruntime", "--triton", tmp_path / "repo", "--ensemble", "--recipe", "imagenet")
-    assert "does not fit input x" in cli("package", conv_net, *flags).err
+    assert "which is not an image of 1 or 3 channels" in cli("package", conv_net, *flags).err
     assert "--ensemble needs a model with one input" in cli("package", pair, *LENGTHS, *flags).err
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"color": "BGR", "layout": "NHWC", "resize": "shorter:20", "crop": [16, 16], "mean": [1.0, 2.0, 3.0]},
+        {"color": "RGB", "layout": "NCHW", "resize": [16, 16], "fit": "letterbox", "pad_value": 114, "scale": 0.5},
+        {"color": "gray", "layout": "NCHW", "resize": [16, 16]},
+    ],
+    ids=["cropped", "letterbox", "gray"],
+)
+def test_the_step_computes_what_the_calibration_computed(
+    recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The module of the backend exists only inside a server; the functions do not use it.
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("triton_python_backend_utils"))
+    how = parse_recipe({"image": recipe}, "test", Path()).image
+    assert how is not None
+    pb = config.protobuf()
+    model = pb.ModelConfig(name="m", max_batch_size=8)
+    model.input.add(name="x", data_type=pb.TYPE_FP32, dims=[3, 16, 16])
+    step: dict[str, Any] = {"__name__": "step"}
+    monkeypatch.setitem(sys.modules, "step", ModuleType("step"))  # dataclasses look their module up
+    exec(str(ensemble.step("s", how, model).files["1/model.py"]), step)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8))
+    np.testing.assert_array_equal(step["to_array"](image, step["RECIPE"]), images.to_array(image, how))
 
 
 def test_external_weights_come_along(cli: Cli, conv_net: Path, tmp_path: Path) -> None:
@@ -251,8 +307,6 @@ def test_a_repository_that_is_a_file_is_refused(cli: Cli, digits: Path, tmp_path
 def test_without_tritonclient_the_error_names_what_to_install(
     cli: Cli, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sys
-
     for name in [name for name in sys.modules if name.partition(".")[0] == "tritonclient"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tritonclient", None)

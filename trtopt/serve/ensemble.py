@@ -1,7 +1,8 @@
 """An ensemble from encoded images to scores: the recipe's preprocessing as a Python step, and then the model.
 
-The step's code is that of `trtopt.data.images`, copied into the step, so that a server computes what the calibration
-and the comparison computed. It imports numpy and Pillow, and `Dockerfile` adds them to the image of the server.
+The step's code is that of `trtopt.data.images` and `trtopt.data.geometry`, copied into the step, so that a server
+computes what the calibration and the comparison computed. It imports numpy and Pillow, and `Dockerfile` adds them to
+the image of the server.
 
 Touches: reads the source of trtopt.
 """
@@ -27,18 +28,16 @@ INPUT = "image"
 
 _STEP = Path(__file__).parent / "inside/preprocess.py"
 _IMAGE_RANK = 4
-_ANY = 1 << 12
-"""Height or width in pixels where the model's are dynamic."""
 _COPIES = 2
 """Instances of the step: decoding takes longer than most networks do on a GPU."""
 
 
 def image_recipe(recipe: Recipe, model: OnnxModel) -> ImageRecipe:
-    """Return the [image] table of a recipe, checked against the model's only input.
+    """Return the [image] table of a recipe, fitted to the model's only input.
 
     Raises:
-        UsageError: the recipe has no [image] table, the model has several inputs, or the size of the recipe's images
-            is not that of the input.
+        UsageError: the recipe has no [image] table, the model has several inputs, or the recipe's images do not have
+            the shape of the input.
     """
     if recipe.image is None:
         raise UsageError(f"recipe {recipe.name} has no [image] table", why="--ensemble begins with an image")
@@ -46,17 +45,16 @@ def image_recipe(recipe: Recipe, model: OnnxModel) -> ImageRecipe:
         raise UsageError("--ensemble needs a model with one input", why=f"this one has {len(model.inputs)}")
     spec = model.inputs[0]
     wanted = f"input {spec.name} is [{', '.join(map(str, spec.shape))}]"
-    fix = "Give the recipe that the model was calibrated with: --recipe NAME|PATH"
     if len(spec.shape) != _IMAGE_RANK:
         raise UsageError("--ensemble needs a model of images", why=wanted)
     how = fitted(recipe, spec)
-    # The size of an image without a resize and a crop is only known from the image: any that fits the input will do.
-    sides = spec.shape[2:] if how.layout == "NCHW" else spec.shape[1:3]
-    height, width = (dim if isinstance(dim, int) else _ANY for dim in sides)
-    made = images.output_shape((height, width), how, recipe.name)
-    if any(isinstance(dim, int) and dim != size for dim, size in zip(spec.shape[1:], made, strict=True)):
-        why = f"it makes images of {'x'.join(map(str, made))}, and {wanted}"
-        raise UsageError(f"recipe {recipe.name} does not fit input {spec.name}", why=why, fix=fix)
+    channels, of_input = 1 if how.color == "gray" else 3, spec.shape[1 if how.layout == "NCHW" else 3]
+    if isinstance(of_input, int) and of_input != channels:
+        raise UsageError(
+            f"recipe {recipe.name} does not fit input {spec.name}",
+            why=f"its images are {how.layout} with {channels} channels, and {wanted}",
+            fix="Give the recipe that the model was calibrated with: --recipe NAME|PATH",
+        )
     return how
 
 
@@ -82,13 +80,10 @@ def step(name: str, how: ImageRecipe, model: Any) -> Folder:
 
 def _code(how: ImageRecipe, output: str, dtype: str) -> str:
     """Return the program of the step."""
-    options = ", ".join(f"{each.name}={getattr(how, each.name)!r}" for each in fields(how))
-    body = _STEP.read_text(encoding="utf-8")
-    docstring, _, code = body.partition('"""\n\n')
-    source = inspect.getsource(geometry)
-    parts = [inspect.getsource(Side), source[source.index("@dataclass") :]]
-    parts += [inspect.getsource(function) for function in (images.padded, images.to_array)]
-    functions = "\n\n".join(parts)
+    values = ", ".join(f"{field.name}={getattr(how, field.name)!r}" for field in fields(how))
+    docstring, _, code = _STEP.read_text(encoding="utf-8").partition('"""\n\n')
+    _, _, sizes = inspect.getsource(geometry).partition("\nSize = ")
+    functions = "\n\n".join(inspect.getsource(part) for part in (images.to_array, images.padded))
     return f"""{docstring}\"\"\"
 
 from __future__ import annotations
@@ -98,14 +93,16 @@ from types import SimpleNamespace
 
 import numpy as np
 
-OUTPUT = {output!r}
-DTYPE = {dtype!r}
-FORMATS = {tuple(sorted(set(images.FORMATS.values())))!r}
+Size = {sizes}
 
+{inspect.getsource(Side)}
 
 {functions}
 
-RECIPE = SimpleNamespace({options})
+RECIPE = SimpleNamespace({values})
+OUTPUT = {output!r}
+DTYPE = {dtype!r}
+FORMATS = {tuple(sorted(set(images.FORMATS.values())))!r}
 
 {code}"""
 

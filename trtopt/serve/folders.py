@@ -120,7 +120,7 @@ def make(model: Model, plan: Options, emit: Emit) -> Made:
         if not missing and not plan.image.is_exact:
             emit(Noted(f"{plan.image.name} is known to have TensorRT {plan.image.tensorrt}; the build may be another"))
         if missing:
-            files |= {"1/model.onnx": model.onnx.path, "build.sh": trtexec.script(plan.image, model.shapes)}
+            files |= {"1/model.onnx": model.onnx.path, "build.sh": trtexec.script(plan.image, model.onnx, model.shapes)}
         for file, run in zip(plans.values(), model.runs, strict=False):
             assert run.engine is not None
             files[f"1/{file}"] = run.engine.path

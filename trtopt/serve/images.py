@@ -36,11 +36,6 @@ class Image:
         """True if all four numbers of the version are known, which must be those of a serialized engine."""
         return self.tensorrt.count(".") == _DOTS
 
-    @property
-    def strongly_typed_only(self) -> bool:
-        """True from TensorRT 11 on, where every network is strongly typed, and trtexec has no flag for it."""
-        return parsed(self.tensorrt) >= (11, 0)
-
 
 def image(text: str) -> Image:
     """Return the image of a release such as `26.03`, or of `NAME=VERSION` with the version of its TensorRT.

@@ -18,7 +18,7 @@ _LINE = " \\\n  "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """The content of a script.
+    """Content of a script.
 
     Attributes:
         target: the platform.
@@ -98,6 +98,13 @@ def _types(recipe: Recipe) -> list[str]:
 
 def _shapes(ranges: Sequence[ShapeRange]) -> list[str]:
     def spec(end: str) -> str:
-        return ",".join(f"{entry.name}:{'x'.join(map(str, getattr(entry, end)))}" for entry in ranges if entry.opt)
+        return ",".join(
+            f"{_quoted(entry.name)}:{'x'.join(map(str, getattr(entry, end)))}" for entry in ranges if entry.opt
+        )
 
     return [f"--{end}Shapes={spec(end)}" for end in ("min", "opt", "max")] if ranges else []
+
+
+def _quoted(name: str) -> str:
+    """Return the name of an input as trtexec reads it: in quotes if it has a character that separates inputs."""
+    return f"'{name}'" if set(name) & set(",:") else name

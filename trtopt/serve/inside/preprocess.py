@@ -1,7 +1,7 @@
 """Preprocessing of an encoded image (PNG, JPEG, ...) into the input of the model, as its recipe says.
 
-`RECIPE`, `OUTPUT`, `DTYPE`, `FORMATS` and `to_array` are written above. The function is the one that
-preprocessed the calibration samples.
+`RECIPE`, `OUTPUT`, `DTYPE`, `FORMATS` and `to_array` are written above. The functions are those that preprocessed the
+calibration samples.
 """
 
 import io
