@@ -33,7 +33,7 @@ _WORDS = {"model": "another model", "engine": "another engine", "data": "another
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """What is decided when a run begins, and kept when it is resumed.
+    """Decisions that are made when a run begins, and kept when it is resumed.
 
     Attributes:
         fields: the columns.

@@ -18,7 +18,7 @@ _LINE = " \\\n  "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What a script builds.
+    """Engine that a script builds.
 
     Attributes:
         target: the platform.
