@@ -113,7 +113,7 @@ ExportTimeoutFlag = Annotated[
 RecipeFlag = Annotated[
     str | None,
     typer.Option(
-        help="How images or texts become inputs: the name of a recipe (imagenet, grayscale, bert) or a TOML file.",
+        help="How images or texts become inputs: the name of a recipe (imagenet, yolo, ...) or a TOML file.",
         rich_help_panel=INPUT,
     ),
 ]

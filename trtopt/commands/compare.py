@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trtopt import stages
-from trtopt.candidate import Candidate, resolve
+from trtopt.candidate import Candidate, fastest, resolve
 from trtopt.commands import checks
 from trtopt.data.dataset import Dataset
 from trtopt.errors import UsageError
@@ -28,6 +28,9 @@ from trtopt.stages import layers as layering
 from trtopt.types import CandidateReport, Comparison, OnnxModel, Report
 
 KIND = "compare"
+
+_MOST_IMAGES = 32
+"""Largest number of images of samples in a report, each at most 20 kB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,12 +165,24 @@ def _table(candidates: Mapping[str, Candidate], comparisons: dict[str, Compariso
     """Return one row per candidate, with the Pareto-optimal ones marked."""
     # The size of an engine is not comparable with that of a graph, so engines count only if all candidates have one.
     built = all(candidate.engine is not None for candidate in candidates.values())
-    rows = [_row(name, candidate, comparisons[name], built) for name, candidate in candidates.items()]
-    return tuple(replace(row, pareto=not any(_beats(other, row) for other in rows)) for row in rows)
+    return ranked([_row(name, candidate, comparisons[name], built) for name, candidate in candidates.items()])
+
+
+def ranked(rows: Sequence[CandidateReport]) -> tuple[CandidateReport, ...]:
+    """Return the rows with the Pareto-optimal ones marked, and with as many images in all as a report has space for."""
+    most = max(_MOST_IMAGES // len(rows), 1)
+    return tuple(
+        replace(
+            row,
+            comparison=replace(row.comparison, exhibits=row.comparison.exhibits[:most]),
+            pareto=not any(_beats(other, row) for other in rows),
+        )
+        for row in rows
+    )
 
 
 def _row(name: str, candidate: Candidate, comparison: Comparison, built: bool) -> CandidateReport:
-    timing = candidate.fastest()
+    timing = fastest(candidate.timings)
     engine = candidate.engine if built else None
     return CandidateReport(
         name=name,

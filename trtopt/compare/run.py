@@ -19,6 +19,7 @@ from trtopt.compare.metrics import Metrics
 from trtopt.compare.witness import Witness
 from trtopt.data.classes import check_count, score_count
 from trtopt.data.dataset import Batch, Dataset, Groups, batches
+from trtopt.data.preview import Preview, preview
 from trtopt.errors import DataError, OutOfMemoryError, UsageError
 from trtopt.events import Emit, Progress, Warned
 from trtopt.parallel import in_order
@@ -152,7 +153,7 @@ def measured(ran: Ran, dataset: Dataset, measure: Measure, *, emit: Emit) -> Com
     groups = ran.groups
     samples = groups or dataset
     apart = ran.size > 1 or groups is not None
-    metrics = Metrics(measure.kinds, apart=apart)
+    metrics = Metrics(measure.kinds, apart=apart, names=dataset.shown.names)
     witness = Witness(apart=apart) if len(ran.where) > 2 else None
     done = 0
     for outputs in ran.outputs:
@@ -184,6 +185,7 @@ def measured(ran: Ran, dataset: Dataset, measure: Measure, *, emit: Emit) -> Com
         engine=witness.drifts(samples.ids) if witness else (),
         graph_ran=ran.where[2] if witness else "",
         warnings=tuple(warnings),
+        exhibits=metrics.exhibits(drifts, samples.ids),
         notes=(*metrics.notes(), *(f"the code of {metric.source} was run" for metric in custom)),
     )
 
@@ -223,6 +225,7 @@ def _outputs(pair: Pair, dataset: Dataset, size: int, emit: Emit, among: range) 
                     indices=part.indices,
                     labels=labels,
                     inputs=_resembling(part.feed, results[0]),
+                    previews=_previews(part, dataset),
                 )
             )
         return done
@@ -238,6 +241,17 @@ def _resembling(feed: Mapping[str, Array], outputs: Mapping[str, Array]) -> dict
     return {name: array for name, array in feed.items() if array.shape in shapes}
 
 
+def _previews(batch: Batch, dataset: Dataset) -> tuple[Preview, ...]:
+    """Return a preview of every sample of a batch; of each member, if the samples are fed in groups."""
+    indices = dataset.groups.members(batch.indices[0]) if dataset.groups else batch.indices
+    if dataset.groups is None and len(indices) == 1:
+        return (preview(batch.feed, dataset.shown, indices[0]),)
+    return tuple(
+        preview({name: array[row : row + 1] for name, array in batch.feed.items()}, dataset.shown, index)
+        for row, index in enumerate(indices)
+    )
+
+
 def _part(batch: Batch, rows: slice) -> Batch:
     return Batch(indices=batch.indices[rows], feed={name: array[rows] for name, array in batch.feed.items()})
 
@@ -250,6 +264,7 @@ def _ungrouped(outputs: Outputs, groups: Groups) -> Outputs:
         candidate={name: array[: len(members)] for name, array in outputs.candidate.items()},
         inputs={name: array[: len(members)] for name, array in outputs.inputs.items()},
         graph={name: array[: len(members)] for name, array in outputs.graph.items()},
+        previews=outputs.previews[: len(members)],
         indices=members,
         labels=None if groups.labels is None else tuple(groups.labels[i] for i in members),
     )

@@ -13,9 +13,10 @@ from pathlib import Path
 from trtopt.data import arrays, images, labels, python, text
 from trtopt.data.classes import read_classes
 from trtopt.data.dataset import Batch, Dataset, batches
+from trtopt.data.fitting import recipe_for
 from trtopt.data.given import Given, read_given
 from trtopt.data.labels import Labelling
-from trtopt.data.recipe import Recipe, load_recipe, recipe_for
+from trtopt.data.recipe import Recipe, load_recipe
 from trtopt.data.sample import Bad, Samples, at_most, to_dataset
 from trtopt.errors import DataError, UsageError
 from trtopt.types import TensorSpec
@@ -138,6 +139,7 @@ def _read_images(
         samples,
         labels=labelled.indices,
         class_list=labelled.class_list,
+        shown=replace(samples.shown, names=labelled.names),
         notes=(*labelled.notes, *filter(None, [note])),
         warnings=(*labelled.warnings, *filter(None, [warning])),
     )

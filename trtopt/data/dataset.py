@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from trtopt.data.recipe import ImageRecipe
 
 Array = npt.NDArray[np.generic]
 Feed = dict[str, Array]
@@ -23,6 +27,19 @@ class ClassList:
 
     count: int
     what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """How a report shows samples to people.
+
+    `names` are those of classes, by index. `image` is the recipe that turned images into arrays, and `text` returns the
+    text that sample i was made from; both are None for other sources.
+    """
+
+    names: Mapping[int, str] = field(default_factory=dict)
+    image: ImageRecipe | None = None
+    text: Callable[[int], str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +75,7 @@ class Dataset:
         shapes: the distinct shapes of the samples. Each entry has one shape per model input, in the inputs' order.
         groups: the samples in each feed, if the model's batch is fixed above 1. Index i then refers to a feed, not to a
             single sample, and labels are in `groups` only.
+        shown: what a report needs to show the samples.
         notes: facts to report to the user, such as what was assumed.
         warnings: what may be wrong with the samples or their use.
     """
@@ -71,6 +89,7 @@ class Dataset:
     class_list: ClassList | None = None
     shapes: tuple[tuple[tuple[int, ...], ...], ...] = ()
     groups: Groups | None = None
+    shown: Shown = Shown()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 

@@ -14,13 +14,13 @@ Touches: nothing itself; `read` and `peek` open the files of the data source.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from trtopt.data.dataset import Array, ClassList, Dataset, Feed, Groups, spread
+from trtopt.data.dataset import Array, ClassList, Dataset, Feed, Groups, Shown, spread
 from trtopt.errors import DataError
 from trtopt.types import Dim, TensorSpec
 
@@ -56,6 +56,7 @@ class Samples:
     read: Callable[[int], Feed]
     labels: tuple[int, ...] | None = None
     class_list: ClassList | None = None
+    shown: Shown = field(default_factory=Shown)
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -73,8 +74,15 @@ def at_most(samples: Samples, most: int | None) -> Samples:
         peek=lambda i: samples.peek(kept[i]),
         read=lambda i: samples.read(kept[i]),
         labels=None if samples.labels is None else tuple(samples.labels[i] for i in kept),
+        shown=_only(samples.shown, kept),
         notes=(*samples.notes, f"{len(kept)} of {count} samples are used, spread evenly (--samples {most})"),
     )
+
+
+def _only(shown: Shown, kept: Sequence[int]) -> Shown:
+    """Return how the samples with the indices `kept` are shown."""
+    text = shown.text
+    return shown if text is None else replace(shown, text=lambda i: text(kept[i]))
 
 
 def to_dataset(samples: Samples, inputs: tuple[TensorSpec, ...], *, bad: Bad = "refuse") -> Dataset:
@@ -115,6 +123,7 @@ def to_dataset(samples: Samples, inputs: tuple[TensorSpec, ...], *, bad: Bad = "
         labels=None if labels is None else tuple(labels[i] for i in kept),
         class_list=samples.class_list,
         shapes=tuple(sorted(shapes)),
+        shown=_only(samples.shown, kept),
         notes=tuple(notes),
         warnings=tuple(warnings),
     )
@@ -314,6 +323,7 @@ def _grouped(dataset: Dataset, size: int) -> Dataset:
         class_list=dataset.class_list,
         shapes=tuple(tuple((size, *shape[1:]) for shape in fed) for fed in dataset.shapes),
         groups=groups,
+        shown=dataset.shown,
         notes=(*dataset.notes, note),
         warnings=dataset.warnings,
     )

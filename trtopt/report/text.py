@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trtopt.report.page import benchmark, headline, words
+from trtopt.report.page.steps import steps
 from trtopt.types import Benchmark, Comparison, Layers, Report
 
 WIDTH = 100
@@ -88,10 +89,10 @@ def _body(report: Report) -> list[RenderableType]:
     parts += [text("note: ", "dim").append_text(text(line)) for line in report.notes]
     parts += [text("warning: ", "yellow").append_text(text(line)) for line in report.warnings]
     parts += [""] if report.warnings or report.notes else []
-    parts += [text(after, "dim") for after in (words.next_step(report), words.keep_hint(report)) if after]
+    parts += [text(str(step), "dim") for step in steps(report)]
     file = report.run_dir / "report.json"
     where = f"report: {file}" if report.written else f"report: not written: {file} keeps its own gates"
-    return [*parts, text(where, "dim")]
+    return parts if report.command == "report" else [*parts, text(where, "dim")]
 
 
 def text(content: str, style: str = "") -> Text:

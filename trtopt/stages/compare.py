@@ -93,6 +93,7 @@ def compare(
         "metrics": [digest(metric) for metric in evaluation.measure.metrics],
         "data": evaluation.dataset.digest,
         "labels": hashlib.sha256(repr(samples.labels).encode()).hexdigest(),
+        "names": hashlib.sha256(repr(sorted(evaluation.dataset.shown.names.items())).encode()).hexdigest(),
         "measure": encode(evaluation.measure),
         "calibrated_on": hashlib.sha256("".join(evaluation.calibrated_on).encode()).hexdigest(),
         "device": run.place,

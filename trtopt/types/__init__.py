@@ -10,9 +10,15 @@ Touches: nothing. The run store (`trtopt.store`) reads and writes these values.
 from trtopt.types.benchmark import BatchLimit, BatchProbe, Benchmark, BenchTarget, Interval, Timing
 from trtopt.types.calibration import CalibratedTensor, CalibrationTable, Observation, Spread
 from trtopt.types.comparison import (
+    Answer,
+    ClassAccuracy,
+    Classification,
+    ClassScore,
     Comparison,
+    Confusion,
     EngineDrift,
     EngineFault,
+    Exhibit,
     GateResult,
     LayerDrift,
     Layers,
@@ -25,10 +31,12 @@ from trtopt.types.engine import Engine, EngineLayer, Rejection, Support, TargetF
 from trtopt.types.model import Dim, OnnxModel, ShapeRange, TensorSpec
 from trtopt.types.precision import Decision, Guard, Keep, TypedModel
 from trtopt.types.prediction import Predictions
-from trtopt.types.report import REPORT_SCHEMA, Cache, CandidateReport, Failure, Report, StageOutcome
+from trtopt.types.report import READABLE_SCHEMAS, REPORT_SCHEMA, Cache, CandidateReport, Failure, Report, StageOutcome
 
 __all__ = [
+    "READABLE_SCHEMAS",
     "REPORT_SCHEMA",
+    "Answer",
     "BatchLimit",
     "BatchProbe",
     "BenchTarget",
@@ -37,13 +45,18 @@ __all__ = [
     "CalibratedTensor",
     "CalibrationTable",
     "CandidateReport",
+    "ClassAccuracy",
+    "ClassScore",
+    "Classification",
     "Comparison",
+    "Confusion",
     "Decision",
     "Dim",
     "Engine",
     "EngineDrift",
     "EngineFault",
     "EngineLayer",
+    "Exhibit",
     "Failure",
     "GateResult",
     "Guard",

@@ -16,8 +16,11 @@ from trtopt.types.comparison import Comparison, EngineFault, Layers, Verdict
 from trtopt.types.engine import Engine, TargetFiles
 from trtopt.types.precision import TypedModel
 
-REPORT_SCHEMA = 2
+REPORT_SCHEMA = 3
 """Version of the fields of `report.json`."""
+
+READABLE_SCHEMAS = (2, REPORT_SCHEMA)
+"""Versions that can be read: each only adds optional fields to the one before."""
 
 Cache = Literal["use", "ignore", "show"]
 """Treatment of the results of earlier runs.
@@ -78,7 +81,8 @@ class Report:
     samples to list. `written` is false for new gates on an earlier run, whose directory keeps the report of its own.
     `warnings` say why the result may not be what the user wants; `notes` are facts, such as what was assumed.
     `target` are the files for another platform, whose engine is not built here.
-    `error` is what ended the run early, or prevented an engine.
+    `error` is what ended the run early, or prevented an engine. `invocation` is the command line that made the report;
+    it is empty for a run from Python.
     """
 
     schema_version: int = REPORT_SCHEMA
@@ -105,3 +109,4 @@ class Report:
     notes: tuple[str, ...] = ()
     error: Failure | None = None
     target: TargetFiles | None = None
+    invocation: str = ""
