@@ -163,7 +163,7 @@ def write_output(
 
 
 def completed(out: Path, request: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the summary of an output that is complete and answers the request; None if there is no output.
+    """Return the summary of an output that is complete and answers the request; None without an output.
 
     Raises:
         UsageError: the output exists, and answers something else.
