@@ -16,7 +16,7 @@ from support import DIGITS, EVAL, ROOT
 
 import trtopt
 from trtopt import api
-from trtopt.api import conversion, measurement
+from trtopt.api import conversion, measurement, prediction
 from trtopt.errors import DataError, TrtoptError
 from trtopt.types import Report
 
@@ -128,7 +128,7 @@ def test_an_error_is_raised_with_its_parts() -> None:
 
 @pytest.mark.parametrize("name", ["bench", "calibrate", "compare", "convert", "export", "inspect"])
 def test_a_function_is_not_hidden_by_the_package_of_its_name(name: str) -> None:
-    if name not in ("convert", "inspect"):
+    if name not in ("convert", "inspect", "merge"):
         assert importlib.import_module(f"trtopt.{name}").__path__  # which would become the attribute
     assert getattr(trtopt, name) is getattr(api, name)
 
@@ -139,8 +139,8 @@ def test_importing_the_functions_imports_nothing_heavy() -> None:
 
 
 def test_the_examples_of_the_docstrings_run() -> None:
-    results = [doctest.testmod(module) for module in (conversion, measurement)]
-    assert [result.failed for result in results] == [0, 0]
+    results = [doctest.testmod(module) for module in (conversion, measurement, prediction)]
+    assert [result.failed for result in results] == [0, 0, 0]
     assert sum(result.attempted for result in results) > 10
 
 

@@ -153,6 +153,8 @@ def test_public_names_are_pinned() -> None:
         "convert",
         "export",
         "inspect",
+        "merge",
+        "predict",
     ]
     for name in trtopt.__all__:
         assert getattr(trtopt, name) is not None

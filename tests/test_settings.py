@@ -177,7 +177,7 @@ def test_a_run_can_take_all_its_flags_from_the_file(cli: Cli, here: Path) -> Non
     [
         ("[convrt]", "unknown table [convrt]. Did you mean [convert]?"),
         ('["\\u001b[31m"]', "unknown table [\\x1b[31m]"),
-        ("[serve]", "unknown table [serve]. Known tables: [convert], "),
+        ("[xyz]", "unknown table [xyz]. Known tables: [convert], "),
         ("[convert]\nprecison = 'int8'", "unknown key 'precison' in [convert]. Did you mean precision?"),
         ("[convert]\nmodel = 'm.onnx'", "unknown key 'model' in [convert]"),
         ("[compare]\nhelp = true", "unknown key 'help' in [compare]"),

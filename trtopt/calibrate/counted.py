@@ -1,4 +1,4 @@
-"""What calibration counts over samples, or over a shard of them.
+"""Counts of calibration over samples, or over a shard of them.
 
 Counts are integers, so those of shards add up to those of the whole, whatever the division. Masks are left out only at
 the end: a shard without a mask would keep an exact absmax where the whole has the edge of a bin.

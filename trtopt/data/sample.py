@@ -28,7 +28,7 @@ LABEL_KEYS = ("label", "labels")
 """Names of arrays and fields with class indices, unless the model has an input of that name."""
 
 Bad = Literal["refuse", "skip", "keep"]
-"""What to do with samples that cannot be used."""
+"""Treatment of samples that cannot be used."""
 
 _SHOWN = 5
 _INTEGERS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))

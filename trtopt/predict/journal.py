@@ -33,7 +33,7 @@ _WORDS = {"model": "another model", "engine": "another engine", "data": "another
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """What is decided when a run begins, and kept when it is resumed.
+    """Decisions that are made when a run begins, and kept when it is resumed.
 
     Attributes:
         fields: the columns.
@@ -163,7 +163,7 @@ def write_output(
 
 
 def completed(out: Path, request: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the summary of an output that is complete and answers the request; None if there is no output.
+    """Return the summary of an output that is complete and answers the request; None without an output.
 
     Raises:
         UsageError: the output exists, and answers something else.

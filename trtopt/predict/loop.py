@@ -49,7 +49,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tools:
-    """What a run is given besides its work.
+    """Means of a run besides its work.
 
     Attributes:
         free: returns the free memory of the device in bytes, or 0 if it is not known.

@@ -1,4 +1,4 @@
-"""What one sample shows about a model: its outputs, and whether samples may be joined into batches.
+"""A first run of a model: its outputs for one sample, and whether samples may be joined into batches.
 
 Touches: the runner; reads a sample.
 """
@@ -42,7 +42,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """What one sample shows about a model.
+    """Findings about a model from one sample.
 
     Attributes:
         outputs: the outputs for one sample.

@@ -38,7 +38,7 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a task returns: the partial result, or an error and its exit code."""
+    """Result of a task: the partial result, or an error and its exit code."""
 
     data: bytes = b""
     error: str = ""

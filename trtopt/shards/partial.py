@@ -34,7 +34,7 @@ Write = Callable[[IO[bytes]], object]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """What a partial result is.
+    """Description of a partial result.
 
     Attributes:
         kind: the command that wrote it.

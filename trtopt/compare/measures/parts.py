@@ -211,7 +211,7 @@ class Parts:
 
 
 def _spatial(shape: tuple[int, ...]) -> set[int]:
-    """Return the two axes that are the height and the width of a map; none if there is no map.
+    """Return the two axes that are the height and the width of a map; none without a map.
 
     They are the neighbours of the most similar lengths, beside a third axis. The border of a map may be empty, which
     makes it a part of another scale, but not one that matters.
