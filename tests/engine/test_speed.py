@@ -82,7 +82,7 @@ def test_an_alternative_that_cannot_be_built_is_left_out(cli, toy, tmp_path):
 
 
 def test_an_engine_that_cannot_be_timed_is_told_and_judged_all_the_same(cli, toy, tmp_path, monkeypatch):
-    def opened(engine, *, graphs):
+    def opened(engine, *, graphs, streams=1):
         if graphs:  # as it is opened to be timed
             raise backend.EnvironmentUnableError("the GPU is busy")
         return toy.open(engine, graphs=graphs)

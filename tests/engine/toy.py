@@ -43,7 +43,7 @@ class Toy:
             audited="toy",
         )
 
-    def open(self, engine: Engine, *, graphs: bool) -> Runner:
+    def open(self, engine: Engine, *, graphs: bool, streams: int = 1) -> Runner:
         _, precision, number = engine.builder.split()
         return Runner(onnxruntime.open_runner(engine.path), self.ms[precision], int(number) in self.wrong)
 
