@@ -32,6 +32,23 @@ def test_a_misspelt_node_is_refused_before_calibration(cli: Cli, tmp_path: Path)
     assert "calibrate" not in done.err  # type: ignore[attr-defined]
 
 
+def test_only_of_a_settings_file_restricts_the_scales(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("trtopt.toml").write_text('[calibrate]\nonly = ["/3/Conv_output_0"]\nmethod = "minmax"\n')
+    done = cli("calibrate", DIGITS, "--calib", DATA[1], "-o", tmp_path / "table", "--no-equalization")
+    assert done.code == 0, done.err  # type: ignore[attr-defined]
+    assert done.out.startswith("1 scales by minmax")  # type: ignore[attr-defined]
+
+
+def test_inspect_shows_what_only_lowers(cli: Cli, tmp_path: Path) -> None:
+    done = cli("inspect", DIGITS, "--only", "/3/Conv_output_0", "--nodes")
+    assert done.code == 0, done.err  # type: ignore[attr-defined]
+    lines = done.out.splitlines()  # type: ignore[attr-defined]
+    assert [line.split()[1] for line in lines if line.split()[:1] == ["int8"]] == ["/3/Conv_output_0"]
+
+
 @pytest.mark.parametrize(
     ("flags", "why"),
     [

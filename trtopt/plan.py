@@ -16,7 +16,7 @@ from trtopt.errors import UsageError
 from trtopt.precision import fallbacks, formats
 from trtopt.rundir import DefaultDir
 from trtopt.shapes import AskedShape
-from trtopt.types import Cache, Keep
+from trtopt.types import Cache, Keep, Only
 
 if TYPE_CHECKING:
     from trtopt.bench.gate import Gate as SpeedGate
@@ -88,6 +88,7 @@ class ConvertPlan:
     bias_correction: bool = True
     guard: bool = True
     keep: tuple[Keep, ...] = ()
+    only: Only | None = None
     compare: bool = True
     measure: MeasurePlan = MeasurePlan()
     gates: tuple[Gate, ...] = ()
@@ -217,6 +218,23 @@ def keeps(flags: Sequence[str], precision: str, rest: str) -> tuple[Keep, ...]:
             raise UsageError(f"--keep {flag}: nodes cannot be kept in {wanted}", why=why, fix="Use =fp32, or omit it")
         parsed.append(Keep(pattern=pattern, precision="fp32" if wanted == "fp32" else ""))
     return tuple(parsed)
+
+
+def lowered_only(flags: Sequence[str], precision: str) -> Only | None:
+    """Return the value of the flags `--only PATTERN`; None without any.
+
+    The other nodes of INT8 and FP8 are kept in the fallback precision, and those of FP16 and BF16 in FP32.
+
+    Raises:
+        UsageError: a pattern is empty, or there is nothing to lower.
+    """
+    if not flags:
+        return None
+    if precision == "fp32":
+        raise UsageError(f"--only {flags[0]} has no effect", why="every node is in FP32", fix="Leave it out")
+    if not all(flag.strip() for flag in flags):
+        raise UsageError("--only names no node", fix="Write --only NODE or --only OPERATOR")
+    return Only(patterns=tuple(flags), precision="" if precision in formats(8) else "fp32")
 
 
 def output_kinds(flags: Sequence[str]) -> dict[str, str]:

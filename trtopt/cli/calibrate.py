@@ -19,6 +19,7 @@ from trtopt.cli.options import (
     DeviceFlag,
     DryRunFlag,
     ForceFlag,
+    OnlyFlag,
     OutFlag,
     QuietFlag,
     RecipeFlag,
@@ -54,6 +55,7 @@ def calibrate(
             "--no-equalization", help="Do not equalize activations across channels.", rich_help_panel=CALIBRATION
         ),
     ] = False,
+    only: OnlyFlag = None,
     shape: ShapeFlag = None,
     out: OutFlag = None,
     device: DeviceFlag = Device.cpu,
@@ -76,7 +78,7 @@ def calibrate(
     from trtopt.commands.calibrate import calibrate as run
     from trtopt.commands.rehearse import rehearse
     from trtopt.export.source import identify
-    from trtopt.plan import BuildPlan, ConvertPlan, DataPlan
+    from trtopt.plan import BuildPlan, ConvertPlan, DataPlan, lowered_only
     from trtopt.shapes import parse_shapes
     from trtopt.stages.tables import of_equalized
 
@@ -87,6 +89,7 @@ def calibrate(
         calib=DataPlan(source=calib, recipe=recipe, skip_bad=skip_bad, samples=samples),
         method=method,
         equalization=not no_equalization,
+        only=lowered_only(only or (), precision),
         shapes=parse_shapes(shape or ()),
         device=device.value,
         build=BuildPlan(),

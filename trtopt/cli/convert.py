@@ -33,6 +33,7 @@ from trtopt.cli.options import (
     KindFlag,
     LabelsFlag,
     MetricFlag,
+    OnlyFlag,
     OutFlag,
     QuietFlag,
     RecipeFlag,
@@ -103,6 +104,7 @@ def convert(
         str, choice("Fallback precision of nodes that are not quantized.", fallbacks(), PRECISION)
     ] = "fp16",
     keep: KeepFlag = None,
+    only: OnlyFlag = None,
     shape: ShapeFlag = None,
     dtype: DtypeFlag = None,
     weights: WeightsFlag = None,
@@ -202,7 +204,17 @@ def convert(
     from trtopt.compare.gates import parse_gates
     from trtopt.errors import UsageError
     from trtopt.export.source import identify
-    from trtopt.plan import BuildPlan, ConvertPlan, DataPlan, ExportPlan, MeasurePlan, input_dtypes, keeps, output_kinds
+    from trtopt.plan import (
+        BuildPlan,
+        ConvertPlan,
+        DataPlan,
+        ExportPlan,
+        MeasurePlan,
+        input_dtypes,
+        keeps,
+        lowered_only,
+        output_kinds,
+    )
     from trtopt.shapes import parse_shapes
 
     source = data or calib
@@ -229,6 +241,7 @@ def convert(
         bias_correction=not no_bias_correction,
         guard=not no_guard,
         keep=keeps(keep or (), precision, rest),
+        only=lowered_only(only or (), precision),
         compare=not no_compare,
         measure=MeasurePlan(kinds=output_kinds(kind or ()), metrics=tuple(metric or ())),
         gates=parse_gates(joined(gate)),

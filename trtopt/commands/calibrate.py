@@ -77,7 +77,7 @@ def calibrated(
     elif calib is not None:
         if remark := checks.few(calib):
             run.warn(remark)
-        table = stages.calibrate(run, model, calib, plan.method, plan.precision)
+        table = stages.calibrate(run, model, calib, plan.method, plan.precision, plan.only)
     return model, table
 
 
@@ -90,7 +90,7 @@ def prepared(run: Run, plan: ConvertPlan, source: OnnxModel, ranges: tuple[Shape
     kind = precision(plan.precision)
     opset = max(kind.FORMAT.opset, precision(plan.rest).FORMAT.opset) if kind.FORMAT.scaled else kind.FORMAT.opset
     model = stages.prepare(run, source, ranges, opset)
-    if plan.keep:  # a misspelt node must fail here, not after an hour of calibration
-        resolve(load_ir(model.path), plan.keep)
+    if plan.keep or plan.only:  # a misspelt node must fail here, not after an hour of calibration
+        resolve(load_ir(model.path), plan.keep, plan.only)
     stages.check_operators(run, model, plan.build)
     return model

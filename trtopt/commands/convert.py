@@ -193,7 +193,9 @@ def _target(
     if needless and (plan.table is not None or plan.method != AUTO):
         why = "the model is quantized already" if quantized else f"{plan.precision} has no scales"
         run.warn(f"--calib-table and --method are ignored: {why}")
-    return stages.Target(precision=plan.precision, rest=plan.rest, bias_correction=corrects, keep=plan.keep)
+    return stages.Target(
+        precision=plan.precision, rest=plan.rest, bias_correction=corrects, keep=plan.keep, only=plan.only
+    )
 
 
 def _explained(

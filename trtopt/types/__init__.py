@@ -22,7 +22,7 @@ from trtopt.types.comparison import (
 )
 from trtopt.types.engine import Engine, Rejection, Support
 from trtopt.types.model import Dim, OnnxModel, ShapeRange, TensorSpec
-from trtopt.types.precision import Decision, Guard, Keep, TypedModel
+from trtopt.types.precision import Decision, Guard, Keep, Only, TypedModel
 from trtopt.types.report import REPORT_SCHEMA, Cache, CandidateReport, Failure, Report, StageOutcome
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "LayerDrift",
     "Layers",
     "Observation",
+    "Only",
     "OnnxModel",
     "OutputDrift",
     "Rejection",
