@@ -13,6 +13,7 @@ from pathlib import Path
 from trtopt import stages
 from trtopt.candidate import Candidate, resolve
 from trtopt.commands import checks
+from trtopt.compare.quality import quality
 from trtopt.errors import UsageError
 from trtopt.events import Emit, silent
 from trtopt.plan import ComparePlan
@@ -136,16 +137,3 @@ def _beats(other: CandidateReport, row: CandidateReport) -> bool:
 def _costs(row: CandidateReport) -> tuple[float, float, float]:
     """Return size, drift and latency; less is better, and NaN means unknown."""
     return float(row.size_bytes), -quality(row.comparison), row.latency
-
-
-def quality(comparison: Comparison) -> float:
-    """Return the number by which candidates are ranked for drift; higher is better.
-
-    It is the SQNR in dB of the worst floating-point output. Without such an output, it is the percentage of FP32's
-    boxes, pixels or elements that the candidate reproduces. It is NaN without any of these metrics.
-    """
-    for metric in ("sqnr", "matched", "pixels", "equal"):
-        measured = [output.values[metric] for output in comparison.outputs if metric in output.values]
-        if measured:
-            return min(measured)
-    return math.nan
