@@ -16,6 +16,7 @@ from trtopt.errors import UsageError
 from trtopt.precision import fallbacks, formats
 from trtopt.rundir import DefaultDir
 from trtopt.shapes import AskedShape
+from trtopt.tune.budget import Budget
 from trtopt.types import Cache, Keep, Only
 
 if TYPE_CHECKING:
@@ -69,10 +70,19 @@ class ExportPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TunePlan:
+    """A search for the cheapest mixed precision: the measure of cost (`trtopt.tune.costs`), and its limits."""
+
+    speed: str = "macs"
+    budget: Budget = field(default_factory=Budget)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertPlan:
     """One conversion, from an ONNX file or another source of `trtopt.export.source` to a judged engine.
 
-    `baseline` is the FP32 model of a source that is quantized already.
+    `baseline` is the FP32 model of a source that is quantized already. With `tuning`, a search decides which nodes are
+    quantized.
     """
 
     source: Path
@@ -98,6 +108,7 @@ class ConvertPlan:
     build: BuildPlan = field(default_factory=BuildPlan)
     export: ExportPlan = ExportPlan()
     cache: Cache = "use"
+    tuning: TunePlan | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

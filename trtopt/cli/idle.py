@@ -74,7 +74,7 @@ IDLE = (
         why="the scales are read from --calib-table",
     ),
     Idle(
-        commands=("convert",),
+        commands=("convert", "tune"),
         flags=(*_BUILDER, "tactic_sources"),
         when=_builds_nothing,
         why="--backend onnxruntime builds no engine",
@@ -107,14 +107,14 @@ IDLE = (
         why="it applies to a sweep, not to --max-batch",
     ),
     Idle(
-        commands=("convert", "calibrate", "compare", "export"),
+        commands=("convert", "tune", "calibrate", "compare", "export"),
         flags=("force",),
         when=lambda values: values["dry_run"],
         why="--dry-run runs nothing",
         fix="Leave out one of them",
     ),
     Idle(
-        commands=("convert", "calibrate", "compare", "export", "bench"),
+        commands=("convert", "tune", "calibrate", "compare", "export", "bench"),
         flags=("quiet",),
         when=lambda values: values["verbose"],
         why="it contradicts --verbose",

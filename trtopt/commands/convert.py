@@ -1,5 +1,5 @@
-"""Pipeline of stages, in order: export, parity, widen, repair, prepare, calibrate, observe, precision, build, compare,
-gate, layers (when the gate failed), report.
+"""Pipeline of stages, in order: export, parity, widen, repair, prepare, calibrate, observe, guard or tune, precision,
+build, compare, gate, layers (when the gate failed), report.
 
 This module only orders the stages. `trtopt.stages` implements them, with the packages of the same names.
 
@@ -43,10 +43,11 @@ from trtopt.types import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Samples:
-    """The samples of `--calib` and `--data`."""
+    """The samples of `--calib` and `--data`, and both halves of the latter if a search uses one of them."""
 
     calib: Dataset | None
     data: Dataset | None
+    halves: stages.Halves | None = None
 
     @property
     def observed(self) -> Dataset | None:
@@ -56,7 +57,7 @@ class _Samples:
     @property
     def judged(self) -> Dataset | None:
         """Samples to compare on."""
-        return self.data or self.calib
+        return self.halves.verdict if self.halves else self.data or self.calib
 
 
 def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | None]:
@@ -121,7 +122,7 @@ def _samples(run: Run, plan: ConvertPlan, source: OnnxModel, ranges: tuple[Shape
     """Open the samples. Unreadable ones, and those that do not fit, fail here, not after an hour of calibration."""
     data, calib = (stages.open_samples(each, source, ranges) for each in (plan.data, plan.calib))
     stages.tell(run.emit, calib, data)
-    samples = _Samples(calib=calib, data=data)
+    samples = _Samples(calib=calib, data=data, halves=stages.halves(data) if plan.tuning and data else None)
     dataset = samples.judged
     if dataset is None:
         return samples
@@ -150,9 +151,13 @@ def _made(
             model, table = calibrated(run, plan, source, ranges, samples.calib)
         target = _target(run, plan, table, samples.calib, quantized=quantized)
         seen = _magnitudes(run, target, model, samples.observed, table)
-        if plan.guard and table is not None and seen is not None and samples.calib is not None:
+        tuning = None
+        if table is not None and seen is not None:
             subject = stages.Subject(baseline=baseline, model=model, target=target, table=table, seen=seen)
-            target = stages.guard(run, subject, samples.calib, plan.measure)
+            if samples.halves is not None:
+                target, tuning = stages.tune(run, subject, samples.halves, plan)
+            elif plan.guard and samples.calib is not None:
+                target = stages.guard(run, subject, samples.calib, plan.measure)
         run.shared.clear()  # no trials follow
         typed = stages.set_precision(run, model, target, table, seen)
         run.store.discard("build", typed=typed.onnx.digest)  # an engine of another graph is stale
@@ -171,6 +176,7 @@ def _made(
         unable=unable,
         ranges=ranges,
         plan=plan.build,
+        tuning=tuning,
     )
 
 
@@ -270,7 +276,7 @@ def _report(run: Run, plan: ConvertPlan, made: Made, comparison: Comparison | No
 
     scaled = precision(plan.precision).FORMAT.scaled and not plan.table
     return Report(
-        command="convert",
+        command="tune" if plan.tuning else "convert",
         verdict=comparison.verdict if comparison else "unchecked",
         model=str(plan.source),
         precision=plan.precision,
@@ -279,4 +285,5 @@ def _report(run: Run, plan: ConvertPlan, made: Made, comparison: Comparison | No
         comparison=comparison,
         calibration=noisiest.read(run.store.root) if scaled else (),
         allow_inconclusive=plan.allow_inconclusive,
+        tuning=made.tuning,
     )

@@ -19,10 +19,12 @@ from trtopt.stages.prepare import prepare
 from trtopt.stages.repair import repair
 from trtopt.stages.samples import open_data, open_samples, sizes, tell
 from trtopt.stages.target import Target
+from trtopt.stages.tune import Halves, halves, tune
 from trtopt.stages.widen import widen
 
 __all__ = [
     "Evaluation",
+    "Halves",
     "Subject",
     "Target",
     "build",
@@ -35,6 +37,7 @@ __all__ = [
     "fault",
     "gate",
     "guard",
+    "halves",
     "observe",
     "open_data",
     "open_samples",
@@ -43,5 +46,6 @@ __all__ = [
     "set_precision",
     "sizes",
     "tell",
+    "tune",
     "widen",
 ]

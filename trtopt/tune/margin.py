@@ -41,21 +41,25 @@ def first_failure(
     tiers: Sequence[Tier[T]],
     judge: Callable[[T], Sequence[GateResult]],
     margin: float,
-    settled: Callable[[Sequence[GateResult]], bool] = lambda _: True,
+    unsettled: Callable[[Sequence[GateResult]], GateResult | None] = lambda _: None,
 ) -> tuple[GateResult, T] | None:
     """Return the first result that is not safe with a margin of `margin` dB, and its samples; None if all are.
 
     The tiers are asked one after the other, the one with the fewest samples first. Whichever settles the question ends
-    it: one that fails, or one that holds with its own, larger margin and whose results are `settled`.
+    it: one that fails, or one that holds with its own, larger margin and without an `unsettled` result. The last one
+    must not have such a result, either.
     """
+    open_: tuple[GateResult, T] | None = None
     for tier in tiers:
         results = judge(tier.samples)
         failed = first_unsafe(results, margin)
         if failed is not None:
             return failed, tier.samples
-        if first_unsafe(results, tier.sure) is None and settled(results):
+        result = unsettled(results)
+        open_ = (result, tier.samples) if result is not None else None
+        if open_ is None and first_unsafe(results, tier.sure) is None:
             return None
-    return None
+    return open_
 
 
 def _is_safe(result: GateResult, margin: float) -> bool:

@@ -24,6 +24,7 @@ from trtopt.types.engine import Engine, Rejection, Support
 from trtopt.types.model import Dim, OnnxModel, ShapeRange, TensorSpec
 from trtopt.types.precision import Decision, Guard, Keep, Only, TypedModel
 from trtopt.types.report import REPORT_SCHEMA, Cache, CandidateReport, Failure, Report, StageOutcome
+from trtopt.types.tuning import Choice, Half, SensitiveGroup, Sensitivity, TunedGroup, Tuning
 
 __all__ = [
     "REPORT_SCHEMA",
@@ -35,6 +36,7 @@ __all__ = [
     "CalibratedTensor",
     "CalibrationTable",
     "CandidateReport",
+    "Choice",
     "Comparison",
     "Decision",
     "Dim",
@@ -44,6 +46,7 @@ __all__ = [
     "Failure",
     "GateResult",
     "Guard",
+    "Half",
     "Interval",
     "Keep",
     "LayerDrift",
@@ -54,12 +57,16 @@ __all__ = [
     "OutputDrift",
     "Rejection",
     "Report",
+    "SensitiveGroup",
+    "Sensitivity",
     "ShapeRange",
     "Spread",
     "StageOutcome",
     "Support",
     "TensorSpec",
     "Timing",
+    "TunedGroup",
+    "Tuning",
     "TypedModel",
     "Verdict",
     "WorstSample",

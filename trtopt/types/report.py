@@ -15,6 +15,7 @@ from trtopt.types.calibration import CalibratedTensor
 from trtopt.types.comparison import Comparison, EngineFault, Layers, Verdict
 from trtopt.types.engine import Engine
 from trtopt.types.precision import TypedModel
+from trtopt.types.tuning import Sensitivity, Tuning
 
 REPORT_SCHEMA = 2
 """Version of the fields of `report.json`."""
@@ -77,7 +78,8 @@ class Report:
     `allow_inconclusive` is true if the user accepts an inconclusive verdict. `list_worst` is the number of worst
     samples to list. `written` is false for new gates on an earlier run, whose directory keeps the report of its own.
     `warnings` say why the result may not be what the user wants; `notes` are facts, such as what was assumed.
-    `error` is what ended the run early, or prevented an engine.
+    `error` is what ended the run early, or prevented an engine. `tuning` is the search of `trtopt tune`, and
+    `sensitivity` the result of `trtopt sensitivity`.
     """
 
     schema_version: int = REPORT_SCHEMA
@@ -103,3 +105,5 @@ class Report:
     written: bool = True
     notes: tuple[str, ...] = ()
     error: Failure | None = None
+    tuning: Tuning | None = None
+    sensitivity: Sensitivity | None = None

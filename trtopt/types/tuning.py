@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from trtopt.types.comparison import GateResult, Verdict
+from trtopt.types.comparison import GateResult
 
 Half = Literal["search", "verdict"]
 """The half of the samples on which a choice was evaluated: the one that was searched on, or the other."""
@@ -26,7 +26,7 @@ class Choice:
         share: their share of all multiplications, from 0 to 1.
         cost: the cost of the network, relative to the one without any quantized group.
         drift: the lowest SQNR of the outputs in dB, or another measure where there is none (`trtopt.compare.quality`).
-        verdict: `pass` if the choice is acceptable.
+        acceptable: whether every gate is as good as needed, in the search with a margin.
         reason: the gate that it fails; empty if it is acceptable.
         chosen: true for the result, as it was evaluated for the verdict.
     """
@@ -37,14 +37,14 @@ class Choice:
     share: float
     cost: float
     drift: float
-    verdict: Verdict
+    acceptable: bool
     reason: str
     chosen: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TunedGroup:
-    """A group of nodes that share a quantizer, the precision that was chosen for it, and why.
+    """A group of nodes that share a quantizer, whether it is quantized, and why.
 
     `error` is the relative error energy at the outputs with only this group quantized, and `share` its share of all
     multiplications.
@@ -52,7 +52,7 @@ class TunedGroup:
 
     name: str
     nodes: tuple[str, ...]
-    precision: str
+    quantized: bool
     share: float
     error: float
     reason: str
