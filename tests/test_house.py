@@ -148,6 +148,8 @@ def test_public_names_are_pinned() -> None:
         "convert",
         "export",
         "inspect",
+        "sensitivity",
+        "tune",
     ]
     for name in trtopt.__all__:
         assert getattr(trtopt, name) is not None

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trtopt.api import bench, calibrate, compare, convert, export, inspect
+    from trtopt.api import bench, calibrate, compare, convert, export, inspect, sensitivity, tune
     from trtopt.errors import TrtoptError
     from trtopt.types import CalibrationTable, Comparison, Engine, OnnxModel, Report, TypedModel
 
@@ -37,6 +37,8 @@ _HOMES = {
     "convert": "api",
     "export": "api",
     "inspect": "api",
+    "sensitivity": "api",
+    "tune": "api",
 }
 
 __all__ = [
@@ -53,11 +55,13 @@ __all__ = [
     "convert",
     "export",
     "inspect",
+    "sensitivity",
+    "tune",
 ]
 
 
 class _Package(ModuleType):
-    """This module: four functions have the names of packages, such as `trtopt.compare`."""
+    """This module: some functions have the names of packages, such as `trtopt.compare`."""
 
     def __setattr__(self, name: str, value: object) -> None:
         # When a package is imported, the import system would put it in place of the function of that name.

@@ -9,5 +9,6 @@ Touches: the run directory, as the command of the same name.
 
 from trtopt.api.conversion import calibrate, convert, export
 from trtopt.api.measurement import bench, compare, inspect
+from trtopt.api.search import sensitivity, tune
 
-__all__ = ["bench", "calibrate", "compare", "convert", "export", "inspect"]
+__all__ = ["bench", "calibrate", "compare", "convert", "export", "inspect", "sensitivity", "tune"]

@@ -107,14 +107,14 @@ IDLE = (
         why="it applies to a sweep, not to --max-batch",
     ),
     Idle(
-        commands=("convert", "tune", "calibrate", "compare", "export"),
+        commands=("convert", "tune", "sensitivity", "calibrate", "compare", "export"),
         flags=("force",),
         when=lambda values: values["dry_run"],
         why="--dry-run runs nothing",
         fix="Leave out one of them",
     ),
     Idle(
-        commands=("convert", "tune", "calibrate", "compare", "export", "bench"),
+        commands=("convert", "tune", "sensitivity", "calibrate", "compare", "export", "bench"),
         flags=("quiet",),
         when=lambda values: values["verbose"],
         why="it contradicts --verbose",

@@ -48,6 +48,8 @@ def rehearse(plan: Plan, run: Callable[[Emit], object], emit: Emit, *, last: str
         run(record)
     except WouldRunError as first:
         order = _stages(plan)
+        if last and last not in order:  # a stage that follows the statistics, and that no conversion has
+            order = [*order[: order.index("observe") + 1], last]
         start = order.index(first.stage) if first.stage in order else len(order)
         following = order[start + 1 :] if start < len(order) else _without_export(order)
         if last in following:

@@ -17,7 +17,7 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from trtopt.report.page import benchmark, charts, graph_charts, headline, picked, words
+from trtopt.report.page import benchmark, charts, graph_charts, headline, picked, tuned, words
 from trtopt.report.page.svg import clipped
 from trtopt.types import Report
 
@@ -105,7 +105,7 @@ def _environment(room: Room) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for module in (benchmark, charts, graph_charts, headline, picked, words):
+    for module in (benchmark, charts, graph_charts, headline, picked, tuned, words):
         found.globals[module.__name__.rpartition(".")[2]] = module
     found.globals |= {"most": room.most, "within": room.within}
     found.filters |= {"short": room.short, "prose": room.prose, "seconds": picked.seconds}

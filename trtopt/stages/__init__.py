@@ -18,6 +18,7 @@ from trtopt.stages.precision import set_precision
 from trtopt.stages.prepare import prepare
 from trtopt.stages.repair import repair
 from trtopt.stages.samples import open_data, open_samples, sizes, tell
+from trtopt.stages.sensitivity import sensitivity
 from trtopt.stages.target import Target
 from trtopt.stages.tune import Halves, halves, tune
 from trtopt.stages.widen import widen
@@ -43,6 +44,7 @@ __all__ = [
     "open_samples",
     "prepare",
     "repair",
+    "sensitivity",
     "set_precision",
     "sizes",
     "tell",

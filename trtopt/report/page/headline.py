@@ -118,6 +118,8 @@ def _consequence(report: Report, *, unbuilt: bool) -> str:
 def _why_unchecked(report: Report) -> str:
     if report.command == "bench":
         return "no gate was given"
+    if report.command == "sensitivity":
+        return "errors were measured, nothing was judged"
     if report.parity is not None and report.parity.verdict == "fail" and report.command == "export":
         return "export drift accepted because of --allow-export-drift"
     return "no comparison was requested"

@@ -118,6 +118,8 @@ def sections(report: Report) -> tuple[tuple[str, str], ...]:
         ("pipeline", "Pipeline", report.stages),
         ("warnings", "Warnings and notes", report.warnings or report.notes),
         ("gates", "Gates", judged(report)),
+        ("tuning", "Search", report.tuning),
+        ("sensitivity", "Sensitivity", report.sensitivity),
         ("drift", "Drift against FP32", comparison is not None and comparison.outputs),
         ("layers", "Layer by layer", report.layers is not None and report.layers.layers),
         ("benchmark", "Speed", report.benchmark is not None),
