@@ -19,10 +19,32 @@ def test_a_failed_gate_ends_with_flags_that_can_be_pasted(cli: Cli, tmp_path: Pa
     assert failed.code == 1  # type: ignore[attr-defined]
     words = " ".join(failed.out.split())  # type: ignore[attr-defined]
     flags = shlex.split(words.partition("convert again with ")[2].partition(" report:")[0])
+    flags = flags[: flags.index("to")]  # another hint follows
     assert flags[::2] == ["--keep"] * 3
     again = cli(*INT8, *flags, "-o", tmp_path / "b")
     assert again.code == 0, again.err  # type: ignore[attr-defined]
     assert "kept by --keep" in " ".join(again.out.split())  # type: ignore[attr-defined]
+
+
+def test_a_failed_gate_names_the_search_with_the_same_arguments(cli: Cli, tmp_path: Path) -> None:
+    failed = cli(*INT8, "--gate", "logits:sqnr=200dB,cosine=0.9", "--method", "minmax", "-o", tmp_path / "a")
+    words = " ".join(failed.out.split())  # type: ignore[attr-defined]
+    command = shlex.split(words.partition("to search for the nodes to keep: ")[2].partition(" report:")[0])
+    assert command[:3] == ["trtopt", "tune", str(DIGITS)]
+    assert command[3:] == [
+        *map(str, DATA), "--method", "minmax", "--gate", "logits:sqnr=200.0dB,cosine=0.9", "--backend", "onnxruntime",
+    ]  # fmt: skip
+    again = cli(*command[1:], "--dry-run", "-o", tmp_path / "b")
+    assert again.code == 0, again.err  # type: ignore[attr-defined]
+
+
+def test_a_comparison_that_failed_names_nodes_to_keep_and_the_search(cli: Cli, tmp_path: Path) -> None:
+    cli(*INT8, "--method", "minmax", "-o", tmp_path / "a")
+    failed = cli("compare", DIGITS, tmp_path / "a", "--data", DATA[3], "--gate", "sqnr=60dB", "-o", tmp_path / "b")
+    words = " ".join(failed.out.split())  # type: ignore[attr-defined]
+    assert failed.code == 1  # type: ignore[attr-defined]
+    assert "convert again with --keep " in words
+    assert f"trtopt tune {DIGITS} --calib CALIB --data {DATA[3]} --gate sqnr=60.0dB" in words
 
 
 def test_a_misspelt_node_is_refused_before_calibration(cli: Cli, tmp_path: Path) -> None:

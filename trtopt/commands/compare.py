@@ -12,7 +12,7 @@ from pathlib import Path
 
 from trtopt import stages
 from trtopt.candidate import Candidate, resolve
-from trtopt.commands import checks
+from trtopt.commands import checks, suggest
 from trtopt.compare.quality import quality
 from trtopt.errors import UsageError
 from trtopt.events import Emit, silent
@@ -73,12 +73,13 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
         if only and (plan.layers or overall == "fail"):
             explain = layering.layers if plan.layers else layering.explained
             layers = explain(run, baseline, only.onnx, only.typed, dataset)
+        precision = only.typed.precision if only and only.typed else ""
         return run.finish(
             Report(
                 command="compare",
                 verdict=overall,
                 model=str(plan.baseline),
-                precision=only.typed.precision if only and only.typed else "",
+                precision=precision,
                 typed=only.typed if only else None,
                 engine=only.engine if only else None,
                 comparison=next(iter(comparisons.values())) if only else None,
@@ -87,6 +88,7 @@ def compare(plan: ComparePlan, emit: Emit = silent) -> Report:
                 candidates=() if only else _table(candidates, comparisons),
                 allow_inconclusive=plan.allow_inconclusive,
                 list_worst=plan.worst,
+                tune_with=suggest.after_compare(plan, precision, overall),
             )
         )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from trtopt import stages
-from trtopt.commands import checks
+from trtopt.commands import checks, suggest
 from trtopt.commands.calibrate import calibrated, prepared
 from trtopt.data.dataset import Dataset
 from trtopt.engine import backend, compiler
@@ -286,4 +286,5 @@ def _report(run: Run, plan: ConvertPlan, made: Made, comparison: Comparison | No
         calibration=noisiest.read(run.store.root) if scaled else (),
         allow_inconclusive=plan.allow_inconclusive,
         tuning=made.tuning,
+        tune_with=suggest.after_convert(plan, comparison.verdict if comparison else "unchecked"),
     )

@@ -90,7 +90,8 @@ def _body(report: Report) -> list[RenderableType]:
     parts += [text("note: ", "dim").append_text(text(line)) for line in report.notes]
     parts += [text("warning: ", "yellow").append_text(text(line)) for line in report.warnings]
     parts += [""] if report.warnings or report.notes else []
-    parts += [text(after, "dim") for after in (words.next_step(report), words.keep_hint(report)) if after]
+    hints = (words.next_step(report), words.keep_hint(report), words.tune_hint(report))
+    parts += [text(after, "dim") for after in hints if after]
     file = report.run_dir / "report.json"
     where = f"report: {file}" if report.written else f"report: not written: {file} keeps its own gates"
     return [*parts, text(where, "dim")]

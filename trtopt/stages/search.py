@@ -22,7 +22,7 @@ from trtopt.plan import ConvertPlan, TunePlan
 from trtopt.run import Run
 from trtopt.stages.mixed import FEW, Trials
 from trtopt.tune.journal import Journal
-from trtopt.tune.margin import Tier, first_failure
+from trtopt.tune.margin import Tier, first_failure, first_unsafe
 from trtopt.tune.search import Group, fewest, ranked
 from trtopt.tune.sequence import boldest, ladder, unacceptable
 from trtopt.types import Choice, GateResult, Half, TunedGroup, Tuning
@@ -30,6 +30,8 @@ from trtopt.types import Choice, GateResult, Half, TunedGroup, Tuning
 INTERRUPTED = "it was interrupted"
 _MARGIN = 1.0
 """Margin in dB with which a choice must hold on the samples of the search: the others may be worse."""
+_CLEAR = 3.0
+"""Margin in dB on all samples of the search with which a choice is expected to hold on the others."""
 _TIERS = ((16, 4.0), (64, 2.0))
 """Numbers of samples that may settle a choice before all of them are run, and the margin in dB that it takes."""
 RANKED_ON = 16
@@ -69,19 +71,24 @@ class Search:
 
     def result(self, search: Dataset, verdict: Dataset) -> Tuning:
         """Return the boldest choice that is acceptable on both halves of the samples."""
-        stopped, order = "", list(self._trials.groups)
-        reference = self._evaluated("search", search, self._trials.groups)
-        failed = unacceptable(reference.gates, ())
+        stopped, order, everything = "", list(self._trials.groups), self._trials.groups
+        # What FP32 itself can show on these samples. Whether 16 bits pass is seen on some of them.
+        reference = self._evaluated("search", search, everything)
+        some = part(search, spread(len(search), _TIERS[-1][0]))
+        failed = unacceptable(self._evaluated("search", some, everything, as_built=True).gates, ())
+        is_clear = False
         try:
             if failed is None:
                 order = self._order(part(search, spread(len(search), RANKED_ON)))
                 fewest(order, lambda kept: self._holds(tuple(kept), search, reference))
+                is_clear = self._is_clear(search, reference)
         except _StoppedError as stop:
             stopped = str(stop)
         except KeyboardInterrupt:
             stopped = INTERRUPTED
             self._run.note("interrupted: the best choice so far is judged; interrupt again to end the run")
-        chosen, refused = self._judged(ladder(order, self._best), verdict)
+        choices = [everything, self._best] if is_clear else ladder(order, self._best)
+        chosen, refused = self._judged(choices if self._best != everything else choices[:1], verdict)
         if len(chosen) == len(self._trials.groups):
             failed = failed or refused
         return Tuning(
@@ -151,13 +158,18 @@ class Search:
         self._run.emit(Progress("tune", len(self._choices), total, note))
         return found is None
 
+    def _is_clear(self, search: Dataset, reference: Evaluated) -> bool:
+        """Return whether the best choice holds with such a margin that it needs no safer ones in case it is refused."""
+        results = self._evaluated("search", search, self._best).gates
+        return first_unsafe(results, _CLEAR) is None and unacceptable(results, reference.gates) is None
+
     def _judged(self, choices: Sequence[Sequence[Group]], verdict: Dataset) -> tuple[Kept, GateResult | None]:
         """Return the boldest of the choices that is accepted one after the other, and what fails with the next one."""
         reference: list[GateResult] = []
         refused: list[GateResult] = []
 
         def accepts(kept: Sequence[Group]) -> bool:
-            found = self._evaluated("verdict", verdict, tuple(kept))
+            found = self._evaluated("verdict", verdict, tuple(kept), as_built=True)
             failed = unacceptable(found.gates, reference)
             reference[:] = reference or found.gates
             self._add("verdict", tuple(kept), verdict, found, failed)
@@ -167,9 +179,8 @@ class Search:
         accepted = boldest(choices, accepts)
         return tuple(choices[max(accepted - 1, 0)]), refused[0] if refused else None
 
-    def _evaluated(self, half: Half, samples: Dataset, kept: Kept) -> Evaluated:
-        """Return the evaluation of a choice. As it would be built, if it is for the verdict or quantizes nothing."""
-        as_built = half == "verdict" or len(kept) == len(self._trials.groups)
+    def _evaluated(self, half: Half, samples: Dataset, kept: Kept, *, as_built: bool = False) -> Evaluated:
+        """Return the evaluation of a choice; `as_built` in 16 bits, which takes longer, else with an FP32 fallback."""
         mask = sum(1 << self._places[group.name] for group in kept)
 
         def evaluate() -> dict[str, Any]:
@@ -186,7 +197,9 @@ class Search:
                 return dict(encode(Evaluated(gates=(failed,), drift=float("-inf"))))
             return dict(encode(Evaluated(gates=found.gates, drift=quality(found))))
 
-        answer = self._answer(f"{half} {len(samples)} {mask:x}", evaluate, passes=samples.samples)
+        answer = self._answer(
+            f"{half} {len(samples)} {mask:x}{' as built' * as_built}", evaluate, passes=samples.samples
+        )
         return decode(Evaluated, answer)
 
     def _answer(self, question: str, evaluate: Callable[[], dict[str, Any]], *, passes: int) -> dict[str, Any]:

@@ -79,7 +79,8 @@ class Report:
     samples to list. `written` is false for new gates on an earlier run, whose directory keeps the report of its own.
     `warnings` say why the result may not be what the user wants; `notes` are facts, such as what was assumed.
     `error` is what ended the run early, or prevented an engine. `tuning` is the search of `trtopt tune`, and
-    `sensitivity` the result of `trtopt sensitivity`.
+    `sensitivity` the result of `trtopt sensitivity`. `tune_with` is the command of the search that a failed run
+    suggests.
     """
 
     schema_version: int = REPORT_SCHEMA
@@ -107,3 +108,4 @@ class Report:
     error: Failure | None = None
     tuning: Tuning | None = None
     sensitivity: Sensitivity | None = None
+    tune_with: str = ""

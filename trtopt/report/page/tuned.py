@@ -33,7 +33,7 @@ from trtopt.types import Choice, SensitiveGroup, Sensitivity, TunedGroup, Tuning
 
 _NAMED = 8
 _BARS = 20
-SENSITIVITY_HEAD = ("group", "only it quantized", "95 % interval", "all but it", "weight", "clipped", "rounded", "bias")
+SENSITIVITY_HEAD = ("group", "only it", "95 %", "all but it", "weight", "clipped", "rounded", "bias")
 
 
 def said(tuning: Tuning, precision: str) -> list[str]:
@@ -140,10 +140,10 @@ def sensitivity_rows(found: Sensitivity) -> list[tuple[str, ...]]:
     return [
         (
             group.name + (f" and {len(group.nodes) - 1} more" if len(group.nodes) > 1 else ""),
-            ("" if group.exact else "~") + error(group.alone),
+            ("" if group.exact else "~") + _number_of(group.alone),
             _interval(group),
-            ("" if group.exact else "~") + error(group.others),
-            *(error(group.parts.get(part, math.nan)) for part in ("weight", "clipped", "rounded")),
+            ("" if group.exact else "~") + _number_of(group.others),
+            *(_number_of(group.parts.get(part, math.nan)) for part in ("weight", "clipped", "rounded")),
             _change(group),
         )
         for group in found.groups
@@ -153,7 +153,12 @@ def sensitivity_rows(found: Sensitivity) -> list[tuple[str, ...]]:
 def _interval(group: SensitiveGroup) -> str:
     if math.isnan(group.low):
         return ""
-    return f"{error(group.high).removesuffix(' dB')} to {error(group.low)}"
+    return f"{_number_of(group.high)} to {_number_of(group.low)}"
+
+
+def _number_of(value: float) -> str:
+    """Format a relative error energy as the number of decibels."""
+    return error(value).removesuffix(" dB")
 
 
 def _change(group: SensitiveGroup) -> str:
@@ -161,14 +166,15 @@ def _change(group: SensitiveGroup) -> str:
     change, alone = group.parts.get("bias", math.nan), group.parts.get("all", math.nan)
     if math.isnan(change) or not change or not 0 < alone - change < math.inf or alone <= 0:
         return ""
-    return f"{10 * math.log10((alone - change) / alone):+.1f} dB"
+    return f"{10 * math.log10((alone - change) / alone):+.1f}"
 
 
 def sensitivity_said(found: Sensitivity) -> list[str]:
     """Return how the numbers of a sensitivity analysis were obtained."""
     exact = sum(group.exact for group in found.groups)
     return [
-        f"SQNR at the outputs, as a mean over them; with all groups quantized it is {error(found.whole)}",
+        "SQNR at the outputs in dB, with only the group quantized, with all but it, and with a part of it; bias is "
+        f"the gain by the correction of its bias. With all groups quantized it is {error(found.whole)}",
         f"{exact} of {len(found.groups)} groups were measured on {found.samples} samples; the others (~), and the "
         f"parts, are estimates from {found.few} samples",
     ]

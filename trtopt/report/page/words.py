@@ -176,7 +176,7 @@ def next_step(report: Report) -> str:
 
 def keep_hint(report: Report) -> str:
     """Return the flags that keep the noisiest nodes in higher precision, after a run that failed; or nothing."""
-    if report.verdict != "fail" or report.command != "convert" or report.layers is None or report.fault is not None:
+    if report.verdict != "fail" or report.layers is None or report.fault is not None:
         return ""
     lowered = [layer for layer in report.layers.layers if layer.precision == report.precision and layer.added > 0]
     worst = sorted(lowered, key=lambda layer: -layer.added)[:_KEPT]
@@ -184,6 +184,11 @@ def keep_hint(report: Report) -> str:
         return ""
     flags = " ".join(f"--keep {shlex.quote(layer.node)}" for layer in worst)
     return f"to keep the nodes that add the most error in higher precision, convert again with {flags}"
+
+
+def tune_hint(report: Report) -> str:
+    """Return the command that finds the nodes to keep, after a run that failed; or nothing."""
+    return f"to search for the nodes to keep: {report.tune_with}" if report.tune_with else ""
 
 
 def decibels(value: float) -> str:
