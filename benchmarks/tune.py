@@ -42,17 +42,18 @@ def main() -> None:
     parser.add_argument("zoo", type=Path, help="folder that zoo.py filled")
     parser.add_argument("--models", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--out", type=Path, default=Path("tune.json"))
+    parser.add_argument("--gate", default="", help="gates beside the default ones")
     parser.add_argument("--spearman", action="store_true")
     args = parser.parse_args()
     for name in args.models:
-        row = measure(args.zoo, name, spearman=args.spearman)
+        row = measure(args.zoo, name, args.gate, spearman=args.spearman)
         rows = json.loads(args.out.read_text()) if args.out.exists() else {}
-        rows[name] = row
+        rows[f"{name} {args.gate}".strip()] = row
         args.out.write_text(json.dumps(rows, indent=1))
         print(name, json.dumps(row), flush=True)
 
 
-def measure(zoo: Path, name: str, *, spearman: bool) -> dict[str, Any]:
+def measure(zoo: Path, name: str, gate: str, *, spearman: bool) -> dict[str, Any]:
     """Return what `tune`, the greedy search, plain INT8 and all FP16 reach on one network."""
     row: dict[str, Any] = {}
     original = stages.tune
@@ -79,6 +80,7 @@ def measure(zoo: Path, name: str, *, spearman: bool) -> dict[str, Any]:
                 calib=str(zoo / f"{name}.calib.npz"),
                 data=str(zoo / f"{name}.eval.npz"),
                 shape=SHAPES.get(name),
+                gate=gate,
                 backend="onnxruntime",
                 out=folder,
             )
@@ -124,7 +126,7 @@ def greedy(trials: Trials, judge: Callable[..., Row], samples: stages.Halves) ->
     passes, count = 2 * samples.search.samples, 1
     if unacceptable(judge(samples.search, ()).gates, reference) is not None:
         subset = part(samples.search, spread(size, RANKED_ON))
-        errors = {group.name: trials.alone(subset, group) for group in trials.groups}
+        errors = trials.alone(subset, trials.groups)
         passes += len(trials.groups) * subset.samples
         for group in sorted(trials.groups, key=lambda each: -errors[each.name]):
             kept.append(group)
@@ -154,8 +156,9 @@ def correlation(trials: Trials, samples: stages.Halves) -> float:
 
     subset = part(samples.search, spread(len(samples.search), 16))
     estimates = trials.estimated(subset)
-    exact = [trials.alone(subset, group) for group in trials.groups]
-    return round(float(spearmanr([estimates[group.name] for group in trials.groups], exact).statistic), 3)
+    exact = trials.alone(subset, trials.groups)
+    pairs = [(estimates[group.name], exact[group.name]) for group in trials.groups]
+    return round(float(spearmanr(*zip(*pairs, strict=True)).statistic), 3)
 
 
 if __name__ == "__main__":

@@ -74,8 +74,15 @@ IDLE = (
         why="the scales are read from --calib-table",
     ),
     Idle(
-        commands=("convert", "tune"),
+        commands=("convert",),
         flags=(*_BUILDER, "tactic_sources"),
+        when=_builds_nothing,
+        why="--backend onnxruntime builds no engine",
+        fix="Leave out one of them",
+    ),
+    Idle(
+        commands=("tune",),
+        flags=("workspace",),
         when=_builds_nothing,
         why="--backend onnxruntime builds no engine",
         fix="Leave out one of them",

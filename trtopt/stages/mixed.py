@@ -197,14 +197,32 @@ class Trials:
         found = in_order(lambda feed: runner.run({**feed, **(more or {})}), feeds, runner.callers)
         return [energies(*pair) for pair in zip(map(self._baseline.run, feeds), found, strict=True)]
 
-    def estimated(self, dataset: Dataset) -> dict[str, float]:
-        """Return by group the relative error of the outputs with only this group quantized, on a few of the samples."""
-        with self.switched(few(dataset, FEW)) as (board, run):
-            return {group.name: error_of(partial(run, board.only(group.nodes))) for group in self.groups}
+    def alone(self, dataset: Dataset, groups: Iterable[Group]) -> dict[str, float]:
+        """Return by group the relative error of the outputs with only this group quantized; infinity if one is NaN.
 
-    def alone(self, dataset: Dataset, group: Group) -> float:
-        """Return the relative error of the outputs with only this group quantized."""
-        return error_of(lambda: self.energies(dataset, self.nodes(self.groups) - {*group.nodes}))
+        An operator that is placed beside others only, such as a residual Add, is switched on without these.
+        """
+        errors, beside = {}, []
+        for group in groups:
+            kept = self.nodes(self.groups) - {*group.nodes}
+            if self._is_placed(group, kept):
+                errors[group.name] = error_of(partial(self.energies, dataset, kept))
+            else:
+                beside.append(group)
+        if beside:
+            with self.switched(dataset) as (board, run):
+                errors |= {group.name: error_of(partial(run, board.only(group.nodes))) for group in beside}
+        return errors
+
+    def _is_placed(self, group: Group, kept: Collection[str]) -> bool:
+        from trtopt.precision.passes.placement import place
+
+        keep = {**self.request.keep, **{name: Keep(pattern=name) for name in kept}}
+        return {*group.nodes} <= {site.node.name for site in place(self.graph, keep).sites}
+
+    def estimated(self, dataset: Dataset) -> dict[str, float]:
+        """Return an estimate of `alone` for every group, from a few of the samples."""
+        return self.alone(few(dataset, FEW), self.groups)
 
     def worst(self, errors: Mapping[str, float]) -> list[Group]:
         """Return the groups whose error is worth measuring: the fifth with the largest estimates."""
@@ -224,5 +242,5 @@ class Trials:
         from trtopt.tune.search import ranked
 
         errors = self.estimated(dataset)
-        errors |= {group.name: self.alone(dataset, group) for group in self.worst(errors)}
+        errors |= self.alone(dataset, self.worst(errors))
         return ranked(self.groups, errors)

@@ -116,14 +116,11 @@ class Search:
         for group in self._trials.worst(self._errors):
             found = self._answer(
                 f"alone {group.name}",
-                partial(self._alone, samples, group),
+                partial(self._trials.alone, samples, [group]),
                 passes=len(samples),
             )
             self._errors |= decode(_Errors, {"by_group": found}).by_group
         return ranked(self._trials.groups, self._errors)
-
-    def _alone(self, samples: Dataset, group: Group) -> dict[str, float]:
-        return {group.name: self._trials.alone(samples, group)}
 
     def _holds(self, kept: Kept, search: Dataset, reference: Evaluated) -> bool:
         """Return whether a choice is acceptable on the samples of the search, with a margin."""

@@ -46,8 +46,8 @@ def sensitivity(run: Run, subject: Subject, dataset: Dataset) -> Sensitivity:
 
         trials = Trials(run, subject)
         some, fewer = few(dataset, SAMPLES), few(dataset, FEW)
-        estimates = _estimated(run, trials, fewer)
-        alone = {name: group.alone for name, group in estimates.items()}
+        alone = trials.estimated(some)
+        estimates = _estimated(run, trials, fewer, alone)
         exact = {group.name: _measured(trials, some, group, estimates[group.name]) for group in trials.worst(alone)}
         groups = sorted({**estimates, **exact}.values(), key=lambda group: -group.alone)
         whole = error_of(lambda: trials.energies(some, ()))
@@ -66,8 +66,8 @@ def sensitivity(run: Run, subject: Subject, dataset: Dataset) -> Sensitivity:
     return run.store.stage("sensitivity", key, Sensitivity, make, _line)
 
 
-def _estimated(run: Run, trials: Trials, dataset: Dataset) -> dict[str, SensitiveGroup]:
-    """Return an estimate for every group, by its name, from one network whose quantizations can be switched."""
+def _estimated(run: Run, trials: Trials, dataset: Dataset, alone: Mapping[str, float]) -> dict[str, SensitiveGroup]:
+    """Return an estimate for every group, by its name; the parts from a network whose quantizations can be switched."""
     found = {}
     with trials.switched(dataset) as (board, energies):
         for done, group in enumerate(trials.groups, start=1):
@@ -78,7 +78,7 @@ def _estimated(run: Run, trials: Trials, dataset: Dataset) -> dict[str, Sensitiv
                 name=group.name,
                 nodes=group.nodes,
                 share=trials.shares[group.name],
-                alone=errors["all"],
+                alone=alone[group.name],
                 others=error_of(partial(energies, board.choice(group.nodes))),
                 exact=False,
                 parts={
