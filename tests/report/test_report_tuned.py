@@ -55,10 +55,10 @@ SENSITIVITY = Sensitivity(
 REPORT = replace(PASSED, command="tune", precision="int8", tuning=TUNING, sensitivity=SENSITIVITY)
 
 
-@pytest.mark.parametrize("format", ("text", *formats()))
+@pytest.mark.parametrize("format", formats())
 def test_every_format_shows_it_without_markup_of_names(format: str) -> None:
     text = render(format, REPORT)
-    assert "<script>" not in text.replace("\\u003c", "") or format == "json"
+    assert format in ("text", "json") or "<script>" not in text
     assert "\x1b" not in text
 
 
