@@ -130,7 +130,7 @@ def sensitivity(
     >>> report = sensitivity("samples/digits/model.onnx", calib="calibration/digits", out="sensitive")
     >>> errors = [group.alone for group in report.sensitivity.groups]
     >>> (len(errors), errors == sorted(errors, reverse=True))
-    (8, True)
+    (7, True)
 
     Raises:
         TrtoptError: the input cannot be used, or a stage failed.

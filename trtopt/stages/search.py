@@ -46,7 +46,7 @@ class _StoppedError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluated:
-    """What the journal records of a choice: the results of its gates, and its drift (`trtopt.compare.quality`)."""
+    """Record of a choice in the journal: the results of its gates, and its drift (`trtopt.compare.quality`)."""
 
     gates: tuple[GateResult, ...]
     drift: float

@@ -1,4 +1,4 @@
-"""What a node costs in 16 bits, and what it saves in 8 bits, for each `--speed`.
+"""Costs of nodes in 16 bits, of which 8 bits save half, for each `--speed`.
 
 A cost is any number that adds up over the nodes. One that is measured on a GPU (`--speed engine`) would be a function
 like the others here.

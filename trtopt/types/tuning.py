@@ -89,7 +89,7 @@ class Tuning:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SensitiveGroup:
-    """What quantizing one group costs in accuracy.
+    """Loss of accuracy by quantizing one group.
 
     All errors are error energies at the outputs, relative to the signal energy, as a mean over the outputs.
 

@@ -30,7 +30,7 @@ SWITCHES = "trtopt/switches"
 """The input that holds the switches, bool [switches]."""
 
 Part = Literal["weight", "clip", "round", "bias"]
-"""What a switch turns on: the quantized weight, the clipping of an activation, its quantization, the corrected bias."""
+"""A part that a switch turns on: the weight, the clipping of an activation, its quantization, the corrected bias."""
 PARTS: tuple[Part, ...] = ("weight", "clip", "round", "bias")
 
 

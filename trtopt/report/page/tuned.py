@@ -1,4 +1,4 @@
-"""What a search for a mixed precision found, and how sensitive groups are: sentences, rows and charts.
+"""Sentences, rows and charts about a search for a mixed precision, and about the sensitivity of groups.
 
 Touches: nothing.
 """
