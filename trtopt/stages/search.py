@@ -28,7 +28,7 @@ from trtopt.tune.sequence import boldest, ladder, unacceptable
 from trtopt.types import Choice, GateResult, Half, TunedGroup, Tuning
 
 INTERRUPTED = "it was interrupted"
-_MARGIN = 1.0
+_MARGIN = 0.5
 """Margin in dB with which a choice must hold on the samples of the search: the others may be worse."""
 _CLEAR = 3.0
 """Margin in dB on all samples of the search with which a choice is expected to hold on the others."""

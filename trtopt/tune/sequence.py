@@ -19,7 +19,7 @@ from trtopt.types import GateResult
 
 T = TypeVar("T")
 
-_MORE = (4, 2, 1, 0)
+_MORE = (4, 1, 0)
 """Groups that the last choices of a sequence keep in addition to the boldest one."""
 
 
