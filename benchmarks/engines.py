@@ -1,11 +1,12 @@
 """Engines of a real TensorRT compared: FP32, FP16, trtopt's INT8, and TensorRT's own calibrated INT8.
 
     python benchmarks/engines.py MODEL OUT.json --calib CALIB --data DATA --evaluate DATA.npz
-        [--native CALIB.npz] [--labels LABELS.npy] [--tactic-sources -CUDNN]
+        [--rows fp32 fp16 int8 native] [--native CALIB.npz] [--labels LABELS.npy] [--tactic-sources -CUDNN]
 
 The engines are made with one profile for batches 1 to 64 and timed in turns in one process, without copies. Errors are
 those of the engines' own outputs. TensorRT's entropy calibrator (TensorRT 8.5 to 10) is fed with samples of an .npz.
-One JSON file holds everything. Run it on a machine with a GPU and TensorRT.
+One JSON file holds everything; it is written again after each step, so that a run that is cut off leaves what it has.
+`engines_page.py` makes the tables of docs/engines.md from such files. Run it on a machine with a GPU and TensorRT.
 
 Touches: the GPU; temporary folders; writes OUT.json.
 """
@@ -14,10 +15,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +38,12 @@ from trtopt.graph.file import describe
 from trtopt.types import ShapeRange
 
 BATCHES = (1, 8, 16, 32, 64)
-PRECISIONS = ("fp32", "fp16", "int8")
+KINDS = ("fp32", "fp16", "int8", "native")
+"""Rows of the table; `native` is TensorRT's own calibrated INT8."""
 ROWS = 64
+"""Samples that the errors of the engines are measured on."""
+
+Feed = dict[str, np.ndarray[Any, Any]]
 
 
 def shapes(model: Path) -> tuple[ShapeRange, ...]:
@@ -142,6 +149,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--calib", required=True)
     parser.add_argument("--data", required=True)
+    parser.add_argument("--rows", nargs="+", choices=KINDS, default=["fp32", "fp16", "int8"])
     parser.add_argument("--native", type=Path, help="samples for TensorRT's own calibrator, .npz by input name")
     parser.add_argument("--evaluate", type=Path, required=True, help="samples for the SQNR, .npz by input name")
     parser.add_argument("--labels", type=Path, help=".npy of class indices for those samples")
@@ -151,54 +159,90 @@ def main() -> None:
     options = parser.parse_args()
     if options.tactic_sources:
         options.flag += ["--tactic-sources", options.tactic_sources]
-    trt = tensorrt.find("tensorrt")
-    rows: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        paths: dict[str, Path] = {}
-        for precision in PRECISIONS:
-            report = convert(options.model, precision, folder / precision, options)
-            if report["engine"] is None:
-                rows[precision] = {"failed": report["warnings"]}
-                continue
-            paths[precision] = folder / precision / "model.engine"
-            comparison = report["comparison"]
-            rows[precision] = {
-                "verdict": report["verdict"],
-                "graph": comparison["engine"],
-                "gates": [[g["output"], g["metric"], g["verdict"]] for g in comparison["gates"]],
-                "audit": report["engine"]["audit"],
-                "fault": report["fault"],
-            }
-        if options.native:
-            paths["native"] = folder / "native.engine"
-            native(options.model, options.native, paths["native"], options.tactic_sources)
-            rows["native"] = {}
-        with np.load(options.evaluate) as archive:
-            feed = {each.name: archive[each.name][:ROWS] for each in shapes(options.model)}
-        labels = np.load(options.labels)[: len(next(iter(feed.values())))] if options.labels else None
-        reference = outputs(open_runner(options.model).run, feed, 8)
+    with tempfile.TemporaryDirectory() as folder:
+        Bench(options, Path(folder)).run()
+
+
+class Bench:
+    """The engines of one model, and what is known of each so far."""
+
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        self.options, self.folder = options, folder
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.paths: dict[str, Path] = {}
+        self.start = time.monotonic()
+
+    def run(self) -> None:
+        """Build, compare and time the engines."""
+        for kind in self.options.rows:
+            self.rows[kind] = self.built(kind)
+            self.save(f"{kind} built")
+        with np.load(self.options.evaluate) as archive:
+            feed = {each.name: archive[each.name][:ROWS] for each in shapes(self.options.model)}
+        sessions = self.judged(feed)
+        self.save("judged")
+        self.time(sessions, feed)
+        self.save("timed")
+
+    def built(self, kind: str) -> dict[str, Any]:
+        """Build one engine, and return what its report says."""
+        if kind == "native":
+            self.paths[kind] = self.folder / "native.engine"
+            native(self.options.model, self.options.native, self.paths[kind], self.options.tactic_sources)
+            return {}
+        report = convert(self.options.model, kind, self.folder / kind, self.options)
+        if report["engine"] is None:
+            return {"failed": report["warnings"]}
+        self.paths[kind] = self.folder / kind / "model.engine"
+        comparison = report["comparison"]
+        return {
+            "verdict": report["verdict"],
+            "graph": comparison["engine"],
+            "gates": [[g["output"], g["metric"], g["verdict"]] for g in comparison["gates"]],
+            "audit": report["engine"]["audit"],
+            "fault": report["fault"],
+        }
+
+    def judged(self, feed: Feed) -> dict[str, EngineSession]:
+        """Measure the errors of the engines' outputs, and return the open engines."""
+        labels = np.load(self.options.labels)[: len(next(iter(feed.values())))] if self.options.labels else None
+        reference = outputs(open_runner(self.options.model).run, feed, 8)
         sessions = {}
-        for key, path in paths.items():
-            runner = tensorrt.open_runner(path, trt.title, streams=1)
+        for kind, path in self.paths.items():
+            runner = tensorrt.open_runner(path, tensorrt.find("tensorrt").title, streams=1)
             found = outputs(runner.run, feed, 8)
-            rows[key]["sqnr"] = {out: round(sqnr(reference[out], found[out]), 2) for out in reference}
+            row = self.rows[kind]
+            row["sqnr"] = {out: round(sqnr(reference[out], found[out]), 2) for out in reference}
             if labels is not None:
                 first = next(iter(found.values()))
-                rows[key]["accuracy"] = round(float((first.argmax(-1) == labels).mean()) * 100, 2)
-            rows[key] |= {"bytes": path.stat().st_size, "memory": runner.memory, "layers": layer_counts(path), "ms": {}}
-            sessions[key] = EngineSession(runner)
+                row["accuracy"] = round(float((first.argmax(-1) == labels).mean()) * 100, 2)
+            row |= {"bytes": path.stat().st_size, "memory": runner.memory, "layers": layer_counts(path), "ms": {}}
+            sessions[kind] = EngineSession(runner)
+        return sessions
+
+    def time(self, sessions: dict[str, EngineSession], feed: Feed) -> None:
+        """Time the engines in turns, batch by batch: median and standard deviation of the means of blocks, in ms."""
         for batch in BATCHES:
-            one = {n: np.resize(array, (batch, *array.shape[1:])) for n, array in feed.items()}
+            one = {name: np.resize(array, (batch, *array.shape[1:])) for name, array in feed.items()}
             runs = [session.ways(one).plain for session in sessions.values()]
-            for key, series in zip(sessions, measure(runs, options.seconds, lambda *_: None), strict=True):
+            for kind, series in zip(sessions, measure(runs, self.options.seconds, lambda *_: None), strict=True):
                 means = series.blocks.mean(axis=1)
-                rows[key]["ms"][batch] = [round(float(np.median(means)), 4), round(float(means.std()), 4)]
-    gpu = read_driver()
-    found = {"model": options.model.stem, "tensorrt": trt.version, "gpu": gpu.gpus[0].name, "driver": gpu.version}
-    options.out.write_text(json.dumps(found | {"tactic_sources": options.tactic_sources, "rows": rows}, indent=1))
-    for key, row in rows.items():
-        print(key, row.get("sqnr"), row.get("accuracy"), row.get("ms"), row.get("layers"), flush=True)
+                self.rows[kind]["ms"][batch] = [round(float(np.median(means)), 4), round(float(means.std()), 4)]
+
+    def save(self, step: str) -> None:
+        """Write all that is known so far to the JSON file."""
+        gpu = read_driver()
+        found = {
+            "model": self.options.model.stem,
+            "tensorrt": tensorrt.find("tensorrt").version,
+            "gpu": gpu.gpus[0].name,
+            "driver": gpu.version,
+            "date": datetime.date.today().isoformat(),
+            "tactic_sources": self.options.tactic_sources,
+            "rows": self.rows,
+        }
+        self.options.out.write_text(json.dumps(found, indent=1))
+        print(f"{step} after {time.monotonic() - self.start:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -352,3 +352,15 @@ def test_the_stages_that_try_share_one_pass_of_fp32(context: Run, tmp_path: Path
 def test_nothing_temporary_is_left(context: Run, tmp_path: Path) -> None:
     equalize(context, network(tmp_path), dataset(SPREAD), "int8")
     assert [path.name for path in context.store.root.rglob("*") if path.name.startswith(".tmp")] == []
+
+
+def test_errors_do_not_name_a_temporary_file(context: Run) -> None:
+    def fail() -> None:
+        with scratch(context, "tapped.onnx") as path:
+            path.write_bytes(b"not a model")
+            open_runner(path)
+
+    with pytest.raises(ModelError) as error:
+        fail()
+    assert "tapped.onnx" not in str(error.value)
+    assert str(error.value).startswith("a rewritten copy of the model is not an ONNX model")

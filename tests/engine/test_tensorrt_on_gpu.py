@@ -18,6 +18,7 @@ from trtopt.engine.trt.versions import PRODUCT
 from trtopt.errors import BuildError
 from trtopt.events import Warned, silent
 from trtopt.graph.file import describe
+from trtopt.graph.portable import for_onnxruntime
 from trtopt.graph.prepare import infer_shapes, save
 from trtopt.precision import Request, precision
 from trtopt.types import CalibrationTable, Engine, ShapeRange, TypedModel
@@ -56,6 +57,7 @@ def typed(folder: Path, name: str, rest: str = "fp16", keep_fp32: str = "") -> T
     ranges = {keep_fp32: 1e6} if keep_fp32 else {}
     table = CalibrationTable(method="minmax", scales=scales)
     decisions = precision(name).apply(model, Request(rest=rest, table=table, ranges=ranges))
+    for_onnxruntime(model)
     save(model, folder / "typed.onnx")
     return TypedModel(onnx=describe(folder / "typed.onnx"), precision=name, rest=rest, decisions=decisions)
 
@@ -112,6 +114,14 @@ def test_a_node_decided_in_fp32_stays_in_fp32_beside_fp16(trt: tensorrt.TensorRT
     # The build fails if the engine's inspector finds the node in FP16.
     engine = build(trt, model, tmp_path)
     assert engine.audit["fp32"] >= 1
+    # What TensorRT 8.5 fuses with the node must be in FP32, too: the second build keeps it there.
+    assert all("fuses it with" in decision.reason for decision in engine.raised)
+    reference, graph = (
+        open_runner(path).run({"x": images()})["y"] for path in (tmp_path / "fp32.onnx", model.onnx.path)
+    )
+    runner = tensorrt.open_runner(engine.path, engine.builder)
+    assert sqnr(reference, runner.run({"x": images()})["y"]) >= sqnr(reference, graph) - 3
+    runner.close()
 
 
 def test_an_output_whose_shape_depends_on_values(trt: tensorrt.TensorRT, tmp_path: Path) -> None:

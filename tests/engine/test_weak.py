@@ -127,3 +127,24 @@ def test_a_node_that_runs_in_fp32_instead_of_fp16_is_reported(tmp_path: Path) ->
     weak.audit([layer("a", FP32)], decided(tmp_path, a="fp16"), events.append)
     assert isinstance(events[0], Warned)
     assert "Conv node a in fp32" in events[0].message
+
+
+def test_what_is_fused_with_a_node_that_must_stay_in_fp32_is_built_in_fp32_too(tmp_path: Path) -> None:
+    typed = decided(tmp_path, conv="fp16", add="fp32", relu="fp32", other="fp16", q="int8")
+    layers = [layer("conv + add + relu", FP16), layer("other", FP16), layer("q", INT8)]
+    (changed,) = weak.raised(layers, typed, "TensorRT 8.5.3.1")
+    assert (changed.node, changed.precision) == ("conv", "fp32")
+    assert changed.reason == "TensorRT 8.5.3.1 fuses it with add and relu, which must stay in FP32"
+    mended = weak.with_decisions(typed, (changed,))
+    assert [d.precision for d in mended.decisions] == ["fp32", "fp32", "fp32", "fp16", "int8"]
+    assert weak.audit([layer("conv + add + relu", FP32), *layers[1:]], mended, silent)["fp32"] == 3
+
+
+def test_nothing_is_raised_where_every_decision_holds(tmp_path: Path) -> None:
+    typed = decided(tmp_path, conv="fp16", add="fp32", q="int8")
+    assert weak.raised([layer("conv", FP16), layer("add", FP32), layer("q + add", INT8)], typed, "TensorRT") == ()
+
+
+def test_a_node_alone_in_a_lowered_layer_has_no_partner_to_raise(tmp_path: Path) -> None:
+    typed = decided(tmp_path, add="fp32", conv="fp16")
+    assert weak.raised([layer("add", FP16), layer("conv", FP16)], typed, "TensorRT") == ()

@@ -119,7 +119,7 @@ def batches(dataset: Dataset, size: int = 1, *, workers: int = 4) -> Iterator[Ba
 
 def spread(length: int, count: int) -> list[int]:
     """Return at most `count` indices below `length`, evenly spread: images of one class often follow one another."""
-    return [int(i) for i in np.unique(np.linspace(0, length - 1, min(count, length)).astype(int))]
+    return list(dict.fromkeys(np.linspace(0, length - 1, min(count, length)).astype(int).tolist()))
 
 
 def part(dataset: Dataset, indices: Sequence[int]) -> Dataset:

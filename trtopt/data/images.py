@@ -24,9 +24,18 @@ from trtopt.types import TensorSpec
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-# An explicit list keeps Pillow from trying its rarer decoders (EPS starts Ghostscript).
-_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_FORMATS = {
+    ".bmp": "BMP",
+    ".jpeg": "JPEG",
+    ".jpg": "JPEG",
+    ".pgm": "PPM",
+    ".png": "PNG",
+    ".ppm": "PPM",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".webp": "WEBP",
+}
+SUFFIXES = frozenset(_FORMATS)
 _TYPES = ("float32", "float16", "float64", "uint8")
 
 
@@ -72,6 +81,15 @@ def read_images(folder: Path, ids: tuple[str, ...], recipe: Recipe, inputs: tupl
     return Samples(source=str(folder), digest=of_files(folder, ids, recipe.digest), ids=ids, peek=peek, read=read)
 
 
+def _formats(path: Path) -> tuple[str, ...]:
+    """Return the formats to try, the one of the file's suffix first.
+
+    An explicit list keeps Pillow from trying its rarer decoders (EPS starts Ghostscript). Pillow imports all of its
+    decoders when it comes to a format that it has not loaded yet, and it loads that of the suffix.
+    """
+    return tuple(dict.fromkeys((_FORMATS.get(path.suffix.lower(), "JPEG"), *_FORMATS.values())))
+
+
 def header_size(path: Path) -> tuple[int, int]:
     """Return (height, width) from the file's header, without decoding the image.
 
@@ -83,7 +101,7 @@ def header_size(path: Path) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as image:
+            with Image.open(path, formats=_formats(path)) as image:
                 mode, (width, height) = image.mode, image.size
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: too many pixels", why=str(error), fix="Make the image smaller") from error
@@ -104,7 +122,7 @@ def decode(path: Path) -> PilImage:
     from PIL import Image
 
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path, formats=_formats(path)) as image:
             image.load()
             # Pillow warns when a palette with transparency is converted directly to RGB, so it becomes RGBA first.
             # `to_array` then drops the transparency.

@@ -201,6 +201,24 @@ def open_runner(path: Path, *, device: str = "cpu", cuda: CudaOptions = _EXACT, 
     return OrtRunner(session, where, callers=callers)
 
 
+def open_as_loaded(path: Path) -> OrtRunner:
+    """Load an ONNX file as its users do: on the CPU, with onnxruntime's default options.
+
+    Raises:
+        ModelError: onnxruntime cannot load it.
+        OutOfMemoryError: the memory is exhausted while loading.
+        MissingDependencyError: onnxruntime is not installed.
+    """
+    ort = require("onnxruntime")
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise _not_loaded(path, error) from error
+    return OrtRunner(session, f"onnxruntime {ort.__version__}, CPU")
+
+
 def _cuda_session(ort: Any, path: Path, place: Place, cuda: CudaOptions) -> tuple[Any, str]:
     """Return a session on a GPU, or None and the reason.
 
@@ -277,6 +295,10 @@ def _session(ort: Any, path: Path, *providers: str | tuple[str, dict[str, str]],
             options.add_session_config_entry(folder, str(path.resolve().parent))
             return load(with_distinct_names(path))
     except Exception as error:
-        if exhausted(error):
-            raise OutOfMemoryError(f"out of memory while loading {path.name}", why=first_line(error)) from error
-        raise ModelError(f"onnxruntime cannot load {path.name}", why=first_line(error)) from error
+        raise _not_loaded(path, error) from error
+
+
+def _not_loaded(path: Path, error: Exception) -> OutOfMemoryError | ModelError:
+    if exhausted(error):
+        return OutOfMemoryError(f"out of memory while loading {path.name}", why=first_line(error))
+    return ModelError(f"onnxruntime cannot load {path.name}", why=first_line(error))

@@ -97,6 +97,9 @@ def _samples(comparison: Comparison) -> list[str]:
     if comparison.engine:
         lines += [f"The engine's graph ran in {_cell(comparison.graph_ran)}.", ""]
         lines += [*(f"- {_cell(line)}" for line in words.engine(comparison)), ""]
+    if comparison.loaded_ran:
+        first, *rest = words.loaded(comparison)
+        lines += [f"The typed graph as loaded ran in {_cell(first)}.", "", *(f"- {_cell(line)}" for line in rest), ""]
     return lines
 
 

@@ -180,6 +180,7 @@ def _drift(comparison: Comparison, what: str) -> list[RenderableType]:
     ran = [(first, comparison.baseline_ran), ("candidate in", comparison.candidate_ran)]
     if comparison.engine:
         ran += [("its graph in", comparison.graph_ran), *(("engine", line) for line in words.engine(comparison))]
+    ran += [("as loaded", line) for line in words.loaded(comparison)]
     parts += [facts(ran)]
     return [text(title, "bold"), *block(Group(*parts))]
 

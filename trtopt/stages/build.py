@@ -45,7 +45,10 @@ def build(run: Run, typed: TypedModel, ranges: Sequence[ShapeRange], plan: Build
         "options": encode(plan),
         **compiling.key(plan),
     }
-    return run.store.stage("build", key, Engine, make, engine_line)
+    engine = run.store.stage("build", key, Engine, make, engine_line)
+    for decision in engine.raised:
+        run.note(f"{decision.op} node {decision.node} stays in FP32: {decision.reason}")
+    return engine
 
 
 def ordered(typed: TypedModel, ranges: Sequence[ShapeRange], plan: BuildPlan, device: str) -> Order:

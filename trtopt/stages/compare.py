@@ -17,7 +17,7 @@ from trtopt.candidate import ENGINE_NOT_RUN
 from trtopt.codec import encode
 from trtopt.data.dataset import Dataset
 from trtopt.engine import Runner, compiler
-from trtopt.errors import EnvironmentUnableError, MissingDependencyError, OutOfMemoryError
+from trtopt.errors import DataError, EnvironmentUnableError, MissingDependencyError, ModelError, OutOfMemoryError
 from trtopt.events import Emit, Warned
 from trtopt.plan import MeasurePlan
 from trtopt.requires import versions
@@ -80,6 +80,8 @@ def compare(
                 names=(baseline.path.name, engine.path.name if engine and runner else candidate.path.name),
             )
             comparison = measured(pair, dataset, evaluation.measure, run.emit)
+            pair = replace(pair, graph=graph)
+            comparison = _as_loaded(comparison, pair, candidate.path, evaluation.dataset)
         if engine and not runner:
             comparison = replace(comparison, candidate_ran=comparison.candidate_ran + ENGINE_NOT_RUN)
         known = frozenset(evaluation.calibrated_on)
@@ -108,6 +110,23 @@ def compare(
     if host and not comparison.engine:
         run.store.discard(name)  # the next run tries the engine again
     return comparison
+
+
+def _as_loaded(comparison: Comparison, pair: Pair, path: Path, dataset: Dataset) -> Comparison:
+    """Return the comparison with what users get who load the typed graph in onnxruntime's default options."""
+    from trtopt.compare.loaded import loaded, warnings
+    from trtopt.engine.onnxruntime import open_as_loaded
+    from trtopt.engine.ort.rewritten import is_reduced
+
+    if not is_reduced(path):
+        return comparison
+    try:
+        runner = open_as_loaded(path)
+        drifts = loaded(replace(pair, candidate=runner), dataset)
+    except (ModelError, DataError) as error:  # it has no kernels for BF16, for example
+        return replace(comparison, loaded_ran=f"not with onnxruntime's default options: {error}")
+    lines = (*comparison.warnings, *warnings(drifts, path.name, runner.where))
+    return replace(comparison, loaded=drifts, loaded_ran=f"{runner.where}, default options", warnings=lines)
 
 
 def compiled(engine: Engine | None) -> Engine | None:

@@ -65,11 +65,13 @@ def typed_graph(
 ) -> TypedModel:
     """Write `typed.onnx` into `folder`, with the arguments of `set_precision`."""
     from trtopt.graph.file import describe, load_ir
+    from trtopt.graph.portable import for_onnxruntime
     from trtopt.graph.prepare import check_types, save
     from trtopt.precision import precision
 
     graph = load_ir(model.path)
     decisions = precision(target.precision).apply(graph, request(graph, target, table, seen))
+    for_onnxruntime(graph)
     path = folder / "typed.onnx"
     save(graph, path)
     check_types(path)

@@ -34,10 +34,17 @@ Energies = Mapping[str, npt.NDArray[np.float64]]
 
 @contextlib.contextmanager
 def scratch(run: Run, name: str) -> Iterator[Path]:
-    """Yield the path of a temporary file in the run directory. It is deleted afterwards, with its external data."""
+    """Yield the path of a temporary file in the run directory. It is deleted afterwards, with its external data.
+
+    Errors do not name the file, which the user never sees.
+    """
     path = run.store.root / f".tmp-{name}"
     try:
         yield path
+    except TrtoptError as error:
+        for name in (str(path), path.name):
+            error.what = error.what.replace(name, "a rewritten copy of the model")
+        raise
     finally:
         for file in (path, path.with_name(f"{path.name}.data")):
             file.unlink(missing_ok=True)

@@ -149,6 +149,20 @@ class EngineDrift:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedDrift:
+    """One output of a typed graph as users load it: in onnxruntime's default options, beside the simulation.
+
+    `metric` is `sqnr` in dB, or `equal` in percent for integers. `loaded` and `simulated` are its values compared with
+    FP32, on a few of the samples.
+    """
+
+    output: str
+    metric: str
+    loaded: float
+    simulated: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFault:
     """The nodes that make an engine differ from its graph.
 
@@ -171,7 +185,8 @@ class Comparison:
     where. The stage `compare` returns no `gates` and the verdict `unchecked`; `trtopt.compare.gate.judged` adds both,
     and `remarks` about outputs without a gate and the samples to look at first. `calibrated_on` is the number of
     samples on which the candidate was calibrated: they are not evidence for unseen data. If the candidate is an engine,
-    `engine` compares it with its graph, and `graph_ran` says where that ran.
+    `engine` compares it with its graph, and `graph_ran` says where that ran. `loaded` is the typed graph in
+    onnxruntime's default options, on a few samples; `loaded_ran` says where, or why it cannot run so.
     """
 
     baseline: str
@@ -190,3 +205,5 @@ class Comparison:
     calibrated_on: int = 0
     engine: tuple[EngineDrift, ...] = ()
     graph_ran: str = ""
+    loaded: tuple[LoadedDrift, ...] = ()
+    loaded_ran: str = ""

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trtopt.types.precision import Decision
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
@@ -40,6 +42,7 @@ class Engine:
 
     `builder` is the library and its version, and `device` the device that the engine was built for. `audit` is the
     number of layers by precision, *read back* after the build, and `audited` the source that it was read from.
+    `raised` are decisions that differ from the typed graph's: nodes that had to be built in higher precision.
     """
 
     path: Path
@@ -50,3 +53,4 @@ class Engine:
     size_bytes: int
     audit: Mapping[str, int] = field(default_factory=dict)
     audited: str = ""
+    raised: tuple[Decision, ...] = ()

@@ -35,6 +35,13 @@ def rewritten(path: Path) -> tuple[Any, bool]:
     return (model if simulated or zero_sizes else None), simulated
 
 
+def is_reduced(path: Path) -> bool:
+    """Return whether an ONNX file computes in fewer bits than FP32: it has 16-bit values or Q/DQ nodes."""
+    from trtopt.graph.file import load_proto
+
+    return is_16_bit(path) or any(node.op_type == "QuantizeLinear" for node in load_proto(path).graph.node)
+
+
 def is_16_bit(path: Path) -> bool:
     """Return whether an ONNX file contains FP16 or BF16 values."""
     import onnx

@@ -30,7 +30,8 @@ from trtopt.engine.trt.progress import build_serialized
 from trtopt.engine.trt.versions import PRODUCT, RTX, RTX_DEVICES
 from trtopt.errors import BuildError, EnvironmentUnableError
 from trtopt.events import Emit, Warned
-from trtopt.types import Engine, OnnxModel, Rejection, ShapeRange, TypedModel
+from trtopt.graph.portable import write_for_tensorrt
+from trtopt.types import Decision, Engine, OnnxModel, Rejection, ShapeRange, TypedModel
 
 if TYPE_CHECKING:
     from trtopt.engine.runner.engine import EngineRunner
@@ -59,8 +60,7 @@ def check(trt: TensorRT, model_path: Path) -> tuple[Rejection, ...]:
     """
     builder = _builder(trt)
     with tempfile.TemporaryDirectory(prefix="trtopt-") as folder:
-        path = model_path if trt.can.strong_typing else weak.write_widened(model_path, Path(folder))
-        return _parse(trt, builder, path).rejections
+        return _parse(trt, builder, _dialect(trt, model_path, Path(folder))).rejections
 
 
 def build(
@@ -95,11 +95,55 @@ def build(
     check_names(typed.onnx)
     check_options(trt, options)
     weak.check_precision(trt, typed)
+    made = _attempt(trt, typed, profile, options, emit)
+    changed: tuple[Decision, ...] = ()
+    if not trt.can.strong_typing and made.layers is not None:
+        changed = weak.raised(made.layers, typed, trt.title)
+        if changed:
+            typed = weak.with_decisions(typed, changed)
+            made = _attempt(trt, typed, profile, options, emit)
+    # The audit of the parsed network decides for a strongly typed network, and the engine's layers are additional
+    # evidence where it can be loaded. A weakly typed network tells nothing before it is built.
+    counts, audited = made.counts, "parsed network"
+    if not trt.can.strong_typing and made.layers is not None:
+        counts, audited = weak.audit(made.layers, typed, emit), "engine inspector"
+    elif made.layers:
+        audited += f"; engine inspector: {_count_line(count_inspected(made.layers))}"
+    data = memoryview(made.plan)  # no copy: engines can have several GB
+    write(out, data)
+    if options.timing_cache is not None:
+        save_timing_cache(options.timing_cache, made.config, emit)
+    return Engine(
+        path=out,
+        digest=hashlib.sha256(data).hexdigest(),
+        backend="tensorrt",
+        builder=trt.title,
+        device=_device(trt, counts),
+        size_bytes=data.nbytes,
+        audit=counts,
+        audited=audited,
+        raised=changed,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Made:
+    """A serialized engine: its configuration, the audit of its network, and its layers if it can be loaded here."""
+
+    plan: Any
+    config: Any
+    counts: Mapping[str, int]
+    layers: list[Mapping[str, Any]] | None
+
+
+def _attempt(
+    trt: TensorRT, typed: TypedModel, profile: tuple[ShapeRange, ...], options: BuildPlan, emit: Emit
+) -> _Made:
+    """Parse, audit the network, and build it."""
     builder = _builder(trt)
     with tempfile.TemporaryDirectory(prefix="trtopt-") as folder:
-        path = typed.onnx.path if trt.can.strong_typing else weak.write_widened(typed.onnx.path, Path(folder))
         # The parser copies the weights that it reads from a file.
-        parsed = _parse(trt, builder, path)
+        parsed = _parse(trt, builder, _dialect(trt, typed.onnx.path, Path(folder)))
     network = parsed.network
     if parsed.rejections:
         raise rejected(parsed.rejections)
@@ -118,28 +162,7 @@ def build(
     plan = build_serialized(trt, builder, network, config, emit)
     if plan is None:
         raise _failure(trt, network, typed)
-    # The audit of the parsed network decides for a strongly typed network, and the engine's layers are additional
-    # evidence where it can be loaded. A weakly typed network tells nothing before it is built.
-    layers = inspect_engine(trt, plan)
-    audited = "parsed network"
-    if not trt.can.strong_typing and layers is not None:
-        counts, audited = weak.audit(layers, typed, emit), "engine inspector"
-    elif layers:
-        audited += f"; engine inspector: {_count_line(count_inspected(layers))}"
-    data = memoryview(plan)  # no copy: engines can have several GB
-    write(out, data)
-    if options.timing_cache is not None:
-        save_timing_cache(options.timing_cache, config, emit)
-    return Engine(
-        path=out,
-        digest=hashlib.sha256(data).hexdigest(),
-        backend="tensorrt",
-        builder=trt.title,
-        device=_device(trt, counts),
-        size_bytes=data.nbytes,
-        audit=counts,
-        audited=audited,
-    )
+    return _Made(plan=plan, config=config, counts=counts, layers=inspect_engine(trt, plan))
 
 
 def open_runner(path: Path, builder: str, *, streams: int = 2, graphs: bool = True) -> EngineRunner:
@@ -174,6 +197,11 @@ def _builder(trt: TensorRT) -> Any:
             why="; ".join(collector.errors) or "it needs an NVIDIA GPU and its driver",
             fix="Build on a machine with a GPU, or pip install tensorrt-rtx-cu13 and add --tensorrt tensorrt_rtx",
         ) from error
+
+
+def _dialect(trt: TensorRT, path: Path, folder: Path) -> Path:
+    """Return the path of a typed graph as this TensorRT reads it, written to `folder` if it differs."""
+    return write_for_tensorrt(path, folder) if trt.can.strong_typing else weak.write_widened(path, folder)
 
 
 def _parse(trt: TensorRT, builder: Any, path: Path) -> _Parsed:

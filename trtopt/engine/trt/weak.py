@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtopt.engine.trt.locate import TensorRT
 from trtopt.errors import AuditError, UsageError
 from trtopt.events import Emit, Warned
-from trtopt.types import TypedModel
+from trtopt.types import Decision, TypedModel
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -46,11 +47,13 @@ def write_widened(path: Path, folder: Path) -> Path:
     were rounded to 16 bits keep the rounded values.
     """
     from trtopt.graph.file import load_ir
+    from trtopt.graph.portable import for_tensorrt
     from trtopt.graph.prepare import infer_shapes, save
     from trtopt.graph.widen import drop_casts, widen
 
     model = load_ir(path)
     infer_shapes(model)  # which infers the types of tensors, too
+    for_tensorrt(model)
     widen(model)
     drop_casts(model.graph)
     for node in model.graph.all_nodes():
@@ -142,14 +145,9 @@ def audit(layers: list[Mapping[str, Any]], typed: TypedModel, emit: Emit) -> Map
         AuditError: a node that must stay in FP32 runs in FP16.
     """
     achieved: dict[str, set[str]] = {}
-    names = {decision.node for decision in typed.decisions}
-    for layer in layers:
-        name = str(layer.get("Name", ""))
-        # A copy that changes the layout or type of a tensor bears the name of the layer beside it.
-        if layer.get("LayerType") == "Reformat" or name.startswith("Reformatting CopyNode"):
-            continue
-        for node in _named(name, names):
-            achieved.setdefault(node, set()).add(_precision(layer))
+    for nodes, precision in _computing(layers, typed):
+        for node in nodes:
+            achieved.setdefault(node, set()).add(precision)
     counts: Counter[str] = Counter()
     lowered: list[str] = []
     raised: list[str] = []
@@ -171,6 +169,45 @@ def audit(layers: list[Mapping[str, Any]], typed: TypedModel, emit: Emit) -> Map
         more = f"; and {len(raised) - _SHOWN} more" if len(raised) > _SHOWN else ""
         emit(Warned(f"TensorRT chose another precision for {len(raised)} nodes: {'; '.join(raised[:_SHOWN])}{more}"))
     return dict(sorted(counts.items()))
+
+
+def raised(layers: list[Mapping[str, Any]], typed: TypedModel, builder: str) -> tuple[Decision, ...]:
+    """Return new decisions, FP32, about the nodes that share a layer in FP16 with nodes that must stay in FP32.
+
+    TensorRT 8.5 fuses a convolution in FP16 with an Add behind it and computes both in FP16, whatever the constraint on
+    the Add says. If the whole layer must be in FP32, nothing is left to be lowered.
+
+    Args:
+        layers: the layers in the engine inspector's JSON.
+        typed: the decisions.
+        builder: the TensorRT, for the reasons.
+    """
+    decisions = {decision.node: decision for decision in typed.decisions}
+    changed: dict[str, Decision] = {}
+    for nodes, precision in _computing(layers, typed):
+        kept = [node for node in nodes if decisions[node].precision == "fp32"]
+        if precision != "fp16" or not kept:
+            continue
+        reason = f"{builder} fuses it with {' and '.join(kept)}, which must stay in FP32"
+        others = [decisions[node] for node in nodes if decisions[node].precision == "fp16"]
+        changed |= {each.node: replace(each, precision="fp32", reason=reason) for each in others}
+    return tuple(changed.values())
+
+
+def with_decisions(typed: TypedModel, changed: tuple[Decision, ...]) -> TypedModel:
+    """Return the typed graph with these decisions in place of its own about the same nodes."""
+    by_node = {decision.node: decision for decision in changed}
+    return replace(typed, decisions=tuple(by_node.get(decision.node, decision) for decision in typed.decisions))
+
+
+def _computing(layers: list[Mapping[str, Any]], typed: TypedModel) -> Iterator[tuple[list[str], str]]:
+    """Yield the nodes of each layer of an engine that computes, and the precision that it computes in."""
+    names = {decision.node for decision in typed.decisions}
+    for layer in layers:
+        name = str(layer.get("Name", ""))
+        # A copy that changes the layout or type of a tensor bears the name of the layer beside it.
+        if layer.get("LayerType") != "Reformat" and not name.startswith("Reformatting CopyNode"):
+            yield _named(name, names), _precision(layer)
 
 
 _TACTICS = (("int8", r"i8i8|int8|imma"), ("fp16", r"f16f16|h16816|hmma|fp16|_h\d+"), ("fp32", r"f32f32|sgemm|fp32"))

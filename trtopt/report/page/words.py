@@ -99,6 +99,18 @@ def engine(comparison: Comparison) -> list[str]:
     return lines
 
 
+def loaded(comparison: Comparison) -> list[str]:
+    """Return where the typed graph ran as users load it, and a line per output; nothing if it was not run so."""
+    if not comparison.loaded_ran:
+        return []
+    lines = [comparison.loaded_ran]
+    for drift in comparison.loaded:
+        known = METRICS[drift.metric]
+        own, other = (f"{value:{known.format}} {known.unit}" for value in (drift.loaded, drift.simulated))
+        lines.append(f"{drift.output}: {known.label} {own}, simulated {other}, on a few samples")
+    return lines
+
+
 def fault(report: Report) -> list[str]:
     """Return what is known about a wrong engine: a sentence, its nodes, and the flags that keep them; or nothing."""
     if report.fault is None:
