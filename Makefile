@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 USER := $(VENV)/.trtopt-user
 DEVELOPER := $(VENV)/.trtopt-developer
+WRITER := $(VENV)/.trtopt-writer
 
-.PHONY: help demo samples check test nightly browser lint wheel bench damage operators clean
+.PHONY: help demo samples check test nightly browser lint docs wheel bench damage operators clean
 
 help:
 	@echo "make demo   convert the digits network to FP16 and INT8 engines and judge them"
@@ -16,6 +17,7 @@ help:
 	@echo "make nightly  the long tests: damaged files by the hundred, random graphs, networks in every form"
 	@echo "make browser  install what the tests of report.html open it with (Debian, as root)"
 	@echo "make lint   ruff, mypy, and the wording and spelling of all text"
+	@echo "make docs   the pages of docs/ as a site, in site/"
 	@echo "make wheel  build the package, and check its metadata and contents"
 	@echo "make bench  calibration and quality, side by side with onnxruntime"
 	@echo "make damage ZOO=FOLDER  damage INT8 graphs and count what compare catches (benchmarks/zoo.py fills FOLDER)"
@@ -31,6 +33,11 @@ $(USER): pyproject.toml constraints.txt
 # And what it takes to test everything: the frameworks, the linters.
 $(DEVELOPER): $(USER)
 	$(PIP) --constraint constraints.txt --editable '.[cpu,rtx,text,torch,tensorflow-cpu,samples,dev]'
+	touch $@
+
+# And what makes a site of the documentation.
+$(WRITER): $(USER)
+	$(PIP) --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 demo: $(USER)
@@ -75,6 +82,9 @@ lint: $(DEVELOPER)
 	$(BIN)/mypy
 	CODESPELL=$(BIN)/codespell .ci/prose
 
+docs: $(WRITER)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 wheel: $(DEVELOPER)
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist .
@@ -92,4 +102,4 @@ operators: $(DEVELOPER)
 	$(BIN)/python benchmarks/operators.py
 
 clean:
-	rm -rf $(VENV) trtopt-out dist
+	rm -rf $(VENV) trtopt-out dist site

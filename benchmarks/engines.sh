@@ -35,4 +35,4 @@ esac
 labels=()
 [ -f "$zoo/$network.labels.npy" ] && case $network in mnist | efflite0) labels=(--labels "$zoo/$network.labels.npy") ;; esac
 exec timeout 530 "$python" "$here/engines.py" "$model" "$out" --calib "$calib" --data "$eval" --evaluate "$eval" \
-    --native "$calib" --rows ${ROWS:-fp32 fp16 int8 native} ${TACTICS:+--tactic-sources "$TACTICS"} "${labels[@]}"
+    --native "$calib" --rows ${ROWS:-fp32 fp16 int8 native} ${TACTICS:+"--tactic-sources=$TACTICS"} "${labels[@]}"

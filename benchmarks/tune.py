@@ -25,7 +25,7 @@ from typing import Any
 
 import trtopt.stages as stages
 from trtopt.api.search import tune
-from trtopt.data.dataset import part, spread
+from trtopt.data.dataset import selected, spread
 from trtopt.stages.mixed import Subject, Trials
 from trtopt.tune.sequence import unacceptable
 
@@ -125,7 +125,7 @@ def greedy(trials: Trials, judge: Callable[..., Row], samples: stages.Halves) ->
     kept: list[Any] = []
     passes, count = 2 * samples.search.samples, 1
     if unacceptable(judge(samples.search, ()).gates, reference) is not None:
-        subset = part(samples.search, spread(size, RANKED_ON))
+        subset = selected(samples.search, spread(size, RANKED_ON))
         errors = trials.alone(subset, trials.groups)
         passes += len(trials.groups) * subset.samples
         for group in sorted(trials.groups, key=lambda each: -errors[each.name]):
@@ -154,7 +154,7 @@ def correlation(trials: Trials, samples: stages.Halves) -> float:
     """Return Spearman's rank correlation of the estimates with the errors measured on 16 samples."""
     from scipy.stats import spearmanr
 
-    subset = part(samples.search, spread(len(samples.search), 16))
+    subset = selected(samples.search, spread(len(samples.search), 16))
     estimates = trials.estimated(subset)
     exact = trials.alone(subset, trials.groups)
     pairs = [(estimates[group.name], exact[group.name]) for group in trials.groups]

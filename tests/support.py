@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 from onnx import TensorProto, helper
@@ -40,3 +42,33 @@ def save(
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     return path
+
+
+def accepted(line: str) -> str:
+    """Parse a command line as trtopt does, without running it, and return the command's name.
+
+    Raises an error of trtopt, or of the command-line library, for an unknown flag, a value that is not among the
+    choices, a gate or a shape that does not parse.
+    """
+    import typer
+
+    from trtopt.bench.gate import parse_gates as parse_speed
+    from trtopt.cli.commands import app
+    from trtopt.compare.gates import parse_gates as parse_drift
+    from trtopt.shapes import parse_shapes
+
+    group: Any = typer.main.get_command(app)
+    words = shlex.split(line)[1:]
+    root = group.make_context("trtopt", [words[0]])
+    name, command, rest = group.resolve_command(root, words)
+    context = command.make_context(name, rest, parent=root)
+    for param in command.params:
+        value, choices = context.params[param.name], param.metavar or ""
+        if choices.startswith("[") and value is not None and str(value) not in choices.strip("[]").split("|"):
+            raise ValueError(f"{param.opts[0]} {value} is not one of {choices}")
+    for gates in context.params.get("gate") or ():
+        (parse_speed if name == "bench" else parse_drift)(gates)
+    for shape in parse_shapes(context.params.get("shape") or ()):
+        if not shape.sizes:
+            raise ValueError(f"--shape {shape.text} does not parse")
+    return str(name)

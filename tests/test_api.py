@@ -144,11 +144,6 @@ def test_the_examples_of_the_docstrings_run() -> None:
     assert sum(result.attempted for result in results) > 10
 
 
-def test_the_examples_of_the_guide_run() -> None:
-    result = doctest.testfile(str(ROOT / "docs/python.md"), module_relative=False)
-    assert (result.failed, result.attempted > 10) == (0, True)
-
-
 def test_every_argument_is_a_flag_of_the_command() -> None:
     import inspect
 
@@ -157,7 +152,7 @@ def test_every_argument_is_a_flag_of_the_command() -> None:
     from trtopt.cli.commands import app
 
     group: Any = typer.main.get_command(app)
-    negated = {"compare", "equalization", "bias_correction", "guard"}
+    negated = {"compare", "equalization", "bias_correction", "guard", "speed"}
     of_python = {"progress", "baseline", "candidates", "path", "model", "source", "targets"}
     for name in ("convert", "calibrate", "compare", "bench", "export", "inspect", "sensitivity", "tune"):
         flags = {param.name for param in group.commands[name].params}

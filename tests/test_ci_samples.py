@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -18,11 +17,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-import typer
 import yaml
-from support import CALIB, DIGITS, EVAL, ROOT
-
-from trtopt.cli.commands import app
+from support import CALIB, DIGITS, EVAL, ROOT, accepted
 
 SAMPLES = ROOT / "samples/ci"
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
@@ -51,36 +47,24 @@ def command_lines() -> list[str]:
     return [line.partition(">")[0].strip() for line in found if line.startswith("trtopt ")]
 
 
-def accepted(line: str) -> str:
-    """Parse a command line as trtopt does, without running it, and return the command's name."""
-    group = typer.main.get_command(app)
-    words = shlex.split(line)[1:]
-    root = group.make_context("trtopt", [words[0]])
-    name, command, rest = group.resolve_command(root, words)  # type: ignore[attr-defined]
-    command.make_context(name, rest, parent=root)
-    return str(name)
-
-
 def test_trtopt_accepts_every_command_line_of_the_samples() -> None:
     lines = command_lines()
     # One bench for GitHub, where the action converts; for GitLab and Jenkins both conversions, a bench, three reports.
     assert Counter(map(accepted, lines)) == {"convert": 4, "bench": 3, "report": 6}
 
 
-def test_a_command_line_with_an_unknown_flag_is_found() -> None:
-    with pytest.raises(Exception, match="--nonsense"):
-        accepted("trtopt convert model.onnx --nonsense")
-
-
-def test_gates_of_the_samples_are_gates() -> None:
-    from trtopt.bench.gate import parse_gates as parse_speed
-    from trtopt.compare.gates import parse_gates as parse_drift
-
-    for line in command_lines():
-        words = shlex.split(line)
-        if "--gate" in words:
-            parse = parse_speed if words[1] == "bench" else parse_drift
-            assert parse(words[words.index("--gate") + 1])
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--nonsense", "--nonsense"),
+        ("--gate top9=1%", "top9"),
+        ("--precision int4", "int4"),
+        ("--shape x=1:2", "x=1:2"),
+    ],
+)
+def test_a_command_line_that_trtopt_refuses_is_found(flags: str, said: str) -> None:
+    with pytest.raises(Exception, match=said):
+        accepted(f"trtopt convert model.onnx {flags}")
 
 
 @pytest.mark.parametrize("job", ["drift", "speed"])

@@ -22,9 +22,10 @@ from trtopt.errors import OutOfMemoryError, UsageError
 from trtopt.events import Event, Warned, silent
 from trtopt.graph.file import describe
 from trtopt.plan import BuildPlan, ComparePlan, ConvertPlan, DataPlan, JudgePlan
-from trtopt.run import Run
+from trtopt.run import Run, load
 from trtopt.stages.layers import explained
 from trtopt.store import open_store
+from trtopt.types import REPORT_SCHEMA
 
 Cli = Callable[..., Done]
 ITSELF = ("compare", DIGITS, DIGITS, "--data", EVAL)
@@ -143,12 +144,61 @@ def test_a_wrong_command_line_is_one_clear_line(arguments: tuple[object, ...], m
     assert message in " ".join(done.err.split())
 
 
-def test_a_report_of_another_version_is_refused(runs: Path, tmp_path: Path) -> None:
-    data = json.loads((runs / "int8/report.json").read_text())
-    for text in ("{", "[" * 99999, json.dumps({**data, "schema_version": 1}), json.dumps({"schema_version": 2})):
+def test_a_damaged_report_is_refused(runs: Path, tmp_path: Path) -> None:
+    for text in ("{", "[" * 99999, "[]", "{}", json.dumps({"schema_version": REPORT_SCHEMA})):
         (tmp_path / "report.json").write_text(text)
-        with pytest.raises(UsageError, match="another version"):
+        with pytest.raises(UsageError, match="it cannot be read"):
             judge_again(JudgePlan(run=tmp_path))
+
+
+@pytest.mark.parametrize("version", [1, REPORT_SCHEMA + 1, "2", None])
+def test_a_report_of_another_schema_version_is_refused(runs: Path, tmp_path: Path, version: object) -> None:
+    data = json.loads((runs / "int8/report.json").read_text())
+    (tmp_path / "report.json").write_text(json.dumps({**data, "schema_version": version, "more": 1}))
+    with pytest.raises(UsageError, match=f"its schema version is {version}, and this version of trtopt reads 2 and 3"):
+        judge_again(JudgePlan(run=tmp_path))
+
+
+def test_a_report_of_the_version_before_is_read(runs: Path, tmp_path: Path) -> None:
+    data = json.loads((runs / "int8/report.json").read_text())
+    for added in ("notes", "error", "invocation"):
+        del data[added]
+    del data["comparison"]["exhibits"]
+    for output in data["comparison"]["outputs"]:
+        del output["by_class"]
+    (tmp_path / "report.json").write_text(json.dumps({**data, "schema_version": 2}))
+    assert load(tmp_path).schema_version == REPORT_SCHEMA
+
+
+@pytest.mark.parametrize(
+    ("flags", "code"),
+    [
+        (("--gate", "miou=98%"), 1),
+        (("--gate", "logits:miou=98%"), 1),
+        (("--gate", "accuracy_fp32=200"), 2),
+        (("--gate", "miou=98%", "--kind", "logits=scores"), 2),
+        (("--gate", "mine>=0.5"), 2),
+        (("--gate", "other:sqnr=20"), 2),
+        (("--gate", "sqnr=20"), 0),
+    ],
+)
+def test_new_gates_on_a_run_exit_as_a_new_comparison_does(
+    runs: Path, tmp_path: Path, cli: Cli, flags: tuple[str, ...], code: int
+) -> None:
+    assert cli("compare", "--from", runs / "int8", *flags).code == code
+    assert cli("compare", DIGITS, runs / "int8", "--data", EVAL, *flags, "-o", tmp_path).code == code
+
+
+def test_notes_are_not_repeated_in_the_log_of_github(
+    runs: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("compare", DIGITS, runs / "fp16", "--data", CALIB, "--format", "github", "-o", tmp_path)
+    apart = cli(*arguments)
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    together = cli(*arguments)
+    note = "images are preprocessed with"
+    assert (apart.out.count(note), apart.err.count(note)) == (1, 1)
+    assert (together.out.count(note), together.err.count(note)) == (0, 1)
 
 
 def test_a_report_without_a_comparison_is_refused(runs: Path, tmp_path: Path) -> None:

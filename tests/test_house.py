@@ -20,6 +20,8 @@ LAYERS = (
     ("types", "errors"),
     ("requires", "counts", "parallel", "code_digest", "events", "codec", "plugins", "formats", "shapes", "verdict"),
     ("child",),
+    ("writing",),
+    ("shards",),
     ("graph",),
     ("data", "engine", "export"),
     ("calibrate",),
@@ -27,7 +29,8 @@ LAYERS = (
     ("compare",),
     ("tune",),
     ("bench",),
-    ("rundir", "manifest", "writing"),
+    ("rundir", "manifest"),
+    ("predict",),
     ("plan", "store"),
     ("rehearsal",),
     ("candidate",),
@@ -46,6 +49,7 @@ PLUG_INS = {
     "compare/kinds": "reader",
     "engine": "build",
     "precision": "apply",
+    "predict/formats": "join",
     "report": "render",
 }
 HEAVY = ("torch", "tensorflow", "tensorrt", "tensorrt_rtx", "onnx", "onnx_ir", "onnxruntime", "numba", "numpy", "PIL")

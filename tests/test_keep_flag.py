@@ -14,15 +14,16 @@ DATA = ("--calib", DIGITS.parent.parent.parent / "calibration/digits", "--data",
 INT8 = ("convert", DIGITS, "-p", "int8", *DATA, "--backend", "onnxruntime")
 
 
-def test_a_failed_gate_ends_with_flags_that_can_be_pasted(cli: Cli, tmp_path: Path) -> None:
-    failed = cli(*INT8, "--gate", "sqnr=60dB", "-o", tmp_path / "a")
+def test_a_failed_gate_ends_with_a_command_that_can_be_pasted(cli: Cli, tmp_path: Path) -> None:
+    failed = cli(*INT8, "--gate", "sqnr=60dB", "-o", tmp_path)
     assert failed.code == 1  # type: ignore[attr-defined]
-    words = " ".join(failed.out.split())  # type: ignore[attr-defined]
-    flags = shlex.split(words.partition("convert again with ")[2].partition(" report:")[0])
-    flags = flags[: flags.index("to")]  # another hint follows
-    assert flags[::2] == ["--keep"] * 3
-    again = cli(*INT8, *flags, "-o", tmp_path / "b")
-    assert again.code == 0, again.err  # type: ignore[attr-defined]
+    said = " ".join(failed.out.split())  # type: ignore[attr-defined]
+    hint = said.partition("in higher precision: ")[2].partition(" to search for")[0]
+    command = shlex.split(hint.partition(" report:")[0])
+    assert command[:2] == ["trtopt", "convert"]
+    assert command.count("--keep") == 3
+    again = cli(*command[1:])
+    assert again.code == 1, again.err  # type: ignore[attr-defined]
     assert "kept by --keep" in " ".join(again.out.split())  # type: ignore[attr-defined]
 
 

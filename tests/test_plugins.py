@@ -62,7 +62,7 @@ class Runner(onnxruntime.OrtRunner):
         return 1.0
     def close(self):
         pass
-def open(engine, *, graphs):
+def open(engine, *, graphs, streams=1):
     return Runner(onnxruntime.open_runner(engine.path)._session, "toy runtime")
 """,
     "report/toy.py": """

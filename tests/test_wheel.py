@@ -20,7 +20,7 @@ ROOT = Path(trtopt.__file__).parent.parent
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     hatchling = pytest.importorskip("hatchling.build")
     source = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for name in ("trtopt", "calibration"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -50,6 +50,8 @@ def test_the_metadata_says_what_it_runs_on(wheel: zipfile.ZipFile) -> None:
     assert metadata["Name"] == "trtopt"
     assert metadata["Version"] == trtopt.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata.get_all("License-File") == ["LICENSE"]
+    assert "TERMS AND CONDITIONS" in wheel.read(name.replace("METADATA", "licenses/LICENSE")).decode()
     assert metadata["Requires-Python"] == ">=3.10"
     classifiers = metadata.get_all("Classifier")
     assert {"Typing :: Typed", "Operating System :: POSIX :: Linux"} <= set(classifiers)

@@ -8,6 +8,7 @@ Touches: reads the candidate and the manifest beside it.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,9 +44,10 @@ class Candidate:
     calibration: tuple[CalibratedTensor, ...] = ()
     made_from: tuple[str, ...] = ()
 
-    def fastest(self) -> Timing | None:
-        """Return the timing of the smallest measured batch, preferably without copies; None without timings."""
-        return min(self.timings, key=lambda timing: (timing.batch, timing.copies), default=None)
+
+def fastest(timings: Sequence[Timing]) -> Timing | None:
+    """Return the timing of the smallest measured batch, preferably without copies; None without timings."""
+    return min(timings, key=lambda timing: (timing.batch, timing.copies), default=None)
 
 
 def resolve(path: Path) -> Candidate:
@@ -107,7 +109,7 @@ def _from_run(folder: Path) -> Candidate:
         typed=typed,
         engine=engine,
         calibrated_on=table.fingerprints if table else (),
-        timings=_timings(folder),
+        timings=timings_of(folder),
         calibration=noisiest.read(folder) if table else (),
         made_from=_sources(folder),
     )
@@ -120,7 +122,7 @@ def _sources(folder: Path) -> tuple[str, ...]:
     return (str(source), prepared.digest) if prepared and source else ()
 
 
-def _timings(folder: Path) -> tuple[Timing, ...]:
+def timings_of(folder: Path) -> tuple[Timing, ...]:
     """Return the timings that `trtopt bench` wrote to the run directory, or none if they cannot be read."""
     try:
         benchmark = decode(Benchmark, json.loads((folder / "benchmark.json").read_text(encoding="utf-8")))

@@ -16,7 +16,21 @@ R = TypeVar("R")
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use; those of the machine, where the system does not tell."""
+    """Return the number of cores that this process may use; those of the machine, where the system does not tell.
+
+    It is not more than `OMP_NUM_THREADS`, which schedulers set to the cores of a task.
+    """
+    limit = thread_limit()
+    return min(_cores(), limit) if limit else _cores()
+
+
+def thread_limit() -> int:
+    """Return `OMP_NUM_THREADS`, or 0 if it is not set."""
+    value = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(value) if value.isdigit() else 0
+
+
+def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # Linux only
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

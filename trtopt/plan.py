@@ -6,23 +6,25 @@ Touches: nothing.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+# All of them are imported for real, not for type checkers only: `trtopt merge` decodes plans by these annotations.
+from trtopt.bench.gate import Gate as SpeedGate
+from trtopt.compare.gates import Gate
+from trtopt.data.given import Given
 from trtopt.engine import BuildPlan as BuildPlan
+from trtopt.engine.trt.platforms import Platform
 from trtopt.errors import UsageError
 from trtopt.precision import fallbacks, formats
+from trtopt.predict.pauses import YieldLimit
 from trtopt.rundir import DefaultDir
 from trtopt.shapes import AskedShape
+from trtopt.shards.shard import WHOLE, Shard
 from trtopt.tune.budget import Budget
 from trtopt.types import Cache, Keep, Only
-
-if TYPE_CHECKING:
-    from trtopt.bench.gate import Gate as SpeedGate
-    from trtopt.compare.gates import Gate
-    from trtopt.data.given import Given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +83,9 @@ class TunePlan:
 class ConvertPlan:
     """One conversion, from an ONNX file or another source of `trtopt.export.source` to a judged engine.
 
-    `baseline` is the FP32 model of a source that is quantized already. With `tuning`, a search decides which nodes are
-    quantized.
+    `baseline` is the FP32 model of a source that is quantized already. `speed` times the engine where it runs, beside
+    those of higher precisions; `speed_gates` are limits on that. With a `target` no engine is built here. With
+    `tuning`, a search decides which nodes are quantized.
     """
 
     source: Path
@@ -102,10 +105,13 @@ class ConvertPlan:
     compare: bool = True
     measure: MeasurePlan = MeasurePlan()
     gates: tuple[Gate, ...] = ()
+    speed: bool = True
+    speed_gates: tuple[SpeedGate, ...] = ()
     allow_inconclusive: bool = False
     shapes: tuple[AskedShape, ...] = ()
     device: str = "cpu"
     build: BuildPlan = field(default_factory=BuildPlan)
+    target: Platform | None = None
     export: ExportPlan = ExportPlan()
     cache: Cache = "use"
     tuning: TunePlan | None = None
@@ -204,6 +210,42 @@ class MaxBatchPlan:
     latency_limit: float = math.inf
     allow_inconclusive: bool = False
     speed: SpeedPlan = SpeedPlan()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictPlan:
+    """Offline inference of `run` (a run directory, an engine in one, or an ONNX file) on the samples of `data`.
+
+    `out` is the file of the rows; its suffix chooses the format. `answers` is `auto`, `top5`, `boxes` or `raw`. `batch`
+    is the largest batch (None: chosen for the device), `streams` the number of batches that an engine runs at a time.
+    `yield_to` pauses the run while another service needs the GPU. `force` replaces an earlier output.
+    """
+
+    run: Path
+    out: Path
+    data: DataPlan
+    answers: str = "auto"
+    batch: int | None = None
+    streams: int = 2
+    device: str = "cpu"
+    shard: Shard = WHOLE
+    yield_to: YieldLimit | None = None
+    force: bool = False
+
+
+def gates(text: str) -> tuple[tuple[Gate, ...], tuple[SpeedGate, ...]]:
+    """Return the gates on drift and those on speed in the text of `--gate`.
+
+    Raises:
+        UsageError: a part does not parse, names no metric, or has a limit that makes no sense.
+    """
+    from trtopt.bench import gate as speed
+    from trtopt.compare import gates as drift
+
+    parts = text.split(",")
+    timed = [part for part in parts if re.split("[@=<>]", part, maxsplit=1)[0].strip() in speed.METRICS]
+    others = [part for part in parts if part not in timed]
+    return drift.parse_gates(",".join(others)), speed.parse_gates(",".join(timed))
 
 
 def keeps(flags: Sequence[str], precision: str, rest: str) -> tuple[Keep, ...]:

@@ -27,6 +27,7 @@ PACKAGES = {
     "pycuda": "pycuda",
     "pyarrow": "pyarrow",
     "tokenizers": "tokenizers",
+    "ray": "ray",
 }
 _ORT_GPU = "onnxruntime-gpu"
 

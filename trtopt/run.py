@@ -9,7 +9,10 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import platform
+import shlex
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,7 +27,7 @@ from trtopt.rehearsal import open_for
 from trtopt.requires import versions
 from trtopt.rundir import DefaultDir
 from trtopt.store import RunStore
-from trtopt.types import REPORT_SCHEMA, Cache, Comparison, Report, StageOutcome
+from trtopt.types import READABLE_SCHEMAS, REPORT_SCHEMA, Cache, Comparison, Report, StageOutcome
 
 FORMATS = ("json", "html")
 """Formats that are written to the run directory in any case; other formats are only printed."""
@@ -99,6 +102,7 @@ class Run:
             warnings=_warnings(self.said, *compared),
             notes=_notes(self.said, *compared),
             environment=environment(),
+            invocation=invocation(),
         )
         data = json.dumps(encode(full))  # without indentation, which takes ten times as long
         key = hashlib.sha256((code_digest(rendering=True) + data).encode()).hexdigest()
@@ -156,21 +160,31 @@ def environment() -> dict[str, str]:
     return {**machine, **versions(*PACKAGES, *LIBRARIES)}
 
 
+def invocation() -> str:
+    """Return the command line of this process, with the settings in the environment; empty unless it runs trtopt."""
+    program = Path(sys.argv[0])
+    if program.stem != "trtopt" and (program.parent.name, program.name) != ("trtopt", "__main__.py"):
+        return ""
+    settings = [f"{name}={shlex.quote(os.environ[name])}" for name in sorted(os.environ) if name.startswith("TRTOPT_")]
+    return " ".join([*settings, shlex.join(["trtopt", *sys.argv[1:]])])
+
+
 def load(directory: Path) -> Report:
     """Return the report in a run directory.
 
     Raises:
-        UsageError: the report does not exist, cannot be read, or was written by another version.
+        UsageError: the report does not exist, is damaged, or has a schema version that is not in `READABLE_SCHEMAS`.
     """
-    path = directory / "report.json"
+    path, fix = directory / "report.json", "Give a run directory that this version of trtopt wrote"
     try:
-        report = decode(Report, json.loads(path.read_text(encoding="utf-8")))
-        if report.schema_version != REPORT_SCHEMA:
-            raise ValueError(report.schema_version)
-    except (OSError, ValueError, RecursionError) as error:
-        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        why = "it does not exist" if missing else "it cannot be read, or another version wrote it"
-        raise UsageError(
-            f"no report at {path}", why=why, fix="Give a run directory that this version of trtopt wrote"
-        ) from error
-    return report
+        data = json.loads(path.read_text(encoding="utf-8"))
+        version = data["schema_version"]
+        if version not in READABLE_SCHEMAS:
+            known = " and ".join(map(str, READABLE_SCHEMAS))
+            why = f"its schema version is {version}, and this version of trtopt reads {known}"
+            raise UsageError(f"cannot read {path}", why=why, fix="Run the command that made it again")
+        return replace(decode(Report, data), schema_version=REPORT_SCHEMA)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(f"no report at {path}", why="it does not exist", fix=fix) from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UsageError(f"no report at {path}", why="it cannot be read", fix=fix) from error

@@ -1,6 +1,6 @@
-"""Errors of the operating system while a run directory is written, and whose files they are about.
+"""Files that are written completely or not at all, and errors of the operating system while they are written.
 
-Touches: nothing.
+Touches: the files that it is asked to write.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 from trtopt.errors import DataError, StoreError
 
@@ -49,6 +50,24 @@ def own_errors(root: Path) -> Iterator[None]:
         if path.resolve().is_relative_to(root.resolve()):
             raise
         raise DataError(f"{path}: {error.strerror}") from error
+
+
+def write_whole(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
+    """Write a file, completely and on the disk, or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = path.with_name(f".tmp-{path.name}")
+    try:
+        with temporary.open("wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def cannot_write(root: Path, error: OSError) -> StoreError:

@@ -17,7 +17,7 @@ import pytest
 from onnx import helper, numpy_helper
 from support import CALIB, DIGITS, EVAL, Done, save
 
-from trtopt.candidate import resolve
+from trtopt.candidate import fastest, resolve
 from trtopt.codec import decode
 from trtopt.types import Benchmark, Report
 
@@ -65,7 +65,7 @@ def test_timings_are_also_stored_in_a_run_directory_that_is_a_target(cli: Cli, i
     assert done.code == 0
     assert "TensorRT itself was" in done.out
     assert [timing.target for timing in read(int8).timings] == [int8.name]
-    assert resolve(int8).fastest() == read(tmp_path).timings[1]
+    assert fastest(resolve(int8).timings) == read(tmp_path).timings[1]
     assert (int8 / "report.json").read_text() == before
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from trtopt.data import Dataset, batches, open_dataset
 from trtopt.data.images import output_shape, to_array
-from trtopt.data.recipe import ImageRecipe, Interpolation, Layout, Recipe
+from trtopt.data.recipe import ImageRecipe, Interpolation, Layout, Recipe, Side
 from trtopt.errors import DataError, UsageError
 from trtopt.types import TensorSpec
 
@@ -106,14 +106,16 @@ def test_pixels_go_through_scale_mean_and_std_in_the_order_of_the_colours(tmp_pa
 @settings(max_examples=60, deadline=None)
 @given(
     size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
-    resize=st.none() | st.integers(12, 30) | st.tuples(st.integers(12, 30), st.integers(12, 30)),
+    resize=st.none()
+    | st.builds(Side, st.just("shorter"), st.integers(12, 30))
+    | st.tuples(st.integers(12, 30), st.integers(12, 30)),
     crop=st.none() | st.tuples(st.integers(1, 12), st.integers(1, 12)),
     layout=st.sampled_from(["NCHW", "NHWC"]),
     interpolation=st.sampled_from(["nearest", "bilinear", "bicubic", "lanczos"]),
 )
 def test_the_shape_from_the_header_is_the_shape_of_the_array(
     size: tuple[int, int],
-    resize: int | tuple[int, int] | None,
+    resize: Side | tuple[int, int] | None,
     crop: tuple[int, int] | None,
     layout: Layout,
     interpolation: Interpolation,
@@ -136,13 +138,14 @@ def test_the_crop_is_taken_from_the_centre() -> None:
 
 
 def test_the_longer_side_is_rounded_down_as_in_torchvision() -> None:
-    assert output_shape((480, 641), ImageRecipe(resize=256), "a.png") == (3, 256, 341)
+    assert output_shape((480, 641), ImageRecipe(resize=Side("shorter", 256)), "a.png") == (3, 256, 341)
 
 
 def test_a_crop_larger_than_the_image_is_refused(tmp_path: Path) -> None:
     save_image(tmp_path / "a.png")
-    recipe = Recipe(name="r", image=ImageRecipe(crop=(16, 16)))
-    assert "a.png: 6x8 is too small: the recipe crops 16x16" in refusal(tmp_path, recipe)
+    spec = (TensorSpec(name="x", dtype="float32", shape=("n", 3, 16, 16)),)
+    with pytest.raises(DataError, match=r"a.png: 6x8 is too small: the recipe crops 16x16"):
+        open_dataset(str(tmp_path), spec, recipe=Recipe(name="r", image=ImageRecipe(crop="input")))
 
 
 def test_an_image_of_another_size_is_refused_by_name(tmp_path: Path) -> None:

@@ -111,10 +111,11 @@ def test_a_note_names_an_empty_class(tmp_path: Path, names: tuple[str, ...], giv
     assert any(f"no samples of class {names[2]}" in note for note in opened(folder, classes=classes).warnings)
 
 
-def test_a_note_says_that_class_names_are_not_used(tmp_path: Path, shapes: Path) -> None:
+def test_a_warning_says_that_class_names_without_labels_only_appear_in_the_report(tmp_path: Path, shapes: Path) -> None:
     dataset = opened(images(tmp_path / "d", "a.png"), classes=shapes)
     assert dataset.labels is None
-    assert any(f"the class names of {shapes} are not used" in note for note in dataset.warnings)
+    assert any(f"the class names of {shapes} only appear in the report" in note for note in dataset.warnings)
+    assert dataset.shown.names[0] == shapes.read_text().split()[0]
 
 
 def test_a_fixed_batch_keeps_the_list(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from trtopt.data import load_recipe, recipe_for
-from trtopt.data.recipe import ImageRecipe
+from trtopt.data.fitting import fitted
+from trtopt.data.recipe import ImageRecipe, Side
 from trtopt.errors import DataError, UsageError
 from trtopt.types import Dim, TensorSpec
 
@@ -22,12 +23,16 @@ def inputs(*shape: Dim, dtype: str = "float32") -> tuple[TensorSpec, ...]:
 
 def assumed(tmp_path: Path, spec: tuple[TensorSpec, ...]) -> ImageRecipe:
     recipe, _, note = recipe_for(tmp_path, spec)
-    assert recipe.image is not None
-    assert f"assumed for images: {recipe.image}" in note
-    return recipe.image
+    image = fitted(recipe, spec[0])
+    assert f"{recipe.name} is assumed for images: {image}" in note
+    assert f"--recipe {recipe.name}" in note
+    assert fitted(load_recipe(recipe.name), spec[0]) == image
+    return image
 
 
-@pytest.mark.parametrize("name", ["imagenet", "grayscale", "bert"])
+@pytest.mark.parametrize(
+    "name", ["imagenet", "imagenet-stretch", "grayscale", "raw", "raw-stretch", "raw-gray", "yolo", "bert"]
+)
 def test_a_shipped_recipe_is_found_by_name(name: str) -> None:
     assert load_recipe(name).name == name
 
@@ -46,6 +51,11 @@ def test_every_key_of_an_image_recipe_is_read(tmp_path: Path) -> None:
     text = """
     [image]
     resize = [40, 30]
+    fit = "letterbox"
+    multiple = 8
+    pad_value = [1, 2, 3]
+    place = "top-left"
+    input = "pixels"
     crop = [28, 20]
     interpolation = "bicubic"
     color = "BGR"
@@ -56,6 +66,11 @@ def test_every_key_of_an_image_recipe_is_read(tmp_path: Path) -> None:
     """
     assert load_recipe(write(tmp_path, text)).image == ImageRecipe(
         resize=(40, 30),
+        fit="letterbox",
+        multiple=8,
+        pad_value=(1, 2, 3),
+        place="top-left",
+        input="pixels",
         crop=(28, 20),
         interpolation="bicubic",
         color="BGR",
@@ -71,10 +86,18 @@ def test_steps_that_a_recipe_does_not_list_are_not_done(tmp_path: Path) -> None:
     assert image == ImageRecipe(resize=None, crop=None, scale=1.0, mean=(), std=())
 
 
-def test_the_shorter_side_can_be_stated(tmp_path: Path) -> None:
-    image = load_recipe(write(tmp_path, '[image]\nresize = "shorter:256"')).image
+@pytest.mark.parametrize(
+    ("text", "side"),
+    [
+        ("shorter:256", Side("shorter", 256)),
+        ("longer:640", Side("longer", 640)),
+        ("shorter:256/224", Side("shorter", 256, 224)),
+    ],
+)
+def test_a_side_can_be_stated(tmp_path: Path, text: str, side: Side) -> None:
+    image = load_recipe(write(tmp_path, f'[image]\nresize = "{text}"')).image
     assert image is not None
-    assert image.resize == 256
+    assert image.resize == side
 
 
 @pytest.mark.parametrize(
@@ -87,6 +110,32 @@ def test_the_shorter_side_can_be_stated(tmp_path: Path) -> None:
         ("[image]\nmeans = [0]", "unknown key means. Did you mean mean"),
         ("[image]\nresize = 256", "resize is 256"),
         ('[image]\nresize = "shorter:x"', "resize is 'shorter:x'"),
+        ('[image]\nresize = "shorter:0"', "resize is 'shorter:0'"),
+        ('[image]\nresize = "longer:640/0"', "resize is 'longer:640/0'"),
+        ('[image]\nresize = "longer:٣"', "resize is"),
+        ("[image]\nresize = [224, 1e9]", "resize is"),
+        ("[image]\nresize = [224, 99999]", "sizes are from 1 to 32768"),
+        ("[image]\nresize = [true, 3]", "resize is"),
+        ('[image]\nfit = "letter"', "fit is 'letter': it must be one of stretch, letterbox"),
+        ('[image]\nfit = "letterbox"', "a letterbox needs the size to fill"),
+        ('[image]\nfit = "letterbox"\nresize = "shorter:9"', "a letterbox needs the size to fill"),
+        ('[image]\nresize = "input"\npad_value = 114', "pad_value has no effect without padding"),
+        ('[image]\nplace = "top-left"', "place has no effect without padding"),
+        ("[image]\nmultiple = 0", "multiple is 0: it must be an integer from 1 to 1024"),
+        ("[image]\nmultiple = 8.5", "multiple is 8.5"),
+        ("[image]\nmultiple = 8\npad_value = 256", "pad_value is 256: it must be an integer from 0 to 255"),
+        ("[image]\nmultiple = 8\npad_value = [1, 2]", "or a list of 3"),
+        ('[image]\nmultiple = 8\nplace = "centre"', "place is 'centre': it must be one of center, top-left"),
+        ("[image]\npad_valeu = 114", "unknown key pad_valeu. Did you mean pad_value"),
+        ("[image]\ninput = 3", "input is 3"),
+        ("[inputs.size]\nvalue = 3", r"\[inputs\] without \[image\]"),
+        ("inputs = 3\n[image]", "inputs is not a table"),
+        ("[image]\n[inputs.size]", r"\[inputs.size\]: 0 keys. Write one of value, file and rows"),
+        ("[image]\n[inputs.size]\nvalues = 3", "unknown key values. Did you mean value"),
+        ('[image]\n[inputs.size]\nvalue = "x"', "value is 'x': it must be a finite number"),
+        ("[image]\n[inputs.size]\nvalue = [[1], [1, 2]]", "lists of them of one length"),
+        ('[image]\n[inputs.size]\nfile = "a.npz"', "Write the path of a .npy file"),
+        ('[image]\n[inputs.size]\nrows = "gone.npy"', "gone.npy does not exist"),
         ("[image]\ncrop = [224]", r"crop is \[224\]"),
         ("[image]\ncrop = [0, 3]", r"crop is \[0, 3\]"),
         ('[image]\ncolor = "rgb"', "color is 'rgb': it must be one of RGB, BGR, gray"),
@@ -147,7 +196,31 @@ def test_a_recipe_in_the_folder_is_used_and_named(tmp_path: Path) -> None:
 
 def test_three_channels_are_assumed_to_be_imagenets(tmp_path: Path) -> None:
     image = assumed(tmp_path, inputs("n", 3, 224, 224))
-    assert image == load_recipe("imagenet").image
+    assert (image.resize, image.crop, image.layout) == (Side("shorter", 256), (224, 224), "NCHW")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+@pytest.mark.parametrize(
+    "shape", [("n", 3, 96, 96), (1, 96, 96, 3), ("n", 3, 48, 320), ("n", 1, 28, 28), (4, 32, 64, 1)], ids=str
+)
+def test_the_assumed_recipe_can_be_had_by_its_name(tmp_path: Path, shape: tuple[Dim, ...], dtype: str) -> None:
+    assumed(tmp_path, inputs(*shape, dtype=dtype))
+
+
+def test_a_named_recipe_takes_the_size_of_the_model() -> None:
+    image = fitted(load_recipe("imagenet"), inputs("n", 3, 112, 112)[0])
+    assert (image.resize, image.crop) == (Side("shorter", 128), (112, 112))
+
+
+def test_a_named_recipe_says_what_to_write_where_the_size_is_dynamic() -> None:
+    with pytest.raises(UsageError, match=r"takes the size of input pixels: .* Write resize = \[height, width\]"):
+        fitted(load_recipe("yolo"), inputs("n", 3, "h", "w")[0])
+
+
+def test_a_recipe_of_another_size_than_the_models_says_what_to_write(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, '[image]\nresize = "shorter:256"\ncrop = [224, 224]'))
+    with pytest.raises(UsageError, match=r'makes images of 224x224: input pixels is .* Write crop = "input"'):
+        fitted(recipe, inputs("n", 3, 192, 192)[0])
 
 
 def test_the_channels_may_come_last(tmp_path: Path) -> None:
@@ -162,7 +235,7 @@ def test_an_oblong_input_is_resized_without_a_crop(tmp_path: Path) -> None:
 
 def test_one_channel_is_assumed_to_be_plain_gray(tmp_path: Path) -> None:
     image = assumed(tmp_path, inputs("n", 1, 28, 28))
-    assert image == ImageRecipe(resize=(28, 28), color="gray", scale=1 / 255)
+    assert image == ImageRecipe(resize=(28, 28), color="gray", scale=0.00392156862745098)
 
 
 def test_an_input_of_bytes_is_assumed_to_take_untouched_pixels(tmp_path: Path) -> None:

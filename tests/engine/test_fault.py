@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtopt.stages.fault import culprits
+from trtopt.stages.fault import Trial, culprits, only_in, search
+from trtopt.types import EngineLayer
 
 
 def engine(wrong: set[str], calls: list[int]) -> Callable[[Sequence[str]], bool]:
@@ -49,3 +50,60 @@ def test_with_few_builds_the_result_still_makes_the_engine_right(most: int) -> N
     assert len(calls) <= most + 1
     assert found is not None
     assert right(found)
+
+
+def layer(*nodes: str, type: str = "CaskConvolution", tactic: str = "t") -> EngineLayer:
+    return EngineLayer(name=" + ".join(nodes), type=type, precision="int8", tactic=tactic, nodes=nodes)
+
+
+STEM, HEAD = layer("stem"), layer("head")
+APART = (STEM, layer("depthwise", type="CudaDepthwiseConvolution"), layer("pointwise"), HEAD)
+FUSED = (STEM, layer("depthwise", "pointwise", type="FusedDepSepConvolution"), HEAD)
+NODES = ["stem", "depthwise", "pointwise", "head"]
+
+
+def by_luck(kept: Sequence[str]) -> Trial:
+    """Return a right engine, without the fusion that made another build wrong."""
+    return Trial(right=True, layers=APART)
+
+
+def test_the_layer_that_only_the_wrong_build_has_is_at_fault() -> None:
+    found = search(NODES, FUSED, by_luck)
+    assert found.nodes == ("depthwise", "pointwise")
+    assert "FusedDepSepConvolution" in found.reason
+
+
+def test_nodes_that_were_not_lowered_are_not_named() -> None:
+    assert search(["stem", "pointwise"], FUSED, by_luck).nodes == ("pointwise",)
+
+
+def test_another_kernel_is_a_difference_if_there_is_no_other() -> None:
+    other = [layer("a"), layer("b", tactic="u")]
+    assert only_in([layer("a"), layer("b")], other) == [layer("b")]
+    assert only_in([layer("a", "b"), layer("c")], [layer("a"), layer("b"), layer("c", tactic="u")]) == [layer("a", "b")]
+
+
+def test_a_difference_that_does_not_make_the_next_builds_right_names_no_nodes() -> None:
+    lucky = iter([True, True, False])
+    found = search(NODES, FUSED, lambda kept: Trial(right=next(lucky), layers=APART))
+    assert found.nodes == ()
+    assert "Convert again" in found.reason
+
+
+def test_two_builds_of_the_same_layers_name_no_nodes() -> None:
+    assert search(NODES, APART, by_luck).nodes == ()
+
+
+def test_a_graph_whose_builds_are_all_wrong_is_searched_by_keeping_nodes() -> None:
+    found = search(NODES, FUSED, lambda kept: Trial(right="depthwise" in kept, layers=FUSED))
+    assert found.nodes == ("depthwise",)
+
+
+def test_kept_nodes_must_make_a_second_build_right() -> None:
+    calls: list[Sequence[str]] = []
+
+    def trial(kept: Sequence[str]) -> Trial:
+        calls.append(kept)
+        return Trial(right="head" in kept and len(calls) < 6, layers=FUSED)
+
+    assert search(NODES, FUSED, trial).nodes == ()

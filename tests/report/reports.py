@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from trtopt.types import (
+    REPORT_SCHEMA,
     CandidateReport,
     Comparison,
     Decision,
@@ -95,7 +96,7 @@ COMPARISON = Comparison(
     verdict="pass",
 )
 PASSED = Report(
-    schema_version=2,
+    schema_version=REPORT_SCHEMA,
     command="convert",
     verdict="pass",
     model="model.onnx",

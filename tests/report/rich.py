@@ -10,14 +10,20 @@ from pathlib import Path
 from report.reports import COMPARISON, ENGINE, PASSED, TYPED
 
 from trtopt.types import (
+    Answer,
     BatchLimit,
     BatchProbe,
     Benchmark,
     BenchTarget,
     CalibratedTensor,
     CandidateReport,
+    ClassAccuracy,
+    Classification,
+    ClassScore,
     Comparison,
+    Confusion,
     Decision,
+    Exhibit,
     GateResult,
     Interval,
     LayerDrift,
@@ -74,6 +80,44 @@ WORST = tuple(
         note="another class than FP32, only FP32 right" if place < 3 else "same class, both right",
     )
     for place in range(10)
+)
+
+
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGMAAQAABQABoIJXOQAAAABJRU5ErkJggg=="
+)
+EXHIBITS = tuple(
+    Exhibit(
+        sample=worst.sample,
+        index=worst.index,
+        label="tench",
+        image=PIXEL if place % 2 == 0 else "",
+        inputs="" if place % 2 == 0 else "pixels: 0.1, 0.2, … (150528 values)",
+        answers=(
+            Answer(
+                output="logits",
+                fp32=(ClassScore(index=0, name="tench", score=9.5), ClassScore(index=7, name="cock", score=1.25)),
+                candidate=(ClassScore(index=7 * (place < 3), name="cock" if place < 3 else "tench", score=6.5),),
+                figures={"sqnr": worst.sqnr, "max_abs": 0.5},
+            ),
+            Answer(output="embedding", fp32_values="0.5, 0.25", candidate_values="0.5, 0.2", figures={"sqnr": 22.4}),
+        ),
+    )
+    for place, worst in enumerate(WORST[:8])
+)
+BY_CLASS = Classification(
+    classes=(
+        ClassAccuracy(index=0, name="tench", samples=60, fp32=50, candidate=44),
+        ClassAccuracy(index=7, name="", samples=40, fp32=30, candidate=31),
+    ),
+    found=2,
+    names={"3": "shark"},
+    confusions=(
+        Confusion(label=0, chosen=7, fp32=6, candidate=11),
+        Confusion(label=7, chosen=0, fp32=10, candidate=8),
+        Confusion(label=0, chosen=3, fp32=4, candidate=5),
+        Confusion(label=7, chosen=3, fp32=0, candidate=1),
+    ),
 )
 
 
@@ -171,6 +215,7 @@ DRIFT = replace(
             counts={"samples": 1000, "agree": 934, "top5": 992, "both": 720, "only_fp32": 41, "only_candidate": 18},
             spread=SPREAD,
             worst=WORST,
+            by_class=BY_CLASS,
         ),
         OutputDrift(
             output="embedding",
@@ -180,6 +225,7 @@ DRIFT = replace(
     ),
     gates=(DROP, OPEN, COSINE),
     verdict="fail",
+    exhibits=EXHIBITS,
 )  # fmt: skip
 
 

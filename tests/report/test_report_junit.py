@@ -5,7 +5,7 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 import pytest
-from report.reports import ALL, FAILED, JUMPED, PASSED, SEVERAL
+from report.reports import ALL, ALLOWED, FAILED, INCONCLUSIVE, JUMPED, PASSED, SEVERAL
 
 from trtopt.report import render
 from trtopt.types import Report
@@ -79,3 +79,14 @@ def test_junit_keeps_candidates_apart() -> None:
         "trtopt.compare.out/int8.logits",
         "trtopt.compare.out/int8.boxes:0",
     ]
+
+
+def test_an_inconclusive_gate_that_was_asked_for_is_a_failure_of_its_own_type() -> None:
+    (case,) = _suite(INCONCLUSIVE).findall("testcase")
+    failure = case.find("failure")
+    assert failure is not None
+    assert failure.get("type") == "inconclusive"
+    assert case.find("error") is None
+    assert exit_code(INCONCLUSIVE) == 4
+    (case,) = _suite(ALLOWED).findall("testcase")
+    assert case.find("skipped") is not None

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from report.reports import FAILED, INCONCLUSIVE, JUMPED, LAYERS, PASSED, SEVERAL, UNCHECKED
+from report.reports import FAILED, JUMPED, LAYERS, PASSED, SEVERAL
 
 from trtopt.report.page import words
 from trtopt.types import Decision
@@ -23,13 +23,6 @@ def test_gates_of_several_candidates_carry_their_names() -> None:
         "out/int8: logits: top1",
         "out/int8: boxes:0: sqnr",
     ]
-
-
-def test_drift_of_unknown_origin_names_the_command_that_finds_the_layer() -> None:
-    for report in (FAILED, SEVERAL):
-        assert words.next_step(report).endswith("--layers")
-    for report in (PASSED, INCONCLUSIVE, UNCHECKED, JUMPED):
-        assert words.next_step(report) == ""
 
 
 def test_the_worst_layers_come_first() -> None:

@@ -9,7 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from trtopt.api.arguments import PathText, asked_shapes, data_plan, export_plan, gate_values, measure_plan, path_of
+from trtopt.api.arguments import (
+    PathText,
+    asked_shapes,
+    data_plan,
+    export_plan,
+    gate_text,
+    measure_plan,
+    path_of,
+)
 from trtopt.events import Emit, silent
 from trtopt.types import CalibrationTable, Failure, OnnxModel, Report
 
@@ -37,6 +45,7 @@ def convert(
     kind: Mapping[str, str] | None = None,
     metric: Sequence[str] = (),
     compare: bool = True,
+    speed: bool = True,
     equalization: bool = True,
     bias_correction: bool = True,
     guard: bool = True,
@@ -70,7 +79,7 @@ def convert(
     from trtopt.bench.units import BYTES, quantity
     from trtopt.commands.convert import convert as run
     from trtopt.export.source import identify
-    from trtopt.plan import BuildPlan, ConvertPlan, keeps, lowered_only
+    from trtopt.plan import BuildPlan, ConvertPlan, gates, keeps, lowered_only
     from trtopt.rundir import of_source
 
     judged_on = data_plan("data", data, recipe, skip_bad=skip_bad, samples=samples)
@@ -78,6 +87,7 @@ def convert(
     labelled = judged_on or calibrated_on
     if labelled is not None:
         labelled = replace(labelled, classes=path_of(classes), labels=path_of(labels))
+    drift, timed = gates(gate_text(gate))
     plan = ConvertPlan(
         source=Path(model),
         precision=precision,
@@ -95,7 +105,9 @@ def convert(
         only=lowered_only(only, precision),
         compare=compare,
         measure=measure_plan(kind, metric),
-        gates=gate_values(gate),
+        gates=drift,
+        speed=speed,
+        speed_gates=timed,
         allow_inconclusive=allow_inconclusive,
         shapes=asked_shapes(shape),
         device=device,

@@ -53,6 +53,10 @@ class Gpu:
         values = nvml.readings(self._module, self._handle, _READ)
         return {name: values[source] * scale for source, (name, scale) in _READ.items() if source in values}
 
+    def free_memory(self) -> int:
+        """Return the free memory in bytes, or 0 if NVML does not report it."""
+        return int(nvml.readings(self._module, self._handle, ("memory_free",)).get("memory_free", 0))
+
     def close(self) -> None:
         """Shut NVML down."""
         nvml.stop(self._module)

@@ -70,8 +70,8 @@ def observe_on_gpu(
 ) -> dict[str, Histogram]:
     """Return a histogram of each of `tensors` over all samples. Memory does not grow with the number of samples.
 
-    Masks are left out (see `Histogram.unmasked`). Samples are joined only if the model processes each sample of a batch
-    independently. If a batch does not fit in the GPU's memory, the batch size is halved, with a warning.
+    Masks are counted; `Histogram.unmasked` leaves them out. Samples are joined only if the model processes each sample
+    of a batch independently. If a batch does not fit in the GPU's memory, the batch size is halved, with a warning.
 
     Args:
         model: the model, or the copy that `tap` writes.
@@ -104,7 +104,7 @@ def observe_on_gpu(
             done += len(names)
             rate = done / (time.perf_counter() - started)
             emit(Progress(stage, done, len(dataset), f"{rate:.1f} samples/s, batch {len(names)}"))
-    return {name: histogram.unmasked() for name, histogram in observer.counters.histograms().items()}
+    return dict(observer.counters.histograms())
 
 
 class _Observer:

@@ -142,6 +142,11 @@ class Histogram:
         return np.flatnonzero(counts[: max((self._top >> _SHIFT) + 1, ZERO_BINS)])
 
     @property
+    def top(self) -> int:
+        """Bits of the largest magnitude, as float32."""
+        return self._top
+
+    @property
     def zeros(self) -> int:
         """Number of values that were zero."""
         self._flush()

@@ -120,7 +120,7 @@ def observe(
 ) -> dict[str, Histogram]:
     """Return a histogram of each of `tensors` over all samples. Memory does not grow with the number of samples.
 
-    Masks are left out (see `Histogram.unmasked`).
+    Masks are counted; `Histogram.unmasked` leaves them out.
 
     Args:
         run: takes the feed of one sample and returns the model's outputs by name, such as a session over the copy that
@@ -171,7 +171,7 @@ def observe(
     for other in others:
         for name in names:
             merged[name].merge(other[name])
-    return {name: histogram.unmasked() for name, histogram in merged.items()}
+    return merged
 
 
 def _peak() -> str:

@@ -22,9 +22,12 @@ from trtopt.cli.options import (
     OnlyFlag,
     OutFlag,
     QuietFlag,
+    RayCoresFlag,
+    RayFlag,
     RecipeFlag,
     SamplesFlag,
     ShapeFlag,
+    ShardFlag,
     SkipBadFlag,
     VerboseFlag,
     cache,
@@ -57,6 +60,9 @@ def calibrate(
     ] = False,
     only: OnlyFlag = None,
     shape: ShapeFlag = None,
+    shard: ShardFlag = None,
+    ray: RayFlag = None,
+    ray_cores: RayCoresFlag = 4,
     out: OutFlag = None,
     device: DeviceFlag = Device.cpu,
     dry_run: DryRunFlag = False,
@@ -74,13 +80,17 @@ def calibrate(
     """
     from trtopt import rundir
     from trtopt.cli.console import Narrator
-    from trtopt.cli.show import rehearsed
+    from trtopt.cli.show import calibrated, rehearsed
     from trtopt.commands.calibrate import calibrate as run
+    from trtopt.commands.calibrate import calibrate_shard
     from trtopt.commands.rehearse import rehearse
+    from trtopt.commands.spread import spread
     from trtopt.export.source import identify
     from trtopt.plan import BuildPlan, ConvertPlan, DataPlan, lowered_only
     from trtopt.shapes import parse_shapes
-    from trtopt.stages.tables import of_equalized
+    from trtopt.shards.cluster import Cluster
+    from trtopt.shards.shard import parse_shard
+    from trtopt.types import CalibrationTable
 
     plan = ConvertPlan(
         source=model,
@@ -98,13 +108,9 @@ def calibrate(
     with Narrator(quiet=quiet, verbose=verbose) as emit:
         if dry_run:
             rehearsed(rehearse(plan, lambda record: run(plan, record), emit, last="calibrate"), "text")
-        table = run(plan, emit)
-    run_dir = rundir.claimed(plan.run_dir)
-    print(f"{len(table.scales)} scales by {table.method} over {table.samples} samples")
-    for name in ("calibration.json", "calibration.cache"):
-        if (run_dir / name).exists():
-            print(run_dir / name)
-    if of_equalized(table):
-        print(
-            f"The scales belong to {run_dir / 'equalized.onnx'}: use the JSON with --calib-table and the same --calib."
-        )
+        if shard:
+            print(calibrate_shard(plan, parse_shard(shard), emit))
+            return
+        table = spread(plan, Cluster(address=ray, cores=ray_cores), emit) if ray else run(plan, emit)
+    assert isinstance(table, CalibrationTable)
+    calibrated(table, rundir.claimed(plan.run_dir))

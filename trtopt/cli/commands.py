@@ -24,6 +24,8 @@ from trtopt.cli.doctor import doctor
 from trtopt.cli.export import export
 from trtopt.cli.init import init
 from trtopt.cli.inspect import inspect
+from trtopt.cli.merge import merge
+from trtopt.cli.predict import predict
 from trtopt.cli.report import report
 from trtopt.cli.sensitivity import sensitivity
 from trtopt.cli.settings import apply
@@ -46,6 +48,8 @@ register(short_help="Write a framework's network as ONNX, and verify it.")(expor
 register(short_help="Measure INT8 or FP8 scales on samples.")(calibrate)
 register(short_help="Gate candidates by their drift from FP32 on your data.")(compare)
 register(short_help="Compare the speed of targets, or find the largest batch.")(bench)
+register(short_help="Write one row per sample, in batches, resumed after a kill.")(predict)
+register(short_help="Make one result from the partial results of --shard.")(merge)
 register(short_help="Print the report of a run again, in any format.")(report)
 register(short_help="Show a model's contents, and each node's precision.")(inspect)
 register(short_help="Show what this machine can build and run.")(doctor)

@@ -27,8 +27,11 @@ from trtopt.cli.options import (
     LabelsFlag,
     MetricFlag,
     QuietFlag,
+    RayCoresFlag,
+    RayFlag,
     RecipeFlag,
     SamplesFlag,
+    ShardFlag,
     SkipBadFlag,
     VerboseFlag,
     cache,
@@ -38,7 +41,7 @@ from trtopt.cli.settings import is_typed
 
 _OF_A_RUN = (
     *("data", "recipe", "classes", "labels", "skip_bad", "samples", "kind", "metric", "layers", "out", "device"),
-    *("dry_run", "force"),
+    *("dry_run", "force", "shard", "ray"),
 )
 """Flags that control a run or its output, and do not apply to stored results."""
 
@@ -91,6 +94,9 @@ def compare(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    shard: ShardFlag = None,
+    ray: RayFlag = None,
+    ray_cores: RayCoresFlag = 4,
     device: DeviceFlag = Device.cpu,
     dry_run: DryRunFlag = False,
     force: ForceFlag = False,
@@ -111,11 +117,16 @@ def compare(
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import Printed, finish, rehearsed
     from trtopt.commands.compare import compare as run
+    from trtopt.commands.compare import compare_shard
     from trtopt.commands.judge import judge_again
     from trtopt.commands.rehearse import rehearse
+    from trtopt.commands.spread import spread
     from trtopt.compare.gates import parse_gates
     from trtopt.errors import UsageError
     from trtopt.plan import ComparePlan, DataPlan, JudgePlan, MeasurePlan, output_kinds
+    from trtopt.shards.cluster import Cluster
+    from trtopt.shards.shard import parse_shard
+    from trtopt.types import Report
 
     measure = MeasurePlan(kinds=output_kinds(kind or ()), metrics=tuple(metric or ()))
     if from_ is not None:
@@ -152,5 +163,9 @@ def compare(
     with Narrator(quiet=quiet, verbose=verbose) as emit:
         if dry_run:
             rehearsed(rehearse(plan, lambda record: run(plan, record), emit), format.value)
-        report = run(plan, emit)
+        if shard:
+            print(compare_shard(plan, parse_shard(shard), emit))
+            return
+        report = spread(plan, Cluster(address=ray, cores=ray_cores), emit) if ray else run(plan, emit)
+    assert isinstance(report, Report)
     finish(report, Printed(format=format.value, told=emit.told))

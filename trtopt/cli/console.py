@@ -30,7 +30,9 @@ def stderr_console() -> Console:
 
 
 def same_place() -> bool:
-    """Return whether stdout and stderr are the same terminal, file or pipe."""
+    """Return whether stdout and stderr are read together: in the same terminal, file or pipe, or in a GitHub log."""
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        return True
     if sys.stdout.isatty() and sys.stderr.isatty():
         return True
     try:

@@ -140,7 +140,24 @@ def convert(
     no_compare: Annotated[
         bool, typer.Option("--no-compare", help="Build without comparing with FP32.", rich_help_panel=COMPARISON)
     ] = False,
+    no_speed: Annotated[
+        bool,
+        typer.Option(
+            "--no-speed",
+            help="Do not time the engine beside FP32 and FP16, where it runs.",
+            rich_help_panel=COMPARISON,
+        ),
+    ] = False,
     out: OutFlag = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="Platform to write the graph and a build script for, such as jetpack-6, jetpack-6-dla, triton-26.03, "
+            "trt-8.6. No engine is built here.",
+            show_default=False,
+            rich_help_panel=TENSORRT,
+        ),
+    ] = None,
     backend: Annotated[
         str,
         choice("What is built. The result of onnxruntime is the typed ONNX itself.", backends(), TENSORRT),
@@ -201,7 +218,7 @@ def convert(
     from trtopt.cli.show import Printed, finish, rehearsed
     from trtopt.commands.convert import convert as run
     from trtopt.commands.rehearse import rehearse
-    from trtopt.compare.gates import parse_gates
+    from trtopt.engine.trt.platforms import platform
     from trtopt.errors import UsageError
     from trtopt.export.source import identify
     from trtopt.plan import (
@@ -210,6 +227,7 @@ def convert(
         DataPlan,
         ExportPlan,
         MeasurePlan,
+        gates,
         input_dtypes,
         keeps,
         lowered_only,
@@ -227,6 +245,14 @@ def convert(
     )
     # Calibration uses no labels.
     plain = DataPlan(source=calib, recipe=recipe, skip_bad=skip_bad, samples=samples) if calib else None
+    if target and (backend != DEFAULT or tensorrt):
+        flag = "--tensorrt" if tensorrt else "--backend"
+        raise UsageError(
+            f"{flag} cannot be combined with --target", why="no engine is built", fix="Leave out one of them"
+        )
+    drift, timed = gates(joined(gate))
+    if timed and no_speed:
+        raise UsageError(f"--gate {timed[0].metric} cannot be combined with --no-speed", fix="Leave out one of them")
     plan = ConvertPlan(
         source=model,
         precision=precision,
@@ -244,7 +270,9 @@ def convert(
         only=lowered_only(only or (), precision),
         compare=not no_compare,
         measure=MeasurePlan(kinds=output_kinds(kind or ()), metrics=tuple(metric or ())),
-        gates=parse_gates(joined(gate)),
+        gates=drift,
+        speed=not no_speed,
+        speed_gates=timed,
         allow_inconclusive=allow_inconclusive,
         shapes=parse_shapes(shape or ()),
         device=device.value,
@@ -266,6 +294,7 @@ def convert(
             timing_cache=timing_cache,
             tactic_sources=tactic_sources,
         ),
+        target=platform(target) if target else None,
     )
     with Narrator(quiet=quiet, verbose=verbose) as emit:
         if dry_run:

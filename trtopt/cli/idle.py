@@ -114,6 +114,27 @@ IDLE = (
         why="it applies to a sweep, not to --max-batch",
     ),
     Idle(
+        commands=("calibrate", "compare", "predict"),
+        flags=("shard",),
+        when=lambda values: values["ray"],
+        why="--ray divides the data itself",
+        fix="Leave out one of them",
+    ),
+    Idle(
+        commands=("calibrate", "compare", "predict"),
+        flags=("ray_cores",),
+        when=lambda values: not values["ray"],
+        why="there are no workers",
+        fix="Add --ray auto",
+    ),
+    Idle(
+        commands=("calibrate", "compare"),
+        flags=("shard", "ray"),
+        when=lambda values: values["dry_run"],
+        why="--dry-run runs nothing",
+        fix="Leave out one of them",
+    ),
+    Idle(
         commands=("convert", "tune", "sensitivity", "calibrate", "compare", "export"),
         flags=("force",),
         when=lambda values: values["dry_run"],

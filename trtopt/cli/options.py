@@ -121,7 +121,7 @@ ExportTimeoutFlag = Annotated[
 RecipeFlag = Annotated[
     str | None,
     typer.Option(
-        help="How images or texts become inputs: the name of a recipe (imagenet, grayscale, bert) or a TOML file.",
+        help="How images or texts become inputs: the name of a recipe (imagenet, yolo, ...) or a TOML file.",
         rich_help_panel=INPUT,
     ),
 ]
@@ -156,8 +156,8 @@ SamplesFlag = Annotated[
 GateFlag = Annotated[
     list[str] | None,
     typer.Option(
-        help="Thresholds: top1=1%,cosine=0.99,OUTPUT:sqnr=20. May be repeated. Default: depends on the kind of output. "
-        "--gate help prints all metrics.",
+        help="Thresholds: top1=1%,cosine=0.99,OUTPUT:sqnr=20; of convert also speedup=1.2x,latency_p99=5ms. May be "
+        "repeated. Default: depends on the kind of output. --gate help prints all metrics.",
         callback=lambda value: _gate_help(value),
         is_eager=True,
         rich_help_panel=COMPARISON,
@@ -216,6 +216,32 @@ DryRunFlag = Annotated[
 ]
 ForceFlag = Annotated[
     bool, typer.Option("--force", help="Run every stage, also those whose result is cached.", rich_help_panel=RUN)
+]
+
+
+ShardFlag = Annotated[
+    str | None,
+    typer.Option(
+        metavar="I/N",
+        help="Work on the I-th of N parts of the data only, and write a partial result for `trtopt merge`.",
+        show_default=False,
+        rich_help_panel=RUN,
+    ),
+]
+
+
+RayFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="auto|ADDRESS",
+        help="Divide the data among the workers of a Ray cluster, with one GPU each, or --ray-cores cores.",
+        show_default=False,
+        rich_help_panel=RUN,
+    ),
+]
+RayCoresFlag = Annotated[
+    int, typer.Option("--ray-cores", help="Cores of each worker of --ray without GPUs.", min=1, rich_help_panel=RUN)
 ]
 
 

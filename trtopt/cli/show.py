@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 
 from trtopt.errors import TrtoptError
-from trtopt.types import Failure, Report
+from trtopt.types import CalibrationTable, Failure, Predictions, Report
 from trtopt.verdict import exit_code
 
 if TYPE_CHECKING:
@@ -47,6 +47,42 @@ def rehearsed(found: Rehearsed, format: str) -> NoReturn:
     count = f"{len(found.cached)} stages are cached, {len(found.would_run)} would run"
     print(plain(f"dry run: {count}; nothing was written to {found.run_dir}"))
     raise typer.Exit
+
+
+def calibrated(table: CalibrationTable, run_dir: Path) -> None:
+    """Print the summary of a calibration table, and the files that it was written to."""
+    from trtopt.stages.tables import of_equalized
+
+    print(f"{len(table.scales)} scales by {table.method} over {table.samples} samples")
+    for name in ("calibration.json", "calibration.cache"):
+        if (run_dir / name).exists():
+            print(run_dir / name)
+    if of_equalized(table):
+        print(
+            f"The scales belong to {run_dir / 'equalized.onnx'}: use the JSON with --calib-table and the same --calib."
+        )
+
+
+def predicted(result: Predictions, format: str) -> None:
+    """Print what was written.
+
+    Raises:
+        UsageError: the format is neither text nor json.
+    """
+    import json
+
+    from trtopt.codec import encode
+    from trtopt.errors import UsageError
+    from trtopt.report.page.words import plain
+
+    if format == "json":
+        print(json.dumps({"schema_version": 1, **encode(result)}, indent=1))
+    elif format == "text":
+        failed = f", {result.failed} without an answer" if result.failed else ""
+        print(plain(f"{result.out}: {result.rows} rows of {result.answers}{failed}"))
+        print(plain(f"ran in {result.ran}"))
+    else:
+        raise UsageError(f"--format {format} is not supported here", fix="Choose text or json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,8 +52,6 @@ def outputs(gates: Sequence[Gate], plan: MeasurePlan, model: OnnxModel) -> None:
 
     A custom metric is an output named after its function.
     """
-    from trtopt.compare.catalog import METRICS
-
     outputs = [spec.name for spec in model.outputs]
     own = [metric.rpartition(":")[2] for metric in plan.metrics]
     named = [("--gate", gate.output, [*outputs, *own]) for gate in gates if gate.output]
@@ -65,8 +63,19 @@ def outputs(gates: Sequence[Gate], plan: MeasurePlan, model: OnnxModel) -> None:
                 fix=f"Choose one of {', '.join(known)}",
             )
     measures(gates, plan.kinds, all_known=set(plan.kinds) >= set(outputs))
+    custom(gates, measured=bool(plan.metrics))
+
+
+def custom(gates: Sequence[Gate], *, measured: bool) -> None:
+    """Refuse a gate on a metric that trtopt does not know, unless custom metrics are `measured`.
+
+    Raises:
+        UsageError: there is one.
+    """
+    from trtopt.compare.catalog import METRICS
+
     unknown = [gate.metric for gate in gates if gate.metric not in METRICS]
-    if unknown and not plan.metrics:
+    if unknown and not measured:
         raise UsageError(
             f"--gate: unknown metric {unknown[0]}",
             why="a custom metric needs the function that computes it",

@@ -15,6 +15,7 @@ from trtopt.commands import checks, suggest
 from trtopt.commands.calibrate import calibrated, prepared
 from trtopt.data.dataset import Dataset
 from trtopt.engine import backend, compiler
+from trtopt.engine.trt.platforms import Platform, check_precision
 from trtopt.errors import BuildError, DataError, EnvironmentUnableError, MissingDependencyError, TrtoptError
 from trtopt.events import Emit, silent
 from trtopt.export.source import Source, identify
@@ -28,6 +29,7 @@ from trtopt.stages.batch import fixed_batch
 from trtopt.stages.made import Made
 from trtopt.stages.repair import is_quantized
 from trtopt.types import (
+    Benchmark,
     CalibrationTable,
     Comparison,
     Engine,
@@ -79,9 +81,12 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         ranges = _ranges(run, plan, source)
         samples = _samples(run, plan, source, ranges)
         made = _made(run, plan, source, baseline, ranges, samples)
+        files = stages.aim(run, made, _aim(plan, plan.target)) if plan.target else None
         comparison = _compare(run, plan, made, samples.judged)
         layers, fault = _explained(run, made, comparison, samples.judged)
-        report = run.finish(replace(_report(run, plan, made, comparison), parity=parity, layers=layers, fault=fault))
+        benchmark = stages.speed(run, made, samples.judged, plan.speed_gates) if plan.speed else None
+        report = _timed(_report(run, plan, made, comparison), benchmark)
+        report = run.finish(replace(report, target=files, parity=parity, layers=layers, fault=fault))
     return report, made.unable
 
 
@@ -91,7 +96,10 @@ def _checked(plan: ConvertPlan, given: Source) -> OnnxModel | None:
 
     checks.compared(plan)
     checks.names(plan)
-    backend(plan.build.backend).check_options(plan.build)
+    if plan.target is None:
+        backend(plan.build.backend).check_options(plan.build)
+    else:
+        check_precision(plan.target, plan.precision, plan.rest)
     scaled = precision(plan.precision).FORMAT.scaled
     ready = exporting.ready(given, plan.export)
     checks.data_flags(plan, needs_table=scaled and not (ready is not None and is_quantized(ready)))
@@ -160,8 +168,9 @@ def _made(
                 target = stages.guard(run, subject, samples.calib, plan.measure)
         run.shared.clear()  # no trials follow
         typed = stages.set_precision(run, model, target, table, seen)
+        stages.rebuild(run)
         run.store.discard("build", typed=typed.onnx.digest)  # an engine of another graph is stale
-        engine, unable = _build(run, plan, typed, ranges)
+        engine, unable = _build(run, plan, typed, ranges) if plan.target is None else (None, None)
     except (BuildError, DataError) as error:
         fixed = fixed_batch(source, ranges, samples.judged) if samples.judged is not None else None
         raise fixed or error from error
@@ -269,6 +278,20 @@ def _compare(run: Run, plan: ConvertPlan, made: Made, dataset: Dataset | None) -
     if plan.data is None:  # also without fingerprints, as with a TensorRT cache or no table
         measured = replace(measured, calibrated_on=measured.samples)
     return stages.gate(run, measured, plan.gates, plan.precision)
+
+
+def _aim(plan: ConvertPlan, target: Platform) -> stages.Aim:
+    data = plan.data.source if plan.data and isinstance(plan.data.source, str) else ""
+    return stages.Aim(target=target, model=str(plan.source), data=data)
+
+
+def _timed(report: Report, benchmark: Benchmark | None) -> Report:
+    """Return the report with the timings, and the worse of both verdicts."""
+    if benchmark is None:
+        return report
+    verdicts = {report.verdict, benchmark.verdict}
+    worst = next(each for each in ("fail", "inconclusive", "pass", "unchecked") if each in verdicts)
+    return replace(report, benchmark=benchmark, verdict=worst)
 
 
 def _report(run: Run, plan: ConvertPlan, made: Made, comparison: Comparison | None) -> Report:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from trtopt.commands import checks
 from trtopt.errors import UsageError
 from trtopt.plan import JudgePlan
-from trtopt.run import load
+from trtopt.run import invocation, load
 from trtopt.types import Report
 
 
@@ -30,8 +30,11 @@ def judge_again(plan: JudgePlan) -> Report:
         raise UsageError(f"{plan.run} does not contain a comparison", why=why, fix="Run trtopt compare")
     for comparison in before:
         checks.measured(plan.run, plan.measure, comparison)
-        checks.measures(plan.gates, {output.output: output.kind for output in comparison.outputs})
-        checks.gated(plan.gates, [output.output for output in comparison.outputs])
+        outputs = {output.output: output.kind for output in comparison.outputs}
+        # As in `compare`, a metric that an output does not have fails its gate, unless the flags contradict each other.
+        checks.measures(plan.gates, plan.measure.kinds, all_known=plan.measure.kinds.keys() >= outputs.keys())
+        checks.custom(plan.gates, measured="own" in outputs.values())
+        checks.gated(plan.gates, list(outputs))
     precisions = [earlier.precision] if earlier.comparison else [row.precision for row in earlier.candidates]
     after = [judged(each, plan.gates, precision) for each, precision in zip(before, precisions, strict=True)]
     # Remarks about the old gates must not stay among the notes.
@@ -54,4 +57,5 @@ def judge_again(plan: JudgePlan) -> Report:
         list_worst=plan.worst,
         written=False,
         tune_with="",
+        invocation=invocation(),
     )

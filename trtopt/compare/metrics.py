@@ -12,10 +12,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 
+from trtopt.compare.exhibits import Exhibits
 from trtopt.compare.kinds import Opening, Reader, kind, kinds
 from trtopt.compare.measures.outputs import Outputs, joined, without_masks
 from trtopt.errors import ModelError, UsageError
-from trtopt.types import OutputDrift
+from trtopt.types import Exhibit, OutputDrift
 
 _GATHERED_VALUES = 1 << 15
 _GATHERED_SAMPLES = 256
@@ -34,9 +35,19 @@ class Metrics:
         asked: the kinds that the user named, by output.
         apart: every output has one row per sample, so batches may be joined.
         plain: read outputs as `values` or `exact` only.
+        names: the names of classes, by index.
     """
 
-    def __init__(self, asked: Mapping[str, str], *, apart: bool = False, plain: bool = False) -> None:
+    def __init__(
+        self,
+        asked: Mapping[str, str],
+        *,
+        apart: bool = False,
+        plain: bool = False,
+        names: Mapping[int, str] | None = None,
+    ) -> None:
+        self._names = names or {}
+        self._exhibits = Exhibits(self._names)
         self._asked = dict(asked)
         self._apart = apart
         self._kinds = [module for module in map(kind, kinds()) if module.PLAIN or not plain]
@@ -84,6 +95,10 @@ class Metrics:
         chosen = self._chosen()
         return tuple(reader.drift(ids) for reader in chosen.values())
 
+    def exhibits(self, drifts: Sequence[OutputDrift], ids: Sequence[str]) -> tuple[Exhibit, ...]:
+        """Return the worst samples of `drifts`, to show them. There are none if the batches had no previews."""
+        return self._exhibits.shown(drifts, ids)
+
     def notes(self) -> list[str]:
         """Return remarks on how the outputs were read."""
         return [reader.note for reader in self._chosen().values() if reader.note]
@@ -113,6 +128,7 @@ class Metrics:
             self._readers = self._opened(batch)
         for name, readers in self._readers.items():
             self._readers[name] = [reader for reader in readers if self._accepts(name, reader, batch)]
+        self._exhibits.add(batch, (reader for readers in self._readers.values() for reader in readers))
         # An output without a reader is an error, unless the reader of another output may include it.
         claimed = {other for readers in self._readers.values() for reader in readers for other in reader.reads}
         for name, readers in self._readers.items():
@@ -143,7 +159,7 @@ class Metrics:
         beside = tuple(other for other in first.reference if other != name and other not in self._asked)
         if name in self._asked:
             module = kind(self._asked[name])
-            reader = module.reader(Opening(name=name, first=first, asked=True, beside=beside))
+            reader = module.reader(Opening(name=name, first=first, asked=True, beside=beside, names=self._names))
             if reader is None:
                 array = first.reference[name]
                 raise UsageError(
@@ -151,7 +167,7 @@ class Metrics:
                     why=f"it is {array.dtype.name} {list(array.shape)}, and {self._asked[name]} takes {module.TAKES}",
                 )
             return [reader]
-        opening = Opening(name=name, first=first, beside=beside)
+        opening = Opening(name=name, first=first, beside=beside, names=self._names)
         # Specific kinds come before those that accept everything.
         modules = sorted(self._kinds, key=lambda module: module.PLAIN)
         return [reader for module in modules if (reader := module.reader(opening)) is not None]

@@ -19,9 +19,11 @@ from trtopt.compare.metrics import Metrics
 from trtopt.compare.witness import Witness
 from trtopt.data.classes import check_count, score_count
 from trtopt.data.dataset import Batch, Dataset, Groups, batches
+from trtopt.data.preview import Preview, preview
 from trtopt.errors import DataError, OutOfMemoryError, UsageError
 from trtopt.events import Emit, Progress, Warned
 from trtopt.parallel import in_order
+from trtopt.shards.shard import WHOLE, Shard
 from trtopt.types import Comparison, OutputDrift
 
 
@@ -78,6 +80,25 @@ WORKERS = 2
 """Number of batches to run at once, where the runners have several callers. Each holds the activations of a batch."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """The outputs of both models for some samples, in order, as they are computed or were recorded.
+
+    Attributes:
+        names: the models' names in the report.
+        where: what ran: the baseline, the candidate and, if the candidate is an engine, its graph.
+        size: the largest number of samples per run.
+        groups: the samples of each feed, if their batch is fixed and every output has a row for each of them.
+        outputs: the outputs, batch by batch.
+    """
+
+    names: tuple[str, str]
+    where: tuple[str, ...]
+    size: int
+    groups: Groups | None
+    outputs: Iterator[Outputs]
+
+
 def compare(pair: Pair, dataset: Dataset, measure: Measure, *, emit: Emit, batch: int = BATCH) -> Comparison:
     """Return the drift of the candidate on all samples; `trtopt.compare.gate.judged` adds the verdict.
 
@@ -98,16 +119,44 @@ def compare(pair: Pair, dataset: Dataset, measure: Measure, *, emit: Emit, batch
     """
     for kind in measure.kinds.values():
         check_name(kind)
-    custom = opened(measure.metrics)
+    opened(measure.metrics)  # a misspelt name must fail before anything runs
+    return measured(run(pair, dataset, emit=emit, batch=batch), dataset, measure, emit=emit)
+
+
+def run(pair: Pair, dataset: Dataset, *, emit: Emit, batch: int = BATCH, shard: Shard = WHOLE) -> Ran:
+    """Return the outputs of both models for a shard of the samples: whole batches, as the undivided data set has them.
+
+    Raises:
+        as `compare`, when the outputs are taken.
+    """
     size = batch if _joinable(pair, dataset) else 1
     # With a fixed batch, samples are measured one by one if every output has a row for each of them.
     groups = dataset.groups if dataset.groups and _apart(pair, dataset.load(0), dataset.groups.size) else None
+    part = shard.of(-(-len(dataset) // size))
+    among = range(part.start * size, min(part.stop * size, len(dataset)))
+    return Ran(
+        names=pair.names,
+        where=tuple(runner.where for runner in pair.runners),
+        size=size,
+        groups=groups,
+        outputs=_outputs(pair, dataset, size, emit, among),
+    )
+
+
+def measured(ran: Ran, dataset: Dataset, measure: Measure, *, emit: Emit) -> Comparison:
+    """Return the drift that the outputs for all samples show.
+
+    Raises:
+        as `compare`.
+    """
+    custom = opened(measure.metrics)
+    groups = ran.groups
     samples = groups or dataset
-    apart = size > 1 or groups is not None
-    metrics = Metrics(measure.kinds, apart=apart)
-    witness = Witness(apart=apart) if pair.graph else None
+    apart = ran.size > 1 or groups is not None
+    metrics = Metrics(measure.kinds, apart=apart, names=dataset.shown.names)
+    witness = Witness(apart=apart) if len(ran.where) > 2 else None
     done = 0
-    for outputs in _outputs(pair, dataset, size, emit):
+    for outputs in ran.outputs:
         per_sample = _ungrouped(outputs, groups) if groups else outputs
         if witness is not None:
             witness.add(per_sample)
@@ -125,23 +174,24 @@ def compare(pair: Pair, dataset: Dataset, measure: Measure, *, emit: Emit, batch
         note = "an output does not have one row per sample of a group, so each group counts as one sample"
         warnings.append(f"{dataset.source}: {note}" + ("; labels are not used" if dataset.groups.labels else ""))
     return Comparison(
-        baseline=pair.names[0],
-        candidate=pair.names[1],
-        baseline_ran=pair.baseline.where,
-        candidate_ran=pair.candidate.where,
+        baseline=ran.names[0],
+        candidate=ran.names[1],
+        baseline_ran=ran.where[0],
+        candidate_ran=ran.where[1],
         data=dataset.source,
         samples=done,
         labelled=any("accuracy" in output.values for output in drifts),
         outputs=drifts + tuple(metric.drift() for metric in custom),
         engine=witness.drifts(samples.ids) if witness else (),
-        graph_ran=pair.graph.where if pair.graph else "",
+        graph_ran=ran.where[2] if witness else "",
         warnings=tuple(warnings),
+        exhibits=metrics.exhibits(drifts, samples.ids),
         notes=(*metrics.notes(), *(f"the code of {metric.source} was run" for metric in custom)),
     )
 
 
-def _outputs(pair: Pair, dataset: Dataset, size: int, emit: Emit) -> Iterator[Outputs]:
-    """Yield the outputs of both models for all samples, up to `size` at a time.
+def _outputs(pair: Pair, dataset: Dataset, size: int, emit: Emit, among: range) -> Iterator[Outputs]:
+    """Yield the outputs of both models for these samples, up to `size` at a time.
 
     When memory is exhausted, the size is halved for the rest of the samples.
     """
@@ -175,12 +225,13 @@ def _outputs(pair: Pair, dataset: Dataset, size: int, emit: Emit) -> Iterator[Ou
                     indices=part.indices,
                     labels=labels,
                     inputs=_resembling(part.feed, results[0]),
+                    previews=_previews(part, dataset),
                 )
             )
         return done
 
     workers = min(WORKERS, *(getattr(runner, "callers", 1) for runner in pair.runners))
-    for parts in in_order(run, batches(dataset, size), workers):
+    for parts in in_order(run, batches(dataset, size, among=among), workers):
         yield from parts
 
 
@@ -188,6 +239,17 @@ def _resembling(feed: Mapping[str, Array], outputs: Mapping[str, Array]) -> dict
     """Return the inputs that have the shape of an output, which could be a copy of them."""
     shapes = {array.shape for array in outputs.values()}
     return {name: array for name, array in feed.items() if array.shape in shapes}
+
+
+def _previews(batch: Batch, dataset: Dataset) -> tuple[Preview, ...]:
+    """Return a preview of every sample of a batch; of each member, if the samples are fed in groups."""
+    indices = dataset.groups.members(batch.indices[0]) if dataset.groups else batch.indices
+    if dataset.groups is None and len(indices) == 1:
+        return (preview(batch.feed, dataset.shown, indices[0]),)
+    return tuple(
+        preview({name: array[row : row + 1] for name, array in batch.feed.items()}, dataset.shown, index)
+        for row, index in enumerate(indices)
+    )
 
 
 def _part(batch: Batch, rows: slice) -> Batch:
@@ -202,6 +264,7 @@ def _ungrouped(outputs: Outputs, groups: Groups) -> Outputs:
         candidate={name: array[: len(members)] for name, array in outputs.candidate.items()},
         inputs={name: array[: len(members)] for name, array in outputs.inputs.items()},
         graph={name: array[: len(members)] for name, array in outputs.graph.items()},
+        previews=outputs.previews[: len(members)],
         indices=members,
         labels=None if groups.labels is None else tuple(groups.labels[i] for i in members),
     )
@@ -217,17 +280,22 @@ def _joinable(pair: Pair, dataset: Dataset) -> bool:
     if not dataset.batched or len(dataset) < 2:
         return False
     single, joined = (next(batches(dataset, size, workers=1)).feed for size in (1, 2))
-    for runner in pair.runners:
-        try:
-            alone, together = runner.run(single), runner.run(joined)
-        except (DataError, OutOfMemoryError):  # if the sample itself is at fault, running it alone reports it
-            return False
-        for name, array in alone.items():
-            if array.shape[:1] != (1,) or together[name].shape[:1] != (2,):
-                return False
-            if not _is_same(array, together[name][:1]):
-                return False
-    return True
+    return all(keeps_rows(runner, single, joined) for runner in pair.runners)
+
+
+def keeps_rows(runner: Runner, single: Mapping[str, Array], joined: Mapping[str, Array]) -> bool:
+    """Return whether a model returns one row per sample: for a sample alone the same as beside another one.
+
+    `joined` is the feed of two samples, of which the first is the one of `single`.
+    """
+    try:
+        alone, together = runner.run(single), runner.run(joined)
+    except (DataError, OutOfMemoryError):  # if the sample itself is at fault, running it alone reports it
+        return False
+    return all(
+        array.shape[:1] == (1,) and together[name].shape[:1] == (2,) and _is_same(array, together[name][:1])
+        for name, array in alone.items()
+    )
 
 
 def _is_same(alone: Array, joined: Array) -> bool:

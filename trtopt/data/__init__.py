@@ -13,10 +13,11 @@ from pathlib import Path
 from trtopt.data import arrays, images, labels, python, text
 from trtopt.data.classes import read_classes
 from trtopt.data.dataset import Batch, Dataset, batches
+from trtopt.data.fitting import recipe_for
 from trtopt.data.given import Given, read_given
 from trtopt.data.labels import Labelling
-from trtopt.data.recipe import Recipe, load_recipe, recipe_for
-from trtopt.data.sample import Samples, at_most, to_dataset
+from trtopt.data.recipe import Recipe, load_recipe
+from trtopt.data.sample import Bad, Samples, at_most, to_dataset
 from trtopt.errors import DataError, UsageError
 from trtopt.types import TensorSpec
 
@@ -44,7 +45,7 @@ def open_dataset(
     inputs: tuple[TensorSpec, ...],
     *,
     recipe: Recipe | None = None,
-    labelling: Labelling = _NO_LABELLING,
+    labelling: Labelling | None = _NO_LABELLING,
     skip_bad: bool = False,
     most: int | None = None,
 ) -> Dataset:
@@ -63,7 +64,8 @@ def open_dataset(
         source: the path, `package.module:function`, or Python objects (`given`).
         inputs: the model's inputs.
         recipe: the preprocessing; by default that of the folder, or one that is assumed from the inputs.
-        labelling: class names and labels of images. Its class names take precedence over the recipe's.
+        labelling: class names and labels of images. Its class names take precedence over the recipe's. None is for
+            predictions: labels are not read, and the error of a bad sample is raised when it is loaded.
         skip_bad: load every sample once now, leave out the bad ones, and list them in `Dataset.warnings`.
         most: the largest number of samples to use, spread evenly over the source; None for all.
 
@@ -73,24 +75,25 @@ def open_dataset(
         UsageError: the recipe or the labelling cannot be used for this data.
         MissingDependencyError: the package that reads this data is not installed.
     """
+    bad: Bad = "keep" if labelling is None else "skip" if skip_bad else "refuse"
     if isinstance(source, Given):
         samples = _without(recipe, read_given(source, inputs))
-        return to_dataset(at_most(samples, most), inputs, skip_bad=skip_bad)
+        return to_dataset(at_most(samples, most), inputs, bad=bad)
     folder = Path(source)
     try:
         names = images.find(folder) if folder.is_dir() else ()
         if names:
             samples = _read_images(folder, names, inputs, recipe, labelling)
-        elif labelling == _NO_LABELLING:
-            samples = _read(source, inputs, recipe, skip_bad=skip_bad)
+        elif labelling in (None, _NO_LABELLING):
+            samples = _read(source, inputs, recipe, skip_bad=bad != "refuse")
         else:
-            flag = "--labels" if labelling.file else "--classes"
+            flag = "--labels" if labelling and labelling.file else "--classes"
             raise UsageError(
                 f"{flag} is for a folder of images",
                 why=f"{source} is not one; other data contain their own class indices",
                 fix="Leave it out",
             )
-        return to_dataset(at_most(samples, most), inputs, skip_bad=skip_bad)
+        return to_dataset(at_most(samples, most), inputs, bad=bad)
     except OSError as error:
         raise DataError(f"{source}: cannot be read", why=str(error)) from error
 
@@ -115,7 +118,11 @@ def _read(source: str, inputs: tuple[TensorSpec, ...], recipe: Recipe | None, *,
 
 
 def _read_images(
-    folder: Path, names: tuple[str, ...], inputs: tuple[TensorSpec, ...], recipe: Recipe | None, labelling: Labelling
+    folder: Path,
+    names: tuple[str, ...],
+    inputs: tuple[TensorSpec, ...],
+    recipe: Recipe | None,
+    labelling: Labelling | None,
 ) -> Samples:
     if files := arrays.find(folder):
         raise DataError(
@@ -125,11 +132,14 @@ def _read_images(
         )
     assumed, note, warning = (recipe, "", "") if recipe is not None else recipe_for(folder, inputs)
     samples = images.read_images(folder, names, assumed, inputs)
-    labelled = labels.label(folder, names, replace(labelling, classes=labelling.classes or assumed.classes))
+    labelled = labels.Labels(indices=None)
+    if labelling is not None:
+        labelled = labels.label(folder, names, replace(labelling, classes=labelling.classes or assumed.classes))
     return replace(
         samples,
         labels=labelled.indices,
         class_list=labelled.class_list,
+        shown=replace(samples.shown, names=labelled.names),
         notes=(*labelled.notes, *filter(None, [note])),
         warnings=(*labelled.warnings, *filter(None, [warning])),
     )

@@ -9,10 +9,14 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from trtopt.data.recipe import ImageRecipe
 
 Array = npt.NDArray[np.generic]
 Feed = dict[str, Array]
@@ -24,6 +28,19 @@ class ClassList:
 
     count: int
     what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """How a report shows samples to people.
+
+    `names` are those of classes, by index. `image` is the recipe that turned images into arrays, and `text` returns the
+    text that sample i was made from; both are None for other sources.
+    """
+
+    names: Mapping[int, str] = field(default_factory=dict)
+    image: ImageRecipe | None = None
+    text: Callable[[int], str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +76,7 @@ class Dataset:
         shapes: the distinct shapes of the samples. Each entry has one shape per model input, in the inputs' order.
         groups: the samples in each feed, if the model's batch is fixed above 1. Index i then refers to a feed, not to a
             single sample, and labels are in `groups` only.
+        shown: what a report needs to show the samples.
         notes: facts to report to the user, such as what was assumed.
         warnings: what may be wrong with the samples or their use.
     """
@@ -72,6 +90,7 @@ class Dataset:
     class_list: ClassList | None = None
     shapes: tuple[tuple[tuple[int, ...], ...], ...] = ()
     groups: Groups | None = None
+    shown: Shown = Shown()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -92,29 +111,36 @@ class Batch:
     feed: Mapping[str, Array]
 
 
-def batches(dataset: Dataset, size: int = 1, *, workers: int = 4) -> Iterator[Batch]:
-    """Yield every sample once, in order, in batches of `size`.
+def batches(dataset: Dataset, size: int = 1, *, workers: int = 4, among: range | None = None) -> Iterator[Batch]:
+    """Yield every sample once, in order, in batches of `size`; with `among`, only these consecutive ones.
 
     The last batch may be smaller. Batches have one sample unless `dataset.batched`.
     `workers` threads load samples at most `2 * workers + size` ahead of the consumer, so that memory does not grow with
     the number of samples. An error in `load` is raised when the iteration reaches its sample.
     """
     size = size if dataset.batched else 1
+    wanted = range(len(dataset)) if among is None else among
     with ThreadPoolExecutor(workers, thread_name_prefix="trtopt-data") as pool:
-        pending = deque(pool.submit(dataset.load, i) for i in range(min(len(dataset), 2 * workers + size)))
+        pending = deque(pool.submit(dataset.load, i) for i in wanted[: 2 * workers + size])
         ahead = len(pending)
         try:
-            for start in range(0, len(dataset), size):
-                indices = tuple(range(start, min(start + size, len(dataset))))
+            for start in range(0, len(wanted), size):
+                indices = tuple(wanted[start : start + size])
                 feeds = []
                 for _ in indices:
                     feeds.append(pending.popleft().result())
-                    if ahead < len(dataset):
-                        pending.append(pool.submit(dataset.load, ahead))
+                    if ahead < len(wanted):
+                        pending.append(pool.submit(dataset.load, wanted[ahead]))
                         ahead += 1
                 yield Batch(indices=indices, feed=_join(feeds))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def part(dataset: Dataset, indices: range) -> Dataset:
+    """Return consecutive feeds of a dataset as a dataset without labels."""
+    ids = tuple(dataset.ids[index] for index in indices)
+    return replace(dataset, ids=ids, load=lambda i: dataset.load(indices[i]), labels=None, groups=None)
 
 
 def spread(length: int, count: int) -> list[int]:
@@ -122,7 +148,7 @@ def spread(length: int, count: int) -> list[int]:
     return list(dict.fromkeys(np.linspace(0, length - 1, min(count, length)).astype(int).tolist()))
 
 
-def part(dataset: Dataset, indices: Sequence[int]) -> Dataset:
+def selected(dataset: Dataset, indices: Sequence[int]) -> Dataset:
     """Return the samples at these positions; the groups of samples, if they are fed in groups.
 
     The last group may be one that is filled up, and must then stay the last.

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from trtopt.data.dataset import Array
+from trtopt.data.constants import per_sample
+from trtopt.data.dataset import Array, Shown
 from trtopt.data.digest import of_files
+from trtopt.data.fitting import fitted
+from trtopt.data.geometry import Frame, frame
 from trtopt.data.recipe import ImageRecipe, Recipe
 from trtopt.data.sample import Header, Samples
+from trtopt.data.values import suggest
 from trtopt.errors import DataError, UsageError
 from trtopt.types import TensorSpec
 
@@ -36,6 +41,7 @@ _FORMATS = {
     ".webp": "WEBP",
 }
 SUFFIXES = frozenset(_FORMATS)
+_MOST_PIXELS = 1 << 28
 _TYPES = ("float32", "float16", "float64", "uint8")
 
 
@@ -47,38 +53,62 @@ def find(folder: Path) -> tuple[str, ...]:
 
 
 def read_images(folder: Path, ids: tuple[str, ...], recipe: Recipe, inputs: tuple[TensorSpec, ...]) -> Samples:
-    """Return the named images as samples for the model's only input, preprocessed with the recipe.
+    """Return the named images as samples, preprocessed with the recipe, which feeds the other inputs.
 
     Raises:
-        DataError: the model has several inputs, or the input's dtype does not fit images.
-        UsageError: the recipe has no [image] table, or it scales or normalizes pixels for a uint8 input.
+        DataError: an input is fed by neither images nor the recipe, or its dtype does not fit images.
+        UsageError: the recipe has no [image] table, cannot be fitted to the model, or scales or normalizes pixels for a
+            uint8 input.
     """
-    if len(inputs) != 1:
-        names = ", ".join(spec.name for spec in inputs)
-        raise DataError(
-            f"{folder}: images feed one input",
-            why=f"the model has {len(inputs)}: {names}",
-            fix="Give a .npz with an array for each input",
-        )
-    name, dtype = inputs[0].name, inputs[0].dtype
+    if recipe.image is None:
+        raise UsageError(f"recipe {recipe.name} has no [image] table", why=f"{folder} contains images")
+    spec = _fed(folder, recipe, recipe.image, inputs)
+    name, dtype = spec.name, spec.dtype
     if dtype not in _TYPES:
         raise DataError(f"{folder}: images cannot feed input {name}", why=f"it is {dtype}")
-    how = recipe.image
-    if how is None:
-        raise UsageError(f"recipe {recipe.name} has no [image] table", why=f"{folder} contains images")
+    how = fitted(recipe, spec)
     if dtype == "uint8" and (how.scale != 1 or any(how.mean) or any(x != 1 for x in how.std)):
         raise UsageError(
             f"recipe {recipe.name} sets scale, mean or std",
             why=f"input {name} is uint8, so the model takes untouched pixels",
         )
+    beside = per_sample(recipe.inputs, {each.name: each for each in inputs}, ids)
 
     def peek(i: int) -> Mapping[str, Header]:
-        return {name: Header(dtype, output_shape(header_size(folder / ids[i]), how, ids[i]))}
+        others = {other: Header(array.dtype.name, array.shape) for other, array in beside[i].items()}
+        return {name: Header(dtype, output_shape(header_size(folder / ids[i]), how, ids[i])), **others}
 
     def read(i: int) -> dict[str, Array]:
-        return {name: to_array(decode(folder / ids[i]), how).astype(dtype, copy=False)}
+        return {name: to_array(decode(folder / ids[i]), how).astype(dtype, copy=False), **beside[i]}
 
-    return Samples(source=str(folder), digest=of_files(folder, ids, recipe.digest), ids=ids, peek=peek, read=read)
+    return Samples(
+        source=str(folder),
+        digest=of_files(folder, ids, replace(recipe, image=how).digest),
+        ids=ids,
+        peek=peek,
+        read=read,
+        shown=Shown(image=how),
+    )
+
+
+def _fed(folder: Path, recipe: Recipe, image: ImageRecipe, inputs: tuple[TensorSpec, ...]) -> TensorSpec:
+    """Return the input that the images feed."""
+    names = [spec.name for spec in inputs]
+    unknown = [name for name in (*recipe.inputs, *filter(None, [image.input])) if name not in names]
+    if unknown:
+        near = suggest(unknown[0], tuple(names))
+        raise UsageError(
+            f"recipe {recipe.name}: the model has no input {unknown[0]}", fix=f"{near}Its inputs are {', '.join(names)}"
+        )
+    free = [spec for spec in inputs if spec.name not in recipe.inputs]
+    if len(free) != 1 or image.input not in ("", free[0].name):
+        listed = ", ".join(spec.name for spec in free)
+        raise DataError(
+            f"{folder}: images feed one input",
+            why=f"the model has {len(inputs)}: {', '.join(names)}" + (f"; left are {listed}" if recipe.inputs else ""),
+            fix="Give the others in the recipe ([inputs.NAME]), or a .npz with an array for each input",
+        )
+    return free[0]
 
 
 def _formats(path: Path) -> tuple[str, ...]:
@@ -140,12 +170,14 @@ def to_array(image: PilImage, how: ImageRecipe) -> npt.NDArray[np.float32] | npt
     from PIL import Image
 
     image = image.convert("L" if how.color == "gray" else "RGB")
-    height, width = _resized((image.height, image.width), how)
-    if (height, width) != (image.height, image.width):
-        image = image.resize((width, height), Image.Resampling[how.interpolation.upper()])
-    if how.crop:
-        top, left = round((height - how.crop[0]) / 2), round((width - how.crop[1]) / 2)
-        image = image.crop((left, top, left + how.crop[1], top + how.crop[0]))
+    placed = frame((image.height, image.width), how)
+    if placed.resized != (image.height, image.width):
+        image = image.resize(placed.resized[::-1], Image.Resampling[how.interpolation.upper()])
+    if placed.canvas != placed.resized:
+        image = _padded(image, placed, how)
+    if placed.crop != placed.canvas:
+        (top, left), (height, width) = placed.corner, placed.crop
+        image = image.crop((left, top, left + width, top + height))
     pixels: npt.NDArray[np.uint8] = np.asarray(image)
     if pixels.ndim == 2:
         pixels = pixels[:, :, np.newaxis]
@@ -171,27 +203,31 @@ def output_shape(size: tuple[int, int], how: ImageRecipe, name: str) -> tuple[in
     Raises:
         DataError: the crop is larger than the image.
     """
-    height, width = _resized(size, how)
-    if how.crop and (how.crop[0] > height or how.crop[1] > width):
+    placed = frame(size, how)
+    if not placed.fits:
+        height, width = placed.canvas
         raise DataError(
             f"{name}: {height}x{width} is too small",
-            why=f"the recipe crops {how.crop[0]}x{how.crop[1]}",
-            fix="Add a resize to the recipe",
+            why=f"the recipe crops {placed.crop[0]}x{placed.crop[1]}",
+            fix='Add a resize to the recipe, such as resize = "input"',
         )
-    height, width = how.crop or (height, width)
+    height, width = placed.crop
+    if height * width > _MOST_PIXELS:
+        raise DataError(f"{name}: {height}x{width} has too many pixels", fix="Make the resize of the recipe smaller")
     channels = 1 if how.color == "gray" else 3
     return (channels, height, width) if how.layout == "NCHW" else (height, width, channels)
 
 
-def _resized(size: tuple[int, int], how: ImageRecipe) -> tuple[int, int]:
-    """Return (height, width) after the recipe's resize."""
-    height, width = size
-    if isinstance(how.resize, int):
-        # The longer side is rounded down, as in torchvision.
-        if height <= width:
-            return how.resize, how.resize * width // height
-        return how.resize * height // width, how.resize
-    return how.resize or size
+def _padded(image: PilImage, placed: Frame, how: ImageRecipe) -> PilImage:
+    """Return the image in its canvas."""
+    from PIL import Image
+
+    channels = len(image.getbands())
+    values = how.pad_value * (channels // len(how.pad_value))
+    values = values[::-1] if how.color == "BGR" else values  # the channels are swapped later
+    canvas = Image.new(image.mode, placed.canvas[::-1], values if channels > 1 else values[0])
+    canvas.paste(image, placed.offset[::-1])
+    return canvas
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import csv
 import difflib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trtopt.data.classes import Classes, is_index
@@ -42,10 +42,14 @@ class Labelling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labels:
-    """The class index of each image (None without labels), the list that they index, and remarks for the user."""
+    """The class index of each image (None without labels), the list that they index, and remarks for the user.
+
+    `names` are those of classes by index, as far as they are known.
+    """
 
     indices: tuple[int, ...] | None
     class_list: ClassList | None = None
+    names: Mapping[int, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -57,6 +61,13 @@ def label(folder: Path, names: Sequence[str], labelling: Labelling) -> Labels:
         DataError: the CSV file cannot be read or is wrong, a subfolder is not among the class names, or only some of
             the images are in subfolders.
     """
+    labels = _labels(folder, names, labelling)
+    if labelling.classes is None:
+        return labels
+    return replace(labels, names={place: name for name, place in labelling.classes.index.items()})
+
+
+def _labels(folder: Path, names: Sequence[str], labelling: Labelling) -> Labels:
     file = labelling.file or (folder / FILE_NAME if (folder / FILE_NAME).is_file() else None)
     if file is not None:
         return _from_file(file, folder, names, labelling.classes)
@@ -64,7 +75,7 @@ def label(folder: Path, names: Sequence[str], labelling: Labelling) -> Labels:
     if len(loose) == len(names):
         if labelling.classes is None:
             return Labels(indices=None)
-        note = f"the images have no labels: the class names of {labelling.classes.source} are not used"
+        note = f"the images have no labels: the class names of {labelling.classes.source} only appear in the report"
         return Labels(indices=None, warnings=(note,))
     if loose:
         raise DataError(
@@ -81,7 +92,7 @@ def _from_folders(folder: Path, names: Sequence[str], classes: Classes | None) -
     empty = sorted(set(folders).difference(tops))
     notes: list[str] = []
     warnings = [f"no samples of class {_shown(empty)}: no images in the subfolder"] if empty else []
-    class_list = None
+    class_list, named = None, {}
     if classes is not None:
         index = {name: classes.find(name, str(folder)) for name in folders}
         mapping = ", ".join(f"{name}={place}" for name, place in list(index.items())[:_SHOWN])
@@ -99,9 +110,11 @@ def _from_folders(folder: Path, names: Sequence[str], classes: Classes | None) -
             f"labels are the indices of the {len(folders)} subfolders in sorted order ({mapping}{_more(folders)})"
         )
         class_list = ClassList(count=len(folders), what=f"class folders ({_shown(folders)})")
+        named = dict(enumerate(folders))
     return Labels(
         indices=tuple(index[top] for top in tops),
         class_list=class_list,
+        names=named,
         notes=tuple(notes),
         warnings=tuple(warnings),
     )

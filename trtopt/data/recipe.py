@@ -1,25 +1,7 @@
 """Recipes for preprocessing images or text into a model's input.
 
-A recipe is a TOML file with an [image] or a [text] table:
-
-    classes = "classes.txt"     # class names in the order of the scores: a file (see `classes`) or a list
-
-    [image]
-    resize = "shorter:256"      # length of the shorter side, or [height, width]; default: no resize
-    crop = [224, 224]           # height and width of a centre crop; default: no crop
-    interpolation = "bilinear"  # nearest, box, bilinear, hamming, bicubic, lanczos
-    color = "RGB"               # RGB, BGR, gray
-    layout = "NCHW"             # NCHW, NHWC
-    scale = 0.00392156862745098 # factor for each pixel (0 to 255), applied before mean and std
-    mean = [0.485, 0.456, 0.406]
-    std = [0.229, 0.224, 0.225] # input = (pixel * scale - mean) / std, channels in the order of `color`
-
-    [text]
-    tokenizer = "tokenizer.json"
-    max_length = 128
-    padding = "max_length"      # or "none"
-
-A step that is not listed is not done.
+A recipe is a TOML file with an [image] or a [text] table; docs/recipes.md describes every key. A step that is not
+listed is not done. What a recipe takes from the model's input is filled in by `fitting`.
 
 Touches: reads recipe files.
 """
@@ -29,55 +11,100 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from trtopt.data.classes import Classes, from_list, read_classes
-from trtopt.data.values import by, check_keys, numbers, one_of, resize, size, suggest
-from trtopt.errors import DataError, UsageError
+from trtopt.data.constants import Constant, parse_inputs
+from trtopt.data.values import by, check_keys, numbers, one_of, side, size, suggest
+from trtopt.errors import UsageError
 from trtopt.requires import require
-from trtopt.types import TensorSpec
 
 Color = Literal["RGB", "BGR", "gray"]
-Layout = Literal["NCHW", "NHWC"]
+Layout = Literal["NCHW", "NHWC", "input"]
+Fit = Literal["stretch", "letterbox"]
+Place = Literal["center", "top-left"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Padding = Literal["max_length", "none"]
 
 FILE_NAME = "recipe.toml"
 """Name of the recipe file inside a folder of images."""
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_SCALE = 1 / 255
+_MOST_MULTIPLE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """Length of one side of an image in pixels; with `of`, it is `length / of` times that of the model's input."""
+
+    which: Literal["shorter", "longer"]
+    length: int
+    of: int = 0
+
+    def __str__(self) -> str:
+        length = f"{self.length}/{self.of} of the input's" if self.of else str(self.length)
+        return f"{self.which} side to {length}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRecipe:
-    """Preprocessing of an image into an array. The module's docstring describes each field.
+    """Preprocessing of an image into an array: resize, letterbox, padding to a multiple, crop, colours, scaling.
 
-    `resize` is the length of the shorter side, or (height, width). `mean` and `std` are empty, or have one value for
-    all channels or one per channel. EXIF orientation is ignored, as in torchvision.
+    EXIF orientation is ignored, as in torchvision.
+
+    Attributes:
+        resize: (height, width), the length of a side, or "input" for the size of the model's input.
+        fit: how an image comes to the size of `resize`: stretched, or with its aspect ratio and padding.
+        multiple: the image is padded so that both sides are multiples of this number.
+        pad_value: value of padding from 0 to 255, for all channels or one per channel in the order of `color`.
+        place: where the image is in its padding.
+        crop: (height, width) cut out of the centre, or "input".
+        interpolation: one of pillow's filters.
+        color: order of the channels.
+        layout: order of the axes, or "input".
+        scale: factor of each pixel (0 to 255), applied before mean and std.
+        mean: empty, or one value for all channels, or one per channel.
+        std: as `mean`; the array is (pixel * scale - mean) / std.
+        input: name of the input that images feed; empty if there is only one that is not in [inputs].
     """
 
-    resize: int | tuple[int, int] | None = None
-    crop: tuple[int, int] | None = None
+    resize: Side | tuple[int, int] | Literal["input"] | None = None
+    fit: Fit = "stretch"
+    multiple: int = 1
+    pad_value: tuple[int, ...] = (0,)
+    place: Place = "center"
+    crop: tuple[int, int] | Literal["input"] | None = None
     interpolation: Interpolation = "bilinear"
     color: Color = "RGB"
     layout: Layout = "NCHW"
     scale: float = 1.0
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    input: str = ""
 
     def __str__(self) -> str:
         parts: list[str] = [self.color, self.layout]
         if self.resize is not None:
-            parts.append(f"shorter side to {self.resize}" if isinstance(self.resize, int) else f"to {by(self.resize)}")
+            parts.append(str(self.resize) if isinstance(self.resize, Side) else f"to {_size_text(self.resize)}")
+        if self.fit == "letterbox":
+            parts.append(f"letterbox ({self.place}) padded with {_values_text(self.pad_value)}")
+        if self.multiple > 1:
+            parts.append(f"padded to a multiple of {self.multiple} with {_values_text(self.pad_value)}")
         if self.crop:
-            parts.append(f"centre crop {by(self.crop)}")
+            parts.append(f"centre crop {_size_text(self.crop)}")
         parts.append(f"pixel * {self.scale:.6g}")
         parts += [f"mean {list(self.mean)}"] if self.mean else []
         parts += [f"std {list(self.std)}"] if self.std else []
         return ", ".join(parts)
+
+
+def _size_text(size: tuple[int, int] | Literal["input"]) -> str:
+    return "the input's size" if size == "input" else by(size)
+
+
+def _values_text(values: tuple[int, ...]) -> str:
+    return "/".join(map(str, values))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,16 +124,18 @@ class Recipe:
     image: ImageRecipe | None = None
     text: TextRecipe | None = None
     classes: Classes | None = None
+    inputs: Mapping[str, Constant] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the settings, without the name, the classes and the tokenizer file."""
+        """SHA-256 of the settings and the inputs, without the name, the classes and the tokenizer file."""
         text = (self.text.max_length, self.text.padding) if self.text else None
-        return hashlib.sha256(repr((self.image, text)).encode()).hexdigest()
+        inputs = {name: (each.digest, each.rows) for name, each in sorted(self.inputs.items())}
+        return hashlib.sha256(repr((self.image, text, inputs)).encode()).hexdigest()
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
-    """Return the recipe in a file, or one of the recipes that come with trtopt (imagenet, grayscale, bert).
+    """Return the recipe in a file, or one of the recipes that come with trtopt, by its name.
 
     The path of a tokenizer is relative to the recipe file, or to the current folder for a recipe of trtopt.
 
@@ -129,65 +158,13 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     return parse_recipe(_read(shipped[name]), name, Path())
 
 
-def recipe_for(folder: Path, inputs: tuple[TensorSpec, ...]) -> tuple[Recipe, str, str]:
-    """Return the default recipe for a folder of images, and a note or else a warning that describes it.
-
-    A `recipe.toml` in the folder is used if there is one. Otherwise the recipe is assumed from the model's input, which
-    must have rank 4, 1 or 3 channels, and a fixed height and width:
-        3 channels: ImageNet's, as in torchvision's reference weights (shorter side resized to 256/224 of the size,
-            centre crop, mean and std). An oblong input is resized without a crop.
-        1 channel: resized, pixels scaled to [0, 1].
-        uint8: as above, without scaling or normalization.
-
-    Raises:
-        DataError: the input does not have the shape of an image, or its height or width is dynamic.
-        UsageError: the folder's recipe is wrong.
-    """
-    if (folder / FILE_NAME).is_file():
-        return load_recipe(folder / FILE_NAME), f"images are preprocessed with {folder / FILE_NAME}", ""
-    spec = inputs[0]
-    wanted = f"input {spec.name} is {spec.dtype} [{', '.join(map(str, spec.shape))}]"
-    nchw = len(spec.shape) == 4 and spec.shape[1] in (1, 3)
-    if not nchw and (len(spec.shape) != 4 or spec.shape[3] not in (1, 3)):
-        raise DataError(
-            f"{folder}: images do not fit the model",
-            why=f"{wanted}, which is not [batch, channels, height, width] with 1 or 3 channels",
-            fix="Give arrays (.npy, .npz), or a recipe with --recipe",
-        )
-    channels, h, w = spec.shape[1:] if nchw else (spec.shape[3], *spec.shape[1:3])
-    if not isinstance(h, int) or not isinstance(w, int):
-        raise DataError(
-            f"{folder}: the size of the images is unknown",
-            why=f"{wanted}, so its height or width is dynamic",
-            fix="Give a recipe with a resize (--recipe)",
-        )
-    raw = spec.dtype == "uint8"
-    image = ImageRecipe(
-        resize=(h, w) if h != w or channels == 1 else round(h * 256 / 224),
-        crop=(h, w) if h == w and channels == 3 else None,
-        color="gray" if channels == 1 else "RGB",
-        layout="NCHW" if nchw else "NHWC",
-        scale=1.0 if raw else _SCALE,
-        mean=() if raw or channels == 1 else _MEAN,
-        std=() if raw or channels == 1 else _STD,
-    )
-    return (
-        Recipe(name="default", image=image),
-        "",
-        (
-            f"no recipe was given, so this one is assumed for images: {image}; if the model was trained with another, "
-            "its results are wrong: give that one with --recipe"
-        ),
-    )
-
-
 def parse_recipe(table: Mapping[str, Any], name: str, folder: Path) -> Recipe:
     """Return the recipe in a parsed TOML file; relative paths in it are resolved from `folder`.
 
     Raises:
         UsageError: a key or a value is wrong.
     """
-    check_keys(table, ("image", "text", "classes"), name, "table or key")
+    check_keys(table, ("image", "text", "classes", "inputs"), name, "table or key")
     if not table:
         raise UsageError(f"{name}: the recipe is empty", why="it needs an [image] or a [text] table")
     parts = {key: table.get(key) for key in ("image", "text")}
@@ -195,11 +172,14 @@ def parse_recipe(table: Mapping[str, Any], name: str, folder: Path) -> Recipe:
         if part is not None and not isinstance(part, dict):
             raise UsageError(f"{name}: {key} is not a table", fix=f"Write [{key}] on a line of its own")
     image, text = parts["image"], parts["text"]
+    if "inputs" in table and image is None:
+        raise UsageError(f"{name}: [inputs] without [image]", why="it is for the inputs beside an image")
     return Recipe(
         name=name,
         image=None if image is None else _image(image, f"{name} [image]"),
         text=None if text is None else _text(text, f"{name} [text]", folder),
         classes=_classes(table["classes"], name, folder) if "classes" in table else None,
+        inputs=parse_inputs(table["inputs"], name, folder) if "inputs" in table else {},
     )
 
 
@@ -214,20 +194,61 @@ def _classes(value: Any, name: str, folder: Path) -> Classes:
 def _image(table: Mapping[str, Any], where: str) -> ImageRecipe:
     check_keys(table, tuple(ImageRecipe.__dataclass_fields__), where, "key")
     color = cast(Color, one_of(table, "color", get_args(Color), where))
+    channels = 1 if color == "gray" else 3
     scale = numbers(table.get("scale", 1.0), "scale", 1, where)
     recipe = ImageRecipe(
-        resize=resize(table.get("resize", "none"), where),
+        resize=_resize(table.get("resize", "none"), where),
+        fit=cast(Fit, one_of(table, "fit", get_args(Fit), where)),
+        multiple=_multiple(table.get("multiple", 1), where),
+        pad_value=_pad_value(table.get("pad_value", 0), channels, where),
+        place=cast(Place, one_of(table, "place", get_args(Place), where)),
         crop=size(table.get("crop", "none"), "crop", where),
         interpolation=cast(Interpolation, one_of(table, "interpolation", get_args(Interpolation), where, "bilinear")),
         color=color,
         layout=cast(Layout, one_of(table, "layout", get_args(Layout), where)),
         scale=scale[0],
-        mean=numbers(table.get("mean", []), "mean", 1 if color == "gray" else 3, where),
-        std=numbers(table.get("std", []), "std", 1 if color == "gray" else 3, where),
+        mean=numbers(table.get("mean", []), "mean", channels, where),
+        std=numbers(table.get("std", []), "std", channels, where),
+        input=_input(table.get("input", ""), where),
     )
     if scale[0] == 0 or 0 in recipe.std:
         raise UsageError(f"{where}: scale and std must not be 0")
+    if recipe.fit == "letterbox" and not (recipe.resize == "input" or isinstance(recipe.resize, tuple)):
+        raise UsageError(
+            f"{where}: a letterbox needs the size to fill", fix='Write resize = [height, width] or resize = "input"'
+        )
+    padded = recipe.fit == "letterbox" or recipe.multiple > 1
+    unused = [key for key in ("pad_value", "place") if key in table and not padded]
+    if unused:
+        raise UsageError(
+            f"{where}: {unused[0]} has no effect without padding", fix='Add fit = "letterbox" or multiple, or remove it'
+        )
     return recipe
+
+
+def _resize(value: Any, where: str) -> Side | tuple[int, int] | Literal["input"] | None:
+    parts = side(value) if isinstance(value, str) else None
+    return Side(cast(Literal["shorter", "longer"], parts[0]), *parts[1:]) if parts else size(value, "resize", where)
+
+
+def _multiple(value: Any, where: str) -> int:
+    if type(value) is not int or not 1 <= value <= _MOST_MULTIPLE:
+        raise UsageError(f"{where}: multiple is {value!r}", why=f"it must be an integer from 1 to {_MOST_MULTIPLE}")
+    return value
+
+
+def _pad_value(value: Any, channels: int, where: str) -> tuple[int, ...]:
+    values = value if isinstance(value, list) else [value]
+    if len(values) not in {1, channels} or not all(type(x) is int and 0 <= x <= 255 for x in values):
+        many = f", or a list of {channels}" if channels > 1 else ""
+        raise UsageError(f"{where}: pad_value is {value!r}", why=f"it must be an integer from 0 to 255{many}")
+    return tuple(values)
+
+
+def _input(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"{where}: input is {value!r}", fix="Write the name of the input that images feed")
+    return value
 
 
 def _text(table: Mapping[str, Any], where: str, folder: Path) -> TextRecipe:

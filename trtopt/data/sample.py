@@ -14,18 +14,21 @@ Touches: nothing itself; `read` and `peek` open the files of the data source.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from trtopt.data.dataset import Array, ClassList, Dataset, Feed, Groups, spread
+from trtopt.data.dataset import Array, ClassList, Dataset, Feed, Groups, Shown, spread
 from trtopt.errors import DataError
 from trtopt.types import Dim, TensorSpec
 
 LABEL_KEYS = ("label", "labels")
 """Names of arrays and fields with class indices, unless the model has an input of that name."""
+
+Bad = Literal["refuse", "skip", "keep"]
+"""What to do with samples that cannot be used."""
 
 _SHOWN = 5
 _INTEGERS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
@@ -53,6 +56,7 @@ class Samples:
     read: Callable[[int], Feed]
     labels: tuple[int, ...] | None = None
     class_list: ClassList | None = None
+    shown: Shown = field(default_factory=Shown)
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -70,20 +74,29 @@ def at_most(samples: Samples, most: int | None) -> Samples:
         peek=lambda i: samples.peek(kept[i]),
         read=lambda i: samples.read(kept[i]),
         labels=None if samples.labels is None else tuple(samples.labels[i] for i in kept),
+        shown=_only(samples.shown, kept),
         notes=(*samples.notes, f"{len(kept)} of {count} samples are used, spread evenly (--samples {most})"),
     )
 
 
-def to_dataset(samples: Samples, inputs: tuple[TensorSpec, ...], *, skip_bad: bool = False) -> Dataset:
+def _only(shown: Shown, kept: Sequence[int]) -> Shown:
+    """Return how the samples with the indices `kept` are shown."""
+    text = shown.text
+    return shown if text is None else replace(shown, text=lambda i: text(kept[i]))
+
+
+def to_dataset(samples: Samples, inputs: tuple[TensorSpec, ...], *, bad: Bad = "refuse") -> Dataset:
     """Return the samples as a dataset for the model's inputs.
 
-    Names, dtypes and shapes of all samples are checked now; values are checked when a sample is loaded. With `skip_bad`
-    every sample is also loaded once now, and those that fail are left out and listed in `warnings`.
+    Names, dtypes and shapes of all samples are checked now; values are checked when a sample is loaded. If bad samples
+    are skipped, every sample is also loaded once now, and those that fail are left out and listed in `warnings`. If
+    they are kept, `load` raises the error of each.
 
     Raises:
-        DataError: there are no samples, or one does not fit the model.
+        DataError: there are no samples, or one does not fit the model (`refuse`).
     """
-    kept, shapes, failed = _survey(samples, inputs, skip_bad=skip_bad)
+    kept, shapes, failures = _survey(samples, inputs, bad)
+    failed = [_line(error) for error in failures.values()] if bad == "skip" else []
     if not kept:
         why = f"all {len(failed)} are unusable, the first because {failed[0]}" if failed else "the source is empty"
         raise DataError(f"{samples.source}: no samples", why=why)
@@ -97,6 +110,8 @@ def to_dataset(samples: Samples, inputs: tuple[TensorSpec, ...], *, skip_bad: bo
     labels = samples.labels
 
     def load(place: int) -> Feed:
+        if error := failures.get(kept[place]):
+            raise DataError(error.what, why=error.why, fix=error.fix)
         return fit(samples.read(kept[place]), inputs, samples.ids[kept[place]])
 
     dataset = Dataset(
@@ -104,10 +119,11 @@ def to_dataset(samples: Samples, inputs: tuple[TensorSpec, ...], *, skip_bad: bo
         digest=samples.digest,
         ids=tuple(samples.ids[i] for i in kept),
         load=load,
-        batched=dynamic and len(shapes) == 1 and all(shape[:1] == (1,) for shape in next(iter(shapes))),
+        batched=dynamic and len(shapes) == 1 and all(shape[:1] == (1,) for fed in shapes for shape in fed),
         labels=None if labels is None else tuple(labels[i] for i in kept),
         class_list=samples.class_list,
         shapes=tuple(sorted(shapes)),
+        shown=_only(samples.shown, kept),
         notes=tuple(notes),
         warnings=tuple(warnings),
     )
@@ -124,25 +140,32 @@ def to_dataset(samples: Samples, inputs: tuple[TensorSpec, ...], *, skip_bad: bo
 
 
 def _survey(
-    samples: Samples, inputs: tuple[TensorSpec, ...], *, skip_bad: bool
-) -> tuple[list[int], set[tuple[tuple[int, ...], ...]], list[str]]:
-    """Return the indices of the usable samples, the set of their shapes as fed, and an error text per other sample."""
+    samples: Samples, inputs: tuple[TensorSpec, ...], bad: Bad
+) -> tuple[list[int], set[tuple[tuple[int, ...], ...]], dict[int, DataError]]:
+    """Return the indices of the samples to use, the set of their shapes as fed, and the error of each bad sample."""
     kept: list[int] = []
     shapes: set[tuple[tuple[int, ...], ...]] = set()
-    failed: list[str] = []
+    failures: dict[int, DataError] = {}
     for i, sample in enumerate(samples.ids):
         try:
             fed = check(samples.peek(i), inputs, sample)
-            if skip_bad:
+            if bad == "skip":
                 fit(samples.read(i), inputs, sample)
         except DataError as error:
-            if not skip_bad:
+            if bad == "refuse":
                 raise
-            failed.append(" ".join((f"{error.what}: {error.why}" if error.why else error.what).split()))
+            # A copy: the error itself would keep the frames that it went through, with open files, in memory.
+            failures[i] = DataError(error.what, why=error.why, fix=error.fix)
+            if bad == "keep":
+                kept.append(i)
             continue
         kept.append(i)
         shapes.add(fed)
-    return kept, shapes, failed
+    return kept, shapes, failures
+
+
+def _line(error: DataError) -> str:
+    return " ".join((f"{error.what}: {error.why}" if error.why else error.what).split())
 
 
 def check(headers: Mapping[str, Header], inputs: tuple[TensorSpec, ...], sample: str) -> tuple[tuple[int, ...], ...]:
@@ -300,6 +323,7 @@ def _grouped(dataset: Dataset, size: int) -> Dataset:
         class_list=dataset.class_list,
         shapes=tuple(tuple((size, *shape[1:]) for shape in fed) for fed in dataset.shapes),
         groups=groups,
+        shown=dataset.shown,
         notes=(*dataset.notes, note),
         warnings=dataset.warnings,
     )

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from trtopt.data.arrays import label_key
-from trtopt.data.dataset import Array, Feed
+from trtopt.data.dataset import Array, Feed, Shown
 from trtopt.data.digest import of_file
 from trtopt.data.recipe import Recipe, TextRecipe
 from trtopt.data.sample import Header, Samples, single_labels
@@ -57,6 +57,7 @@ def read_rows(path: Path, inputs: tuple[TensorSpec, ...], recipe: Recipe | None)
         peek=lambda i: {name: Header(array.dtype.name, array.shape) for name, array in feeds[i].items()},
         read=lambda i: feeds[i],
         labels=single_labels(labels, ids, str(path)) if labels else None,
+        shown=Shown(text=lambda i: str(rows[i]["text"])) if tokenized else Shown(),
         notes=(f"ignored fields that are not inputs: {', '.join(unread)}",) if unread else (),
     )
 

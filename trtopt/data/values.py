@@ -7,30 +7,45 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from trtopt.errors import UsageError
 
-
-def resize(value: Any, where: str) -> int | tuple[int, int] | None:
-    """Return the length of the shorter side, or (height, width); None for "none"."""
-    if isinstance(value, str) and value.startswith("shorter:"):
-        side = value.removeprefix("shorter:")
-        if not (side.isascii() and side.isdigit() and int(side) > 0):
-            raise UsageError(f"{where}: resize is {value!r}", fix='Write it as "shorter:256"')
-        return int(side)
-    return size(value, "resize", where)
+_SIDE = re.compile(r"(shorter|longer):(\d{1,5})(?:/(\d{1,5}))?", re.ASCII)
+MOST_PIXELS = 1 << 15
+"""Largest side of an image that a recipe can ask for."""
 
 
-def size(value: Any, key: str, where: str) -> tuple[int, int] | None:
-    """Return (height, width); None for "none"."""
+def side(text: str) -> tuple[str, int, int] | None:
+    """Return the parts of `shorter:256` or `longer:256/224`: the side, its length, and what it is divided by (or 0).
+
+    It is None for other texts, for a length of 0, and for one beyond `MOST_PIXELS`.
+    """
+    match = _SIDE.fullmatch(text)
+    if match is None:
+        return None
+    which, length, of = match[1], int(match[2]), int(match[3] or 0)
+    if not 0 < length <= MOST_PIXELS or (match[3] is not None and not of):
+        return None
+    return which, length, of
+
+
+def size(value: Any, key: str, where: str) -> tuple[int, int] | Literal["input"] | None:
+    """Return (height, width), or "input" for the size of the model's input; None for "none"."""
     if value == "none":
         return None
-    if isinstance(value, list) and len(value) == 2 and all(type(side) is int and side > 0 for side in value):
+    if value == "input":
+        return "input"
+    if isinstance(value, list) and len(value) == 2 and all(type(x) is int and 0 < x <= MOST_PIXELS for x in value):
         return value[0], value[1]
-    shorter = ' or "shorter:256"' if key == "resize" else ""
-    raise UsageError(f"{where}: {key} is {value!r}", fix=f'Write it as [height, width]{shorter} or "none"')
+    sides = ', "shorter:256", "longer:640", "shorter:256/224"' if key == "resize" else ""
+    raise UsageError(
+        f"{where}: {key} is {value!r}",
+        why=f"sizes are from 1 to {MOST_PIXELS}" if isinstance(value, list) and len(value) == 2 else "",
+        fix=f'Write it as [height, width]{sides}, "input" or "none"',
+    )
 
 
 def numbers(value: Any, key: str, count: int, where: str) -> tuple[float, ...]:

@@ -157,10 +157,10 @@ class Compiler(Backend, Protocol):
         """Return what an engine runs on here: the devices and versions. None if it cannot run here."""
         ...
 
-    def open(self, engine: Engine, *, graphs: bool) -> Runner:
+    def open(self, engine: Engine, *, graphs: bool, streams: int = 1) -> Runner:
         """Load an engine. Loading runs code from it: its digest must have been checked.
 
-        `graphs` enables CUDA graphs.
+        `graphs` enables CUDA graphs; `streams` is the number of runs that can be in flight at the same time.
 
         Raises:
             EnvironmentUnableError: the engine cannot run here.

@@ -27,7 +27,7 @@ from trtopt.engine.ort.rewritten import is_16_bit, rewritten, with_distinct_name
 from trtopt.engine.runner.binding import BoundRun, DeviceTensor, Place, exhausted, failure, first_line
 from trtopt.errors import DataError, EnvironmentUnableError, ModelError, OutOfMemoryError, UsageError
 from trtopt.events import Emit
-from trtopt.parallel import cores
+from trtopt.parallel import cores, thread_limit
 from trtopt.requires import install_onnxruntime_gpu, require
 from trtopt.types import Engine
 
@@ -187,7 +187,7 @@ def open_runner(path: Path, *, device: str = "cpu", cuda: CudaOptions = _EXACT, 
     typed, simulated = rewritten(path)
     # All callers share the session's thread pool and take part in its work. The pool counts the calling thread as one
     # of its threads, so the callers beyond the first are subtracted from the cores. 0 means one thread per core.
-    threads = max(1, cores() - callers + 1) if callers > 1 else 0
+    threads = max(1, cores() - callers + 1) if callers > 1 or thread_limit() else 0
     if typed is None:
         session = _session(ort, path, "CPUExecutionProvider", threads=threads)
         return OrtRunner(session, f"{version}, CPU", callers=callers)

@@ -76,12 +76,12 @@ def host() -> Mapping[str, Any] | None:
     return {"driver": encode(read_driver()), **versions(*packages, "cuda-python", "cuda-bindings", "pycuda")}
 
 
-def open(engine: Engine, *, graphs: bool) -> EngineRunner:
-    """Load an engine with the TensorRT that built it.
+def open(engine: Engine, *, graphs: bool, streams: int = 1) -> EngineRunner:
+    """Load an engine with the TensorRT that built it. At most `streams` runs can be in flight at the same time.
 
     Raises:
         TrtoptError: as `trt.builder.open_runner`.
     """
     from trtopt.engine.trt.builder import open_runner
 
-    return open_runner(engine.path, engine.builder, streams=1, graphs=graphs)  # one stream, as every run is awaited
+    return open_runner(engine.path, engine.builder, streams=streams, graphs=graphs)

@@ -5,7 +5,7 @@ Touches: `show` prints on stdout; nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import replace
 
 from trtopt import plugins
@@ -31,13 +31,12 @@ def show(format: str, report: Report, told: Container[str] | None = None) -> Non
     """Print the report on stdout; `text` in colour where stdout is a terminal.
 
     `told` are the notes and warnings that progress has shown in the same place, where it has also shown the stages
-    (None: it has not). As text, they are not repeated.
+    (None: it has not). They are not repeated as text, nor notes in GitHub's log, where warnings become annotations.
     """
-    if format == "text" and told is not None:
-        notes, warnings = (
-            tuple(line for line in lines if line not in told) for lines in (report.notes, report.warnings)
-        )
-        report = replace(report, stages=(), notes=notes, warnings=warnings)
+    if told is not None and format in ("text", "github"):
+        report = replace(report, notes=_untold(report.notes, told))
+    if told is not None and format == "text":
+        report = replace(report, stages=(), warnings=_untold(report.warnings, told))
     if format == "text":
         from rich.console import Console
 
@@ -48,3 +47,7 @@ def show(format: str, report: Report, told: Container[str] | None = None) -> Non
             console.print(renderable(report))
             return
     print(render(format, report), end="")
+
+
+def _untold(lines: Iterable[str], told: Container[str]) -> tuple[str, ...]:
+    return tuple(line for line in lines if line not in told)

@@ -1,23 +1,38 @@
-"""Report as one self-contained HTML page: no network, scripts, fonts or image files.
+"""Report as one self-contained HTML page: no network, fonts or files beside it.
 
-The text of the page is in `page/templates/`; `picked` selects from the report, `charts` and `graph_charts` draw. Names
-come
-from untrusted files: every value is cut to length and stripped of control characters, then Jinja2 escapes it, and the
-page's Content-Security-Policy forbids scripts and requests.
+The text of the page is in `page/templates/`; `picked`, `evidence` and `blocks` select from the report, `charts` and
+`graph_charts` draw. Names come from untrusted files: every value is cut to length and stripped of control characters,
+then Jinja2 escapes it, and the page's Content-Security-Policy forbids requests and every script but its own, which
+sorts tables.
 
 Touches: nothing.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from trtopt.report.page import benchmark, charts, graph_charts, headline, picked, tuned, words
+from trtopt.report.page import (
+    benchmark,
+    blocks,
+    charts,
+    engine_layers,
+    evidence,
+    graph_charts,
+    headline,
+    picked,
+    steps,
+    tuned,
+    words,
+)
 from trtopt.report.page.svg import clipped
 from trtopt.types import Report
 
@@ -40,7 +55,7 @@ class Room:
     """Space that a page has for parts of a report.
 
     The lengths are in characters: of a name, of a name in a long list, and of a sentence. `rows` limits tables, and
-    `list_bytes` lists that are as long as the graph.
+    `list_bytes` lists that are as long as the graph. `images` is false if there is no space for images.
     """
 
     name: int
@@ -48,6 +63,7 @@ class Room:
     sentence: int
     rows: int
     list_bytes: int
+    images: bool
 
     def clean(self, value: object) -> object:
         """Return a value as text without control characters, cut to length; our own markup is returned unchanged."""
@@ -60,6 +76,10 @@ class Room:
     def prose(self, text: str) -> Markup:
         """Shorten a sentence, which may be longer than a name."""
         return escape(clipped(text, self.sentence))
+
+    def whole(self, command: str) -> Markup:
+        """Return a command, which cannot be pasted if it is cut: it may be longer than a sentence."""
+        return escape(clipped(command, 8 * self.sentence))
 
     def most(self, rows: Sequence[object], count: int | None = None) -> Cut:
         """Return the first rows of a table."""
@@ -78,8 +98,8 @@ class Room:
 
 
 ROOMS = (
-    Room(name=160, listed=80, sentence=600, rows=40, list_bytes=250_000),
-    Room(name=40, listed=30, sentence=100, rows=10, list_bytes=50_000),
+    Room(name=160, listed=80, sentence=600, rows=40, list_bytes=250_000, images=True),
+    Room(name=40, listed=30, sentence=100, rows=10, list_bytes=50_000, images=False),
 )
 """Limits for normal reports, and for names of extreme length; with the latter a page cannot exceed `LIMIT`."""
 
@@ -105,8 +125,12 @@ def _environment(room: Room) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for module in (benchmark, charts, graph_charts, headline, picked, tuned, words):
+    modules = (benchmark, blocks, charts, engine_layers, evidence, graph_charts, headline, picked, steps, tuned, words)
+    for module in modules:
         found.globals[module.__name__.rpartition(".")[2]] = module
-    found.globals |= {"most": room.most, "within": room.within}
-    found.filters |= {"short": room.short, "prose": room.prose, "seconds": picked.seconds}
+    script = Path(__file__).with_name("page").joinpath("templates/sort.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    found.globals |= {"script": Markup(script), "script_digest": Markup(f"sha256-{digest}")}
+    found.globals |= {"most": room.most, "within": room.within, "images": room.images}
+    found.filters |= {"short": room.short, "prose": room.prose, "whole": room.whole, "seconds": picked.seconds}
     return found

@@ -18,7 +18,8 @@ _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 def render(report: Report) -> str:
     """Return an XML document with one test case per gate.
 
-    A gate that blocks is a `failure`. A gate that is inconclusive without blocking, and a run without gates, are
+    A gate that blocks is a `failure`, whose type is its verdict. An inconclusive one (exit code 4) is not an `error`,
+    because the measurement worked. A gate that is inconclusive without blocking, and a run without gates, are
     `skipped`. The error that ended a run is an `error` of a test case of its own.
     """
     gates = words.judged(report)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trtopt.report.page import benchmark, headline, tuned, words
+from trtopt.report.page.steps import steps
 from trtopt.types import Comparison, Layers, Report
 
 _ICONS = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "unchecked": "⚠️"}
@@ -33,6 +34,8 @@ def render(report: Report) -> str:
         lines += _layers(report.layers)
     if report.fault is not None:
         lines += [*(_cell(line) for line in words.fault(report)), ""]
+    for step in steps(report):
+        lines += [f"{_cell(step.why)}:", "", _code(step.command, _MAX_VERDICT), ""]
     if report.comparison is not None:
         lines += _comparison(report.comparison)
     if report.candidates:
@@ -47,6 +50,8 @@ def render(report: Report) -> str:
             lines += [f"### {_cell(table.title)}", "", *_table(table.head, table.rows)]
         lines += [*(f"- {_cell(name)}: {_cell(fact)}" for name, fact in benchmark.facts(report.benchmark)), ""]
     lines += _table(("output", "worst samples", "SQNR", ""), words.worst_samples(report))
+    if report.target is not None:
+        lines += [f"{_cell(words.targeted(report))}: {_code(str(report.target.script))}", ""]
     if report.engine is not None:
         engine = report.engine
         size = words.size(engine.size_bytes)
@@ -127,5 +132,5 @@ def _cell(text: str, most: int = _MAX_CELL) -> str:
     return _short(text, most).translate(_ESCAPES)
 
 
-def _code(text: str) -> str:
-    return f"`{_short(text).replace('`', chr(39))}`"
+def _code(text: str, most: int = _MAX_CELL) -> str:
+    return f"`{_short(text, most).replace('`', chr(39))}`"

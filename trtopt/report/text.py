@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trtopt.report.page import benchmark, headline, tuned, words
+from trtopt.report.page.steps import steps
 from trtopt.types import Benchmark, Comparison, Layers, Report
 
 WIDTH = 100
@@ -54,7 +55,8 @@ def _body(report: Report) -> list[RenderableType]:
     """Return all of the report but the verdict."""
     title = f"{report.command} {report.model}" + (f" to {report.precision}" if report.precision else "")
     nothing = words.unconverted(report)
-    first = [text(nothing, "bold yellow")] if nothing else []
+    first = [text(words.targeted(report), "bold")] if report.target else []
+    first += [text(nothing, "bold yellow")] if nothing else []
     parts: list[RenderableType] = [
         "",
         *first,
@@ -63,6 +65,10 @@ def _body(report: Report) -> list[RenderableType]:
     ]
     if report.engine is not None:
         parts += _engine(report)
+    if report.target is not None:
+        rows = [("graph", str(report.target.graph)), ("build with", str(report.target.script))]
+        rows += [("cache", str(report.target.cache))] if report.target.cache else []
+        parts += [text(f"for {report.target.target}", "bold"), *block(facts(rows))]
     if report.parity is not None:
         parts += _drift(report.parity, "export against the framework")
     parts += _kept(report)
@@ -73,8 +79,8 @@ def _body(report: Report) -> list[RenderableType]:
         parts += [text("search", "bold"), *block(Group(*map(text, lines)))]
     if report.sensitivity is not None:
         lines = tuned.sensitivity_said(report.sensitivity)
-        rows = tuned.sensitivity_rows(report.sensitivity)
-        parts += [text("sensitivity", "bold"), *block(_grid(tuned.SENSITIVITY_HEAD, rows)), *map(text, lines), ""]
+        table = _grid(tuned.SENSITIVITY_HEAD, tuned.sensitivity_rows(report.sensitivity))
+        parts += [text("sensitivity", "bold"), *block(table), *map(text, lines), ""]
     if report.candidates:
         parts += _candidates(report)
     if report.layers is not None:
@@ -90,11 +96,10 @@ def _body(report: Report) -> list[RenderableType]:
     parts += [text("note: ", "dim").append_text(text(line)) for line in report.notes]
     parts += [text("warning: ", "yellow").append_text(text(line)) for line in report.warnings]
     parts += [""] if report.warnings or report.notes else []
-    hints = (words.next_step(report), words.keep_hint(report), words.tune_hint(report))
-    parts += [text(after, "dim") for after in hints if after]
+    parts += [text(str(step), "dim") for step in steps(report)]
     file = report.run_dir / "report.json"
     where = f"report: {file}" if report.written else f"report: not written: {file} keeps its own gates"
-    return [*parts, text(where, "dim")]
+    return parts if report.command == "report" else [*parts, text(where, "dim")]
 
 
 def text(content: str, style: str = "") -> Text:

@@ -4,12 +4,13 @@ A stage's key holds everything that can change its result: digests of its inputs
 libraries that do the work.
 """
 
+from trtopt.stages.aim import Aim, aim
 from trtopt.stages.build import build
 from trtopt.stages.calibrate import calibrate
 from trtopt.stages.check import check_operators
 from trtopt.stages.compare import Evaluation, check_randomness, compare
 from trtopt.stages.equalize import equalize
-from trtopt.stages.fault import fault
+from trtopt.stages.fault import fault, rebuild
 from trtopt.stages.gate import gate
 from trtopt.stages.guard import guard
 from trtopt.stages.mixed import Subject
@@ -17,21 +18,25 @@ from trtopt.stages.observe import observe
 from trtopt.stages.precision import set_precision
 from trtopt.stages.prepare import prepare
 from trtopt.stages.repair import repair
-from trtopt.stages.samples import open_data, open_samples, sizes, tell
+from trtopt.stages.samples import class_names, open_data, open_samples, sizes, tell
 from trtopt.stages.sensitivity import sensitivity
+from trtopt.stages.speed import speed
 from trtopt.stages.target import Target
 from trtopt.stages.tune import Halves, halves, tune
 from trtopt.stages.widen import widen
 
 __all__ = [
+    "Aim",
     "Evaluation",
     "Halves",
     "Subject",
     "Target",
+    "aim",
     "build",
     "calibrate",
     "check_operators",
     "check_randomness",
+    "class_names",
     "compare",
     "environment",
     "equalize",
@@ -43,10 +48,12 @@ __all__ = [
     "open_data",
     "open_samples",
     "prepare",
+    "rebuild",
     "repair",
     "sensitivity",
     "set_precision",
     "sizes",
+    "speed",
     "tell",
     "tune",
     "widen",

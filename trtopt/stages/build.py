@@ -11,6 +11,7 @@ from pathlib import Path
 
 from trtopt.codec import encode
 from trtopt.engine import Order, backend, compiler
+from trtopt.engine.trt.fusion import unfused
 from trtopt.plan import BuildPlan
 from trtopt.run import Run
 from trtopt.types import Engine, ShapeRange, TypedModel
@@ -48,6 +49,8 @@ def build(run: Run, typed: TypedModel, ranges: Sequence[ShapeRange], plan: Build
     engine = run.store.stage("build", key, Engine, make, engine_line)
     for decision in engine.raised:
         run.note(f"{decision.op} node {decision.node} stays in FP32: {decision.reason}")
+    if line := unfused(engine.layers):
+        run.note(line)
     return engine
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,10 +22,12 @@ from trtopt.events import Emit, Warned
 from trtopt.plan import MeasurePlan
 from trtopt.requires import versions
 from trtopt.run import Run
+from trtopt.shards.partial import Partial
+from trtopt.shards.shard import WHOLE, Shard
 from trtopt.types import Comparison, Engine, OnnxModel
 
 if TYPE_CHECKING:
-    from trtopt.compare.run import Pair
+    from trtopt.compare.run import Pair, Ran
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,44 +48,34 @@ class Evaluation:
 
 
 def compare(
-    run: Run, baseline: OnnxModel, candidate: OnnxModel, evaluation: Evaluation, name: str = "compare"
+    run: Run,
+    baseline: OnnxModel,
+    candidate: OnnxModel,
+    evaluation: Evaluation,
+    name: str = "compare",
+    partials: Sequence[Partial] = (),
 ) -> Comparison:
     """Return the drift of the candidate from the baseline, without a verdict.
 
-    `name` is the name of the stage, if there are several.
+    `name` is the name of the stage, if there are several. With the partial results of all shards, no model runs.
     """
-
     engine = compiled(evaluation.engine)
     host = _host(engine)
 
     def make(_: Path) -> Comparison:
-        from trtopt.calibrate.observe import callers
-        from trtopt.compare.repeats import check_repeats
-        from trtopt.compare.run import Pair
-        from trtopt.data.overlap import fingerprinted
-        from trtopt.engine.onnxruntime import open_runner
+        from trtopt.compare.run import Measure, measured
 
-        # The fingerprints are recorded while the samples are loaded.
-        fingerprints: dict[int, str] = {}
-        dataset = fingerprinted(evaluation.dataset, fingerprints)
-        with opened(engine, run.emit) as runner:
-            # An engine runs one batch at a time. Then so do the graphs, each on all cores.
-            at_once = 1 if runner else callers()
-            reference, graph = (
-                open_runner(path, device=run.device, callers=at_once) for path in (baseline.path, candidate.path)
-            )
-            check_repeats(reference, evaluation.dataset, baseline.path)
-            pair = Pair(
-                baseline=reference,
-                candidate=runner or graph,
-                graph=graph if runner else None,
-                names=(baseline.path.name, engine.path.name if engine and runner else candidate.path.name),
-            )
-            comparison = measured(pair, dataset, evaluation.measure, run.emit)
-            pair = replace(pair, graph=graph)
-            comparison = _as_loaded(comparison, pair, candidate.path, evaluation.dataset)
-        if engine and not runner:
-            comparison = replace(comparison, candidate_ran=comparison.candidate_ran + ENGINE_NOT_RUN)
+        measure = Measure(kinds=evaluation.measure.kinds, metrics=evaluation.measure.metrics)
+        if partials:
+            from trtopt.stages.recorded import replay
+
+            ran, fingerprints = replay(partials, baseline, candidate, evaluation)
+            comparison = measured(ran, evaluation.dataset, measure, emit=run.emit)
+        else:
+            fingerprints = {}  # recorded while the samples are loaded
+            with running(run, baseline, candidate, evaluation, fingerprints) as ran:
+                comparison = measured(ran, evaluation.dataset, measure, emit=run.emit)
+        comparison = _as_loaded(run, comparison, (baseline, candidate), evaluation.dataset)
         known = frozenset(evaluation.calibrated_on)
         copies = len(fingerprints) - len(set(fingerprints.values()))
         if copies:
@@ -101,6 +93,7 @@ def compare(
         "metrics": [digest(metric) for metric in evaluation.measure.metrics],
         "data": evaluation.dataset.digest,
         "labels": hashlib.sha256(repr(samples.labels).encode()).hexdigest(),
+        "names": hashlib.sha256(repr(sorted(evaluation.dataset.shown.names.items())).encode()).hexdigest(),
         "measure": encode(evaluation.measure),
         "calibrated_on": hashlib.sha256("".join(evaluation.calibrated_on).encode()).hexdigest(),
         "device": run.place,
@@ -112,20 +105,65 @@ def compare(
     return comparison
 
 
-def _as_loaded(comparison: Comparison, pair: Pair, path: Path, dataset: Dataset) -> Comparison:
+@contextmanager
+def running(
+    run: Run,
+    baseline: OnnxModel,
+    candidate: OnnxModel,
+    evaluation: Evaluation,
+    fingerprints: dict[int, str],
+    shard: Shard = WHOLE,
+) -> Iterator[Ran]:
+    """Load both models, and yield the outputs for a shard of the samples; fingerprints are recorded on the way."""
+    from trtopt.calibrate.observe import callers
+    from trtopt.compare.repeats import check_repeats
+    from trtopt.compare.run import BATCH, Pair
+    from trtopt.compare.run import run as run_pair
+    from trtopt.data.overlap import fingerprinted
+    from trtopt.engine.onnxruntime import open_runner
+
+    engine = compiled(evaluation.engine)
+    with opened(engine, run.emit) as runner:
+        # An engine runs one batch at a time. Then so do the graphs, each on all cores.
+        at_once = 1 if runner else callers()
+        reference, graph = (
+            open_runner(path, device=run.device, callers=at_once) for path in (baseline.path, candidate.path)
+        )
+        check_repeats(reference, evaluation.dataset, baseline.path)
+        pair = Pair(
+            baseline=reference,
+            candidate=runner or graph,
+            graph=graph if runner else None,
+            names=(baseline.path.name, engine.path.name if engine and runner else candidate.path.name),
+        )
+        # An engine takes batches of at most its profile.
+        batch = min(BATCH, getattr(pair.candidate, "max_batch", BATCH))
+        dataset = fingerprinted(evaluation.dataset, fingerprints)
+        ran = run_pair(pair, dataset, emit=run.emit, batch=batch, shard=shard)
+        if engine and not runner:
+            baseline_ran, candidate_ran = ran.where
+            ran = replace(ran, where=(baseline_ran, candidate_ran + ENGINE_NOT_RUN))
+        yield ran
+
+
+def _as_loaded(run: Run, comparison: Comparison, models: tuple[OnnxModel, OnnxModel], dataset: Dataset) -> Comparison:
     """Return the comparison with what users get who load the typed graph in onnxruntime's default options."""
     from trtopt.compare.loaded import loaded, warnings
-    from trtopt.engine.onnxruntime import open_as_loaded
+    from trtopt.compare.run import Pair
+    from trtopt.engine.onnxruntime import open_as_loaded, open_runner
     from trtopt.engine.ort.rewritten import is_reduced
 
-    if not is_reduced(path):
+    baseline, candidate = models
+    if not is_reduced(candidate.path):
         return comparison
+    reference, graph = (open_runner(model.path, device=run.device) for model in models)
     try:
-        runner = open_as_loaded(path)
-        drifts = loaded(replace(pair, candidate=runner), dataset)
+        runner = open_as_loaded(candidate.path)
+        pair = Pair(baseline=reference, candidate=runner, graph=graph, names=(baseline.path.name, candidate.path.name))
+        drifts = loaded(pair, dataset)
     except (ModelError, DataError) as error:  # it has no kernels for BF16, for example
         return replace(comparison, loaded_ran=f"not with onnxruntime's default options: {error}")
-    lines = (*comparison.warnings, *warnings(drifts, path.name, runner.where))
+    lines = (*comparison.warnings, *warnings(drifts, candidate.path.name, runner.where))
     return replace(comparison, loaded=drifts, loaded_ran=f"{runner.where}, default options", warnings=lines)
 
 
@@ -141,13 +179,17 @@ def _host(engine: Engine | None) -> Mapping[str, Any] | None:
 
 
 @contextmanager
-def opened(engine: Engine | None, emit: Emit) -> Iterator[Runner | None]:
-    """Open an engine for the block. The result is None without an engine, or where it cannot run, with a warning."""
+def opened(engine: Engine | None, emit: Emit, *, streams: int = 1) -> Iterator[Runner | None]:
+    """Open an engine for the block. The result is None without an engine, or where it cannot run, with a warning.
+
+    At most `streams` runs can be in flight at the same time.
+    """
     runner = None
     compiling = compiler(engine.backend) if engine is not None else None
     if engine is not None and compiling is not None and compiling.host() is not None:
         try:
-            runner = compiling.open(engine, graphs=False)  # no graphs, so that every shape is run as it is
+            # No graphs, so that every shape is run as it is.
+            runner = compiling.open(engine, graphs=False, streams=streams)
         except OutOfMemoryError:  # a busy GPU is not a reason to judge the graph instead
             raise
         except (EnvironmentUnableError, MissingDependencyError) as error:

@@ -1,9 +1,10 @@
 """The stage `fault`: the nodes that make an engine differ from its graph, found by building engines without them.
 
 A wrong engine does not tell which of its layers is wrong, and marking intermediate tensors as outputs would change what
-TensorRT fuses. So engines are built in which some nodes are kept in higher precision, until the fewest nodes are found
-that make the engine right. Keeping a node changes the fusion around it as well: the nodes that are found belong to the
-wrong layer, or to one that it is fused with.
+TensorRT fuses. If another build of the same graph is right, the layers that only the wrong engine has are at fault.
+Otherwise engines are built in which some nodes are kept in higher precision, until the fewest nodes are found that make
+the engine right. Keeping a node changes the fusion around it as well: the nodes that are found belong to the wrong
+layer, or to one that it is fused with.
 
 Touches: the run directory, through the store; temporary folders; the GPU.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from trtopt.codec import encode
@@ -28,13 +29,25 @@ from trtopt.stages.compare import measured, opened
 from trtopt.stages.made import Made
 from trtopt.stages.precision import typed_graph
 from trtopt.stages.repair import is_quantized
+from trtopt.store import read_result
 from trtopt.types import (
     Comparison,
     EngineFault,
+    EngineLayer,
     Keep,
 )
 
 _MOST_BUILDS = 24
+_CONFIRMATIONS = 2
+"""Builds that must be right: kernels change from build to build."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """An engine of the search: whether it computes its graph, and its layers."""
+
+    right: bool
+    layers: tuple[EngineLayer, ...] = ()
 
 
 def fault(run: Run, made: Made, dataset: Dataset) -> EngineFault | None:
@@ -58,39 +71,90 @@ def fault(run: Run, made: Made, dataset: Dataset) -> EngineFault | None:
         "plan": encode(made.plan),
     }
     try:
-        return run.store.stage("fault", key, EngineFault, make, lambda found: found.reason)
+        return run.store.stage("fault", key, EngineFault, make, lambda found: f"{found.reason} ({found.builds} builds)")
     except TrtoptError as error:
         run.warn(f"the wrong layers of the engine are not known: {error}")
         return None
 
 
+def rebuild(run: Run) -> None:
+    """Discard the engine of the last run if it did not compute its graph, so that this run builds another one."""
+    from trtopt.compare.witness import wrong
+
+    judged = read_result(run.store.root, "gate", Comparison)
+    if judged is None or not wrong(judged) or not run.store.holds("build"):
+        return
+    for stage in ("build", "compare", "gate"):
+        run.store.discard(stage)
+    run.note("the engine of the last run did not compute its graph: another one is built")
+
+
 def _find(run: Run, made: Made, dataset: Dataset) -> EngineFault:
     from trtopt.calibrate.ranges import few
 
+    assert made.engine is not None
     samples = few(dataset)
     builds = 0
 
-    def right(nodes: Sequence[str]) -> bool:
+    def trial(nodes: Sequence[str]) -> Trial:
         nonlocal builds
         builds += 1
         run.emit(Progress("fault", builds, 0, "builds"))
-        return _is_right(run, made, samples, nodes)
+        return _trial(run, made, samples, nodes)
 
-    if right([]):
-        reason = (
-            "another build of the same graph is right: TensorRT chose other kernels. Convert into another directory"
-        )
-        return EngineFault(nodes=(), builds=builds, reason=reason)
     lowered = [d.node for d in made.typed.decisions if d.precision == made.target.precision]
-    found = culprits(lowered, right, _MOST_BUILDS)
+    found = search(lowered, made.engine.layers, trial)
+    return replace(found, builds=builds)
+
+
+def search(
+    lowered: Sequence[str], layers: Sequence[EngineLayer], trial: Callable[[Sequence[str]], Trial]
+) -> EngineFault:
+    """Return the nodes that make an engine wrong.
+
+    TensorRT may choose other kernels in another build of the same graph. If that build is right, the layers that only
+    the wrong engine has are at fault. Otherwise nodes are kept in higher precision until the engine is right.
+
+    Args:
+        lowered: the lowered nodes, in the order of the graph.
+        layers: the layers of the wrong engine.
+        trial: builds an engine in which these nodes are kept in higher precision.
+    """
+    again = trial([])
+    if again.right:
+        return _by_difference(lowered, only_in(layers, again.layers), trial)
+    found = culprits(lowered, lambda nodes: trial(nodes).right, _MOST_BUILDS)
     if found is None:
-        reason = f"no nodes were found whose higher precision makes the engine right, in {builds} builds"
-        return EngineFault(nodes=(), builds=builds, reason=reason)
-    if not right(found):  # kernels change from build to build, so one right build is not enough
-        reason = f"kept nodes made one build right and another one wrong, in {builds} builds"
-        return EngineFault(nodes=(), builds=builds, reason=reason)
-    reason = f"the engine is right with {len(found)} of its nodes in higher precision, found in {builds} builds"
-    return EngineFault(nodes=tuple(found), builds=builds, reason=reason)
+        return EngineFault(reason="no nodes were found whose higher precision makes the engine right")
+    if not trial(found).right:  # kernels change from build to build, so one right build is not enough
+        return EngineFault(reason="kept nodes made one build right and another one wrong")
+    return EngineFault(
+        nodes=tuple(found), reason=f"the engine is right with {len(found)} of its nodes in higher precision"
+    )
+
+
+def _by_difference(
+    lowered: Sequence[str], different: Sequence[EngineLayer], trial: Callable[[Sequence[str]], Trial]
+) -> EngineFault:
+    """Return the lowered nodes of the layers that differ, if builds in which they are kept are right."""
+    nodes = {node for layer in different for node in layer.nodes}
+    suspects = tuple(node for node in lowered if node in nodes)
+    reason = "another build of the same graph is right, as TensorRT chose other kernels"
+    if not suspects or not all(trial(suspects).right for _ in range(_CONFIRMATIONS)):
+        return EngineFault(reason=f"{reason}. Convert again: it builds anew")
+    kinds = ", ".join(dict.fromkeys(layer.type for layer in different if set(layer.nodes) & set(suspects)))
+    return EngineFault(nodes=suspects, reason=f"{reason}: only the wrong build computes these nodes by {kinds}")
+
+
+def only_in(layers: Sequence[EngineLayer], others: Sequence[EngineLayer]) -> list[EngineLayer]:
+    """Return the layers that compute other nodes than any of `others`, or compute them by another type of layer.
+
+    If there are none, return those with another kernel.
+    """
+    fused = {(frozenset(layer.nodes), layer.type) for layer in others}
+    found = [layer for layer in layers if (frozenset(layer.nodes), layer.type) not in fused]
+    kernels = {(frozenset(layer.nodes), layer.type, layer.tactic) for layer in others}
+    return found or [layer for layer in layers if (frozenset(layer.nodes), layer.type, layer.tactic) not in kernels]
 
 
 def culprits(nodes: Sequence[str], right: Callable[[Sequence[str]], bool], most: int) -> list[str] | None:
@@ -130,8 +194,8 @@ def culprits(nodes: Sequence[str], right: Callable[[Sequence[str]], bool], most:
     return [*found, *rest]
 
 
-def _is_right(run: Run, made: Made, samples: Dataset, nodes: Sequence[str]) -> bool:
-    """Return whether an engine in which the nodes are kept in higher precision computes its graph."""
+def _trial(run: Run, made: Made, samples: Dataset, nodes: Sequence[str]) -> Trial:
+    """Build an engine in which the nodes are kept in higher precision, and compare it with its graph."""
     from trtopt.compare.run import Pair
     from trtopt.compare.witness import judged
     from trtopt.engine.onnxruntime import open_runner
@@ -151,4 +215,5 @@ def _is_right(run: Run, made: Made, samples: Dataset, nodes: Sequence[str]) -> b
             pair = Pair(baseline=reference, candidate=runner, graph=graph, names=("", ""))
             comparison: Comparison = measured(pair, samples, MeasurePlan(), silent)
     results = judged(comparison, (), made.target.precision).gates
-    return all(gate.verdict == "pass" for gate in results if gate.metric == "engine")
+    right = all(gate.verdict == "pass" for gate in results if gate.metric == "engine")
+    return Trial(right=right, layers=engine.layers)

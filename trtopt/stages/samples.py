@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 from trtopt.data.dataset import Dataset
 from trtopt.errors import TrtoptError
@@ -16,15 +17,36 @@ from trtopt.shapes import fixed, of_profile
 from trtopt.types import OnnxModel, ShapeRange
 
 
-def open_data(plan: DataPlan, model: OnnxModel) -> Dataset:
-    """Open the samples of a plan for the inputs of a model: at most as many as the plan says, with a note on it."""
+def open_data(plan: DataPlan, model: OnnxModel, *, to_predict: bool = False) -> Dataset:
+    """Open the samples of a plan for the inputs of a model: at most as many as the plan says, with a note on it.
+
+    To predict, labels are not read, and the error of a sample that cannot be used is raised when it is loaded.
+    """
     from trtopt.data import Labelling, load_recipe, open_dataset, read_classes
 
     recipe = load_recipe(plan.recipe) if plan.recipe else None
-    labelling = Labelling(classes=read_classes(plan.classes) if plan.classes else None, file=plan.labels)
+    labelling = None
+    if not to_predict:
+        labelling = Labelling(classes=read_classes(plan.classes) if plan.classes else None, file=plan.labels)
     return open_dataset(
         plan.source, model.inputs, recipe=recipe, labelling=labelling, skip_bad=plan.skip_bad, most=plan.samples
     )
+
+
+def class_names(plan: DataPlan) -> tuple[str, ...]:
+    """Return the names of the classes in the order of the scores; empty if not all of them are known.
+
+    They are those of the plan, or of its recipe, or of the recipe in the folder of images.
+    """
+    from trtopt.data import load_recipe, read_classes
+    from trtopt.data.recipe import FILE_NAME
+
+    recipe = plan.recipe
+    if recipe is None and isinstance(plan.source, str) and (Path(plan.source) / FILE_NAME).is_file():
+        recipe = str(Path(plan.source) / FILE_NAME)
+    classes = read_classes(plan.classes) if plan.classes else load_recipe(recipe).classes if recipe else None
+    by_index = {index: name for name, index in classes.index.items()} if classes else {}
+    return tuple(by_index[i] for i in range(len(by_index))) if set(by_index) == set(range(len(by_index))) else ()
 
 
 def sizes(plans: Iterable[DataPlan | None], model: OnnxModel) -> dict[str, list[tuple[int, ...]]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from trtopt.codec import decode, encode
 from trtopt.compare.quality import quality
-from trtopt.data.dataset import Dataset, part, spread
+from trtopt.data.dataset import Dataset, selected, spread
 from trtopt.errors import EnvironmentUnableError, MissingDependencyError, TrtoptError
 from trtopt.events import Progress
 from trtopt.plan import ConvertPlan, TunePlan
@@ -74,12 +74,12 @@ class Search:
         stopped, order, everything = "", list(self._trials.groups), self._trials.groups
         # What FP32 itself can show on these samples. Whether 16 bits pass is seen on some of them.
         reference = self._evaluated("search", search, everything)
-        some = part(search, spread(len(search), _TIERS[-1][0]))
+        some = selected(search, spread(len(search), _TIERS[-1][0]))
         failed = unacceptable(self._evaluated("search", some, everything, as_built=True).gates, ())
         is_clear = False
         try:
             if failed is None:
-                order = self._order(part(search, spread(len(search), RANKED_ON)))
+                order = self._order(selected(search, spread(len(search), RANKED_ON)))
                 fewest(order, lambda kept: self._holds(tuple(kept), search, reference))
                 is_clear = self._is_clear(search, reference)
         except _StoppedError as stop:
@@ -130,7 +130,7 @@ class Search:
         if spent:
             raise _StoppedError(spent)
         counts = [(count, sure) for count, sure in _TIERS if count < len(search)]
-        tiers = [Tier(samples=part(search, spread(len(search), count)), sure=sure) for count, sure in counts]
+        tiers = [Tier(samples=selected(search, spread(len(search), count)), sure=sure) for count, sure in counts]
         last: list[tuple[Dataset, Evaluated]] = []
 
         def judge(samples: Dataset) -> Sequence[GateResult]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from trtopt.code_digest import code_digest
 from trtopt.codec import encode
-from trtopt.data.dataset import Dataset, part
+from trtopt.data.dataset import Dataset, selected
 from trtopt.errors import DataError
 from trtopt.plan import ConvertPlan
 from trtopt.requires import versions
@@ -49,7 +49,7 @@ def halves(dataset: Dataset) -> Halves:
             why="tune searches on one half, and judges on the other",
             fix="Give more samples with --data",
         )
-    even, odd = (part(dataset, range(start, len(dataset), 2)) for start in (0, 1))
+    even, odd = (selected(dataset, range(start, len(dataset), 2)) for start in (0, 1))
     return Halves(search=even, verdict=odd)
 
 

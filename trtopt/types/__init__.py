@@ -10,9 +10,15 @@ Touches: nothing. The run store (`trtopt.store`) reads and writes these values.
 from trtopt.types.benchmark import BatchLimit, BatchProbe, Benchmark, BenchTarget, Interval, Timing
 from trtopt.types.calibration import CalibratedTensor, CalibrationTable, Observation, Spread
 from trtopt.types.comparison import (
+    Answer,
+    ClassAccuracy,
+    Classification,
+    ClassScore,
     Comparison,
+    Confusion,
     EngineDrift,
     EngineFault,
+    Exhibit,
     GateResult,
     LayerDrift,
     Layers,
@@ -21,14 +27,17 @@ from trtopt.types.comparison import (
     Verdict,
     WorstSample,
 )
-from trtopt.types.engine import Engine, Rejection, Support
+from trtopt.types.engine import Engine, EngineLayer, Rejection, Support, TargetFiles
 from trtopt.types.model import Dim, OnnxModel, ShapeRange, TensorSpec
 from trtopt.types.precision import Decision, Guard, Keep, Only, TypedModel
-from trtopt.types.report import REPORT_SCHEMA, Cache, CandidateReport, Failure, Report, StageOutcome
+from trtopt.types.prediction import Predictions
+from trtopt.types.report import READABLE_SCHEMAS, REPORT_SCHEMA, Cache, CandidateReport, Failure, Report, StageOutcome
 from trtopt.types.tuning import Choice, Half, SensitiveGroup, Sensitivity, TunedGroup, Tuning
 
 __all__ = [
+    "READABLE_SCHEMAS",
     "REPORT_SCHEMA",
+    "Answer",
     "BatchLimit",
     "BatchProbe",
     "BenchTarget",
@@ -38,12 +47,18 @@ __all__ = [
     "CalibrationTable",
     "CandidateReport",
     "Choice",
+    "ClassAccuracy",
+    "ClassScore",
+    "Classification",
     "Comparison",
+    "Confusion",
     "Decision",
     "Dim",
     "Engine",
     "EngineDrift",
     "EngineFault",
+    "EngineLayer",
+    "Exhibit",
     "Failure",
     "GateResult",
     "Guard",
@@ -57,6 +72,7 @@ __all__ = [
     "Only",
     "OnnxModel",
     "OutputDrift",
+    "Predictions",
     "Rejection",
     "Report",
     "SensitiveGroup",
@@ -65,6 +81,7 @@ __all__ = [
     "Spread",
     "StageOutcome",
     "Support",
+    "TargetFiles",
     "TensorSpec",
     "Timing",
     "TunedGroup",

@@ -34,6 +34,95 @@ class WorstSample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClassScore:
+    """A class that a model chose: its index, its name (empty if unknown) and its score in the output."""
+
+    index: int
+    name: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One output of both models for one sample.
+
+    Attributes:
+        output: the output's name.
+        fp32: FP32's classes with the highest scores, the highest first. Empty unless the output holds class scores.
+        candidate: the same of the candidate.
+        fp32_values: the beginning of FP32's values, as text. Empty for class scores.
+        candidate_values: the same of the candidate.
+        figures: metrics of this sample by name, such as `sqnr` in dB. Empty where values are not subtracted.
+    """
+
+    output: str
+    fp32: tuple[ClassScore, ...] = ()
+    candidate: tuple[ClassScore, ...] = ()
+    fp32_values: str = ""
+    candidate_values: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exhibit:
+    """One of the worst samples, with its input and what both models answered.
+
+    Attributes:
+        sample: the sample's name.
+        index: its index in the dataset.
+        label: the name or index of its class. Empty without labels.
+        image: the input as a PNG or JPEG data URI of at most 20 kB. Empty unless an input is an image.
+        inputs: the beginning of the sample's text, or of its inputs' values. Empty beside an image.
+        answers: one per output.
+    """
+
+    sample: str
+    index: int
+    label: str
+    image: str
+    inputs: str
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassAccuracy:
+    """Samples of one class by label, and how many of them each model gets right. `name` is empty if unknown."""
+
+    index: int
+    name: str
+    samples: int
+    fp32: int
+    candidate: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confusion:
+    """Samples of one class for which a model chose another: how often FP32 did, and how often the candidate."""
+
+    label: int
+    chosen: int
+    fp32: int
+    candidate: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Classification:
+    """Accuracy by class, where the labels fit.
+
+    Attributes:
+        classes: the classes that have samples, by index; if there are too many, those with the largest losses.
+        found: the number of classes that have samples.
+        names: the names of other classes, by index as text, that `confusions` refers to.
+        confusions: mistakes, the most frequent of the candidate first. All of them, if there are few classes.
+    """
+
+    classes: tuple[ClassAccuracy, ...]
+    found: int
+    names: Mapping[str, str]
+    confusions: tuple[Confusion, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutputDrift:
     """Difference between one output of the candidate and the same output of the baseline.
 
@@ -52,6 +141,7 @@ class OutputDrift:
         first_bad: the first sample with a NaN or Inf.
         spread: histogram of the SQNR per sample in dB, without identical samples.
         worst: the samples with the lowest SQNR, the worst first.
+        by_class: accuracy by class. None unless the labels fit.
     """
 
     output: str
@@ -61,6 +151,7 @@ class OutputDrift:
     first_bad: str = ""
     spread: Spread | None = None
     worst: tuple[WorstSample, ...] = ()
+    by_class: Classification | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,8 +263,8 @@ class EngineFault:
         reason: a sentence on what was found.
     """
 
-    nodes: tuple[str, ...]
-    builds: int
+    nodes: tuple[str, ...] = ()
+    builds: int = 0
     reason: str
 
 
@@ -186,7 +277,8 @@ class Comparison:
     and `remarks` about outputs without a gate and the samples to look at first. `calibrated_on` is the number of
     samples on which the candidate was calibrated: they are not evidence for unseen data. If the candidate is an engine,
     `engine` compares it with its graph, and `graph_ran` says where that ran. `loaded` is the typed graph in
-    onnxruntime's default options, on a few samples; `loaded_ran` says where, or why it cannot run so.
+    onnxruntime's default options, on a few samples; `loaded_ran` says where, or why it cannot run so. `exhibits` show
+    some of the worst samples.
     """
 
     baseline: str
@@ -207,3 +299,4 @@ class Comparison:
     graph_ran: str = ""
     loaded: tuple[LoadedDrift, ...] = ()
     loaded_ran: str = ""
+    exhibits: tuple[Exhibit, ...] = ()

@@ -37,12 +37,53 @@ class Support:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TargetFiles:
+    """The files for a platform on which the engine is to be built.
+
+    Attributes:
+        target: the platform, as in `--target`.
+        tensorrt: TensorRT and its version there.
+        graph: the ONNX graph in the dialect of that version.
+        script: the script that builds the engine on the device.
+        cache: the calibration cache; None if the graph holds its scales itself.
+    """
+
+    target: str
+    tensorrt: str
+    graph: Path
+    script: Path
+    cache: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLayer:
+    """A layer of a built engine, as the engine inspector describes it.
+
+    Attributes:
+        name: its name, which lists what was fused into it.
+        type: its type.
+        precision: the precision that it computes in, or `unknown`.
+        tactic: the kernel.
+        nodes: the nodes of the typed graph that it computes; of a reformat, those beside it.
+        apart: `reformat`, `Q`, `DQ` or `pointwise` if it is nothing but that, and did not fuse; else empty.
+    """
+
+    name: str
+    type: str
+    precision: str
+    tactic: str
+    nodes: tuple[str, ...] = ()
+    apart: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
     """The deployable result: a serialized TensorRT engine (`backend` tensorrt), or the typed ONNX file (onnxruntime).
 
     `builder` is the library and its version, and `device` the device that the engine was built for. `audit` is the
     number of layers by precision, *read back* after the build, and `audited` the source that it was read from.
     `raised` are decisions that differ from the typed graph's: nodes that had to be built in higher precision.
+    `layers` are those of the built engine, where it could be loaded.
     """
 
     path: Path
@@ -54,3 +95,4 @@ class Engine:
     audit: Mapping[str, int] = field(default_factory=dict)
     audited: str = ""
     raised: tuple[Decision, ...] = ()
+    layers: tuple[EngineLayer, ...] = ()

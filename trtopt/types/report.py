@@ -13,12 +13,15 @@ from typing import Literal
 from trtopt.types.benchmark import Benchmark
 from trtopt.types.calibration import CalibratedTensor
 from trtopt.types.comparison import Comparison, EngineFault, Layers, Verdict
-from trtopt.types.engine import Engine
+from trtopt.types.engine import Engine, TargetFiles
 from trtopt.types.precision import TypedModel
 from trtopt.types.tuning import Sensitivity, Tuning
 
-REPORT_SCHEMA = 2
+REPORT_SCHEMA = 3
 """Version of the fields of `report.json`."""
+
+READABLE_SCHEMAS = (2, REPORT_SCHEMA)
+"""Versions that can be read: each only adds optional fields to the one before."""
 
 Cache = Literal["use", "ignore", "show"]
 """Treatment of the results of earlier runs.
@@ -78,9 +81,10 @@ class Report:
     `allow_inconclusive` is true if the user accepts an inconclusive verdict. `list_worst` is the number of worst
     samples to list. `written` is false for new gates on an earlier run, whose directory keeps the report of its own.
     `warnings` say why the result may not be what the user wants; `notes` are facts, such as what was assumed.
-    `error` is what ended the run early, or prevented an engine. `tuning` is the search of `trtopt tune`, and
-    `sensitivity` the result of `trtopt sensitivity`. `tune_with` is the command of the search that a failed run
-    suggests.
+    `target` are the files for another platform, whose engine is not built here.
+    `error` is what ended the run early, or prevented an engine. `invocation` is the command line that made the report;
+    it is empty for a run from Python. `tuning` is the search of `trtopt tune`, and `sensitivity` the result of
+    `trtopt sensitivity`. `tune_with` is the command of the search that a failed run suggests.
     """
 
     schema_version: int = REPORT_SCHEMA
@@ -106,6 +110,8 @@ class Report:
     written: bool = True
     notes: tuple[str, ...] = ()
     error: Failure | None = None
+    target: TargetFiles | None = None
+    invocation: str = ""
     tuning: Tuning | None = None
     sensitivity: Sensitivity | None = None
     tune_with: str = ""

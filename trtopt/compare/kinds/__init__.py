@@ -11,8 +11,8 @@ What they share is in `trtopt.compare.measures`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, cast
 
 from trtopt import plugins
@@ -31,12 +31,14 @@ class Opening:
         first: the first batch.
         asked: true if the user named the kind. The shape must still fit, but the output's name and values need not.
         beside: the other outputs, which the reader may read as well.
+        names: the names of classes, by index, as far as they are known.
     """
 
     name: str
     first: Outputs
     asked: bool = False
     beside: tuple[str, ...] = ()
+    names: Mapping[int, str] = field(default_factory=dict)
 
 
 class Reader(Protocol):
@@ -65,6 +67,10 @@ class Reader(Protocol):
 
     def fits(self) -> bool:
         """Return whether all added samples look like this kind."""
+        ...
+
+    def suspects(self, count: int) -> set[int]:
+        """Return the indices of the `count` samples that are the worst so far, in any order."""
         ...
 
     def drift(self, ids: Sequence[str]) -> OutputDrift:

@@ -21,7 +21,7 @@ from trtopt.compare.measures.boxes import Boxes, Match, matches
 from trtopt.compare.measures.decisions import Classes, Decisions
 from trtopt.compare.measures.layout import Layout, layout
 from trtopt.compare.measures.outputs import TOLERANCE, Array, Floats, Mask, Outputs, is_float
-from trtopt.compare.measures.worst import first_bad, worst
+from trtopt.compare.measures.worst import first_bad, suspects, worst
 from trtopt.errors import ModelError
 from trtopt.types import OutputDrift
 
@@ -190,6 +190,11 @@ class Detection:
     def fits(self) -> bool:
         """Return whether FP32 found boxes, and all of them look like boxes."""
         return self._asked or (self._possible and self._counted and sum(self._reference) > 0)
+
+    def suspects(self, count: int) -> set[int]:
+        """Return the indices of the samples with the most missed and extra boxes."""
+        reference, matched, extra = (np.array(n, np.float64) for n in (self._reference, self._matched, self._extra))
+        return suspects(reference - matched + extra, self._indices, count)
 
     def drift(self, ids: Sequence[str]) -> OutputDrift:
         """Return the percentages of matched and of extra boxes, and how well matches agree."""

@@ -14,7 +14,7 @@ import numpy as np
 from trtopt.compare.kinds import Opening
 from trtopt.compare.measures.decisions import Classes, Decisions
 from trtopt.compare.measures.outputs import Array, Outputs, is_float, is_image
-from trtopt.compare.measures.worst import first_bad, worst
+from trtopt.compare.measures.worst import first_bad, suspects, worst
 from trtopt.types import OutputDrift
 
 TAKES = "anything of any shape"
@@ -95,6 +95,10 @@ class Exact:
     def fits(self) -> bool:
         """Return True: any elements can be compared."""
         return True
+
+    def suspects(self, count: int) -> set[int]:
+        """Return the indices of the samples with the most differing elements."""
+        return suspects(np.array(self._differing, np.float64), self._indices, count)
 
     def drift(self, ids: Sequence[str]) -> OutputDrift:
         """Return the percentages of equal elements, per value as well, and of samples that agree.

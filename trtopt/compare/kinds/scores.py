@@ -20,6 +20,7 @@ from trtopt.compare.measures.choices import Choices, add_yes_or_no, sigmoid
 from trtopt.compare.measures.decisions import Decisions
 from trtopt.compare.measures.noise import MEASURED, Noise, summed
 from trtopt.compare.measures.outputs import TOLERANCE, Array, Floats, Mask, Outputs, are_probabilities, is_float
+from trtopt.compare.measures.worst import suspects
 from trtopt.types import OutputDrift
 
 TAKES = "one vector of numbers per sample, [n, classes] or [n, classes, 1, 1], or one number, [n] or [n, 1]"
@@ -49,6 +50,7 @@ class Scores:
     def __init__(self, opening: Opening, classes: int) -> None:
         self.name = opening.name
         self.noise = Noise()
+        self._names = opening.names
         self._asked = opening.asked
         names = _YES_OR_NO if classes == 1 else _NAMES
         name = opening.name.lower()
@@ -176,6 +178,12 @@ class Scores:
         balanced = (found / self._yes + (choices.hits() - found) / negatives) / 2.0
         return balanced, 0.5, math.sqrt(0.25 / self._yes + 0.25 / negatives) / 2.0
 
+    def suspects(self, count: int) -> set[int]:
+        """Return the indices of the samples with another class than FP32, and then those with the lowest SQNR."""
+        noise = self.noise.noise()
+        changed = np.frombuffer(bytes(self._counted.agree), np.uint8) == 0
+        return suspects(np.where(changed, noise + _LARGE, noise), self.noise.good, count)
+
     def drift(self, ids: Sequence[str]) -> OutputDrift:
         """Return agreement, accuracy if the labels fit, and quantization error."""
         return OutputDrift(
@@ -186,6 +194,7 @@ class Scores:
             first_bad=self.noise.first_bad(ids),
             spread=self.noise.spread(),
             worst=self.noise.worst(ids, self._note),
+            by_class=self._counted.by_class(self._names) if self.labels_fit else None,
         )
 
     def _counts(self) -> dict[str, int]:

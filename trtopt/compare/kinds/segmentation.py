@@ -18,7 +18,7 @@ from trtopt.compare.kinds import Opening
 from trtopt.compare.measures.decisions import Counts, Decisions
 from trtopt.compare.measures.noise import MEASURED, Noise
 from trtopt.compare.measures.outputs import Array, Outputs, are_probabilities, is_float, is_softmax
-from trtopt.compare.measures.worst import worst
+from trtopt.compare.measures.worst import suspects, worst
 from trtopt.errors import ModelError
 from trtopt.types import OutputDrift
 
@@ -167,6 +167,12 @@ class Segmentation:
     def fits(self) -> bool:
         """Return whether the name says so and the values allow it, or every pixel of FP32 is a softmax over classes."""
         return self._possible and (self._sure or bool(self._tally.agree))
+
+    def suspects(self, count: int) -> set[int]:
+        """Return the indices of the samples with the lowest SQNR, or the most differing pixels where there are none."""
+        if self._form == "classes":
+            return suspects(1.0 - np.array(self._tally.agree, np.float64), self._indices, count)
+        return self.noise.suspects(count)
 
     def drift(self, ids: Sequence[str]) -> OutputDrift:
         """Return the agreement with FP32, and the quantization error of scores."""

@@ -97,6 +97,10 @@ class Values:
         """Return True: any numbers can be compared."""
         return True
 
+    def suspects(self, count: int) -> set[int]:
+        """Return the indices of the samples with the lowest SQNR."""
+        return self.noise.suspects(count)
+
     def drift(self, ids: Sequence[str]) -> OutputDrift:
         """Return the metrics.
 

@@ -5,13 +5,17 @@ Touches: nothing.
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from trtopt.compare.measures.by_class import classification
 from trtopt.compare.measures.decisions import Decisions
 from trtopt.compare.measures.outputs import Floats
+from trtopt.types import Classification
 
 _HARDLY = 0.2
 """Change of a probability near 0.5 that is the noise of a borderline decision."""
@@ -27,6 +31,9 @@ class Choices:
         decisions: the classes that FP32 chose, and those that the candidate chose as well.
         right_decisions: those of them on which FP32 is right.
         hits_of_yes: number of samples with the label 1 on which FP32 chose class 1.
+        labels: the label per sample, if there are labels.
+        fp32: the class that FP32 chose per labelled sample.
+        candidate: the class that the candidate chose per labelled sample.
     """
 
     agree: bytearray = field(default_factory=bytearray)
@@ -34,6 +41,9 @@ class Choices:
     decisions: Decisions = field(default_factory=Decisions)
     right_decisions: Decisions = field(default_factory=Decisions)
     hits_of_yes: int = 0
+    labels: array[int] = field(default_factory=lambda: array("i"))
+    fp32: array[int] = field(default_factory=lambda: array("i"))
+    candidate: array[int] = field(default_factory=lambda: array("i"))
 
     def add(
         self, reference: npt.NDArray[np.intp], candidate: npt.NDArray[np.intp], labels: npt.NDArray[np.int64] | None
@@ -45,6 +55,8 @@ class Choices:
             known = reference == labels
             self.right_decisions.add_single(reference[known], (reference == candidate)[known])
             self.right.extend(((reference == labels) + 2 * (candidate == labels)).astype(np.uint8))
+            for kept, added in ((self.labels, labels), (self.fp32, reference), (self.candidate, candidate)):
+                kept.extend(added.tolist())
             self.hits_of_yes += int(np.count_nonzero((labels == 1) & (reference == 1)))
 
     def chosen(self) -> int:
@@ -54,6 +66,10 @@ class Choices:
     def hits(self) -> int:
         """Return the number of samples on which FP32 is right."""
         return self.right.count(1) + self.right.count(3)
+
+    def by_class(self, names: Mapping[int, str]) -> Classification:
+        """Return the accuracy by class, and the mistakes; `names` are those of classes, as far as they are known."""
+        return classification(self.labels, self.fp32, self.candidate, names)
 
 
 def add_yes_or_no(decisions: Decisions, x: Floats, y: Floats) -> None:

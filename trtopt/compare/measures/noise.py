@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from trtopt.compare.measures.outputs import Floats, Rows
-from trtopt.compare.measures.worst import first_bad, noisiest
+from trtopt.compare.measures.worst import first_bad, noisiest, suspects
 from trtopt.types import Spread, WorstSample
 
 _SPREAD_DB = (-20.0, 160.0)
@@ -145,6 +145,10 @@ class Noise:
         `note(i)` returns a note on the i-th comparable sample.
         """
         return noisiest(self.noise().tolist(), self.good, ids, note)
+
+    def suspects(self, count: int) -> set[int]:
+        """Return the indices of the `count` samples with the lowest SQNR so far, without identical samples."""
+        return suspects(self.noise(), self.good, count)
 
 
 def summed(total: Floats, parts: Floats) -> Floats:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from trtopt.data.preview import Preview
 from trtopt.errors import ModelError
 
 Array = npt.NDArray[np.generic]
@@ -75,7 +76,8 @@ class Outputs:
     """Outputs of both models by name, for the samples at `indices` of the dataset, with their class `labels`.
 
     With more than one sample, the first axis of every output is the sample axis. `inputs` are the models' inputs by
-    name, without those that no metric needs. `graph` are the outputs of a candidate engine's own graph.
+    name, without those that no metric needs. `graph` are the outputs of a candidate engine's own graph. `previews` show
+    the samples to people.
     """
 
     reference: Mapping[str, Array]
@@ -84,6 +86,7 @@ class Outputs:
     labels: tuple[int, ...] | None = None
     inputs: Mapping[str, Array] = field(default_factory=dict)
     graph: Mapping[str, Array] = field(default_factory=dict)
+    previews: tuple[Preview, ...] = ()
     _rows: dict[str, Rows] = field(default_factory=dict, repr=False)
 
     def both(self, name: str) -> tuple[Array, Array]:
@@ -204,6 +207,7 @@ def joined(batches: Sequence[Outputs]) -> Outputs:
         candidate=_concatenated([batch.candidate for batch in batches]),
         inputs=_concatenated([batch.inputs for batch in batches]),
         indices=tuple(index for batch in batches for index in batch.indices),
+        previews=tuple(each for batch in batches for each in batch.previews),
         labels=labels,
     )
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from trtopt.compare.measures.outputs import Floats
 from trtopt.types import WorstSample
 
 WORST_KEPT = 50
@@ -51,6 +52,13 @@ def _order(badness: Sequence[float]) -> list[int]:
     """Return the indices of the samples with the highest badness above 0, the worst first."""
     order = np.argsort(-np.asarray(badness, np.float64), kind="stable")[:WORST_KEPT]
     return [i for i in order.tolist() if badness[i] > 0]
+
+
+def suspects(badness: Floats, indices: Sequence[int], count: int) -> set[int]:
+    """Return the indices of the `count` samples with the highest badness above 0 so far."""
+    size = len(badness)
+    order = np.argpartition(-badness, count)[:count] if size > count else np.arange(size)
+    return {indices[i] for i in order.tolist() if badness[i] > 0}
 
 
 def first_bad(bad: Sequence[int], bad_fp32: int, ids: Sequence[str]) -> str:

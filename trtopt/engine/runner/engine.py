@@ -151,6 +151,12 @@ class EngineRunner:
         return sizes.pop() if len(sizes) == 1 else 1
 
     @property
+    def min_batch(self) -> int:
+        """The smallest size of the first axis that all inputs accept; 1 if it is not the same for all of them."""
+        sizes = {port.min[0] for port in self._inputs if port.min}
+        return sizes.pop() if len(sizes) == 1 else 1
+
+    @property
     def weights(self) -> int:
         """GPU memory that loading the engine took, in bytes."""
         return self.memory["weights"]

@@ -23,6 +23,7 @@ from trtopt.engine import BuildPlan
 from trtopt.engine.trt import weak
 from trtopt.engine.trt.audit import audit_network, count_inspected, inspect_engine, layers_by_node
 from trtopt.engine.trt.diagnosis import build_error, logger, onnx_node, rejected, rejections
+from trtopt.engine.trt.fusion import engine_layers
 from trtopt.engine.trt.locate import TensorRT, find
 from trtopt.engine.trt.options import check_options, configure, save_timing_cache, write
 from trtopt.engine.trt.profile import check_names, check_profile
@@ -123,6 +124,7 @@ def build(
         audit=counts,
         audited=audited,
         raised=changed,
+        layers=engine_layers(made.layers or (), typed),
     )
 
 

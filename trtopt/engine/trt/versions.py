@@ -41,6 +41,8 @@ class Abilities:
         builder_options: optimization levels, version-compatible and hardware-compatible engines.
         shared_profiles: several execution contexts may use one optimization profile at the same time.
         sized_memory: an execution context receives its memory with the size.
+        opset: the newest opset that the parser reads.
+        layer_norm: the parser has LayerNormalization.
     """
 
     strong_typing: bool
@@ -49,6 +51,8 @@ class Abilities:
     builder_options: bool
     shared_profiles: bool
     sized_memory: bool
+    opset: int
+    layer_norm: bool
 
 
 _ALL = frozenset({"fp32", "fp16", "bf16", "int8", "fp8"})
@@ -66,7 +70,15 @@ def abilities(package: str, version: str) -> Abilities:
         builder_options=rtx or number >= (8, 6),
         shared_profiles=ten,
         sized_memory=rtx or number >= (10, 1),
+        opset=_opset(number) if not rtx else 24,
+        layer_norm=rtx or number >= (8, 6),
     )
+
+
+def _opset(number: Version) -> int:
+    """Return the newest opset that the parser of TensorRT reads (NVIDIA's operator tables of each release)."""
+    newest = {(11, 5): 25, (10, 12): 24, (10, 0): 20, (8, 5): 17}
+    return next(opset for since, opset in newest.items() if number >= since)
 
 
 def parsed(version: str) -> Version:

@@ -207,13 +207,13 @@ def _computing(layers: list[Mapping[str, Any]], typed: TypedModel) -> Iterator[t
         name = str(layer.get("Name", ""))
         # A copy that changes the layout or type of a tensor bears the name of the layer beside it.
         if layer.get("LayerType") != "Reformat" and not name.startswith("Reformatting CopyNode"):
-            yield _named(name, names), _precision(layer)
+            yield named(name, names), precision_of(layer)
 
 
 _TACTICS = (("int8", r"i8i8|int8|imma"), ("fp16", r"f16f16|h16816|hmma|fp16|_h\d+"), ("fp32", r"f32f32|sgemm|fp32"))
 
 
-def _precision(layer: Mapping[str, Any]) -> str:
+def precision_of(layer: Mapping[str, Any]) -> str:
     """Return the precision that a layer of the inspector computes in, or `unknown`."""
     from trtopt.engine.trt.audit import inspected
 
@@ -224,7 +224,7 @@ def _precision(layer: Mapping[str, Any]) -> str:
     return next((name for name, pattern in _TACTICS if re.search(pattern, tactic, re.IGNORECASE)), "unknown")
 
 
-def _named(text: str, names: set[str]) -> list[str]:
+def named(text: str, names: set[str]) -> list[str]:
     """Return the nodes that a fused layer names: `conv1 + relu1`, `PWN(sigmoid, mul)`, `fc || gate`."""
     if text in names:
         return [text]

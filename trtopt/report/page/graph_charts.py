@@ -108,7 +108,7 @@ def lanes(decisions: Sequence[Decision]) -> Markup:
         width = max((scale.end - scale.start) / len(decisions), 1.0)
         runs = _runs(sorted(columns), width)
         boxes = "".join(f"M{pixels(start)} {y}h{pixels(end - start)}v20H{pixels(start)}z" for start, end in runs)
-        add(chart, "path", {"class": f"fill {_class(name)}", "d": boxes})
+        add(chart, "path", {"class": f"fill {css_class(name)}", "d": boxes})
     middles = Scale(0.5, len(decisions) + 0.5, scale.start, scale.end)
     x_axis(chart, replace(_places(len(decisions), "node, in graph order"), scale=middles), bottom)
     return rendered(chart)
@@ -169,7 +169,8 @@ def _runs(columns: Sequence[int], width: float) -> list[tuple[float, float]]:
     return runs
 
 
-def _class(precision: str) -> str:
+def css_class(precision: str) -> str:
+    """Return the class of a precision in the style sheet."""
     return f"p-{precision}" if precision in PRECISIONS else "p-other"
 
 
@@ -183,4 +184,4 @@ def _mark(chart: Element, precision: str, x: float, y: float) -> Element:
         "fp8": "m-4.5-3.5h9l-4.5 8z",
     }
     shape = shapes.get(precision, "m-4.5-1.5h9v3h-9z")
-    return add(chart, "path", {"class": f"mark {_class(precision)}", "d": f"M{pixels(x)} {pixels(y)}{shape}"})
+    return add(chart, "path", {"class": f"mark {css_class(precision)}", "d": f"M{pixels(x)} {pixels(y)}{shape}"})

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from trtopt.report.page import charts, words
+from trtopt.report.page import blocks, charts, evidence, words
 from trtopt.report.page.svg import drawable
 from trtopt.types import (
     CalibratedTensor,
@@ -22,9 +22,7 @@ from trtopt.types import (
     Spread,
     Timing,
     Verdict,
-    WorstSample,
 )
-from trtopt.verdict import comparisons
 
 _MAX_HISTOGRAMS = 12
 _MAX_POINTS = 40
@@ -55,15 +53,6 @@ def tally(rows: Sequence[words.Judged]) -> str:
     count = Counter(each.gate.verdict for each in rows)
     said = [f"{count[verdict]} {word}" for verdict, word in _OPEN.items() if count[verdict]]
     return f"{' and '.join(said)} of {len(rows)} {'gate' if len(rows) == 1 else 'gates'}"
-
-
-def worst_sample(report: Report, judged: words.Judged) -> WorstSample | None:
-    """Return the sample with the lowest SQNR at the output of a gate, or None if it is unknown."""
-    for candidate, comparison in comparisons(report):
-        for output in comparison.outputs:
-            if (candidate, output.output) == (judged.candidate, judged.gate.output) and output.worst:
-                return output.worst[0]
-    return None
 
 
 def facts(report: Report) -> tuple[Fact, ...]:
@@ -115,16 +104,19 @@ def sections(report: Report) -> tuple[tuple[str, str], ...]:
     comparison, typed = report.comparison, report.typed
     known = (
         ("candidates", "Candidates", report.candidates),
-        ("pipeline", "Pipeline", report.stages),
         ("warnings", "Warnings and notes", report.warnings or report.notes),
         ("gates", "Gates", judged(report)),
         ("tuning", "Search", report.tuning),
         ("sensitivity", "Sensitivity", report.sensitivity),
         ("drift", "Drift against FP32", comparison is not None and comparison.outputs),
+        ("samples", "Worst samples", evidence.cards(report)),
+        ("classes", "Accuracy by class", evidence.by_class(report)),
+        ("graph", "Graph", blocks.nodes(report)),
         ("layers", "Layer by layer", report.layers is not None and report.layers.layers),
         ("benchmark", "Speed", report.benchmark is not None),
         ("precision", "Precision", typed is not None and typed.decisions),
         ("calibration", "Calibration", report.calibration),
+        ("pipeline", "Pipeline", report.stages),
         ("parity", "Export against the framework", report.parity),
         ("environment", "Environment and manifest", True),
     )

@@ -6,7 +6,6 @@ Touches: nothing.
 from __future__ import annotations
 
 import math
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,6 +53,13 @@ def size(count: int) -> str:
         if value >= 1000:
             value, unit = value / 1000, larger
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
+
+
+def targeted(report: Report) -> str:
+    """Return the remark on a conversion for another platform, on which the engine is built; empty for any other."""
+    if report.target is None:
+        return ""
+    return f"typed graph for {report.target.tensorrt} ({report.target.target}); build.sh builds it on the device"
 
 
 def unconverted(report: Report) -> str:
@@ -112,13 +118,10 @@ def loaded(comparison: Comparison) -> list[str]:
 
 
 def fault(report: Report) -> list[str]:
-    """Return what is known about a wrong engine: a sentence, its nodes, and the flags that keep them; or nothing."""
+    """Return what is known about a wrong engine: a sentence, and its nodes; or nothing."""
     if report.fault is None:
         return []
-    if not report.fault.nodes:
-        return [report.fault.reason]
-    flags = " ".join(f"--keep {shlex.quote(node)}" for node in report.fault.nodes)
-    return [f"{report.fault.reason}: {', '.join(report.fault.nodes)}", f"convert again with {flags}"]
+    return [": ".join(part for part in (report.fault.reason, ", ".join(report.fault.nodes)) if part)]
 
 
 def unquantized(report: Report) -> tuple[Decision, ...]:
@@ -154,10 +157,6 @@ class Judged:
         return f"{self.candidate}: {gate_title(self.gate)}" if self.candidate else gate_title(self.gate)
 
 
-_KEPT = 3
-"""Number of nodes that the hint after a failed run names."""
-
-
 def judged(report: Report) -> list[Judged]:
     """Return every gate of the report: of its comparisons, then of its benchmark."""
     found = [
@@ -170,37 +169,6 @@ def blocking(report: Report) -> list[Judged]:
     """Return the gates that keep the engine from being deployed, failed ones first."""
     found = [each for each in judged(report) if blocks(report, each.gate)]
     return sorted(found, key=lambda each: each.gate.verdict != "fail")
-
-
-def next_step(report: Report) -> str:
-    """Return the command that locates the source of drift; empty if nothing failed or it is known already."""
-    drifted = [
-        (name or str(report.run_dir), comparison)
-        for name, comparison in comparisons(report)
-        if any(gate.verdict == "fail" for gate in comparison.gates)
-    ]
-    if not drifted or report.layers is not None or not report.model.endswith(".onnx"):
-        return ""
-    candidate, comparison = drifted[0]
-    words = ["trtopt", "compare", report.model, candidate, "--data", comparison.data, "--layers"]
-    return f"to find the first divergent layer: {shlex.join(words)}"
-
-
-def keep_hint(report: Report) -> str:
-    """Return the flags that keep the noisiest nodes in higher precision, after a run that failed; or nothing."""
-    if report.verdict != "fail" or report.layers is None or report.fault is not None:
-        return ""
-    lowered = [layer for layer in report.layers.layers if layer.precision == report.precision and layer.added > 0]
-    worst = sorted(lowered, key=lambda layer: -layer.added)[:_KEPT]
-    if not worst:
-        return ""
-    flags = " ".join(f"--keep {shlex.quote(layer.node)}" for layer in worst)
-    return f"to keep the nodes that add the most error in higher precision, convert again with {flags}"
-
-
-def tune_hint(report: Report) -> str:
-    """Return the command that finds the nodes to keep, after a run that failed; or nothing."""
-    return f"to search for the nodes to keep: {report.tune_with}" if report.tune_with else ""
 
 
 def decibels(value: float) -> str:

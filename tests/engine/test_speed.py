@@ -1,0 +1,103 @@
+"""Speed as a part of a conversion's verdict, with toy engines of chosen times."""
+
+import importlib
+import json
+
+import pytest
+from engine.toy import Toy, install
+from support import CALIB, DIGITS, EVAL
+
+import trtopt.engine.tensorrt as backend
+
+FAST = {"fp32": 3.0, "fp16": 2.0, "int8": 1.0}
+SLOW = {"fp32": 3.0, "fp16": 2.0, "int8": 2.5}
+
+
+def convert(cli, folder, *more, precision="int8"):
+    data = ["--calib", CALIB, "--data", EVAL, "--samples", "32"]
+    quick = ["--method", "minmax", "--no-guard", "--no-equalization"] if precision == "int8" else []
+    shape = ["--shape", "input=1x1x28x28:8x1x28x28:16x1x28x28"]
+    return cli("convert", DIGITS, "-p", precision, *data, *quick, *shape, "-o", folder, *more)
+
+
+def report(folder):
+    return json.loads((folder / "report.json").read_text())
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    monkeypatch.setattr(importlib.import_module("trtopt.stages.speed"), "SECONDS", 0.01)
+    return install(monkeypatch, Toy(ms=dict(FAST)))
+
+
+def test_the_engine_is_timed_beside_fp16_and_fp32(cli, toy, tmp_path):
+    done = convert(cli, tmp_path)
+    assert done.code == 0
+    assert toy.builds == ["int8", "fp16", "fp32"]
+    found = report(tmp_path)["benchmark"]
+    assert [target["name"] for target in found["targets"]] == ["FP16", "FP32", "INT8"]
+    assert {timing["batch"] for timing in found["timings"]} == {1, 8}
+    assert "1.000 ms at batch 8 (2.00x FP16)" in done.err
+    assert "does not pay" not in done.out
+
+
+def test_int8_that_is_not_faster_is_told(cli, toy, tmp_path):
+    toy.ms.update(SLOW)
+    done = convert(cli, tmp_path)
+    assert done.code == 0
+    assert "INT8 does not pay at batch 1: 2.5 ms, 0.8 times as fast as FP16" in " ".join(done.out.split())
+
+
+@pytest.mark.parametrize(("gate", "code"), [("latency_mean@8=10000ms", 0), ("speedup@8=100x", 1)])
+def test_a_gate_on_speedup_decides(cli, toy, tmp_path, gate, code):
+    done = convert(cli, tmp_path, "--gate", f"cosine=0.9,{gate}")
+    assert done.code == code, done.err
+    gates = report(tmp_path)["benchmark"]["gates"]
+    assert [each["metric"] for each in gates] == [gate.partition("@")[0]]
+
+
+def test_16_bits_are_compared_with_fp32(cli, toy, tmp_path):
+    convert(cli, tmp_path, precision="fp16")
+    assert [target["name"] for target in report(tmp_path)["benchmark"]["targets"]] == ["FP32", "FP16"]
+
+
+def test_nothing_is_built_and_timed_a_second_time(cli, toy, tmp_path):
+    convert(cli, tmp_path)
+    assert convert(cli, tmp_path, "--gate", "latency_mean=10000ms").code == 0
+    assert len(toy.builds) == 3
+
+
+def test_no_speed_times_nothing(cli, toy, tmp_path):
+    assert convert(cli, tmp_path, "--no-speed").code == 0
+    assert toy.builds == ["int8"]
+    assert convert(cli, tmp_path, "--no-speed", "--gate", "speedup=1.2x").code == 2
+
+
+def test_an_alternative_that_cannot_be_built_is_left_out(cli, toy, tmp_path):
+    toy.refused = {"fp32"}
+    done = convert(cli, tmp_path)
+    assert done.code == 0
+    assert "FP32 is not timed beside the engine: no engine of this precision" in " ".join(done.out.split())
+    assert [target["name"] for target in report(tmp_path)["benchmark"]["targets"]] == ["FP16", "INT8"]
+
+
+def test_without_a_gpu_nothing_is_timed_and_a_gate_is_inconclusive(cli, toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(backend, "host", lambda: None)
+    assert convert(cli, tmp_path / "a").code == 0
+    assert report(tmp_path / "a")["benchmark"] is None
+    done = convert(cli, tmp_path / "b", "--gate", "cosine=0.9,speedup=1.2x")
+    assert done.code == 4
+    assert "does not run on this machine" in " ".join(done.out.split())
+
+
+def test_a_wrong_engine_is_built_again_by_the_next_run(cli, toy, tmp_path):
+    toy.wrong = {1, 2}  # the first build, and that of the search
+    first = convert(cli, tmp_path, "--no-speed")
+    assert first.code == 1
+    builds = len(toy.builds)
+    second = convert(cli, tmp_path, "--no-speed")
+    assert second.code == 0, second.out
+    assert "the engine of the last run did not compute its graph: another one is built" in " ".join(second.out.split())
+    assert len(toy.builds) == builds + 1
+    assert convert(cli, tmp_path, "--no-speed").code == 0
+    assert len(toy.builds) == builds + 1

@@ -1,0 +1,238 @@
+"""`--target`: the graph obeys the rules of the platform's TensorRT, and build.sh builds it there."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from support import CALIB, DIGITS
+
+from trtopt.engine.onnxruntime import open_runner
+from trtopt.engine.trt.platforms import Platform, platform, platforms
+from trtopt.errors import ModelError, UsageError
+from trtopt.graph.older import lower_opset, spell_out_layer_norms
+
+# Every rule set once, and both DLAs: the other names differ in the version alone.
+TARGETS = ("trt-8.5", "trt-8.6", "trt-10.0", "trt-10.3", "trt-10.12", "trt-11.5", "jetpack-5-dla", "jetpack-6-dla")
+# trtexec's flags, from its help in TensorRT 8.5, 8.6, and 10.
+COMMON = {"onnx", "saveEngine", "minShapes", "optShapes", "maxShapes", "noTF32", "profilingVerbosity", "memPoolSize"}
+COMMON |= {"exportLayerInfo", "timingCacheFile", "tacticSources", "useDLACore", "allowGPUFallback"}
+WEAK = {"int8", "fp16", "calib", "precisionConstraints", "layerPrecisions", "layerOutputTypes"}
+
+
+def broken(path: Path, target: Platform) -> list[str]:
+    """Return the rules of a platform's TensorRT that a graph breaks."""
+    proto = onnx.load(path)
+    onnx.checker.check_model(proto, full_check=True)
+    types = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
+    quantizers = [node for node in proto.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    operators = {node.op_type for node in proto.graph.node}
+    scales = {types[node.input[1]] for node in quantizers}
+    rules = {
+        "opset": proto.opset_import[0].version <= target.can.opset,
+        "three inputs of Q and DQ": all(len(node.input) == 3 for node in quantizers),
+        "zero points of 0": all(
+            not numpy_helper.to_array(t).astype(np.float32).any()
+            for t in proto.graph.initializer
+            if t.name in {node.input[2] for node in quantizers}
+        ),
+        "FP32 alone": target.can.strong_typing or not set(types.values()) & {TensorProto.FLOAT16, TensorProto.BFLOAT16},
+        "scales": scales
+        <= ({TensorProto.FLOAT, TensorProto.FLOAT16} if target.can.strong_typing else {TensorProto.FLOAT}),
+        "no LayerNormalization": target.can.layer_norm or "LayerNormalization" not in operators,
+        "no Q and DQ on a DLA": not target.dla or not quantizers,
+        "fixed shapes on a DLA": not target.dla
+        or all(dim.dim_value for value in proto.graph.input for dim in value.type.tensor_type.shape.dim),
+    }
+    return [rule for rule, holds in rules.items() if not holds]
+
+
+def transformer(path: Path) -> Path:
+    """Write an encoder layer with attention, layer norms and a GELU, at opset 17."""
+    random = np.random.default_rng(0)
+    size, heads = 32, 4
+    names = dict.fromkeys(("wq", "wk", "wv", "wo"), (size, size)) | {"w1": (size, 64), "w2": (64, size)}
+    weights = [numpy_helper.from_array((random.normal(size=s) / 6).astype(np.float32), n) for n, s in names.items()]
+    weights += [numpy_helper.from_array(np.full(size, v, np.float32), n) for n, v in (("g", 1.5), ("b", 0.25))]
+    weights += [numpy_helper.from_array(np.array([0, 0, heads, size // heads]), "split")]
+    weights += [numpy_helper.from_array(np.array([0, 0, size]), "join")]
+    weights += [
+        numpy_helper.from_array(np.array(v, np.float32), n) for n, v in (("root", 2**0.5), ("one", 1), ("half", 0.5))
+    ]
+    node = helper.make_node
+    nodes = [node("LayerNormalization", ["x", "g", "b"], ["n"], "norm1")]
+    for part, order in (("q", [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3])):
+        nodes += [node("MatMul", ["n", f"w{part}"], [f"m{part}"], f"m{part}")]
+        nodes += [node("Reshape", [f"m{part}", "split"], [f"r{part}"], f"r{part}")]
+        nodes += [node("Transpose", [f"r{part}"], [part], f"t{part}", perm=order)]
+    nodes += [
+        node("MatMul", ["q", "k"], ["s"], "scores"),
+        node("Softmax", ["s"], ["p"], "softmax", axis=-1),
+        node("MatMul", ["p", "v"], ["c"], "context"),
+        node("Transpose", ["c"], ["ct"], "tc", perm=[0, 2, 1, 3]),
+        node("Reshape", ["ct", "join"], ["cr"], "rc"),
+        node("MatMul", ["cr", "wo"], ["o"], "out"),
+        node("Add", ["x", "o"], ["h"], "add1"),
+        node("LayerNormalization", ["h", "g", "b"], ["n2"], "norm2"),
+        node("MatMul", ["n2", "w1"], ["f"], "up"),
+        node("Div", ["f", "root"], ["fd"], "div"),
+        node("Erf", ["fd"], ["fe"], "erf"),
+        node("Add", ["fe", "one"], ["fa"], "adderf"),
+        node("Mul", ["f", "fa"], ["fm"], "mul"),
+        node("Mul", ["fm", "half"], ["u"], "halve"),
+        node("MatMul", ["u", "w2"], ["d"], "down"),
+        node("Add", ["h", "d"], ["y"], "add2"),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 16, size]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "encoder", [ends[0]], [ends[1]], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    np.save(path.with_suffix(".npy"), random.normal(size=(8, 16, size)).astype(np.float32))
+    return path
+
+
+def convert(cli, folder, model, target, *more):
+    calib = CALIB if model == DIGITS else model.with_suffix(".npy")
+    shape = {"input": "4x1x28x28"} if model == DIGITS else {"x": "4x16x32"}
+    fixed = [f"--shape={name}={size}" for name, size in shape.items()] if target.endswith("dla") else []
+    quick = ["--method", "minmax", "--no-guard", "--no-equalization", "--no-compare", "--samples", "8"]
+    return cli(
+        "convert", model, "-p", "int8", "--calib", calib, *quick, *fixed, "--target", target, "-o", folder, *more
+    )
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("network", ["digits", "transformer"])
+def test_the_graph_obeys_the_rules_of_the_platform(cli, tmp_path, network, target):
+    model = DIGITS if network == "digits" else transformer(tmp_path / "encoder.onnx")
+    done = convert(cli, tmp_path / "run", model, target)
+    assert done.code == 0, done.err
+    first = next(line for line in done.out.splitlines() if line.strip())
+    assert first == f"typed graph for {platform(target).title} ({target}); build.sh builds it on the device"
+    assert broken(tmp_path / "run/target.onnx", platform(target)) == []
+    script = (tmp_path / "run/build.sh").read_text()
+    assert subprocess.run(["sh", "-n", tmp_path / "run/build.sh"], check=False).returncode == 0
+    flags = set(re.findall(r"^  --(\w+)", script, re.MULTILINE))
+    weak = not platform(target).can.strong_typing or target.endswith("dla")
+    known = (
+        COMMON
+        | (WEAK if weak else {"stronglyTyped"})
+        | {"buildOnly" if "8.5" in platform(target).title else "skipInference"}
+    )
+    assert flags <= known
+    assert ("stronglyTyped" in flags) == (not weak and "11" not in target)
+
+
+def test_the_graph_for_8_5_computes_what_the_typed_graph_does(cli, tmp_path):
+    model = transformer(tmp_path / "encoder.onnx")
+    convert(cli, tmp_path / "run", model, "trt-8.5", "--rest", "fp32")
+    feed = {"x": np.load(model.with_suffix(".npy"))}
+    typed, target = (open_runner(tmp_path / "run" / name).run(feed)["y"] for name in ("typed.onnx", "target.onnx"))
+    assert ((typed - target) ** 2).sum() < 1e-4 * (typed**2).sum()
+
+
+def test_a_node_kept_in_fp32_is_constrained_in_the_script_of_a_weakly_typed_version(cli, tmp_path):
+    convert(cli, tmp_path, DIGITS, "trt-8.6", "--keep", "/0/Conv_output_0=fp32")
+    script = (tmp_path / "build.sh").read_text()
+    assert "--precisionConstraints=obey" in script
+    assert "--layerPrecisions=" in script
+    assert "/0/Conv_output_0:fp32" in script
+
+
+def test_the_cache_of_a_dla_has_every_tensor(cli, tmp_path):
+    convert(cli, tmp_path, DIGITS, "jetpack-5-dla")
+    header, *lines = (tmp_path / "target.cache").read_text().splitlines()
+    assert header == "TRT-8502-EntropyCalibration2"
+    scales = {
+        name: struct.unpack(">f", bytes.fromhex(value))[0] for name, value in (line.split(": ") for line in lines)
+    }
+    graph = onnx.load(tmp_path / "target.onnx").graph
+    tensors = {value for node in graph.node for value in node.output} | {graph.input[0].name}
+    assert not {name for name in tensors if name not in scales}
+    assert all(scale > 0 for scale in scales.values())
+    assert {"--useDLACore=0", "--calib=target.cache"} <= set((tmp_path / "build.sh").read_text().split())
+
+
+def test_a_dla_refuses_a_range_of_shapes(cli, tmp_path):
+    done = convert(cli, tmp_path, DIGITS, "jetpack-6-dla", "--shape", "input=1x1x28x28:4x1x28x28:8x1x28x28")
+    assert done.code == 2
+    done = cli("convert", DIGITS, "-p", "fp16", "--calib", CALIB, "--target", "jetpack-6-dla", "-o", tmp_path / "b")
+    assert done.code == 2
+    assert "the DLA runs fixed shapes only" in done.err
+
+
+def test_an_unknown_target_is_refused_with_the_nearest_names(cli, tmp_path):
+    done = convert(cli, tmp_path, DIGITS, "jetpack6")
+    assert done.code == 2
+    assert "Did you mean jetpack-6" in done.err
+    assert "trt-8.6" in cli("convert", DIGITS, "--target", "trt-8.7", "--no-compare", "-o", tmp_path).err
+
+
+@pytest.mark.parametrize(
+    ("target", "precision"), [("trt-8.6", "fp8"), ("jetpack-5", "bf16"), ("jetpack-6-dla", "fp32")]
+)
+def test_a_precision_that_the_platform_lacks_is_refused(cli, tmp_path, target, precision):
+    done = cli("convert", DIGITS, "-p", precision, "--calib", CALIB, "--target", target, "-o", tmp_path)
+    assert done.code == 2
+    assert f"--target {target} does not have --precision {precision}" in done.err
+
+
+def test_bf16_is_refused_where_the_parser_is_too_old(cli, tmp_path):
+    done = cli("convert", DIGITS, "-p", "bf16", "--calib", CALIB, "--target", "jetpack-6", "-o", tmp_path)
+    assert done.code == 2
+    assert "does not have BF16 in ONNX" in done.err
+
+
+def test_the_report_names_the_files(cli, tmp_path):
+    convert(cli, tmp_path, DIGITS, "triton-26.03")
+    found = json.loads((tmp_path / "report.json").read_text())["target"]
+    assert (found["target"], found["tensorrt"]) == ("triton-26.03", "TensorRT 10.14.1")
+    assert Path(found["script"]).stat().st_mode & 0o111
+
+
+def test_every_platform_has_rules() -> None:
+    for each in platforms().values():
+        assert each.can.opset >= 17
+    assert platform("trt-10.3").cache_version == 100300
+    assert platform("jetpack-6.0").cache_version == 8602
+    with pytest.raises(UsageError):
+        platform("jetpack-99")
+
+
+def test_what_has_no_older_form_is_refused_with_its_name(parse) -> None:
+    model = parse("(float[n, 4] x) => (float[n, 4] y) { y = Gelu(x) }", opset=20)
+    with pytest.raises(ModelError, match="Gelu node y has no form in opset 17: the operator came later"):
+        lower_opset(model, 17)
+
+
+OLDER = [
+    "{ y = ReduceMax<keepdims = 1>(x, axes) }",
+    "{ a, b = Split<axis = 1, num_outputs = 2>(x)\n y = Add(a, b) }",
+    "{ p = Pad(x, pads, zero, axes)\n y = Relu(p) }",
+    "{ i = Cast<to = 10, saturate = 1>(x)\n y = Cast<to = 1>(i) }",
+    "{ y = LayerNormalization<axis = 1, epsilon = 0.01>(x, s, t) }",
+]
+
+
+@pytest.mark.parametrize("body", OLDER)
+def test_the_older_form_computes_the_same(parse, tmp_path, body: str) -> None:
+    from trtopt.graph.prepare import check_types, infer_shapes, save
+
+    head = "(float[n, 4] x) => (float[n, k] y) <int64[1] axes = {1}, int64[2] pads = {1, 2}, float zero = {0}, "
+    model = parse(f"{head}float[4] s = {{1, 2, 3, 4}}, float[4] t = {{0, 1, 0, 1}}> {body}", opset=19)
+    feed = {"x": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)}
+    save(model, tmp_path / "new.onnx")
+    spell_out_layer_norms(model)
+    lower_opset(model, 17)
+    infer_shapes(model)
+    save(model, tmp_path / "old.onnx")
+    check_types(tmp_path / "old.onnx")
+    new, old = (open_runner(tmp_path / name).run(feed)["y"] for name in ("new.onnx", "old.onnx"))
+    np.testing.assert_allclose(old, new, rtol=1e-5, atol=1e-6)
+    assert "LayerNormalization" not in {node.op_type for node in model.graph}

@@ -1,0 +1,78 @@
+"""Toy engines in place of TensorRT's: the typed graph in onnxruntime, with chosen times and errors."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import trtopt.engine.tensorrt as backend
+from trtopt.engine import Order, onnxruntime
+from trtopt.types import Engine, Support
+
+
+@dataclass
+class Toy:
+    """A machine whose engines take `ms` by precision, and of which the builds numbered in `wrong` are wrong."""
+
+    ms: dict[str, float]
+    wrong: set[int] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)
+    builds: list[str] = field(default_factory=list)
+
+    def build(self, order: Order, out: Path, *, emit: object) -> Engine:
+        self.builds.append(order.typed.precision)
+        if order.typed.precision in self.refused:
+            raise backend.EnvironmentUnableError("no engine of this precision")
+        shutil.copyfile(order.typed.onnx.path, out)
+        with out.open("ab"):
+            digest = hashlib.sha256(f"{len(self.builds)}".encode() + out.read_bytes()).hexdigest()
+        engine = onnxruntime.build(order, out, emit=emit)
+        return Engine(
+            path=out,
+            digest=digest,
+            backend="tensorrt",
+            builder=f"toy {order.typed.precision} {len(self.builds)}",
+            device="toy",
+            size_bytes=engine.size_bytes,
+            audit=engine.audit,
+            audited="toy",
+        )
+
+    def open(self, engine: Engine, *, graphs: bool) -> Runner:
+        _, precision, number = engine.builder.split()
+        return Runner(onnxruntime.open_runner(engine.path), self.ms[precision], int(number) in self.wrong)
+
+
+class Runner:
+    """Runner of a toy engine."""
+
+    device, weights, max_batch, where = "cuda", 0, 64, "toy GPU"
+
+    def __init__(self, inner: onnxruntime.OrtRunner, ms: float, wrong: bool) -> None:
+        self.inner, self.ms, self.wrong, self.inputs = inner, ms, wrong, inner.inputs
+
+    def run(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        outputs = self.inner.run(feed)
+        return {name: -array if self.wrong else array for name, array in outputs.items()}
+
+    def time(self, feed: dict[str, np.ndarray]) -> float:
+        return self.ms
+
+    def close(self) -> None:
+        pass
+
+
+def install(monkeypatch: pytest.MonkeyPatch, toy: Toy) -> Toy:
+    """Put the toy in place of TensorRT, in this process."""
+    monkeypatch.setattr(backend, "check_options", lambda plan: None)
+    monkeypatch.setattr(backend, "check", lambda model, plan, *, emit: Support(by="toy", rejections=()))
+    monkeypatch.setattr(backend, "key", lambda plan: {"toy": 1})
+    monkeypatch.setattr(backend, "host", lambda: {"toy": 1})
+    monkeypatch.setattr(backend, "build", toy.build)
+    monkeypatch.setattr(backend, "open", toy.open)
+    return toy

@@ -1,0 +1,74 @@
+"""Layers of a built engine, and what did not fuse: reformats, Q and DQ on their own, pointwise operators on their own.
+
+Each costs a pass over memory that a fused layer does not need.
+
+    Reformatting CopyNode for Input Tensor 0 to conv    a copy into another layout or type
+    x/QuantizeLinear_quantize_scale_node                a Q that is not fused with the layer before it
+    PWN(mul)                                            a pointwise operator that is not fused with a convolution
+
+Touches: nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trtopt.types import EngineLayer, TypedModel
+
+_POINTWISE = re.compile(r"PointWise|ElementWise|Unary|Activation", re.IGNORECASE)
+_QUANTIZE = re.compile(r"(?<!De)QuantizeLinear|(?<!de)quantize_scale_node")
+_DEQUANTIZE = re.compile(r"DequantizeLinear|dequantize_scale_node")
+_COPIES = re.compile(r"Reformat|NoOp|Copy", re.IGNORECASE)
+
+
+def engine_layers(layers: Sequence[Mapping[str, Any]], typed: TypedModel) -> tuple[EngineLayer, ...]:
+    """Return the layers of an engine, in the order of their execution, from the engine inspector's JSON.
+
+    A layer of weights alone, which runs when the engine is built, is not among them in any version.
+    """
+    from trtopt.engine.trt.weak import named, precision_of
+
+    names = {decision.node for decision in typed.decisions}
+    found = []
+    for layer in layers:
+        name, kind = str(layer.get("Name", "")), str(layer.get("LayerType", ""))
+        nodes = tuple(dict.fromkeys(named(name, names)))
+        copies = bool(_COPIES.search(kind)) or name.startswith("Reformatting CopyNode")
+        found.append(
+            EngineLayer(
+                name=name,
+                type=kind,
+                precision=precision_of(layer),
+                tactic=str(layer.get("TacticName", "")),
+                nodes=_beside(name, names) if copies else nodes,
+                apart=_apart(name, kind, nodes, copies=copies),
+            )
+        )
+    return tuple(found)
+
+
+def unfused(layers: Sequence[EngineLayer]) -> str:
+    """Return a sentence that counts the layers that did not fuse; empty if all did."""
+    counts = {kind: sum(layer.apart == kind for layer in layers) for kind in ("reformat", "Q", "DQ", "pointwise")}
+    parts = [f"{count} {kind} layer{'s' * (count > 1)}" for kind, count in counts.items() if count]
+    return f"not fused: {', '.join(parts)}, of {len(layers)} layers" if parts else ""
+
+
+def _apart(name: str, kind: str, nodes: Sequence[str], *, copies: bool) -> str:
+    """Return what a layer is that could be a part of another one; empty for a layer with work of its own."""
+    if copies:
+        return "reformat"
+    if not nodes and _DEQUANTIZE.search(name):
+        return "DQ"
+    if not nodes and _QUANTIZE.search(name):
+        return "Q"
+    return "pointwise" if name.startswith("PWN(") or _POINTWISE.search(kind) else ""
+
+
+def _beside(name: str, names: set[str]) -> tuple[str, ...]:
+    """Return the nodes beside a reformat, which its name ends with."""
+    from trtopt.engine.trt.weak import named
+
+    return tuple(dict.fromkeys(named(name.rpartition(" to ")[2] or name, names)))
