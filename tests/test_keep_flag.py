@@ -44,7 +44,7 @@ def test_a_comparison_that_failed_names_nodes_to_keep_and_the_search(cli: Cli, t
     failed = cli("compare", DIGITS, tmp_path / "a", "--data", DATA[3], "--gate", "sqnr=60dB", "-o", tmp_path / "b")
     words = " ".join(failed.out.split())  # type: ignore[attr-defined]
     assert failed.code == 1  # type: ignore[attr-defined]
-    assert "convert again with --keep " in words
+    assert "convert again with: --keep " in words
     assert f"trtopt tune {DIGITS} --calib CALIB --data {DATA[3]} --gate sqnr=60.0dB" in words
 
 
