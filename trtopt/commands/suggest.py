@@ -18,14 +18,14 @@ from trtopt.types import Verdict
 
 
 def after_convert(plan: ConvertPlan, verdict: Verdict) -> str:
-    """Return the search with the arguments of a conversion; empty if it did not fail, or if there is no choice."""
+    """Return the search with the arguments of a conversion; empty if it did not fail, or leaves nothing to choose."""
     if verdict != "fail" or plan.tuning is not None or plan.precision not in formats(8) or plan.calib is None:
         return ""
     return _joined(plan.source, _of_conversion(plan))
 
 
 def after_compare(plan: ComparePlan, precision: str, verdict: Verdict) -> str:
-    """Return the search with the arguments of a comparison; empty if it did not fail, or if there is no choice."""
+    """Return the search with the arguments of a comparison; empty if it did not fail, or leaves nothing to choose."""
     if verdict != "fail" or precision not in formats(8):
         return ""
     return _joined(plan.baseline, _of_comparison(plan, precision))
