@@ -16,7 +16,7 @@ from support import DIGITS, EVAL, ROOT
 
 import trtopt
 from trtopt import api
-from trtopt.api import conversion, measurement, prediction
+from trtopt.api import conversion, measurement, prediction, search
 from trtopt.errors import DataError, TrtoptError
 from trtopt.types import Report
 
@@ -126,7 +126,7 @@ def test_an_error_is_raised_with_its_parts() -> None:
     assert raised.value.what == "missing.onnx does not exist"
 
 
-@pytest.mark.parametrize("name", ["bench", "calibrate", "compare", "convert", "export", "inspect"])
+@pytest.mark.parametrize("name", ["bench", "calibrate", "compare", "convert", "export", "inspect", "tune"])
 def test_a_function_is_not_hidden_by_the_package_of_its_name(name: str) -> None:
     if name not in ("convert", "inspect", "merge"):
         assert importlib.import_module(f"trtopt.{name}").__path__  # which would become the attribute
@@ -139,8 +139,8 @@ def test_importing_the_functions_imports_nothing_heavy() -> None:
 
 
 def test_the_examples_of_the_docstrings_run() -> None:
-    results = [doctest.testmod(module) for module in (conversion, measurement, prediction)]
-    assert [result.failed for result in results] == [0, 0, 0]
+    results = [doctest.testmod(module) for module in (conversion, measurement, prediction, search)]
+    assert [result.failed for result in results] == [0, 0, 0, 0]
     assert sum(result.attempted for result in results) > 10
 
 
@@ -154,8 +154,8 @@ def test_every_argument_is_a_flag_of_the_command() -> None:
     group: Any = typer.main.get_command(app)
     negated = {"compare", "equalization", "bias_correction", "guard", "speed"}
     of_python = {"progress", "baseline", "candidates", "path", "model", "source", "targets"}
-    for name in ("convert", "calibrate", "compare", "bench", "export", "inspect"):
+    for name in ("convert", "calibrate", "compare", "bench", "export", "inspect", "sensitivity", "tune"):
         flags = {param.name for param in group.commands[name].params}
         for argument in inspect.signature(getattr(api, name)).parameters:
-            flag = f"no_{argument}" if argument in negated else argument
+            flag = f"no_{argument}" if argument in negated and argument not in flags else argument
             assert flag in flags | of_python, (name, argument)

@@ -109,7 +109,7 @@ def test_a_backend_is_named_by_its_own_folder_and_as_the_default_only() -> None:
 
 
 def test_flags_are_parsed_at_the_edge_alone() -> None:
-    parsers = {"parse_gates", "parse_shapes", "output_kinds", "input_dtypes", "keeps"}
+    parsers = {"parse_gates", "parse_shapes", "output_kinds", "input_dtypes", "keeps", "lowered_only"}
     for path in PACKAGE.rglob("*.py"):
         if path.is_relative_to(PACKAGE / "cli") or path.is_relative_to(PACKAGE / "api"):
             continue
@@ -155,6 +155,8 @@ def test_public_names_are_pinned() -> None:
         "inspect",
         "merge",
         "predict",
+        "sensitivity",
+        "tune",
     ]
     for name in trtopt.__all__:
         assert getattr(trtopt, name) is not None

@@ -18,7 +18,8 @@ def test_a_failed_gate_ends_with_a_command_that_can_be_pasted(cli: Cli, tmp_path
     failed = cli(*INT8, "--gate", "sqnr=60dB", "-o", tmp_path)
     assert failed.code == 1  # type: ignore[attr-defined]
     said = " ".join(failed.out.split())  # type: ignore[attr-defined]
-    command = shlex.split(said.partition("in higher precision: ")[2].partition(" report:")[0])
+    hint = said.partition("in higher precision: ")[2].partition(" to search for")[0]
+    command = shlex.split(hint.partition(" report:")[0])
     assert command[:2] == ["trtopt", "convert"]
     assert command.count("--keep") == 3
     again = cli(*command[1:])
@@ -26,11 +27,49 @@ def test_a_failed_gate_ends_with_a_command_that_can_be_pasted(cli: Cli, tmp_path
     assert "kept by --keep" in " ".join(again.out.split())  # type: ignore[attr-defined]
 
 
+def test_a_failed_gate_names_the_search_with_the_same_arguments(cli: Cli, tmp_path: Path) -> None:
+    failed = cli(*INT8, "--gate", "logits:sqnr=200dB,cosine=0.9", "--method", "minmax", "-o", tmp_path / "a")
+    words = " ".join(failed.out.split())  # type: ignore[attr-defined]
+    command = shlex.split(words.partition("to search for the nodes to keep: ")[2].partition(" report:")[0])
+    assert command[:3] == ["trtopt", "tune", str(DIGITS)]
+    assert command[3:] == [
+        *map(str, DATA), "--method", "minmax", "--gate", "logits:sqnr=200.0dB,cosine=0.9", "--backend", "onnxruntime",
+    ]  # fmt: skip
+    again = cli(*command[1:], "--dry-run", "-o", tmp_path / "b")
+    assert again.code == 0, again.err  # type: ignore[attr-defined]
+
+
+def test_a_comparison_that_failed_names_nodes_to_keep_and_the_search(cli: Cli, tmp_path: Path) -> None:
+    cli(*INT8, "--method", "minmax", "-o", tmp_path / "a")
+    failed = cli("compare", DIGITS, tmp_path / "a", "--data", DATA[3], "--gate", "sqnr=60dB", "-o", tmp_path / "b")
+    words = " ".join(failed.out.split())  # type: ignore[attr-defined]
+    assert failed.code == 1  # type: ignore[attr-defined]
+    assert "convert again with: --keep " in words
+    assert f"trtopt tune {DIGITS} --calib CALIB --data {DATA[3]} --gate sqnr=60.0dB" in words
+
+
 def test_a_misspelt_node_is_refused_before_calibration(cli: Cli, tmp_path: Path) -> None:
     done = cli(*INT8, "--keep", "/0/Conv_output", "-o", tmp_path)
     assert done.code == 2  # type: ignore[attr-defined]
     assert "Did you mean /0/Conv_output_0?" in done.err  # type: ignore[attr-defined]
     assert "calibrate" not in done.err  # type: ignore[attr-defined]
+
+
+def test_only_of_a_settings_file_restricts_the_scales(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("trtopt.toml").write_text('[calibrate]\nonly = ["/3/Conv_output_0"]\nmethod = "minmax"\n')
+    done = cli("calibrate", DIGITS, "--calib", DATA[1], "-o", tmp_path / "table", "--no-equalization")
+    assert done.code == 0, done.err  # type: ignore[attr-defined]
+    assert done.out.startswith("1 scales by minmax")  # type: ignore[attr-defined]
+
+
+def test_inspect_shows_what_only_lowers(cli: Cli, tmp_path: Path) -> None:
+    done = cli("inspect", DIGITS, "--only", "/3/Conv_output_0", "--nodes")
+    assert done.code == 0, done.err  # type: ignore[attr-defined]
+    lines = done.out.splitlines()  # type: ignore[attr-defined]
+    assert [line.split()[1] for line in lines if line.split()[:1] == ["int8"]] == ["/3/Conv_output_0"]
 
 
 @pytest.mark.parametrize(

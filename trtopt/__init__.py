@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trtopt.api import bench, calibrate, compare, convert, export, inspect, merge, predict
+    from trtopt.api import bench, calibrate, compare, convert, export, inspect, merge, predict, sensitivity, tune
     from trtopt.errors import TrtoptError
     from trtopt.types import CalibrationTable, Comparison, Engine, OnnxModel, Report, TypedModel
 
@@ -39,6 +39,8 @@ _HOMES = {
     "inspect": "api",
     "merge": "api",
     "predict": "api",
+    "sensitivity": "api",
+    "tune": "api",
 }
 
 __all__ = [
@@ -57,6 +59,8 @@ __all__ = [
     "inspect",
     "merge",
     "predict",
+    "sensitivity",
+    "tune",
 ]
 
 

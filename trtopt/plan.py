@@ -23,7 +23,8 @@ from trtopt.predict.pauses import YieldLimit
 from trtopt.rundir import DefaultDir
 from trtopt.shapes import AskedShape
 from trtopt.shards.shard import WHOLE, Shard
-from trtopt.types import Cache, Keep
+from trtopt.tune.budget import Budget
+from trtopt.types import Cache, Keep, Only
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +72,20 @@ class ExportPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TunePlan:
+    """A search for the cheapest mixed precision: the measure of cost (`trtopt.tune.costs`), and its limits."""
+
+    speed: str = "macs"
+    budget: Budget = field(default_factory=Budget)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertPlan:
     """One conversion, from an ONNX file or another source of `trtopt.export.source` to a judged engine.
 
     `baseline` is the FP32 model of a source that is quantized already. `speed` times the engine where it runs, beside
-    those of higher precisions; `speed_gates` are limits on that. With a `target` no engine is built here.
+    those of higher precisions; `speed_gates` are limits on that. With a `target` no engine is built here. With
+    `tuning`, a search decides which nodes are quantized.
     """
 
     source: Path
@@ -91,6 +101,7 @@ class ConvertPlan:
     bias_correction: bool = True
     guard: bool = True
     keep: tuple[Keep, ...] = ()
+    only: Only | None = None
     compare: bool = True
     measure: MeasurePlan = MeasurePlan()
     gates: tuple[Gate, ...] = ()
@@ -103,6 +114,7 @@ class ConvertPlan:
     target: Platform | None = None
     export: ExportPlan = ExportPlan()
     cache: Cache = "use"
+    tuning: TunePlan | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,6 +271,23 @@ def keeps(flags: Sequence[str], precision: str, rest: str) -> tuple[Keep, ...]:
             raise UsageError(f"--keep {flag}: nodes cannot be kept in {wanted}", why=why, fix="Use =fp32, or omit it")
         parsed.append(Keep(pattern=pattern, precision="fp32" if wanted == "fp32" else ""))
     return tuple(parsed)
+
+
+def lowered_only(flags: Sequence[str], precision: str) -> Only | None:
+    """Return the value of the flags `--only PATTERN`; None without any.
+
+    The other nodes of INT8 and FP8 are kept in the fallback precision, and those of FP16 and BF16 in FP32.
+
+    Raises:
+        UsageError: a pattern is empty, or there is nothing to lower.
+    """
+    if not flags:
+        return None
+    if precision == "fp32":
+        raise UsageError(f"--only {flags[0]} has no effect", why="every node is in FP32", fix="Leave it out")
+    if not all(flag.strip() for flag in flags):
+        raise UsageError("--only names no node", fix="Write --only NODE or --only OPERATOR")
+    return Only(patterns=tuple(flags), precision="" if precision in formats(8) else "fp32")
 
 
 def output_kinds(flags: Sequence[str]) -> dict[str, str]:

@@ -39,6 +39,9 @@ from trtopt.writing import cannot_write, own_errors, writing
 T = TypeVar("T")
 _LOGGER = logging.getLogger(__name__)
 
+JOURNAL = "tune.jsonl"
+"""Journal of a search in a run directory. It is not the file of a stage: it outlives a run that is stopped."""
+
 
 class RunStore:
     """Run directory that is open and locked. `open_store` creates it.
@@ -257,14 +260,14 @@ def read_inputs(root: Path, stage: str) -> dict[str, Any]:
 
 
 def recorded_files(root: Path) -> tuple[str, ...]:
-    """Return the names of the files that a run directory's manifest lists, and of the manifest, which comes last.
+    """Return the names of the files that a run directory's manifest lists, of the journal, and of the manifest.
 
     It is empty if the manifest is damaged, or was written by another version.
     """
     manifest = RunStore(root, silent)._manifest
     names = [file for entry in manifest["stages"].values() for file in entry["files"]]
     names += [name for name in manifest["rendered"] if Path(name).name == name and name not in ("", ".", "..")]
-    return (*dict.fromkeys(names), "manifest.json") if names else ()
+    return (*dict.fromkeys([*names, JOURNAL]), "manifest.json") if names else ()
 
 
 def file_digest(path: Path) -> str:

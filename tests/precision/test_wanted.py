@@ -8,10 +8,10 @@ import onnx_ir as ir
 import pytest
 
 from trtopt.errors import UsageError
-from trtopt.plan import keeps
+from trtopt.plan import keeps, lowered_only
 from trtopt.precision import Request, precision
 from trtopt.precision.passes.wanted import resolve
-from trtopt.types import CalibrationTable, Keep
+from trtopt.types import CalibrationTable, Keep, Only
 
 Parse = Callable[..., ir.Model]
 NET = """(float[n, 16, 8, 8] x) => (float[n, 16, 8, 8] y) {
@@ -94,3 +94,39 @@ def test_a_flag_is_parsed(flag: str, precision: str, rest: str, expected: Keep) 
 def test_a_flag_that_means_nothing_is_refused(flag: str, precision: str, why: str) -> None:
     with pytest.raises(UsageError, match=why):
         keeps([flag], precision, "fp16")
+
+
+def test_only_keeps_every_node_that_no_pattern_names(parse: Parse) -> None:
+    kept = resolve(parse(NET, WEIGHTS), [], Only(patterns=("block1_a", "Exp")))
+    assert kept.keys() == {"block1_b", "block2_a", "y"}
+    assert {keep.reason for keep in kept.values()} == {"not named by --only"}
+
+
+def test_a_node_that_only_names_can_still_be_kept(parse: Parse) -> None:
+    kept = resolve(parse(NET, WEIGHTS), [Keep(pattern="y", precision="fp32")], Only(patterns=("Conv",)))
+    assert kept.keys() == {"block1_b", "e", "y"}
+    assert kept["y"].reason == "kept by --keep"
+
+
+def test_an_unknown_name_of_only_is_refused_with_the_nearest(parse: Parse) -> None:
+    with pytest.raises(UsageError, match=r"--only block2_b: no node .* Did you mean block2_a"):
+        resolve(parse(NET, WEIGHTS), [], Only(patterns=("block2_b",)))
+
+
+@pytest.mark.parametrize(("precision_name", "others"), [("int8", "fp16"), ("fp16", "fp32")])
+def test_only_the_named_nodes_are_lowered(parse: Parse, precision_name: str, others: str) -> None:
+    model = parse(NET, WEIGHTS)
+    table = CalibrationTable(method="minmax", scales={"block1_b": 0.1})
+    keep = resolve(model, [], lowered_only(["block2_a"], precision_name))
+    decisions = precision(precision_name).apply(model, Request(keep=keep, table=table))
+    assert {each.node: each.precision for each in decisions if each.op == "Conv"} == {
+        "block1_a": others,
+        "block2_a": precision_name,
+        "y": others,
+    }
+
+
+@pytest.mark.parametrize(("flags", "precision_name"), [([" "], "int8"), (["Conv"], "fp32")])
+def test_an_only_that_cannot_be_meant_is_refused(flags: list[str], precision_name: str) -> None:
+    with pytest.raises(UsageError, match="--only"):
+        lowered_only(flags, precision_name)

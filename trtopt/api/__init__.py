@@ -10,5 +10,17 @@ Touches: the run directory, as the command of the same name.
 from trtopt.api.conversion import calibrate, convert, export
 from trtopt.api.measurement import bench, compare, inspect
 from trtopt.api.prediction import merge, predict
+from trtopt.api.search import sensitivity, tune
 
-__all__ = ["bench", "calibrate", "compare", "convert", "export", "inspect", "merge", "predict"]
+__all__ = [
+    "bench",
+    "calibrate",
+    "compare",
+    "convert",
+    "export",
+    "inspect",
+    "merge",
+    "predict",
+    "sensitivity",
+    "tune",
+]

@@ -41,6 +41,7 @@ def convert(
     baseline: PathText | None = None,
     rest: str = "fp16",
     keep: Sequence[str] = (),
+    only: Sequence[str] = (),
     kind: Mapping[str, str] | None = None,
     metric: Sequence[str] = (),
     compare: bool = True,
@@ -80,7 +81,7 @@ def convert(
     from trtopt.commands.convert import convert as run
     from trtopt.engine.trt.platforms import platform
     from trtopt.export.source import identify
-    from trtopt.plan import BuildPlan, ConvertPlan, gates, keeps
+    from trtopt.plan import BuildPlan, ConvertPlan, gates, keeps, lowered_only
     from trtopt.rundir import of_source
 
     judged_on = data_plan("data", data, recipe, skip_bad=skip_bad, samples=samples)
@@ -103,6 +104,7 @@ def convert(
         bias_correction=bias_correction,
         guard=guard,
         keep=keeps(keep, precision, rest),
+        only=lowered_only(only, precision),
         compare=compare,
         measure=measure_plan(kind, metric),
         gates=drift,
@@ -131,6 +133,7 @@ def calibrate(
     precision: str = "int8",
     out: PathText | None = None,
     method: str = "auto",
+    only: Sequence[str] = (),
     shape: Mapping[str, str] | None = None,
     recipe: PathText | None = None,
     samples: int | None = None,
@@ -154,7 +157,7 @@ def calibrate(
     """
     from trtopt.commands.calibrate import calibrate as run
     from trtopt.export.source import identify
-    from trtopt.plan import ConvertPlan
+    from trtopt.plan import ConvertPlan, lowered_only
     from trtopt.rundir import of_source
 
     plan = ConvertPlan(
@@ -163,6 +166,7 @@ def calibrate(
         run_dir=Path(out) if out is not None else of_source(identify(str(model)), precision),
         calib=data_plan("calib", calib, recipe, skip_bad=skip_bad, samples=samples),
         method=method,
+        only=lowered_only(only, precision),
         equalization=equalization,
         shapes=asked_shapes(shape),
         device=device,

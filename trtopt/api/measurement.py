@@ -123,7 +123,7 @@ def bench(
     return replace(report, error=Failure(message=str(stopped), exit_code=stopped.exit_code)) if stopped else report
 
 
-def inspect(path: PathText, *, tensorrt: bool = False) -> Inspection:
+def inspect(path: PathText, *, tensorrt: bool = False, only: Sequence[str] = ()) -> Inspection:
     """Return the contents of an ONNX file or a run directory, with each node's precision; as `trtopt inspect`.
 
     >>> from trtopt import inspect
@@ -135,5 +135,6 @@ def inspect(path: PathText, *, tensorrt: bool = False) -> Inspection:
         TrtoptError: the file cannot be read.
     """
     from trtopt.commands.inspect import look
+    from trtopt.plan import lowered_only
 
-    return look(Path(path), tensorrt=tensorrt)
+    return look(Path(path), tensorrt=tensorrt, only=lowered_only(only, "int8"))

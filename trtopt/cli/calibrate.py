@@ -19,6 +19,7 @@ from trtopt.cli.options import (
     DeviceFlag,
     DryRunFlag,
     ForceFlag,
+    OnlyFlag,
     OutFlag,
     QuietFlag,
     RayCoresFlag,
@@ -62,6 +63,7 @@ def calibrate(
             "--no-equalization", help="Do not equalize activations across channels.", rich_help_panel=CALIBRATION
         ),
     ] = False,
+    only: OnlyFlag = None,
     shape: ShapeFlag = None,
     shard: ShardFlag = None,
     ray: RayFlag = None,
@@ -89,7 +91,7 @@ def calibrate(
     from trtopt.commands.rehearse import rehearse
     from trtopt.commands.spread import spread
     from trtopt.export.source import identify
-    from trtopt.plan import BuildPlan, ConvertPlan, DataPlan
+    from trtopt.plan import BuildPlan, ConvertPlan, DataPlan, lowered_only
     from trtopt.shapes import parse_shapes
     from trtopt.shards.cluster import Cluster
     from trtopt.shards.shard import parse_shard
@@ -102,6 +104,7 @@ def calibrate(
         calib=DataPlan(source=calib, recipe=recipe, skip_bad=skip_bad, samples=samples),
         method=method,
         equalization=not no_equalization,
+        only=lowered_only(only or (), precision),
         shapes=parse_shapes(shape or ()),
         device=device.value,
         build=BuildPlan(),

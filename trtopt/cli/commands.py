@@ -28,7 +28,9 @@ from trtopt.cli.merge import merge
 from trtopt.cli.package import package
 from trtopt.cli.predict import predict
 from trtopt.cli.report import report
+from trtopt.cli.sensitivity import sensitivity
 from trtopt.cli.settings import apply
+from trtopt.cli.tune import tune
 from trtopt.cli.watch import watch
 
 app = typer.Typer(
@@ -41,6 +43,8 @@ app = typer.Typer(
 )
 register = partial(app.command, cls=Command)
 register(short_help="Turn a network into an engine, and compare it with FP32.")(convert)
+register(short_help="Find the cheapest mixed precision that passes the gates.")(tune)
+register(short_help="Measure what quantizing each group of nodes costs in accuracy.")(sensitivity)
 register(short_help="Write a framework's network as ONNX, and verify it.")(export)
 register(short_help="Measure INT8 or FP8 scales on samples.")(calibrate)
 register(short_help="Gate candidates by their drift from FP32 on your data.")(compare)

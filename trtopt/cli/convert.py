@@ -33,6 +33,7 @@ from trtopt.cli.options import (
     KindFlag,
     LabelsFlag,
     MetricFlag,
+    OnlyFlag,
     OutFlag,
     QuietFlag,
     RecipeFlag,
@@ -108,6 +109,7 @@ def convert(
         str, choice("Fallback precision of nodes that are not quantized.", fallbacks(), PRECISION)
     ] = "fp16",
     keep: KeepFlag = None,
+    only: OnlyFlag = None,
     shape: ShapeFlag = None,
     dtype: DtypeFlag = None,
     weights: WeightsFlag = None,
@@ -233,6 +235,7 @@ def convert(
         gates,
         input_dtypes,
         keeps,
+        lowered_only,
         output_kinds,
     )
     from trtopt.shapes import parse_shapes
@@ -269,6 +272,7 @@ def convert(
         bias_correction=not no_bias_correction,
         guard=not no_guard,
         keep=keeps(keep or (), precision, rest),
+        only=lowered_only(only or (), precision),
         compare=not no_compare,
         measure=MeasurePlan(kinds=output_kinds(kind or ()), metrics=tuple(metric or ())),
         gates=drift,

@@ -81,6 +81,13 @@ IDLE = (
         fix="Leave out one of them",
     ),
     Idle(
+        commands=("tune",),
+        flags=("workspace",),
+        when=_builds_nothing,
+        why="--backend onnxruntime builds no engine",
+        fix="Leave out one of them",
+    ),
+    Idle(
         commands=("convert",),
         flags=_IMAGES,
         when=lambda values: not (values["data"] or values["calib"]),
@@ -160,14 +167,14 @@ IDLE = (
         fix="Add --server URL",
     ),
     Idle(
-        commands=("convert", "calibrate", "compare", "export"),
+        commands=("convert", "tune", "sensitivity", "calibrate", "compare", "export"),
         flags=("force",),
         when=lambda values: values["dry_run"],
         why="--dry-run runs nothing",
         fix="Leave out one of them",
     ),
     Idle(
-        commands=("convert", "calibrate", "compare", "export", "bench", "package"),
+        commands=("convert", "tune", "sensitivity", "calibrate", "compare", "export", "bench", "package"),
         flags=("quiet",),
         when=lambda values: values["verbose"],
         why="it contradicts --verbose",

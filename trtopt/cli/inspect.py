@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from trtopt.cli.options import Format, TextOrJsonFlag
+from trtopt.cli.options import Format, OnlyFlag, TextOrJsonFlag
 
 
 def inspect(
@@ -22,6 +22,7 @@ def inspect(
         bool,
         typer.Option("--tensorrt", help="Ask TensorRT's parser which nodes it does not support, and suggest fixes."),
     ] = False,
+    only: OnlyFlag = None,
     format: TextOrJsonFlag = Format.text,
 ) -> None:
     """Show inputs, outputs, operators, parameters and precision of a model, with the reason for each precision."""
@@ -30,8 +31,9 @@ def inspect(
     from trtopt.codec import encode
     from trtopt.commands.inspect import look
     from trtopt.errors import UsageError
+    from trtopt.plan import lowered_only
 
-    found = look(file, tensorrt=tensorrt)
+    found = look(file, tensorrt=tensorrt, only=lowered_only(only or (), "int8"))
     if format is Format.json:
         print(json.dumps({"schema_version": 1, **encode(found)}, indent=1))
     elif format is Format.text:

@@ -87,6 +87,14 @@ KeepFlag = Annotated[
         rich_help_panel=PRECISION,
     ),
 ]
+OnlyFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Lower these nodes only: a pattern as for --keep. The others stay in --rest, or in FP32 beside fp16 and "
+        "bf16. Repeatable.",
+        rich_help_panel=PRECISION,
+    ),
+]
 DtypeFlag = Annotated[
     list[str] | None,
     typer.Option(

@@ -76,13 +76,14 @@ def calibrate_shard(plan: ConvertPlan, shard: Shard, emit: Emit = silent) -> Pat
     with _begun(own, emit) as begun:
         run, start = begun.run, time.perf_counter()
         model = equalized(run, plan, prepared(run, plan, begun.source, begun.ranges), begun.calib)
-        key = key_of(run, model, begun.calib, Scales(method=plan.method, precision=plan.precision))
+        scales = Scales(method=plan.method, precision=plan.precision, only=plan.only)
+        key = key_of(run, model, begun.calib, scales)
         header = Header(kind=KIND, shard=shard, key=key, plan=encode(plan))
         if is_there(path, header):
             emit(StageCached(KIND, f"shard {shard}, {path}"))
             return path
         emit(StageStarted(KIND))
-        counted = count(run, model, begun.calib, plan.method, shard)
+        counted = count(run, model, begun.calib, scales, shard)
         with writing(folder):
             write_partial(path, header, [(COUNTS, lambda file: write(counted, file))])
         samples = len(shard.of(len(begun.calib)))
@@ -139,7 +140,7 @@ def calibrated(
     elif calib is not None:
         if remark := checks.few(calib):
             run.warn(remark)
-        scales = Scales(method=plan.method, precision=plan.precision, plan=plan.build)
+        scales = Scales(method=plan.method, precision=plan.precision, plan=plan.build, only=plan.only)
         table = stages.calibrate(run, model, calib, scales, partials)
     return model, table
 
@@ -162,8 +163,8 @@ def prepared(run: Run, plan: ConvertPlan, source: OnnxModel, ranges: tuple[Shape
     kind = precision(plan.precision)
     opset = max(kind.FORMAT.opset, precision(plan.rest).FORMAT.opset) if kind.FORMAT.scaled else kind.FORMAT.opset
     model = stages.prepare(run, source, ranges, opset)
-    if plan.keep:  # a misspelt node must fail here, not after an hour of calibration
-        resolve(load_ir(model.path), plan.keep)
+    if plan.keep or plan.only:  # a misspelt node must fail here, not after an hour of calibration
+        resolve(load_ir(model.path), plan.keep, plan.only)
     if plan.target is None:  # the TensorRT of this machine is not that of the target
         stages.check_operators(run, model, plan.build)
     return model

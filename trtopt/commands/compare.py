@@ -14,7 +14,8 @@ from pathlib import Path
 
 from trtopt import stages
 from trtopt.candidate import Candidate, fastest, resolve
-from trtopt.commands import checks
+from trtopt.commands import checks, suggest
+from trtopt.compare.quality import quality
 from trtopt.data.dataset import Dataset
 from trtopt.errors import UsageError
 from trtopt.events import Emit, StageCached, StageFinished, StageStarted, silent
@@ -134,12 +135,13 @@ def compare(plan: ComparePlan, emit: Emit = silent, partials: Sequence[Partial] 
         if only and (plan.layers or overall == "fail"):
             explain = layering.layers if plan.layers else layering.explained
             layers = explain(run, baseline, only.onnx, only.typed, dataset)
+        precision = only.typed.precision if only and only.typed else ""
         return run.finish(
             Report(
                 command="compare",
                 verdict=overall,
                 model=str(plan.baseline),
-                precision=only.typed.precision if only and only.typed else "",
+                precision=precision,
                 typed=only.typed if only else None,
                 engine=only.engine if only else None,
                 comparison=next(iter(comparisons.values())) if only else None,
@@ -148,6 +150,7 @@ def compare(plan: ComparePlan, emit: Emit = silent, partials: Sequence[Partial] 
                 candidates=() if only else _table(candidates, comparisons),
                 allow_inconclusive=plan.allow_inconclusive,
                 list_worst=plan.worst,
+                tune_with=suggest.after_compare(plan, precision, overall),
             )
         )
 
@@ -210,16 +213,3 @@ def _beats(other: CandidateReport, row: CandidateReport) -> bool:
 def _costs(row: CandidateReport) -> tuple[float, float, float]:
     """Return size, drift and latency; less is better, and NaN means unknown."""
     return float(row.size_bytes), -quality(row.comparison), row.latency
-
-
-def quality(comparison: Comparison) -> float:
-    """Return the number by which candidates are ranked for drift; higher is better.
-
-    It is the SQNR in dB of the worst floating-point output. Without such an output, it is the percentage of FP32's
-    boxes, pixels or elements that the candidate reproduces. It is NaN without any of these metrics.
-    """
-    for metric in ("sqnr", "matched", "pixels", "equal"):
-        measured = [output.values[metric] for output in comparison.outputs if metric in output.values]
-        if measured:
-            return min(measured)
-    return math.nan

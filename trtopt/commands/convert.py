@@ -1,5 +1,5 @@
-"""Pipeline of stages, in order: export, parity, widen, repair, prepare, calibrate, observe, precision, build, compare,
-gate, layers (when the gate failed), report.
+"""Pipeline of stages, in order: export, parity, widen, repair, prepare, calibrate, observe, guard or tune, precision,
+build, compare, gate, layers (when the gate failed), report.
 
 This module only orders the stages. `trtopt.stages` implements them, with the packages of the same names.
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from trtopt import stages
-from trtopt.commands import checks
+from trtopt.commands import checks, suggest
 from trtopt.commands.calibrate import calibrated, prepared
 from trtopt.data.dataset import Dataset
 from trtopt.engine import backend, compiler
@@ -45,10 +45,11 @@ from trtopt.types import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Samples:
-    """The samples of `--calib` and `--data`."""
+    """The samples of `--calib` and `--data`, and both halves of the latter if a search uses one of them."""
 
     calib: Dataset | None
     data: Dataset | None
+    halves: stages.Halves | None = None
 
     @property
     def observed(self) -> Dataset | None:
@@ -58,7 +59,7 @@ class _Samples:
     @property
     def judged(self) -> Dataset | None:
         """Samples to compare on."""
-        return self.data or self.calib
+        return self.halves.verdict if self.halves else self.data or self.calib
 
 
 def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | None]:
@@ -129,7 +130,7 @@ def _samples(run: Run, plan: ConvertPlan, source: OnnxModel, ranges: tuple[Shape
     """Open the samples. Unreadable ones, and those that do not fit, fail here, not after an hour of calibration."""
     data, calib = (stages.open_samples(each, source, ranges) for each in (plan.data, plan.calib))
     stages.tell(run.emit, calib, data)
-    samples = _Samples(calib=calib, data=data)
+    samples = _Samples(calib=calib, data=data, halves=stages.halves(data) if plan.tuning and data else None)
     dataset = samples.judged
     if dataset is None:
         return samples
@@ -158,9 +159,13 @@ def _made(
             model, table = calibrated(run, plan, source, ranges, samples.calib)
         target = _target(run, plan, table, samples.calib, quantized=quantized)
         seen = _magnitudes(run, target, model, samples.observed, table)
-        if plan.guard and table is not None and seen is not None and samples.calib is not None:
+        tuning = None
+        if table is not None and seen is not None:
             subject = stages.Subject(baseline=baseline, model=model, target=target, table=table, seen=seen)
-            target = stages.guard(run, subject, samples.calib, plan.measure)
+            if samples.halves is not None:
+                target, tuning = stages.tune(run, subject, samples.halves, plan)
+            elif plan.guard and samples.calib is not None:
+                target = stages.guard(run, subject, samples.calib, plan.measure)
         run.shared.clear()  # no trials follow
         typed = stages.set_precision(run, model, target, table, seen)
         stages.rebuild(run)
@@ -180,6 +185,7 @@ def _made(
         unable=unable,
         ranges=ranges,
         plan=plan.build,
+        tuning=tuning,
     )
 
 
@@ -202,7 +208,9 @@ def _target(
     if needless and (plan.table is not None or plan.method != AUTO):
         why = "the model is quantized already" if quantized else f"{plan.precision} has no scales"
         run.warn(f"--calib-table and --method are ignored: {why}")
-    return stages.Target(precision=plan.precision, rest=plan.rest, bias_correction=corrects, keep=plan.keep)
+    return stages.Target(
+        precision=plan.precision, rest=plan.rest, bias_correction=corrects, keep=plan.keep, only=plan.only
+    )
 
 
 def _explained(
@@ -291,7 +299,7 @@ def _report(run: Run, plan: ConvertPlan, made: Made, comparison: Comparison | No
 
     scaled = precision(plan.precision).FORMAT.scaled and not plan.table
     return Report(
-        command="convert",
+        command="tune" if plan.tuning else "convert",
         verdict=comparison.verdict if comparison else "unchecked",
         model=str(plan.source),
         precision=plan.precision,
@@ -300,4 +308,6 @@ def _report(run: Run, plan: ConvertPlan, made: Made, comparison: Comparison | No
         comparison=comparison,
         calibration=noisiest.read(run.store.root) if scaled else (),
         allow_inconclusive=plan.allow_inconclusive,
+        tuning=made.tuning,
+        tune_with=suggest.after_convert(plan, comparison.verdict if comparison else "unchecked"),
     )

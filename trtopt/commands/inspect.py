@@ -10,25 +10,30 @@ from collections import Counter
 from pathlib import Path
 
 from trtopt.engine.trt.refusal import Refusal
+from trtopt.errors import UsageError
 from trtopt.events import silent
 from trtopt.inspection import Inspection
-from trtopt.types import Decision
+from trtopt.types import Decision, Only
 
 
-def look(path: Path, *, tensorrt: bool = False) -> Inspection:
+def look(path: Path, *, tensorrt: bool = False, only: Only | None = None) -> Inspection:
     """Return the contents of the model at `path`; with `tensorrt`, also the nodes that TensorRT does not support.
+
+    `only` are the only nodes that a conversion of the model would lower.
 
     Raises:
         EnvironmentUnableError: `tensorrt` is set, but TensorRT is not available.
-        UsageError: `path` does not exist.
+        UsageError: `path` does not exist, or `only` names no node, or the precisions of the model are decided already.
         ModelError: the model cannot be read or prepared, or no manifest records it.
     """
     from trtopt.candidate import resolve
     from trtopt.graph.file import load_ir
 
     candidate = resolve(path)
+    if only is not None and candidate.typed:
+        raise UsageError("--only has no effect", why=f"the precisions of {path} are decided", fix="Give the FP32 model")
     # First, because it refuses an invalid model.
-    decisions = candidate.typed.decisions if candidate.typed else _would_decide(candidate.onnx.path)
+    decisions = candidate.typed.decisions if candidate.typed else _would_decide(candidate.onnx.path, only)
     model = load_ir(candidate.onnx.path)
     asked, refused = _ask(candidate.onnx.path) if tensorrt else ("", ())
     parameters = 0
@@ -61,7 +66,7 @@ def _ask(path: Path) -> tuple[str, tuple[Refusal, ...]]:
     return trt.title, explain(path, apart.check(trt, path, silent).rejections)
 
 
-def _would_decide(path: Path) -> tuple[Decision, ...]:
+def _would_decide(path: Path, only: Only | None) -> tuple[Decision, ...]:
     """Return the decisions that a conversion to INT8 would make: those for the prepared graph, which is converted.
 
     Raises:
@@ -73,6 +78,7 @@ def _would_decide(path: Path) -> tuple[Decision, ...]:
     from trtopt.graph.widen import in_fp32, is_in_fp32
     from trtopt.precision import precision
     from trtopt.precision.passes.placement import place
+    from trtopt.precision.passes.wanted import resolve
 
     with tempfile.TemporaryDirectory(prefix="trtopt-") as folder:
         source = path
@@ -82,6 +88,6 @@ def _would_decide(path: Path) -> tuple[Decision, ...]:
         prepared = prepare(source, Path(folder), min_opset=precision("int8").FORMAT.opset, profile=())
         model = load_ir(prepared.path)
         try:
-            return place(model).decisions()
+            return place(model, resolve(model, (), only)).decisions()
         except ModelError:  # the model is already quantized
             return ()

@@ -56,5 +56,6 @@ def judge_again(plan: JudgePlan) -> Report:
         allow_inconclusive=plan.allow_inconclusive,
         list_worst=plan.worst,
         written=False,
+        tune_with="",
         invocation=invocation(),
     )

@@ -48,6 +48,8 @@ def rehearse(plan: Plan, run: Callable[[Emit], object], emit: Emit, *, last: str
         run(record)
     except WouldRunError as first:
         order = _stages(plan)
+        if last and last not in order:  # a stage that follows the statistics, and that no conversion has
+            order = [*order[: order.index("observe") + 1], last]
         start = order.index(first.stage) if first.stage in order else len(order)
         following = order[start + 1 :] if start < len(order) else _without_export(order)
         if last in following:
@@ -75,11 +77,12 @@ def _stages(plan: Plan) -> list[str]:
         "equalize": scales and plan.equalization and plan.table is None,
         "calibrate": scales and plan.table is None,
         "observe": plan.precision != "fp32" and (plan.data is not None or plan.calib is not None),
+        "tune": plan.tuning is not None,
         "compare": plan.compare,
         "gate": plan.compare,
     }
-    order = ("export", "parity", "prepare", "check", "equalize", "calibrate", "observe", "precision", "build")
-    return [name for name in (*order, "compare", "gate") if applies.get(name, True)]
+    order = ("export", "parity", "prepare", "check", "equalize", "calibrate", "observe", "tune", "precision")
+    return [name for name in (*order, "build", "compare", "gate") if applies.get(name, True)]
 
 
 def _without_export(order: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trtopt.compare.catalog import METRICS, Sense
@@ -42,6 +43,18 @@ def parse_gates(text: str) -> tuple[Gate, ...]:
         UsageError: a part does not parse, names no metric, or has a limit that makes no sense.
     """
     return tuple(dict.fromkeys(_parse(part.strip()) for part in text.split(","))) if text.strip() else ()
+
+
+def written(gates: Sequence[Gate]) -> str:
+    """Return gates as `parse_gates` reads them."""
+    return ",".join(map(_written, gates))
+
+
+def _written(gate: Gate) -> str:
+    known = METRICS.get(gate.metric)
+    sign = "=" if known else next(sign for sign, sense in _SIGNS.items() if sense == gate.sense)
+    output = f"{gate.output}:" if gate.output else ""
+    return f"{output}{gate.metric}{sign}{gate.limit!r}{known.unit if known else ''}"
 
 
 def _parse(part: str) -> Gate:

@@ -5,8 +5,9 @@ Touches: nothing itself; `load` reads the files of the data source.
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -145,6 +146,27 @@ def part(dataset: Dataset, indices: range) -> Dataset:
 def spread(length: int, count: int) -> list[int]:
     """Return at most `count` indices below `length`, evenly spread: images of one class often follow one another."""
     return list(dict.fromkeys(np.linspace(0, length - 1, min(count, length)).astype(int).tolist()))
+
+
+def selected(dataset: Dataset, indices: Sequence[int]) -> Dataset:
+    """Return the samples at these positions; the groups of samples, if they are fed in groups.
+
+    The last group may be one that is filled up, and must then stay the last.
+    """
+    chosen = tuple(indices)
+    groups = dataset.groups
+    if groups is not None:
+        members = [member for feed in chosen for member in groups.members(feed)]
+        labels = None if groups.labels is None else tuple(groups.labels[i] for i in members)
+        groups = replace(groups, ids=tuple(groups.ids[i] for i in members), labels=labels)
+    return replace(
+        dataset,
+        digest=hashlib.sha256(f"{dataset.digest} {chosen}".encode()).hexdigest(),
+        ids=tuple(dataset.ids[i] for i in chosen),
+        load=lambda i: dataset.load(chosen[i]),
+        labels=None if dataset.labels is None else tuple(dataset.labels[i] for i in chosen),
+        groups=groups,
+    )
 
 
 def _join(feeds: list[Feed]) -> Feed:

@@ -30,6 +30,7 @@ from trtopt.report.page import (
     headline,
     picked,
     steps,
+    tuned,
     words,
 )
 from trtopt.report.page.svg import clipped
@@ -124,7 +125,8 @@ def _environment(room: Room) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for module in (benchmark, blocks, charts, engine_layers, evidence, graph_charts, headline, picked, steps, words):
+    modules = (benchmark, blocks, charts, engine_layers, evidence, graph_charts, headline, picked, steps, tuned, words)
+    for module in modules:
         found.globals[module.__name__.rpartition(".")[2]] = module
     script = Path(__file__).with_name("page").joinpath("templates/sort.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trtopt.report.page import benchmark, headline, words
+from trtopt.report.page import benchmark, headline, tuned, words
 from trtopt.report.page.steps import steps
 from trtopt.types import Comparison, Layers, Report
 
@@ -40,6 +40,11 @@ def render(report: Report) -> str:
         lines += _comparison(report.comparison)
     if report.candidates:
         lines += [*_table(*words.candidates(report)), *_samples(report.candidates[0].comparison)]
+    if report.tuning is not None:
+        lines += ["### Search", "", *(f"- {_cell(line)}" for line in tuned.said(report.tuning, report.precision)), ""]
+    if report.sensitivity is not None:
+        rows = tuned.sensitivity_rows(report.sensitivity)
+        lines += ["### Sensitivity", "", *_table(tuned.SENSITIVITY_HEAD, rows)]
     if report.benchmark is not None:
         for table in benchmark.tables(report.benchmark):
             lines += [f"### {_cell(table.title)}", "", *_table(table.head, table.rows)]

@@ -17,7 +17,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from trtopt.report.page import benchmark, headline, words
+from trtopt.report.page import benchmark, headline, tuned, words
 from trtopt.report.page.steps import steps
 from trtopt.types import Benchmark, Comparison, Layers, Report
 
@@ -74,6 +74,13 @@ def _body(report: Report) -> list[RenderableType]:
     parts += _kept(report)
     if report.comparison is not None:
         parts += _drift(report.comparison, "drift against FP32")
+    if report.tuning is not None:
+        lines = tuned.said(report.tuning, report.precision)
+        parts += [text("search", "bold"), *block(Group(*map(text, lines)))]
+    if report.sensitivity is not None:
+        lines = tuned.sensitivity_said(report.sensitivity)
+        table = _grid(tuned.SENSITIVITY_HEAD, tuned.sensitivity_rows(report.sensitivity))
+        parts += [text("sensitivity", "bold"), *block(table), *map(text, lines), ""]
     if report.candidates:
         parts += _candidates(report)
     if report.layers is not None:

@@ -19,13 +19,16 @@ from trtopt.stages.precision import set_precision
 from trtopt.stages.prepare import prepare
 from trtopt.stages.repair import repair
 from trtopt.stages.samples import class_names, open_data, open_samples, sizes, tell
+from trtopt.stages.sensitivity import sensitivity
 from trtopt.stages.speed import speed
 from trtopt.stages.target import Target
+from trtopt.stages.tune import Halves, halves, tune
 from trtopt.stages.widen import widen
 
 __all__ = [
     "Aim",
     "Evaluation",
+    "Halves",
     "Subject",
     "Target",
     "aim",
@@ -40,15 +43,18 @@ __all__ = [
     "fault",
     "gate",
     "guard",
+    "halves",
     "observe",
     "open_data",
     "open_samples",
     "prepare",
     "rebuild",
     "repair",
+    "sensitivity",
     "set_precision",
     "sizes",
     "speed",
     "tell",
+    "tune",
     "widen",
 ]

@@ -6,7 +6,7 @@ Touches: the run directory, through the store; reads the samples.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from trtopt.shards.partial import Partial
 from trtopt.shards.shard import WHOLE, Shard
 from trtopt.stages.native import native
 from trtopt.stages.trial import output_error, rough, tapped
-from trtopt.types import CalibrationTable, OnnxModel
+from trtopt.types import CalibrationTable, Only, OnnxModel
 
 if TYPE_CHECKING:
     from trtopt.calibrate.counted import Counted
@@ -35,12 +35,14 @@ COUNTS = "counts.npz"
 class Scales:
     """How scales are chosen: the calibration `method`, and the `precision` that the network will be quantized to.
 
-    `plan` are the build options, for TensorRT's own calibrator.
+    `plan` are the build options, for TensorRT's own calibrator. If `only` names nodes, there are scales for what these
+    read.
     """
 
     method: str
     precision: str
     plan: BuildPlan = field(default_factory=BuildPlan)
+    only: Only | None = None
 
 
 def calibrate(
@@ -49,22 +51,25 @@ def calibrate(
     """Return a table with one scale per tensor (`calibration.json`; for INT8 also TensorRT's `calibration.cache`).
 
     With `auto`, each method's network is evaluated in the requested precision, with bias correction for the weights and
-    with FP32 as the fallback precision. Flags do not change this, because scales do not depend on them. With partial
-    results, no sample is counted again.
+    with FP32 as the fallback precision. Of the flags, `--only` alone changes this: there are scales for what its nodes
+    read, and a trial quantizes these nodes. With partial results, no sample is counted again.
 
     Raises:
         UsageError: the partial results are of another model or data set.
         StoreError: one is damaged.
     """
-    method, precision = scales.method, scales.precision
+    method, precision, only = scales.method, scales.precision, scales.only
 
     def make(folder: Path) -> CalibrationTable:
         from trtopt.calibrate import auto, method_names, noisiest, table
+        from trtopt.graph.file import load_ir
         from trtopt.precision import precision as precision_of
+        from trtopt.precision.passes.wanted import resolve
 
+        keep = resolve(load_ir(model.path), (), only)
         format = precision_of(precision).FORMAT
         counted = _merged(partials, key_of(run, model, dataset, scales)) if partials else None
-        counted = counted or count(run, model, dataset, method)
+        counted = counted or count(run, model, dataset, scales)
         histograms = counted.unmasked()
         names = method_names() if method == AUTO else ["minmax" if method == NATIVE else method]
         tables = {
@@ -72,7 +77,7 @@ def calibrate(
         }
         if method == AUTO:
             error = output_error(run, model, dataset, precision)
-            request = rough(run, model, dataset, precision, tables[auto.FALLBACK])
+            request = replace(rough(run, model, dataset, precision, tables[auto.FALLBACK]), keep=keep)
             chosen = auto.choose(tables, lambda table: error(model, replace(request, table=table)))
         elif method == NATIVE:
             chosen = native(run, tables["minmax"], model, dataset, scales.plan)
@@ -85,13 +90,15 @@ def calibrate(
         noisiest.write(noisiest.noisiest(chosen, histograms, format), folder)
         return chosen
 
-    key = {"model": model.digest, "data": dataset.digest, "method": method, "device": run.place}
+    key: dict[str, Any] = {"model": model.digest, "data": dataset.digest, "method": method, "device": run.place}
     key |= {"for": precision, **versions("onnxruntime", "onnxruntime-gpu", "onnx-ir", "numba")}
+    if only is not None:
+        key["only"] = asdict(only)
     tried_on = subset_size(dataset)
     return run.store.stage("calibrate", key, CalibrationTable, make, lambda table: _calibrated_line(table, tried_on))
 
 
-def count(run: Run, model: OnnxModel, dataset: Dataset, method: str, shard: Shard = WHOLE) -> Counted:
+def count(run: Run, model: OnnxModel, dataset: Dataset, scales: Scales, shard: Shard = WHOLE) -> Counted:
     """Return the counts of the tensors to quantize over a shard of the samples.
 
     The session and its memory are released on return.
@@ -105,14 +112,16 @@ def count(run: Run, model: OnnxModel, dataset: Dataset, method: str, shard: Shar
     from trtopt.engine.onnxruntime import open_runner
     from trtopt.graph.file import load_ir
     from trtopt.precision.passes.placement import place
+    from trtopt.precision.passes.wanted import resolve
 
-    tensors = place(load_ir(model.path)).tensors()
+    graph = load_ir(model.path)
+    tensors = place(graph, resolve(graph, (), scales.only)).tensors()
     fingerprints: dict[int, str] = {}
     samples = part(fingerprinted(dataset, fingerprints), shard.of(len(dataset)))
     if not len(samples) and len(dataset):  # there are more shards than samples
         return Counted(histograms={name: Histogram() for name in tensors}, fingerprints=())
     # TF32 is off for entropy only: its divergence is flat around the minimum, so small errors move its choice.
-    cuda = CudaOptions(tf32=method not in ("entropy", AUTO))
+    cuda = CudaOptions(tf32=scales.method not in ("entropy", AUTO))
     with tapped(run, model, tensors) as path:
         runner = open_runner(path, device=run.device, cuda=cuda, callers=callers())
         if runner.place.kind == "cuda":
@@ -129,6 +138,7 @@ def key_of(run: Run, model: OnnxModel, dataset: Dataset, scales: Scales) -> dict
         "data": dataset.digest,
         "method": scales.method,
         "precision": scales.precision,
+        "only": asdict(scales.only) if scales.only else None,
         "device": run.place.partition(":")[0],
     }
 

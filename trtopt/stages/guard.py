@@ -64,32 +64,28 @@ def guard(run: Run, subject: Subject, calib: Dataset, measure: MeasurePlan) -> T
 
 def _guarded(run: Run, trials: Trials, calib: Dataset, measure: MeasurePlan) -> Guard:
     from trtopt.calibrate.ranges import few
-    from trtopt.tune.margin import first_unsafe
+    from trtopt.tune.margin import Tier, first_failure
 
     tried = 0
+    some = few(calib)
+    tiers = (Tier(samples=some, sure=_SURE), Tier(samples=few(calib, _SAMPLES), sure=_MARGIN))
 
-    def unsafe(samples: Dataset, kept: Collection[str], margin: float) -> GateResult | None:
+    def unsafe(kept: Collection[str]) -> tuple[GateResult, Dataset] | None:
         nonlocal tried
         tried += 1
         run.emit(Progress("guard", tried, 0, "trials"))
-        return first_unsafe(trials.judged(samples, kept, measure).gates, margin)
+        return first_failure(tiers, lambda samples: trials.judged(samples, kept, measure).gates, _MARGIN)
 
-    some, more = few(calib), few(calib, _SAMPLES)
-    if unsafe(some, (), _SURE) is None:
-        return Guard(nodes=(), reason="")
-    failed = unsafe(more, (), _MARGIN)
-    if failed is None:
+    found = unsafe(())
+    if found is None:
         return Guard(nodes=(), reason="")
 
     def holds(kept: Sequence[Group]) -> bool:
-        if not kept:  # judged above
-            return False
-        nodes = {node for group in kept for node in group.nodes}
-        # Most choices that do not hold are seen on the first samples.
-        return unsafe(some, nodes, _MARGIN) is None and unsafe(more, nodes, _MARGIN) is None
+        return bool(kept) and unsafe(trials.nodes(kept)) is None  # without any, it was judged above
 
     kept = fewest(trials.ranked(some), holds)
-    reason = f"with all of it quantized, {failed.output}: {failed.reason} on {len(more)} calibration samples"
+    failed, samples = found
+    reason = f"with all of it quantized, {failed.output}: {failed.reason} on {len(samples)} calibration samples"
     if kept is None:
         return Guard(nodes=(), reason=f"no choice of nodes makes the default gates hold; {reason}")
     return Guard(nodes=tuple(node for group in kept for node in group.nodes), reason=reason)

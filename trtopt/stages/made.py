@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from trtopt.errors import TrtoptError
 from trtopt.plan import BuildPlan
 from trtopt.stages.target import Target
-from trtopt.types import CalibrationTable, Engine, Observation, OnnxModel, ShapeRange, TypedModel
+from trtopt.types import CalibrationTable, Engine, Observation, OnnxModel, ShapeRange, Tuning, TypedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +28,7 @@ class Made:
         unable: why the engine could not be built.
         ranges: the shape ranges of the dynamic inputs.
         plan: the build options.
+        tuning: the search that decided which nodes are quantized, if there was one.
     """
 
     baseline: OnnxModel
@@ -40,3 +41,4 @@ class Made:
     unable: TrtoptError | None
     ranges: tuple[ShapeRange, ...]
     plan: BuildPlan
+    tuning: Tuning | None = None

@@ -1,6 +1,6 @@
 """Trials of mixed precision: the network with some nodes kept in higher precision, compared with FP32.
 
-What is not quantized is computed in FP32 here, also where the result will have 16 bits.
+What is not quantized is computed in FP32 here, also where the result will have 16 bits, unless a trial asks for that.
 
 Touches: temporary files in the run directory; reads the samples.
 """
@@ -8,32 +8,46 @@ Touches: temporary files in the run directory; reads the samples.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trtopt.calibrate.ranges import few
 from trtopt.data.dataset import Array, Dataset
+from trtopt.errors import CalibrationError
 from trtopt.parallel import in_order
 from trtopt.plan import MeasurePlan
 from trtopt.run import Run
 from trtopt.stages.precision import request
 from trtopt.stages.target import Target
-from trtopt.stages.trial import relative_error, scratch
+from trtopt.stages.trial import Energies, combined, energies, scratch
 from trtopt.types import CalibrationTable, Comparison, Keep, Observation, OnnxModel
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
     from trtopt.compare.gates import Gate
     from trtopt.engine.onnxruntime import OrtRunner
+    from trtopt.precision.passes.switches import Switched
+    from trtopt.tune.costs import Cost
     from trtopt.tune.search import Group
+
+    Switches = NDArray[np.bool_]
 
 MOST_BYTES = 1 << 30
 """Bytes of FP32's outputs that are remembered between trials. Other samples run again."""
 
-_MEASURED = 0.2
+MEASURED = 0.2
 """Share of the groups whose error is measured, and not only estimated."""
+
+FEW = 2
+"""Samples that an estimate runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,97 +95,152 @@ class Remembered:
         return outputs
 
 
+def error_of(measure: Callable[[], Iterable[Energies]]) -> float:
+    """Return the relative error of the outputs; infinity if one is NaN, or infinite where FP32's is not."""
+    try:
+        return combined(measure())
+    except CalibrationError:
+        return math.inf
+
+
 class Trials:
     """The trials of a network.
 
-    `groups` are the groups of its quantized nodes.
+    `groups` are the groups of its quantized nodes, each with what quantizing them saves, and `shares` the share of each
+    in all multiplications. `total` is the cost of the network without any of them quantized.
     """
 
-    def __init__(self, run: Run, subject: Subject) -> None:
+    def __init__(self, run: Run, subject: Subject, cost: Cost | None = None) -> None:
         from trtopt.calibrate.observe import callers
         from trtopt.engine.onnxruntime import open_runner
         from trtopt.graph.file import load_ir
         from trtopt.precision.passes.placement import place
+        from trtopt.tune.costs import both, macs
         from trtopt.tune.groups import groups
 
         self._run = run
         self._precision = subject.target.precision
-        self._graph = load_ir(subject.model.path)
-        self._request = replace(request(self._graph, subject.target, subject.table, subject.seen), rest="fp32")
-        self.groups: tuple[Group, ...] = groups(place(self._graph, self._request.keep), subject.seen.sizes)
+        self._rest = subject.target.rest
+        self.graph = load_ir(subject.model.path)
+        self.request = replace(request(self.graph, subject.target, subject.table, subject.seen), rest="fp32")
+        sizes, cost = subject.seen.sizes, cost or both
+        nodes = {node.name or "": node for node in self.graph.graph}
+        placement = place(self.graph, self.request.keep)
+        self.groups: tuple[Group, ...] = groups(placement, lambda node: cost(node, sizes) / 2)
+        self.total = max(sum(cost(node, sizes) for node in nodes.values()), 1e-30)
+        every = max(sum(macs(node, sizes) for node in nodes.values()), 1e-30)
+        self.shares = {
+            group.name: sum(macs(nodes[name], sizes) for name in group.nodes) / every for group in self.groups
+        }
         self._baseline = Remembered(open_runner(subject.baseline.path, device=run.device, callers=callers()))
 
     @contextmanager
-    def _opened(self, kept: Collection[str]) -> Iterator[OrtRunner]:
+    def _opened(self, kept: Collection[str], rest: str = "fp32") -> Iterator[OrtRunner]:
         """Open the network in which these nodes are kept, and the others quantized as they are placed then."""
+        from trtopt.precision import precision
+
+        graph = self.graph.clone()
+        keep = {**self.request.keep, **{name: Keep(pattern=name) for name in kept}}
+        precision(self._precision).apply(graph, replace(self.request, keep=keep, rest=rest))
+        with self._saved(graph) as runner:
+            yield runner
+
+    @contextmanager
+    def _saved(self, graph: ir.Model) -> Iterator[OrtRunner]:
         from trtopt.calibrate.observe import callers
         from trtopt.engine.onnxruntime import open_runner
         from trtopt.graph.prepare import BETWEEN_STAGES, save
-        from trtopt.precision import precision
 
-        graph = self._graph.clone()
-        keep = {**self._request.keep, **{name: Keep(pattern=name) for name in kept}}
-        precision(self._precision).apply(graph, replace(self._request, keep=keep))
         with scratch(self._run, "trial.onnx") as path:
             save(graph, path, inline=BETWEEN_STAGES)
             yield open_runner(path, device=self._run.device, callers=callers())
 
     def judged(
-        self, dataset: Dataset, kept: Collection[str], measure: MeasurePlan, gates: Sequence[Gate] = ()
+        self,
+        dataset: Dataset,
+        kept: Collection[str],
+        measure: MeasurePlan,
+        gates: Sequence[Gate] = (),
+        *,
+        as_built: bool = False,
     ) -> Comparison:
-        """Return the judged drift of the network in which these nodes are kept."""
+        """Return the judged drift of the network in which these nodes are kept: in 16 bits, if it is `as_built`."""
         from trtopt.compare.gate import judged
         from trtopt.compare.run import Pair
         from trtopt.events import silent
         from trtopt.stages.compare import measured
 
-        with self._opened(kept) as runner:
+        with self._opened(kept, self._rest if as_built else "fp32") as runner:
             pair = Pair(baseline=self._baseline, candidate=runner, names=("", ""))
             return judged(measured(pair, dataset, measure, silent), gates)
 
-    def error(self, dataset: Dataset, kept: Collection[str]) -> float:
-        """Return the relative error of the outputs of the network in which these nodes are kept (`relative_error`)."""
-        feeds = list(map(dataset.load, range(len(dataset))))
+    def energies(self, dataset: Dataset, kept: Collection[str]) -> list[Energies]:
+        """Return the error energies of every sample for the network in which these nodes are kept."""
         with self._opened(kept) as runner:
-            found = in_order(runner.run, feeds, runner.callers)
-            return relative_error(zip(map(self._baseline.run, feeds), found, strict=True))
+            return self._energies(runner, dataset)
+
+    @contextmanager
+    def switched(self, dataset: Dataset) -> Iterator[tuple[Switched, Callable[[Switches], list[Energies]]]]:
+        """Open the network with a switch for every quantization.
+
+        Yields its switches, and a function that returns the error energies of every sample for a choice of them.
+        """
+        from trtopt.precision import precision
+        from trtopt.precision.passes.switches import SWITCHES, switched
+
+        board = switched(self.graph, self.request, precision(self._precision).FORMAT)
+        with self._saved(board.model) as runner:
+            yield board, lambda choice: self._energies(runner, dataset, {SWITCHES: choice})
+
+    def _energies(self, runner: OrtRunner, dataset: Dataset, more: Mapping[str, Array] | None = None) -> list[Energies]:
+        feeds = list(map(dataset.load, range(len(dataset))))
+        found = in_order(lambda feed: runner.run({**feed, **(more or {})}), feeds, runner.callers)
+        return [energies(*pair) for pair in zip(map(self._baseline.run, feeds), found, strict=True)]
+
+    def alone(self, dataset: Dataset, groups: Iterable[Group]) -> dict[str, float]:
+        """Return by group the relative error of the outputs with only this group quantized; infinity if one is NaN.
+
+        An operator that is placed beside others only, such as a residual Add, is switched on without these.
+        """
+        errors, beside = {}, []
+        for group in groups:
+            kept = self.nodes(self.groups) - {*group.nodes}
+            if self._is_placed(group, kept):
+                errors[group.name] = error_of(partial(self.energies, dataset, kept))
+            else:
+                beside.append(group)
+        if beside:
+            with self.switched(dataset) as (board, run):
+                errors |= {group.name: error_of(partial(run, board.only(group.nodes))) for group in beside}
+        return errors
+
+    def _is_placed(self, group: Group, kept: Collection[str]) -> bool:
+        from trtopt.precision.passes.placement import place
+
+        keep = {**self.request.keep, **{name: Keep(pattern=name) for name in kept}}
+        return {*group.nodes} <= {site.node.name for site in place(self.graph, keep).sites}
+
+    def estimated(self, dataset: Dataset) -> dict[str, float]:
+        """Return an estimate of `alone` for every group, from a few of the samples."""
+        return self.alone(few(dataset, FEW), self.groups)
+
+    def worst(self, errors: Mapping[str, float]) -> list[Group]:
+        """Return the groups whose error is worth measuring: the fifth with the largest estimates."""
+        count = max(3, round(MEASURED * len(self.groups)))
+        return sorted(self.groups, key=lambda group: -errors[group.name])[:count]
+
+    @staticmethod
+    def nodes(groups: Iterable[Group]) -> set[str]:
+        """Return the names of the nodes of groups."""
+        return {node for group in groups for node in group.nodes}
 
     def ranked(self, dataset: Dataset) -> list[Group]:
         """Return the groups in the order in which to keep them (`search.ranked`).
 
-        The errors of all groups are estimated in one pass (`trtopt.tune.estimate`). Those of the worst are then
-        measured, with only this group quantized.
+        The errors of all groups are estimated. Those of the worst are then measured.
         """
         from trtopt.tune.search import ranked
 
         errors = self.estimated(dataset)
-        every = {node for group in self.groups for node in group.nodes}
-        worst = sorted(self.groups, key=lambda group: -errors[group.name])[
-            : max(3, round(_MEASURED * len(self.groups)))
-        ]
-        for group in worst:
-            errors[group.name] = self.error(dataset, every.difference(group.nodes))
+        errors |= self.alone(dataset, self.worst(errors))
         return ranked(self.groups, errors)
-
-    def estimated(self, dataset: Dataset) -> dict[str, float]:
-        """Return by group an estimate of the relative error of the outputs that it adds."""
-        from trtopt.calibrate.observe import callers
-        from trtopt.engine.onnxruntime import open_runner
-        from trtopt.graph.prepare import BETWEEN_STAGES, save
-        from trtopt.precision import precision
-        from trtopt.precision.passes.twins import ERROR, POWER, twinned
-        from trtopt.tune.estimate import gains
-
-        twins = twinned(self._graph, self._request, precision(self._precision).FORMAT)
-        errors, powers = np.zeros(len(twins.nodes)), np.zeros(len(twins.merged))
-        with scratch(self._run, "twins.onnx") as path:
-            save(twins.model, path, inline=BETWEEN_STAGES)
-            runner = open_runner(path, device=self._run.device, callers=callers())
-            feeds: Sequence[Mapping[str, Array]] = list(map(dataset.load, range(len(dataset))))
-            for found in in_order(runner.run, feeds, runner.callers):
-                errors += found[ERROR].astype(np.float64)
-                powers += found[POWER].astype(np.float64) if twins.merged else 0.0
-        added = dict(zip(twins.nodes, errors / len(dataset), strict=True))
-        gain = gains(self._graph, dict(zip(twins.merged, powers.tolist(), strict=True)))
-        result = {node.name or "": gain.get(node.outputs[0].name or "", 0.0) for node in self._graph.graph}
-        return {group.name: sum(added[node] * result[node] for node in group.nodes) for group in self.groups}

@@ -51,7 +51,7 @@ def observe(
         tensors = [value.name or "" for node in nodes for value in node.outputs if is_float(value)]
         half = formats(16).get(target.rest if table else target.precision)
         spoiled = blocks.spoiled(run, model, dataset, half) if half else {}
-        request = Request(rest=target.rest, table=table, keep=resolve(graph, target.keep), spoiled=spoiled)
+        request = Request(rest=target.rest, table=table, keep=resolve(graph, target.keep, target.only), spoiled=spoiled)
         roundings = rounding_errors(graph, request, formats(8)[target.precision]) if corrects else {}
         with tapped(run, model, tensors) as tapped_path:
             runner = open_runner(tapped_path, device=run.device, callers=callers())

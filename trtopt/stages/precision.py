@@ -86,7 +86,7 @@ def request(graph: ir.Model, target: Target, table: CalibrationTable | None, see
     means, errors = _read_means(seen) if seen else ({}, {})
     return Request(
         rest=target.rest,
-        keep=resolve(graph, target.keep),
+        keep=resolve(graph, target.keep, target.only),
         table=table,
         ranges=seen.ranges if seen else {},
         masks=seen.masks if seen else {},

@@ -28,6 +28,9 @@ from trtopt.precision import Request
 from trtopt.run import Run
 from trtopt.types import CalibrationTable, OnnxModel
 
+Energies = Mapping[str, npt.NDArray[np.float64]]
+"""Error energy and signal energy of each output for one sample, float64 [2]."""
+
 
 @contextlib.contextmanager
 def scratch(run: Run, name: str) -> Iterator[Path]:
@@ -119,13 +122,26 @@ def relative_error(pairs: Iterable[tuple[Mapping[str, Array], Mapping[str, Array
     Raises:
         CalibrationError: an output is NaN, or infinite where FP32's is not.
     """
-    # Error and signal energy of each output, summed over the samples.
-    energies: dict[str, npt.NDArray[np.float64]] = {}
-    for reference, outputs in pairs:
-        for name, array in reference.items():
-            energies[name] = energies.get(name, np.zeros(2)) + _energies(name, array, outputs[name])
+    return combined(energies(reference, outputs) for reference, outputs in pairs)
+
+
+def energies(reference: Mapping[str, Array], outputs: Mapping[str, Array]) -> Energies:
+    """Return the error energy and the signal energy of each output for one sample.
+
+    Raises:
+        CalibrationError: as `relative_error`.
+    """
+    return {name: np.array(_energies(name, array, outputs[name])) for name, array in reference.items()}
+
+
+def combined(samples: Iterable[Energies]) -> float:
+    """Return the relative error of the outputs over samples (`relative_error`) from their energies."""
+    sums: dict[str, npt.NDArray[np.float64]] = {}
+    for sample in samples:
+        for name, pair in sample.items():
+            sums[name] = sums.get(name, np.zeros(2)) + pair
     # An output that is all zero in FP32 has no relative error: it counts as 1 if it differs at all.
-    errors = [float(error / signal if signal else error > 0) for error, signal in energies.values()]
+    errors = [float(error / signal if signal else error > 0) for error, signal in sums.values()]
     return float(np.mean(errors))
 
 

@@ -1,7 +1,12 @@
 """Mixed precision: which groups of nodes must stay in higher precision so that the gates hold, at the least cost.
 
-    groups      the nodes that are quantized together, and what quantizing them saves
+    groups      the nodes that are quantized together
+    costs       what quantizing a node saves
     search      the fewest groups to keep, by trials
+    margin      whether gates hold with a margin on few samples
+    sequence    the verdict on several choices, without a correction for their number
+    journal     the trials so far, in a file that a killed run leaves readable
+    budget      how long a search may take
 
 Stages measure; this package only decides.
 """

@@ -29,9 +29,10 @@ from trtopt.types.comparison import (
 )
 from trtopt.types.engine import Engine, EngineLayer, Rejection, Support, TargetFiles
 from trtopt.types.model import Dim, OnnxModel, ShapeRange, TensorSpec
-from trtopt.types.precision import Decision, Guard, Keep, TypedModel
+from trtopt.types.precision import Decision, Guard, Keep, Only, TypedModel
 from trtopt.types.prediction import Predictions
 from trtopt.types.report import READABLE_SCHEMAS, REPORT_SCHEMA, Cache, CandidateReport, Failure, Report, StageOutcome
+from trtopt.types.tuning import Choice, Half, SensitiveGroup, Sensitivity, TunedGroup, Tuning
 
 __all__ = [
     "READABLE_SCHEMAS",
@@ -45,6 +46,7 @@ __all__ = [
     "CalibratedTensor",
     "CalibrationTable",
     "CandidateReport",
+    "Choice",
     "ClassAccuracy",
     "ClassScore",
     "Classification",
@@ -60,17 +62,21 @@ __all__ = [
     "Failure",
     "GateResult",
     "Guard",
+    "Half",
     "Interval",
     "Keep",
     "LayerDrift",
     "Layers",
     "LoadedDrift",
     "Observation",
+    "Only",
     "OnnxModel",
     "OutputDrift",
     "Predictions",
     "Rejection",
     "Report",
+    "SensitiveGroup",
+    "Sensitivity",
     "ShapeRange",
     "Spread",
     "StageOutcome",
@@ -78,6 +84,8 @@ __all__ = [
     "TargetFiles",
     "TensorSpec",
     "Timing",
+    "TunedGroup",
+    "Tuning",
     "TypedModel",
     "Verdict",
     "WorstSample",

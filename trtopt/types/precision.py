@@ -23,6 +23,14 @@ class Keep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Only:
+    """The only nodes to lower: `patterns` as in `Keep`, and the `precision` in which all others are kept, as there."""
+
+    patterns: tuple[str, ...]
+    precision: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Guard:
     """The nodes that the default gates need in higher precision, by name, and the reason.
 

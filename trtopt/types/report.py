@@ -15,6 +15,7 @@ from trtopt.types.calibration import CalibratedTensor
 from trtopt.types.comparison import Comparison, EngineFault, Layers, Verdict
 from trtopt.types.engine import Engine, TargetFiles
 from trtopt.types.precision import TypedModel
+from trtopt.types.tuning import Sensitivity, Tuning
 
 REPORT_SCHEMA = 3
 """Version of the fields of `report.json`."""
@@ -82,7 +83,8 @@ class Report:
     `warnings` say why the result may not be what the user wants; `notes` are facts, such as what was assumed.
     `target` are the files for another platform, whose engine is not built here.
     `error` is what ended the run early, or prevented an engine. `invocation` is the command line that made the report;
-    it is empty for a run from Python.
+    it is empty for a run from Python. `tuning` is the search of `trtopt tune`, and `sensitivity` the result of
+    `trtopt sensitivity`. `tune_with` is the command of the search that a failed run suggests.
     """
 
     schema_version: int = REPORT_SCHEMA
@@ -110,3 +112,6 @@ class Report:
     error: Failure | None = None
     target: TargetFiles | None = None
     invocation: str = ""
+    tuning: Tuning | None = None
+    sensitivity: Sensitivity | None = None
+    tune_with: str = ""

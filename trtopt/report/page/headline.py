@@ -36,7 +36,7 @@ def _verdict(report: Report) -> str:
 def qualifiers(report: Report) -> list[str]:
     """Return short phrases for what a reader must not overlook beside the verdict."""
     # The typed graph is judged even if no engine can be built here. That must not read as an engine that passed.
-    unbuilt = report.command == "convert" and report.engine is None
+    unbuilt = report.command in ("convert", "tune") and report.engine is None
     found = ["no engine was built"] if unbuilt else []
     if nothing := words.unconverted(report):
         found.insert(0, nothing)
@@ -118,6 +118,8 @@ def _consequence(report: Report, *, unbuilt: bool) -> str:
 def _why_unchecked(report: Report) -> str:
     if report.command == "bench":
         return "no gate was given"
+    if report.command == "sensitivity":
+        return "errors were measured, nothing was judged"
     if report.parity is not None and report.parity.verdict == "fail" and report.command == "export":
         return "export drift accepted because of --allow-export-drift"
     return "no comparison was requested"

@@ -106,6 +106,8 @@ def sections(report: Report) -> tuple[tuple[str, str], ...]:
         ("candidates", "Candidates", report.candidates),
         ("warnings", "Warnings and notes", report.warnings or report.notes),
         ("gates", "Gates", judged(report)),
+        ("tuning", "Search", report.tuning),
+        ("sensitivity", "Sensitivity", report.sensitivity),
         ("drift", "Drift against FP32", comparison is not None and comparison.outputs),
         ("samples", "Worst samples", evidence.cards(report)),
         ("classes", "Accuracy by class", evidence.by_class(report)),

@@ -29,7 +29,8 @@ class Step:
 
 def steps(report: Report) -> tuple[Step, ...]:
     """Return the next steps, the first one first; none if nothing failed or nothing is known to help."""
-    return (*_locate(report), *_keep_faulty(report), *_keep_noisiest(report))
+    search = [Step("to search for the nodes to keep", report.tune_with)] if report.tune_with else []
+    return (*_locate(report), *_keep_faulty(report), *_keep_noisiest(report), *search)
 
 
 def _locate(report: Report) -> list[Step]:
@@ -54,7 +55,7 @@ def _keep_faulty(report: Report) -> list[Step]:
 
 def _keep_noisiest(report: Report) -> list[Step]:
     """Return the command that keeps the nodes that add the most error in higher precision."""
-    if report.verdict != "fail" or report.command != "convert" or report.layers is None or report.fault is not None:
+    if report.verdict != "fail" or report.layers is None or report.fault is not None:
         return []
     lowered = [layer for layer in report.layers.layers if layer.precision == report.precision and layer.added > 0]
     worst = sorted(lowered, key=lambda layer: -layer.added)[:_KEPT]

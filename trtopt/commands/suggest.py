@@ -1,0 +1,90 @@
+"""The command line of `trtopt tune` that a failed conversion or comparison suggests.
+
+Touches: nothing.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from trtopt.compare.gates import Gate, written
+from trtopt.engine import DEFAULT
+from trtopt.plan import ComparePlan, ConvertPlan, DataPlan, MeasurePlan
+from trtopt.precision import formats
+from trtopt.shapes import AskedShape
+from trtopt.types import Verdict
+
+
+def after_convert(plan: ConvertPlan, verdict: Verdict) -> str:
+    """Return the search with the arguments of a conversion; empty if it did not fail, or leaves nothing to choose."""
+    if verdict != "fail" or plan.tuning is not None or plan.precision not in formats(8) or plan.calib is None:
+        return ""
+    return _joined(plan.source, _of_conversion(plan))
+
+
+def after_compare(plan: ComparePlan, precision: str, verdict: Verdict) -> str:
+    """Return the search with the arguments of a comparison; empty if it did not fail, or leaves nothing to choose."""
+    if verdict != "fail" or precision not in formats(8):
+        return ""
+    return _joined(plan.baseline, _of_comparison(plan, precision))
+
+
+def _joined(source: Path, words: Iterator[str]) -> str:
+    return shlex.join(["trtopt", "tune", str(source), *words])
+
+
+def _of_conversion(plan: ConvertPlan) -> Iterator[str]:
+    yield from ("-p", plan.precision) if plan.precision != "int8" else ()
+    yield from ("--rest", plan.rest) if plan.rest != "fp16" else ()
+    yield from ("--calib", str(plan.calib.source) if plan.calib else "CALIB")
+    yield from _samples(plan.data or plan.calib, "DATA" if plan.data is None else "")
+    yield from ("--method", plan.method) if plan.method != "auto" else ()
+    for keep in plan.keep:
+        yield from ("--keep", keep.pattern + ("=fp32" if keep.precision and plan.rest != "fp32" else ""))
+    for pattern in plan.only.patterns if plan.only else ():
+        yield from ("--only", pattern)
+    yield from () if plan.equalization else ("--no-equalization",)
+    yield from () if plan.bias_correction else ("--no-bias-correction",)
+    yield from _judged(plan.gates, plan.measure, plan.shapes)
+    yield from _export(plan)
+    yield from ("--backend", plan.build.backend) if plan.build.backend != DEFAULT else ()
+    yield from ("--device", plan.device) if plan.device != "cpu" else ()
+
+
+def _export(plan: ConvertPlan) -> Iterator[str]:
+    for name, dtype in plan.export.dtypes.items():
+        yield from ("--dtype", f"{name}={dtype}")
+    yield from ("--weights", str(plan.export.weights)) if plan.export.weights else ()
+    yield from ("--signature", plan.export.signature) if plan.export.signature else ()
+    yield from ("--allow-export-drift",) if plan.export.allow_drift else ()
+
+
+def _of_comparison(plan: ComparePlan, precision: str) -> Iterator[str]:
+    yield from ("-p", precision) if precision != "int8" else ()
+    yield from ("--calib", "CALIB")
+    yield from _samples(plan.data, "")
+    yield from _judged(plan.gates, plan.measure, ())
+    yield from ("--device", plan.device) if plan.device != "cpu" else ()
+
+
+def _samples(data: DataPlan | None, otherwise: str) -> Iterator[str]:
+    """Yield the flags of the samples to judge on; `otherwise` replaces their source, if they are to be others."""
+    assert data is not None
+    yield from ("--data", otherwise or str(data.source))
+    yield from ("--recipe", data.recipe) if data.recipe else ()
+    yield from ("--classes", str(data.classes)) if data.classes else ()
+    yield from ("--labels", str(data.labels)) if data.labels and not otherwise else ()
+    yield from ("--samples", str(data.samples)) if data.samples else ()
+    yield from ("--skip-bad",) if data.skip_bad else ()
+
+
+def _judged(gates: tuple[Gate, ...], measure: MeasurePlan, shapes: tuple[AskedShape, ...]) -> Iterator[str]:
+    yield from ("--gate", written(gates)) if gates else ()
+    for output, kind in measure.kinds.items():
+        yield from ("--kind", f"{output}={kind}")
+    for metric in measure.metrics:
+        yield from ("--metric", metric)
+    for shape in shapes:
+        yield from ("--shape", shape.text)
