@@ -8,6 +8,7 @@ Touches: the run directory, through the store; reads the samples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -74,7 +75,9 @@ def _guarded(run: Run, trials: Trials, calib: Dataset, measure: MeasurePlan) -> 
         nonlocal tried
         tried += 1
         run.emit(Progress("guard", tried, 0, "trials"))
-        return first_failure(tiers, lambda samples: trials.judged(samples, kept, measure).gates, _MARGIN)
+        # Of many choices the luckiest is found first, so one that is found is judged on all samples, however sure.
+        asked = tiers if not kept else (replace(tiers[0], sure=math.inf), tiers[1])
+        return first_failure(asked, lambda samples: trials.judged(samples, kept, measure).gates, _MARGIN)
 
     found = unsafe(())
     if found is None:
