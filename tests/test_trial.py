@@ -22,6 +22,7 @@ from trtopt.graph.prepare import save
 from trtopt.precision import Request, precision
 from trtopt.run import Run
 from trtopt.stages import calibrate, equalize, observe, set_precision
+from trtopt.stages.calibrate import Scales
 from trtopt.stages.target import Target
 from trtopt.stages.trial import output_error, rough, scratch
 from trtopt.store import open_store
@@ -205,7 +206,7 @@ def test_a_trial_that_cannot_run_is_a_warning(tmp_path: Path, monkeypatch: pytes
     with open_store(tmp_path / "run", silent) as store:
         context = Run(store=store, emit=events.append, device="cpu")
         equalized = equalize(context, model, data, "int8")
-        table = calibrate(context, equalized, data, AUTO, "int8")
+        table = calibrate(context, equalized, data, Scales(method=AUTO, precision="int8"))
         seen = observe(context, equalized, data, TARGET, table)
     assert equalized.notes == ("not equalized: the quantized network could not be evaluated",)
     assert (table.method, table.tried, seen.correction) == ("mse", {}, "")
@@ -269,19 +270,22 @@ def test_out_of_memory_in_a_trial_ends_the_stage_and_leaves_nothing(
     model, data = network(tmp_path), dataset(1.0)
     monkeypatch.setattr("trtopt.stages.trial.scratch", exhausted)
     with pytest.raises(OutOfMemoryError):
-        calibrate(context, model, data, AUTO, "int8")
+        calibrate(context, model, data, Scales(method=AUTO, precision="int8"))
     monkeypatch.setattr("trtopt.stages.trial.scratch", scratch)
-    assert calibrate(context, model, data, AUTO, "int8").tried
+    assert calibrate(context, model, data, Scales(method=AUTO, precision="int8")).tried
 
 
 def test_methods_are_tried_in_the_requested_precision(context: Run, tmp_path: Path) -> None:
     model, data = network(tmp_path), dataset(1.0)
-    int8, fp8 = (calibrate(context, model, data, AUTO, kind) for kind in ("int8", "fp8"))
+    int8, fp8 = (calibrate(context, model, data, Scales(method=AUTO, precision=kind)) for kind in ("int8", "fp8"))
     assert (int8.precision, fp8.precision) == ("int8", "fp8")
     assert max(fp8.tried.values()) < max(int8.tried.values())  # INT8 has 8 bits for evenly spread values, FP8 only 4
     for name in fp8.tried:
         error = output_error(context, model, data, "fp8")
-        of_it = replace(rough(context, model, data, "fp8"), table=calibrate(context, model, data, name, "fp8"))
+        of_it = replace(
+            rough(context, model, data, "fp8"),
+            table=calibrate(context, model, data, Scales(method=name, precision="fp8")),
+        )
         assert fp8.tried[name] == pytest.approx(-10 * np.log10(error(model, of_it)))
 
 
@@ -309,12 +313,12 @@ def test_the_error_of_indices_is_the_fraction_that_differs(context: Run, tmp_pat
 
 def test_auto_takes_the_method_with_the_highest_output_sqnr(context: Run, tmp_path: Path) -> None:
     model, data = network(tmp_path), dataset(1.0)
-    table = calibrate(context, model, data, AUTO, "int8")
+    table = calibrate(context, model, data, Scales(method=AUTO, precision="int8"))
     assert table.method == max(table.tried, key=table.tried.__getitem__)
-    assert table.scales == calibrate(context, model, data, table.method, "int8").scales
+    assert table.scales == calibrate(context, model, data, Scales(method=table.method, precision="int8")).scales
     error, request = output_error(context, model, data, "int8"), rough(context, model, data, "int8")
     for name, decibels in table.tried.items():
-        of_it = replace(request, table=calibrate(context, model, data, name, "int8"))
+        of_it = replace(request, table=calibrate(context, model, data, Scales(method=name, precision="int8")))
         assert decibels == pytest.approx(-10 * np.log10(error(model, of_it)))
 
 
@@ -339,7 +343,7 @@ def test_without_bias_correction_or_a_table_nothing_is_tried(context: Run, tmp_p
 def test_the_stages_that_try_share_one_pass_of_fp32(context: Run, tmp_path: Path) -> None:
     model, data = with_bias(tmp_path), dataset(SPREAD)
     equalized = equalize(context, model, data, "int8")
-    table = calibrate(context, equalized, data, AUTO, "int8")
+    table = calibrate(context, equalized, data, Scales(method=AUTO, precision="int8"))
     observe(context, equalized, data, TARGET, table)
     runs = {outcome.name: outcome.runs for outcome in context.store.outcomes}
     assert runs == {

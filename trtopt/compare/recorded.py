@@ -3,7 +3,7 @@
 Metrics of every kind are computed from the outputs, in the order of the samples. Outputs are therefore what a shard
 records, and not metrics: a sum of floats depends on the order of its terms.
 
-A batch is one member: a line of JSON that describes the arrays, and their values.
+A batch is one member: a line of JSON that describes the arrays, and their values. It has previews of the samples, too.
 
 Touches: nothing itself.
 """
@@ -20,16 +20,20 @@ import numpy as np
 
 from trtopt.compare.measures.outputs import Array, Outputs
 from trtopt.data.dataset import Dataset
+from trtopt.data.preview import Preview
 from trtopt.shards.partial import Partial, damaged
 
 _PARTS = ("reference", "candidate", "graph", "inputs")
+_PIXELS = "pixels"
 
 
 def write(outputs: Outputs, file: IO[bytes]) -> None:
     """Write the outputs of one batch."""
     arrays = [(part, name, np.asarray(array)) for part in _PARTS for name, array in getattr(outputs, part).items()]
+    arrays += [(_PIXELS, str(row), each.pixels) for row, each in enumerate(outputs.previews) if each.pixels is not None]
     described = [[part, name, array.dtype.name, list(array.shape)] for part, name, array in arrays]
-    file.write(json.dumps({"indices": list(outputs.indices), "arrays": described}).encode() + b"\n")
+    text = {"indices": list(outputs.indices), "previews": [each.text for each in outputs.previews], "arrays": described}
+    file.write(json.dumps(text).encode() + b"\n")
     for _, _, array in arrays:
         file.write(_bytes(array))
 
@@ -41,7 +45,7 @@ def read(file: IO[bytes], dataset: Dataset) -> Outputs:
         ValueError, KeyError, TypeError: they are damaged.
     """
     text = json.loads(file.readline())
-    parts: dict[str, dict[str, Array]] = {part: {} for part in _PARTS}
+    parts: dict[str, dict[str, Array]] = {part: {} for part in (*_PARTS, _PIXELS)}
     for part, name, dtype, shape in text["arrays"]:
         parts[part][name] = _array(file, dtype, tuple(shape))
     if file.read(1):
@@ -53,9 +57,14 @@ def read(file: IO[bytes], dataset: Dataset) -> Outputs:
         candidate=parts["candidate"],
         graph=parts["graph"],
         inputs=parts["inputs"],
+        previews=tuple(_preview(parts[_PIXELS].get(str(row)), text) for row, text in enumerate(text["previews"])),
         indices=indices,
         labels=labels,
     )
+
+
+def _preview(pixels: Array | None, text: str) -> Preview:
+    return Preview(None if pixels is None else pixels.astype(np.uint8, copy=False), text)
 
 
 def replayed(partials: Sequence[Partial], dataset: Dataset) -> Iterator[Outputs]:

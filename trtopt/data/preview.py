@@ -74,7 +74,8 @@ def to_pixels(array: Array, recipe: ImageRecipe | None) -> Pixels | None:
         image = image.transpose(1, 2, 0)
     if image.shape[2] not in (1, 3) or min(image.shape[:2]) < 4:
         return None
-    pixels = _restored(_reduced(image), recipe)
+    with np.errstate(over="ignore", invalid="ignore"):  # a mask of -inf may have the shape of an image
+        pixels = _restored(_reduced(image), recipe)
     return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
 
 
@@ -105,12 +106,13 @@ def _restored(values: npt.NDArray[np.float32], recipe: ImageRecipe | None) -> Pi
         if recipe.color == "BGR":
             values = values[:, :, ::-1]
     else:
-        low, high = float(values.min()), float(values.max())
+        finite = values[np.isfinite(values)]
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
         if low >= 0 and high <= 1:
             values = values * np.float32(255)
         elif not (low >= 0 and high <= 255):
             values = (values - np.float32(low)) * np.float32(255 / max(high - low, 1e-30))
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return np.clip(np.rint(np.nan_to_num(values)), 0, 255).astype(np.uint8)
 
 
 def data_uri(pixels: Pixels) -> str:

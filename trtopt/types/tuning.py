@@ -6,6 +6,7 @@ Touches: nothing.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -114,7 +115,7 @@ class SensitiveGroup:
     exact: bool
     low: float = math.nan
     high: float = math.nan
-    parts: dict[str, float] = field(default_factory=dict)
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
