@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,8 @@ def accepted(line: str) -> str:
     context = command.make_context(name, rest, parent=root)
     for param in command.params:
         value, choices = context.params[param.name], param.metavar or ""
+        if param.name == "answers":
+            value = re.sub(r"^top[1-9]\d*$", "top5", value)  # any number may follow top
         if choices.startswith("[") and value is not None and str(value) not in choices.strip("[]").split("|"):
             raise ValueError(f"{param.opts[0]} {value} is not one of {choices}")
     for gates in context.params.get("gate") or ():
