@@ -192,7 +192,7 @@ def test_bf16_is_refused_where_the_parser_is_too_old(cli, tmp_path):
 def test_the_report_names_the_files(cli, tmp_path):
     convert(cli, tmp_path, DIGITS, "triton-26.03")
     found = json.loads((tmp_path / "report.json").read_text())["target"]
-    assert (found["target"], found["tensorrt"]) == ("triton-26.03", "TensorRT 10.14.1")
+    assert (found["target"], found["tensorrt"]) == ("triton-26.03", "TensorRT 10.16")
     assert Path(found["script"]).stat().st_mode & 0o111
 
 

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trtopt.engine.trt.platforms import IMAGES
 from trtopt.engine.trt.versions import parsed
 from trtopt.errors import UsageError
 
 DEFAULT = "26.03"
-IMAGES = {"24.05": "10.0", "24.08": "10.3", "25.03": "10.9", "25.11": "10.14", "26.03": "10.16"}
-"""TensorRT of each image."""
-
 _DOTS = 3
 _REGISTRY = "nvcr.io/nvidia/tritonserver"
 

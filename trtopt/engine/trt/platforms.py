@@ -42,6 +42,12 @@ class Platform:
         return major * 10000 + minor * 100 + patch if major >= 10 else major * 1000 + minor * 100 + patch
 
 
+IMAGES = {"24.05": "10.0", "24.08": "10.3", "25.03": "10.9", "25.11": "10.14", "26.03": "10.16"}
+"""TensorRT of Triton's images `tritonserver:NAME-py3`, as precise as it is known; none was verified in the image.
+
+NVIDIA's table (docs/introduction/compatibility.md in the server's repository) is about the `trtllm-python-py3` images.
+"""
+
 _PLATFORMS = {
     "jetpack-5": "8.5.2",
     "jetpack-6.0": "8.6.2",
@@ -50,12 +56,8 @@ _PLATFORMS = {
     "jetpack-7.2": "10.16.0",
     "deepstream-8": "10.9.0",
     "deepstream-9": "10.14.0",
-    "triton-24.05": "10.0.1",
-    "triton-24.08": "10.3.0",
-    "triton-25.03": "10.9.0",
-    "triton-25.11": "10.13.3",
-    "triton-26.03": "10.14.1",
-    "triton-26.07": "10.14.1",
+    **{f"triton-{release}": version for release, version in IMAGES.items()},
+    "triton-26.07": IMAGES["26.03"],  # at least that: the graph for it is read by later ones, too
 }
 _BF16_OPSET = 22
 _DLA = {"jetpack-5-dla": "8.5.2", "jetpack-6-dla": "10.3.0"}
