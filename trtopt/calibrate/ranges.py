@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from trtopt.calibrate.histogram import MASK
-from trtopt.data.dataset import Array, Dataset, Feed, spread
+from trtopt.data.dataset import Array, Dataset, Feed, part, spread
 from trtopt.errors import CalibrationError
 from trtopt.events import Emit, Progress
 from trtopt.parallel import in_order
@@ -144,9 +144,7 @@ def subset_size(dataset: Dataset) -> int:
 
 def few(dataset: Dataset, most: int = SAMPLES) -> Dataset:
     """Return the subset of samples that this module uses, or one of at most `most` samples, as a dataset."""
-    indices = _indices(dataset, most)
-    ids = tuple(dataset.ids[index] for index in indices)
-    return replace(dataset, ids=ids, load=lambda i: dataset.load(indices[i]), labels=None, groups=None)
+    return part(dataset, _indices(dataset, most))
 
 
 def _indices(dataset: Dataset, most: int = SAMPLES) -> list[int]:

@@ -137,8 +137,8 @@ def batches(dataset: Dataset, size: int = 1, *, workers: int = 4, among: range |
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def part(dataset: Dataset, indices: range) -> Dataset:
-    """Return consecutive feeds of a dataset as a dataset without labels."""
+def part(dataset: Dataset, indices: Sequence[int]) -> Dataset:
+    """Return the feeds at these positions as a dataset without labels, for what needs inputs only."""
     ids = tuple(dataset.ids[index] for index in indices)
     return replace(dataset, ids=ids, load=lambda i: dataset.load(indices[i]), labels=None, groups=None)
 
