@@ -51,11 +51,11 @@ def test_the_cache_of_a_calibrator_takes_the_place_of_its_scales(cli, tmp_path, 
     from trtopt.calibrate.table import read_table, write_cache
     from trtopt.types import CalibrationTable
 
-    seen: list[int] = []
+    seen: list[tuple[int, ...]] = []
 
     def calibrate(trt: object, request: apart.Native, emit: object) -> None:
         with np.load(request.samples) as archive:
-            seen.append(len(archive.files))
+            seen.extend(array.shape for array in archive.values())
         write_cache(CalibrationTable(method="native", scales={"input": 0.125, "other": 1.0}), Path(request.out))
 
     monkeypatch.setattr(apart, "native", calibrate)
@@ -63,8 +63,19 @@ def test_the_cache_of_a_calibrator_takes_the_place_of_its_scales(cli, tmp_path, 
     flags = ["--method", "native", "--samples", "16", "--no-guard", "--no-compare", "--backend", "onnxruntime"]
     done = cli("convert", DIGITS, "-p", "int8", "--calib", CALIB, *flags, "--no-equalization", "-o", tmp_path)
     assert done.code == 0, done.err
-    assert seen == [16]
+    assert seen == [(16, 1, 28, 28)]
     table = read_table(tmp_path / "calibration.json")
     assert table.method == "native"
     assert "other" not in table.scales
     assert "scales are those of" in done.out
+
+
+def test_batches_are_of_one_size_and_have_samples_from_all_over_the_data_set():
+    import numpy as np
+
+    from trtopt.stages.native import _groups
+
+    feeds = [{"x": np.full((1, 2), i)} for i in range(10)] + [{"x": np.zeros((1, 3))}]
+    batches = [[int(feed["x"][0, 0]) for feed in group] for group in _groups(feeds, 4)]
+    assert batches == [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
+    assert _groups(feeds, 1) == [[feed] for feed in feeds[:-1]]

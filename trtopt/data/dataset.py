@@ -132,7 +132,7 @@ def batches(dataset: Dataset, size: int = 1, *, workers: int = 4, among: range |
                     if ahead < len(wanted):
                         pending.append(pool.submit(dataset.load, wanted[ahead]))
                         ahead += 1
-                yield Batch(indices=indices, feed=_join(feeds))
+                yield Batch(indices=indices, feed=joined(feeds))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -169,7 +169,8 @@ def selected(dataset: Dataset, indices: Sequence[int]) -> Dataset:
     )
 
 
-def _join(feeds: list[Feed]) -> Feed:
+def joined(feeds: Sequence[Feed]) -> Feed:
+    """Return the feeds as one, joined along the batch axis."""
     if len(feeds) == 1:
         return feeds[0]
     return {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}

@@ -45,7 +45,7 @@ def calibrate(trt: TensorRT, model: Path, feeds: Feeds, options: BuildPlan) -> b
     Args:
         trt: the TensorRT package.
         model: the prepared FP32 model.
-        feeds: the samples, all of the shapes of the first.
+        feeds: batches of samples, all of the shapes of the first.
         options: the build options.
 
     Raises:
@@ -86,7 +86,7 @@ def calibrate(trt: TensorRT, model: Path, feeds: Feeds, options: BuildPlan) -> b
 
 
 def _calibrator(module: Any, feeds: Feeds, buffers: Mapping[str, Buffer], stream: Stream) -> Any:
-    """Return TensorRT's entropy calibrator, fed with the samples one by one."""
+    """Return TensorRT's entropy calibrator, fed with the batches one by one."""
 
     class Calibrator(module.IInt8EntropyCalibrator2):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -95,7 +95,7 @@ def _calibrator(module: Any, feeds: Feeds, buffers: Mapping[str, Buffer], stream
             self.cache = b""
 
         def get_batch_size(self) -> int:
-            return 1
+            return max(next(iter(feeds[0].values())).shape[:1], default=1)
 
         def get_batch(self, names: list[str]) -> list[int] | None:
             if self.done == len(feeds):
