@@ -83,7 +83,8 @@ def spawn(row: str, args: argparse.Namespace, samples: int) -> dict[str, float]:
 
 
 def run_row(row: str, model: Path, data: Path, samples: int) -> dict[str, float]:
-    from trtopt.compare.run import BATCH, Measure, Pair, compare
+    from trtopt.compare.pair import Pair
+    from trtopt.compare.run import BATCH, Measure, compare
     from trtopt.data.dataset import batches
     from trtopt.engine.onnxruntime import open_runner
     from trtopt.events import silent

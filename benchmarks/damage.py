@@ -32,7 +32,8 @@ from quality import machine
 from tasks import Array, Evaluated, cosine
 
 from trtopt.compare.gate import judged
-from trtopt.compare.run import Measure, Pair, Runner, compare
+from trtopt.compare.pair import Pair, Runner
+from trtopt.compare.run import Measure, compare
 from trtopt.data.dataset import Dataset
 from trtopt.engine.onnxruntime import open_runner
 from trtopt.events import silent

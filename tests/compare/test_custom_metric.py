@@ -14,7 +14,8 @@ from trtopt.compare import custom
 from trtopt.compare.gate import judge
 from trtopt.compare.gates import parse_gates
 from trtopt.compare.measures.outputs import Outputs
-from trtopt.compare.run import Measure, Pair, compare
+from trtopt.compare.pair import Pair
+from trtopt.compare.run import Measure, compare
 from trtopt.data.dataset import Dataset
 from trtopt.errors import UsageError
 from trtopt.events import silent

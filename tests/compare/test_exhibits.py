@@ -97,7 +97,8 @@ def test_boxes_that_are_missed_are_shown() -> None:
 
 
 def test_a_comparison_shows_images_and_names_without_reading_a_sample_twice(tmp_path: Path) -> None:
-    from trtopt.compare.run import Measure, Pair, compare
+    from trtopt.compare.pair import Pair
+    from trtopt.compare.run import Measure, compare
     from trtopt.events import silent
 
     model = describe(DIGITS)

@@ -15,7 +15,8 @@ from scipy.special import expit, softmax
 
 from trtopt.compare.gate import judged
 from trtopt.compare.gates import parse_gates
-from trtopt.compare.run import Measure, Pair, compare
+from trtopt.compare.pair import Pair
+from trtopt.compare.run import Measure, compare
 from trtopt.data.dataset import Dataset
 from trtopt.events import silent
 from trtopt.types import Comparison

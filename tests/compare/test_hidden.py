@@ -14,7 +14,8 @@ import pytest
 from scipy.special import expit
 
 from trtopt.compare.gate import judged
-from trtopt.compare.run import Measure, Pair, compare
+from trtopt.compare.pair import Pair
+from trtopt.compare.run import Measure, compare
 from trtopt.data.dataset import Dataset
 from trtopt.events import silent
 from trtopt.types import Comparison

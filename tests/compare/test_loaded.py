@@ -8,7 +8,7 @@ import pytest
 from support import CALIB, DIGITS, EVAL
 
 from trtopt.compare.loaded import SAMPLES, loaded, warnings
-from trtopt.compare.run import Pair
+from trtopt.compare.pair import Pair
 from trtopt.data.dataset import Dataset
 from trtopt.types import LoadedDrift
 

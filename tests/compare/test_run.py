@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trtopt.compare.gate import judged
 from trtopt.compare.gates import parse_gates
-from trtopt.compare.run import Measure, Pair, compare
+from trtopt.compare.pair import Pair
+from trtopt.compare.run import Measure, compare
 from trtopt.data.dataset import Array, ClassList, Dataset
 from trtopt.data.sample import Header, Samples, to_dataset
 from trtopt.engine.onnxruntime import OrtRunner, open_runner

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from trtopt.compare.gates import parse_gates
-from trtopt.compare.run import Measure, Pair, compare
+from trtopt.compare.pair import Pair
+from trtopt.compare.run import Measure, compare
 from trtopt.compare.witness import _judged, judged, wrong
 from trtopt.data.dataset import Dataset
 from trtopt.events import silent

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from trtopt.compare.catalog import METRICS
 from trtopt.compare.measures.outputs import Outputs
-from trtopt.compare.run import Pair
+from trtopt.compare.pair import Pair
 from trtopt.compare.witness import Witness
 from trtopt.data.dataset import Dataset, spread
 from trtopt.types import LoadedDrift

@@ -16,7 +16,7 @@ from trtopt.compare.gate import judge, verdict
 from trtopt.compare.gates import Gate, gate
 from trtopt.compare.measures.outputs import Array, Outputs
 from trtopt.compare.metrics import Metrics
-from trtopt.compare.run import Runner
+from trtopt.compare.pair import Runner
 from trtopt.data.dataset import Dataset
 from trtopt.errors import ModelError
 from trtopt.types import Comparison, OutputDrift, ShapeRange, TensorSpec

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trtopt.compare.measures.outputs import Array, is_float
-from trtopt.compare.run import Runner
+from trtopt.compare.pair import Runner
 from trtopt.data.dataset import Dataset, batches
 from trtopt.errors import ModelError
 

@@ -8,54 +8,22 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
-
-import numpy as np
 
 from trtopt.compare.custom import OwnMetric, opened
 from trtopt.compare.kinds import check_name
 from trtopt.compare.measures.outputs import Array, Outputs, is_float
 from trtopt.compare.metrics import Metrics
+from trtopt.compare.pair import Pair
+from trtopt.compare.rows import apart, joinable
 from trtopt.compare.witness import Witness
 from trtopt.data.classes import check_count, score_count
 from trtopt.data.dataset import Batch, Dataset, Groups, batches
 from trtopt.data.preview import Preview, preview
-from trtopt.errors import DataError, OutOfMemoryError, UsageError
+from trtopt.errors import OutOfMemoryError, UsageError
 from trtopt.events import Emit, Progress, Warned
 from trtopt.parallel import in_order
 from trtopt.shards.shard import WHOLE, Shard
 from trtopt.types import Comparison, OutputDrift
-
-
-class Runner(Protocol):
-    """Anything that runs a model."""
-
-    @property
-    def where(self) -> str:
-        """Description of the runtime and the device, for tables."""
-        ...
-
-    def run(self, feed: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Return the outputs for one feed, by name."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
-    """The runners of both models, and their `names` in the report: (baseline, candidate).
-
-    If the candidate is an engine, `graph` runs its typed graph.
-    """
-
-    baseline: Runner
-    candidate: Runner
-    names: tuple[str, str]
-    graph: Runner | None = None
-
-    @property
-    def runners(self) -> tuple[Runner, ...]:
-        """All runners."""
-        return (self.baseline, self.candidate, *([self.graph] if self.graph else []))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,10 +40,6 @@ class Measure:
 
 BATCH = 8
 """Default number of samples per run: much faster than single samples, and small enough for most memories."""
-_SAME = 1e-3
-"""Largest energy of the difference, relative to the signal, between the results of a sample alone and beside another.
-
-A batch of another size may take other kernels, whose rounding differs."""
 WORKERS = 2
 """Number of batches to run at once, where the runners have several callers. Each holds the activations of a batch."""
 
@@ -129,9 +93,9 @@ def run(pair: Pair, dataset: Dataset, *, emit: Emit, batch: int = BATCH, shard: 
     Raises:
         as `compare`, when the outputs are taken.
     """
-    size = batch if _joinable(pair, dataset) else 1
+    size = batch if joinable(pair, dataset) else 1
     # With a fixed batch, samples are measured one by one if every output has a row for each of them.
-    groups = dataset.groups if dataset.groups and _apart(pair, dataset.load(0), dataset.groups.size) else None
+    groups = dataset.groups if dataset.groups and apart(pair, dataset.load(0), dataset.groups.size) else None
     part = shard.of(-(-len(dataset) // size))
     among = range(part.start * size, min(part.stop * size, len(dataset)))
     return Ran(
@@ -268,55 +232,6 @@ def _ungrouped(outputs: Outputs, groups: Groups) -> Outputs:
         indices=members,
         labels=None if groups.labels is None else tuple(groups.labels[i] for i in members),
     )
-
-
-def _joinable(pair: Pair, dataset: Dataset) -> bool:
-    """Return whether samples may be joined: the dataset allows it, and all models return one row per sample.
-
-    A dynamic batch axis of the inputs does not guarantee that: a Reshape in the model may assume a batch of 1 and mix
-    joined samples, and the first axis of an output may be time, detections or layers. Runs of one sample and of two
-    show which axis grows, and whether the first sample has the same results in both.
-    """
-    if not dataset.batched or len(dataset) < 2:
-        return False
-    single, joined = (next(batches(dataset, size, workers=1)).feed for size in (1, 2))
-    return all(keeps_rows(runner, single, joined) for runner in pair.runners)
-
-
-def keeps_rows(runner: Runner, single: Mapping[str, Array], joined: Mapping[str, Array]) -> bool:
-    """Return whether a model returns one row per sample: for a sample alone the same as beside another one.
-
-    `joined` is the feed of two samples, of which the first is the one of `single`.
-    """
-    try:
-        alone, together = runner.run(single), runner.run(joined)
-    except (DataError, OutOfMemoryError):  # if the sample itself is at fault, running it alone reports it
-        return False
-    return all(
-        array.shape[:1] == (1,) and together[name].shape[:1] == (2,) and _is_same(array, together[name][:1])
-        for name, array in alone.items()
-    )
-
-
-def _is_same(alone: Array, joined: Array) -> bool:
-    """Return whether the results of a sample agree but for rounding. Only floating-point numbers are compared."""
-    if not is_float(alone) or alone.shape != joined.shape:
-        return not is_float(alone)
-    x, y = np.asarray(alone, np.float64), np.asarray(joined, np.float64)
-    finite = np.isfinite(x) & np.isfinite(y)  # NaN and infinity are reported later, with the name of the sample
-    return bool(np.square(y[finite] - x[finite]).sum() <= _SAME * np.square(x[finite]).sum())
-
-
-def _apart(pair: Pair, feed: Mapping[str, Array], size: int) -> bool:
-    """Return whether every output of both models has one row per sample of a feed of `size` samples."""
-    for runner in pair.runners:
-        try:
-            outputs = runner.run(feed)
-        except (DataError, OutOfMemoryError):  # if the sample itself is at fault, running it alone reports it
-            return False
-        if any(array.shape[:1] != (size,) for array in outputs.values()):
-            return False
-    return True
 
 
 def _check_classes(dataset: Dataset, outputs: Outputs, measure: Measure) -> None:

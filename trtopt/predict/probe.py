@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trtopt.compare.run import keeps_rows
+from trtopt.compare.rows import keeps_rows
 from trtopt.data.dataset import Dataset, Feed
 from trtopt.errors import DataError, TrtoptError
 from trtopt.predict.answers import Array

@@ -27,7 +27,8 @@ from trtopt.shards.shard import WHOLE, Shard
 from trtopt.types import Comparison, Engine, OnnxModel
 
 if TYPE_CHECKING:
-    from trtopt.compare.run import Pair, Ran
+    from trtopt.compare.pair import Pair
+    from trtopt.compare.run import Ran
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,8 +117,9 @@ def running(
 ) -> Iterator[Ran]:
     """Load both models, and yield the outputs for a shard of the samples; fingerprints are recorded on the way."""
     from trtopt.calibrate.observe import callers
+    from trtopt.compare.pair import Pair
     from trtopt.compare.repeats import check_repeats
-    from trtopt.compare.run import BATCH, Pair
+    from trtopt.compare.run import BATCH
     from trtopt.compare.run import run as run_pair
     from trtopt.data.overlap import fingerprinted
     from trtopt.engine.onnxruntime import open_runner
@@ -149,7 +151,7 @@ def running(
 def _as_loaded(run: Run, comparison: Comparison, models: tuple[OnnxModel, OnnxModel], dataset: Dataset) -> Comparison:
     """Return the comparison with what users get who load the typed graph in onnxruntime's default options."""
     from trtopt.compare.loaded import loaded, warnings
-    from trtopt.compare.run import Pair
+    from trtopt.compare.pair import Pair
     from trtopt.engine.onnxruntime import open_as_loaded, open_runner
     from trtopt.engine.ort.rewritten import is_reduced
 

@@ -196,7 +196,7 @@ def culprits(nodes: Sequence[str], right: Callable[[Sequence[str]], bool], most:
 
 def _trial(run: Run, made: Made, samples: Dataset, nodes: Sequence[str]) -> Trial:
     """Build an engine in which the nodes are kept in higher precision, and compare it with its graph."""
-    from trtopt.compare.run import Pair
+    from trtopt.compare.pair import Pair
     from trtopt.compare.witness import judged
     from trtopt.engine.onnxruntime import open_runner
 

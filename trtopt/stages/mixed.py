@@ -166,7 +166,7 @@ class Trials:
     ) -> Comparison:
         """Return the judged drift of the network in which these nodes are kept: in 16 bits, if it is `as_built`."""
         from trtopt.compare.gate import judged
-        from trtopt.compare.run import Pair
+        from trtopt.compare.pair import Pair
         from trtopt.events import silent
         from trtopt.stages.compare import measured
 
