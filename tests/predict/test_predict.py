@@ -23,6 +23,11 @@ def lines(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def loaded(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as archive:
+        return dict(archive)
+
+
 @pytest.fixture(scope="module")
 def expected() -> np.ndarray:
     return open_runner(DIGITS).run({"input": np.load(EVAL)["input"]})["logits"]
@@ -48,7 +53,7 @@ def test_raw_outputs_are_those_of_the_network(suffix: str, cli: Cli, tmp_path: P
     if suffix == "parquet":
         found = np.array(parquet.read_table(out)["logits"].to_pylist())
     elif suffix == "npz":
-        found = np.load(out)["logits"]
+        found = loaded(out)["logits"]
     else:
         found = np.array([row["logits"] for row in lines(out)])
     assert found.shape == (1000, 10)
@@ -95,7 +100,7 @@ def test_an_error_leaves_its_row_empty(suffix: str, cli: Cli, tmp_path: Path) ->
         assert "NaN" in rows[7]["error"]
         assert all(row["error"] is None and len(row["scores"]) == 5 for i, row in enumerate(rows) if i != 7)
     else:
-        archive = np.load(out)
+        archive = loaded(out)
         assert np.isnan(archive["scores"][7]).all()
         assert np.isfinite(np.delete(archive["scores"], 7, axis=0)).all()
         assert "NaN" in archive["error"][7]
@@ -122,7 +127,7 @@ def test_samples_of_different_shapes_are_joined_by_shape(
     assert cli("predict", lengths_net, "--data", tmp_path / "data", "-o", out, "--batch", "4", "-q").code == 0
     weight = np.arange(12, dtype=np.float32).reshape(4, 3)
     if suffix == "npz":
-        archive = np.load(out)
+        archive = loaded(out)
         ends = archive["y_shape"].prod(axis=1).cumsum()
         found = [v.reshape(s) for v, s in zip(np.split(archive["y"], ends[:-1]), archive["y_shape"], strict=True)]
     elif suffix == "parquet":
@@ -142,7 +147,7 @@ def test_a_network_that_mixes_the_rows_of_a_batch_runs_sample_by_sample(cli: Cli
     np.savez(tmp_path / "d.npz", x=np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32))
     out = tmp_path / "out.npz"
     assert cli("predict", net, "--data", tmp_path / "d.npz", "-o", out, "--answers", "raw", "-q").code == 0
-    assert not np.load(out)["y"].any()
+    assert not loaded(out)["y"].any()
 
 
 def test_a_fixed_batch_is_filled_up(cli: Cli, tmp_path: Path) -> None:
@@ -153,7 +158,7 @@ def test_a_fixed_batch_is_filled_up(cli: Cli, tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=values)
     out = tmp_path / "out.npz"
     assert cli("predict", net, "--data", tmp_path / "d.npz", "-o", out, "--answers", "raw", "-q").code == 0
-    archive = np.load(out)
+    archive = loaded(out)
     assert np.flatnonzero(archive["error"] != "").tolist() == [2]
     kept = np.arange(10) != 2
     np.testing.assert_array_equal(archive["y"][kept], np.maximum(values[kept], 0))
