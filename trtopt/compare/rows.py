@@ -29,7 +29,7 @@ def joinable(pair: Pair, dataset: Dataset) -> bool:
     """
     if not dataset.batched or len(dataset) < 2:
         return False
-    single, joined = (next(batches(dataset, size, workers=1)).feed for size in (1, 2))
+    single, joined = (next(batches(dataset, size, workers=1, among=range(size))).feed for size in (1, 2))
     return all(keeps_rows(runner, single, joined) for runner in pair.runners)
 
 
