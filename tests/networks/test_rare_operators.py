@@ -102,3 +102,42 @@ def test_quantized_nodes_without_names_are_named_after_their_results(tmp_path: P
     done = convert(cli, tmp_path, "fp32", {"x": X.reshape(-1, 2)})
     assert done.code == 2
     assert "DynamicQuantizeLinear q." in done.err
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_the_result_of_an_operator_that_onnx_does_not_know_has_a_type(
+    precision: str, backend: str, tmp_path: Path, cli: Cli
+) -> None:
+    """TensorRT's parser takes com.microsoft's Gelu; ONNX's shape inference does not know it."""
+    random = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]> net (float[n, 32] x) => (float[n, 24] y) '
+        "{ a = MatMul(x, w) g = com.microsoft.Gelu(a) r = Relu(g) y = MatMul(r, v) }"
+    )
+    for name, shape in (("w", (32, 48)), ("v", (48, 24))):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(random.normal(size=shape).astype(np.float32), name))
+    onnx.save(proto, tmp_path / "model.onnx")
+    x = random.normal(size=(40, 32)).astype(np.float32)
+    done = convert(cli, tmp_path, precision, {"x": x}, "--backend", backend)
+    assert done.code == 0, done.err
+    assert sqnr(tmp_path, feeds({"x": x})) > (20 if precision == "int8" else 45)
+    quantized = [node for node in onnx.load(tmp_path / "run/typed.onnx").graph.node if node.op_type == "QuantizeLinear"]
+    assert len(quantized) == (2 if precision == "int8" else 0)
+
+
+@pytest.mark.parametrize("attribute", [False, True])
+def test_a_sparse_weight_is_refused(attribute: bool, tmp_path: Path, cli: Cli) -> None:
+    path = network(tmp_path, "(float[n, 4] x) => (float[n, 2] y) { y = MatMul(x, w) }", {})
+    proto = onnx.load(path)
+    values = onnx.numpy_helper.from_array(np.ones(2, np.float32), "w")
+    sparse = onnx.helper.make_sparse_tensor(values, onnx.numpy_helper.from_array(np.array([0, 3])), [4, 2])
+    if attribute:
+        proto.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["w"], sparse_value=sparse))
+    else:
+        proto.graph.sparse_initializer.append(sparse)
+    onnx.save(proto, path)
+    for command in (("inspect", path), ("convert", path, "-p", "fp16", "--no-compare", "-o", tmp_path / "run")):
+        done = cli(*command)
+        assert done.code == 2
+        assert done.err.splitlines()[-1].startswith(f"error: {path} stores w as a sparse tensor: TensorRT's parser ")

@@ -23,6 +23,7 @@ from trtopt.graph.clips import merge_limits
 from trtopt.graph.einsum import expand_einsums
 from trtopt.graph.file import describe, external_files, load_proto, opset, quiet
 from trtopt.graph.fold import fold
+from trtopt.graph.foreign import infer_foreign
 from trtopt.graph.opset import raise_opset
 from trtopt.graph.parsed import own
 from trtopt.graph.sums import expand_sums
@@ -270,6 +271,8 @@ def _clean_up(model: ir.Model) -> None:
 
     _state_axes(model)
     infer_shapes(model)
+    if infer_foreign(model):
+        infer_shapes(model)
     fold(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     if expand_sums(model) | expand_einsums(model) | expand_attention(model):
