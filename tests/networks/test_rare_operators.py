@@ -141,3 +141,22 @@ def test_a_sparse_weight_is_refused(attribute: bool, tmp_path: Path, cli: Cli) -
         done = cli(*command)
         assert done.code == 2
         assert done.err.splitlines()[-1].startswith(f"error: {path} stores w as a sparse tensor: TensorRT's parser ")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("onesided", ["", "<onesided = 0>"])
+def test_a_spectrum_is_one_sided_unless_the_network_says_otherwise(
+    onesided: str, precision: str, tmp_path: Path, cli: Cli
+) -> None:
+    random = np.random.default_rng(0)
+    bins = 64 if onesided else 33
+    body = f"""(float[n, 256, 1] x) => (float[n, 24] y, float[n, 7, {bins}, 2] s) {{
+        s = STFT{onesided}(x, hop, window) p = Mul(s, s) e = ReduceSum<keepdims = 0>(p, last)
+        f = Flatten(e) y = Gemm(f, w) }}"""
+    weights = {"hop": np.array(32), "window": np.hanning(64).astype(np.float32), "last": np.array([3]),
+               "w": random.normal(size=(7 * bins, 24)).astype(np.float32)}  # fmt: skip
+    network(tmp_path, body, weights)
+    x = random.normal(size=(40, 256, 1)).astype(np.float32)
+    done = convert(cli, tmp_path, precision, {"x": x})
+    assert done.code == 0, done.err
+    assert sqnr(tmp_path, feeds({"x": x})) > (20 if precision == "int8" else 45)

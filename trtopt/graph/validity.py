@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtopt.errors import ModelError
+from trtopt.graph.defaults import with_defaults
 
 if TYPE_CHECKING:
     import onnx
@@ -39,7 +40,7 @@ def check(path: Path, proto: onnx.ModelProto) -> None:
 
     try:
         onnx.checker.check_model(str(path))
-        onnx.shape_inference.infer_shapes(proto, check_type=True)
+        onnx.shape_inference.infer_shapes(with_defaults(proto), check_type=True)
     except Exception as error:
         optimized = {node.op_type for node in proto.graph.node if node.domain in _STANDARD} & _OPTIMIZED
         fix = "Export it before onnxruntime's optimizer" if optimized else "Export it again"
