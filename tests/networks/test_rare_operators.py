@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -160,3 +161,28 @@ def test_a_spectrum_is_one_sided_unless_the_network_says_otherwise(
     done = convert(cli, tmp_path, precision, {"x": x})
     assert done.code == 0, done.err
     assert sqnr(tmp_path, feeds({"x": x})) > (20 if precision == "int8" else 45)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_the_nodes_of_a_body_are_reported(precision: str, tmp_path: Path, cli: Cli) -> None:
+    random = np.random.default_rng(0)
+    network(
+        tmp_path,
+        """(float[n, 32] x, bool c) => (float[n, 32] y) {
+            a = MatMul(x, w)
+            b = If(c) <
+                then_branch = one () => (float[n, 32] p) { p = MatMul(a, w) },
+                else_branch = two () => (float[n, 32] q) { r = Relu(a) q = Add(r, x) }>
+            y = MatMul(b, w) }""",
+        {"w": random.normal(size=(32, 32)).astype(np.float32)},
+    )
+    (tmp_path / "data").mkdir()
+    for index in range(32):
+        x = random.normal(size=(1, 32)).astype(np.float32)
+        np.savez(tmp_path / f"data/{index:02}.npz", x=x, c=np.array(index % 2 == 0))
+    done = convert(cli, tmp_path, precision, tmp_path / "data", "--backend", "tensorrt")
+    assert done.code == 0, done.err
+    decisions = json.loads((tmp_path / "run/report.json").read_text())["typed"]["decisions"]
+    inside = [entry["op"] for entry in decisions if entry["reason"].startswith("in the body of an If")]
+    assert sorted(inside) == ["Add", "MatMul", "Relu"]
+    assert "in the body of an If" in cli("inspect", tmp_path / "model.onnx").out
