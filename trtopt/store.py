@@ -31,7 +31,7 @@ from trtopt.code_digest import code_digest
 from trtopt.codec import decode, encode
 from trtopt.counts import network_runs
 from trtopt.events import Emit, StageCached, StageFinished, StageStarted, Warned, silent
-from trtopt.manifest import read_manifest, relocate
+from trtopt.manifest import check_own, read_manifest, relocate
 from trtopt.rundir import ROOT, DefaultDir, claimed
 from trtopt.types import StageOutcome
 from trtopt.writing import cannot_write, own_errors, writing
@@ -218,6 +218,7 @@ def open_store(directory: Path | DefaultDir, emit: Emit, *, fresh: bool = False)
 
     Raises:
         StoreError: the directory cannot be created or written.
+        UsageError: it contains a report of another program.
     """
     from filelock import FileLock, Timeout
 
@@ -225,6 +226,7 @@ def open_store(directory: Path | DefaultDir, emit: Emit, *, fresh: bool = False)
     try:
         root = claimed(directory)
         root.mkdir(parents=True, exist_ok=True)
+        check_own(root)
     except OSError as error:
         raise cannot_write(root, error) from error
     with writing(root):

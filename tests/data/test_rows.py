@@ -108,6 +108,11 @@ def test_text_without_a_recipe_is_refused(tmp_path: Path) -> None:
     assert "rows of text need a tokenizer" in refusal(rows(tmp_path, {"text": "hello"}))
 
 
+def test_a_recipe_that_token_ids_do_not_need_is_told(tmp_path: Path) -> None:
+    dataset = open_dataset(rows(tmp_path, {"input_ids": [1]}), (IDS,), recipe=load_recipe("imagenet"))
+    assert "recipe imagenet is not applied to" in dataset.warnings[0]
+
+
 def test_text_with_a_recipe_for_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"recipe imagenet has no \[text\] table"):
         open_dataset(rows(tmp_path, {"text": "hello"}), (IDS,), recipe=load_recipe("imagenet"))

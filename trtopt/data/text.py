@@ -19,8 +19,9 @@ import numpy as np
 from trtopt.data.arrays import label_key
 from trtopt.data.dataset import Array, Feed, Shown
 from trtopt.data.digest import of_file
+from trtopt.data.fit import Header
 from trtopt.data.recipe import Recipe, TextRecipe
-from trtopt.data.sample import Header, Samples, single_labels
+from trtopt.data.sample import Samples, single_labels
 from trtopt.errors import DataError, UsageError
 from trtopt.requires import require
 from trtopt.types import TensorSpec
@@ -53,6 +54,9 @@ def read_rows(path: Path, inputs: tuple[TensorSpec, ...], recipe: Recipe | None)
         feeds = [_caught(partial(_feed, row, inputs, sample)) for row, sample in zip(rows, ids, strict=True)]
         digest = of_file(path)
     key = label_key(tuple(fields), inputs)
+    unapplied = (
+        "" if recipe is None or tokenized else f"recipe {recipe.name} is not applied to {path}: it has token ids"
+    )
     unread = [name for name in fields if name not in names | {key, "text" if tokenized else ""}]
     return Samples(
         source=str(path),
@@ -63,6 +67,7 @@ def read_rows(path: Path, inputs: tuple[TensorSpec, ...], recipe: Recipe | None)
         labels=_labels(rows, ids, key, str(path)) if key else None,
         shown=Shown(text=lambda i: str(_checked(rows[i])["text"])) if tokenized else Shown(),
         notes=(f"ignored fields that are not inputs: {', '.join(unread)}",) if unread else (),
+        warnings=(unapplied,) if unapplied else (),
     )
 
 
