@@ -15,14 +15,14 @@ from typing import Any
 
 from trtopt.codec import decode, encode
 from trtopt.compare.quality import quality
-from trtopt.data.dataset import Dataset, selected, spread
+from trtopt.data.dataset import Dataset, scattered, selected
 from trtopt.errors import EnvironmentUnableError, MissingDependencyError, TrtoptError
 from trtopt.events import Progress
 from trtopt.plan import ConvertPlan, TunePlan
 from trtopt.run import Run
 from trtopt.stages.mixed import FEW, Trials
 from trtopt.tune.journal import Journal
-from trtopt.tune.margin import Tier, first_failure, first_unsafe
+from trtopt.tune.margin import Look, failure, looks
 from trtopt.tune.search import Group, fewest, ranked
 from trtopt.tune.sequence import boldest, ladder, unacceptable
 from trtopt.types import Choice, GateResult, Half, TunedGroup, Tuning
@@ -30,10 +30,8 @@ from trtopt.types import Choice, GateResult, Half, TunedGroup, Tuning
 INTERRUPTED = "it was interrupted"
 _MARGIN = 0.5
 """Margin in dB with which a choice must hold on the samples of the search: the others may be worse."""
-_CLEAR = 3.0
-"""Margin in dB on all samples of the search with which a choice is expected to hold on the others."""
-_TIERS = ((16, 4.0), (64, 2.0))
-"""Numbers of samples that may settle a choice before all of them are run, and the margin in dB that it takes."""
+_MOST = 64
+"""Samples of the search on which it is seen whether any choice can pass."""
 RANKED_ON = 16
 """Samples on which the errors of groups are measured."""
 
@@ -68,29 +66,21 @@ class Search:
         self._errors: dict[str, float] = {}
         self._seconds, self._passes = 0.0, 0
         self._asked: set[str] = set()
+        self._ran: dict[tuple[Half, str], int] = {}
 
     def result(self, search: Dataset, verdict: Dataset) -> Tuning:
         """Return the boldest choice that is acceptable on both halves of the samples."""
-        stopped, order, everything = "", list(self._trials.groups), self._trials.groups
-        # What FP32 itself can show on these samples. Whether 16 bits pass is seen on some of them.
-        reference = self._evaluated("search", search, everything)
-        some = selected(search, spread(len(search), _TIERS[-1][0]))
-        failed = unacceptable(self._evaluated("search", some, everything, as_built=True).gates, ())
-        is_clear = False
-        try:
-            if failed is None:
-                order = self._order(selected(search, spread(len(search), RANKED_ON)))
-                fewest(order, lambda kept: self._holds(tuple(kept), search, reference))
-                is_clear = self._is_clear(search, reference)
-        except _StoppedError as stop:
-            stopped = str(stop)
-        except KeyboardInterrupt:
-            stopped = INTERRUPTED
-            self._run.note("interrupted: the best choice so far is judged; interrupt again to end the run")
-        choices = [everything, self._best] if is_clear else ladder(order, self._best)
-        chosen, refused = self._judged(choices if self._best != everything else choices[:1], verdict)
-        if len(chosen) == len(self._trials.groups):
-            failed = failed or refused
+        search, verdict = scattered(search), scattered(verdict)
+        stopped, failed = "", None
+        chosen: Kept = ()
+        refused = self._refused((), verdict)
+        if refused is not None:
+            stopped, failed, order = self._searched(search)
+            choices = ladder(order, self._best) if failed is None else [self._trials.groups]
+            place, refused = boldest(choices, lambda kept: self._refused(tuple(kept), verdict))
+            chosen = tuple(choices[place])
+            if len(chosen) == len(self._trials.groups):
+                failed = failed or (refused if len(choices) == 1 else self._refused(chosen, verdict))
         return Tuning(
             speed=(self._plan.tuning or TunePlan()).speed,
             groups=tuple(self._group(group, chosen, failed, refused) for group in self._trials.groups),
@@ -107,6 +97,29 @@ class Search:
             failed=failed,
         )
 
+    def _searched(self, search: Dataset) -> tuple[str, GateResult | None, list[Group]]:
+        """Search for the best choice; return why it ended early, the gate that no choice can pass, and the order."""
+        order = list(self._trials.groups)
+        try:
+            failed = self._hopeless(search)
+            if failed is None:
+                order = self._order(selected(search, range(min(RANKED_ON, len(search)))))
+                fewest(order, lambda kept: self._holds(tuple(kept), search))
+        except _StoppedError as stop:
+            return str(stop), None, order
+        except KeyboardInterrupt:
+            self._run.note("interrupted: the best choice so far is judged; interrupt again to end the run")
+            return INTERRUPTED, None, order
+        return "", failed, order
+
+    def _hopeless(self, search: Dataset) -> GateResult | None:
+        """Return the gate that fails with nothing quantized, on some samples of the search; None if none does."""
+        found = failure(
+            looks(min(_MOST, len(search)), 0.0),
+            lambda count: self._evaluated("search", search, count, self._trials.groups, as_built=True).gates,
+        )
+        return found[0] if found else None
+
     def _order(self, samples: Dataset) -> list[Group]:
         """Return the groups in the order in which to keep them: the most error for the least saving first."""
         estimates = self._answer(
@@ -122,30 +135,16 @@ class Search:
             self._errors |= decode(_Errors, {"by_group": found}).by_group
         return ranked(self._trials.groups, self._errors)
 
-    def _holds(self, kept: Kept, search: Dataset, reference: Evaluated) -> bool:
+    def _holds(self, kept: Kept, search: Dataset) -> bool:
         """Return whether a choice is acceptable on the samples of the search, with a margin."""
         if len(kept) == len(self._trials.groups):
-            return True  # the reference itself
-        spent = self._budget.spent(self._seconds, len(self._choices))
+            return True  # FP32 itself
+        spent = self._budget.spent(self._seconds, sum(each.half == "search" for _, each in self._choices))
         if spent:
             raise _StoppedError(spent)
-        counts = [(count, sure) for count, sure in _TIERS if count < len(search)]
-        tiers = [Tier(samples=selected(search, spread(len(search), count)), sure=sure) for count, sure in counts]
-        last: list[tuple[Dataset, Evaluated]] = []
-
-        def judge(samples: Dataset) -> Sequence[GateResult]:
-            last.append((samples, self._evaluated("search", samples, kept)))
-            return last[-1][1].gates
-
-        found = first_failure(
-            [*tiers, Tier(samples=search, sure=_MARGIN)],
-            judge,
-            _MARGIN,
-            lambda results: unacceptable(results, reference.gates),
-        )
-        self._add("search", kept, *last[-1], found[0] if found else None)
+        found = self._failure("search", search, kept, looks(len(search), _MARGIN))
         if found is not None:
-            self._failures.append((kept, f"{_said(found[0])} on {found[1].samples} samples"))
+            self._failures.append((kept, f"{_said(found[0])} on {found[1]} samples"))
         elif self._cost(kept) < self._cost(self._best):
             self._best = kept
         share = 100 * self._share(self._best)
@@ -155,35 +154,57 @@ class Search:
         self._run.emit(Progress("tune", len(self._choices), total, note))
         return found is None
 
-    def _is_clear(self, search: Dataset, reference: Evaluated) -> bool:
-        """Return whether the best choice holds with such a margin that it needs no safer ones in case it is refused."""
-        results = self._evaluated("search", search, self._best).gates
-        return first_unsafe(results, _CLEAR) is None and unacceptable(results, reference.gates) is None
+    def _refused(self, kept: Kept, verdict: Dataset) -> GateResult | None:
+        """Return the gate that a choice fails on the samples of the verdict, as it would be built; None if none does.
 
-    def _judged(self, choices: Sequence[Sequence[Group]], verdict: Dataset) -> tuple[Kept, GateResult | None]:
-        """Return the boldest of the choices that is accepted one after the other, and what fails with the next one."""
-        reference: list[GateResult] = []
-        refused: list[GateResult] = []
+        A choice may be refused on some of the samples, but is accepted on all of them only.
+        """
+        found = self._failure("verdict", verdict, kept, looks(len(verdict), 0.0, early=False))
+        return found[0] if found else None
 
-        def accepts(kept: Sequence[Group]) -> bool:
-            found = self._evaluated("verdict", verdict, tuple(kept), as_built=True)
-            failed = unacceptable(found.gates, reference)
-            reference[:] = reference or found.gates
-            self._add("verdict", tuple(kept), verdict, found, failed)
-            refused.extend([failed] if failed else [])
-            return failed is None
+    def _failure(
+        self, half: Half, samples: Dataset, kept: Kept, looks: Sequence[Look]
+    ) -> tuple[GateResult, int] | None:
+        """Return the gate that a choice fails on a half of the samples, and on how many of them; None if it holds."""
+        last: list[tuple[int, Evaluated]] = []
 
-        accepted = boldest(choices, accepts)
-        return tuple(choices[max(accepted - 1, 0)]), refused[0] if refused else None
+        def judge(count: int) -> Sequence[GateResult]:
+            last.append((count, self._evaluated(half, samples, count, kept, as_built=half == "verdict")))
+            return last[-1][1].gates
 
-    def _evaluated(self, half: Half, samples: Dataset, kept: Kept, *, as_built: bool = False) -> Evaluated:
-        """Return the evaluation of a choice; `as_built` in 16 bits, which takes longer, else with an FP32 fallback."""
-        mask = sum(1 << self._places[group.name] for group in kept)
+        def unsettled(results: Sequence[GateResult]) -> GateResult | None:
+            failed = unacceptable(results, self._ceiling(half, samples))
+            if failed is None or half == "search" or len(kept) == len(self._trials.groups):
+                return failed
+            # FP32 could pass, but 16 bits may leave it as inconclusive.
+            reference = self._evaluated(half, samples, len(samples), self._trials.groups, as_built=True)
+            return unacceptable(results, reference.gates)
+
+        found = failure(looks, judge, unsettled)
+        self._add(half, kept, *last[-1], found[0] if found else None)
+        return found
+
+    def _ceiling(self, half: Half, samples: Dataset) -> Sequence[GateResult]:
+        """Return the results of FP32 against itself on a half of the samples, for which no candidate runs."""
+
+        def evaluate() -> dict[str, Any]:
+            found = self._trials.ceiling(samples, self._plan.measure, self._plan.gates)
+            return dict(encode(Evaluated(gates=found.gates, drift=quality(found))))
+
+        return decode(Evaluated, self._answer(f"{half} fp32", evaluate, passes=0)).gates
+
+    def _evaluated(self, half: Half, samples: Dataset, count: int, kept: Kept, *, as_built: bool = False) -> Evaluated:
+        """Return the evaluation of a choice on the first samples of a half.
+
+        It is `as_built` in 16 bits, which takes longer, else with an FP32 fallback.
+        """
+        choice = f"{sum(1 << self._places[group.name] for group in kept):x}{' as built' * as_built}"
+        some = selected(samples, range(count)) if count < len(samples) else samples
 
         def evaluate() -> dict[str, Any]:
             try:
                 found = self._trials.judged(
-                    samples, Trials.nodes(kept), self._plan.measure, self._plan.gates, as_built=as_built
+                    some, Trials.nodes(kept), self._plan.measure, self._plan.gates, as_built=as_built
                 )
             except (EnvironmentUnableError, MissingDependencyError):
                 raise
@@ -194,9 +215,10 @@ class Search:
                 return dict(encode(Evaluated(gates=(failed,), drift=float("-inf"))))
             return dict(encode(Evaluated(gates=found.gates, drift=quality(found))))
 
-        answer = self._answer(
-            f"{half} {len(samples)} {mask:x}{' as built' * as_built}", evaluate, passes=samples.samples
-        )
+        # Samples that this choice has run for a smaller count are not run again.
+        before = self._ran.get((half, choice), 0)
+        answer = self._answer(f"{half} {count} {choice}", evaluate, passes=max(some.samples - before, 0))
+        self._ran[half, choice] = max(some.samples, before)
         return decode(Evaluated, answer)
 
     def _answer(self, question: str, evaluate: Callable[[], dict[str, Any]], *, passes: int) -> dict[str, Any]:
@@ -213,10 +235,10 @@ class Search:
             self._passes += passes
         return dict(known["found"])
 
-    def _add(self, half: Half, kept: Kept, samples: Dataset, found: Evaluated, failed: GateResult | None) -> None:
+    def _add(self, half: Half, kept: Kept, samples: int, found: Evaluated, failed: GateResult | None) -> None:
         choice = Choice(
             half=half,
-            samples=samples.samples,
+            samples=samples,
             quantized=len(self._trials.groups) - len(kept),
             share=self._share(kept),
             cost=self._cost(kept),
