@@ -76,8 +76,10 @@ def _guarded(run: Run, trials: Trials, calib: Dataset, measure: MeasurePlan) -> 
         tried += 1
         run.emit(Progress("guard", tried, 0, "trials"))
         return failure(
-            looks(len(samples), _MARGIN, early=early),
+            looks(len(samples)),
+            _MARGIN,
             lambda count: trials.judged(selected(samples, range(count)), kept, measure).gates,
+            early=early,
         )
 
     def chosen(*, early: bool) -> list[Group] | None:

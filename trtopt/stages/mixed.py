@@ -105,8 +105,8 @@ def error_of(measure: Callable[[], Iterable[Energies]]) -> float:
 class Trials:
     """The trials of a network.
 
-    `groups` are the groups of its quantized nodes, each with what quantizing them saves, and `shares` the share of each
-    in all multiplications. `total` is the cost of the network without any of them quantized.
+    `baseline` runs FP32. `groups` are the groups of its quantized nodes, each with what quantizing them saves, and
+    `shares` the share of each in all multiplications. `total` is the cost of the network without any of them quantized.
     """
 
     def __init__(self, run: Run, subject: Subject, cost: Cost | None = None) -> None:
@@ -131,10 +131,10 @@ class Trials:
         self.shares = {
             group.name: sum(macs(nodes[name], sizes) for name in group.nodes) / every for group in self.groups
         }
-        self._baseline = Remembered(open_runner(subject.baseline.path, device=run.device, callers=callers()))
+        self.baseline = Remembered(open_runner(subject.baseline.path, device=run.device, callers=callers()))
         self._last: tuple[tuple[frozenset[str], bool], Remembered] | None = None
 
-    def _quantized(self, kept: Collection[str], rest: str = "fp32") -> OrtRunner:
+    def quantized(self, kept: Collection[str], rest: str = "fp32") -> OrtRunner:
         """Load the network in which these nodes are kept, and the others quantized as they are placed then."""
         from trtopt.precision import precision
 
@@ -168,12 +168,12 @@ class Trials:
         choice = (frozenset(kept), as_built)
         if self._last is None or self._last[0] != choice:
             self._last = None  # closed before the next one is loaded
-            self._last = choice, Remembered(self._quantized(kept, self._rest if as_built else "fp32"))
+            self._last = choice, Remembered(self.quantized(kept, self._rest if as_built else "fp32"))
         return self._compared(self._last[1], dataset, measure, gates)
 
     def ceiling(self, dataset: Dataset, measure: MeasurePlan, gates: Sequence[Gate] = ()) -> Comparison:
         """Return the judged drift of FP32 from itself: what a perfect network can show on these samples."""
-        return self._compared(self._baseline, dataset, measure, gates)
+        return self._compared(self.baseline, dataset, measure, gates)
 
     def _compared(
         self, candidate: Remembered, dataset: Dataset, measure: MeasurePlan, gates: Sequence[Gate]
@@ -183,12 +183,12 @@ class Trials:
         from trtopt.events import silent
         from trtopt.stages.compare import measured
 
-        pair = Pair(baseline=self._baseline, candidate=candidate, names=("", ""))
+        pair = Pair(baseline=self.baseline, candidate=candidate, names=("", ""))
         return judged(measured(pair, dataset, measure, silent), gates)
 
     def energies(self, dataset: Dataset, kept: Collection[str]) -> list[Energies]:
         """Return the error energies of every sample for the network in which these nodes are kept."""
-        return self._energies(self._quantized(kept), dataset)
+        return self._energies(self.quantized(kept), dataset)
 
     def switched(self, dataset: Dataset) -> tuple[Switched, Callable[[Switches], list[Energies]]]:
         """Load the network with a switch for every quantization.
@@ -205,7 +205,7 @@ class Trials:
     def _energies(self, runner: OrtRunner, dataset: Dataset, more: Mapping[str, Array] | None = None) -> list[Energies]:
         feeds = list(map(dataset.load, range(len(dataset))))
         found = in_order(lambda feed: runner.run({**feed, **(more or {})}), feeds, runner.callers)
-        return [energies(*pair) for pair in zip(map(self._baseline.run, feeds), found, strict=True)]
+        return [energies(*pair) for pair in zip(map(self.baseline.run, feeds), found, strict=True)]
 
     def alone(self, dataset: Dataset, groups: Iterable[Group]) -> dict[str, float]:
         """Return by group the relative error of the outputs with only this group quantized; infinity if one is NaN.

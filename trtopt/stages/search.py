@@ -22,7 +22,7 @@ from trtopt.plan import ConvertPlan, TunePlan
 from trtopt.run import Run
 from trtopt.stages.mixed import FEW, Trials
 from trtopt.tune.journal import Journal
-from trtopt.tune.margin import Look, failure, looks
+from trtopt.tune.margin import failure, looks
 from trtopt.tune.search import Group, fewest, ranked
 from trtopt.tune.sequence import boldest, ladder, unacceptable
 from trtopt.types import Choice, GateResult, Half, TunedGroup, Tuning
@@ -64,7 +64,8 @@ class Search:
         self._failures: list[tuple[Kept, str]] = []  # what was kept and is not enough, and the gate that fails
         self._best: Kept = trials.groups
         self._errors: dict[str, float] = {}
-        self._seconds, self._passes = 0.0, 0
+        self._seconds = 0.0
+        self._passes: dict[Half, int] = {"search": 0, "verdict": 0}
         self._asked: set[str] = set()
         self._ran: dict[tuple[Half, str], int] = {}
 
@@ -92,7 +93,8 @@ class Search:
             cost=self._cost(chosen),
             searched=search.samples,
             judged=verdict.samples,
-            passes=self._passes,
+            passes=self._passes["search"],
+            judging=self._passes["verdict"],
             stopped=stopped,
             failed=failed,
         )
@@ -115,7 +117,8 @@ class Search:
     def _hopeless(self, search: Dataset) -> GateResult | None:
         """Return the gate that fails with nothing quantized, on some samples of the search; None if none does."""
         found = failure(
-            looks(min(_MOST, len(search)), 0.0),
+            looks(min(_MOST, len(search))),
+            0.0,
             lambda count: self._evaluated("search", search, count, self._trials.groups, as_built=True).gates,
         )
         return found[0] if found else None
@@ -142,7 +145,7 @@ class Search:
         spent = self._budget.spent(self._seconds, sum(each.half == "search" for _, each in self._choices))
         if spent:
             raise _StoppedError(spent)
-        found = self._failure("search", search, kept, looks(len(search), _MARGIN))
+        found = self._failure("search", search, kept)
         if found is not None:
             self._failures.append((kept, f"{_said(found[0])} on {found[1]} samples"))
         elif self._cost(kept) < self._cost(self._best):
@@ -159,12 +162,10 @@ class Search:
 
         A choice may be refused on some of the samples, but is accepted on all of them only.
         """
-        found = self._failure("verdict", verdict, kept, looks(len(verdict), 0.0, early=False))
+        found = self._failure("verdict", verdict, kept)
         return found[0] if found else None
 
-    def _failure(
-        self, half: Half, samples: Dataset, kept: Kept, looks: Sequence[Look]
-    ) -> tuple[GateResult, int] | None:
+    def _failure(self, half: Half, samples: Dataset, kept: Kept) -> tuple[GateResult, int] | None:
         """Return the gate that a choice fails on a half of the samples, and on how many of them; None if it holds."""
         last: list[tuple[int, Evaluated]] = []
 
@@ -180,7 +181,8 @@ class Search:
             reference = self._evaluated(half, samples, len(samples), self._trials.groups, as_built=True)
             return unacceptable(results, reference.gates)
 
-        found = failure(looks, judge, unsettled)
+        searches = half == "search"
+        found = failure(looks(len(samples)), _MARGIN if searches else 0.0, judge, unsettled, early=searches)
         self._add(half, kept, *last[-1], found[0] if found else None)
         return found
 
@@ -232,7 +234,7 @@ class Search:
         if question not in self._asked:
             self._asked.add(question)
             self._seconds += float(known["seconds"])
-            self._passes += passes
+            self._passes["verdict" if question.startswith("verdict") else "search"] += passes
         return dict(known["found"])
 
     def _add(self, half: Half, kept: Kept, samples: int, found: Evaluated, failed: GateResult | None) -> None:

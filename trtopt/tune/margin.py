@@ -5,6 +5,7 @@ Touches: nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,68 +17,73 @@ _BEST = dict.fromkeys(("cosine", "cosine_part", "r2"), 1.0) | dict.fromkeys(
 )
 """Metrics whose distance from their best value grows with the error energy, and that value."""
 
+_OF_THE_WORST = frozenset({"sqnr_min", "sqnr_part", "cosine_part", "miou_min"})
+"""Metrics of the worst sample or part, which each further sample can only lower."""
+
 _FIRST = 8
 """Samples of the first look: a batch."""
-_SURE = 5.0
-"""Margin in dB that settles a choice at the first look. It is 1 dB less each time that the samples double."""
-_DOOMED = 0.5
-"""By how many dB a choice must miss a gate to be refused before the last look."""
+_DOUBT = 1.0
+"""By how many dB a metric of the first look may be too low."""
+_TOO_HIGH, _WORST_TOO_HIGH = 2.0, 4.5
+"""How many times as much it may be too high; the second for a metric of the worst sample."""
 
 
-def first_unsafe(results: Sequence[GateResult], margin: float) -> GateResult | None:
+def first_unsafe(results: Sequence[GateResult], margin: float, doubt: float = 0.0) -> GateResult | None:
     """Return the first result that fails, or that would if the error energy were `margin` dB larger; None if none does.
 
     With a negative margin, a result that misses its limit by less is safe. Only SQNR and what grows with the error
-    energy has a margin. An inconclusive result is safe: few samples prove nothing.
+    energy has a margin. A `doubt` in dB adds to it, more to metrics of the worst sample. An inconclusive result is
+    safe: few samples prove nothing.
     """
-    return next((result for result in results if not _is_safe(result, margin)), None)
+    for result in results:
+        times = _WORST_TOO_HIGH if result.metric in _OF_THE_WORST else _TOO_HIGH
+        if not _is_safe(result, margin + times * doubt):
+            return result
+    return None
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A look at the first `count` samples.
-
-    A choice does not hold if it is not at least `least` dB better than the gates, which may be negative. It holds if it
-    is `sure` dB better; never, before the last look, if `sure` is None.
-    """
+    """A look at the first `count` samples, with a `doubt` in dB about what all of them will show."""
 
     count: int
-    sure: float | None
-    least: float
+    doubt: float
 
 
-def looks(count: int, margin: float, *, early: bool = True) -> list[Look]:
-    """Return the looks at `count` samples: at 8 of them, at twice as many each time, and at all.
-
-    At all of them `margin` dB decide. Unless `early`, no choice holds before.
-    """
+def looks(count: int) -> list[Look]:
+    """Return the looks at `count` samples: at 8 of them, at twice as many each time, and at all."""
     doubled = [_FIRST << i for i in range(count.bit_length()) if _FIRST << i < count]
-    found = [Look(few, max(_SURE - i, margin) if early else None, -_DOOMED) for i, few in enumerate(doubled)]
-    return [*found, Look(count, margin, margin)]
+    return [*(Look(few, _DOUBT * math.sqrt(_FIRST / few)) for few in doubled), Look(count, 0.0)]
 
 
 def failure(
     looks: Sequence[Look],
+    margin: float,
     judge: Callable[[int], Sequence[GateResult]],
     unsettled: Callable[[Sequence[GateResult]], GateResult | None] = lambda _: None,
+    *,
+    early: bool = True,
 ) -> tuple[GateResult, int] | None:
     """Return the result that shows that a choice does not hold, and on how many samples; None if it holds.
 
-    The looks are taken in order until one settles the question. A choice does not hold at a look with an `unsettled`
-    result, and not at all if the last one has such a result.
+    The looks are taken in order until one settles the question: the gates fail or hold with `margin` dB, beyond doubt.
+    A choice does not hold before the last look with an `unsettled` result, and not at all if the last one has such a
+    result.
 
     Args:
         looks: ordered by their number of samples.
+        margin: in dB.
         judge: returns the results on the first samples, of this number.
         unsettled: returns a result that more samples might change; None if there is none.
+        early: whether a choice may hold before the last look.
     """
     for look in looks:
         results = judge(look.count)
-        failed = first_unsafe(results, look.least)
+        failed = first_unsafe(results, margin - look.doubt)
         if failed is not None:
             return failed, look.count
         last = look is looks[-1]
-        if not last and (look.sure is None or first_unsafe(results, look.sure) is not None):
+        if not last and (not early or first_unsafe(results, margin, look.doubt) is not None):
             continue
         result = unsettled(results)
         if result is None:

@@ -71,7 +71,8 @@ class Tuning:
         cost: the cost of the result, relative to the network without any quantized group.
         searched: number of samples of the half that was searched on.
         judged: number of samples of the half that the verdict rests on.
-        passes: forward passes of candidates, one sample each.
+        passes: forward passes of candidates in the search, one sample each.
+        judging: the same for the verdict.
         stopped: why the search ended early; empty if it is complete.
         failed: the gate that fails without any quantized group; None if none does.
     """
@@ -84,6 +85,7 @@ class Tuning:
     searched: int
     judged: int
     passes: int
+    judging: int = 0
     stopped: str = ""
     failed: GateResult | None = None
 
