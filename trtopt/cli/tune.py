@@ -189,6 +189,7 @@ def tune(
             allow_drift=allow_export_drift,
         ),
         build=BuildPlan(backend=backend, workspace_bytes=size(workspace, "--workspace")),
+        if_faster=speed == "engine",
         tuning=TunePlan(speed=speed, budget=parse_budget(budget)),
     )
     with Narrator(quiet=quiet, verbose=verbose) as emit:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from trtopt.compare.gates import Gate
     from trtopt.engine.onnxruntime import OrtRunner
     from trtopt.precision.passes.switches import Switched
-    from trtopt.tune.costs import Cost
+    from trtopt.tune.costs import Speed
     from trtopt.tune.search import Group
 
     Switches = NDArray[np.bool_]
@@ -109,12 +109,12 @@ class Trials:
     `shares` the share of each in all multiplications. `total` is the cost of the network without any of them quantized.
     """
 
-    def __init__(self, run: Run, subject: Subject, cost: Cost | None = None) -> None:
+    def __init__(self, run: Run, subject: Subject, speed: Speed | None = None) -> None:
         from trtopt.calibrate.observe import callers
         from trtopt.engine.onnxruntime import open_runner
         from trtopt.graph.file import load_ir
         from trtopt.precision.passes.placement import place
-        from trtopt.tune.costs import both, macs
+        from trtopt.tune.costs import both, halved, macs
         from trtopt.tune.groups import groups
 
         self._run = run
@@ -122,11 +122,11 @@ class Trials:
         self._rest = subject.target.rest
         self.graph = load_ir(subject.model.path)
         self.request = replace(request(self.graph, subject.target, subject.table, subject.seen), rest="fp32")
-        sizes, cost = subject.seen.sizes, cost or both
+        sizes, speed = subject.seen.sizes, speed or halved(both)
         nodes = {node.name or "": node for node in self.graph.graph}
         placement = place(self.graph, self.request.keep)
-        self.groups: tuple[Group, ...] = groups(placement, lambda node: cost(node, sizes) / 2)
-        self.total = max(sum(cost(node, sizes) for node in nodes.values()), 1e-30)
+        self.groups: tuple[Group, ...] = groups(placement, lambda node: speed.saving(node, sizes))
+        self.total = max(sum(speed.cost(node, sizes) for node in nodes.values()) + speed.rest, 1e-30)
         every = max(sum(macs(node, sizes) for node in nodes.values()), 1e-30)
         self.shares = {
             group.name: sum(macs(nodes[name], sizes) for name in group.nodes) / every for group in self.groups
