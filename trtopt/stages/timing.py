@@ -39,7 +39,7 @@ _ROUNDS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """What engines are built for: the shape ranges of the inputs, the options, and samples to run."""
+    """The place of engines: the shape ranges of the inputs, the options, and samples to run."""
 
     ranges: tuple[ShapeRange, ...]
     plan: BuildPlan

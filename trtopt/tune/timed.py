@@ -33,7 +33,7 @@ Series = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What the times of layers are divided by.
+    """Work of nodes, by which the times of layers are divided.
 
     Attributes:
         of: the work of each node, in any unit.
