@@ -8,7 +8,7 @@ Touches: the run directory, through the store; reads the samples.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from trtopt.requires import versions
 from trtopt.run import Run
 from trtopt.stages.mixed import Subject, Trials
 from trtopt.stages.target import Target
-from trtopt.tune.search import Group, fewest
+from trtopt.tune.search import Group, confirmed
 from trtopt.types import GateResult, Guard, Keep
 
 _MARGIN = 2.0
@@ -67,33 +67,31 @@ def _guarded(run: Run, trials: Trials, calib: Dataset, measure: MeasurePlan) -> 
     from trtopt.data.dataset import scattered, selected
     from trtopt.tune.margin import failure, looks
 
-    tried = 0
     samples = scattered(few(calib, _SAMPLES))
-    order: list[Group] = []
+    refused: dict[frozenset[str], tuple[GateResult, int]] = {}
+    tried = 0
 
-    def unsafe(kept: Collection[str], *, early: bool = True) -> tuple[GateResult, int] | None:
+    def holds(kept: Sequence[Group], early: bool) -> bool:
         nonlocal tried
+        names = frozenset(trials.nodes(kept))
+        if names in refused:
+            return False
         tried += 1
         run.emit(Progress("guard", tried, 0, "trials"))
-        return failure(
+        found = failure(
             looks(len(samples)),
             _MARGIN,
-            lambda count: trials.judged(selected(samples, range(count)), kept, measure).gates,
-            early=early,
+            lambda count: trials.judged(selected(samples, range(count)), names, measure).gates,
+            early=early or len(kept) == len(trials.groups),  # which is FP32 itself
         )
+        if found is not None:
+            refused[names] = found
+        return found is None
 
-    def chosen(*, early: bool) -> list[Group] | None:
-        # Without any, it was judged before.
-        return fewest(order, lambda kept: bool(kept) and unsafe(trials.nodes(kept), early=early) is None)
-
-    found = unsafe(())
-    if found is None:
+    if holds((), True):
         return Guard(nodes=(), reason="")
-    order += trials.ranked(selected(samples, range(min(_RANKED_ON, len(samples)))))
-    kept = chosen(early=True)
-    # Of many choices the luckiest is found first, so one that is found must hold on all samples.
-    if kept is not None and unsafe(trials.nodes(kept), early=False) is not None:
-        kept = chosen(early=False)
+    found = refused[frozenset()]
+    kept = confirmed(trials.ranked(selected(samples, range(min(_RANKED_ON, len(samples))))), holds)
     failed, count = found
     reason = f"with all of it quantized, {failed.output}: {failed.reason} on {count} calibration samples"
     if kept is None:

@@ -23,7 +23,7 @@ from trtopt.run import Run
 from trtopt.stages.mixed import FEW, Trials
 from trtopt.tune.journal import Journal
 from trtopt.tune.margin import failure, looks
-from trtopt.tune.search import Group, fewest, ranked
+from trtopt.tune.search import Group, confirmed, ranked
 from trtopt.tune.sequence import boldest, ladder, unacceptable
 from trtopt.types import Choice, GateResult, Half, TunedGroup, Tuning
 
@@ -62,7 +62,8 @@ class Search:
         self._places = {group.name: place for place, group in enumerate(trials.groups)}
         self._choices: list[tuple[Kept, Choice]] = []
         self._failures: list[tuple[Kept, str]] = []  # what was kept and is not enough, and the gate that fails
-        self._best: Kept = trials.groups
+        self._held: dict[int, Kept] = {}  # choices that hold, by their mask
+        self._refuted: set[int] = set()
         self._errors: dict[str, float] = {}
         self._seconds = 0.0
         self._passes: dict[Half, int] = {"search": 0, "verdict": 0}
@@ -77,7 +78,7 @@ class Search:
         refused = self._refused((), verdict)
         if refused is not None:
             stopped, failed, order = self._searched(search)
-            choices = ladder(order, self._best) if failed is None else [self._trials.groups]
+            choices = ladder(order, self._best()) if failed is None else [self._trials.groups]
             place, refused = boldest(choices, lambda kept: self._refused(tuple(kept), verdict))
             chosen = tuple(choices[place])
             if len(chosen) == len(self._trials.groups):
@@ -106,7 +107,7 @@ class Search:
             failed = self._hopeless(search)
             if failed is None:
                 order = self._order(selected(search, range(min(RANKED_ON, len(search)))))
-                fewest(order, lambda kept: self._holds(tuple(kept), search))
+                confirmed(order, lambda kept, early: self._holds(tuple(kept), search, early))
         except _StoppedError as stop:
             return str(stop), None, order
         except KeyboardInterrupt:
@@ -138,35 +139,47 @@ class Search:
             self._errors |= decode(_Errors, {"by_group": found}).by_group
         return ranked(self._trials.groups, self._errors)
 
-    def _holds(self, kept: Kept, search: Dataset) -> bool:
-        """Return whether a choice is acceptable on the samples of the search, with a margin."""
+    def _holds(self, kept: Kept, search: Dataset, early: bool) -> bool:
+        """Return whether a choice is acceptable on the samples of the search, with a margin: on some, if `early`."""
+        mask = self._mask(kept)
         if len(kept) == len(self._trials.groups):
             return True  # FP32 itself
+        if mask in self._refuted:
+            return False
         spent = self._budget.spent(self._seconds, sum(each.half == "search" for _, each in self._choices))
         if spent:
             raise _StoppedError(spent)
-        found = self._failure("search", search, kept)
-        if found is not None:
+        found = self._failure("search", search, kept, early=early)
+        if found is None:
+            self._held[mask] = kept
+        else:
             self._failures.append((kept, f"{_said(found[0])} on {found[1]} samples"))
-        elif self._cost(kept) < self._cost(self._best):
-            self._best = kept
-        share = 100 * self._share(self._best)
+            self._refuted.add(mask)
+            self._held.pop(mask, None)
+        share = 100 * self._share(self._best())
         limit = self._budget.candidates
         total = int(limit) if limit < float("inf") else 0
         note = f"best so far: {share:.1f} % of the multiplications quantized"
         self._run.emit(Progress("tune", len(self._choices), total, note))
         return found is None
 
+    def _best(self) -> Kept:
+        """Return the cheapest choice that holds on the samples of the search."""
+        return min(self._held.values(), key=self._cost, default=self._trials.groups)
+
     def _refused(self, kept: Kept, verdict: Dataset) -> GateResult | None:
         """Return the gate that a choice fails on the samples of the verdict, as it would be built; None if none does.
 
         A choice may be refused on some of the samples, but is accepted on all of them only.
         """
-        found = self._failure("verdict", verdict, kept)
+        found = self._failure("verdict", verdict, kept, early=False)
         return found[0] if found else None
 
-    def _failure(self, half: Half, samples: Dataset, kept: Kept) -> tuple[GateResult, int] | None:
-        """Return the gate that a choice fails on a half of the samples, and on how many of them; None if it holds."""
+    def _failure(self, half: Half, samples: Dataset, kept: Kept, *, early: bool) -> tuple[GateResult, int] | None:
+        """Return the gate that a choice fails on a half of the samples, and on how many of them; None if it holds.
+
+        If `early`, a part of the samples may be enough to accept it.
+        """
         last: list[tuple[int, Evaluated]] = []
 
         def judge(count: int) -> Sequence[GateResult]:
@@ -181,8 +194,8 @@ class Search:
             reference = self._evaluated(half, samples, len(samples), self._trials.groups, as_built=True)
             return unacceptable(results, reference.gates)
 
-        searches = half == "search"
-        found = failure(looks(len(samples)), _MARGIN if searches else 0.0, judge, unsettled, early=searches)
+        margin = _MARGIN if half == "search" else 0.0
+        found = failure(looks(len(samples)), margin, judge, unsettled, early=early)
         self._add(half, kept, *last[-1], found[0] if found else None)
         return found
 
@@ -200,7 +213,7 @@ class Search:
 
         It is `as_built` in 16 bits, which takes longer, else with an FP32 fallback.
         """
-        choice = f"{sum(1 << self._places[group.name] for group in kept):x}{' as built' * as_built}"
+        choice = f"{self._mask(kept):x}{' as built' * as_built}"
         some = selected(samples, range(count)) if count < len(samples) else samples
 
         def evaluate() -> dict[str, Any]:
@@ -257,9 +270,9 @@ class Search:
         if kept and failed is not None:
             reason = f"with nothing quantized, {_said(failed)}"
         elif kept:
-            reason = next((why for tried, why in self._failures if _shows(group, tried, self._best)), "")
+            reason = next((why for tried, why in self._failures if _shows(group, tried, self._best())), "")
             reason = reason and f"with it quantized, {reason}"
-            if group not in self._best and refused is not None:
+            if group not in self._best() and refused is not None:
                 reason = f"with it quantized, the verdict fails: {_said(refused)}"
         return TunedGroup(
             name=group.name,
@@ -269,6 +282,9 @@ class Search:
             error=self._errors.get(group.name, float("nan")),
             reason=reason or "it was not tried before the search ended",
         )
+
+    def _mask(self, kept: Kept) -> int:
+        return sum(1 << self._places[group.name] for group in kept)
 
     def _share(self, kept: Kept) -> float:
         names = {group.name for group in kept}
