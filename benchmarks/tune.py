@@ -116,7 +116,7 @@ class Measured:
         original = stages.tune
         zoo, start = self.args.zoo, time.perf_counter()
 
-        def instead(run: Any, subject: Subject, samples: stages.Halves, plan: ConvertPlan) -> Any:
+        def instead(run: Any, subject: Subject, samples: stages.Halves, plan: ConvertPlan, *more: Any) -> Any:
             nonlocal start
             others = Others(self, Trials(run, subject), samples, plan)
             asked = [each for each in METHODS if each in self.args.methods and each != "tune"]
@@ -125,7 +125,8 @@ class Measured:
                     self.write(kind, **{each: getattr(others, each)()})
                 raise Done
             start = time.perf_counter()
-            target, found = original(run, subject, samples, plan)
+            run.store.discard("tune")  # an earlier version of this program may have made it
+            target, found = original(run, subject, samples, plan, *more)
             seconds = time.perf_counter() - start
             kept = [
                 group

@@ -1,27 +1,23 @@
-"""The search of the stage `tune`: evaluations from a journal or from trials, and the decisions that follow from them.
+"""The search of the stage `tune`: the decisions that follow from evaluations.
 
 Everything here is a function of the evaluations, so that a journal of them leads to the same decisions.
 
-Touches: temporary files in the run directory, and the journal; reads the samples.
+Touches: what the evaluations touch.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
-from trtopt.codec import decode, encode
-from trtopt.compare.quality import quality
+from trtopt.codec import decode
 from trtopt.data.dataset import Dataset, scattered, selected
-from trtopt.errors import EnvironmentUnableError, MissingDependencyError, TrtoptError
 from trtopt.events import Progress
-from trtopt.plan import ConvertPlan, TunePlan
+from trtopt.plan import TunePlan
 from trtopt.run import Run
+from trtopt.stages.evaluations import Evaluated, Evaluations, Kept
 from trtopt.stages.mixed import FEW, Trials
-from trtopt.tune.journal import Journal
 from trtopt.tune.margin import failure, looks
 from trtopt.tune.search import Group, confirmed, ranked
 from trtopt.tune.sequence import boldest, ladder, unacceptable
@@ -35,40 +31,24 @@ _MOST = 64
 RANKED_ON = 16
 """Samples on which the errors of groups are measured."""
 
-Kept = tuple[Group, ...]
-
 
 class _StoppedError(Exception):
     """The budget is spent; the text says which."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluated:
-    """Record of a choice in the journal: the results of its gates, and its drift (`trtopt.compare.quality`)."""
-
-    gates: tuple[GateResult, ...]
-    drift: float
-
-
 class Search:
     """A search for the groups to keep, with everything that it has found out so far."""
 
-    def __init__(self, run: Run, trials: Trials, journal: Journal, plan: ConvertPlan) -> None:
+    def __init__(self, run: Run, trials: Trials, evaluations: Evaluations, plan: TunePlan) -> None:
         self._run = run
         self._trials = trials
-        self._journal = journal
+        self._evaluations = evaluations
         self._plan = plan
-        self._budget = (plan.tuning or TunePlan()).budget
-        self._places = {group.name: place for place, group in enumerate(trials.groups)}
         self._choices: list[tuple[Kept, Choice]] = []
         self._failures: list[tuple[Kept, str]] = []  # what was kept and is not enough, and the gate that fails
         self._held: dict[int, Kept] = {}  # choices that hold, by their mask
         self._refuted: set[int] = set()
         self._errors: dict[str, float] = {}
-        self._seconds = 0.0
-        self._passes: dict[Half, int] = {"search": 0, "verdict": 0}
-        self._asked: set[str] = set()
-        self._ran: dict[tuple[Half, str], int] = {}
 
     def result(self, search: Dataset, verdict: Dataset) -> Tuning:
         """Return the boldest choice that is acceptable on both halves of the samples."""
@@ -84,7 +64,7 @@ class Search:
             if len(chosen) == len(self._trials.groups):
                 failed = failed or (refused if len(choices) == 1 else self._refused(chosen, verdict))
         return Tuning(
-            speed=(self._plan.tuning or TunePlan()).speed,
+            speed=self._plan.speed,
             groups=tuple(self._group(group, chosen, failed, refused) for group in self._trials.groups),
             choices=tuple(
                 replace(each, chosen=each.half == "verdict" and set(kept) == set(chosen))
@@ -94,8 +74,8 @@ class Search:
             cost=self._cost(chosen),
             searched=search.samples,
             judged=verdict.samples,
-            passes=self._passes["search"],
-            judging=self._passes["verdict"],
+            passes=self._evaluations.passes["search"],
+            judging=self._evaluations.passes["verdict"],
             stopped=stopped,
             failed=failed,
         )
@@ -120,18 +100,20 @@ class Search:
         found = failure(
             looks(min(_MOST, len(search))),
             0.0,
-            lambda count: self._evaluated("search", search, count, self._trials.groups, as_built=True).gates,
+            lambda count: self._evaluations.choice("search", search, count, self._trials.groups, as_built=True).gates,
         )
         return found[0] if found else None
 
     def _order(self, samples: Dataset) -> list[Group]:
         """Return the groups in the order in which to keep them: the most error for the least saving first."""
-        estimates = self._answer(
-            "estimates", lambda: self._trials.estimated(samples), passes=min(FEW, len(samples)) * len(self._places)
+        estimates = self._evaluations.answer(
+            "estimates",
+            lambda: self._trials.estimated(samples),
+            passes=min(FEW, len(samples)) * len(self._trials.groups),
         )
         self._errors = decode(_Errors, {"by_group": estimates}).by_group  # an error may be infinite
         for group in self._trials.worst(self._errors):
-            found = self._answer(
+            found = self._evaluations.answer(
                 f"alone {group.name}",
                 partial(self._trials.alone, samples, [group]),
                 passes=len(samples),
@@ -141,12 +123,14 @@ class Search:
 
     def _holds(self, kept: Kept, search: Dataset, early: bool) -> bool:
         """Return whether a choice is acceptable on the samples of the search, with a margin: on some, if `early`."""
-        mask = self._mask(kept)
+        mask = self._evaluations.mask(kept)
         if len(kept) == len(self._trials.groups):
             return True  # FP32 itself
         if mask in self._refuted:
             return False
-        spent = self._budget.spent(self._seconds, sum(each.half == "search" for _, each in self._choices))
+        spent = self._plan.budget.spent(
+            self._evaluations.seconds, sum(each.half == "search" for _, each in self._choices)
+        )
         if spent:
             raise _StoppedError(spent)
         found = self._failure("search", search, kept, early=early)
@@ -157,7 +141,7 @@ class Search:
             self._refuted.add(mask)
             self._held.pop(mask, None)
         share = 100 * self._share(self._best())
-        limit = self._budget.candidates
+        limit = self._plan.budget.candidates
         total = int(limit) if limit < float("inf") else 0
         note = f"best so far: {share:.1f} % of the multiplications quantized"
         self._run.emit(Progress("tune", len(self._choices), total, note))
@@ -183,72 +167,21 @@ class Search:
         last: list[tuple[int, Evaluated]] = []
 
         def judge(count: int) -> Sequence[GateResult]:
-            last.append((count, self._evaluated(half, samples, count, kept, as_built=half == "verdict")))
+            last.append((count, self._evaluations.choice(half, samples, count, kept, as_built=half == "verdict")))
             return last[-1][1].gates
 
         def unsettled(results: Sequence[GateResult]) -> GateResult | None:
-            failed = unacceptable(results, self._ceiling(half, samples))
+            failed = unacceptable(results, self._evaluations.ceiling(half, samples))
             if failed is None or half == "search" or len(kept) == len(self._trials.groups):
                 return failed
             # FP32 could pass, but 16 bits may leave it as inconclusive.
-            reference = self._evaluated(half, samples, len(samples), self._trials.groups, as_built=True)
+            reference = self._evaluations.choice(half, samples, len(samples), self._trials.groups, as_built=True)
             return unacceptable(results, reference.gates)
 
         margin = _MARGIN if half == "search" else 0.0
         found = failure(looks(len(samples)), margin, judge, unsettled, early=early)
         self._add(half, kept, *last[-1], found[0] if found else None)
         return found
-
-    def _ceiling(self, half: Half, samples: Dataset) -> Sequence[GateResult]:
-        """Return the results of FP32 against itself on a half of the samples, for which no candidate runs."""
-
-        def evaluate() -> dict[str, Any]:
-            found = self._trials.ceiling(samples, self._plan.measure, self._plan.gates)
-            return dict(encode(Evaluated(gates=found.gates, drift=quality(found))))
-
-        return decode(Evaluated, self._answer(f"{half} fp32", evaluate, passes=0)).gates
-
-    def _evaluated(self, half: Half, samples: Dataset, count: int, kept: Kept, *, as_built: bool = False) -> Evaluated:
-        """Return the evaluation of a choice on the first samples of a half.
-
-        It is `as_built` in 16 bits, which takes longer, else with an FP32 fallback.
-        """
-        choice = f"{self._mask(kept):x}{' as built' * as_built}"
-        some = selected(samples, range(count)) if count < len(samples) else samples
-
-        def evaluate() -> dict[str, Any]:
-            try:
-                found = self._trials.judged(
-                    some, Trials.nodes(kept), self._plan.measure, self._plan.gates, as_built=as_built
-                )
-            except (EnvironmentUnableError, MissingDependencyError):
-                raise
-            except TrtoptError as error:
-                failed = GateResult(
-                    output="", metric="run", value=0.0, limit=0.0, verdict="fail", reason=f"it cannot be run: {error}"
-                )
-                return dict(encode(Evaluated(gates=(failed,), drift=float("-inf"))))
-            return dict(encode(Evaluated(gates=found.gates, drift=quality(found))))
-
-        # Samples that this choice has run for a smaller count are not run again.
-        before = self._ran.get((half, choice), 0)
-        answer = self._answer(f"{half} {count} {choice}", evaluate, passes=max(some.samples - before, 0))
-        self._ran[half, choice] = max(some.samples, before)
-        return decode(Evaluated, answer)
-
-    def _answer(self, question: str, evaluate: Callable[[], dict[str, Any]], *, passes: int) -> dict[str, Any]:
-        """Return the answer that the journal holds, or evaluate and record it."""
-        known = self._journal.find(question)
-        if known is None:
-            start = time.perf_counter()
-            answer = encode(evaluate())
-            known = {"seconds": round(time.perf_counter() - start, 3), "found": answer}
-            self._journal.record(question, known)
-        if question not in self._asked:
-            self._asked.add(question)
-            self._seconds += float(known["seconds"])
-            self._passes["verdict" if question.startswith("verdict") else "search"] += passes
-        return dict(known["found"])
 
     def _add(self, half: Half, kept: Kept, samples: int, found: Evaluated, failed: GateResult | None) -> None:
         choice = Choice(
@@ -282,9 +215,6 @@ class Search:
             error=self._errors.get(group.name, float("nan")),
             reason=reason or "it was not tried before the search ended",
         )
-
-    def _mask(self, kept: Kept) -> int:
-        return sum(1 << self._places[group.name] for group in kept)
 
     def _share(self, kept: Kept) -> float:
         names = {group.name for group in kept}

@@ -18,9 +18,10 @@ from trtopt.code_digest import code_digest
 from trtopt.codec import encode
 from trtopt.data.dataset import Dataset, selected
 from trtopt.errors import DataError
-from trtopt.plan import ConvertPlan
+from trtopt.plan import ConvertPlan, TunePlan
 from trtopt.requires import versions
 from trtopt.run import Run
+from trtopt.stages.evaluations import Evaluations
 from trtopt.stages.mixed import Subject, Trials
 from trtopt.stages.search import INTERRUPTED, Search
 from trtopt.stages.target import Target
@@ -88,7 +89,8 @@ def tune(
             run.note(f"{len(journal)} evaluations of an earlier run are used: {run.store.root / JOURNAL}")
         costs = measured(times.half, times.quantized, work_of(Trials(run, subject))) if times else SPEEDS[speed]
         trials = Trials(run, subject, costs)
-        return Search(run, trials, journal, plan).result(samples.search, samples.verdict)
+        search = Search(run, trials, Evaluations(trials, journal, plan), plan.tuning or TunePlan())
+        return search.result(samples.search, samples.verdict)
 
     found = run.store.stage("tune", {**key, "budget": encode(budget)}, Tuning, make, line)
     if found.stopped == INTERRUPTED:
