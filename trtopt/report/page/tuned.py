@@ -54,13 +54,17 @@ def said(tuning: Tuning, precision: str) -> list[str]:
         lines.append(f"the search ended early: {tuning.stopped}; this is the best so far")
     searched = sum(each.half == "search" for each in tuning.choices)
     judged = sum(each.half == "verdict" for each in tuning.choices)
+    passes = f"{tuning.judging:,} forward passes"
+    if not searched and not kept:
+        lines.append(f"with everything quantized, the verdict on {tuning.judged} samples needs no search; {passes}")
+        return lines
     lines.append(
         f"{searched} choices were tried on {tuning.searched} samples, and {judged} were judged on the other "
-        f"{tuning.judged}, which the search did not see; {tuning.passes:,} forward passes"
+        f"{tuning.judged}, which the search did not see; {tuning.passes:,} and {passes}"
     )
     lines.append(
-        "the choices were judged in a fixed order, from nothing quantized to the boldest, up to the first that fails: "
-        "each test is at 5 %, and their number needs no correction"
+        "the choices were judged in a fixed order, up to the first that fails: each test is at 5 %, and their number "
+        "needs no correction"
     )
     return lines
 
