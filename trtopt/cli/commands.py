@@ -22,6 +22,7 @@ from trtopt.cli.config import config
 from trtopt.cli.convert import convert
 from trtopt.cli.doctor import doctor
 from trtopt.cli.export import export
+from trtopt.cli.fleet import fleet
 from trtopt.cli.init import init
 from trtopt.cli.inspect import inspect
 from trtopt.cli.merge import merge
@@ -52,6 +53,7 @@ register(short_help="Compare the speed of targets, or find the largest batch.")(
 register(short_help="Write one row per sample, in batches, resumed after a kill.")(predict)
 register(short_help="Make one result from the partial results of --shard.")(merge)
 register(short_help="Write a model repository for NVIDIA's Triton.")(package)
+register(short_help="Plan several models on one or more GPUs.")(fleet)
 register(short_help="Print the report of a run again, in any format.")(report)
 register(short_help="Show a model's contents, and each node's precision.")(inspect)
 register(short_help="Show what this machine can build and run.")(doctor)
