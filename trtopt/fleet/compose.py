@@ -45,7 +45,7 @@ def compose(plan: Plan, servers: tuple[Server, ...], image: str, *, mps: bool) -
         "depends_on": {"prometheus": {"condition": "service_healthy"}},
         "restart": "unless-stopped",
     }
-    return {"name": "trtopt-fleet", "services": services}
+    return {"services": services}
 
 
 def _server(plan: Plan, server: Server, image: str, *, mps: bool) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def _server(plan: Plan, server: Server, image: str, *, mps: bool) -> dict[str, A
         "restart": "unless-stopped",
     }
     if mps:
-        limits = [f"{i}={math.ceil(plan.used(gpu) / MB)}M" for i, gpu in enumerate(server.gpus)]
+        limits = [f"{i}={math.ceil((plan.fleet.process + plan.used(gpu)) / MB)}M" for i, gpu in enumerate(server.gpus)]
         service["environment"] = {"CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": ",".join(limits)}
         service["volumes"].append("/tmp/nvidia-mps:/tmp/nvidia-mps")
         service["ipc"] = "host"

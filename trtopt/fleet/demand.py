@@ -25,8 +25,9 @@ class Memory:
     per_sample: float
 
     def needed(self, batch: int, instances: int) -> int:
-        """Return the bytes that some instances of a batch need on one GPU."""
-        return self.weights + instances * (self.context + math.ceil(batch * self.per_sample))
+        """Return the bytes that some instances of a batch need on one GPU, rounded up to MB."""
+        exact = self.weights + instances * (self.context + math.ceil(batch * self.per_sample))
+        return -(-exact // MB) * MB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +150,10 @@ class Fleet:
     demands: tuple[Demand, ...]
     gpus: tuple[Gpu, ...]
     process: int
+
+    def free(self, gpu: int) -> int:
+        """Return the bytes of a GPU for models, rounded down to MB; negative if the server itself does not fit."""
+        return (self.gpus[gpu].memory - self.process) // MB * MB
 
     def demand(self, name: str) -> Demand:
         """Return the model of a name."""

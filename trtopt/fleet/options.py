@@ -47,7 +47,7 @@ def options(fleet: Fleet, strategy: Strategy) -> tuple[Option, ...]:
         for number, demand in enumerate(fleet.demands)
         for place, gpu in enumerate(fleet.gpus)
         for option in _on(number, demand, place, gpu, strategy)
-        if option.memory <= fleet.gpus[place].memory - fleet.process
+        if option.memory <= fleet.free(place)
     )
 
 

@@ -25,8 +25,6 @@ from trtopt.fleet.plan import Plan, Strategy
 Floats = NDArray[np.float64]
 _SECONDS = 20.0
 _SLACK = 1e-6
-_TIGHT = 1 - 1e-5
-"""Part of the memory that is given away: a solution may break a limit by a millionth."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,10 +75,10 @@ class _Program:
         self.most: list[float] = []
         self.solution: Floats = np.zeros(self.count)
         size = len(found)
-        for gpu, described in enumerate(fleet.gpus):
+        for gpu in range(len(fleet.gpus)):
             here = [i for i, option in enumerate(found) if option.gpu == gpu]
-            free = (described.memory - fleet.process) * _TIGHT
-            self.limit({i: found[i].memory / free for i in here}, 1.0)
+            # In MB, so that a solution that is a millionth off does not take more than there is.
+            self.limit({i: found[i].memory / fleet.free(gpu) for i in here}, 1.0)
             self.limit({size + i: found[i].load * fleet.demands[found[i].model].rate for i in here}, BUSY)
         for model in range(len(fleet.demands)):
             own = [i for i, option in enumerate(found) if option.model == model]

@@ -76,12 +76,12 @@ class Plan:
         return next(each for each in self.services if each.model == name)
 
     def used(self, gpu: int) -> int:
-        """Return the bytes that the plan takes on a GPU, with the server process."""
-        total = self.fleet.process
-        for service in self.services:
-            if count := service.on(gpu):
-                total += self.fleet.demand(service.model).memory.needed(service.batch, count)
-        return total
+        """Return the bytes that models take on a GPU, without the server process."""
+        return sum(
+            self.fleet.demand(service.model).memory.needed(service.batch, count)
+            for service in self.services
+            if (count := service.on(gpu))
+        )
 
     def load(self, gpu: int) -> float:
         """Return the part of the time that a GPU computes, if each GPU serves by its capacity and batches are full."""

@@ -35,7 +35,7 @@ def plan(fleet: Fleet, strategy: Strategy, previous: Plan | None = None) -> Plan
     """
     chosen = pack(fleet, strategy, previous)
     services = tuple(
-        _service(fleet, number, [each for each in chosen if each.option.model == number], strategy)
+        service(fleet, number, [each for each in chosen if each.option.model == number], strategy)
         for number in range(len(fleet.demands))
     )
     made = Plan(strategy=strategy, fleet=fleet, services=services)
@@ -44,7 +44,8 @@ def plan(fleet: Fleet, strategy: Strategy, previous: Plan | None = None) -> Plan
     return replace(made, expected=expected(made))
 
 
-def _service(fleet: Fleet, number: int, chosen: Sequence[Chosen], strategy: Strategy) -> Service:
+def service(fleet: Fleet, number: int, chosen: Sequence[Chosen], strategy: Strategy) -> Service:
+    """Return how a model is served by the instances that were chosen for it."""
     demand = fleet.demands[number]
     if not chosen:
         return Service(model=demand.name, batch=1, delay_us=0, places=(), served=0.0)
@@ -89,10 +90,8 @@ def _missing(made: Plan, service: Service) -> str:
     short, number = min((_short(made, demand, number, count), number) for number, _ in able)
     if short > 0:
         where = f"GPU {made.fleet.gpus[number].device}"
-        free = made.fleet.gpus[number].memory - made.used(number)
-        return (
-            f"does not fit: {math.ceil(short / MB):,} MB more are needed on {where}, which has {free // MB:,} MB free"
-        )
+        free = max(made.fleet.free(number) - made.used(number), 0) // MB
+        return f"does not fit: {short // MB:,} MB more are needed on {where}, which has {free:,} MB free"
     needed = demand.memory.needed(demand.batches()[0], count)
     if made.strategy == "fixed" and demand.budget and needed > demand.budget:
         over = math.ceil((needed - demand.budget) / MB)
@@ -103,7 +102,7 @@ def _missing(made: Plan, service: Service) -> str:
 def _short(made: Plan, demand: Demand, number: int, count: int) -> int:
     """Return the bytes that a GPU lacks for a model with its smallest batch; negative if it fits."""
     batch = fitting(demand, made.fleet.gpus[number])[0]
-    return made.used(number) + demand.memory.needed(batch, count) - made.fleet.gpus[number].memory
+    return made.used(number) + demand.memory.needed(batch, count) - made.fleet.free(number)
 
 
 def stations(made: Plan) -> tuple[Station, ...]:

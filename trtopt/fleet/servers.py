@@ -34,7 +34,6 @@ class Server:
     def command(self, plan: Plan) -> list[str]:
         """Return the command line that it runs."""
         words = ["tritonserver", "--model-repository=/models", "--metrics-config=summary_latencies=true"]
-        words += ["--model-control-mode=poll", "--repository-poll-secs=15"]
         if plan.strategy == "priority":
             words.append("--rate-limit=execution_count")
             words += [f"--rate-limit-resource={config.RESOURCE}:{_FULL}:{i}" for i in range(len(self.gpus))]

@@ -17,7 +17,7 @@ def gpus(plan: Plan) -> list[str]:
     rows = [["GPU", "name", "MB used", "of", "busy", "instances"]]
     for number, gpu in enumerate(plan.fleet.gpus):
         here = [f"{service.on(number)} x {service.model}" for service in plan.services if service.on(number)]
-        used = plan.used(number) if here else 0
+        used = plan.fleet.process + plan.used(number) if here else 0
         rows.append(
             [
                 gpu.device,
