@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -31,6 +32,7 @@ IMAGE = "nvcr.io/nvidia/tritonserver:26.03-py3"
 SLICES = tuple(Gpu(device=f"0:{i}", name="H/3g.40gb", memory=1000 * MB, speed=3 / 7, profile="3g.40gb") for i in (0, 1))
 
 
+@functools.cache
 def plans() -> list[Plan]:
     """Return plans on two GPUs with priorities, and on two slices."""
     two = (model("a", 700, limit=80.0), model("b", 300, priority=2, urgent=0.1))
