@@ -16,7 +16,7 @@ import pytest
 from fleet.test_pack import fleet as models
 from fleet.test_pack import model
 
-from trtopt.fleet import compose, dashboard, kubernetes, load, planning
+from trtopt.fleet import compose, dashboard, kubernetes, load, planning, shortage
 from trtopt.fleet.demand import MB, Gpu
 from trtopt.fleet.plan import Plan
 from trtopt.fleet.servers import given, servers
@@ -44,7 +44,7 @@ def plans() -> list[Plan]:
 @pytest.fixture(scope="module", params=[0, 1], ids=["whole", "slices"])
 def plan(request: pytest.FixtureRequest) -> Plan:
     made = plans()[request.param]
-    assert not planning.shortages(made)
+    assert not shortage.shortages(made)
     return made
 
 

@@ -160,3 +160,9 @@ def test_a_slower_clock_changes_nothing_else(models: list[Station], limited: boo
     after = simulate([slowed(each) for each in models], Setting(speeds=speeds, limited=limited, seconds=2 * factor))
     for first, second in zip(before, after, strict=True):
         np.testing.assert_allclose(second.latency, factor * first.latency, rtol=1e-6)
+
+
+def test_requests_arrive_when_they_are_said_to() -> None:
+    streams = (Stream(rate=1.0, moments=(0.0, 1.0, 2.0)),)
+    latency = run(load=0, streams=streams).latency
+    assert latency.tolist() == [10.0, 19.0, 28.0]

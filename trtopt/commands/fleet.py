@@ -15,7 +15,7 @@ from trtopt.commands.bench import kept
 from trtopt.commands.package import model_name, source
 from trtopt.errors import UsageError
 from trtopt.events import Emit, StageFinished, StageStarted, Warned, silent
-from trtopt.fleet import file, folder, planning
+from trtopt.fleet import file, folder, planning, shortage
 from trtopt.fleet.demand import Demand, Fleet, Gpu, measured
 from trtopt.fleet.plan import FILE, Plan, Strategy, read
 from trtopt.fleet.servers import given, servers
@@ -108,7 +108,7 @@ def fleet(plan: FleetPlan, emit: Emit = silent) -> Planned:
     start = time.perf_counter()
     made = planning.plan(asked, plan.strategy, previous)
     emit(StageFinished("plan", time.perf_counter() - start, f"{len(names)} models on {len(plan.gpus)} GPUs"))
-    shortages = planning.shortages(made)
+    shortages = shortage.shortages(made)
     if shortages or plan.out is None:
         return Planned(plan=made, shortages=shortages)
     folder.check(plan.out, made, previous)

@@ -23,6 +23,8 @@ from trtopt.fleet.options import BUSY, Option, options
 from trtopt.fleet.plan import Plan, Strategy
 
 Floats = NDArray[np.float64]
+ENOUGH = 0.999
+"""Part of a rate that counts as all of it: packing is exact to a ten-thousandth."""
 _SECONDS = 20.0
 _SLACK = 1e-6
 

@@ -12,17 +12,15 @@ from dataclasses import replace
 import numpy as np
 
 from trtopt.bench.intervals import PERCENTILES
-from trtopt.fleet.demand import MB, Demand, Fleet
-from trtopt.fleet.options import BUSY, fitting, least_instances
-from trtopt.fleet.pack import Chosen, pack
+from trtopt.fleet import shortage
+from trtopt.fleet.demand import Demand, Fleet
+from trtopt.fleet.pack import ENOUGH, Chosen, pack
 from trtopt.fleet.plan import Expected, Place, Plan, Service, Strategy
 from trtopt.fleet.simulate import Outcome, Setting, Station, Stream, simulate
 
 _REQUESTS = 60_000
 """Requests to simulate."""
 _MOST_SECONDS = 600.0
-_ENOUGH = 0.999
-"""Part of a rate that counts as all of it: the packing is exact to a ten-thousandth."""
 
 
 def plan(fleet: Fleet, strategy: Strategy, previous: Plan | None = None) -> Plan:
@@ -39,7 +37,7 @@ def plan(fleet: Fleet, strategy: Strategy, previous: Plan | None = None) -> Plan
         for number in range(len(fleet.demands))
     )
     made = Plan(strategy=strategy, fleet=fleet, services=services)
-    named = tuple(replace(service, missing=_missing(made, service)) for service in services)
+    named = tuple(replace(service, missing=shortage.missing(made, service)) for service in services)
     made = replace(made, services=named)
     return replace(made, expected=expected(made))
 
@@ -56,7 +54,7 @@ def service(fleet: Fleet, number: int, chosen: Sequence[Chosen], strategy: Strat
         batch=batch,
         delay_us=_delay(fleet, demand, chosen, strategy),
         places=tuple(Place(gpu=each.option.gpu, instances=each.option.instances) for each in chosen),
-        served=demand.rate if served >= _ENOUGH * demand.rate else served,
+        served=demand.rate if served >= ENOUGH * demand.rate else served,
     )
 
 
@@ -71,38 +69,6 @@ def _delay(fleet: Fleet, demand: Demand, chosen: Sequence[Chosen], strategy: Str
     speed = min(fleet.gpus[each.option.gpu].speed for each in chosen)
     left = demand.limit - 2 * demand.slow(chosen[0].option.batch) / speed
     return math.floor(max(min(left, demand.time(1)), 0.0) * 1000)
-
-
-def _missing(made: Plan, service: Service) -> str:
-    """Return why a model is not served at its rate; empty if it is. Memory is in MB, 10^6 bytes."""
-    demand = made.fleet.demand(service.model)
-    if service.served >= demand.rate:
-        return ""
-    if service.places:
-        return f"serves {service.served:.4g} of {demand.rate:g} requests/s: no time or memory is left for more"
-    able = [(number, gpu) for number, gpu in enumerate(made.fleet.gpus) if fitting(demand, gpu)]
-    if not able:
-        slowest = 2 * demand.slow(demand.batches()[0]) / max(gpu.speed for gpu in made.fleet.gpus)
-        return (
-            f"cannot keep {demand.limit:g} ms: a request may take {slowest:.3g} ms, twice the p99 of the smallest batch"
-        )
-    count = demand.instances if made.strategy == "fixed" else least_instances(demand)
-    short, number = min((_short(made, demand, number, count), number) for number, _ in able)
-    if short > 0:
-        where = f"GPU {made.fleet.gpus[number].device}"
-        free = max(made.fleet.free(number) - made.used(number), 0) // MB
-        return f"does not fit: {short // MB:,} MB more are needed on {where}, which has {free:,} MB free"
-    needed = demand.memory.needed(demand.batches()[0], count)
-    if made.strategy == "fixed" and demand.budget and needed > demand.budget:
-        over = math.ceil((needed - demand.budget) / MB)
-        return f"does not fit: {over:,} MB more are needed than the {demand.budget // MB:,} MB that it is given"
-    return f"is not served: the GPUs compute {100 * BUSY:.0f} % of the time for more valuable requests"
-
-
-def _short(made: Plan, demand: Demand, number: int, count: int) -> int:
-    """Return the bytes that a GPU lacks for a model with its smallest batch; negative if it fits."""
-    batch = fitting(demand, made.fleet.gpus[number])[0]
-    return made.used(number) + demand.memory.needed(batch, count) - made.fleet.free(number)
 
 
 def stations(made: Plan) -> tuple[Station, ...]:
@@ -154,17 +120,3 @@ def _latency(outcome: Outcome, *, urgent: bool) -> dict[str, float]:
     if urgent and len(first := outcome.latency[outcome.level == 1]):
         found["p99 urgent"] = float(np.percentile(first, 99))
     return found
-
-
-def shortages(made: Plan) -> tuple[str, ...]:
-    """Return a line for each model that is not served as asked: not at its rate, or not within its limit."""
-    lines = []
-    for service in made.services:
-        demand = made.fleet.demand(service.model)
-        if service.missing:
-            lines.append(f"{service.model} {service.missing}")
-        elif (p99 := made.expected[service.model].latency["p99"]) > demand.limit:
-            lines.append(
-                f"{service.model} is expected to answer within {p99:.3g} ms at p99; its limit is {demand.limit:g} ms"
-            )
-    return tuple(lines)

@@ -28,10 +28,14 @@ _EPSILON = 1e-9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stream:
-    """Requests that arrive at random times: how many per second, and their priority level (1 goes first)."""
+    """Requests that arrive at random times: how many per second, and their priority level (1 goes first).
+
+    `moments` are the times in milliseconds, ascending, where they are known.
+    """
 
     rate: float
     level: int = 1
+    moments: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,9 +168,11 @@ def _arrivals(stations: Sequence[Station], setting: Setting) -> tuple[list[float
     parts = []
     for number, station in enumerate(stations):
         for stream in station.streams:
-            count = rng.poisson(stream.rate * setting.seconds)
-            moments = np.sort(rng.uniform(0, setting.seconds * 1000, count))
-            parts.append((moments, np.full(count, number), np.full(count, stream.level)))
+            moments = np.asarray(stream.moments, np.float64)
+            if not stream.moments:
+                count = rng.poisson(stream.rate * setting.seconds)
+                moments = np.sort(rng.uniform(0, setting.seconds * 1000, count))
+            parts.append((moments, np.full(len(moments), number), np.full(len(moments), stream.level)))
     times, owners, levels = (np.concatenate(part) for part in zip(*parts, strict=True))
     order = np.argsort(times, kind="stable")
     return times[order].tolist(), owners[order].tolist(), levels[order].tolist()
