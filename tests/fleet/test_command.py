@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from serve.conftest import digits  # noqa: F401  (a fixture)
-from support import Done
+from support import ROOT, Done
 
 from trtopt.fleet.demand import MB
 from trtopt.fleet.plan import read
@@ -247,3 +247,26 @@ def test_a_real_server_loads_the_repository_of_a_fleet(cli: Cli, write: Callable
         assert f"verified {name}: 64 answers equal the runner's" in done.out
     made = config.parse((tmp_path / "fleet/models/b/config.pbtxt").read_text())
     assert made.dynamic_batching.priority_levels == 2
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pytriton") is None, reason="pytriton is not installed")
+def test_the_documentation_writes_a_folder_that_a_server_loads(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tritonclient")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs/fleet.md").read_text()
+    for title, content in re.findall(r'^```toml title="([^"]*)"\n(.*?)^```$', text, re.MULTILINE | re.DOTALL):
+        (tmp_path / title).write_text(content)
+    (tmp_path / "samples").symlink_to(ROOT / "samples")
+    commands = [line.split() for line in re.findall(r"^\$ trtopt (.*)$", text, re.MULTILINE)]
+    (written,) = (words for words in commands if "-o" in words and words[0] == "fleet")
+    for words in commands[2:4]:  # the first two are about a GPU
+        assert cli(*words).code == 0
+    done = cli(*written)
+    assert done.code == 0, done.err
+    assert "verified digits-fp16: 64 answers equal the runner's" in done.out
+    table = set(re.findall(r"^\| `([\w./]+)` \| ", text.partition("| file |")[2], re.MULTILINE))
+    assert table == {f"{path.name}/" if path.is_dir() else path.name for path in (tmp_path / "fleet").iterdir()} - {
+        "prometheus.yml"
+    }

@@ -15,7 +15,7 @@ from scipy.optimize import linprog
 from trtopt.fleet import planning, shortage
 from trtopt.fleet.demand import MB, Demand, Fleet, Gpu, Memory, constant
 from trtopt.fleet.options import BUSY, Option, options
-from trtopt.fleet.pack import pack, weight
+from trtopt.fleet.pack import Chosen, pack, weight
 from trtopt.fleet.plan import Place, Plan, Strategy
 
 STRATEGIES: tuple[Strategy, ...] = ("fixed", "dynamic", "priority")
@@ -88,7 +88,10 @@ def served(made: Plan) -> float:
 
 def planned(asked: Fleet, strategy: Strategy, previous: Plan | None = None) -> Plan:
     """Return a plan without its simulation."""
-    chosen = pack(asked, strategy, previous)
+    return packed(asked, strategy, pack(asked, strategy, previous))
+
+
+def packed(asked: Fleet, strategy: Strategy, chosen: tuple[Chosen, ...]) -> Plan:
     own = [[each for each in chosen if each.option.model == number] for number in range(len(asked.demands))]
     services = tuple(planning.service(asked, number, each, strategy) for number, each in enumerate(own))
     return Plan(strategy=strategy, fleet=asked, services=services)
@@ -97,7 +100,8 @@ def planned(asked: Fleet, strategy: Strategy, previous: Plan | None = None) -> P
 @settings(max_examples=200, deadline=None)
 @given(fleets(5, 3), st.sampled_from(STRATEGIES))
 def test_a_plan_never_takes_more_memory_or_time_than_there_is(asked: Fleet, strategy: Strategy) -> None:
-    made = planned(asked, strategy)
+    chosen = pack(asked, strategy)
+    made = packed(asked, strategy, chosen)
     for number, gpu in enumerate(asked.gpus):
         assert not made.used(number) or asked.process + made.used(number) <= gpu.memory
     for service in made.services:
@@ -111,7 +115,6 @@ def test_a_plan_never_takes_more_memory_or_time_than_there_is(asked: Fleet, stra
             if strategy == "fixed":
                 assert place.instances == demand.instances
                 assert not demand.budget or demand.memory.needed(service.batch, place.instances) <= demand.budget
-    chosen = pack(asked, strategy)
     for number in range(len(asked.gpus)):
         assert sum(each.served * each.option.load for each in chosen if each.option.gpu == number) <= BUSY + 1e-3
 

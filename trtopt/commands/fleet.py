@@ -107,7 +107,7 @@ def fleet(plan: FleetPlan, emit: Emit = silent) -> Planned:
     emit(StageStarted("plan"))
     start = time.perf_counter()
     made = planning.plan(asked, plan.strategy, previous)
-    emit(StageFinished("plan", time.perf_counter() - start, f"{len(names)} models on {len(plan.gpus)} GPUs"))
+    emit(StageFinished("plan", time.perf_counter() - start, f"models: {len(names)}, GPUs: {len(plan.gpus)}"))
     shortages = shortage.shortages(made)
     if shortages or plan.out is None:
         return Planned(plan=made, shortages=shortages)

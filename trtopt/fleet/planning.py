@@ -18,7 +18,7 @@ from trtopt.fleet.pack import ENOUGH, Chosen, pack
 from trtopt.fleet.plan import Expected, Place, Plan, Service, Strategy
 from trtopt.fleet.simulate import Outcome, Setting, Station, Stream, simulate
 
-_REQUESTS = 60_000
+_REQUESTS = 40_000
 """Requests to simulate."""
 _MOST_SECONDS = 600.0
 

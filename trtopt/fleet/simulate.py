@@ -1,9 +1,11 @@
 """A simulation of a server: requests arrive, wait, are joined as batches, and run on GPUs that instances share.
 
-It follows Triton's dynamic batcher (docs/user_guide/batcher.md of the server): an instance that becomes idle takes what
-is waiting, up to the largest batch, urgent requests first. With a delay, it waits for a batch to fill, or for its
-oldest request to have waited so long. Running instances slow each other down once they occupy more than their GPU; with
-the rate limiter, they wait for each other instead, and the one with the fewest runs times its priority goes first.
+It follows Triton's dynamic batcher (`BatcherThread` in src/dynamic_batch_scheduler.cc of its core). Waiting requests
+join a batch that is still open when it becomes full, or when the oldest of them has waited for the delay; an idle
+instance takes the first batch. At most two batches per instance are formed ahead. With priority levels none is, so that
+an idle instance takes the most urgent requests. Running instances slow each other down once they occupy more than their
+GPU; with the rate limiter, they wait for each other instead, and the one with the fewest runs times its priority goes
+first.
 
 Touches: nothing.
 """
@@ -117,13 +119,19 @@ class _Gpu:
 
 @dataclass(slots=True, kw_only=True)
 class _State:
-    """A station while time passes: requests that wait by level, idle instances by GPU, and runs by GPU."""
+    """A station while time passes: requests that wait by level, formed batches, and idle instances and runs by GPU.
+
+    `most` is the size of a full batch, and `slots` the number of batches that may be formed before they run.
+    """
 
     station: Station
     number: int
+    most: int
+    slots: int
     queues: dict[int, deque[int]]
     idle: dict[int, int]
     runs: dict[int, int]
+    formed: deque[list[int]] = field(default_factory=deque)
     batches: int = 0
     timer: float = -1.0
 
@@ -133,11 +141,11 @@ class _State:
     def oldest(self) -> int:
         return min(queue[0] for queue in self.queues.values() if queue)
 
-    def size(self, *, waited: bool) -> int:
-        """Return the batch to run now; 0 to wait for more requests."""
-        count = min(self.waiting(), self.station.batch)
-        reached = [size for size in self.station.preferred or (self.station.batch,) if size <= count]
-        return max(reached) if reached else count if waited else 0
+    def joining(self, size: int, *, waited: bool) -> int:
+        """Return how many requests join a batch that has some; 0 if they wait for more."""
+        total = min(size + self.waiting(), self.most)
+        reached = [each for each in self.station.preferred or (self.most,) if size < each <= total]
+        return total - size if waited else max(reached, default=size) - size
 
     def take(self, size: int) -> list[int]:
         taken: list[int] = []
@@ -230,30 +238,39 @@ class _Server:
             ready = []
             for state in states:
                 free = [gpu for gpu in gpus if state.idle.get(gpu) and self.has_room(self.gpus[gpu], state)]
-                if free and state.waiting() and (size := self.size(state, now)):
-                    ready += [(state.runs[gpu] * state.station.priority, state.number, gpu, size) for gpu in free]
+                if free or state.slots > 1:
+                    self.form(state, now)
+                if state.formed:
+                    ready += [(state.runs[gpu] * state.station.priority, state.number, gpu) for gpu in free]
             if not ready:
                 return
-            _, number, gpu, size = min(ready)
-            self.launch(self.states[number], gpu, size, now)
+            _, number, gpu = min(ready)
+            self.launch(self.states[number], gpu, now)
 
-    def size(self, state: _State, now: float) -> int:
-        """Return the batch that a model runs now; 0, and a timer, if its requests wait for others."""
-        due = self.times[state.oldest()] + state.station.delay
-        size = state.size(waited=now >= due - _EPSILON)
-        if not size and state.timer != due:
-            state.timer = due
-            heapq.heappush(self.timers, (due, state.number))
-        return size
+    def form(self, state: _State, now: float) -> None:
+        """Let waiting requests of a model join batches, or set a timer if they wait for others."""
+        while state.waiting() and len(state.formed) < state.slots:
+            last = state.formed[-1] if state.formed and len(state.formed[-1]) < state.most else []
+            due = self.times[state.oldest()] + state.station.delay
+            count = state.joining(len(last), waited=now >= due - _EPSILON)
+            if not count:
+                if state.timer != due:
+                    state.timer = due
+                    heapq.heappush(self.timers, (due, state.number))
+                return
+            if not last:
+                state.formed.append(last)
+            last += state.take(count)
 
     def has_room(self, gpu: _Gpu, state: _State) -> bool:
         return not self.limited or gpu.occupied + state.station.share <= 1 + _EPSILON
 
-    def launch(self, state: _State, number: int, size: int, now: float) -> None:
+    def launch(self, state: _State, number: int, now: float) -> None:
         gpu = self.gpus[number]
         gpu.advance(now)
-        left = state.station.duration(size, self.random.random())
-        gpu.running.append(_Job(station=state, gpu=gpu, requests=state.take(size), left=left))
+        batch = state.formed.popleft()
+        left = state.station.duration(len(batch), self.random.random())
+        gpu.running.append(_Job(station=state, gpu=gpu, requests=batch, left=left))
         gpu.occupied += state.station.share
         state.idle[number] -= 1
         state.runs[number] += 1
@@ -264,6 +281,8 @@ def _state(number: int, station: Station) -> _State:
     return _State(
         station=station,
         number=number,
+        most=max(station.preferred, default=station.batch),
+        slots=2 * len(station.instances) if len({stream.level for stream in station.streams}) == 1 else 1,
         queues={stream.level: deque() for stream in sorted(station.streams, key=lambda stream: stream.level)},
         idle={gpu: station.instances.count(gpu) for gpu in station.instances},
         runs=dict.fromkeys(station.instances, 0),

@@ -1,10 +1,10 @@
 """The simulation of `trtopt fleet` beside a real Triton server on the CPU: p95 of the latency at 30, 60 and 80 % load.
 
-    python benchmarks/fleet.py [--seconds 30] [--runs 3]
+    python benchmarks/queues.py [--seconds 30] [--runs 3]
 
 Prints the ratio of the simulated to the measured p95 for each load and run, and ends with 1 unless two of three runs
 are within 20 % at each load. The time of each batch size is measured in the same server, just before each run, and the
-simulated requests arrive when the real ones did: percentiles of another half minute of arrivals differ by 20 % themselves.
+simulated requests arrive when the real ones did, because the p95 of another half minute may differ by 20 % itself.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 import onnx
 
 from trtopt.events import silent
-from trtopt.fleet.demand import Demand, Memory, Time
+from trtopt.fleet.demand import Demand, Memory, constant
 from trtopt.fleet.simulate import Setting, Station, Stream, simulate
 from trtopt.graph.file import describe
 from trtopt.serve import config, folders, load, repository, verify
@@ -152,8 +152,7 @@ def measure(server: Server, case: Case) -> tuple[Demand, float]:
     rows = []
     for batch, found in times.items():
         if len(found) >= PROBES // 5:
-            p50, p90, p95, p99 = np.percentile(found, (50, 90, 95, 99)).tolist()
-            rows.append(Time(batch=batch, mean=float(np.mean(found)), p50=p50, p90=p90, p95=p95, p99=p99))
+            rows.append(constant(batch, float(np.median(found))))
     none = Memory(weights=0, context=0, per_sample=0)
     demand = Demand(name=case.name, rate=1.0, memory=none, times=tuple(rows), largest=BATCH)
     return demand, float(np.median(overhead))
