@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from serve.conftest import digits  # noqa: F401  (a fixture)
@@ -223,9 +224,20 @@ def test_measured_memory_of_a_run_is_used(cli: Cli, digits: Path, tmp_path: Path
     assert (demand["name"], demand["largest"]) == ("digits-fp16", 32)
 
 
+@pytest.mark.parametrize(("gpu", "failures"), [("T4", 0), ("mine=1GB", 1)])
+def test_junit_has_a_case_for_each_rate_and_limit(cli: Cli, stated: Path, gpu: str, failures: int) -> None:
+    done = cli("fleet", stated, "--gpu", gpu, "--dry-run", "--format", "junit")
+    suite = ElementTree.fromstring(done.out)[0]
+    assert suite.attrib["failures"] == str(failures)
+    cases = [(case.attrib["classname"], case.attrib["name"]) for case in suite.iter("testcase")]
+    limited = [("trtopt.fleet.detector", name) for name in ("throughput", "latency_p99")]
+    assert cases == [*limited, ("trtopt.fleet.encoder", "throughput")]
+    (message,) = [each.attrib["message"] for each in suite.iter("failure")] or [""]
+    assert ("encoder: throughput: does not fit" in message) is bool(failures)
+
+
 def test_wrong_flags_get_one_line(cli: Cli, stated: Path) -> None:
     for flags, line in (
-        (("--gpu", "T4", "--format", "junit"), "fleet does not support --format junit"),
         (("--gpu", "T4", "--image", "19.01"), "unknown image"),
         (("--gpu", "T4", "--previous", "nowhere.json"), "nowhere.json cannot be read"),
         (("--gpu", "T4", "-q", "-v"), "contradicts"),

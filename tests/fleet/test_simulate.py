@@ -166,3 +166,17 @@ def test_requests_arrive_when_they_are_said_to() -> None:
     streams = (Stream(rate=1.0, moments=(0.0, 1.0, 2.0)),)
     latency = run(load=0, streams=streams).latency
     assert latency.tolist() == [10.0, 19.0, 28.0]
+
+
+def test_requests_that_have_not_waited_for_the_delay_miss_the_next_batch() -> None:
+    # The second joins a batch at 11, and runs at 15 without the third, which may join one at 17.
+    streams = (Stream(rate=1.0, moments=(0.0, 6.0, 12.0)),)
+    assert run(load=0, streams=streams, batch=8, delay=5.0).latency.tolist() == [15.0, 19.0, 23.0]
+
+
+def test_with_levels_an_urgent_request_overtakes_all_that_wait() -> None:
+    first = Stream(rate=1.0, level=1, moments=(5.0,))
+    second = Stream(rate=1.0, level=2, moments=(0.0, 1.0, 2.0, 3.0))
+    found = run(load=0, streams=(second, first), batch=2)
+    assert found.latency[found.level == 1].tolist() == [15.0]
+    assert found.latency[found.level == 2].tolist() == [10.0, 19.0, 28.0, 27.0]

@@ -16,8 +16,8 @@ from trtopt.cli.options import (
     RUN,
     TENSORRT,
     Format,
+    FormatFlag,
     QuietFlag,
-    TextOrJsonFlag,
     VerboseFlag,
 )
 from trtopt.cli.package import Platform
@@ -96,7 +96,7 @@ def fleet(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, and write nothing.", rich_help_panel=RUN)
     ] = False,
-    format: TextOrJsonFlag = Format.text,
+    format: FormatFlag = Format.text,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,
 ) -> None:
@@ -114,15 +114,14 @@ def fleet(
 
     from trtopt.cli.console import Narrator
     from trtopt.codec import encode
-    from trtopt.commands.fleet import FleetPlan
+    from trtopt.commands.fleet import FleetPlan, report
     from trtopt.commands.fleet import fleet as run
-    from trtopt.errors import EXIT_GATE_FAILED, UsageError
+    from trtopt.errors import EXIT_GATE_FAILED
     from trtopt.fleet import gpus
+    from trtopt.report import render
     from trtopt.serve.folders import Options
     from trtopt.serve.images import image as known_image
 
-    if format not in (Format.text, Format.json):
-        raise UsageError(f"fleet does not support --format {format.value}", fix="Choose text or json")
     plan = FleetPlan(
         models=models,
         gpus=gpus.parse(gpu),
@@ -135,16 +134,20 @@ def fleet(
     )
     with Narrator(quiet=quiet, verbose=verbose) as emit:
         planned = run(plan, emit)
-    if format is Format.json:
+    if format.value == "json":
         print(json.dumps({"schema_version": 1, **encode(planned)}, indent=1, allow_nan=False))
-    else:
+    elif format.value == "text":
         print("\n".join(_lines(planned)))
+    else:
+        print(render(format.value, report(planned)), end="")
     if planned.shortages:
         raise typer.Exit(EXIT_GATE_FAILED)
 
 
 def _lines(planned: Planned) -> list[str]:
     """Return the tables, and what to do next. What must be built comes first, as from `trtopt package`."""
+    import shlex
+
     from trtopt.fleet import table
     from trtopt.report.page.words import plain
 
@@ -158,7 +161,8 @@ def _lines(planned: Planned) -> list[str]:
     if planned.shortages:
         return [plain(line) for line in [*lines, "FAIL: nothing was written"]]
     if planned.out is not None:
-        lines.append(f"{planned.out}: start it with docker compose -f {planned.out / 'compose.yaml'} up -d")
-    if planned.restart:
-        lines.append(f"changed: docker compose -f {planned.out}/compose.yaml restart {' '.join(planned.restart)}")
+        compose = f"docker compose -f {shlex.quote(str(planned.out / 'compose.yaml'))}"
+        lines.append(f"{planned.out}: start it with {compose} up -d")
+        if planned.restart:
+            lines.append(f"changed: {compose} restart {' '.join(planned.restart)}")
     return [plain(line) for line in [*lines, "PASS"]]

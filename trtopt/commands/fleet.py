@@ -22,7 +22,7 @@ from trtopt.fleet.servers import given, servers
 from trtopt.serve import axes, config, folders, verify
 from trtopt.serve.repository import Folder
 from trtopt.stages.bench import Wanted, ranges, wanted
-from trtopt.types import ShapeRange
+from trtopt.types import Benchmark, Report, ShapeRange, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +114,18 @@ def fleet(plan: FleetPlan, emit: Emit = silent) -> Planned:
     folder.check(plan.out, made, previous)
     packaged = {model.demand.name: _packaged(model) for model in models}
     return _written(plan, plan.out, _Change(plan=made, previous=previous, models=packaged), emit)
+
+
+def report(planned: Planned) -> Report:
+    """Return the outcome as a report, with two gates per model: its rate, and its limit."""
+    gates = shortage.gates(planned.plan)
+    verdict: Verdict = "fail" if planned.shortages else "pass"
+    return Report(
+        command="fleet",
+        verdict=verdict,
+        model=", ".join(service.model for service in planned.plan.services),
+        benchmark=Benchmark(targets=(), timings=(), gates=gates, verdict=verdict),
+    )
 
 
 def _previous(plan: FleetPlan) -> Plan | None:

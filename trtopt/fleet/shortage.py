@@ -12,6 +12,7 @@ from trtopt.fleet.demand import MB, Demand
 from trtopt.fleet.options import BUSY, fitting, least_instances
 from trtopt.fleet.pack import ENOUGH, pack
 from trtopt.fleet.plan import Plan, Service
+from trtopt.types import GateResult
 
 _RESOLUTION = 100
 """A shortage is known to 1/100 of it, and to 1 MB below 100 MB."""
@@ -74,15 +75,33 @@ def _fits(made: Plan, demand: Demand, number: int, more: int) -> bool:
     )
 
 
-def shortages(made: Plan) -> tuple[str, ...]:
-    """Return a line for each model that is not served as asked: not at its rate, or not within its limit."""
-    lines = []
+def gates(made: Plan) -> tuple[GateResult, ...]:
+    """Return the result of the gates of each model: that it serves its rate, and within its limit if it has one."""
+    found = []
     for service in made.services:
         demand = made.fleet.demand(service.model)
-        if service.missing:
-            lines.append(f"{service.model} {service.missing}")
-        elif (p99 := made.expected[service.model].latency["p99"]) > demand.limit:
-            lines.append(
-                f"{service.model} is expected to answer within {p99:.3g} ms at p99; its limit is {demand.limit:g} ms"
-            )
-    return tuple(lines)
+        enough = f"{service.served:g} requests/s, must be at least {demand.rate:g} requests/s"
+        found.append(_gate(service, "throughput", (service.served, demand.rate), service.missing, enough))
+        if service.model not in made.expected or not math.isfinite(demand.limit):
+            continue
+        p99 = made.expected[service.model].latency["p99"]
+        late = f"is expected to answer within {p99:.3g} ms at p99; its limit is {demand.limit:g} ms"
+        within = f"{p99:.3g} ms, must be at most {demand.limit:g} ms"
+        found.append(_gate(service, "latency_p99", (p99, demand.limit), late if p99 > demand.limit else "", within))
+    return tuple(found)
+
+
+def _gate(service: Service, metric: str, value: tuple[float, float], failed: str, passed: str) -> GateResult:
+    return GateResult(
+        output=service.model,
+        metric=metric,
+        value=value[0],
+        limit=value[1],
+        verdict="fail" if failed else "pass",
+        reason=failed or passed,
+    )
+
+
+def shortages(made: Plan) -> tuple[str, ...]:
+    """Return a line for each gate that fails."""
+    return tuple(f"{gate.output} {gate.reason}" for gate in gates(made) if gate.verdict == "fail")
