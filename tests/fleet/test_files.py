@@ -62,7 +62,7 @@ def test_compose_is_valid(plan: Plan, mps: bool) -> None:
     validator = Draft7Validator(schema("compose", "config/compose_spec.json"))
     content = compose.compose(plan, servers(plan), IMAGE, mps=mps)
     assert not [error.message for error in validator.iter_errors(content)]
-    wrong = {**content, "services": {"triton": {"image": IMAGE, "comand": []}}}
+    wrong = {**content, "services": {"triton": {"image": IMAGE, "unknown": []}}}
     assert list(validator.iter_errors(wrong))
 
 

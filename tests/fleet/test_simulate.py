@@ -180,3 +180,9 @@ def test_with_levels_an_urgent_request_overtakes_all_that_wait() -> None:
     found = run(load=0, streams=(second, first), batch=2)
     assert found.latency[found.level == 1].tolist() == [15.0]
     assert found.latency[found.level == 2].tolist() == [10.0, 19.0, 28.0, 27.0]
+
+
+def test_the_batcher_sleeps_while_a_batch_is_open() -> None:
+    # The second is in an open batch from 7 on. The third does not wake the batcher before the first batch ends at 11.
+    streams = (Stream(rate=1.0, moments=(0.0, 6.0, 8.0)),)
+    assert run(load=0, streams=streams, batch=8, delay=1.0).latency.tolist() == [11.0, 15.0, 23.0]

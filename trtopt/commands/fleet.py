@@ -27,7 +27,7 @@ from trtopt.types import Benchmark, Report, ShapeRange, Verdict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetPlan:
-    """What `trtopt fleet` was asked to do.
+    """A fleet to plan, and where to write it.
 
     Attributes:
         models: the file that names the models.

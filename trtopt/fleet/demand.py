@@ -1,4 +1,4 @@
-"""What a fleet asks for, and the GPUs that it has: memory and time of each model, as functions of the batch.
+"""The models of a fleet and the GPUs that it has: memory and time of each model, as functions of the batch.
 
 Touches: nothing.
 """

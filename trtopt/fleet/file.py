@@ -29,7 +29,7 @@ _MOST_RATE = 1e7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stated:
-    """What a file says of a model; 0, or empty, is what it does not say.
+    """A model as a file states it; 0, or empty, is what it does not say.
 
     Attributes:
         where: the entry, for error messages.
@@ -58,7 +58,7 @@ class Stated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """What is known of a run: memory (NaN: unknown), time by batch, the largest batch (0: none), how to measure it."""
+    """Knowledge of a run: memory (NaN: unknown), time by batch, the largest batch (0: none), how to measure it."""
 
     weights: float = math.nan
     context: float = math.nan

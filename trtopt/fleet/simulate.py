@@ -2,7 +2,8 @@
 
 It follows Triton's dynamic batcher (`BatcherThread` in src/dynamic_batch_scheduler.cc of its core). Waiting requests
 join a batch that is still open when it becomes full, or when the oldest of them has waited for the delay; an idle
-instance takes the first batch. At most two batches per instance are formed ahead. With priority levels none is, so that
+instance takes the first batch. With a delay, the batcher looks only when a batch ends, a delay is over, the open batch
+can be filled, or none is open. At most two batches per instance are formed ahead. With priority levels none is, so that
 an idle instance takes the most urgent requests. Running instances slow each other down once they occupy more than their
 GPU; with the rate limiter, they wait for each other instead, and the one with the fewest runs times its priority goes
 first.
@@ -77,7 +78,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of a model's requests, in the order of arrival.
+    """A model's requests, in the order of arrival.
 
     Attributes:
         latency: float64 [n], from arrival to answer in milliseconds.
@@ -137,6 +138,15 @@ class _State:
 
     def waiting(self) -> int:
         return sum(map(len, self.queues.values()))
+
+    def open(self) -> list[int]:
+        """Return the batch that requests may join; an empty one if there is none."""
+        return self.formed[-1] if self.formed and len(self.formed[-1]) < self.most else []
+
+    def wakes(self) -> bool:
+        """Return whether the batcher looks at a request that has arrived."""
+        size = len(self.open())
+        return not size or not self.station.delay or self.slots == 1 or size + self.waiting() >= self.most
 
     def oldest(self) -> int:
         return min(queue[0] for queue in self.queues.values() if queue)
@@ -215,7 +225,7 @@ class _Server:
                 state = self.states[owners[arrived]]
                 state.queues[levels[arrived]].append(arrived)
                 arrived += 1
-                self.start([state], range(len(self.gpus)), now)
+                self.start([state], range(len(self.gpus)), now, awake=state.wakes())
             else:
                 self.start([self.states[heapq.heappop(self.timers)[1]]], range(len(self.gpus)), now)
 
@@ -224,21 +234,27 @@ class _Server:
         gpu = self.gpus[number]
         gpu.advance(now)
         first = min(job.left for job in gpu.running)
-        for job in [job for job in gpu.running if job.left <= first + _EPSILON]:
+        done = [job for job in gpu.running if job.left <= first + _EPSILON]
+        for job in done:
             gpu.running.remove(job)
             job.station.idle[number] += 1
             for request in job.requests:
                 self.ends[request] = now
         gpu.occupied = sum(job.station.station.share for job in gpu.running)
-        self.start(self.on[number], [number], now)
+        # An idle instance is faster than the batcher.
+        self.start(self.on[number], [number], now, awake=False)
+        self.start([job.station for job in done], range(len(self.gpus)), now)
 
-    def start(self, states: Sequence[_State], gpus: Sequence[int], now: float) -> None:
-        """Start all batches that may run now, those with the fewest turns first."""
+    def start(self, states: Sequence[_State], gpus: Sequence[int], now: float, *, awake: bool = True) -> None:
+        """Start all batches that may run now, those with the fewest turns first.
+
+        `awake`: whether the batcher looks at the waiting requests of models with a delay.
+        """
         while True:
             ready = []
             for state in states:
                 free = [gpu for gpu in gpus if state.idle.get(gpu) and self.has_room(self.gpus[gpu], state)]
-                if free or state.slots > 1:
+                if free if state.slots == 1 else awake or not state.station.delay:
                     self.form(state, now)
                 if state.formed:
                     ready += [(state.runs[gpu] * state.station.priority, state.number, gpu) for gpu in free]
@@ -250,7 +266,7 @@ class _Server:
     def form(self, state: _State, now: float) -> None:
         """Let waiting requests of a model join batches, or set a timer if they wait for others."""
         while state.waiting() and len(state.formed) < state.slots:
-            last = state.formed[-1] if state.formed and len(state.formed[-1]) < state.most else []
+            last = state.open()
             due = self.times[state.oldest()] + state.station.delay
             count = state.joining(len(last), waited=now >= due - _EPSILON)
             if not count:
