@@ -122,6 +122,18 @@ def test_a_rerun_changes_only_what_it_must_and_keeps_engines(
     assert not list(out.glob(".tmp*"))
 
 
+def test_models_move_to_other_servers(cli: Cli, write: Callable[..., Path], tmp_path: Path) -> None:
+    pytest.importorskip("tritonclient")
+    out, path = tmp_path / "fleet", write(a=200, b=300)
+    slices = "mine/3g.40gb=800MB:2"  # each has the memory for one of the models
+    assert cli("fleet", path, "--gpu", slices, "-o", out).code == 0
+    assert sorted(each.name for each in (out / "models").iterdir()) == ["triton-0-0", "triton-0-1"]
+    done = cli("fleet", path, "--gpu", "mine=2GB", "-o", out)
+    assert done.code == 0, done.err
+    # Another folder in the repository would be taken for a model.
+    assert sorted(each.name for each in (out / "models").iterdir()) == ["a", "b"]
+
+
 def test_an_engine_of_another_graph_does_not_stay(
     cli: Cli, write: Callable[..., Path], tmp_path: Path, conv_net: Path
 ) -> None:

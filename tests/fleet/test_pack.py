@@ -254,3 +254,9 @@ def test_a_model_beside_others_is_short_of_what_they_leave() -> None:
 def test_a_budget_that_is_too_small_is_named() -> None:
     made = planning.plan(fleet(model("a", 10, budget=150 * MB)), "fixed")
     assert shortage.shortages(made) == ("a does not fit: 10 MB more are needed than the 150 MB that it is given",)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_model_of_few_requests_is_not_left_out(strategy: Strategy) -> None:
+    made = planned(fleet(model("a", 600), model("b", 0.01), sizes=(1000, 1000)), strategy)
+    assert [each.served for each in made.services] == [600, 0.01]

@@ -142,6 +142,10 @@ def _model(stated: file.Stated, emit: Emit) -> _Model:
     run = wanted(stated.run, name)
     shapes = ranges(run, (), None)
     demand = file.demand(stated, name, _known(run, shapes, emit))
+    if demand.urgent and not demand.largest:
+        raise UsageError(
+            f"{name}: urgent needs a batch axis", why="a model without one has no priorities", fix="Leave it out"
+        )
     return _Model(demand=demand, packaged=folders.Model(name=name, runs=(source(run),), shapes=shapes))
 
 

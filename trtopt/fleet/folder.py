@@ -126,6 +126,9 @@ def update(place: Path, stage: Path, plan: Plan, previous: Plan | None) -> Chang
         gone = [model for model in before if model not in now]
         for model in gone:
             shutil.rmtree(place / model, ignore_errors=True)
+            # A server would take the empty folder of another one for a model.
+            with contextlib.suppress(OSError):
+                (place / model).parent.rmdir()
         for path in sorted(stage.rglob("*"), key=lambda path: (path.name == FILE, path)):
             if path.is_file() and path.relative_to(stage).parts[0] != "models":
                 _replace(path, place / path.relative_to(stage))

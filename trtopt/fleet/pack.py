@@ -25,8 +25,9 @@ from trtopt.fleet.plan import Plan, Strategy
 Floats = NDArray[np.float64]
 ENOUGH = 0.999
 """Part of a rate that counts as all of it: packing is exact to a ten-thousandth."""
-_SECONDS = 20.0
-_SLACK = 1e-6
+_SECONDS = 10.0
+_GAP = 1e-6
+"""Part of the value that a solution may lack: a model of few requests must not be left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,7 @@ class _Program:
         for gpu in range(len(fleet.gpus)):
             here = [i for i, option in enumerate(found) if option.gpu == gpu]
             # In MB, so that a solution that is a millionth off does not take more than there is.
-            self.limit({i: found[i].memory / fleet.free(gpu) for i in here}, 1.0)
+            self.limit({i: found[i].memory / max(fleet.free(gpu), 1) for i in here}, 1.0)
             self.limit({size + i: found[i].load * fleet.demands[found[i].model].rate for i in here}, BUSY)
         for model in range(len(fleet.demands)):
             own = [i for i, option in enumerate(found) if option.model == model]
@@ -122,7 +123,7 @@ class _Program:
 
     def keep(self, value: Floats, reached: float) -> None:
         """Let no later solution have less of a value."""
-        self.limit({i: -float(each) for i, each in enumerate(value) if each}, _SLACK - reached)
+        self.limit({i: -float(each) for i, each in enumerate(value) if each}, _GAP - reached)
 
     def best(self, costs: Floats) -> Floats:
         """Return the solution of the lowest cost."""
@@ -139,7 +140,7 @@ class _Program:
             integrality=integral,
             bounds=Bounds(0, 1),
             constraints=LinearConstraint(matrix, ub=np.array(self.most)),
-            options={"time_limit": _SECONDS, "mip_rel_gap": 1e-4},
+            options={"time_limit": _SECONDS, "mip_rel_gap": _GAP},
         )
         if done.x is not None:  # in time; else the solution before still is one, as nothing is at first
             self.solution = np.asarray(done.x, np.float64)

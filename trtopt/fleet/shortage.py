@@ -9,13 +9,15 @@ import math
 from dataclasses import replace
 
 from trtopt.fleet.demand import MB, Demand
-from trtopt.fleet.options import BUSY, fitting, least_instances
+from trtopt.fleet.options import BUSY, fitting, least_instances, options
 from trtopt.fleet.pack import ENOUGH, pack
 from trtopt.fleet.plan import Plan, Service
 from trtopt.types import GateResult
 
 _RESOLUTION = 100
 """A shortage is known to 1/100 of it, and to 1 MB below 100 MB."""
+_MOST_OPTIONS = 100
+"""With more, packing takes seconds, and is not repeated: the shortage is that beside the others as they are."""
 
 
 def missing(made: Plan, service: Service) -> str:
@@ -55,7 +57,7 @@ def _least(made: Plan, demand: Demand, number: int, most: int) -> int:
     """
     if not _fits(made, demand, number, most):
         return 0
-    low = 0
+    low = most if len(options(made.fleet, made.strategy)) > _MOST_OPTIONS else 0
     while most - low > max(1, most // _RESOLUTION):
         middle = (low + most) // 2
         low, most = (low, middle) if _fits(made, demand, number, middle) else (middle, most)
