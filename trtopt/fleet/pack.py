@@ -61,11 +61,25 @@ def pack(fleet: Fleet, strategy: Strategy, previous: Plan | None = None) -> tupl
         program.keep(value, float(value @ solution))
     solution = program.best(_costs(fleet, found, previous))
     parts = solution[len(found) : 2 * len(found)]
-    return tuple(
+    chosen = [
         Chosen(option=option, served=float(np.clip(part, 0, 1)) * fleet.demands[option.model].rate)
         for option, is_chosen, part in zip(found, solution[: len(found)] > 0.5, parts, strict=True)
         if is_chosen
-    )
+    ]
+    return _completed(fleet, chosen)
+
+
+def _completed(fleet: Fleet, chosen: Sequence[Chosen]) -> tuple[Chosen, ...]:
+    """Return a choice in which instances serve what the rounding of the program has left of their rate."""
+    found = list(chosen)
+    for i, each in enumerate(found):
+        option = each.option
+        free = BUSY - sum(other.served * other.option.load for other in found if other.option.gpu == option.gpu)
+        left = fleet.demands[option.model].rate
+        left -= sum(other.served for other in found if other.option.model == option.model)
+        more = min(left, option.capacity - each.served, free / option.load)
+        found[i] = Chosen(option=option, served=each.served + max(more, 0.0))
+    return tuple(found)
 
 
 class _Program:
