@@ -7,8 +7,10 @@ import random
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -110,6 +112,52 @@ def test_the_report_shows_each_choice_and_each_decision(whole: Report) -> None:
     assert "these 2 cannot be int8: p0, p2" in page
 
 
+def test_where_everything_quantized_passes_nothing_is_searched(network: Path, tmp_path: Path) -> None:
+    report = tuned(network, tmp_path, keep=["p0", "p2"])
+    assert report.tuning is not None
+    assert all(quantized(report).values())
+    assert [(each.half, each.samples) for each in report.tuning.choices] == [("verdict", 80)]
+    assert (report.tuning.passes, report.tuning.judging) == (0, 80)
+    assert (
+        "with everything quantized, the verdict on 80 samples needs no search" in (tmp_path / "report.html").read_text()
+    )
+
+
+def test_no_sample_is_run_twice_by_a_choice_that_is_judged_on_more_of_them(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: Counter[bytes] = Counter()
+    quantized, judged = Trials.quantized, Trials.judged
+
+    class Counted:
+        callers = 1
+        where = ""
+
+        def __init__(self, runner: Any) -> None:
+            self.runner = runner
+
+        def run(self, feed: dict[str, np.ndarray]) -> Any:
+            runs[bytes([opened.index(self)]) + feed["x"].tobytes()] += 1
+            return self.runner.run(feed)
+
+    opened: list[Counted] = []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        opened.append(Counted(quantized(*args, **options)))
+        return opened[-1]
+
+    def only_judged(*args: Any, **options: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(Trials, "quantized", counted)
+            return judged(*args, **options)
+
+    monkeypatch.setattr(Trials, "judged", only_judged)
+    report = tuned(network, tmp_path)
+    assert report.tuning is not None
+    assert len(opened) > 5
+    assert set(runs.values()) == {1}
+
+
 def test_a_second_run_evaluates_nothing(network: Path, whole: Report, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(Trials, "judged")
     assert quantized(tuned(network, whole.run_dir)) == quantized(whole)
@@ -183,6 +231,7 @@ def test_where_even_nothing_quantized_fails_it_says_so(network: Path, cli: CLI, 
     done = cli(*arguments(network, tmp_path), "--gate", "sqnr=200dB")
     assert done.code == 1, done.err
     assert "no choice can pass: with nothing quantized, y: sqnr: sqnr is" in " ".join(done.out.split())
+    assert "(no choice can pass: y: sqnr fails even with nothing in int8" in done.out.splitlines()[-1]
     report = json.loads((tmp_path / "report.json").read_text())
     assert not any(group["quantized"] for group in report["tuning"]["groups"])
 

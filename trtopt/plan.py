@@ -85,7 +85,8 @@ class ConvertPlan:
 
     `baseline` is the FP32 model of a source that is quantized already. `speed` times the engine where it runs, beside
     those of higher precisions; `speed_gates` are limits on that. With a `target` no engine is built here. With
-    `tuning`, a search decides which nodes are quantized.
+    `tuning`, a search decides which nodes are quantized. With `if_faster`, engines are timed, and what quantization
+    does not make faster is not quantized.
     """
 
     source: Path
@@ -100,6 +101,7 @@ class ConvertPlan:
     equalization: bool = True
     bias_correction: bool = True
     guard: bool = True
+    if_faster: bool = False
     keep: tuple[Keep, ...] = ()
     only: Only | None = None
     compare: bool = True

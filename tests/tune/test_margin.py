@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
-from trtopt.tune.margin import first_unsafe
+from trtopt.tune.margin import failure, first_unsafe, looks
 from trtopt.types import GateResult, Verdict
 
 
@@ -35,3 +37,48 @@ def test_a_gate_that_failed_is_unsafe_whatever_its_metric() -> None:
 
 def test_too_few_samples_to_tell_are_safe() -> None:
     assert first_unsafe([result("top1", 2.0, 1.0, "inconclusive")], 2.0) is None
+
+
+def test_the_metric_of_the_worst_sample_needs_more_margin_where_there_is_doubt() -> None:
+    assert first_unsafe([result("sqnr", 13.0, 10.0)], 0.5, doubt=1.0) is None
+    assert first_unsafe([result("sqnr_min", 13.0, 10.0)], 0.5, doubt=1.0) is not None
+
+
+def asked(values: Sequence[float], *, early: bool = True) -> tuple[list[int], int | None]:
+    """Return on how many samples a choice was judged, and on how many it failed, from its SQNR at each look."""
+    counts: list[int] = []
+
+    def judge(count: int) -> Sequence[GateResult]:
+        counts.append(count)
+        value = values[len(counts) - 1]
+        return [result("sqnr", value, 20.0, "pass" if value >= 20.0 else "fail")]
+
+    found = failure(looks(40), 0.5, judge, early=early)
+    return counts, found[1] if found else None
+
+
+def test_what_holds_or_fails_clearly_is_settled_on_few_samples() -> None:
+    assert asked([26.0]) == ([8], None)
+    assert asked([18.0]) == ([8], 8)
+
+
+def test_what_is_near_a_limit_is_judged_on_more_samples_until_it_is_clear() -> None:
+    assert asked([20.4, 20.4, 20.4, 20.6]) == ([8, 16, 32, 40], None)
+    assert asked([20.4, 20.4, 20.4, 20.4]) == ([8, 16, 32, 40], 40)
+    assert asked([20.4, 22.5]) == ([8, 16], None)
+
+
+def test_a_verdict_may_refuse_on_few_samples_but_accepts_on_all_only() -> None:
+    assert asked([60.0] * 4, early=False) == ([8, 16, 32, 40], None)
+    assert asked([18.0], early=False) == ([8], 8)
+
+
+def test_what_more_samples_might_change_needs_all_of_them() -> None:
+    counts: list[int] = []
+
+    def judge(count: int) -> Sequence[GateResult]:
+        counts.append(count)
+        return [result("top1", 0.0, 1.0, "inconclusive")]
+
+    found = failure(looks(20), 0.5, judge, lambda results: results[0])
+    assert (counts, found and found[1]) == ([8, 16, 20], 20)

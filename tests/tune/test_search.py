@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtopt.tune.search import Group, fewest, ranked
+from trtopt.tune.search import Group, confirmed, fewest, ranked
 
 ERRORS = st.lists(st.tuples(st.floats(0.0, 1.0, allow_nan=False), st.floats(1.0, 100.0)), min_size=1, max_size=24)
 
@@ -60,3 +60,27 @@ def test_of_two_equal_errors_the_one_that_saves_less_is_kept() -> None:
     kept = fewest(ranked(groups, added), lambda kept: bool(kept))
     assert kept is not None
     assert [group.saving for group in kept] == [1.0]
+
+
+def test_a_result_that_holds_on_few_samples_only_is_searched_for_again_on_all() -> None:
+    groups, added = named([(3.0, 1.0), (2.0, 1.0), (1.0, 1.0)])
+    asked: list[tuple[int, bool]] = []
+
+    def holds(kept: Sequence[Group], early: bool) -> bool:
+        asked.append((len(kept), early))
+        return len(kept) >= (1 if early else 2)
+
+    assert [group.name for group in confirmed(ranked(groups, added), holds) or ()] == ["0", "1"]
+    assert not any(early for _, early in asked[asked.index((1, False)) :])
+
+
+def test_a_result_that_holds_on_all_samples_is_asked_about_once_more() -> None:
+    groups, added = named([(3.0, 1.0), (2.0, 1.0)])
+    asked: list[tuple[int, bool]] = []
+
+    def holds(kept: Sequence[Group], early: bool) -> bool:
+        asked.append((len(kept), early))
+        return len(kept) >= 1
+
+    assert len(confirmed(ranked(groups, added), holds) or ()) == 1
+    assert [each for each in asked if not each[1]] == [(1, False)]

@@ -99,6 +99,7 @@ def tune(
         export=export_plan(dtype, weights, signature, allow_drift=allow_export_drift),
         build=BuildPlan(backend=backend),
         cache="ignore" if force else "use",
+        if_faster=speed == "engine",
         tuning=TunePlan(speed=speed, budget=parse_budget(budget)),
     )
     report, unable = run(plan, progress)

@@ -138,6 +138,14 @@ def convert(
             rich_help_panel=CALIBRATION,
         ),
     ] = False,
+    if_faster: Annotated[
+        bool,
+        typer.Option(
+            "--if-faster",
+            help="Quantize only what that makes faster, as measured on this GPU.",
+            rich_help_panel=PRECISION,
+        ),
+    ] = False,
     gate: GateFlag = None,
     allow_inconclusive: AllowInconclusiveFlag = False,
     kind: KindFlag = None,
@@ -271,6 +279,7 @@ def convert(
         equalization=not no_equalization,
         bias_correction=not no_bias_correction,
         guard=not no_guard,
+        if_faster=if_faster,
         keep=keeps(keep or (), precision, rest),
         only=lowered_only(only or (), precision),
         compare=not no_compare,

@@ -62,7 +62,7 @@ IDLE = (
     ),
     Idle(
         commands=("convert",),
-        flags=("method", "calib_table", "no_equalization", "no_bias_correction", "no_guard"),
+        flags=("method", "calib_table", "no_equalization", "no_bias_correction", "no_guard", "if_faster"),
         when=_has_no_scales,
         why="only int8 and fp8 are calibrated",
         fix="Leave it out, or choose --precision int8",

@@ -126,6 +126,12 @@ def tune(
     workspace: Annotated[
         str | None, typer.Option(help="Builder workspace limit, such as 4GiB.", rich_help_panel=TENSORRT)
     ] = None,
+    tactic_sources: Annotated[
+        str,
+        typer.Option(
+            help="Libraries that TensorRT's builder may use, as for trtexec: -CUDNN,+CUBLAS.", rich_help_panel=TENSORRT
+        ),
+    ] = "",
     device: DeviceFlag = Device.cpu,
     dry_run: DryRunFlag = False,
     force: ForceFlag = False,
@@ -188,7 +194,8 @@ def tune(
             timeout=export_timeout,
             allow_drift=allow_export_drift,
         ),
-        build=BuildPlan(backend=backend, workspace_bytes=size(workspace, "--workspace")),
+        build=BuildPlan(backend=backend, workspace_bytes=size(workspace, "--workspace"), tactic_sources=tactic_sources),
+        if_faster=speed == "engine",
         tuning=TunePlan(speed=speed, budget=parse_budget(budget)),
     )
     with Narrator(quiet=quiet, verbose=verbose) as emit:

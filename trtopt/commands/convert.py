@@ -1,5 +1,5 @@
-"""Pipeline of stages, in order: export, parity, widen, repair, prepare, calibrate, observe, guard or tune, precision,
-build, compare, gate, layers (when the gate failed), report.
+"""Pipeline of stages, in order: export, parity, widen, repair, prepare, calibrate, observe, timing (if asked), guard or
+tune, precision, build, compare, gate, layers (when the gate failed), report.
 
 This module only orders the stages. `trtopt.stages` implements them, with the packages of the same names.
 
@@ -39,6 +39,7 @@ from trtopt.types import (
     OnnxModel,
     Report,
     ShapeRange,
+    Tuning,
     TypedModel,
 )
 
@@ -96,6 +97,8 @@ def _checked(plan: ConvertPlan, given: Source) -> OnnxModel | None:
 
     checks.compared(plan)
     checks.names(plan)
+    if plan.if_faster:
+        stages.check_timing(plan.build, "--speed engine" if plan.tuning else "--if-faster")
     if plan.target is None:
         backend(plan.build.backend).check_options(plan.build)
     else:
@@ -162,10 +165,7 @@ def _made(
         tuning = None
         if table is not None and seen is not None:
             subject = stages.Subject(baseline=baseline, model=model, target=target, table=table, seen=seen)
-            if samples.halves is not None:
-                target, tuning = stages.tune(run, subject, samples.halves, plan)
-            elif plan.guard and samples.calib is not None:
-                target = stages.guard(run, subject, samples.calib, plan.measure)
+            target, tuning = _chosen(run, plan, subject, ranges, samples)
         run.shared.clear()  # no trials follow
         typed = stages.set_precision(run, model, target, table, seen)
         stages.rebuild(run)
@@ -187,6 +187,27 @@ def _made(
         plan=plan.build,
         tuning=tuning,
     )
+
+
+def _chosen(
+    run: Run, plan: ConvertPlan, subject: stages.Subject, ranges: tuple[ShapeRange, ...], samples: _Samples
+) -> tuple[stages.Target, Tuning | None]:
+    """Return the target with the nodes that are not quantized after all, and the search for them if there was one."""
+    site, times, tuning = None, None, None
+    if plan.if_faster and samples.observed is not None:
+        site = stages.Site(ranges=ranges, plan=plan.build, samples=samples.observed)
+        target, times = stages.timing(run, subject, site)
+        subject = replace(subject, target=target)
+    target = subject.target
+    if samples.halves is not None:
+        target, tuning = stages.tune(run, subject, samples.halves, plan, times)
+    elif plan.guard and samples.calib is not None:
+        target = stages.guard(run, subject, samples.calib, plan.measure)
+    if site is not None and target != subject.target:
+        # Other nodes are beside a reformat now.
+        target, times = stages.timing(run, replace(subject, target=target), site, "retiming")
+        tuning = tuning and stages.without(tuning, times.keep)
+    return target, tuning
 
 
 def _target(

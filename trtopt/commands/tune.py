@@ -13,6 +13,8 @@ from trtopt.plan import ConvertPlan
 from trtopt.precision import precision
 from trtopt.stages import export as exporting
 from trtopt.stages.repair import is_quantized
+from trtopt.stages.timing import check_timing
+from trtopt.tune.costs import ENGINE, check_speed
 from trtopt.types import Report
 
 
@@ -34,10 +36,10 @@ def check(plan: ConvertPlan) -> None:
         UsageError: the plan has no samples to search on, or its precision no scales.
         ModelError: the model is quantized already.
     """
-    from trtopt.tune.costs import cost_of
-
     assert plan.tuning is not None
-    cost_of(plan.tuning.speed)
+    check_speed(plan.tuning.speed)
+    if plan.tuning.speed == ENGINE:
+        check_timing(plan.build, "--speed engine")
     if not precision(plan.precision).FORMAT.scaled:
         raise UsageError(f"--precision {plan.precision} leaves nothing to choose", fix="Choose int8 or fp8")
     if plan.data is None:

@@ -169,6 +169,16 @@ def selected(dataset: Dataset, indices: Sequence[int]) -> Dataset:
     )
 
 
+def scattered(dataset: Dataset) -> Dataset:
+    """Return the samples in an order of which the first 8, 16, 32, ... are spread evenly over them.
+
+    The order is that of the reversed bits of their positions. The last one stays the last, as `selected` needs it.
+    """
+    bits = (len(dataset) - 1).bit_length()
+    order = sorted(range(len(dataset) - 1), key=lambda i: int(f"{i:0{bits}b}"[::-1], 2))
+    return selected(dataset, [*order, *range(len(order), len(dataset))])
+
+
 def joined(feeds: Sequence[Feed]) -> Feed:
     """Return the feeds as one, joined along the batch axis."""
     if len(feeds) == 1:

@@ -16,7 +16,7 @@ onnxruntime.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
@@ -165,6 +165,15 @@ class Compiler(Backend, Protocol):
         Raises:
             EnvironmentUnableError: the engine cannot run here.
             OutOfMemoryError: the device has too little memory.
+        """
+        ...
+
+    def layer_times(self, engine: Engine, feed: Mapping[str, Array], runs: int) -> Mapping[str, Sequence[float]]:
+        """Run an engine, and return the times of its layers in milliseconds, by the names in `engine.layers`.
+
+        Raises:
+            EnvironmentUnableError: the engine cannot run here.
+            DataError: the feed does not fit the engine.
         """
         ...
 

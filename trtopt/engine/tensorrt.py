@@ -6,7 +6,7 @@ Touches: starts processes that parse and build (`trt.apart`), as TensorRT's pars
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from trtopt.requires import versions
 from trtopt.types import Engine, OnnxModel, Support
 
 if TYPE_CHECKING:
+    from trtopt.engine import Array
     from trtopt.engine.runner.engine import EngineRunner
 
 
@@ -85,3 +86,15 @@ def open(engine: Engine, *, graphs: bool, streams: int = 1) -> EngineRunner:
     from trtopt.engine.trt.builder import open_runner
 
     return open_runner(engine.path, engine.builder, streams=streams, graphs=graphs)
+
+
+def layer_times(engine: Engine, feed: Mapping[str, Array], runs: int) -> Mapping[str, Sequence[float]]:
+    """Run an engine, and return the times of its layers in milliseconds, by name. See `Compiler`."""
+    from trtopt.engine.trt.builder import layer_times as measured
+
+    found: dict[str, list[float]] = {}
+    for number, layers in enumerate(measured(engine.path, engine.builder, feed, runs)):
+        for name, ms in layers:
+            series = found.setdefault(name, [0.0] * runs)
+            series[number] += ms  # a name may occur twice
+    return found

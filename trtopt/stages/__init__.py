@@ -22,13 +22,15 @@ from trtopt.stages.samples import class_names, open_data, open_samples, sizes, t
 from trtopt.stages.sensitivity import sensitivity
 from trtopt.stages.speed import speed
 from trtopt.stages.target import Target
-from trtopt.stages.tune import Halves, halves, tune
+from trtopt.stages.timing import Site, check_timing, timing
+from trtopt.stages.tune import Halves, halves, tune, without
 from trtopt.stages.widen import widen
 
 __all__ = [
     "Aim",
     "Evaluation",
     "Halves",
+    "Site",
     "Subject",
     "Target",
     "aim",
@@ -36,6 +38,7 @@ __all__ = [
     "calibrate",
     "check_operators",
     "check_randomness",
+    "check_timing",
     "class_names",
     "compare",
     "environment",
@@ -55,6 +58,8 @@ __all__ = [
     "sizes",
     "speed",
     "tell",
+    "timing",
     "tune",
     "widen",
+    "without",
 ]

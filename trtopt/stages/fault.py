@@ -59,7 +59,7 @@ def fault(run: Run, made: Made, dataset: Dataset) -> EngineFault | None:
         return None
 
     def make(_: Path) -> EngineFault:
-        return _find(run, made, dataset)
+        return find(run, made, dataset)
 
     key = {
         "engine": made.engine.digest,
@@ -89,7 +89,12 @@ def rebuild(run: Run) -> None:
     run.note("the engine of the last run did not compute its graph: another one is built")
 
 
-def _find(run: Run, made: Made, dataset: Dataset) -> EngineFault:
+def find(run: Run, made: Made, dataset: Dataset) -> EngineFault:
+    """Return the nodes that make the engine wrong, by building engines without them.
+
+    Raises:
+        TrtoptError: an engine cannot be built or run.
+    """
     from trtopt.calibrate.ranges import few
 
     assert made.engine is not None
@@ -196,10 +201,6 @@ def culprits(nodes: Sequence[str], right: Callable[[Sequence[str]], bool], most:
 
 def _trial(run: Run, made: Made, samples: Dataset, nodes: Sequence[str]) -> Trial:
     """Build an engine in which the nodes are kept in higher precision, and compare it with its graph."""
-    from trtopt.compare.pair import Pair
-    from trtopt.compare.witness import judged
-    from trtopt.engine.onnxruntime import open_runner
-
     quantized = made.target.precision in formats(8)
     keep = tuple(Keep(pattern=node, precision="" if quantized else "fp32") for node in nodes)
     target = replace(made.target, keep=(*made.target.keep, *keep))
@@ -208,12 +209,25 @@ def _trial(run: Run, made: Made, samples: Dataset, nodes: Sequence[str]) -> Tria
         typed = typed_graph(folder, made.model, target, made.table, made.seen)
         order = ordered(typed, made.ranges, made.plan, run.device)
         engine = backend(made.plan.backend).build(order, folder / FILE, emit=silent)
-        reference, graph = (open_runner(path, device=run.device) for path in (made.baseline.path, typed.onnx.path))
-        with opened(engine, silent) as runner:
-            if runner is None:
-                raise EnvironmentUnableError("an engine of the search cannot be run")
-            pair = Pair(baseline=reference, candidate=runner, graph=graph, names=("", ""))
-            comparison: Comparison = measured(pair, samples, MeasurePlan(), silent)
-    results = judged(comparison, (), made.target.precision).gates
-    right = all(gate.verdict == "pass" for gate in results if gate.metric == "engine")
+        right = computes(run, replace(made, target=target, typed=typed, engine=engine), samples)
     return Trial(right=right, layers=engine.layers)
+
+
+def computes(run: Run, made: Made, samples: Dataset) -> bool:
+    """Return whether the engine computes its typed graph on these samples.
+
+    Raises:
+        TrtoptError: the engine cannot be run.
+    """
+    from trtopt.compare.pair import Pair
+    from trtopt.compare.witness import judged
+    from trtopt.engine.onnxruntime import open_runner
+
+    reference, graph = (open_runner(path, device=run.device) for path in (made.baseline.path, made.typed.onnx.path))
+    with opened(made.engine, silent) as runner:
+        if runner is None:
+            raise EnvironmentUnableError("an engine of the search cannot be run")
+        pair = Pair(baseline=reference, candidate=runner, graph=graph, names=("", ""))
+        comparison: Comparison = measured(pair, samples, MeasurePlan(), silent)
+    results = judged(comparison, (), made.target.precision).gates
+    return all(gate.verdict == "pass" for gate in results if gate.metric == "engine")

@@ -8,8 +8,7 @@ Touches: the run directory, through the store; reads the samples.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,14 +21,14 @@ from trtopt.requires import versions
 from trtopt.run import Run
 from trtopt.stages.mixed import Subject, Trials
 from trtopt.stages.target import Target
-from trtopt.tune.search import Group, fewest
+from trtopt.tune.search import Group, confirmed
 from trtopt.types import GateResult, Guard, Keep
 
-_SURE = 4.0
-"""Margin in dB with which the gates must hold on the first, few samples, for these to be enough."""
 _MARGIN = 2.0
 """Margin in dB with which the gates must hold on `_SAMPLES` samples: the worst of a thousand is worse than theirs."""
 _SAMPLES = 64
+_RANKED_ON = 16
+"""Samples on which the errors of groups are measured."""
 
 
 def guard(run: Run, subject: Subject, calib: Dataset, measure: MeasurePlan) -> Target:
@@ -65,30 +64,36 @@ def guard(run: Run, subject: Subject, calib: Dataset, measure: MeasurePlan) -> T
 
 def _guarded(run: Run, trials: Trials, calib: Dataset, measure: MeasurePlan) -> Guard:
     from trtopt.calibrate.ranges import few
-    from trtopt.tune.margin import Tier, first_failure
+    from trtopt.data.dataset import scattered, selected
+    from trtopt.tune.margin import failure, looks
 
+    samples = scattered(few(calib, _SAMPLES))
+    refused: dict[frozenset[str], tuple[GateResult, int]] = {}
     tried = 0
-    some = few(calib)
-    tiers = (Tier(samples=some, sure=_SURE), Tier(samples=few(calib, _SAMPLES), sure=_MARGIN))
 
-    def unsafe(kept: Collection[str]) -> tuple[GateResult, Dataset] | None:
+    def holds(kept: Sequence[Group], early: bool) -> bool:
         nonlocal tried
+        names = frozenset(trials.nodes(kept))
+        if names in refused:
+            return False
         tried += 1
         run.emit(Progress("guard", tried, 0, "trials"))
-        # Of many choices the luckiest is found first, so one that is found is judged on all samples, however sure.
-        asked = tiers if not kept else (replace(tiers[0], sure=math.inf), tiers[1])
-        return first_failure(asked, lambda samples: trials.judged(samples, kept, measure).gates, _MARGIN)
+        found = failure(
+            looks(len(samples)),
+            _MARGIN,
+            lambda count: trials.judged(selected(samples, range(count)), names, measure).gates,
+            early=early or len(kept) == len(trials.groups),  # which is FP32 itself
+        )
+        if found is not None:
+            refused[names] = found
+        return found is None
 
-    found = unsafe(())
-    if found is None:
+    if holds((), True):
         return Guard(nodes=(), reason="")
-
-    def holds(kept: Sequence[Group]) -> bool:
-        return bool(kept) and unsafe(trials.nodes(kept)) is None  # without any, it was judged above
-
-    kept = fewest(trials.ranked(some), holds)
-    failed, samples = found
-    reason = f"with all of it quantized, {failed.output}: {failed.reason} on {len(samples)} calibration samples"
+    found = refused[frozenset()]
+    kept = confirmed(trials.ranked(selected(samples, range(min(_RANKED_ON, len(samples))))), holds)
+    failed, count = found
+    reason = f"with all of it quantized, {failed.output}: {failed.reason} on {count} calibration samples"
     if kept is None:
         return Guard(nodes=(), reason=f"no choice of nodes makes the default gates hold; {reason}")
     return Guard(nodes=tuple(node for group in kept for node in group.nodes), reason=reason)

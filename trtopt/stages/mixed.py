@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from trtopt.compare.gates import Gate
     from trtopt.engine.onnxruntime import OrtRunner
     from trtopt.precision.passes.switches import Switched
-    from trtopt.tune.costs import Cost
+    from trtopt.tune.costs import Speed
     from trtopt.tune.search import Group
 
     Switches = NDArray[np.bool_]
@@ -106,16 +105,16 @@ def error_of(measure: Callable[[], Iterable[Energies]]) -> float:
 class Trials:
     """The trials of a network.
 
-    `groups` are the groups of its quantized nodes, each with what quantizing them saves, and `shares` the share of each
-    in all multiplications. `total` is the cost of the network without any of them quantized.
+    `baseline` runs FP32. `groups` are the groups of its quantized nodes, each with what quantizing them saves, and
+    `shares` the share of each in all multiplications. `total` is the cost of the network without any of them quantized.
     """
 
-    def __init__(self, run: Run, subject: Subject, cost: Cost | None = None) -> None:
+    def __init__(self, run: Run, subject: Subject, speed: Speed | None = None) -> None:
         from trtopt.calibrate.observe import callers
         from trtopt.engine.onnxruntime import open_runner
         from trtopt.graph.file import load_ir
         from trtopt.precision.passes.placement import place
-        from trtopt.tune.costs import both, macs
+        from trtopt.tune.costs import both, halved, macs
         from trtopt.tune.groups import groups
 
         self._run = run
@@ -123,37 +122,35 @@ class Trials:
         self._rest = subject.target.rest
         self.graph = load_ir(subject.model.path)
         self.request = replace(request(self.graph, subject.target, subject.table, subject.seen), rest="fp32")
-        sizes, cost = subject.seen.sizes, cost or both
+        sizes, speed = subject.seen.sizes, speed or halved(both)
         nodes = {node.name or "": node for node in self.graph.graph}
         placement = place(self.graph, self.request.keep)
-        self.groups: tuple[Group, ...] = groups(placement, lambda node: cost(node, sizes) / 2)
-        self.total = max(sum(cost(node, sizes) for node in nodes.values()), 1e-30)
+        self.groups: tuple[Group, ...] = groups(placement, lambda node: speed.saving(node, sizes))
+        self.total = max(sum(speed.cost(node, sizes) for node in nodes.values()) + speed.rest, 1e-30)
         every = max(sum(macs(node, sizes) for node in nodes.values()), 1e-30)
         self.shares = {
             group.name: sum(macs(nodes[name], sizes) for name in group.nodes) / every for group in self.groups
         }
-        self._baseline = Remembered(open_runner(subject.baseline.path, device=run.device, callers=callers()))
+        self.baseline = Remembered(open_runner(subject.baseline.path, device=run.device, callers=callers()))
+        self._last: tuple[tuple[frozenset[str], bool], Remembered] | None = None
 
-    @contextmanager
-    def _opened(self, kept: Collection[str], rest: str = "fp32") -> Iterator[OrtRunner]:
-        """Open the network in which these nodes are kept, and the others quantized as they are placed then."""
+    def quantized(self, kept: Collection[str], rest: str = "fp32") -> OrtRunner:
+        """Load the network in which these nodes are kept, and the others quantized as they are placed then."""
         from trtopt.precision import precision
 
         graph = self.graph.clone()
         keep = {**self.request.keep, **{name: Keep(pattern=name) for name in kept}}
         precision(self._precision).apply(graph, replace(self.request, keep=keep, rest=rest))
-        with self._saved(graph) as runner:
-            yield runner
+        return self._loaded(graph)
 
-    @contextmanager
-    def _saved(self, graph: ir.Model) -> Iterator[OrtRunner]:
+    def _loaded(self, graph: ir.Model) -> OrtRunner:
         from trtopt.calibrate.observe import callers
         from trtopt.engine.onnxruntime import open_runner
         from trtopt.graph.prepare import BETWEEN_STAGES, save
 
         with scratch(self._run, "trial.onnx") as path:
             save(graph, path, inline=BETWEEN_STAGES)
-            yield open_runner(path, device=self._run.device, callers=callers())
+            return open_runner(path, device=self._run.device, callers=callers())
 
     def judged(
         self,
@@ -164,38 +161,51 @@ class Trials:
         *,
         as_built: bool = False,
     ) -> Comparison:
-        """Return the judged drift of the network in which these nodes are kept: in 16 bits, if it is `as_built`."""
+        """Return the judged drift of the network in which these nodes are kept: in 16 bits, if it is `as_built`.
+
+        Batches that the same network has run in the call before are not run again.
+        """
+        choice = (frozenset(kept), as_built)
+        if self._last is None or self._last[0] != choice:
+            self._last = None  # closed before the next one is loaded
+            self._last = choice, Remembered(self.quantized(kept, self._rest if as_built else "fp32"))
+        return self._compared(self._last[1], dataset, measure, gates)
+
+    def ceiling(self, dataset: Dataset, measure: MeasurePlan, gates: Sequence[Gate] = ()) -> Comparison:
+        """Return the judged drift of FP32 from itself: what a perfect network can show on these samples."""
+        return self._compared(self.baseline, dataset, measure, gates)
+
+    def _compared(
+        self, candidate: Remembered, dataset: Dataset, measure: MeasurePlan, gates: Sequence[Gate]
+    ) -> Comparison:
         from trtopt.compare.gate import judged
         from trtopt.compare.pair import Pair
         from trtopt.events import silent
         from trtopt.stages.compare import measured
 
-        with self._opened(kept, self._rest if as_built else "fp32") as runner:
-            pair = Pair(baseline=self._baseline, candidate=runner, names=("", ""))
-            return judged(measured(pair, dataset, measure, silent), gates)
+        pair = Pair(baseline=self.baseline, candidate=candidate, names=("", ""))
+        return judged(measured(pair, dataset, measure, silent), gates)
 
     def energies(self, dataset: Dataset, kept: Collection[str]) -> list[Energies]:
         """Return the error energies of every sample for the network in which these nodes are kept."""
-        with self._opened(kept) as runner:
-            return self._energies(runner, dataset)
+        return self._energies(self.quantized(kept), dataset)
 
-    @contextmanager
-    def switched(self, dataset: Dataset) -> Iterator[tuple[Switched, Callable[[Switches], list[Energies]]]]:
-        """Open the network with a switch for every quantization.
+    def switched(self, dataset: Dataset) -> tuple[Switched, Callable[[Switches], list[Energies]]]:
+        """Load the network with a switch for every quantization.
 
-        Yields its switches, and a function that returns the error energies of every sample for a choice of them.
+        Returns its switches, and a function that returns the error energies of every sample for a choice of them.
         """
         from trtopt.precision import precision
         from trtopt.precision.passes.switches import SWITCHES, switched
 
         board = switched(self.graph, self.request, precision(self._precision).FORMAT)
-        with self._saved(board.model) as runner:
-            yield board, lambda choice: self._energies(runner, dataset, {SWITCHES: choice})
+        runner = self._loaded(board.model)
+        return board, lambda choice: self._energies(runner, dataset, {SWITCHES: choice})
 
     def _energies(self, runner: OrtRunner, dataset: Dataset, more: Mapping[str, Array] | None = None) -> list[Energies]:
         feeds = list(map(dataset.load, range(len(dataset))))
         found = in_order(lambda feed: runner.run({**feed, **(more or {})}), feeds, runner.callers)
-        return [energies(*pair) for pair in zip(map(self._baseline.run, feeds), found, strict=True)]
+        return [energies(*pair) for pair in zip(map(self.baseline.run, feeds), found, strict=True)]
 
     def alone(self, dataset: Dataset, groups: Iterable[Group]) -> dict[str, float]:
         """Return by group the relative error of the outputs with only this group quantized; infinity if one is NaN.
@@ -210,8 +220,8 @@ class Trials:
             else:
                 beside.append(group)
         if beside:
-            with self.switched(dataset) as (board, run):
-                errors |= {group.name: error_of(partial(run, board.only(group.nodes))) for group in beside}
+            board, run = self.switched(dataset)
+            errors |= {group.name: error_of(partial(run, board.only(group.nodes))) for group in beside}
         return errors
 
     def _is_placed(self, group: Group, kept: Collection[str]) -> bool:

@@ -1,98 +1,70 @@
-"""The search of the stage `tune`: evaluations from a journal or from trials, and the decisions that follow from them.
+"""The search of the stage `tune`: the decisions that follow from evaluations.
 
 Everything here is a function of the evaluations, so that a journal of them leads to the same decisions.
 
-Touches: temporary files in the run directory, and the journal; reads the samples.
+Touches: what the evaluations touch.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
-from trtopt.codec import decode, encode
-from trtopt.compare.quality import quality
-from trtopt.data.dataset import Dataset, selected, spread
-from trtopt.errors import EnvironmentUnableError, MissingDependencyError, TrtoptError
+from trtopt.codec import decode
+from trtopt.data.dataset import Dataset, scattered, selected
 from trtopt.events import Progress
-from trtopt.plan import ConvertPlan, TunePlan
+from trtopt.plan import TunePlan
 from trtopt.run import Run
+from trtopt.stages.evaluations import Evaluated, Evaluations, Kept
 from trtopt.stages.mixed import FEW, Trials
-from trtopt.tune.journal import Journal
-from trtopt.tune.margin import Tier, first_failure, first_unsafe
-from trtopt.tune.search import Group, fewest, ranked
+from trtopt.tune.margin import failure, looks
+from trtopt.tune.search import Group, confirmed, ranked
 from trtopt.tune.sequence import boldest, ladder, unacceptable
 from trtopt.types import Choice, GateResult, Half, TunedGroup, Tuning
 
 INTERRUPTED = "it was interrupted"
 _MARGIN = 0.5
 """Margin in dB with which a choice must hold on the samples of the search: the others may be worse."""
-_CLEAR = 3.0
-"""Margin in dB on all samples of the search with which a choice is expected to hold on the others."""
-_TIERS = ((16, 4.0), (64, 2.0))
-"""Numbers of samples that may settle a choice before all of them are run, and the margin in dB that it takes."""
+_MOST = 64
+"""Samples of the search on which it is seen whether any choice can pass."""
 RANKED_ON = 16
 """Samples on which the errors of groups are measured."""
-
-Kept = tuple[Group, ...]
 
 
 class _StoppedError(Exception):
     """The budget is spent; the text says which."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluated:
-    """Record of a choice in the journal: the results of its gates, and its drift (`trtopt.compare.quality`)."""
-
-    gates: tuple[GateResult, ...]
-    drift: float
-
-
 class Search:
     """A search for the groups to keep, with everything that it has found out so far."""
 
-    def __init__(self, run: Run, trials: Trials, journal: Journal, plan: ConvertPlan) -> None:
+    def __init__(self, run: Run, trials: Trials, evaluations: Evaluations, plan: TunePlan) -> None:
         self._run = run
         self._trials = trials
-        self._journal = journal
+        self._evaluations = evaluations
         self._plan = plan
-        self._budget = (plan.tuning or TunePlan()).budget
-        self._places = {group.name: place for place, group in enumerate(trials.groups)}
         self._choices: list[tuple[Kept, Choice]] = []
         self._failures: list[tuple[Kept, str]] = []  # what was kept and is not enough, and the gate that fails
-        self._best: Kept = trials.groups
+        self._held: dict[int, Kept] = {}  # choices that hold, by their mask
+        self._refuted: set[int] = set()
         self._errors: dict[str, float] = {}
-        self._seconds, self._passes = 0.0, 0
-        self._asked: set[str] = set()
 
     def result(self, search: Dataset, verdict: Dataset) -> Tuning:
         """Return the boldest choice that is acceptable on both halves of the samples."""
-        stopped, order, everything = "", list(self._trials.groups), self._trials.groups
-        # What FP32 itself can show on these samples. Whether 16 bits pass is seen on some of them.
-        reference = self._evaluated("search", search, everything)
-        some = selected(search, spread(len(search), _TIERS[-1][0]))
-        failed = unacceptable(self._evaluated("search", some, everything, as_built=True).gates, ())
-        is_clear = False
-        try:
-            if failed is None:
-                order = self._order(selected(search, spread(len(search), RANKED_ON)))
-                fewest(order, lambda kept: self._holds(tuple(kept), search, reference))
-                is_clear = self._is_clear(search, reference)
-        except _StoppedError as stop:
-            stopped = str(stop)
-        except KeyboardInterrupt:
-            stopped = INTERRUPTED
-            self._run.note("interrupted: the best choice so far is judged; interrupt again to end the run")
-        choices = [everything, self._best] if is_clear else ladder(order, self._best)
-        chosen, refused = self._judged(choices if self._best != everything else choices[:1], verdict)
-        if len(chosen) == len(self._trials.groups):
-            failed = failed or refused
+        search, verdict = scattered(search), scattered(verdict)
+        stopped, failed = "", None
+        chosen: Kept = ()
+        refused = self._refused((), verdict)
+        if refused is not None:
+            stopped, failed, order = self._searched(search)
+            choices = ladder(order, self._best()) if failed is None else [self._trials.groups]
+            place, refused = boldest(choices, lambda kept: self._refused(tuple(kept), verdict))
+            chosen = tuple(choices[place])
+            if len(chosen) == len(self._trials.groups):
+                failed = failed or (refused if len(choices) == 1 else self._refused(chosen, verdict))
         return Tuning(
-            speed=(self._plan.tuning or TunePlan()).speed,
+            speed=self._plan.speed,
             groups=tuple(self._group(group, chosen, failed, refused) for group in self._trials.groups),
             choices=tuple(
                 replace(each, chosen=each.half == "verdict" and set(kept) == set(chosen))
@@ -102,19 +74,46 @@ class Search:
             cost=self._cost(chosen),
             searched=search.samples,
             judged=verdict.samples,
-            passes=self._passes,
+            passes=self._evaluations.passes["search"],
+            judging=self._evaluations.passes["verdict"],
             stopped=stopped,
             failed=failed,
         )
 
+    def _searched(self, search: Dataset) -> tuple[str, GateResult | None, list[Group]]:
+        """Search for the best choice; return why it ended early, the gate that no choice can pass, and the order."""
+        order = list(self._trials.groups)
+        try:
+            failed = self._hopeless(search)
+            if failed is None:
+                order = self._order(selected(search, range(min(RANKED_ON, len(search)))))
+                confirmed(order, lambda kept, early: self._holds(tuple(kept), search, early))
+        except _StoppedError as stop:
+            return str(stop), None, order
+        except KeyboardInterrupt:
+            self._run.note("interrupted: the best choice so far is judged; interrupt again to end the run")
+            return INTERRUPTED, None, order
+        return "", failed, order
+
+    def _hopeless(self, search: Dataset) -> GateResult | None:
+        """Return the gate that fails with nothing quantized, on some samples of the search; None if none does."""
+        found = failure(
+            looks(min(_MOST, len(search))),
+            0.0,
+            lambda count: self._evaluations.choice("search", search, count, self._trials.groups, as_built=True).gates,
+        )
+        return found[0] if found else None
+
     def _order(self, samples: Dataset) -> list[Group]:
         """Return the groups in the order in which to keep them: the most error for the least saving first."""
-        estimates = self._answer(
-            "estimates", lambda: self._trials.estimated(samples), passes=min(FEW, len(samples)) * len(self._places)
+        estimates = self._evaluations.answer(
+            "estimates",
+            lambda: self._trials.estimated(samples),
+            passes=min(FEW, len(samples)) * len(self._trials.groups),
         )
         self._errors = decode(_Errors, {"by_group": estimates}).by_group  # an error may be infinite
         for group in self._trials.worst(self._errors):
-            found = self._answer(
+            found = self._evaluations.answer(
                 f"alone {group.name}",
                 partial(self._trials.alone, samples, [group]),
                 passes=len(samples),
@@ -122,101 +121,72 @@ class Search:
             self._errors |= decode(_Errors, {"by_group": found}).by_group
         return ranked(self._trials.groups, self._errors)
 
-    def _holds(self, kept: Kept, search: Dataset, reference: Evaluated) -> bool:
-        """Return whether a choice is acceptable on the samples of the search, with a margin."""
+    def _holds(self, kept: Kept, search: Dataset, early: bool) -> bool:
+        """Return whether a choice is acceptable on the samples of the search, with a margin: on some, if `early`."""
+        mask = self._evaluations.mask(kept)
         if len(kept) == len(self._trials.groups):
-            return True  # the reference itself
-        spent = self._budget.spent(self._seconds, len(self._choices))
+            return True  # FP32 itself
+        if mask in self._refuted:
+            return False
+        spent = self._plan.budget.spent(
+            self._evaluations.seconds, sum(each.half == "search" for _, each in self._choices)
+        )
         if spent:
             raise _StoppedError(spent)
-        counts = [(count, sure) for count, sure in _TIERS if count < len(search)]
-        tiers = [Tier(samples=selected(search, spread(len(search), count)), sure=sure) for count, sure in counts]
-        last: list[tuple[Dataset, Evaluated]] = []
-
-        def judge(samples: Dataset) -> Sequence[GateResult]:
-            last.append((samples, self._evaluated("search", samples, kept)))
-            return last[-1][1].gates
-
-        found = first_failure(
-            [*tiers, Tier(samples=search, sure=_MARGIN)],
-            judge,
-            _MARGIN,
-            lambda results: unacceptable(results, reference.gates),
-        )
-        self._add("search", kept, *last[-1], found[0] if found else None)
-        if found is not None:
-            self._failures.append((kept, f"{_said(found[0])} on {found[1].samples} samples"))
-        elif self._cost(kept) < self._cost(self._best):
-            self._best = kept
-        share = 100 * self._share(self._best)
-        limit = self._budget.candidates
+        found = self._failure("search", search, kept, early=early)
+        if found is None:
+            self._held[mask] = kept
+        else:
+            self._failures.append((kept, f"{_said(found[0])} on {found[1]} samples"))
+            self._refuted.add(mask)
+            self._held.pop(mask, None)
+        share = 100 * self._share(self._best())
+        limit = self._plan.budget.candidates
         total = int(limit) if limit < float("inf") else 0
         note = f"best so far: {share:.1f} % of the multiplications quantized"
         self._run.emit(Progress("tune", len(self._choices), total, note))
         return found is None
 
-    def _is_clear(self, search: Dataset, reference: Evaluated) -> bool:
-        """Return whether the best choice holds with such a margin that it needs no safer ones in case it is refused."""
-        results = self._evaluated("search", search, self._best).gates
-        return first_unsafe(results, _CLEAR) is None and unacceptable(results, reference.gates) is None
+    def _best(self) -> Kept:
+        """Return the cheapest choice that holds on the samples of the search."""
+        return min(self._held.values(), key=self._cost, default=self._trials.groups)
 
-    def _judged(self, choices: Sequence[Sequence[Group]], verdict: Dataset) -> tuple[Kept, GateResult | None]:
-        """Return the boldest of the choices that is accepted one after the other, and what fails with the next one."""
-        reference: list[GateResult] = []
-        refused: list[GateResult] = []
+    def _refused(self, kept: Kept, verdict: Dataset) -> GateResult | None:
+        """Return the gate that a choice fails on the samples of the verdict, as it would be built; None if none does.
 
-        def accepts(kept: Sequence[Group]) -> bool:
-            found = self._evaluated("verdict", verdict, tuple(kept), as_built=True)
-            failed = unacceptable(found.gates, reference)
-            reference[:] = reference or found.gates
-            self._add("verdict", tuple(kept), verdict, found, failed)
-            refused.extend([failed] if failed else [])
-            return failed is None
+        A choice may be refused on some of the samples, but is accepted on all of them only.
+        """
+        found = self._failure("verdict", verdict, kept, early=False)
+        return found[0] if found else None
 
-        accepted = boldest(choices, accepts)
-        return tuple(choices[max(accepted - 1, 0)]), refused[0] if refused else None
+    def _failure(self, half: Half, samples: Dataset, kept: Kept, *, early: bool) -> tuple[GateResult, int] | None:
+        """Return the gate that a choice fails on a half of the samples, and on how many of them; None if it holds.
 
-    def _evaluated(self, half: Half, samples: Dataset, kept: Kept, *, as_built: bool = False) -> Evaluated:
-        """Return the evaluation of a choice; `as_built` in 16 bits, which takes longer, else with an FP32 fallback."""
-        mask = sum(1 << self._places[group.name] for group in kept)
+        If `early`, a part of the samples may be enough to accept it.
+        """
+        last: list[tuple[int, Evaluated]] = []
 
-        def evaluate() -> dict[str, Any]:
-            try:
-                found = self._trials.judged(
-                    samples, Trials.nodes(kept), self._plan.measure, self._plan.gates, as_built=as_built
-                )
-            except (EnvironmentUnableError, MissingDependencyError):
-                raise
-            except TrtoptError as error:
-                failed = GateResult(
-                    output="", metric="run", value=0.0, limit=0.0, verdict="fail", reason=f"it cannot be run: {error}"
-                )
-                return dict(encode(Evaluated(gates=(failed,), drift=float("-inf"))))
-            return dict(encode(Evaluated(gates=found.gates, drift=quality(found))))
+        def judge(count: int) -> Sequence[GateResult]:
+            last.append((count, self._evaluations.choice(half, samples, count, kept, as_built=half == "verdict")))
+            return last[-1][1].gates
 
-        answer = self._answer(
-            f"{half} {len(samples)} {mask:x}{' as built' * as_built}", evaluate, passes=samples.samples
-        )
-        return decode(Evaluated, answer)
+        def unsettled(results: Sequence[GateResult]) -> GateResult | None:
+            failed = unacceptable(results, self._evaluations.ceiling(half, samples))
+            if failed is None or half == "search" or len(kept) == len(self._trials.groups):
+                return failed
+            # FP32 could pass, but 16 bits may leave it as inconclusive.
+            reference = self._evaluations.choice(half, samples, len(samples), self._trials.groups, as_built=True)
+            return unacceptable(results, reference.gates)
 
-    def _answer(self, question: str, evaluate: Callable[[], dict[str, Any]], *, passes: int) -> dict[str, Any]:
-        """Return the answer that the journal holds, or evaluate and record it."""
-        known = self._journal.find(question)
-        if known is None:
-            start = time.perf_counter()
-            answer = encode(evaluate())
-            known = {"seconds": round(time.perf_counter() - start, 3), "found": answer}
-            self._journal.record(question, known)
-        if question not in self._asked:
-            self._asked.add(question)
-            self._seconds += float(known["seconds"])
-            self._passes += passes
-        return dict(known["found"])
+        margin = _MARGIN if half == "search" else 0.0
+        found = failure(looks(len(samples)), margin, judge, unsettled, early=early)
+        self._add(half, kept, *last[-1], found[0] if found else None)
+        return found
 
-    def _add(self, half: Half, kept: Kept, samples: Dataset, found: Evaluated, failed: GateResult | None) -> None:
+    def _add(self, half: Half, kept: Kept, samples: int, found: Evaluated, failed: GateResult | None) -> None:
         choice = Choice(
             half=half,
-            samples=samples.samples,
+            samples=samples,
             quantized=len(self._trials.groups) - len(kept),
             share=self._share(kept),
             cost=self._cost(kept),
@@ -233,9 +203,9 @@ class Search:
         if kept and failed is not None:
             reason = f"with nothing quantized, {_said(failed)}"
         elif kept:
-            reason = next((why for tried, why in self._failures if _shows(group, tried, self._best)), "")
+            reason = next((why for tried, why in self._failures if _shows(group, tried, self._best())), "")
             reason = reason and f"with it quantized, {reason}"
-            if group not in self._best and refused is not None:
+            if group not in self._best() and refused is not None:
                 reason = f"with it quantized, the verdict fails: {_said(refused)}"
         return TunedGroup(
             name=group.name,

@@ -69,27 +69,25 @@ def sensitivity(run: Run, subject: Subject, dataset: Dataset) -> Sensitivity:
 def _estimated(run: Run, trials: Trials, dataset: Dataset, alone: Mapping[str, float]) -> dict[str, SensitiveGroup]:
     """Return an estimate for every group, by its name; the parts from a network whose quantizations can be switched."""
     found = {}
-    with trials.switched(dataset) as (board, energies):
-        for done, group in enumerate(trials.groups, start=1):
-            errors = {
-                name: error_of(partial(energies, board.only(group.nodes, parts))) for name, parts in _PARTS.items()
-            }
-            found[group.name] = SensitiveGroup(
-                name=group.name,
-                nodes=group.nodes,
-                share=trials.shares[group.name],
-                alone=alone[group.name],
-                others=error_of(partial(energies, board.choice(group.nodes))),
-                exact=False,
-                parts={
-                    "all": errors["all"],
-                    "weight": errors["weight"],
-                    "clipped": errors["clipped"],
-                    "rounded": max(errors["activation"] - errors["clipped"], 0.0),
-                    "bias": errors["all"] - errors["uncorrected"],
-                },
-            )
-            run.emit(Progress("sensitivity", done, len(trials.groups)))
+    board, energies = trials.switched(dataset)
+    for done, group in enumerate(trials.groups, start=1):
+        errors = {name: error_of(partial(energies, board.only(group.nodes, parts))) for name, parts in _PARTS.items()}
+        found[group.name] = SensitiveGroup(
+            name=group.name,
+            nodes=group.nodes,
+            share=trials.shares[group.name],
+            alone=alone[group.name],
+            others=error_of(partial(energies, board.choice(group.nodes))),
+            exact=False,
+            parts={
+                "all": errors["all"],
+                "weight": errors["weight"],
+                "clipped": errors["clipped"],
+                "rounded": max(errors["activation"] - errors["clipped"], 0.0),
+                "bias": errors["all"] - errors["uncorrected"],
+            },
+        )
+        run.emit(Progress("sensitivity", done, len(trials.groups)))
     return found
 
 

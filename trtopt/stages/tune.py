@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,16 +18,19 @@ from trtopt.code_digest import code_digest
 from trtopt.codec import encode
 from trtopt.data.dataset import Dataset, selected
 from trtopt.errors import DataError
-from trtopt.plan import ConvertPlan
+from trtopt.plan import ConvertPlan, TunePlan
 from trtopt.requires import versions
 from trtopt.run import Run
+from trtopt.stages.evaluations import Evaluations
 from trtopt.stages.mixed import Subject, Trials
 from trtopt.stages.search import INTERRUPTED, Search
 from trtopt.stages.target import Target
+from trtopt.stages.timing import work_of
 from trtopt.store import JOURNAL
-from trtopt.tune.costs import cost_of
+from trtopt.tune.costs import SPEEDS
 from trtopt.tune.journal import Journal
-from trtopt.types import Keep, Tuning
+from trtopt.tune.timed import measured
+from trtopt.types import EngineTimes, Keep, Tuning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +57,13 @@ def halves(dataset: Dataset) -> Halves:
     return Halves(search=even, verdict=odd)
 
 
-def tune(run: Run, subject: Subject, samples: Halves, plan: ConvertPlan) -> tuple[Target, Tuning]:
-    """Return the target with the nodes that must not be quantized, each with the reason, and the search for them."""
+def tune(
+    run: Run, subject: Subject, samples: Halves, plan: ConvertPlan, times: EngineTimes | None = None
+) -> tuple[Target, Tuning]:
+    """Return the target with the nodes that must not be quantized, each with the reason, and the search for them.
+
+    `times` are those of the layers of engines, for `--speed engine`.
+    """
     assert plan.tuning is not None
     speed, budget = plan.tuning.speed, plan.tuning.budget
     key = {
@@ -68,6 +77,7 @@ def tune(run: Run, subject: Subject, samples: Halves, plan: ConvertPlan) -> tupl
         "measure": encode(plan.measure),
         "gates": encode(plan.gates),
         "speed": speed,
+        "times": hashlib.sha256(json.dumps(encode(times)).encode()).hexdigest() if times else "",
         "device": run.place,
         **versions("onnxruntime", "onnxruntime-gpu", "onnx-ir", "scipy"),
     }
@@ -77,8 +87,10 @@ def tune(run: Run, subject: Subject, samples: Halves, plan: ConvertPlan) -> tupl
         journal = Journal(run.store.root / JOURNAL, inputs, fresh=plan.cache == "ignore")
         if len(journal):
             run.note(f"{len(journal)} evaluations of an earlier run are used: {run.store.root / JOURNAL}")
-        trials = Trials(run, subject, cost_of(speed))
-        return Search(run, trials, journal, plan).result(samples.search, samples.verdict)
+        costs = measured(times.half, times.quantized, work_of(Trials(run, subject))) if times else SPEEDS[speed]
+        trials = Trials(run, subject, costs)
+        search = Search(run, trials, Evaluations(trials, journal, plan), plan.tuning or TunePlan())
+        return search.result(samples.search, samples.verdict)
 
     found = run.store.stage("tune", {**key, "budget": encode(budget)}, Tuning, make, line)
     if found.stopped == INTERRUPTED:
@@ -90,6 +102,16 @@ def tune(run: Run, subject: Subject, samples: Halves, plan: ConvertPlan) -> tupl
         for node in group.nodes
     )
     return replace(subject.target, keep=(*subject.target.keep, *keep)), found
+
+
+def without(tuning: Tuning, keep: Sequence[Keep]) -> Tuning:
+    """Return the search in whose result these nodes are not quantized either."""
+    reasons = {each.pattern: each.reason for each in keep}
+    groups = tuple(
+        replace(group, quantized=False, reason=reasons[group.name]) if group.name in reasons else group
+        for group in tuning.groups
+    )
+    return replace(tuning, groups=groups, share=sum(group.share for group in groups if group.quantized))
 
 
 def _labels(dataset: Dataset) -> tuple[int, ...] | None:

@@ -1,7 +1,6 @@
-"""Costs of nodes in 16 bits, of which 8 bits save half, for each `--speed`.
+"""Costs of nodes, and what quantizing them saves, for each `--speed`.
 
-A cost is any number that adds up over the nodes. One that is measured on a GPU (`--speed engine`) would be a function
-like the others here.
+A cost is any number that adds up over the nodes. Those of `--speed engine` are measured (`trtopt.tune.timed`).
 
 Touches: nothing; it reads an onnx-ir model.
 """
@@ -10,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trtopt.errors import EnvironmentUnableError, UsageError
+from trtopt.errors import UsageError
 from trtopt.graph.query import attribute, constant, dims
 from trtopt.precision.passes.operands import weighted_inputs
 
@@ -20,7 +20,23 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 Cost = Callable[["ir.Node", Mapping[str, int]], float]
-"""(node, number of elements by tensor for one sample): what the node costs in 16 bits. In 8 bits it costs half."""
+"""(node, number of elements by tensor for one sample): any cost of the node."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """The costs of a network.
+
+    Attributes:
+        cost: what a node costs in 16 bits.
+        saving: what quantizing it saves.
+        rest: what belongs to no node.
+    """
+
+    cost: Cost
+    saving: Cost
+    rest: float = 0.0
+
 
 _PER_ELEMENT = 300
 """Multiplications that an element of traffic counts as. In INT8 it takes one byte less than in FP16. An H100 moves 3.35
@@ -54,28 +70,23 @@ def both(node: ir.Node, sizes: Mapping[str, int]) -> float:
     return macs(node, sizes) + elements(node, sizes) * _PER_ELEMENT
 
 
-SPEEDS: dict[str, Cost] = {"macs": macs, "bytes": elements}
+def halved(cost: Cost) -> Speed:
+    """Return the costs of a network of which 8 bits save half."""
+    return Speed(cost=cost, saving=lambda node, sizes: cost(node, sizes) / 2)
+
+
+SPEEDS = {"macs": halved(macs), "bytes": halved(elements)}
 """The costs that need no GPU."""
 
-NAMES = ("engine", *SPEEDS)
-"""The values of `--speed`."""
+ENGINE = "engine"
+"""The value of `--speed` that measures on this GPU."""
 
 
-def cost_of(speed: str) -> Cost:
-    """Return the cost that a value of `--speed` names.
-
-    Raises:
-        EnvironmentUnableError: it is `engine`.
-        UsageError: the name is unknown.
-    """
-    if speed == "engine":
-        from trtopt.engine.cuda.driver import has_gpu
-
-        why = "this version does not time the layers of engines" if has_gpu() else "there is no GPU here"
-        raise EnvironmentUnableError("--speed engine is not possible", why=why, fix="Use --speed macs or bytes")
-    if speed not in SPEEDS:
-        raise UsageError(f"--speed {speed} is unknown", fix=f"Choose one of {', '.join(NAMES)}")
-    return SPEEDS[speed]
+def check_speed(speed: str) -> None:
+    """Raise UsageError if no measure of cost has this name."""
+    names = (ENGINE, *SPEEDS)
+    if speed not in names:
+        raise UsageError(f"--speed {speed} is unknown", fix=f"Choose one of {', '.join(names)}")
 
 
 def _size(value: ir.Value | None, sizes: Mapping[str, int]) -> int:

@@ -1,72 +1,105 @@
-"""Whether the default gates hold with a margin: on a few samples, where the gates themselves will see others.
+"""Whether gates hold with a margin: on a few samples first, and on more of them until the question is settled.
 
 Touches: nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 from trtopt.compare.catalog import METRICS
 from trtopt.types import GateResult
-
-T = TypeVar("T")
 
 _BEST = dict.fromkeys(("cosine", "cosine_part", "r2"), 1.0) | dict.fromkeys(
     ("miou", "positions", "matched", "equal"), 100.0
 )
 """Metrics whose distance from their best value grows with the error energy, and that value."""
 
+_OF_THE_WORST = frozenset({"sqnr_min", "sqnr_part", "cosine_part", "miou_min"})
+"""Metrics of the worst sample or part, which each further sample can only lower."""
 
-def first_unsafe(results: Sequence[GateResult], margin: float) -> GateResult | None:
+_FIRST = 8
+"""Samples of the first look: a batch."""
+_DOUBT = 1.0
+"""By how many dB a metric of the first look may be too low."""
+_TOO_HIGH, _WORST_TOO_HIGH = 2.0, 4.5
+"""How many times as much it may be too high; the second for a metric of the worst sample."""
+
+
+def first_unsafe(results: Sequence[GateResult], margin: float, doubt: float = 0.0) -> GateResult | None:
     """Return the first result that fails, or that would if the error energy were `margin` dB larger; None if none does.
 
-    Only SQNR and what grows with the error energy has a margin. An inconclusive result is safe: few samples prove
-    nothing.
+    With a negative margin, a result that misses its limit by less is safe. Only SQNR and what grows with the error
+    energy has a margin. A `doubt` in dB adds to it, more to metrics of the worst sample. An inconclusive result is
+    safe: few samples prove nothing.
     """
-    return next((result for result in results if not _is_safe(result, margin)), None)
+    for result in results:
+        times = _WORST_TOO_HIGH if result.metric in _OF_THE_WORST else _TOO_HIGH
+        if not _is_safe(result, margin + times * doubt):
+            return result
+    return None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tier(Generic[T]):
-    """Samples to judge a choice on, and the margin in dB with which these are enough to accept it."""
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A look at the first `count` samples, with a `doubt` in dB about what all of them will show."""
 
-    samples: T
-    sure: float
+    count: int
+    doubt: float
 
 
-def first_failure(
-    tiers: Sequence[Tier[T]],
-    judge: Callable[[T], Sequence[GateResult]],
+def looks(count: int) -> list[Look]:
+    """Return the looks at `count` samples: at 8 of them, at twice as many each time, and at all."""
+    doubled = [_FIRST << i for i in range(count.bit_length()) if _FIRST << i < count]
+    return [*(Look(few, _DOUBT * math.sqrt(_FIRST / few)) for few in doubled), Look(count, 0.0)]
+
+
+def failure(
+    looks: Sequence[Look],
     margin: float,
+    judge: Callable[[int], Sequence[GateResult]],
     unsettled: Callable[[Sequence[GateResult]], GateResult | None] = lambda _: None,
-) -> tuple[GateResult, T] | None:
-    """Return the first result that is not safe with a margin of `margin` dB, and its samples; None if all are.
+    *,
+    early: bool = True,
+) -> tuple[GateResult, int] | None:
+    """Return the result that shows that a choice does not hold, and on how many samples; None if it holds.
 
-    The tiers are asked one after the other, the one with the fewest samples first. Whichever settles the question ends
-    it: one that fails, or one that holds with its own, larger margin and without an `unsettled` result. The last one
-    must not have such a result, either.
+    The looks are taken in order until one settles the question: the gates fail or hold with `margin` dB, beyond doubt.
+    A choice does not hold before the last look with an `unsettled` result, and not at all if the last one has such a
+    result.
+
+    Args:
+        looks: ordered by their number of samples.
+        margin: in dB.
+        judge: returns the results on the first samples, of this number.
+        unsettled: returns a result that more samples might change; None if there is none.
+        early: whether a choice may hold before the last look.
     """
-    open_: tuple[GateResult, T] | None = None
-    for tier in tiers:
-        results = judge(tier.samples)
-        failed = first_unsafe(results, margin)
+    for look in looks:
+        results = judge(look.count)
+        failed = first_unsafe(results, margin - look.doubt)
         if failed is not None:
-            return failed, tier.samples
+            return failed, look.count
+        last = look is looks[-1]
+        if not last and (not early or first_unsafe(results, margin, look.doubt) is not None):
+            continue
         result = unsettled(results)
-        open_ = (result, tier.samples) if result is not None else None
-        if open_ is None and first_unsafe(results, tier.sure) is None:
+        if result is None:
             return None
-    return open_
+        if last:
+            return result, look.count
+    return None
 
 
 def _is_safe(result: GateResult, margin: float) -> bool:
-    if result.verdict == "fail":
-        return False
+    if result.verdict == "inconclusive":
+        return True
     best = _BEST.get(result.metric)
     if best is not None:
         return best - result.value <= (best - result.limit) * 10 ** (-margin / 10)
     known = METRICS.get(result.metric)
-    return known is None or known.unit != "dB" or result.value >= result.limit + margin
+    if known is not None and known.unit == "dB":
+        return result.value >= result.limit + margin
+    return result.verdict != "fail"

@@ -68,3 +68,18 @@ def fewest(order: Sequence[Group], holds: Holds) -> list[Group] | None:
         if holds(fewer):
             kept = fewer
     return kept
+
+
+def confirmed(order: Sequence[Group], holds: Callable[[Sequence[Group], bool], bool]) -> list[Group] | None:
+    """Return `fewest`, found by trials on few samples, but such that the result holds on all of them.
+
+    Of many choices the luckiest is found first. If it does not hold on all samples, only these settle a choice.
+
+    Args:
+        order: the groups, those to keep first in front.
+        holds: asked about a choice, and whether a part of the samples may be enough to accept it.
+    """
+    kept = fewest(order, lambda kept: holds(kept, True))
+    if kept is not None and not holds(kept, False):
+        kept = fewest(order, lambda kept: holds(kept, False))
+    return kept

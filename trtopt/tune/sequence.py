@@ -1,10 +1,13 @@
 """The verdict on several choices by fixed-sequence testing.
 
-The choices are put into an order before the samples of the verdict are looked at, the safest first. Each is judged on
-the same samples at 5 %, and the first that is not acceptable ends the sequence: no later one is accepted. Then the
+The choices are in an order that does not depend on the samples of the verdict, the safest first. Each is judged on the
+same samples at 5 %, and the first that is not acceptable ends the sequence: no later one is accepted. Then the
 probability that any choice is accepted although it truly exceeds a limit is at most 5 %, without a correction for the
 number of choices (Maurer, Hothorn and Lehmacher 1995; Westfall and Krishen 2001, J. Stat. Plan. Inference 99:25). For a
 wrong acceptance the first choice in the order that exceeds a limit must be accepted, and that is one test.
+
+The last choice is everything quantized, and each choice keeps what the next one keeps. So if a choice is accepted, the
+safer ones would be on the same samples, and need not be asked.
 
 Touches: nothing.
 """
@@ -48,9 +51,17 @@ def ladder(order: Sequence[Group], kept: Collection[Group]) -> list[list[Group]]
     return [[*kept, *more[:count]] for count in counts]
 
 
-def boldest(choices: Sequence[T], accepts: Callable[[T], bool]) -> int:
-    """Return how many of the choices are accepted, one after the other until the first that is not."""
-    for count, choice in enumerate(choices):
-        if not accepts(choice):
-            return count
-    return len(choices)
+def boldest(choices: Sequence[T], refusal: Callable[[T], GateResult | None]) -> tuple[int, GateResult | None]:
+    """Return the place of the result, and what the next bolder choice is refused for; None if it is the boldest.
+
+    The boldest is asked first: if it is accepted, so are the safer ones on the same samples. Otherwise they are asked
+    from the safest on, up to the first that is refused. The first of all is the result if no other one is.
+    """
+    refused = refusal(choices[-1])
+    if refused is None:
+        return len(choices) - 1, None
+    for place, choice in enumerate(choices[1:-1]):
+        found = refusal(choice)
+        if found is not None:
+            return place, found
+    return max(len(choices) - 2, 0), refused

@@ -32,7 +32,16 @@ from trtopt.types.model import Dim, OnnxModel, ShapeRange, TensorSpec
 from trtopt.types.precision import Decision, Guard, Keep, Only, TypedModel
 from trtopt.types.prediction import Predictions
 from trtopt.types.report import READABLE_SCHEMAS, REPORT_SCHEMA, Cache, CandidateReport, Failure, Report, StageOutcome
-from trtopt.types.tuning import Choice, Half, SensitiveGroup, Sensitivity, TunedGroup, Tuning
+from trtopt.types.tuning import (
+    Choice,
+    EngineTimes,
+    Half,
+    SensitiveGroup,
+    Sensitivity,
+    TimedLayer,
+    TunedGroup,
+    Tuning,
+)
 
 __all__ = [
     "READABLE_SCHEMAS",
@@ -58,6 +67,7 @@ __all__ = [
     "EngineDrift",
     "EngineFault",
     "EngineLayer",
+    "EngineTimes",
     "Exhibit",
     "Failure",
     "GateResult",
@@ -83,6 +93,7 @@ __all__ = [
     "Support",
     "TargetFiles",
     "TensorSpec",
+    "TimedLayer",
     "Timing",
     "TunedGroup",
     "Tuning",

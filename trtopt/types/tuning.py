@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from trtopt.types.comparison import GateResult
+from trtopt.types.precision import Keep
 
 Half = Literal["search", "verdict"]
 """The half of the samples on which a choice was evaluated: the one that was searched on, or the other."""
@@ -71,7 +72,8 @@ class Tuning:
         cost: the cost of the result, relative to the network without any quantized group.
         searched: number of samples of the half that was searched on.
         judged: number of samples of the half that the verdict rests on.
-        passes: forward passes of candidates, one sample each.
+        passes: forward passes of candidates in the search, one sample each.
+        judging: the same for the verdict.
         stopped: why the search ended early; empty if it is complete.
         failed: the gate that fails without any quantized group; None if none does.
     """
@@ -84,8 +86,39 @@ class Tuning:
     searched: int
     judged: int
     passes: int
+    judging: int = 0
     stopped: str = ""
     failed: GateResult | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimedLayer:
+    """A layer of an engine with its times.
+
+    Attributes:
+        name: its name, which lists what was fused into it.
+        nodes: the nodes of the typed graph that it computes; of a reformat, those beside it.
+        ms: its time in each run, in milliseconds.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    ms: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineTimes:
+    """The layers of two engines of a network, and the nodes that stay in higher precision because of them.
+
+    Attributes:
+        half: the layers without any quantized node.
+        quantized: the layers with all nodes quantized but those of `keep`.
+        keep: nodes whose quantization makes the engine wrong, or not faster, each with the reason.
+    """
+
+    half: tuple[TimedLayer, ...]
+    quantized: tuple[TimedLayer, ...]
+    keep: tuple[Keep, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,12 @@ _DTYPES: dict[str, npt.DTypeLike] = {
 }
 """numpy types by TensorRT's names. INT4 and FP4 (two values per byte) are not supported as inputs and outputs."""
 
+LayerTime = tuple[str, float]
+"""The name of a layer, and its time in milliseconds."""
+
+_WARMING = 10
+"""Runs before layers are timed: the first ones are slower."""
+
 
 def open_engine(trt: TensorRT, path: Path, *, gpu: int = 0, streams: int = 2, graphs: bool = True) -> EngineRunner:
     """Load a trusted engine on a GPU and return a runner for it.
@@ -61,6 +67,30 @@ def open_engine(trt: TensorRT, path: Path, *, gpu: int = 0, streams: int = 2, gr
         device.close()
         raise
     return EngineRunner(device, program, streams=streams, graphs=graphs)
+
+
+def layer_times(trt: TensorRT, path: Path, feed: Mapping[str, npt.NDArray[Any]], runs: int) -> list[list[LayerTime]]:
+    """Run a trusted engine on the first GPU, and return for each run the time of each layer in milliseconds.
+
+    The layers run one after the other, and each is timed on its own: their sum is more than the time of the engine.
+
+    Raises:
+        TrtoptError: as `open_engine`; the feed does not fit the engine.
+    """
+    device = open_device(0)
+    try:
+        program = load(trt, path, device)
+        program.profiler = profiler = _profiler(trt)
+    except BaseException:
+        device.close()
+        raise
+    found = []
+    with EngineRunner(device, program, streams=1, graphs=False) as runner:
+        for _ in range(_WARMING + runs):
+            profiler.layers.clear()
+            runner.run(feed)
+            found.append(list(profiler.layers))
+    return found[_WARMING:]
 
 
 def load(trt: TensorRT, path: Path, device: Device) -> TensorRTProgram:
@@ -109,6 +139,7 @@ class TensorRTProgram:
         # TensorRT 8 allows one context per optimization profile, and trtopt builds engines with one profile.
         self.max_contexts = 0 if trt.can.shared_profiles else 1
         self._trt, self._engine = trt, engine
+        self.profiler: Any = None
         # Only an execution context tells the sizes of outputs. The first execution reuses this one.
         self._spare: Any = _context(trt, engine)
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
@@ -120,6 +151,8 @@ class TensorRTProgram:
     def prepare(self, shapes: Mapping[str, Shape], addresses: Mapping[str, int], workspace: int) -> Execution:
         """Create an execution context for input shapes; see `Program`."""
         context, self._spare = self._spare or _context(self._trt, self._engine), None
+        if self.profiler is not None:
+            context.profiler = self.profiler
         # The context was created without memory. It must have some before it runs.
         if self._trt.can.sized_memory:
             context.set_device_memory(workspace, self.workspace_size)
@@ -216,6 +249,20 @@ def _context(trt: TensorRT, engine: Any) -> Any:
     if context is None:
         raise EnvironmentUnableError(f"{trt.title} cannot run the engine here", why=_take_errors(trt))
     return context
+
+
+def _profiler(trt: TensorRT) -> Any:
+    """Return a profiler whose `layers` are the names and times of the layers that have run."""
+
+    class Profiler(trt.module.IProfiler):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers: list[LayerTime] = []
+
+        def report_layer_time(self, name: str, ms: float) -> None:
+            self.layers.append((name, ms))
+
+    return Profiler()
 
 
 def _allocator(trt: TensorRT, pointer: int, size: int) -> Any:

@@ -187,6 +187,19 @@ def open_runner(path: Path, builder: str, *, streams: int = 2, graphs: bool = Tr
     return open_engine(trt, path, streams=streams, graphs=graphs)
 
 
+def layer_times(path: Path, builder: str, feed: Mapping[str, Any], runs: int) -> list[list[tuple[str, float]]]:
+    """Return the names of the layers of an engine with their times in milliseconds, run by run.
+
+    The arguments are those of `open_runner`.
+
+    Raises:
+        TrtoptError: as `open_runner`.
+    """
+    from trtopt.engine.runner.tensorrt import layer_times as measured
+
+    return measured(find(RTX if builder.startswith("TensorRT-RTX") else PRODUCT), path, feed, runs)
+
+
 def _builder(trt: TensorRT) -> Any:
     """Return TensorRT's builder. The logger forgets the errors of earlier builds."""
     collector = logger(trt.module.__name__)

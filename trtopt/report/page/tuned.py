@@ -44,7 +44,10 @@ def said(tuning: Tuning, precision: str) -> list[str]:
         f"of the multiplications; the cost ({tuning.speed}) is {_percent(tuning.cost)} of that without any of them"
     ]
     if tuning.failed is not None:
-        lines.append(f"no choice can pass: with nothing quantized, {_gate(tuning)}")
+        lines.append(
+            f"no choice can pass: with nothing quantized, {_gate(tuning)}. Loosen the gate, or keep the other nodes in "
+            "higher precision (--rest fp32)"
+        )
     elif kept:
         names = ", ".join(words.plain(group.name) for group in kept[:_NAMED])
         more = f" and {len(kept) - _NAMED} more" if len(kept) > _NAMED else ""
@@ -54,13 +57,17 @@ def said(tuning: Tuning, precision: str) -> list[str]:
         lines.append(f"the search ended early: {tuning.stopped}; this is the best so far")
     searched = sum(each.half == "search" for each in tuning.choices)
     judged = sum(each.half == "verdict" for each in tuning.choices)
+    passes = f"{tuning.judging:,} forward passes"
+    if not searched and not kept:
+        lines.append(f"with everything quantized, the verdict on {tuning.judged} samples needs no search; {passes}")
+        return lines
     lines.append(
         f"{searched} choices were tried on {tuning.searched} samples, and {judged} were judged on the other "
-        f"{tuning.judged}, which the search did not see; {tuning.passes:,} forward passes"
+        f"{tuning.judged}, which the search did not see; {tuning.passes:,} and {passes}"
     )
     lines.append(
-        "the choices were judged in a fixed order, from nothing quantized to the boldest, up to the first that fails: "
-        "each test is at 5 %, and their number needs no correction"
+        "the choices were judged in a fixed order, up to the first that fails: each test is at 5 %, and their number "
+        "needs no correction"
     )
     return lines
 

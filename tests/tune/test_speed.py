@@ -1,0 +1,139 @@
+"""`--speed engine` and `--if-faster`, with toy engines whose layers take chosen times."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine.toy import Runner, Toy, install
+from support import CALIB, DIGITS, EVAL, Done
+
+import trtopt.engine.tensorrt as backend
+from trtopt.engine import Order
+from trtopt.types import Engine, EngineLayer
+
+CLI = Callable[..., Done]
+
+
+@dataclass
+class Timed(Toy):
+    """A machine with a layer per node: INT8 halves its time, but for the `slow` ones; an engine with the `broken` ones
+    in INT8 is wrong.
+    """
+
+    slow: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
+    lowered: list[set[str]] = field(default_factory=list)
+
+    def build(self, order: Order, out: Path, *, emit: object) -> Engine:
+        engine = super().build(order, out, emit=emit)
+        decisions = order.typed.decisions
+        lowered = {each.node for each in decisions if each.precision == "int8"}
+        self.lowered.append(lowered)
+        if self.broken and {*self.broken} <= lowered:
+            self.wrong.add(len(self.builds))
+        layers = tuple(
+            EngineLayer(name=each.node, type="Cask", precision=each.precision, tactic="", nodes=(each.node,))
+            for each in decisions
+        )
+        return Engine(**{**{name: getattr(engine, name) for name in engine.__slots__}, "layers": layers})
+
+    def layer_times(self, engine: Engine, feed: Mapping[str, Any], runs: int) -> Mapping[str, Sequence[float]]:
+        def ms(layer: EngineLayer) -> float:
+            return (1.1 if layer.name in self.slow else 0.5) if layer.precision == "int8" else 1.0
+
+        return {layer.name: [ms(layer)] * runs for layer in engine.layers}
+
+    def open(self, engine: Engine, *, graphs: bool, streams: int = 1) -> Runner:
+        return super().open(engine, graphs=graphs, streams=streams)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Timed:
+    monkeypatch.setattr("trtopt.stages.speed.SECONDS", 0.01, raising=False)
+    toy = Timed(ms={"fp32": 3.0, "fp16": 2.0, "int8": 1.0})
+    install(monkeypatch, toy)
+    monkeypatch.setattr(backend, "layer_times", toy.layer_times)
+    return toy
+
+
+def arguments(out: Path) -> list[str]:
+    return [
+        "--calib",
+        CALIB,
+        "--data",
+        EVAL,
+        "--samples",
+        "64",
+        "--method",
+        "minmax",
+        "--no-equalization",
+        "-o",
+        str(out),
+    ]
+
+
+def decisions(out: Path) -> dict[str, tuple[str, str]]:
+    report = json.loads((out / "report.json").read_text())
+    return {each["node"]: (each["precision"], each["reason"]) for each in report["typed"]["decisions"]}
+
+
+def lowered(out: Path) -> set[str]:
+    return {node for node, (precision, _) in decisions(out).items() if precision == "int8"}
+
+
+def test_what_int8_does_not_make_faster_is_not_quantized(cli: CLI, machine: Timed, tmp_path: Path) -> None:
+    assert cli("tune", DIGITS, "--speed", "engine", *arguments(tmp_path / "fast")).code == 0
+    names = sorted(lowered(tmp_path / "fast"))
+    machine.slow = (names[1],)
+    done = cli("tune", DIGITS, "--speed", "engine", *arguments(tmp_path / "slow"))
+    assert done.code == 0, done.err
+    assert lowered(tmp_path / "slow") == {*names} - {names[1]}
+    assert decisions(tmp_path / "slow")[names[1]][1] == "INT8 is not faster here: 1.1000 ms, 1.0000 ms without it"
+
+
+def test_costs_are_those_of_the_layers(cli: CLI, machine: Timed, tmp_path: Path) -> None:
+    cli("tune", DIGITS, "--speed", "engine", *arguments(tmp_path))
+    found = json.loads((tmp_path / "report.json").read_text())["tuning"]
+    nodes, groups = len(decisions(tmp_path)), sum(len(group["nodes"]) for group in found["groups"])
+    assert found["speed"] == "engine"
+    assert found["cost"] == pytest.approx(1 - 0.5 * groups / nodes)  # a layer takes 1 ms in FP16, 0.5 ms in INT8
+
+
+def test_nodes_that_make_the_engine_wrong_are_excluded_and_named(cli: CLI, machine: Timed, tmp_path: Path) -> None:
+    cli("tune", DIGITS, "--speed", "engine", *arguments(tmp_path / "right"))
+    names = sorted(lowered(tmp_path / "right"))
+    machine.broken = (names[0], names[2])
+    done = cli("tune", DIGITS, "--speed", "engine", *arguments(tmp_path / "wrong"))
+    assert done.code == 0, done.err
+    kept = {*names} - lowered(tmp_path / "wrong")
+    assert len(kept) == 1
+    assert kept <= {*machine.broken}
+    assert "the engine is wrong with it quantized" in decisions(tmp_path / "wrong")[kept.pop()][1]
+
+
+def test_a_conversion_offers_the_same(cli: CLI, machine: Timed, tmp_path: Path) -> None:
+    assert cli("convert", DIGITS, "-p", "int8", "--if-faster", *arguments(tmp_path / "all")).code == 0
+    names = sorted(lowered(tmp_path / "all"))
+    machine.slow = tuple(names)
+    assert cli("convert", DIGITS, "-p", "int8", "--if-faster", *arguments(tmp_path / "none")).code == 0
+    assert lowered(tmp_path / "none") == set()
+
+
+def test_a_second_run_builds_no_engine_again(cli: CLI, machine: Timed, tmp_path: Path) -> None:
+    cli("tune", DIGITS, "--speed", "engine", *arguments(tmp_path))
+    before = len(machine.builds)
+    assert cli("tune", DIGITS, "--speed", "engine", *arguments(tmp_path)).code == 0
+    assert len(machine.builds) == before
+
+
+@pytest.mark.parametrize("command", [("tune", "--speed", "engine"), ("convert", "-p", "int8", "--if-faster")])
+def test_without_a_gpu_it_is_refused_at_once(command: tuple[str, ...], cli: CLI, tmp_path: Path) -> None:
+    done = cli(command[0], DIGITS, *command[1:], *arguments(tmp_path / "run"))
+    assert done.code == 3
+    assert f"{' '.join(command[-2:]).removeprefix('int8 ')} is not possible: there is no GPU here" in done.err
+    assert not (tmp_path / "run").exists()

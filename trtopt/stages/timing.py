@@ -1,0 +1,202 @@
+"""The stage `timing`: the layers of real engines, timed, and the nodes that they show must not be quantized.
+
+Engines are built without any quantized node, and with all of them. Nodes that make the second one differ from its own
+graph are excluded, and those that quantization does not make faster: less drift for nothing. What was excluded changes
+how the rest fuses, so that the engine without it is built and timed, too, and must not be slower.
+
+Touches: the run directory, through the store; temporary folders; the GPU.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from trtopt.bench import inputs
+from trtopt.codec import encode
+from trtopt.data.dataset import Dataset
+from trtopt.engine import Compiler, backend, compiler
+from trtopt.errors import EnvironmentUnableError
+from trtopt.events import Progress, silent
+from trtopt.plan import BuildPlan
+from trtopt.run import Run
+from trtopt.stages.build import FILE, ordered
+from trtopt.stages.fault import computes, find
+from trtopt.stages.made import Made
+from trtopt.stages.mixed import Subject, Trials
+from trtopt.stages.precision import typed_graph
+from trtopt.stages.target import Target
+from trtopt.tune import timed
+from trtopt.types import EngineTimes, Keep, ShapeRange, TimedLayer
+
+RUNS = 50
+"""Runs in which layers are timed."""
+_ROUNDS = 4
+"""Times that nodes are excluded: each exclusion changes how the others fuse."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """The place of engines: the shape ranges of the inputs, the options, and samples to run."""
+
+    ranges: tuple[ShapeRange, ...]
+    plan: BuildPlan
+    samples: Dataset
+
+
+def check_timing(plan: BuildPlan, flag: str) -> None:
+    """Raise EnvironmentUnableError where no engine can be timed; `flag` is what asked for it."""
+    compiling = compiler(plan.backend)
+    if compiling is None or compiling.host() is None:
+        why = "there is no GPU here" if compiling else f"--backend {plan.backend} builds no engine"
+        fix = "Use --speed macs or bytes" if flag.startswith("--speed") else f"Leave {flag} out"
+        raise EnvironmentUnableError(f"{flag} is not possible", why=why, fix=fix)
+
+
+def timing(run: Run, subject: Subject, site: Site, name: str = "timing") -> tuple[Target, EngineTimes]:
+    """Return the target without the nodes that make its engine wrong, or not faster, and the times of its layers.
+
+    `name` is that of the stage.
+
+    Raises:
+        TrtoptError: an engine cannot be built or run.
+    """
+    compiling = compiler(site.plan.backend)
+    assert compiling is not None  # `check_timing`
+    key = {
+        "baseline": subject.baseline.digest,
+        "model": subject.model.digest,
+        "target": asdict(subject.target),
+        "table": dict(sorted(subject.table.scales.items())),
+        "seen": [subject.seen.digest, subject.seen.correction],
+        "data": site.samples.digest,
+        "ranges": [asdict(entry) for entry in site.ranges],
+        "plan": encode(site.plan),
+        "host": compiling.host(),
+        **compiling.key(site.plan),
+    }
+
+    def make(_: Path) -> EngineTimes:
+        return _Engines(run, subject, site, compiling).settled()
+
+    found = run.store.stage(name, key, EngineTimes, make, timing_line)
+    return replace(subject.target, keep=(*subject.target.keep, *found.keep)), found
+
+
+def work_of(trials: Trials) -> timed.Work:
+    """Return what the times of layers that compute several nodes are divided by."""
+    from trtopt.precision.passes.placement import place
+    from trtopt.tune.costs import both
+
+    readers: dict[str, dict[str, None]] = {}
+    for site in place(trials.graph, trials.request.keep).sites:
+        value = site.node.inputs[site.index]
+        for tensor in {value.name if value is not None else "", site.scale_from} - {"", None}:
+            readers.setdefault(str(tensor), {})[site.node.name or ""] = None
+    return timed.Work(
+        of={node.name or "": both(node, trials.request.sizes) for node in trials.graph.graph},
+        readers={tensor: tuple(nodes) for tensor, nodes in readers.items()},
+    )
+
+
+def timing_line(times: EngineTimes) -> str:
+    """Return the summary line: the time of the layers of both engines, and the number of excluded nodes."""
+    import numpy as np
+
+    half, quantized = (float(np.median(timed.total(each))) for each in (times.half, times.quantized))
+    text = f"layers take {quantized:.3f} ms, without quantization {half:.3f} ms"
+    count = len(times.keep)
+    return text + (f"; {count} node{'s' * (count > 1)} excluded: {times.keep[0].reason}" if count else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Built:
+    """An engine: what it was made from, its timed layers, and whether it computes its graph."""
+
+    made: Made
+    layers: tuple[TimedLayer, ...]
+    right: bool
+
+
+class _Engines:
+    """The engines of a network with some nodes kept in higher precision."""
+
+    def __init__(self, run: Run, subject: Subject, site: Site, compiling: Compiler) -> None:
+        self._run, self._subject, self._site, self._compiling = run, subject, site, compiling
+        self._trials = Trials(run, subject)
+        self._work = work_of(self._trials)
+        self._builds = 0
+
+    def settled(self) -> EngineTimes:
+        """Return the times of both engines, after nodes were excluded."""
+        half = self._built([Keep(pattern=node) for node in sorted(Trials.nodes(self._trials.groups))])
+        keep: list[Keep] = []
+        best = self._built(keep)
+        for _ in range(_ROUNDS):
+            more = self._wrong(best) or self._slower(half, best, keep)
+            if not more:
+                break
+            other = self._built([*keep, *more])
+            if best.right and timed.is_slower(timed.total(other.layers), timed.total(best.layers)):
+                nodes = ", ".join(each.pattern for each in more)
+                self._run.note(f"{nodes}: quantization pays here only as it spares the nodes beside them a reformat")
+                break
+            keep, best = [*keep, *more], other
+        return EngineTimes(half=half.layers, quantized=best.layers, keep=tuple(keep))
+
+    def _wrong(self, built: _Built) -> list[Keep]:
+        """Return the nodes that make an engine differ from its graph."""
+        if built.right:
+            return []
+        found = find(self._run, built.made, self._site.samples)
+        if not found.nodes:
+            self._run.warn(f"the engine with everything quantized is wrong, and nothing was excluded: {found.reason}")
+        return [
+            Keep(pattern=node, reason=f"the engine is wrong with it quantized: {found.reason}") for node in found.nodes
+        ]
+
+    def _slower(self, half: _Built, built: _Built, keep: Sequence[Keep]) -> list[Keep]:
+        """Return the nodes of the groups that quantization does not make faster, and that are not excluded yet."""
+        excluded = {each.pattern for each in keep}
+        groups = [group for group in self._trials.groups if not excluded & {*group.nodes}]
+        return [
+            Keep(
+                pattern=node, reason=f"INT8 is not faster here: {each.quantized:.4f} ms, {each.half:.4f} ms without it"
+            )
+            for each in timed.slower(groups, half.layers, built.layers, self._work)
+            for node in each.group.nodes
+        ]
+
+    def _built(self, keep: Sequence[Keep]) -> _Built:
+        """Build an engine in which these nodes are kept, run it beside its graph, and time its layers."""
+        from trtopt.calibrate.ranges import few
+
+        run, subject, site = self._run, self._subject, self._site
+        self._builds += 1
+        run.emit(Progress("timing", self._builds, 0, "engines"))
+        target = replace(subject.target, keep=(*subject.target.keep, *keep))
+        with tempfile.TemporaryDirectory(prefix="trtopt-") as name:
+            folder = Path(name)
+            typed = typed_graph(folder, subject.model, target, subject.table, subject.seen)
+            order = ordered(typed, site.ranges, site.plan, run.device)
+            engine = backend(site.plan.backend).build(order, folder / FILE, emit=silent)
+            made = Made(
+                baseline=subject.baseline,
+                model=subject.model,
+                target=target,
+                table=subject.table,
+                seen=subject.seen,
+                typed=typed,
+                engine=engine,
+                unable=None,
+                ranges=site.ranges,
+                plan=site.plan,
+            )
+            sizes = inputs.Sizes(inputs=typed.onnx.inputs, ranges=site.ranges)
+            usual = next((entry.opt[0] for entry in site.ranges if entry.opt), 1)
+            feed = inputs.from_data(site.samples, sizes.batch or usual)
+            times = self._compiling.layer_times(engine, feed, RUNS)
+            right = computes(run, made, few(site.samples))
+        return _Built(made=made, layers=timed.joined(engine.layers, times, self._work), right=right)
