@@ -3,8 +3,9 @@
     python benchmarks/queues.py [--seconds 30] [--runs 3]
 
 Prints the ratio of the simulated to the measured p95 for each load and run, and ends with 1 unless two of three runs
-are within 20 % at each load. The time of each batch size is measured in the same server, just before each run, and the
-simulated requests arrive when the real ones did, because the p95 of another half minute may differ by 20 % itself.
+are within 20 % at each load. The load is set by the time of the largest batch just before each run. The simulation has
+the mean time of each batch size in the run itself, as the server reports it, because other programs on the machine change
+it. Its requests arrive when the real ones did, because the p95 of another half minute may differ by 20 % itself.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from tritonclient import grpc
 
 from trtopt.events import silent
 from trtopt.fleet.demand import Demand, Memory, constant
@@ -123,8 +125,6 @@ def measure(server: Server, case: Case) -> tuple[Demand, float]:
 
     Of some requests at the same time the first runs alone on each instance, and the others are one batch.
     """
-    from tritonclient import grpc
-
     (name,) = (entry.name for entry in case.folder.config.input)
     times: dict[int, list[float]] = {batch: [] for batch in BATCHES}
     overhead = []
@@ -164,7 +164,15 @@ def compare(server: Server, client: Client, case: Case, share: float, seconds: f
     rate = share * case.instances * BATCH / demand.time(BATCH) * 1000
     (name,) = (entry.name for entry in case.folder.config.input)
     traffic = load.Traffic(model=case.name, feeds=[{name: case.sample}], seconds=seconds, timeout=60, poisson=True)
-    real = load.at_rate(client, traffic, rate)
+    with grpc.InferenceServerClient(address(server.url)) as statistics:
+        before = runs(statistics, case.name)
+        real = load.at_rate(client, traffic, rate)
+        after = runs(statistics, case.name)
+    times = []
+    for batch in sorted(after):
+        count, spent = np.subtract(after[batch], before.get(batch, (0, 0.0)))
+        times += [constant(batch, float(spent / count))] if count else []
+    demand = replace(demand, times=tuple(times))
     moments = tuple((load.due(real.sent, rate, traffic) * 1000).tolist())
     station = Station(
         streams=(Stream(rate=rate, moments=moments),),
