@@ -4,8 +4,8 @@
 
 Prints the ratio of the simulated to the measured p95 for each load and run, and ends with 1 unless two of three runs
 are within 20 % at each load. The load is set by the time of the largest batch just before each run. The simulation has
-the mean time of each batch size in the run itself, as the server reports it, because other programs on the machine change
-it. Its requests arrive when the real ones did, because the p95 of another half minute may differ by 20 % itself.
+the mean time of each batch size in the run itself, as the server reports it: other programs on the machine change it.
+Its requests arrive when the real ones did: the p95 of another half minute may differ by 20 % itself.
 """
 
 from __future__ import annotations
