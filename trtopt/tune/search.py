@@ -61,25 +61,36 @@ def fewest(order: Sequence[Group], holds: Holds) -> list[Group] | None:
             high = middle
         else:
             low = middle
-    kept = list(order[:high])
     # The bisection has shown that the last group of the order is needed.
-    for group in sorted(kept[:-1], key=lambda each: -each.saving):
-        fewer = [each for each in kept if each is not group]
-        if holds(fewer):
-            kept = fewer
-    return kept
+    return _put_back(order[:high], order[: high - 1], holds)
 
 
 def confirmed(order: Sequence[Group], holds: Callable[[Sequence[Group], bool], bool]) -> list[Group] | None:
     """Return `fewest`, found by trials on few samples, but such that the result holds on all of them.
 
-    Of many choices the luckiest is found first. If it does not hold on all samples, only these settle a choice.
+    Of many choices the luckiest is found first. If it does not hold on all samples, more groups are kept: the next one
+    of the order, or twice as many until it holds. Then each is quantized again if the network still holds on all.
 
     Args:
-        order: the groups, those to keep first in front.
+        order: the groups, those to keep first in front. With all of them kept the network must hold.
         holds: asked about a choice, and whether a part of the samples may be enough to accept it.
     """
     kept = fewest(order, lambda kept: holds(kept, True))
-    if kept is not None and not holds(kept, False):
-        kept = fewest(order, lambda kept: holds(kept, False))
-    return kept
+    if kept is None or holds(kept, False):
+        return kept
+    more = [group for group in order if group not in kept]
+    count = 1
+    while count < len(more) and not holds([*kept, *more[:count]], False):
+        count *= 2
+    wider = [*kept, *more[:count]]
+    return _put_back(wider, wider, lambda kept: holds(kept, False))
+
+
+def _put_back(kept: Sequence[Group], candidates: Sequence[Group], holds: Holds) -> list[Group]:
+    """Return the groups to keep after each candidate, the largest saving first, was quantized again if that holds."""
+    found = list(kept)
+    for group in sorted(candidates, key=lambda each: -each.saving):
+        fewer = [each for each in found if each is not group]
+        if holds(fewer):
+            found = fewer
+    return found
