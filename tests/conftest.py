@@ -5,12 +5,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 from support import Done, save
 
 from trtopt.cli.app import main
+
+# How long an example takes depends on the machine and its load: timings never fail a test.
+hypothesis.settings.register_profile("trtopt", deadline=None)
+hypothesis.settings.load_profile("trtopt")
 
 # A shell starts background jobs with Ctrl-C ignored. The children of the tests would inherit that, and never stop.
 signal.signal(signal.SIGINT, signal.default_int_handler)

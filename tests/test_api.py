@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from support import DIGITS, EVAL, ROOT
 
@@ -159,3 +160,16 @@ def test_every_argument_is_a_flag_of_the_command() -> None:
         for argument in inspect.signature(getattr(api, name)).parameters:
             flag = f"no_{argument}" if argument in negated and argument not in flags else argument
             assert flag in flags | of_python, (name, argument)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (lambda x: x, "model is of type function, and not a path. Write a function that returns the network"),
+        (onnx.ModelProto(), "model is of type ModelProto, and not a path. Write it with onnx.save"),
+        (5, "model is of type int, and not a path. Pass text"),
+    ],
+)
+def test_a_network_in_memory_is_refused_with_the_way_on(model: object, said: str) -> None:
+    with pytest.raises(TrtoptError, match=said):
+        trtopt.convert(model)  # type: ignore[arg-type]

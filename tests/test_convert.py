@@ -203,7 +203,7 @@ def _quantized_tensors(folder: Path, cli: Cli) -> list[str]:
     return list(json.loads((folder / "a/calibration.json").read_text())["tensors"])
 
 
-ON_CALIBRATION = "(on the calibration samples themselves: no evidence for unseen data)"
+ON_CALIBRATION = "(measured on the calibration samples: no evidence for unseen data)"
 
 
 def test_the_first_command_makes_an_engine_and_exits_0_with_an_honest_verdict(tmp_path: Path, cli: Cli) -> None:
@@ -213,7 +213,7 @@ def test_the_first_command_makes_an_engine_and_exits_0_with_an_honest_verdict(tm
     line = done.out.splitlines()[-1]
     assert line.startswith("INCONCLUSIVE: logits: top1: 200 samples show no drop, but about ")
     assert " are needed to show at most 1 % (default gate, exit 0: --gate top1=1%" in line
-    assert line.endswith("; on the calibration samples themselves: no evidence for unseen data)")
+    assert line.endswith("; measured on the calibration samples: no evidence for unseen data)")
     assert " gates passed, 1 inconclusive" in done.out
 
 

@@ -130,7 +130,7 @@ def test_the_verdict_says_that_it_rests_on_the_samples_that_correct_biases(
 ) -> None:
     both = ("--calib", EVAL, "--data", EVAL)
     done = cli("convert", DIGITS, "-p", "int8", "--calib-table", entropy, *both, *HERE, "-o", tmp_path / "r")
-    assert "(on the calibration samples themselves: no evidence" in done.out.splitlines()[-1]
+    assert "(measured on the calibration samples: no evidence" in done.out.splitlines()[-1]
 
 
 def test_a_given_table_leaves_no_other_table_beside_its_graph(entropy: Path, tmp_path: Path, cli: Cli) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trtopt.errors import DataError, StoreError
+from trtopt.errors import DataError, StoreError, UsageError
 from trtopt.events import Event, StageCached, StageFinished, Warned, silent
 from trtopt.store import open_store, read_result
 from trtopt.types import Engine
@@ -209,3 +209,10 @@ def test_an_error_in_the_folder_of_the_stage_is_one_of_the_run_directory(tmp_pat
 
     with open_store(tmp_path, silent) as store, pytest.raises(StoreError, match="the disk is full"):
         store.stage("build", {}, Engine, fail, str)
+
+
+def test_a_report_of_another_program_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text("mine")
+    with pytest.raises(UsageError, match=r"report\.json that trtopt did not write"), open_store(tmp_path, silent):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]

@@ -231,6 +231,7 @@ def test_where_even_nothing_quantized_fails_it_says_so(network: Path, cli: CLI, 
     done = cli(*arguments(network, tmp_path), "--gate", "sqnr=200dB")
     assert done.code == 1, done.err
     assert "no choice can pass: with nothing quantized, y: sqnr: sqnr is" in " ".join(done.out.split())
+    assert "(no choice can pass: y: sqnr fails even with nothing in int8" in done.out.splitlines()[-1]
     report = json.loads((tmp_path / "report.json").read_text())
     assert not any(group["quantized"] for group in report["tuning"]["groups"])
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trtopt import __version__
+from trtopt.errors import UsageError
 from trtopt.events import Emit, Warned
 
 SCHEMA_VERSION = 1
@@ -32,6 +33,21 @@ def read_manifest(root: Path, emit: Emit) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         emit(Warned(f"{path} is damaged: every stage runs again"))
     return empty
+
+
+def check_own(root: Path) -> None:
+    """Check that trtopt wrote the reports in a folder, which a run would replace.
+
+    Raises:
+        UsageError: there is a report, but no manifest.
+    """
+    foreign = [name for name in ("report.json", "report.html") if (root / name).exists()]
+    if foreign and not (root / "manifest.json").exists():
+        raise UsageError(
+            f"{root} contains a {foreign[0]} that trtopt did not write",
+            why="it has no manifest.json beside it, and would be replaced",
+            fix="Choose another folder with -o",
+        )
 
 
 def _is_entry(entry: Any) -> bool:

@@ -22,7 +22,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -31,7 +31,7 @@ from trtopt.code_digest import code_digest
 from trtopt.codec import decode, encode
 from trtopt.counts import network_runs
 from trtopt.events import Emit, StageCached, StageFinished, StageStarted, Warned, silent
-from trtopt.manifest import read_manifest, relocate
+from trtopt.manifest import check_own, read_manifest, relocate
 from trtopt.rundir import ROOT, DefaultDir, claimed
 from trtopt.types import StageOutcome
 from trtopt.writing import cannot_write, own_errors, writing
@@ -102,10 +102,8 @@ class RunStore:
             }
             self.write("manifest.json", json.dumps(self._manifest, indent=1))
             # A stage may write fewer files than before, such as no separate weights for a smaller model. The stale
-            # ones are deleted, but only after the manifest no longer lists them and if no other stage needs them.
-            needed = {file for entry in self._manifest["stages"].values() for file in entry["files"]}
-            for file in set(earlier_files) - needed:
-                (self.root / file).unlink(missing_ok=True)
+            # ones are deleted, but only after the manifest no longer lists them.
+            self._delete_unlisted(earlier_files)
         result = cast(T, relocate(relative, Path(), self.root))
         line = summary(result)
         self._emit(StageFinished(name, seconds, line))
@@ -168,11 +166,16 @@ class RunStore:
         entry = self._manifest["stages"].get(name)
         if entry is None or (inputs and all(entry["inputs"].get(key) == value for key, value in inputs.items())):
             return
-        with writing(self.root):
-            for file in entry["files"]:
-                (self.root / file).unlink(missing_ok=True)
         del self._manifest["stages"][name]
         self.write("manifest.json", json.dumps(self._manifest, indent=1))
+        with writing(self.root):
+            self._delete_unlisted(entry["files"])
+
+    def _delete_unlisted(self, files: Iterable[str]) -> None:
+        """Delete the files that no stage needs. Stages share the weights of a network that they do not change."""
+        needed = {file for entry in self._manifest["stages"].values() for file in entry["files"]}
+        for file in set(files) - needed:
+            (self.root / file).unlink(missing_ok=True)
 
     def holds(self, name: str) -> bool:
         """Return whether the store has a result of the stage, whatever its inputs."""
@@ -215,6 +218,7 @@ def open_store(directory: Path | DefaultDir, emit: Emit, *, fresh: bool = False)
 
     Raises:
         StoreError: the directory cannot be created or written.
+        UsageError: it contains a report of another program.
     """
     from filelock import FileLock, Timeout
 
@@ -222,6 +226,7 @@ def open_store(directory: Path | DefaultDir, emit: Emit, *, fresh: bool = False)
     try:
         root = claimed(directory)
         root.mkdir(parents=True, exist_ok=True)
+        check_own(root)
     except OSError as error:
         raise cannot_write(root, error) from error
     with writing(root):

@@ -13,6 +13,9 @@ Touches: nothing.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 from trtopt.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASS, EXIT_UNABLE, TrtoptError
 from trtopt.types import Comparison, GateResult, Report
 
@@ -22,6 +25,15 @@ def comparisons(report: Report) -> list[tuple[str, Comparison]]:
     if report.comparison is not None:
         return [("", report.comparison)]
     return [(candidate.name, candidate.comparison) for candidate in report.candidates]
+
+
+def drifted(found: Iterable[Comparison]) -> bool:
+    """Return whether a gate failed on a measurement: only then can a higher precision help.
+
+    Gates also fail that could not be evaluated, for example because the labels do not fit the output.
+    """
+    gates = (gate for comparison in found for gate in comparison.gates)
+    return any(gate.verdict == "fail" and not math.isnan(gate.value) for gate in gates)
 
 
 def blocks(report: Report, gate: GateResult) -> bool:

@@ -82,3 +82,10 @@ def test_every_size_is_written_with_its_unit(cli: Cli) -> None:
     assert size(None, "--workspace") is None
     with pytest.raises(UsageError, match="missing unit in --workspace"):
         size("4096", "--workspace")
+
+
+def test_without_a_command_the_help_is_shown_once(cli: Cli) -> None:
+    done = cli()
+    assert (done.code, done.out) == (2, "")
+    assert done.err.count("Usage:") == 1
+    assert "Traceback" not in done.err

@@ -156,11 +156,20 @@ def test_swapped_classes_fail() -> None:
     assert found.verdict == "fail"
 
 
-def test_labels_shifted_by_one_fail() -> None:
+@pytest.mark.parametrize("name", ["logits", "linear"])
+def test_labels_shifted_by_one_fail(name: str) -> None:
     shifted = tuple((label + 1) % 12 for label in LABELS)
-    found = verdict({"logits": FP32["logits"]}, {"logits": FP32["logits"]}, MANY, shifted)
+    found = verdict({name: FP32["logits"]}, {name: FP32["logits"]}, MANY, shifted)
+    assert found.outputs[0].kind == "scores"
     assert found.verdict == "fail"
     assert "labels do not fit" in found.gates[0].reason
+
+
+def test_labels_do_not_make_scores_of_another_output() -> None:
+    outputs = {"linear": FP32["logits"], "features": lambda x: np.sin(7 * (x @ WEIGHTS))}
+    found = verdict(outputs, outputs, MANY, LABELS)
+    assert [output.kind for output in found.outputs] == ["scores", "values"]
+    assert found.verdict == "pass"
 
 
 def test_five_points_of_a_binary_classifier_fail() -> None:

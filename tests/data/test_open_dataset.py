@@ -83,6 +83,24 @@ def test_a_wrong_shape_is_refused_with_both_shapes(tmp_path: Path) -> None:
     assert "[n, 3]" in message
 
 
+@pytest.mark.parametrize(
+    ("shape", "wanted", "fix"),
+    [
+        ((28, 28, 3), ("n", 3, 28, 28), 'layout = "NCHW"'),
+        ((1, 28, 28, 1), ("n", 1, 28, 28), 'layout = "NCHW"'),
+        ((3, 28, 28), ("n", 28, 28, 3), 'layout = "NHWC"'),
+        ((3, 28, 28), ("n", 1, 28, 28), 'color = "gray"'),
+        ((1, 28, 28), ("n", 3, "h", "w"), 'color = "RGB"'),
+    ],
+)
+def test_a_wrong_shape_of_an_image_is_refused_with_the_recipe_that_corrects_it(
+    tmp_path: Path, shape: tuple[int, ...], wanted: tuple[int | str, ...], fix: str
+) -> None:
+    np.savez(tmp_path / "0.npz", x=np.zeros(shape, np.float32))
+    with pytest.raises(DataError, match=fix):
+        open_dataset(str(tmp_path), (TensorSpec(name="x", dtype="float32", shape=wanted),))
+
+
 def test_a_wrong_rank_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=np.zeros((2, 1, 1, 3), np.float32))
     assert "x has shape [1, 1, 3]" in error(tmp_path / "d.npz")

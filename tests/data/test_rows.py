@@ -78,6 +78,14 @@ def test_a_wrong_row_is_refused_by_its_line(tmp_path: Path, line: Any, reason: s
     assert reason in refusal(rows(tmp_path, {"input_ids": [1, 2]}, line))
 
 
+@pytest.mark.parametrize("line", ['{"input_ids": [1, ', "[1, 2]", {"input_ids": [], "label": 3}])
+def test_bad_rows_can_be_left_out(tmp_path: Path, line: Any) -> None:
+    first, last = {"input_ids": [1], "label": 4}, {"input_ids": [2], "label": 5}
+    dataset = open_dataset(rows(tmp_path, first, line, last), (IDS,), skip_bad=True)
+    assert (dataset.ids, dataset.labels) == (("rows.jsonl:1", "rows.jsonl:3"), (4, 5))
+    assert "left out 1 of 3 samples: rows.jsonl:2" in dataset.warnings[0]
+
+
 def test_numbers_feed_a_float_input(tmp_path: Path) -> None:
     spec = TensorSpec(name="x", dtype="float32", shape=("n", 2))
     x = open_dataset(rows(tmp_path, {"x": [1, 0.5]}), (spec,)).load(0)["x"]
@@ -100,6 +108,11 @@ def test_text_without_a_recipe_is_refused(tmp_path: Path) -> None:
     assert "rows of text need a tokenizer" in refusal(rows(tmp_path, {"text": "hello"}))
 
 
+def test_a_recipe_that_token_ids_do_not_need_is_told(tmp_path: Path) -> None:
+    dataset = open_dataset(rows(tmp_path, {"input_ids": [1]}), (IDS,), recipe=load_recipe("imagenet"))
+    assert "recipe imagenet is not applied to" in dataset.warnings[0]
+
+
 def test_text_with_a_recipe_for_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"recipe imagenet has no \[text\] table"):
         open_dataset(rows(tmp_path, {"text": "hello"}), (IDS,), recipe=load_recipe("imagenet"))
@@ -112,15 +125,17 @@ def test_a_missing_tokenizer_file_is_named(tmp_path: Path) -> None:
         open_dataset(rows(tmp_path, {"text": "hello"}), (IDS,), recipe=load_recipe(recipe))
 
 
-def tokenized(folder: Path, inputs: tuple[TensorSpec, ...], padding: str, *, pad: bool = True) -> Dataset:
+def tokenized(
+    folder: Path, inputs: tuple[TensorSpec, ...], padding: str, *more: Any, pad: bool = True, skip_bad: bool = False
+) -> Dataset:
     words = {"[UNK]": 0, "hello": 1, "big": 2, "world": 3} | ({"[PAD]": 9} if pad else {})
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
     recipe = folder / "r.toml"
     recipe.write_text(f'[text]\ntokenizer = "tokenizer.json"\nmax_length = 4\npadding = "{padding}"')
-    source = rows(folder, {"text": "hello world", "label": 1}, {"text": "hello big big big world", "label": 0})
-    return open_dataset(source, inputs, recipe=load_recipe(recipe))
+    source = rows(folder, {"text": "hello world", "label": 1}, {"text": "hello big big big world", "label": 0}, *more)
+    return open_dataset(source, inputs, recipe=load_recipe(recipe), skip_bad=skip_bad)
 
 
 def test_text_is_tokenized_truncated_and_padded(tmp_path: Path) -> None:
@@ -129,6 +144,15 @@ def test_text_is_tokenized_truncated_and_padded(tmp_path: Path) -> None:
     assert feed["input_ids"].tolist() == [[1, 3, 9, 9], [1, 2, 2, 2]]
     assert feed["attention_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
     assert dataset.labels == (1, 0)
+
+
+def test_bad_rows_of_text_can_be_left_out(tmp_path: Path) -> None:
+    bad = ({"text": 5, "label": 0}, "{", {"text": "world", "label": 1})
+    dataset = tokenized(tmp_path, (IDS,), "none", *bad, skip_bad=True)
+    assert dataset.ids == ("rows.jsonl:1", "rows.jsonl:2", "rows.jsonl:5")
+    assert dataset.load(2)["input_ids"].tolist() == [[3]]
+    with pytest.raises(DataError, match=r"rows\.jsonl:3: text is not a string"):
+        tokenized(tmp_path, (IDS,), "none", *bad)
 
 
 def test_text_without_padding_keeps_its_length(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
@@ -60,6 +61,22 @@ def layer(
     return nodes, constants
 
 
+def blocks(path: Path, dtype: np.dtype, zero: int) -> Path:
+    """Write a matrix product whose weight has one scale for each 8 rows of a column."""
+    codes = np.random.default_rng(0).integers(zero - 7, zero + 8, (32, 16))
+    constants = {"codes": codes.astype(dtype), "scale": np.geomspace(0.01, 0.1, 64, dtype=np.float32).reshape(4, 16),
+                 "zero": np.full((4, 16), zero).astype(dtype)}  # fmt: skip
+    nodes = [
+        helper.make_node("DequantizeLinear", ["codes", "scale", "zero"], ["w"], "weight", axis=0, block_size=8),
+        helper.make_node("MatMul", ["x", "w"], ["y"], "product"),
+    ]
+    graph(path, nodes, constants)
+    proto = onnx.load(path)
+    proto.opset_import[0].version, proto.ir_version = 21, 10
+    onnx.save(proto, path)
+    return path
+
+
 def outputs(path: Path, x: Array) -> Array:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -101,6 +118,22 @@ def test_repairs_keep_the_results(weight_zero: Array, input_zero: Array, scales:
         assert (constants[node.input[1]] > 0).all()
         assert constants[node.input[2]].dtype == np.int8
         assert not constants[node.input[2]].any()
+
+
+@pytest.mark.parametrize(("dtype", "zero"), [(ml_dtypes.int4, 0), (ml_dtypes.uint4, 8)])
+def test_weights_of_4_bits_in_blocks_keep_the_results(dtype: type, zero: int, tmp_path: Path) -> None:
+    path = blocks(tmp_path / "net.onnx", np.dtype(dtype), zero)
+    result, _ = repaired(path)
+    np.testing.assert_allclose(outputs(result, X), outputs(path, X), rtol=1e-6, atol=1e-6)
+    assert [tensor.data_type for tensor in onnx.load(result).graph.initializer if tuple(tensor.dims) == (32, 16)] == [
+        TensorProto.INT4
+    ]
+
+
+@pytest.mark.parametrize(("dtype", "zero"), [(ml_dtypes.uint4, 7), (np.int8, 0)])
+def test_blocks_of_other_values_are_named(dtype: type, zero: int, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="DequantizeLinear weight has blocks of values other than int4 around 0"):
+        repaired(blocks(tmp_path / "net.onnx", np.dtype(dtype), zero))
 
 
 @pytest.mark.parametrize("zero", [np.uint8(0), np.int8(-128)])

@@ -57,6 +57,18 @@ def archive(path: Path, *names: str) -> Path:
     return path
 
 
+def test_the_only_model_in_a_folder_is_proposed(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(ModelError, match=r"is a folder without a model.*Did you mean .*model\.onnx\?"):
+        identify(str(tmp_path))
+
+
+def test_python_code_is_refused_with_the_form_of_a_factory(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").touch()
+    with pytest.raises(ModelError, match=r"nets\.py is Python code, not a model.*nets:FUNCTION"):
+        identify(str(tmp_path / "nets.py"))
+
+
 def test_torchscript_is_distinguished_from_weights_without_unpickling(tmp_path: Path) -> None:
     assert identify(str(archive(tmp_path / "a.pt", "a/constants.pkl", "a/data.pkl"))).kind == "torchscript"
     with pytest.raises(ModelError, match=r"contains weights or a pickled module, not a program.*--weights"):

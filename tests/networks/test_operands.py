@@ -71,3 +71,13 @@ def test_a_transposed_left_operand(precision: str, tmp_path: Path, cli: Cli) -> 
     done = convert(cli, tmp_path, precision, {"x": x})
     assert done.code == 0, done.err
     assert sqnr(tmp_path, feeds({"x": x}, batch=False)) > (20 if precision == "int8" else 45)
+
+
+def test_a_transposed_operand_in_16_bits_does_not_crash(tmp_path: Path, cli: Cli) -> None:
+    """onnxruntime 1.32 ends with a segmentation fault where its default options fuse this Transpose into the MatMul."""
+    body = "(float[n, 8, 40] x) => (float[8, n, 24] y) { t = Transpose<perm=[1, 0, 2]>(x) y = MatMul(t, w) }"
+    network(tmp_path, body, {"w": normal(40, 24)})
+    x = normal(40, 8, 40)
+    done = convert(cli, tmp_path, "fp16", {"x": x})
+    assert done.code == 0, done.err
+    assert sqnr(tmp_path, feeds({"x": x})) > 45

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -102,3 +103,86 @@ def test_quantized_nodes_without_names_are_named_after_their_results(tmp_path: P
     done = convert(cli, tmp_path, "fp32", {"x": X.reshape(-1, 2)})
     assert done.code == 2
     assert "DynamicQuantizeLinear q." in done.err
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_the_result_of_an_operator_that_onnx_does_not_know_has_a_type(
+    precision: str, backend: str, tmp_path: Path, cli: Cli
+) -> None:
+    """TensorRT's parser takes com.microsoft's Gelu; ONNX's shape inference does not know it."""
+    random = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]> net (float[n, 32] x) => (float[n, 24] y) '
+        "{ a = MatMul(x, w) g = com.microsoft.Gelu(a) r = Relu(g) y = MatMul(r, v) }"
+    )
+    for name, shape in (("w", (32, 48)), ("v", (48, 24))):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(random.normal(size=shape).astype(np.float32), name))
+    onnx.save(proto, tmp_path / "model.onnx")
+    x = random.normal(size=(40, 32)).astype(np.float32)
+    done = convert(cli, tmp_path, precision, {"x": x}, "--backend", backend)
+    assert done.code == 0, done.err
+    assert sqnr(tmp_path, feeds({"x": x})) > (20 if precision == "int8" else 45)
+    quantized = [node for node in onnx.load(tmp_path / "run/typed.onnx").graph.node if node.op_type == "QuantizeLinear"]
+    assert len(quantized) == (2 if precision == "int8" else 0)
+
+
+@pytest.mark.parametrize("attribute", [False, True])
+def test_a_sparse_weight_is_refused(attribute: bool, tmp_path: Path, cli: Cli) -> None:
+    path = network(tmp_path, "(float[n, 4] x) => (float[n, 2] y) { y = MatMul(x, w) }", {})
+    proto = onnx.load(path)
+    values = onnx.numpy_helper.from_array(np.ones(2, np.float32), "w")
+    sparse = onnx.helper.make_sparse_tensor(values, onnx.numpy_helper.from_array(np.array([0, 3])), [4, 2])
+    if attribute:
+        proto.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["w"], sparse_value=sparse))
+    else:
+        proto.graph.sparse_initializer.append(sparse)
+    onnx.save(proto, path)
+    for command in (("inspect", path), ("convert", path, "-p", "fp16", "--no-compare", "-o", tmp_path / "run")):
+        done = cli(*command)
+        assert done.code == 2
+        assert done.err.splitlines()[-1].startswith(f"error: {path} stores w as a sparse tensor: TensorRT's parser ")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("onesided", ["", "<onesided = 0>"])
+def test_a_spectrum_is_one_sided_unless_the_network_says_otherwise(
+    onesided: str, precision: str, tmp_path: Path, cli: Cli
+) -> None:
+    random = np.random.default_rng(0)
+    bins = 64 if onesided else 33
+    body = f"""(float[n, 256, 1] x) => (float[n, 24] y, float[n, 7, {bins}, 2] s) {{
+        s = STFT{onesided}(x, hop, window) p = Mul(s, s) e = ReduceSum<keepdims = 0>(p, last)
+        f = Flatten(e) y = Gemm(f, w) }}"""
+    weights = {"hop": np.array(32), "window": np.hanning(64).astype(np.float32), "last": np.array([3]),
+               "w": random.normal(size=(7 * bins, 24)).astype(np.float32)}  # fmt: skip
+    network(tmp_path, body, weights)
+    x = random.normal(size=(40, 256, 1)).astype(np.float32)
+    done = convert(cli, tmp_path, precision, {"x": x})
+    assert done.code == 0, done.err
+    assert sqnr(tmp_path, feeds({"x": x})) > (20 if precision == "int8" else 45)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_the_nodes_of_a_body_are_reported(precision: str, tmp_path: Path, cli: Cli) -> None:
+    random = np.random.default_rng(0)
+    network(
+        tmp_path,
+        """(float[n, 32] x, bool c) => (float[n, 32] y) {
+            a = MatMul(x, w)
+            b = If(c) <
+                then_branch = one () => (float[n, 32] p) { p = MatMul(a, w) },
+                else_branch = two () => (float[n, 32] q) { r = Relu(a) q = Add(r, x) }>
+            y = MatMul(b, w) }""",
+        {"w": random.normal(size=(32, 32)).astype(np.float32)},
+    )
+    (tmp_path / "data").mkdir()
+    for index in range(32):
+        x = random.normal(size=(1, 32)).astype(np.float32)
+        np.savez(tmp_path / f"data/{index:02}.npz", x=x, c=np.array(index % 2 == 0))
+    done = convert(cli, tmp_path, precision, tmp_path / "data", "--backend", "tensorrt")
+    assert done.code == 0, done.err
+    decisions = json.loads((tmp_path / "run/report.json").read_text())["typed"]["decisions"]
+    inside = [entry["op"] for entry in decisions if entry["reason"].startswith("in the body of an If")]
+    assert sorted(inside) == ["Add", "MatMul", "Relu"]
+    assert "in the body of an If" in cli("inspect", tmp_path / "model.onnx").out

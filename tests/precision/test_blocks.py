@@ -108,11 +108,12 @@ def samples(model: ir.Model) -> Dataset:
     return Dataset(source="here", digest="", ids=tuple(map(str, range(COUNT))), load=load, batched=True)
 
 
-def measured(model: ir.Model, half: str, tmp_path: Path) -> dict[str, str]:
+def measured(model: ir.Model, half: str, tmp_path: Path, data: Dataset | None = None) -> dict[str, str]:
     save(model, tmp_path / "fp32.onnx")
     with open_store(tmp_path / "run", silent) as store:
         context = Run(store=store, emit=silent, device="cpu")
-        return spoiled(context, describe(tmp_path / "fp32.onnx"), samples(model), formats(16)[half])
+        data = data or samples(model)
+        return spoiled(context, describe(tmp_path / "fp32.onnx"), data, formats(16)[half])
 
 
 @pytest.mark.parametrize("half", ["fp16", "bf16"])
@@ -148,6 +149,65 @@ def test_the_outputs_stay_close_to_fp32(
         signal += np.square(reference).sum()
         error += np.square(rounded(feed)["y"] - reference).sum()
     assert 10 * np.log10(signal / error) > (45 if samples_given else 40)
+
+
+def tiny_powers() -> Dataset:
+    """Return samples whose squares are subnormal in FP16."""
+    rng = np.random.default_rng(5)
+
+    def load(_: int) -> dict[str, np.ndarray]:
+        return {"x": rng.normal(0, 0.003, (1, 16, 32)).astype(np.float32)}
+
+    return Dataset(source="here", digest="", ids=tuple(map(str, range(COUNT))), load=load, batched=True)
+
+
+def test_a_layer_whose_result_is_spoiled_is_kept(parse: Parse, tmp_path: Path) -> None:
+    """A logarithm magnifies the rounding of small powers, which a bank of filters adds up."""
+    model = parse(
+        """(float[1, 16, 32] x) => (float[1, 16, 32] y) <float least = {1e-10}> {
+            power = Mul (x, x)
+            bands = MatMul (power, w)
+            positive = Abs (bands)
+            guarded = Add (positive, least)
+            level = Log (guarded)
+            y = MatMul (level, v)
+        }""",
+        {"w": (32, 32), "v": (32, 32)},
+    )
+    found = measured(model, "fp16", tmp_path, tiny_powers())
+    assert {"level", "guarded", "positive", "bands"} <= set(found)
+    assert "y" not in found
+
+
+INDICES = {
+    "positions": ("scaled = Mul (x, many) where = Floor (scaled)", {"scaled", "where"}),
+    "buckets": ("size = Abs (x) level = Log (size) scaled = Mul (level, many) where = Floor (scaled)",
+                {"level", "scaled", "where"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("lines", "kept"), INDICES.values(), ids=INDICES)
+def test_indices_that_are_computed_from_numbers_stay_exact(
+    lines: str, kept: set[str], parse: Parse, tmp_path: Path
+) -> None:
+    model = parse(
+        f"(float[1, 16, 32] x) => (float[1, 16, 32] y, int64[1, 16, 32] index) <float many = {{100.0}}> "
+        f"{{ {lines} index = Cast <to = 7> (where) y = MatMul (x, w) }}",
+        {"w": (32, 32)},
+    )
+    found = measured(model, "fp16", tmp_path)
+    assert set(found) >= kept
+    assert "y" not in found
+    assert "of its values change if its inputs are FP16" in found["where"]
+
+
+def test_a_threshold_behind_a_layer_does_not_keep_the_layer(parse: Parse, tmp_path: Path) -> None:
+    model = parse(
+        """(float[1, 16, 32] x) => (int64[1, 16, 32] y) {
+            wide = MatMul (x, w) where = Round (wide) y = Cast <to = 7> (where) }""",
+        {"w": (32, 32)},
+    )
+    assert "wide" not in measured(model, "fp16", tmp_path)
 
 
 def test_a_block_of_too_many_nodes_is_not_kept(parse: Parse) -> None:

@@ -96,9 +96,10 @@ def test_a_small_weight_among_others_does_not(parse: Parse) -> None:
         ("n = ReduceMean(x, a)\n e = Max(n, eps)\n r = Sqrt(e)\n s = Reciprocal(r)\n y = Mul(x, s)",
          {"e", "r", "s", "y"}),
         ("n = ReduceMean(x, a)\n e = Add(n, eps)\n s = Pow(e, minus)\n y = Mul(x, s)", {"e", "s", "y"}),
-        ("n = Exp(x)\n e = Add(n, eps)\n y = Log(e)", {"e", "y"}),
+        ("n = Exp(x)\n e = Add(n, eps)\n y = Log(e)", {"n", "e", "y"}),
+        ("n = Exp(x)\n m = Transpose(n)\n e = Clip(m, eps)\n o = Transpose(e)\n y = Log(o)", {"n", "m", "e", "o", "y"}),
     ],
-    ids=["div", "sqrt", "norm", "reciprocal", "pow", "log"],
+    ids=["div", "sqrt", "norm", "reciprocal", "pow", "log", "log, moved"],
 )  # fmt: skip
 def test_a_division_guarded_by_a_tiny_constant_is_kept_with_all_nodes_between(
     parse: Parse, write: Write, body: str, guarded: set[str]

@@ -87,6 +87,17 @@ def test_a_corrupt_image_is_a_row_with_an_error(cli: Cli, tmp_path: Path) -> Non
     assert len(lines(out)) == len(images)
 
 
+def test_a_bad_row_of_the_data_is_a_row_with_an_error(cli: Cli, tmp_path: Path) -> None:
+    net = save(tmp_path / "net.onnx", [helper.make_node("Relu", ["x"], ["y"])], [], ("n", 3), ("n", 3))
+    (tmp_path / "d.jsonl").write_text('{"x": [1, 2, 3]}\n{"x": [1, 2,\n{"z": [1]}\n{"x": [3, -2, 1]}\n')
+    out = tmp_path / "out.jsonl"
+    assert cli("predict", net, "--data", tmp_path / "d.jsonl", "-o", out, "--answers", "raw").code == 0
+    first, second, third, last = lines(out)
+    assert (first["y"], last["y"]) == ([1, 2, 3], [3, 0, 1])
+    assert "d.jsonl:2: not JSON" in str(second["error"])
+    assert "d.jsonl:3: no field for input x" in str(third["error"])
+
+
 @pytest.mark.parametrize("suffix", ["parquet", "npz"])
 def test_an_error_leaves_its_row_empty(suffix: str, cli: Cli, tmp_path: Path) -> None:
     data = np.load(EVAL)["input"][:20].copy()

@@ -23,7 +23,7 @@ from report.reports import (
 from trtopt.report.page.headline import verdict
 from trtopt.types import GateResult, Report
 
-CALIBRATED = "on the calibration samples themselves: no evidence for unseen data"
+CALIBRATED = "measured on the calibration samples: no evidence for unseen data"
 
 
 def inconclusive(*gates: GateResult, samples: int = 200) -> Report:
@@ -58,19 +58,19 @@ def test_the_first_failed_gates_are_named_and_the_others_counted() -> None:
 def test_an_inconclusive_default_gate_says_that_it_fails_nothing_and_how_to_make_it_decide() -> None:
     assert verdict(inconclusive(replace(OPEN, default=True))) == (
         "INCONCLUSIVE: logits: top1: 200 samples show no drop, but about 300 are needed to show at most 1 % "
-        "(default gate, exit 0: --gate top1=1% makes it decide)"
+        "(exit 0, as this is a default gate: --gate top1=1% makes it decide)"
     )
 
 
 def test_the_exit_code_is_not_said_to_be_0_where_no_engine_was_built() -> None:
     line = verdict(replace(inconclusive(replace(OPEN, default=True)), engine=None))
-    assert line.endswith(" (no engine was built; default gate: --gate top1=1% makes it decide)")
+    assert line.endswith(" (no engine was built; a default gate: --gate top1=1% makes it decide)")
 
 
 def test_defaults_of_several_outputs_have_no_short_flag() -> None:
     other = replace(OPEN, output="boxes:0", metric="equal", verdict="pass", default=True)
     line = verdict(inconclusive(replace(OPEN, default=True), other))
-    assert line.endswith("(default gate, exit 0: --gate makes it decide)")
+    assert line.endswith("(exit 0, as this is a default gate: --gate makes it decide)")
 
 
 @pytest.mark.parametrize(("report", "said"), [(INCONCLUSIVE, "exit 4 unless --allow-inconclusive"),
@@ -113,15 +113,15 @@ def test_the_flag_names_a_default_that_stays_only_where_that_one_is_inconclusive
     stays = replace(OPEN, metric="recall", value=0.0, limit=80.0, default=True)
     top1 = replace(OPEN, verdict="pass", default=True)
     line = verdict(inconclusive(stays, top1))
-    assert line.endswith("(default gate, exit 0: --gate recall=80%,top1=1% makes it decide)")
+    assert line.endswith("(exit 0, as this is a default gate: --gate recall=80%,top1=1% makes it decide)")
     line = verdict(inconclusive(replace(OPEN, default=True), replace(stays, verdict="pass")))
-    assert line.endswith("(default gate, exit 0: --gate top1=1% makes it decide)")
+    assert line.endswith("(exit 0, as this is a default gate: --gate top1=1% makes it decide)")
 
 
 def test_the_flag_names_all_defaults_of_the_output_for_it_takes_their_place() -> None:
     other = replace(OPEN, metric="sqnr", value=30.0, limit=8.0, verdict="pass", default=True)
     line = verdict(inconclusive(replace(OPEN, default=True), other))
-    assert line.endswith("(default gate, exit 0: --gate top1=1%,sqnr=8dB makes it decide)")
+    assert line.endswith("(exit 0, as this is a default gate: --gate top1=1%,sqnr=8dB makes it decide)")
 
 
 @pytest.mark.parametrize("report", [PASSED, FAILED, INCONCLUSIVE])

@@ -27,6 +27,8 @@ def test_github_annotates_failed_gates_the_worst_first() -> None:
         "::error title=trtopt equal::equal could not be evaluated",
         "::error title=trtopt boxes%3A0%3A sqnr::sqnr is 12.5 dB, must be 20 dB",
         "::warning title=trtopt::eval.npz: recipe imagenet assumed",
+        "::notice title=trtopt%3A what to do next::to find the first divergent layer: trtopt compare model.onnx out "
+        "--data eval.npz --layers",
     ]
 
 

@@ -58,7 +58,8 @@ gates
 
 warning: eval.npz: recipe imagenet assumed
 
-to find the first divergent layer: trtopt compare model.onnx out --data eval.npz --layers
+to find the first divergent layer:
+  trtopt compare model.onnx out --data eval.npz --layers
 report: out/report.json
 FAIL: boxes:0: sqnr; equal
 """

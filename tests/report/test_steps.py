@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -45,6 +46,20 @@ def test_nodes_that_make_the_engine_wrong_are_kept_instead_of_the_noisiest() -> 
     assert step.command == f"{COMMAND} --keep stem --keep 'a b'"
 
 
-@pytest.mark.parametrize("format", ["text", "markdown", "html"])
+def test_a_gate_that_was_not_evaluated_is_no_reason_to_keep_a_node() -> None:
+    assert FAILED.comparison is not None
+    gates = tuple(replace(gate, value=math.nan) for gate in FAILED.comparison.gates)
+    unfit = replace(FAILED, comparison=replace(FAILED.comparison, gates=gates))
+    assert steps(unfit) == ()
+    assert steps(replace(unfit, layers=JUMPED.layers)) == ()
+
+
+def test_a_command_is_a_line_of_its_own_that_is_not_wrapped() -> None:
+    long = f"trtopt convert {'folder/' * 30}model.onnx"
+    (step,) = steps(replace(FAULTY, invocation=long))
+    assert f"  {step.command}" in render("text", replace(FAULTY, invocation=long)).splitlines()
+
+
+@pytest.mark.parametrize("format", ["text", "markdown", "html", "github", "junit"])
 def test_people_read_the_steps_in_every_format(format: str) -> None:
     assert "--keep" in render(format, replace(FAULTY, invocation=COMMAND))

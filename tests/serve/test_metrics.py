@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -10,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from support import Done
 
+from trtopt.errors import EnvironmentUnableError
 from trtopt.serve import metrics
 
 TEXT = """# HELP nv_inference_request_success Number of successful inference requests
@@ -118,6 +120,19 @@ def test_a_wrong_address_or_flag_gets_one_line(
     done = cli("watch", *arguments)
     assert done.code == code
     assert line in done.err
+
+
+def test_a_service_that_is_not_http_is_an_error() -> None:
+    def greet(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(1024)
+            connection.sendall(b"220 mail.example ESMTP\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=greet, args=(listening,), daemon=True).start()
+        with pytest.raises(EnvironmentUnableError, match="no metrics at"):
+            metrics.read(f"http://127.0.0.1:{listening.getsockname()[1]}/metrics")
 
 
 def test_an_unknown_model_is_an_error(cli: Callable[..., Done], endpoint: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import io
@@ -9,6 +10,9 @@ import json
 import math
 import re
 import shlex
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -327,3 +331,17 @@ def test_a_package_that_a_server_does_not_load_is_not_written(digits: Path, tmp_
     ):
         verify.verify(made.folders, stage, made.claims)
     assert not (tmp_path / "repo").exists()
+
+
+def test_the_server_ends_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import os, pathlib, signal, sys\n"
+        "from trtopt.serve.server import serving\n"
+        "with serving(pathlib.Path(sys.argv[1])) as server:\n"
+        "    print(server.pid, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(int(killed.stdout)).wait(timeout=30)

@@ -10,6 +10,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trtopt.errors import UsageError
+
 if TYPE_CHECKING:
     from trtopt.compare.gates import Gate
     from trtopt.plan import DataPlan, ExportPlan, MeasurePlan
@@ -70,4 +72,20 @@ def gate_text(gate: str | Sequence[str]) -> str:
 
 def path_of(path: PathText | None) -> Path | None:
     """Return the path; None for None."""
-    return None if path is None else Path(path)
+    return None if path is None else to_path("a path", path)
+
+
+def to_path(name: str, value: object) -> Path:
+    """Return an argument as a path; `name` is what a message calls it.
+
+    Raises:
+        UsageError: it is neither text nor a path, for example a network in memory.
+    """
+    if isinstance(value, str | PathLike):
+        return Path(value)
+    fix = "Pass text or a Path"
+    if hasattr(value, "SerializeToString"):
+        fix = "Write it with onnx.save, and pass the file"
+    elif callable(value):  # a module, or a function that returns one
+        fix = "Write a function that returns the network in a file nets.py, and pass 'nets:FUNCTION' and shape=..."
+    raise UsageError(f"{name} is of type {type(value).__name__}, and not a path", fix=fix)

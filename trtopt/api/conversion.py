@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from trtopt.api.arguments import (
     PathText,
@@ -17,6 +16,7 @@ from trtopt.api.arguments import (
     gate_text,
     measure_plan,
     path_of,
+    to_path,
 )
 from trtopt.events import Emit, silent
 from trtopt.types import CalibrationTable, Failure, OnnxModel, Report
@@ -92,9 +92,9 @@ def convert(
         labelled = replace(labelled, classes=path_of(classes), labels=path_of(labels))
     drift, timed = gates(gate_text(gate))
     plan = ConvertPlan(
-        source=Path(model),
+        source=to_path("model", model),
         precision=precision,
-        run_dir=Path(out) if out is not None else of_source(identify(str(model)), precision),
+        run_dir=to_path("out", out) if out is not None else of_source(identify(str(model)), precision),
         rest=rest,
         baseline=path_of(baseline),
         calib=calibrated_on if judged_on else labelled,
@@ -163,9 +163,9 @@ def calibrate(
     from trtopt.rundir import of_source
 
     plan = ConvertPlan(
-        source=Path(model),
+        source=to_path("model", model),
         precision=precision,
-        run_dir=Path(out) if out is not None else of_source(identify(str(model)), precision),
+        run_dir=to_path("out", out) if out is not None else of_source(identify(str(model)), precision),
         calib=data_plan("calib", calib, recipe, skip_bad=skip_bad, samples=samples),
         method=method,
         only=lowered_only(only, precision),
@@ -209,13 +209,13 @@ def export(
     from trtopt.rundir import of_export
 
     plan = ExportOnlyPlan(
-        source=Path(source),
-        out=Path(out),
-        run_dir=of_export(Path(out)),
+        source=to_path("source", source),
+        out=to_path("out", out),
+        run_dir=of_export(to_path("out", out)),
         shapes=asked_shapes(shape),
         data=data_plan("data", data, recipe, skip_bad=skip_bad, samples=samples),
         export=export_plan(dtype, weights, signature, allow_drift=allow_export_drift),
         cache="ignore" if force else "use",
     )
     run(plan, progress)
-    return describe(Path(out))
+    return describe(to_path("out", out))

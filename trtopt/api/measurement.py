@@ -7,10 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trtopt.api.arguments import PathText, asked_shapes, data_plan, gate_text, gate_values, measure_plan, path_of
+from trtopt.api.arguments import (
+    PathText,
+    asked_shapes,
+    data_plan,
+    gate_text,
+    gate_values,
+    measure_plan,
+    path_of,
+    to_path,
+)
 from trtopt.events import Emit, silent
 from trtopt.types import Failure, Report
 
@@ -60,11 +68,11 @@ def compare(
     samples_of = data_plan("data", data, recipe, skip_bad=skip_bad, samples=samples)
     if samples_of is None:
         raise UsageError("no data to compare on", fix="Give data")
-    paths = tuple(map(Path, candidates))
+    paths = tuple(to_path("a candidate", each) for each in candidates)
     plan = ComparePlan(
-        baseline=Path(baseline),
+        baseline=to_path("baseline", baseline),
         candidates=paths,
-        run_dir=Path(out) if out is not None else of_comparison(Path(baseline), paths),
+        run_dir=to_path("out", out) if out is not None else of_comparison(to_path("baseline", baseline), paths),
         data=replace(samples_of, classes=path_of(classes), labels=path_of(labels)),
         measure=measure_plan(kind, metric),
         gates=gate_values(gate),
@@ -108,10 +116,10 @@ def bench(
     from trtopt.plan import BenchPlan, SpeedPlan
     from trtopt.rundir import of_bench
 
-    paths = tuple(map(Path, targets))
+    paths = tuple(to_path("a target", each) for each in targets)
     plan = BenchPlan(
         targets=paths,
-        run_dir=Path(out) if out is not None else of_bench(paths),
+        run_dir=to_path("out", out) if out is not None else of_bench(paths),
         batches=tuple(sorted(set(batch))),
         seconds=seconds,
         data=data_plan("data", data, recipe, skip_bad=skip_bad, samples=samples),
@@ -137,4 +145,4 @@ def inspect(path: PathText, *, tensorrt: bool = False, only: Sequence[str] = ())
     from trtopt.commands.inspect import look
     from trtopt.plan import lowered_only
 
-    return look(Path(path), tensorrt=tensorrt, only=lowered_only(only, "int8"))
+    return look(to_path("path", path), tensorrt=tensorrt, only=lowered_only(only, "int8"))

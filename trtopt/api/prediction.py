@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from trtopt.api.arguments import PathText, data_plan, path_of
+from trtopt.api.arguments import PathText, data_plan, path_of, to_path
 from trtopt.events import Emit, silent
 from trtopt.types import CalibrationTable, Predictions, Report
 
@@ -53,8 +52,8 @@ def predict(
     if source is None:
         raise UsageError("no data to predict", fix="Give data")
     plan = PredictPlan(
-        run=Path(run),
-        out=Path(out),
+        run=to_path("run", run),
+        out=to_path("out", out),
         data=replace(source, classes=path_of(classes)),
         answers=answers,
         batch=batch,
@@ -83,4 +82,4 @@ def merge(
     """
     from trtopt.commands.merge import merge as run
 
-    return run([Path(partial) for partial in partials], path_of(out), progress)[0]
+    return run([to_path("a partial result", partial) for partial in partials], path_of(out), progress)[0]

@@ -7,9 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from trtopt.api.arguments import PathText, asked_shapes, data_plan, export_plan, gate_values, measure_plan, path_of
+from trtopt.api.arguments import (
+    PathText,
+    asked_shapes,
+    data_plan,
+    export_plan,
+    gate_values,
+    measure_plan,
+    path_of,
+    to_path,
+)
 from trtopt.events import Emit, silent
 from trtopt.types import Failure, Report
 
@@ -72,9 +80,9 @@ def tune(
     if judged_on is not None:
         judged_on = replace(judged_on, classes=path_of(classes), labels=path_of(labels))
     plan = ConvertPlan(
-        source=Path(model),
+        source=to_path("model", model),
         precision=precision,
-        run_dir=Path(out) if out is not None else of_source(identify(str(model)), "tuned"),
+        run_dir=to_path("out", out) if out is not None else of_source(identify(str(model)), "tuned"),
         rest=rest,
         calib=data_plan("calib", calib, recipe, skip_bad=skip_bad, samples=samples),
         method=method,
@@ -142,9 +150,9 @@ def sensitivity(
     from trtopt.rundir import of_source
 
     plan = ConvertPlan(
-        source=Path(model),
+        source=to_path("model", model),
         precision=precision,
-        run_dir=Path(out) if out is not None else of_source(identify(str(model)), "sensitivity"),
+        run_dir=to_path("out", out) if out is not None else of_source(identify(str(model)), "sensitivity"),
         rest=rest,
         calib=data_plan("calib", calib, recipe, skip_bad=skip_bad, samples=samples),
         method=method,

@@ -68,7 +68,7 @@ def main() -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # another one must not interrupt the message and the exit
         code = EXIT_TERMINATED if terminated else code
-        _complain(f"{_STOPPED[code]}; completed stages are cached: run again to resume")
+        _complain(f"{_STOPPED[code]}; run again to resume after the last completed stage")
     sys.exit(code)
 
 

@@ -1,64 +1,99 @@
-"""The commands of `trtopt`, each registered from its module.
+"""The commands of `trtopt`, each from its module.
 
-Touches: nothing itself. It imports no heavy package: a command imports what it needs when it runs.
+Touches: imports the module of the command that is asked for. A command imports what it needs when it runs.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
-from functools import partial
-from typing import Annotated
+from collections.abc import Iterator, MutableMapping
+from typing import Annotated, Any
 
 import typer
+import typer.main
+from typer.core import TyperGroup
 
 from trtopt import __version__
-from trtopt.cli.bench import bench
-from trtopt.cli.calibrate import calibrate
-from trtopt.cli.clean import clean
 from trtopt.cli.command import Command
-from trtopt.cli.compare import compare
-from trtopt.cli.config import config
-from trtopt.cli.convert import convert
-from trtopt.cli.doctor import doctor
-from trtopt.cli.export import export
-from trtopt.cli.init import init
-from trtopt.cli.inspect import inspect
-from trtopt.cli.merge import merge
-from trtopt.cli.package import package
-from trtopt.cli.predict import predict
-from trtopt.cli.report import report
-from trtopt.cli.sensitivity import sensitivity
 from trtopt.cli.settings import apply
-from trtopt.cli.tune import tune
-from trtopt.cli.watch import watch
+
+SUMMARIES = {
+    "convert": "Turn a network into an engine, and compare it with FP32.",
+    "tune": "Find the cheapest mixed precision that passes the gates.",
+    "sensitivity": "Measure what quantizing each group of nodes costs in accuracy.",
+    "export": "Write a framework's network as ONNX, and verify it.",
+    "calibrate": "Measure INT8 or FP8 scales on samples.",
+    "compare": "Gate candidates by their drift from FP32 on your data.",
+    "bench": "Compare the speed of targets, or find the largest batch.",
+    "predict": "Write one row per sample, in batches, resumed after a kill.",
+    "merge": "Make one result from the partial results of --shard.",
+    "package": "Write a model repository for NVIDIA's Triton.",
+    "report": "Print the report of a run again, in any format.",
+    "inspect": "Show a model's contents, and each node's precision.",
+    "doctor": "Show what this machine can build and run.",
+    "watch": "Show the state of the GPUs, live or for Prometheus.",
+    "init": "Write a trtopt.toml for a model, explained line by line.",
+    "config": "Show every setting and the origin of its value.",
+    "clean": "Remove what runs wrote, as their manifests list it.",
+}
+"""Each command's line in `trtopt --help`, in that order. The command is the function NAME of `trtopt.cli.NAME`."""
+
+
+class _Commands(MutableMapping[str, Any]):
+    """The commands by name; each is made when it is looked up.
+
+    To import the flags of all commands takes longer than a cached run of one of them.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._made:
+            self._made[name] = _command(name, SUMMARIES[name])
+        return self._made[name]
+
+    def __setitem__(self, name: str, command: Any) -> None:
+        self._made[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._made[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in SUMMARIES
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(SUMMARIES)
+
+    def __len__(self) -> int:
+        return len(SUMMARIES)
+
+
+class _Group(TyperGroup):
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = _Commands()
+
+
+def _command(name: str, summary: str) -> Any:
+    """Return a command, made by typer from the function of its module."""
+    alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+    function = getattr(importlib.import_module(f"trtopt.cli.{name}"), name)
+    alone.command(name, cls=Command, short_help=summary)(function)
+    return typer.main.get_command(alone)
+
 
 app = typer.Typer(
     name="trtopt",
+    cls=_Group,
     help="Turn a trained network into a TensorRT engine that is safe to deploy.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich's panels truncate words longer than a column
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-register = partial(app.command, cls=Command)
-register(short_help="Turn a network into an engine, and compare it with FP32.")(convert)
-register(short_help="Find the cheapest mixed precision that passes the gates.")(tune)
-register(short_help="Measure what quantizing each group of nodes costs in accuracy.")(sensitivity)
-register(short_help="Write a framework's network as ONNX, and verify it.")(export)
-register(short_help="Measure INT8 or FP8 scales on samples.")(calibrate)
-register(short_help="Gate candidates by their drift from FP32 on your data.")(compare)
-register(short_help="Compare the speed of targets, or find the largest batch.")(bench)
-register(short_help="Write one row per sample, in batches, resumed after a kill.")(predict)
-register(short_help="Make one result from the partial results of --shard.")(merge)
-register(short_help="Write a model repository for NVIDIA's Triton.")(package)
-register(short_help="Print the report of a run again, in any format.")(report)
-register(short_help="Show a model's contents, and each node's precision.")(inspect)
-register(short_help="Show what this machine can build and run.")(doctor)
-register(short_help="Show the state of the GPUs, live or for Prometheus.")(watch)
-register(short_help="Write a trtopt.toml for a model, explained line by line.")(init)
-register(short_help="Show every setting and the origin of its value.")(config)
-register(short_help="Remove what runs wrote, as their manifests list it.")(clean)
 
 
 def _version(value: bool) -> None:

@@ -29,6 +29,14 @@ def stderr_console() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
+def stdout_console() -> Console:
+    """Return the console for results: as wide as the terminal, else as a report."""
+    from trtopt.report.text import WIDTH
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
+
+
 def same_place() -> bool:
     """Return whether stdout and stderr are read together: in the same terminal, file or pipe, or in a GitHub log."""
     if os.environ.get("GITHUB_ACTIONS") == "true":

@@ -36,9 +36,9 @@ def doctor(
     if format is Format.json:
         print(json.dumps({"schema_version": 1, **encode(found)}, indent=1))
     else:
-        from rich.console import Console
+        from trtopt.cli.console import stdout_console
 
-        console = Console(highlight=False)
+        console = stdout_console()
         for part in _renderables(found):
             console.print(part)
     if not found.can_build:

@@ -37,10 +37,9 @@ def inspect(
     if format is Format.json:
         print(json.dumps({"schema_version": 1, **encode(found)}, indent=1))
     elif format is Format.text:
-        from rich.console import Console
-
+        from trtopt.cli.console import stdout_console
         from trtopt.report.page.inspection import renderable
 
-        Console(highlight=False).print(renderable(found, nodes=nodes))
+        stdout_console().print(renderable(found, nodes=nodes))
     else:
         raise UsageError(f"inspect does not support --format {format.value}", fix="Choose text or json")

@@ -81,9 +81,8 @@ def gather(group: TyperGroup, environment: Mapping[str, str]) -> Settings:
     Raises:
         UsageError: a file cannot be read, or a setting in it or in the environment is unknown or invalid.
     """
-    commands = flags(group)
     file, ignored = _file()
-    found: dict[str, dict[str, Setting]] = {name: {} for name in commands}
+    found: dict[str, dict[str, Setting]] = {name: {} for name in group.commands}
     if file is not None:
         for table, keys in file.tables.items():
             found[table] = dict(_table(file, table, keys, group))
@@ -108,11 +107,12 @@ def apply(context: typer.Context, environment: Mapping[str, str]) -> None:
             f"[yellow]warning:[/] \\[tool.trtopt] in {settings.ignored} is ignored because {FILE} exists"
         )
     context.meta[_SETTINGS] = settings
-    context.default_map = {
-        command: {option.name: _default(option, found[flag]) for flag, option in options.items() if flag in found}
-        for command, options in flags(group).items()
-        for found in [settings.found[command]]
-    }
+    if any(settings.found.values()):  # without settings no other command need be imported
+        context.default_map = {
+            command: {option.name: _default(option, found[flag]) for flag, option in options.items() if flag in found}
+            for command, options in flags(group).items()
+            for found in [settings.found[command]]
+        }
 
 
 def _default(option: TyperOption, setting: Setting) -> Value | None:
@@ -266,18 +266,19 @@ def _kind(value: object) -> str:
 
 def _environment(environment: Mapping[str, str], group: TyperGroup) -> Iterable[tuple[str, str, Setting]]:
     """Yield command, flag and setting of each variable; an empty variable sets nothing."""
+    names = sorted(name for name in environment if name.startswith(PREFIX) and name not in _NO_FLAG)
+    if not names:
+        return
     known = {
         variable(command, flag): (command, flag, option)
         for command, options in flags(group).items()
         for flag, option in options.items()
     }
-    for name in sorted(environment):
-        if not name.startswith(PREFIX) or name in _NO_FLAG:
-            continue
+    for name in names:
         if name not in known:
-            names = [each.removeprefix(PREFIX) for each in known]
+            flag_names = [each.removeprefix(PREFIX) for each in known]
             otherwise = f"Write {PREFIX}<COMMAND>_<FLAG>; trtopt config lists both"
-            fix = near(name.removeprefix(PREFIX), names, otherwise, f"{PREFIX}{{}}")
+            fix = near(name.removeprefix(PREFIX), flag_names, otherwise, f"{PREFIX}{{}}")
             raise UsageError(f"environment variable {name} is unknown", why="it matches no flag", fix=fix)
         command, flag, option = known[name]
         text = environment[name]

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -109,7 +110,7 @@ def asked_format(arguments: Sequence[str], environment: Mapping[str, str]) -> st
             group: Any = typer.main.get_command(app)
             setting = gather(group, environment).found.get(command, {}).get("format")
             asked = str(setting.value) if setting else ""
-    for word, following in zip(arguments, (*arguments[1:], ""), strict=True):
+    for word, following in pairwise([*arguments, ""]):
         if word == "--format" or word.startswith("--format="):
             asked = following if word == "--format" else word.partition("=")[2]
     return asked if asked in formats() else "text"

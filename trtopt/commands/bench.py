@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from trtopt import stages
 from trtopt.codec import decode, encode
@@ -28,9 +27,6 @@ from trtopt.plan import BenchPlan
 from trtopt.run import Run, open_run
 from trtopt.store import RunStore, open_store, read_result
 from trtopt.types import Benchmark, BenchTarget, Report, StageOutcome, Timing, TypedModel
-
-if TYPE_CHECKING:
-    pass
 
 FILE = "benchmark.json"
 

@@ -27,6 +27,7 @@ from trtopt.shards.partial import Partial, partial_name
 from trtopt.shards.shard import Shard
 from trtopt.stages import layers as layering
 from trtopt.types import CandidateReport, Comparison, OnnxModel, Report
+from trtopt.verdict import drifted
 
 KIND = "compare"
 
@@ -132,7 +133,7 @@ def compare(plan: ComparePlan, emit: Emit = silent, partials: Sequence[Partial] 
         only = next(iter(candidates.values())) if len(candidates) == 1 else None
         overall = verdict(comparisons.values())
         layers = None
-        if only and (plan.layers or overall == "fail"):
+        if only and (plan.layers or drifted(comparisons.values())):
             explain = layering.layers if plan.layers else layering.explained
             layers = explain(run, baseline, only.onnx, only.typed, dataset)
         precision = only.typed.precision if only and only.typed else ""
@@ -150,7 +151,7 @@ def compare(plan: ComparePlan, emit: Emit = silent, partials: Sequence[Partial] 
                 candidates=() if only else _table(candidates, comparisons),
                 allow_inconclusive=plan.allow_inconclusive,
                 list_worst=plan.worst,
-                tune_with=suggest.after_compare(plan, precision, overall),
+                tune_with=suggest.after_compare(plan, precision, comparisons.values()),
             )
         )
 

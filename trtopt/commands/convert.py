@@ -330,5 +330,5 @@ def _report(run: Run, plan: ConvertPlan, made: Made, comparison: Comparison | No
         calibration=noisiest.read(run.store.root) if scaled else (),
         allow_inconclusive=plan.allow_inconclusive,
         tuning=made.tuning,
-        tune_with=suggest.after_convert(plan, comparison.verdict if comparison else "unchecked"),
+        tune_with=suggest.after_convert(plan, comparison),
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from trtopt.engine.trt.refusal import Refusal
@@ -76,7 +77,9 @@ def _would_decide(path: Path, only: Only | None) -> tuple[Decision, ...]:
     from trtopt.graph.file import load_ir
     from trtopt.graph.prepare import prepare
     from trtopt.graph.widen import in_fp32, is_in_fp32
-    from trtopt.precision import precision
+    from trtopt.precision import Request, formats, precision
+    from trtopt.precision.passes import bodies
+    from trtopt.precision.passes.keep import keep
     from trtopt.precision.passes.placement import place
     from trtopt.precision.passes.wanted import resolve
 
@@ -88,6 +91,16 @@ def _would_decide(path: Path, only: Only | None) -> tuple[Decision, ...]:
         prepared = prepare(source, Path(folder), min_opset=precision("int8").FORMAT.opset, profile=())
         model = load_ir(prepared.path)
         try:
-            return place(model, resolve(model, (), only)).decisions()
+            placed = place(model, resolve(model, (), only)).decisions()
         except ModelError:  # the model is already quantized
             return ()
+        kept = {node.name: reason for node, reason in keep(model, formats(16)["fp16"], Request()).items()}
+        return (
+            *(
+                replace(decision, precision="fp32", reason=kept[decision.node])
+                if decision.precision == "fp16" and decision.node in kept
+                else decision
+                for decision in placed
+            ),
+            *bodies.decisions(model.graph),
+        )

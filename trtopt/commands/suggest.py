@@ -6,7 +6,7 @@ Touches: nothing.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from trtopt.compare.gates import Gate, written
@@ -14,19 +14,26 @@ from trtopt.engine import DEFAULT
 from trtopt.plan import ComparePlan, ConvertPlan, DataPlan, MeasurePlan
 from trtopt.precision import formats
 from trtopt.shapes import AskedShape
-from trtopt.types import Verdict
+from trtopt.types import Comparison
+from trtopt.verdict import drifted
 
 
-def after_convert(plan: ConvertPlan, verdict: Verdict) -> str:
-    """Return the search with the arguments of a conversion; empty if it did not fail, or leaves nothing to choose."""
-    if verdict != "fail" or plan.tuning is not None or plan.precision not in formats(8) or plan.calib is None:
+def after_convert(plan: ConvertPlan, comparison: Comparison | None) -> str:
+    """Return the search with the arguments of a conversion; empty without drift, or if there is nothing to choose."""
+    if (
+        comparison is None
+        or not drifted([comparison])
+        or plan.tuning is not None
+        or plan.precision not in formats(8)
+        or plan.calib is None
+    ):
         return ""
     return _joined(plan.source, _of_conversion(plan))
 
 
-def after_compare(plan: ComparePlan, precision: str, verdict: Verdict) -> str:
-    """Return the search with the arguments of a comparison; empty if it did not fail, or leaves nothing to choose."""
-    if verdict != "fail" or precision not in formats(8):
+def after_compare(plan: ComparePlan, precision: str, found: Iterable[Comparison]) -> str:
+    """Return the search with the arguments of a comparison; empty without drift, or if there is nothing to choose."""
+    if not drifted(found) or precision not in formats(8):
         return ""
     return _joined(plan.baseline, _of_comparison(plan, precision))
 

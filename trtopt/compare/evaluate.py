@@ -6,6 +6,7 @@ Touches: nothing.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -71,7 +72,7 @@ def evaluated(gate: Gate, output: OutputDrift, *, default: bool = False) -> Gate
     else:
         result = _level(gate, output)
     if gate.metric == "top1" and "unfit" in output.counts and not output.counts.get("contradicted"):
-        return _nothing_shown(gate, output, _unfit(output), default=default)
+        return replace(_nothing_shown(gate, output, "", default=default), reason=_unfit(output))
     if gate.metric == "r2" and output.counts.get("harmless") and result.verdict == "fail":
         why = "FP32's probabilities hardly vary, and errors stay below 0.05: nothing shows that they follow the samples"
         return _nothing_shown(gate, output, why, default=default)
@@ -98,8 +99,9 @@ def _unfit(output: OutputDrift) -> str:
     """Return the reason why labels are not evidence."""
     right = 100 * output.counts["unfit"] / max(output.counts.get("samples", 0), 1)
     return (
-        f"the labels do not fit: FP32 itself is right on {right:.2f} % of samples, no better than guessing "
-        "(another order of classes, or another preprocessing?); without labels, agreement would be judged"
+        f"the labels do not fit: FP32 itself is right on {right:.2f} % of samples, no better than guessing. Check the "
+        "preprocessing; give the names of the scores in their order (--classes FILE); or say that the output is not "
+        f"class scores (--kind {shlex.quote(output.output)}=values)"
     )
 
 

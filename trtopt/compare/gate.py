@@ -10,6 +10,7 @@ Touches: nothing.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from trtopt.compare.defaults import DEFAULTS, FLOORS, WHERE_MEASURED
 from trtopt.compare.evaluate import evaluated, finds_nothing, unjudged
 from trtopt.compare.gates import Gate
 from trtopt.compare.gates import gate as default_gate
+from trtopt.compare.kinds import kind, kinds
 from trtopt.types import Comparison, GateResult, OutputDrift, Verdict
 
 _NAMED = 3
@@ -97,16 +99,24 @@ def _why_unable(gate: Gate, outputs: Sequence[OutputDrift]) -> str:
     if not outputs:
         return "nothing was compared"
     named = [output for output in outputs if gate.output in ("", output.output)]
-    kinds = [f"{output.output} ({output.kind})" for output in named]
+    read = [f"{output.output} ({output.kind})" for output in named]
     bad = [output.output for output in named if output.values.keys() == {"nonfinite"} and output.values["nonfinite"]]
     if bad:
         return f"every sample of {', '.join(bad)} has a NaN or Inf"
-    if not kinds:
+    if not read:
         return f"unknown output {gate.output}; the outputs are {', '.join(output.output for output in outputs)}"
     if gate.metric == "engine":
         return "no engine was run: it needs TensorRT and a GPU that it can run on"
     what = "labels that fit" if gate.metric.startswith("accuracy") else "this metric"
-    return f"{', '.join(kinds)} {'does' if len(kinds) == 1 else 'do'} not have {what}"
+    return f"{', '.join(read)} {'does' if len(read) == 1 else 'do'} not have {what}{_other_kind(gate, named)}"
+
+
+def _other_kind(gate: Gate, outputs: Sequence[OutputDrift]) -> str:
+    """Return how to read an output as the kind that has the gate's metric, if both are the only ones."""
+    having = [name for name in kinds() if gate.metric in kind(name).METRICS]
+    if len(outputs) != 1 or len(having) != 1 or outputs[0].kind in having or kind(having[0]).PLAIN:
+        return ""
+    return f": if it is {having[0]}, add --kind {shlex.quote(outputs[0].output)}={having[0]}"
 
 
 def _nonfinite(output: OutputDrift, samples: int) -> GateResult:

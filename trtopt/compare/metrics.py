@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from trtopt.compare.exhibits import Exhibits
 from trtopt.compare.kinds import Opening, Reader, kind, kinds
 from trtopt.compare.measures.outputs import Outputs, joined, without_masks
+from trtopt.data.classes import score_count
 from trtopt.errors import ModelError, UsageError
 from trtopt.types import Exhibit, OutputDrift
 
@@ -36,6 +37,7 @@ class Metrics:
         apart: every output has one row per sample, so batches may be joined.
         plain: read outputs as `values` or `exact` only.
         names: the names of classes, by index.
+        classes: the number of classes that the samples' labels index; 0 without labels.
     """
 
     def __init__(
@@ -45,8 +47,10 @@ class Metrics:
         apart: bool = False,
         plain: bool = False,
         names: Mapping[int, str] | None = None,
+        classes: int = 0,
     ) -> None:
         self._names = names or {}
+        self._classes = classes
         self._exhibits = Exhibits(self._names)
         self._asked = dict(asked)
         self._apart = apart
@@ -167,7 +171,9 @@ class Metrics:
                     why=f"it is {array.dtype.name} {list(array.shape)}, and {self._asked[name]} takes {module.TAKES}",
                 )
             return [reader]
-        opening = Opening(name=name, first=first, beside=beside, names=self._names)
+        sizes = {other: score_count(array.shape[1:]) for other, array in first.reference.items()}
+        labelled = self._classes > 1 and [other for other in sizes if sizes[other] == self._classes] == [name]
+        opening = Opening(name=name, first=first, beside=beside, names=self._names, labelled=labelled)
         # Specific kinds come before those that accept everything.
         modules = sorted(self._kinds, key=lambda module: module.PLAIN)
         return [reader for module in modules if (reader := module.reader(opening)) is not None]

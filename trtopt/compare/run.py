@@ -117,7 +117,8 @@ def measured(ran: Ran, dataset: Dataset, measure: Measure, *, emit: Emit) -> Com
     groups = ran.groups
     samples = groups or dataset
     apart = ran.size > 1 or groups is not None
-    metrics = Metrics(measure.kinds, apart=apart, names=dataset.shown.names)
+    classes = dataset.class_list.count if dataset.class_list else max(samples.labels or (-1,)) + 1
+    metrics = Metrics(measure.kinds, apart=apart, names=dataset.shown.names, classes=classes)
     witness = Witness(apart=apart) if len(ran.where) > 2 else None
     done = 0
     for outputs in ran.outputs:

@@ -19,7 +19,8 @@ import numpy as np
 
 from trtopt.data.dataset import Array, Feed
 from trtopt.data.digest import Span, of_file, of_named
-from trtopt.data.sample import LABEL_KEYS, Header, Samples, class_indices, single_labels
+from trtopt.data.fit import Header
+from trtopt.data.sample import LABEL_KEYS, Samples, class_indices, single_labels
 from trtopt.data.stored import Stored, data_offset, open_file
 from trtopt.errors import DataError
 from trtopt.types import TensorSpec

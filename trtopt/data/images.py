@@ -18,10 +18,11 @@ import numpy.typing as npt
 from trtopt.data.constants import per_sample
 from trtopt.data.dataset import Array, Shown
 from trtopt.data.digest import of_files
+from trtopt.data.fit import Header
 from trtopt.data.fitting import fitted
 from trtopt.data.geometry import Frame, frame
 from trtopt.data.recipe import ImageRecipe, Recipe
-from trtopt.data.sample import Header, Samples
+from trtopt.data.sample import Samples
 from trtopt.data.values import suggest
 from trtopt.errors import DataError, UsageError
 from trtopt.types import TensorSpec

@@ -16,13 +16,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
 from trtopt.data.dataset import Array, ClassList, Dataset, Feed, Groups, Shown, spread
+from trtopt.data.fit import Header, check, fit, fixed_batch, shape_text
 from trtopt.errors import DataError
-from trtopt.types import Dim, TensorSpec
+from trtopt.types import TensorSpec
 
 LABEL_KEYS = ("label", "labels")
 """Names of arrays and fields with class indices, unless the model has an input of that name."""
@@ -31,14 +32,6 @@ Bad = Literal["refuse", "skip", "keep"]
 """Treatment of samples that cannot be used."""
 
 _SHOWN = 5
-_INTEGERS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
-
-
-class Header(NamedTuple):
-    """Dtype and shape of one array of a sample, read without its values."""
-
-    dtype: str
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +120,7 @@ def to_dataset(samples: Samples, inputs: tuple[TensorSpec, ...], *, bad: Bad = "
         notes=tuple(notes),
         warnings=tuple(warnings),
     )
-    batch = _fixed_batch(inputs)
+    batch = fixed_batch(inputs)
     ones = [shape[:1] == (1,) for fed in shapes for shape in fed]
     if batch == 1 or not all(ones):
         return dataset
@@ -168,85 +161,6 @@ def _line(error: DataError) -> str:
     return " ".join((f"{error.what}: {error.why}" if error.why else error.what).split())
 
 
-def check(headers: Mapping[str, Header], inputs: tuple[TensorSpec, ...], sample: str) -> tuple[tuple[int, ...], ...]:
-    """Return the shape in which the sample is fed to each input, including an added batch axis, in the inputs' order.
-
-    Raises:
-        DataError: the sample lacks an input or has an unknown one, or a dtype or a shape is wrong.
-    """
-    wanted = ", ".join(f"{spec.name} ({spec.dtype} {shape_text(spec.shape)})" for spec in inputs)
-    names = [spec.name for spec in inputs]
-    missing = [name for name in names if name not in headers]
-    if missing:
-        arrays = f"it has {', '.join(map(str, headers))}" if headers else "it has no arrays"
-        raise DataError(f"{sample}: no array for input {', '.join(missing)}", why=f"{arrays}; the model takes {wanted}")
-    unknown = [str(name) for name in headers if name not in names]
-    if unknown:
-        raise DataError(f"{sample}: {', '.join(unknown)} is not an input", why=f"the model's inputs are {wanted}")
-    batch = _fixed_batch(inputs)
-    fed = tuple(_check_one(headers[spec.name], spec, batch, sample) for spec in inputs)
-    added = {len(headers[spec.name].shape) < len(spec.shape) for spec in inputs}
-    if batch > 1 and len(added) > 1:
-        raise DataError(f"{sample}: only some arrays have a batch axis", why=f"the model takes {wanted}")
-    return fed
-
-
-def _check_one(header: Header, spec: TensorSpec, batch: int, sample: str) -> tuple[int, ...]:
-    if not _castable(header.dtype, spec.dtype):
-        if not hasattr(np, spec.dtype):
-            raise DataError(
-                f"{sample}: {spec.name} is {header.dtype}",
-                why=f"the model takes {spec.dtype}, a type that NumPy files do not have",
-                fix="Export the model with an input of another type, and a Cast to this one behind it",
-            )
-        raise DataError(
-            f"{sample}: {spec.name} is {header.dtype}",
-            why=f"the model takes {spec.dtype}, and values are never cast silently",
-            fix=f"Save the array as {spec.dtype} (array.astype(numpy.{spec.dtype}))",
-        )
-    rank = len(spec.shape)
-    wrong = DataError(
-        f"{sample}: {spec.name} has shape {shape_text(header.shape)}",
-        why=f"the model takes {shape_text(spec.shape)}, with or without the first axis",
-    )
-    if len(header.shape) == rank - 1:
-        shape, first = (1, *header.shape), spec.shape[0]
-        if isinstance(first, int) and first not in (1, batch):
-            raise wrong
-        dims = list(zip(header.shape, spec.shape[1:], strict=True))
-    elif len(header.shape) == rank:
-        shape, dims = header.shape, list(zip(header.shape, spec.shape, strict=True))
-    else:
-        raise wrong
-    # A dynamic size may be 0, such as the length of the past.
-    if any(isinstance(want, int) and have != want for have, want in dims):
-        raise wrong
-    return shape
-
-
-def fit(feed: Feed, inputs: tuple[TensorSpec, ...], sample: str) -> Feed:
-    """Return the sample in the form that the model takes: the inputs' dtypes, C order, with a batch axis.
-
-    Raises:
-        DataError: a floating-point array contains NaN or plus infinity. Minus infinity may be an attention mask.
-    """
-    fitted: Feed = {}
-    for spec in inputs:
-        array = feed[spec.name]
-        # NaN and plus infinity are not less than infinity.
-        if array.dtype.kind == "f" and not np.less(array, np.inf).all():
-            bad = int(array.size - np.less(array, np.inf).sum())
-            raise DataError(
-                f"{sample}: {bad} of {array.size} values of {spec.name} are NaN or infinite",
-                fix="Fix the sample, or leave such samples out with --skip-bad",
-            )
-        # A NumPy file may store values in the other byte order.
-        native = array.dtype.newbyteorder("=") if array.dtype.name == spec.dtype else np.dtype(spec.dtype)
-        array = np.ascontiguousarray(array, dtype=native).reshape(array.shape)
-        fitted[spec.name] = array[np.newaxis] if array.ndim < len(spec.shape) else array
-    return fitted
-
-
 def class_indices(values: Array, count: int, where: str) -> tuple[int, ...]:
     """Return labels as ints.
 
@@ -278,25 +192,6 @@ def single_labels(values: list[Array | None], ids: tuple[str, ...], source: str)
             raise DataError(f"{sample}: no label", why=f"other samples of {source} have one")
         labels += class_indices(value.reshape(-1), 1, sample)
     return tuple(labels)
-
-
-def shape_text(shape: tuple[Dim, ...]) -> str:
-    """Return a shape as text, such as `[batch, 3, 224, 224]`."""
-    return f"[{', '.join(map(str, shape))}]"
-
-
-def _castable(have: str, want: str) -> bool:
-    """Return whether the dtypes are equal, or both are integer types and `want` can represent all values of `have`."""
-    if have == want:
-        return True
-    return {have, want} <= _INTEGERS and np.can_cast(np.dtype(have), np.dtype(want), "safe")
-
-
-def _fixed_batch(inputs: tuple[TensorSpec, ...]) -> int:
-    """Return the batch size if it is fixed: the first dimension that all inputs share. Otherwise return 1."""
-    firsts = {spec.shape[0] if spec.shape else 1 for spec in inputs}
-    first = firsts.pop() if len(firsts) == 1 else 1
-    return first if isinstance(first, int) else 1
 
 
 def _grouped(dataset: Dataset, size: int) -> Dataset:

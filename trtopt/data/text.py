@@ -1,7 +1,7 @@
 """Rows of a .jsonl or .parquet file: token ids by input name, or a field `text` for a recipe's tokenizer.
 
 A row may have a class index in the field `label`. Other fields are ignored, with a note. The token ids of all rows are
-kept in memory: they are small compared with a model.
+kept in memory: they are small compared with a model. A bad row is kept as its error, which is raised when it is read.
 
 Touches: reads the file and the tokenizer's file.
 """
@@ -9,65 +9,104 @@ Touches: reads the file and the tokenizer's file.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from trtopt.data.arrays import label_key
 from trtopt.data.dataset import Array, Feed, Shown
 from trtopt.data.digest import of_file
+from trtopt.data.fit import Header
 from trtopt.data.recipe import Recipe, TextRecipe
-from trtopt.data.sample import Header, Samples, single_labels
+from trtopt.data.sample import Samples, single_labels
 from trtopt.errors import DataError, UsageError
 from trtopt.requires import require
 from trtopt.types import TensorSpec
+
+T = TypeVar("T")
+Row = Mapping[str, Any]
 
 SUFFIXES = frozenset({".jsonl", ".parquet"})
 _PADS = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>")
 
 
 def read_rows(path: Path, inputs: tuple[TensorSpec, ...], recipe: Recipe | None) -> Samples:
-    """Return one sample per row.
+    """Return one sample per row. `peek` and `read` raise the DataError of a row that does not fit the inputs.
 
     Raises:
-        DataError: the file cannot be read, a row lacks an input, or its values do not fit the input's type.
+        DataError: the file cannot be read, or a label is not a class index.
         UsageError: the recipe has no [text] table, or its tokenizer cannot be used.
         MissingDependencyError: the package tokenizers or pyarrow is needed but not installed.
     """
     ids, rows = _table(path)
     names = {spec.name for spec in inputs}
-    fields = dict.fromkeys(name for row in rows for name in row)
+    good = [row for row in rows if not isinstance(row, DataError)]
+    fields = dict.fromkeys(name for row in good for name in row)
     tokenized = "text" in fields and "text" not in names and not names & set(fields)
     if tokenized:
         how = _text_recipe(path, recipe)
         feeds = _tokenize(rows, ids, inputs, how)
         digest = of_file(path, recipe.digest if recipe else "", of_file(how.tokenizer))
     else:
-        feeds = [_feed(row, inputs, sample) for row, sample in zip(rows, ids, strict=True)]
+        feeds = [_caught(partial(_feed, row, inputs, sample)) for row, sample in zip(rows, ids, strict=True)]
         digest = of_file(path)
     key = label_key(tuple(fields), inputs)
-    labels = [np.asarray(row[key]) if row.get(key) is not None else None for row in rows] if key else []
+    unapplied = (
+        "" if recipe is None or tokenized else f"recipe {recipe.name} is not applied to {path}: it has token ids"
+    )
     unread = [name for name in fields if name not in names | {key, "text" if tokenized else ""}]
     return Samples(
         source=str(path),
         digest=digest,
         ids=ids,
-        peek=lambda i: {name: Header(array.dtype.name, array.shape) for name, array in feeds[i].items()},
-        read=lambda i: feeds[i],
-        labels=single_labels(labels, ids, str(path)) if labels else None,
-        shown=Shown(text=lambda i: str(rows[i]["text"])) if tokenized else Shown(),
+        peek=lambda i: {name: Header(array.dtype.name, array.shape) for name, array in _checked(feeds[i]).items()},
+        read=lambda i: _checked(feeds[i]),
+        labels=_labels(rows, ids, key, str(path)) if key else None,
+        shown=Shown(text=lambda i: str(_checked(rows[i])["text"])) if tokenized else Shown(),
         notes=(f"ignored fields that are not inputs: {', '.join(unread)}",) if unread else (),
+        warnings=(unapplied,) if unapplied else (),
     )
 
 
-def _table(path: Path) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
+def _caught(make: Callable[[], Feed]) -> Feed | DataError:
+    """Return the feed that `make` returns, or the error that it raises, without the frames that it went through."""
+    try:
+        return make()
+    except DataError as error:
+        return DataError(error.what, why=error.why, fix=error.fix)
+
+
+def _checked(row: T | DataError) -> T:
+    """Return a row that is not an error.
+
+    Raises:
+        DataError: it is.
+    """
+    if isinstance(row, DataError):
+        raise DataError(row.what, why=row.why, fix=row.fix)
+    return row
+
+
+def _labels(rows: Sequence[Row | DataError], ids: Sequence[str], key: str, source: str) -> tuple[int, ...] | None:
+    """Return the label of every row, -1 for one that cannot be read: it is left out, and its label with it."""
+    good = [(row, sample) for row, sample in zip(rows, ids, strict=True) if not isinstance(row, DataError)]
+    values = [None if row.get(key) is None else np.asarray(row[key]) for row, _ in good]
+    labels = single_labels(values, tuple(sample for _, sample in good), source)
+    if labels is None:
+        return None
+    following = iter(labels)
+    return tuple(-1 if isinstance(row, DataError) else next(following) for row in rows)
+
+
+def _table(path: Path) -> tuple[tuple[str, ...], list[Row | DataError]]:
     """Return the name of each row, for messages, and the rows."""
     if path.suffix.lower() == ".parquet":
         parquet = require("pyarrow.parquet")
         try:
-            rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+            rows: list[Row | DataError] = parquet.read_table(path).to_pylist()
         except Exception as error:
             raise DataError(f"{path}: cannot be read as Parquet", why=str(error)[:200]) from error
         return tuple(f"{path.name}[{i}]" for i in range(len(rows))), rows
@@ -75,7 +114,7 @@ def _table(path: Path) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
     return tuple(sample for sample, _ in pairs), [row for _, row in pairs]
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_rows(path: Path) -> Iterator[tuple[str, Row | DataError]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -84,13 +123,14 @@ def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise DataError(f"{sample}: not JSON", why=str(error)[:200]) from error
-            if not isinstance(row, dict):
-                raise DataError(f"{sample}: not a JSON object", why="a row maps each input's name to its values")
+                row = DataError(f"{sample}: not JSON", why=str(error)[:200])
+            if not isinstance(row, dict | DataError):
+                row = DataError(f"{sample}: not a JSON object", why="a row maps each input's name to its values")
             yield sample, row
 
 
-def _feed(row: Mapping[str, Any], inputs: tuple[TensorSpec, ...], sample: str) -> Feed:
+def _feed(row: Row | DataError, inputs: tuple[TensorSpec, ...], sample: str) -> Feed:
+    row = _checked(row)
     missing = [spec.name for spec in inputs if row.get(spec.name) is None]
     if missing:
         names = ", ".join(spec.name for spec in inputs)
@@ -145,12 +185,9 @@ def _text_recipe(path: Path, recipe: Recipe | None) -> TextRecipe:
 
 
 def _tokenize(
-    rows: list[dict[str, Any]], ids: tuple[str, ...], inputs: tuple[TensorSpec, ...], how: TextRecipe
-) -> list[Feed]:
+    rows: Sequence[Row | DataError], ids: tuple[str, ...], inputs: tuple[TensorSpec, ...], how: TextRecipe
+) -> list[Feed | DataError]:
     tokenizer = _tokenizer(how)
-    for row, sample in zip(rows, ids, strict=True):
-        if not isinstance(row.get("text"), str):
-            raise DataError(f"{sample}: text is not a string")
     # Input name -> the attribute of the tokenizer's encoding that feeds it.
     part = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
     wanted = {spec.name: part.get(spec.name, "ids" if len(inputs) == 1 else "") for spec in inputs}
@@ -161,11 +198,22 @@ def _tokenize(
             why=f"its outputs are {', '.join(part)}",
             fix="Give token ids by input name",
         )
-    encoded = tokenizer.encode_batch([row["text"] for row in rows])
-    return [
-        {spec.name: _array(getattr(encoding, wanted[spec.name]), spec, sample) for spec in inputs}
-        for encoding, sample in zip(encoded, ids, strict=True)
-    ]
+    texts = [_text(row, sample) for row, sample in zip(rows, ids, strict=True)]
+    encoded = iter(tokenizer.encode_batch([text for text in texts if isinstance(text, str)]))
+    encodings = [next(encoded) if isinstance(text, str) else text for text in texts]
+
+    def feed(encoding: Any | DataError, sample: str) -> Feed:
+        known = _checked(encoding)
+        return {spec.name: _array(getattr(known, wanted[spec.name]), spec, sample) for spec in inputs}
+
+    return [_caught(partial(feed, encoding, sample)) for encoding, sample in zip(encodings, ids, strict=True)]
+
+
+def _text(row: Row | DataError, sample: str) -> str | DataError:
+    if isinstance(row, DataError):
+        return row
+    text = row.get("text")
+    return text if isinstance(text, str) else DataError(f"{sample}: text is not a string")
 
 
 def _tokenizer(how: TextRecipe) -> Any:

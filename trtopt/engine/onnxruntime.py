@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from trtopt.counts import network_runs
 from trtopt.engine import BuildPlan, Order
+from trtopt.engine.ort.crash import check_loads
 from trtopt.engine.ort.rewritten import is_16_bit, rewritten, with_distinct_names
 from trtopt.engine.runner.binding import BoundRun, DeviceTensor, Place, exhausted, failure, first_line
 from trtopt.errors import DataError, EnvironmentUnableError, ModelError, OutOfMemoryError, UsageError
@@ -205,11 +206,12 @@ def open_as_loaded(path: Path) -> OrtRunner:
     """Load an ONNX file as its users do: on the CPU, with onnxruntime's default options.
 
     Raises:
-        ModelError: onnxruntime cannot load it.
+        ModelError: onnxruntime cannot load it, or crashes.
         OutOfMemoryError: the memory is exhausted while loading.
         MissingDependencyError: onnxruntime is not installed.
     """
     ort = require("onnxruntime")
+    check_loads(path)
     options = ort.SessionOptions()
     options.log_severity_level = 4
     try:

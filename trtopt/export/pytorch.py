@@ -94,7 +94,7 @@ def _named_examples(source: Opened, request: Request) -> tuple[Example, ...]:
         raise UsageError(
             f"the inputs of {request.source.text} have no shapes",
             why=f"a module does not record them, and {accepted}",
-            fix=f"Add --shape {first}=1x3x224x224 (and --dtype {first}=int64 for integers), or --data",
+            fix=f"Add --shape {first}=1x3x224x224 (and --dtype {first}=int64 for integers), or --data with arrays",
         )
     described = {example.name or first: example for example in request.examples}
     if names is None:

@@ -69,18 +69,23 @@ def identify(text: str) -> Source:
     """Return the source that `text`, a path or `package.module:factory`, refers to.
 
     Raises:
-        ModelError: the path does not exist, or is a folder without a SavedModel.
+        ModelError: the path does not exist, is a folder without a SavedModel, or is Python code.
     """
     path = Path(text)
     if path.is_dir():
         if not (path / SAVED_MODEL).is_file():
-            raise ModelError(f"{text} is a folder without a model", why=f"it contains no {SAVED_MODEL}", fix=KINDS)
+            inside = sorted(path.glob("*.onnx"))
+            fix = f"Did you mean {inside[0]}?" if len(inside) == 1 else KINDS
+            raise ModelError(f"{text} is a folder without a model", why=f"it contains no {SAVED_MODEL}", fix=fix)
         return Source(kind="saved_model", text=text)
     # A file may have a colon in its name: an existing file wins.
     if _FACTORY.fullmatch(text) and not path.exists():
         return Source(kind="factory", text=text)
     if not path.exists():
         raise ModelError(f"{text} does not exist", fix=KINDS)
+    if path.suffix == ".py":
+        fix = f"Name the function in it that returns the network: {'.'.join((*path.parts[:-1], path.stem))}:FUNCTION"
+        raise ModelError(f"{text} is Python code, not a model", fix=fix)
     kind = _SUFFIXES.get(path.suffix.lower(), "onnx")
     if kind == "torchscript":
         _check_torchscript(path)

@@ -184,13 +184,16 @@ def copy(path: Path, target: Path) -> None:
 def link(path: Path, target: Path) -> bool:
     """Give a model a second name in the same file system, without a copy of its weights, and return whether it worked.
 
-    A model with external data refers to that by its name, so it has no second name.
+    External data keeps its names, by which the model refers to it, and gets them in the folder of `target` too.
     """
-    if external_files(load_proto(path)):
-        return False
+    names = [] if path.parent == target.parent else external_files(load_proto(path))
     try:
+        for name in names:
+            (target.parent / name).hardlink_to(path.parent / name)
         target.hardlink_to(path)
     except OSError:  # another file system, or one without hard links
+        for name in names:
+            (target.parent / name).unlink(missing_ok=True)
         return False
     return True
 

@@ -20,9 +20,11 @@ from trtopt.errors import ModelError
 from trtopt.graph.affine import fold_affine
 from trtopt.graph.attention import expand_attention
 from trtopt.graph.clips import merge_limits
+from trtopt.graph.defaults import state_defaults, with_defaults
 from trtopt.graph.einsum import expand_einsums
 from trtopt.graph.file import describe, external_files, load_proto, opset, quiet
 from trtopt.graph.fold import fold
+from trtopt.graph.foreign import infer_foreign
 from trtopt.graph.opset import raise_opset
 from trtopt.graph.parsed import own
 from trtopt.graph.sums import expand_sums
@@ -124,6 +126,7 @@ def infer_shapes(model: ir.Model) -> None:
     import onnx_ir as ir
     from onnx_ir.passes.common import ShapeInferencePass
 
+    state_defaults(model)
     with quiet():
         ShapeInferencePass(data_prop=True)(model)
     # The pass takes a sequence of tensors for a tensor.
@@ -162,7 +165,7 @@ def _optimize(source: Path, profile: Sequence[ShapeRange], *, slim_shapes: bool 
     import onnxslim
     from onnx.external_data_helper import load_external_data_for_model
 
-    model = own(load_proto(source))
+    model = own(with_defaults(load_proto(source)))
     load_external_data_for_model(model, str(source.parent))
     _freeze(model, profile)
     # Folding an Expand or a Range can turn a small graph into a large file: fold constants of at most 1 MiB.
@@ -177,7 +180,7 @@ def _optimize_large(source: Path, profile: Sequence[ShapeRange]) -> ir.Model:
     import onnx_ir as ir
     from onnxscript import optimizer
 
-    proto = own(load_proto(source))
+    proto = own(with_defaults(load_proto(source)))
     _freeze(proto, profile)
     model = ir.from_proto(proto)
     ir.external_data.set_base_dir(model.graph, source.parent)
@@ -209,15 +212,6 @@ def _freeze(model: onnx.ModelProto, profile: Sequence[ShapeRange]) -> None:
                 dim.dim_value = frozen[dim.dim_param]
             elif dim.HasField("dim_value") and dim.dim_value < 1:
                 dim.ClearField("dim_value")
-
-
-def _state_axes(model: ir.Model) -> None:
-    """Write the default axes of every MeanVarianceNormalization into it: ONNX's shape inference fails without them."""
-    import onnx_ir as ir
-
-    for node in model.graph.all_nodes():
-        if node.op_type == "MeanVarianceNormalization" and "axes" not in node.attributes:
-            node.attributes["axes"] = ir.AttrInt64s("axes", [0, 2, 3])
 
 
 def _distinguish_nodes(model: ir.Model) -> None:
@@ -268,8 +262,9 @@ def _clean_up(model: ir.Model) -> None:
         TopologicalSortPass,
     )
 
-    _state_axes(model)
     infer_shapes(model)
+    if infer_foreign(model):
+        infer_shapes(model)
     fold(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     if expand_sums(model) | expand_einsums(model) | expand_attention(model):

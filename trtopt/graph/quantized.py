@@ -20,6 +20,7 @@ from trtopt.graph.query import (
     FLOAT_COMPUTE_FREE,
     SAME_VALUES,
     add_initializer,
+    attribute,
     constant,
     consumers,
     drop_unused_initializers,
@@ -68,6 +69,11 @@ def repair(model: ir.Model, path: Path) -> str:
         codes = constant(node.inputs[0]) if node.op_type == "DequantizeLinear" else None
         if scale is None or zero is None:
             problems.append(f"the scale or zero point of {_called(node)} is computed at run time")
+        elif attribute(node, "block_size", 0):
+            problem, change = _repair_blocks(graph, node, (codes, zero), taken)
+            problems += [problem] if problem else []
+            if change:
+                done[change] += 1
         elif not _fits(node, scale, zero):
             problems.append(f"{node.op_type} {_called(node)} has {scale.size} scales and {zero.size} zero points")
         elif codes is not None and codes.dtype == np.int32:
@@ -224,6 +230,29 @@ def _repair_pair(
     if offset:
         return "", ("uint8 Q or DQ made int8", "uint8 Q and DQ made int8")
     return "", ("scale made positive", "scales made positive")
+
+
+def _repair_blocks(
+    graph: ir.Graph, node: ir.Node, quantized: tuple[Array | None, Array], taken: set[str]
+) -> tuple[str, tuple[str, str] | None]:
+    """Make the codes of a weight with a scale for each block int4 around 0; return the problem, and what was changed.
+
+    TensorRT supports blocks of int4, and of no other integers.
+    """
+    import onnx_ir as ir
+
+    codes, zero = quantized
+    middles = {ir.DataType.INT4: 0, ir.DataType.UINT4: 8}
+    middle = middles.get(node.inputs[0].dtype) if codes is not None else None  # type: ignore[union-attr, arg-type]
+    if codes is None or middle is None or (zero.astype(np.int64) != middle).any():
+        return f"{node.op_type} {_called(node)} has blocks of values other than int4 around 0", None
+    if not middle:
+        return "", None
+    shifted = codes.astype(np.int8) - np.int8(middle)
+    name = unique(f"{node.name}/int4", taken)
+    node.replace_input_with(0, add_initializer(graph, name, shifted, ir.DataType.INT4))
+    node.resize_inputs(2)
+    return "", ("uint4 weight made int4", "uint4 weights made int4")
 
 
 def _clip_negative(graph: ir.Graph, node: ir.Node, taken: set[str]) -> None:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtopt.errors import ModelError
+from trtopt.graph.defaults import with_defaults
 
 if TYPE_CHECKING:
     import onnx
@@ -23,7 +25,7 @@ _VALUES = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data
 
 
 def check(path: Path, proto: onnx.ModelProto) -> None:
-    """Raise an error unless ONNX's checker accepts the model, its types agree, and it is in inference mode.
+    """Raise an error unless ONNX's checker accepts the model, its types agree, it is dense, and in inference mode.
 
     Wrong shapes in the file are not an error: exporters write them, and they are inferred again.
 
@@ -32,17 +34,24 @@ def check(path: Path, proto: onnx.ModelProto) -> None:
         proto: its content, without external data.
 
     Raises:
-        ModelError: the model is invalid, or was exported in training mode.
+        ModelError: the model is invalid, has sparse weights, or was exported in training mode.
     """
     import onnx
 
     try:
         onnx.checker.check_model(str(path))
-        onnx.shape_inference.infer_shapes(proto, check_type=True)
+        onnx.shape_inference.infer_shapes(with_defaults(proto), check_type=True)
     except Exception as error:
         optimized = {node.op_type for node in proto.graph.node if node.domain in _STANDARD} & _OPTIMIZED
         fix = "Export it before onnxruntime's optimizer" if optimized else "Export it again"
         raise ModelError(f"{path} is not a valid ONNX model", why=root_line(error), fix=fix) from error
+    sparse = next(sparse_weights(proto.graph), None)
+    if sparse is not None:
+        raise ModelError(
+            f"{path} stores {sparse} as a sparse tensor",
+            why="TensorRT's parser supports dense weights only",
+            fix="Export it with dense weights",
+        )
     training = [f"{node.name or node.output[0]} ({node.op_type})" for node in training_nodes(proto.graph)]
     if training:
         more = f", and {len(training) - 1} more" if len(training) > 1 else ""
@@ -51,6 +60,18 @@ def check(path: Path, proto: onnx.ModelProto) -> None:
             why=f"{training[0]}{more}: statistics of the batch are used, or values dropped at random",
             fix="Call model.eval() before the export",
         )
+
+
+def sparse_weights(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yield the names of the weights of a graph and its subgraphs that are stored as sparse tensors."""
+    for sparse in graph.sparse_initializer:
+        yield sparse.values.name
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("sparse_tensor"):
+                yield node.output[0]
+            for subgraph in (attribute.g, *attribute.graphs):
+                yield from sparse_weights(subgraph)
 
 
 def training_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:

@@ -29,10 +29,11 @@ FORMAT = Format(
 def apply(model: ir.Model, request: Request) -> tuple[Decision, ...]:  # noqa: ARG001 - the interface of a precision
     """Return a decision for each node that does arithmetic; the model stays as it is."""
     from trtopt.graph.query import FLOAT_COMPUTE_FREE, float_nodes
+    from trtopt.precision.passes import bodies
     from trtopt.precision.passes.half import REQUESTED
 
     return tuple(
         Decision(node=node.name or "", op=node.op_type, precision="fp32", reason=REQUESTED)
         for node in float_nodes(model.graph)
         if node.op_type not in FLOAT_COMPUTE_FREE
-    )
+    ) + bodies.decisions(model.graph)

@@ -62,13 +62,15 @@ class Lanes:
         When a pause is due, it begins once no batch is in flight.
         """
         submits = hasattr(self._runner, "submit")
+        # One batch waits in the pool's queue, so that no thread idles while the caller joins the next one.
+        most = self._streams if submits else self._streams + 1
         with ThreadPoolExecutor(self._streams, thread_name_prefix="trtopt-predict") as pool:
             start = self._submitted if submits else lambda feed: self._called(pool, feed)
             try:
                 while True:
                     if not self._pending and pauses is not None and pauses.due:
                         pauses.wait()
-                    while len(self._pending) < self._streams and not (pauses is not None and pauses.due):
+                    while len(self._pending) < most and not (pauses is not None and pauses.due):
                         batch = self._again.popleft() if self._again else next(batches, None)
                         if batch is None:
                             break

@@ -166,36 +166,41 @@ def _loaded(
     dataset: Dataset, numbers: Sequence[int], layout: Layout, begun: deque[Block]
 ) -> Generator[Sample, None, None]:
     """Yield the samples of blocks in order, loaded by threads ahead of their use; blocks are added to `begun`."""
-    ahead = 2 * _LOADERS + 2 * layout.batch
+    # A task loads several samples: for arrays in memory, to hand over each one would cost more than to load it.
+    together = max(1, layout.batch // _LOADERS)
+    ahead = _LOADERS + 2 * layout.batch // together
 
-    def load(index: int) -> Feed | TrtoptError:
-        try:
-            return dataset.load(index)
-        except DataError as error:
-            return DataError(error.what, why=error.why, fix=error.fix)  # without the frames of the original
-
-    def rows() -> Iterator[tuple[Block, int, int]]:
-        for number in numbers:
-            indices = rows_of(dataset, number, layout.rows)
-            block = Block(number=number, ids=[_printable(dataset.ids[index]) for index in indices])
-            begun.append(block)
-            yield from ((block, row, index) for row, index in enumerate(indices))
+    def load(indices: range) -> list[Feed | TrtoptError]:
+        return [_feed(dataset, index) for index in indices]
 
     with ThreadPoolExecutor(_LOADERS, thread_name_prefix="trtopt-data") as pool:
-        pending: deque[tuple[Block, int, Future[Feed | TrtoptError]]] = deque()
+        pending: deque[tuple[Block, range, Future[list[Feed | TrtoptError]]]] = deque()
+
+        def oldest() -> Iterator[Sample]:
+            block, rows, loading = pending.popleft()
+            return (Sample(block=block, row=row, feed=feed) for row, feed in zip(rows, loading.result(), strict=True))
+
         try:
-            for block, row, index in rows():
-                pending.append((block, row, pool.submit(load, index)))
-                if len(pending) > ahead:
-                    yield _sample(*pending.popleft())
+            for number in numbers:
+                indices = rows_of(dataset, number, layout.rows)
+                block = Block(number=number, ids=[_printable(dataset.ids[index]) for index in indices])
+                begun.append(block)
+                for first in range(0, len(indices), together):
+                    part = indices[first : first + together]
+                    pending.append((block, range(first, first + len(part)), pool.submit(load, part)))
+                    if len(pending) > ahead:
+                        yield from oldest()
             while pending:
-                yield _sample(*pending.popleft())
+                yield from oldest()
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _sample(block: Block, row: int, loading: Future[Feed | TrtoptError]) -> Sample:
-    return Sample(block=block, row=row, feed=loading.result())
+def _feed(dataset: Dataset, index: int) -> Feed | TrtoptError:
+    try:
+        return dataset.load(index)
+    except DataError as error:
+        return DataError(error.what, why=error.why, fix=error.fix)  # without the frames of the original
 
 
 def _printable(name: str) -> str:

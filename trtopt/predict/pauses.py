@@ -13,8 +13,6 @@ import math
 import os
 import re
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -144,10 +142,14 @@ def _utilisation(module: Any) -> float:
 
 def _latency(url: str) -> float:
     """Return the time of a GET request in milliseconds; infinity if the service does not answer."""
+    # Imported on use: every command reads this module, and HTTP takes longer to import than the rest of it.
+    import urllib.request
+    from http.client import HTTPException
+
     start = time.perf_counter()
     try:
         with urllib.request.urlopen(url, timeout=10.0) as answer:
             answer.read(1 << 16)
-    except (OSError, ValueError):
+    except (OSError, ValueError, HTTPException):
         return math.inf
     return (time.perf_counter() - start) * 1e3

@@ -44,7 +44,7 @@ def show(format: str, report: Report, told: Container[str] | None = None) -> Non
 
         console = Console(highlight=False)
         if console.is_terminal:
-            console.print(renderable(report))
+            console.print(renderable(report), crop=False)
             return
     print(render(format, report), end="")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 from trtopt.report.page import headline, words
+from trtopt.report.page.steps import steps
 from trtopt.types import GateResult, Report
 
 MAX_ANNOTATIONS = 10  # GitHub shows ten of each kind per step
@@ -17,8 +18,8 @@ def render(report: Report) -> str:
     """Return the verdict as one annotation, followed by annotations for details.
 
     The verdict is `::error` if it fails the run, `::notice` if it is a pass, and `::warning` otherwise. The first
-    divergent layer and each gate that blocks are `::error` lines; warnings are `::warning` lines. Notes are plain lines
-    of the log, not annotations.
+    divergent layer and each gate that blocks are `::error` lines; warnings are `::warning` lines, and the next steps
+    `::notice` lines. Notes are plain lines of the log, not annotations.
     """
     blocking = sorted(words.blocking(report), key=lambda each: _severity(each.gate), reverse=True)
     stops = bool(blocking) or report.verdict == "fail" or report.error is not None
@@ -33,6 +34,7 @@ def render(report: Report) -> str:
         lines.append(f"{len(blocking) - room} more gates did not pass: see report.json")
     room = MAX_ANNOTATIONS - sum(line.startswith("::warning") for line in lines)
     lines += [_command("warning", "trtopt", line) for line in report.warnings[:room]]
+    lines += [_command("notice", "trtopt: what to do next", str(step)) for step in steps(report)]
     lines += [f"note: {' '.join(words.plain(line).split())}" for line in report.notes]
     return "\n".join(lines) + "\n"
 

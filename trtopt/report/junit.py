@@ -9,6 +9,7 @@ import re
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from trtopt.report.page import benchmark, headline, words
+from trtopt.report.page.steps import steps
 from trtopt.types import GateResult, Report
 from trtopt.verdict import blocks, comparisons
 
@@ -84,13 +85,17 @@ def _add_case(suite: Element, report: Report, judged: words.Judged) -> None:
         SubElement(case, "skipped", {"message": message})
     elif blocks(report, gate):
         failure = SubElement(case, "failure", {"message": message, "type": gate.verdict})
-        failure.text = _clean(f"{message}\nvalue {gate.value!r}, limit {gate.limit!r}{_jump(report)}")
+        failure.text = _clean(f"{message}\nvalue {gate.value!r}, limit {gate.limit!r}{_jump(report)}{_steps(report)}")
 
 
 def _jump(report: Report) -> str:
     if report.layers is None or not report.layers.jump:
         return ""
     return f"\nfirst divergent layer: {report.layers.jump}; {report.layers.reason}"
+
+
+def _steps(report: Report) -> str:
+    return "".join(f"\n{step}" for step in steps(report))
 
 
 def _clean(text: str) -> str:

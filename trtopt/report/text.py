@@ -41,13 +41,13 @@ _MARKS = {
 def render(report: Report) -> str:
     """Return the report as plain text, `WIDTH` columns wide; the verdict, the last line, is not wrapped."""
     stream = io.StringIO()
-    Console(file=stream, width=WIDTH, color_system=None, highlight=False).print(Group(*_body(report)))
+    Console(file=stream, width=WIDTH, color_system=None, highlight=False).print(Group(*_body(report)), crop=False)
     lines = [line.rstrip() for line in stream.getvalue().splitlines()]
     return "".join(f"{line}\n" for line in (*lines, words.plain(headline.verdict(report))))
 
 
 def renderable(report: Report) -> RenderableType:
-    """Return the report as a rich renderable."""
+    """Return the report as a rich renderable, to print with `crop=False`: its commands are not wrapped."""
     return Group(*_body(report), text(headline.verdict(report), _STYLES[report.verdict]))
 
 
@@ -96,7 +96,8 @@ def _body(report: Report) -> list[RenderableType]:
     parts += [text("note: ", "dim").append_text(text(line)) for line in report.notes]
     parts += [text("warning: ", "yellow").append_text(text(line)) for line in report.warnings]
     parts += [""] if report.warnings or report.notes else []
-    parts += [text(str(step), "dim") for step in steps(report)]
+    for step in steps(report):
+        parts += [text(f"{step.why}:", "dim"), _command(step.command)]
     file = report.run_dir / "report.json"
     where = f"report: {file}" if report.written else f"report: not written: {file} keeps its own gates"
     return parts if report.command == "report" else [*parts, text(where, "dim")]
@@ -105,6 +106,11 @@ def _body(report: Report) -> list[RenderableType]:
 def text(content: str, style: str = "") -> Text:
     """Return untrusted text to be shown literally: without markup, and without characters that move the cursor."""
     return Text(words.plain(content), style=style, overflow="fold")
+
+
+def _command(line: str) -> Text:
+    """Return a command on a line of its own, which is not wrapped: a line break would be pasted with it."""
+    return Text(f"{' ' * _INDENT}{words.plain(line)}", no_wrap=True, overflow="ignore")
 
 
 def block(content: RenderableType) -> tuple[RenderableType, ...]:

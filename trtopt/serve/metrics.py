@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import math
 import re
-import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 
 from trtopt.bench.units import MILLISECONDS, quantity
 from trtopt.errors import EnvironmentUnableError, UsageError
@@ -115,7 +115,7 @@ def read(url: str) -> Counters:
     try:
         with urllib.request.urlopen(url, timeout=_SECONDS) as answer:
             text = answer.read().decode("utf-8", "replace")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         why = str(getattr(error, "reason", error))
         raise EnvironmentUnableError(
             f"no metrics at {url}", why=why, fix="Check the address; their port is 8002 by default"

@@ -6,6 +6,7 @@ Touches: starts the server; ports of this machine; a temporary folder.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import os
 import shutil
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from trtopt.errors import EnvironmentUnableError, MissingDependencyError
@@ -24,6 +26,9 @@ from trtopt.serve.client import Client
 
 _START_SECONDS = 120
 _STOP_SECONDS = 15
+_PR_SET_PDEATHSIG = 1
+"""Operation of Linux's prctl: the signal that a process gets when the thread that started it ends."""
+
 _INSIDE = Path(__file__).parent / "inside"
 CPU_BACKENDS = ("tensorrt", "onnxruntime")
 
@@ -52,7 +57,7 @@ def serving(repository: Path) -> Iterator[Server]:
         MissingDependencyError: pytriton or tritonclient is not installed.
         EnvironmentUnableError: the server does not start here.
     """
-    home = _home()
+    home, libc = _home(), ctypes.CDLL(None)
     with tempfile.TemporaryDirectory(prefix="trtopt-triton-") as folder:
         backends = _backends(home, Path(folder))
         grpc, http, metrics = _free_ports(3)
@@ -85,6 +90,9 @@ def serving(repository: Path) -> Iterator[Server]:
                 env={**os.environ, "LD_LIBRARY_PATH": libraries},
                 cwd=folder,
                 start_new_session=True,  # Ctrl-C reaches this process only, which then stops the server
+                preexec_fn=partial(
+                    libc.prctl, _PR_SET_PDEATHSIG, signal.SIGTERM
+                ),  # it ends even if this process is killed
             )
         try:
             server = Server(pid=process.pid, url=f"grpc://127.0.0.1:{grpc}", metrics=f"http://127.0.0.1:{metrics}")

@@ -32,6 +32,7 @@ class Opening:
         asked: true if the user named the kind. The shape must still fit, but the output's name and values need not.
         beside: the other outputs, which the reader may read as well.
         names: the names of classes, by index, as far as they are known.
+        labelled: the labels index as many classes as this output, and no other one, has numbers per sample.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Opening:
     asked: bool = False
     beside: tuple[str, ...] = ()
     names: Mapping[int, str] = field(default_factory=dict)
+    labelled: bool = False
 
 
 class Reader(Protocol):

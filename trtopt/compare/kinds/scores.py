@@ -52,6 +52,7 @@ class Scores:
         self.noise = Noise()
         self._names = opening.names
         self._asked = opening.asked
+        self._labelled = opening.labelled
         names = _YES_OR_NO if classes == 1 else _NAMES
         name = opening.name.lower()
         self._named = names.search(name) is not None and _OTHERS.search(name) is None
@@ -94,7 +95,7 @@ class Scores:
         self._softmax = self._softmax and self._probabilities and bool(np.allclose(x.sum(axis=1), 1.0, atol=TOLERANCE))
         best = x.argmax(axis=1)
         self._choices[0.0].add(best, y.argmax(axis=1), labels)
-        if self._named or self._asked:  # other scores are of one class: a softmax, or labels fit
+        if self._named or self._asked or self._labelled:  # other scores are of one class: a softmax, or labels fit
             add_yes_or_no(self._applies_logits, sigmoid(x), sigmoid(y))
             if self._probabilities:
                 add_yes_or_no(self._applies, x, y)
@@ -129,7 +130,8 @@ class Scores:
         """Return whether the output contains class scores.
 
         That is so if the user or the output's name says so, if every vector of FP32 is a softmax (non-negative, with
-        sum 1), or if the labels fit.
+        sum 1), if the labels fit, or if they are those of as many classes: labels in another order than the scores must
+        be told, and not turn the scores into plain numbers.
         """
         if not self._classes:
             return False
@@ -137,7 +139,7 @@ class Scores:
             return True
         if self._classes == 1:
             return self._named and (self._probabilities or "logit" in self.name.lower())
-        return self._named or (self._softmax and bool(self._counted.agree))
+        return self._named or self._labelled or (self._softmax and bool(self._counted.agree))
 
     @property
     def labels_fit(self) -> bool:

@@ -46,6 +46,8 @@ DEPTHS = (0, 1, 2, 3, 4, 6, 8)
 """Numbers of steps back from a node that are tried."""
 
 _MAX_NODES = 32
+_TO_INTEGERS = frozenset({"Floor", "Ceil", "Round"})
+_DISCRETE = frozenset({"BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"})
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum"})
 _NOT_COPIED = frozenset(
     "Range NonZero Unique Upsample NonMaxSuppression Compress Loop If Scan EyeLike RandomNormal RandomNormalLike "
@@ -75,27 +77,36 @@ class Block:
 
 
 def single_nodes(model: ir.Model) -> list[Block]:
-    """Return a block for each node that computes a floating-point tensor from another, in graph order."""
+    """Return a block for each node that computes numbers, indices or conditions from numbers, in graph order."""
     return [
         Block(node.name or "", frozenset({node.name or ""}), kept=False)
         for node in float_nodes(model.graph)
-        if node.op_type not in FLOAT_COMPUTE_FREE
-        and _is_copied(node)
-        and is_float(node.outputs[0])
+        if _is_copied(node)
         and any(is_float(value) for value in node.inputs)
+        and (is_discrete(node) or (is_float(node.outputs[0]) and node.op_type not in FLOAT_COMPUTE_FREE))
     ]
 
 
-def grown(model: ir.Model, end: str, depth: int) -> Block | None:
+def is_discrete(node: ir.Node) -> bool:
+    """Return whether the result of a node consists of integers, of any type, or of conditions."""
+    dtype = node.outputs[0].dtype
+    return node.op_type in _TO_INTEGERS or (dtype is not None and dtype.name in _DISCRETE)
+
+
+def grown(model: ir.Model, end: str, depth: int, *, layers: bool = False) -> Block | None:
     """Return the block of the nodes up to `depth` steps before the node `end`; None if it would be too large.
 
-    Weighted operators end it: their results are rounded once, after a sum in FP32.
+    Weighted operators end it, unless `layers` is set: their results are rounded once, after a sum in FP32.
     """
     by_name = {node.name: node for node in model.graph}
     block, step = {by_name[end]}, [by_name[end]]
     for _ in range(depth):
         before = [producer(value) for node in step for value in node.inputs if is_float(value)]
-        step = [node for node in dict.fromkeys(before) if node is not None and node not in block and _may_grow(node)]
+        step = [
+            node
+            for node in dict.fromkeys(before)
+            if node is not None and node not in block and _may_grow(node, layers=layers)
+        ]
         block.update(step)
     return Block(end, frozenset(node.name or "" for node in block), kept=True) if len(block) <= _MAX_NODES else None
 
@@ -104,12 +115,12 @@ def _is_copied(node: ir.Node) -> bool:
     return node.op_type not in _NOT_COPIED and node.domain in ("", "ai.onnx")
 
 
-def _may_grow(node: ir.Node) -> bool:
-    """Return whether a node may be part of a block before its end."""
+def _may_grow(node: ir.Node, *, layers: bool) -> bool:
+    """Return whether a node may be part of a block before its end, which layers may if `layers` is set."""
     weights = [constant(value) for value in node.inputs] if node.op_type in _WEIGHTED else []
     # The product of positions and frequencies is not a layer: it has one row of constants.
     is_layer = any(weight is not None and weight.size > max(weight.shape, default=1) for weight in weights)
-    return _is_copied(node) and not is_layer
+    return _is_copied(node) and (layers or not is_layer)
 
 
 @dataclass(slots=True)
@@ -126,7 +137,8 @@ def measuring(model: ir.Model, half: Format, blocks: Sequence[Block]) -> ir.Mode
     """Return a copy of the model whose outputs are `error` and `signal`, float32 [blocks] each.
 
     They are the energies of each block's error, and of its result in FP32. Magnitudes that mean a mask's infinity
-    count as half of the type's maximum.
+    count as half of the type's maximum. Of integers and conditions they are the numbers of values that differ, and of
+    all values.
     """
 
     model = model.clone()
@@ -138,7 +150,8 @@ def measuring(model: ir.Model, half: Format, blocks: Sequence[Block]) -> ir.Mode
     for block in blocks:
         nodes = sorted((by_name[name] for name in block.nodes), key=order.__getitem__)
         exact = by_name[block.end].outputs[0]
-        energies.append(_energies(copy, exact, _copied(copy, nodes, kept=block.kept)[exact]))
+        compared = _counts if is_discrete(by_name[block.end]) else _energies
+        energies.append(compared(copy, exact, _copied(copy, nodes, kept=block.kept)[exact]))
     del graph.outputs[:]
     for index, name in enumerate(("error", "signal")):
         copy.add.output(f"trtopt/{name}", [pair[index] for pair in energies])
@@ -202,3 +215,11 @@ def _energies(copy: _Copy, exact: ir.Value, approximate: ir.Value) -> tuple[ir.V
     low, high = (add.constant(np.array(sign * limit, np.float32)) for sign in (-1, 1))
     signal, result = (add.node("Clip", [value, low, high]) for value in (exact, approximate))
     return add.energy(add.node("Sub", [result, signal])), add.energy(signal)
+
+
+def _counts(copy: _Copy, exact: ir.Value, approximate: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Append the number of values that differ, and that of all values, float32 [1] each."""
+    add = copy.add
+    numbers = [add.node("Cast", [value], {"to": 1}) for value in (exact, approximate)]
+    zeros = add.node("Sub", [numbers[0], numbers[0]])
+    return add.energy(add.node("Sign", [add.node("Sub", numbers)])), add.energy(add.node("Cos", [zeros]))

@@ -29,6 +29,7 @@ from trtopt.graph.query import (
     names,
     unique,
 )
+from trtopt.precision.passes import bodies
 from trtopt.precision.passes.masks import MASK, extreme
 from trtopt.types import Decision
 
@@ -84,7 +85,7 @@ def convert(
         )
         for node in nodes
         if node.op_type not in FLOAT_COMPUTE_FREE
-    )
+    ) + bodies.decisions(graph)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -171,10 +171,11 @@ def _guarded_divisions(graph: ir.Graph, half: Format) -> set[ir.Node]:
     """Return the divisions and logarithms of `x + 1e-12`, `max(x, 1e-12)` or a root of these, and the nodes between.
 
     The guard itself stays in FP32, because its constant rounds to 0. If its result were cast to 16 bits, it could still
-    round to 0, and the division would give infinity.
+    round to 0, and the division would give infinity. A logarithm also tells values from 0 that are as small as the
+    constant, so the node that computes them is returned, too.
     """
     todo = [node for node in float_nodes(graph) if node.op_type in _GUARDS and vanishing(node, half) is not None]
-    passed, guarded = set(todo), set()
+    guards, passed, guarded = set(todo), set(todo), set()
     # Forward from the guards, to the divisions.
     while todo:
         node = todo.pop()
@@ -197,7 +198,24 @@ def _guarded_divisions(graph: ir.Graph, half: Format) -> set[ir.Node]:
             if node in passed and node not in guarded:
                 guarded.add(node)
                 todo.append(node)
-    return guarded
+    return guarded | _measured_by_logarithms(guarded, guards)
+
+
+def _measured_by_logarithms(guarded: set[ir.Node], guards: set[ir.Node]) -> set[ir.Node]:
+    """Return the nodes that compute the values that a guard keeps away from 0 for a logarithm."""
+    measured: set[ir.Node] = set()
+    visited: set[ir.Node] = set()
+    todo = [node for node in guarded if node.op_type == "Log"]
+    while todo:
+        node = todo.pop()
+        visited.add(node)
+        for before in node.predecessors():
+            if node in guards or node in measured:
+                measured.add(before)
+            passes = before.op_type in FLOAT_COMPUTE_FREE if before in measured else before in guarded
+            if passes and before not in visited:
+                todo.append(before)
+    return measured
 
 
 def _fill_islands(graph: ir.Graph, kept: dict[ir.Node, str]) -> None:

@@ -57,7 +57,7 @@ def _calibrated(report: Report) -> list[str]:
 
 def _share(comparison: Comparison) -> str:
     if comparison.calibrated_on >= comparison.samples:
-        return "on the calibration samples themselves: no evidence for unseen data"
+        return "measured on the calibration samples: no evidence for unseen data"
     share = f"{comparison.calibrated_on} of {comparison.samples}"
     return f"{share} evaluation samples were used for calibration: those are no evidence for unseen data"
 
@@ -112,7 +112,7 @@ def _consequence(report: Report, *, unbuilt: bool) -> str:
     if len({gate.output for gate in gates}) == 1 and all(gate.metric in METRICS for gate in gates):
         limits = dict.fromkeys(f"{gate.metric}={gate.limit:g}{METRICS[gate.metric].unit}" for gate in gates)
         flag += f" {','.join(limits)}"
-    return f"default gate{'' if unbuilt else ', exit 0'}: {flag} makes it decide"
+    return f"{'' if unbuilt else 'exit 0, as this is '}a default gate: {flag} makes it decide"
 
 
 def _why_unchecked(report: Report) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from trtopt.types import Report
-from trtopt.verdict import comparisons
+from trtopt.verdict import comparisons, drifted
 
 _KEPT = 3
 """Number of nodes to keep in higher precision that a step names."""
@@ -24,6 +24,7 @@ class Step:
     command: str
 
     def __str__(self) -> str:
+        """Return both as one line."""
         return f"{self.why}: {self.command}"
 
 
@@ -35,14 +36,12 @@ def steps(report: Report) -> tuple[Step, ...]:
 
 def _locate(report: Report) -> list[Step]:
     """Return the command that locates the source of drift, unless it is known already."""
-    drifted = [
-        (name or str(report.run_dir), comparison)
-        for name, comparison in comparisons(report)
-        if any(gate.verdict == "fail" for gate in comparison.gates)
+    failed = [
+        (name or str(report.run_dir), comparison) for name, comparison in comparisons(report) if drifted([comparison])
     ]
-    if not drifted or report.layers is not None or not report.model.endswith(".onnx"):
+    if not failed or report.layers is not None or not report.model.endswith(".onnx"):
         return []
-    candidate, comparison = drifted[0]
+    candidate, comparison = failed[0]
     words = ["trtopt", "compare", report.model, candidate, "--data", comparison.data, "--layers"]
     return [Step("to find the first divergent layer", shlex.join(words))]
 
@@ -55,7 +54,8 @@ def _keep_faulty(report: Report) -> list[Step]:
 
 def _keep_noisiest(report: Report) -> list[Step]:
     """Return the command that keeps the nodes that add the most error in higher precision."""
-    if report.verdict != "fail" or report.layers is None or report.fault is not None:
+    measured = drifted(comparison for _, comparison in comparisons(report))
+    if not measured or report.layers is None or report.fault is not None:
         return []
     lowered = [layer for layer in report.layers.layers if layer.precision == report.precision and layer.added > 0]
     worst = sorted(lowered, key=lambda layer: -layer.added)[:_KEPT]

@@ -44,7 +44,10 @@ def said(tuning: Tuning, precision: str) -> list[str]:
         f"of the multiplications; the cost ({tuning.speed}) is {_percent(tuning.cost)} of that without any of them"
     ]
     if tuning.failed is not None:
-        lines.append(f"no choice can pass: with nothing quantized, {_gate(tuning)}")
+        lines.append(
+            f"no choice can pass: with nothing quantized, {_gate(tuning)}. Loosen the gate, or keep the other nodes in "
+            "higher precision (--rest fp32)"
+        )
     elif kept:
         names = ", ".join(words.plain(group.name) for group in kept[:_NAMED])
         more = f" and {len(kept) - _NAMED} more" if len(kept) > _NAMED else ""

@@ -67,6 +67,9 @@ def unconverted(report: Report) -> str:
     typed = report.typed
     if typed is None or typed.precision == "fp32" or typed.precision in typed.counts():
         return ""
+    if report.tuning is not None and report.tuning.failed is not None:
+        gate = gate_title(report.tuning.failed)
+        return f"no choice can pass: {gate} fails even with nothing in {typed.precision}"
     return f"nothing was converted to {typed.precision}: all nodes are in {' and '.join(typed.counts()) or 'no type'}"
 
 
