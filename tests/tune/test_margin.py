@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
+from trtopt.data.dataset import Dataset, scattered
 from trtopt.tune.margin import failure, first_unsafe, looks
 from trtopt.types import GateResult, Verdict
 
@@ -82,3 +84,17 @@ def test_what_more_samples_might_change_needs_all_of_them() -> None:
 
     found = failure(looks(20), 0.5, judge, lambda results: results[0])
     assert (counts, found and found[1]) == ([8, 16, 20], 20)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 60, 284])
+def test_the_first_samples_of_a_scattered_set_are_spread_over_it_and_the_last_one_stays_the_last(count: int) -> None:
+    dataset = Dataset(
+        source="s", digest="d", ids=tuple(map(str, range(count))), load=lambda i: {"x": np.array(i)}, batched=True
+    )
+    found = scattered(dataset)
+    order = [int(found.load(i)["x"]) for i in range(count)]
+    assert sorted(order) == list(range(count))
+    assert order[-1] == count - 1
+    assert list(found.ids) == [str(i) for i in order]
+    for few in (look.count for look in looks(count) if 8 <= look.count < count):
+        assert max(np.diff([0, *sorted(order[:few]), count])) <= 4 * count / few
