@@ -175,7 +175,7 @@ class Search:
 
         def unsettled(results: Sequence[GateResult]) -> GateResult | None:
             failed = unacceptable(results, self._evaluations.ceiling(half, samples))
-            if failed is None or half == "search" or len(kept) == len(self._trials.groups):
+            if failed is None or half == "search":
                 return failed
             # FP32 could pass, but 16 bits may leave it as inconclusive.
             reference = self._evaluations.choice(half, samples, len(samples), self._trials.groups, as_built=True)
