@@ -82,7 +82,7 @@ IDLE = (
     ),
     Idle(
         commands=("tune",),
-        flags=("workspace",),
+        flags=("workspace", "tactic_sources"),
         when=_builds_nothing,
         why="--backend onnxruntime builds no engine",
         fix="Leave out one of them",
