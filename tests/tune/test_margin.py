@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
+from trtopt.data.dataset import Dataset, scattered
 from trtopt.tune.margin import failure, first_unsafe, looks
 from trtopt.types import GateResult, Verdict
 
@@ -40,11 +42,11 @@ def test_too_few_samples_to_tell_are_safe() -> None:
 
 
 def test_the_metric_of_the_worst_sample_needs_more_margin_where_there_is_doubt() -> None:
-    assert first_unsafe([result("sqnr", 13.0, 10.0)], 0.5, doubt=1.0) is None
-    assert first_unsafe([result("sqnr_min", 13.0, 10.0)], 0.5, doubt=1.0) is not None
+    assert first_unsafe([result("sqnr", 13.0, 10.0)], 0.5, doubt=0.5) is None
+    assert first_unsafe([result("sqnr_min", 13.0, 10.0)], 0.5, doubt=0.5) is not None
 
 
-def asked(values: Sequence[float], *, early: bool = True) -> tuple[list[int], int | None]:
+def asked(values: Sequence[float], *, enough: int = 0) -> tuple[list[int], int | None]:
     """Return on how many samples a choice was judged, and on how many it failed, from its SQNR at each look."""
     counts: list[int] = []
 
@@ -53,7 +55,7 @@ def asked(values: Sequence[float], *, early: bool = True) -> tuple[list[int], in
         value = values[len(counts) - 1]
         return [result("sqnr", value, 20.0, "pass" if value >= 20.0 else "fail")]
 
-    found = failure(looks(40), 0.5, judge, early=early)
+    found = failure(looks(40), 0.5, judge, enough=enough)
     return counts, found[1] if found else None
 
 
@@ -69,8 +71,8 @@ def test_what_is_near_a_limit_is_judged_on_more_samples_until_it_is_clear() -> N
 
 
 def test_a_verdict_may_refuse_on_few_samples_but_accepts_on_all_only() -> None:
-    assert asked([60.0] * 4, early=False) == ([8, 16, 32, 40], None)
-    assert asked([18.0], early=False) == ([8], 8)
+    assert asked([60.0] * 4, enough=40) == ([8, 16, 32, 40], None)
+    assert asked([18.0], enough=40) == ([8], 8)
 
 
 def test_what_more_samples_might_change_needs_all_of_them() -> None:
@@ -82,3 +84,17 @@ def test_what_more_samples_might_change_needs_all_of_them() -> None:
 
     found = failure(looks(20), 0.5, judge, lambda results: results[0])
     assert (counts, found and found[1]) == ([8, 16, 20], 20)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 60, 284])
+def test_the_first_samples_of_a_scattered_set_are_spread_over_it_and_the_last_one_stays_the_last(count: int) -> None:
+    dataset = Dataset(
+        source="s", digest="d", ids=tuple(map(str, range(count))), load=lambda i: {"x": np.array(i)}, batched=True
+    )
+    found = scattered(dataset)
+    order = [int(found.load(i)["x"]) for i in range(count)]
+    assert sorted(order) == list(range(count))
+    assert order[-1] == count - 1
+    assert list(found.ids) == [str(i) for i in order]
+    for few in (look.count for look in looks(count) if 8 <= look.count < count):
+        assert max(np.diff([0, *sorted(order[:few]), count])) <= 4 * count / few

@@ -62,25 +62,40 @@ def test_of_two_equal_errors_the_one_that_saves_less_is_kept() -> None:
     assert [group.saving for group in kept] == [1.0]
 
 
-def test_a_result_that_holds_on_few_samples_only_is_searched_for_again_on_all() -> None:
-    groups, added = named([(3.0, 1.0), (2.0, 1.0), (1.0, 1.0)])
-    asked: list[tuple[int, bool]] = []
+SAMPLES = 64
 
-    def holds(kept: Sequence[Group], early: bool) -> bool:
-        asked.append((len(kept), early))
-        return len(kept) >= (1 if early else 2)
 
-    assert [group.name for group in confirmed(ranked(groups, added), holds) or ()] == ["0", "1"]
-    assert not any(early for _, early in asked[asked.index((1, False)) :])
+@given(errors=ERRORS, limit=st.floats(0.0, 3.0), doubt=st.floats(0.0, 1.0))
+def test_a_result_that_holds_on_few_samples_only_is_widened_until_it_holds_on_all(
+    errors: list[tuple[float, float]], limit: float, doubt: float
+) -> None:
+    groups, added = named(errors)
+    refused: dict[frozenset[str], int] = {}
+
+    def refusal(kept: Sequence[Group], enough: int) -> int | None:
+        names = frozenset(group.name for group in kept)
+        error = sum(error for name, error in added.items() if name not in names)
+        for count in (8, 16, 32, SAMPLES):
+            if error > limit + doubt * (SAMPLES / count - 1):
+                refused[names] = count
+            elif count < max(enough, 8) and names not in refused:
+                continue
+            return refused.get(names)
+        return None
+
+    kept = confirmed(ranked(groups, added), refusal, SAMPLES)
+    assert kept is not None
+    assert refusal(kept, SAMPLES) is None
+    assert sum(error for name, error in added.items() if name not in {group.name for group in kept}) <= limit
 
 
 def test_a_result_that_holds_on_all_samples_is_asked_about_once_more() -> None:
     groups, added = named([(3.0, 1.0), (2.0, 1.0)])
-    asked: list[tuple[int, bool]] = []
+    asked: list[tuple[int, int]] = []
 
-    def holds(kept: Sequence[Group], early: bool) -> bool:
-        asked.append((len(kept), early))
-        return len(kept) >= 1
+    def refusal(kept: Sequence[Group], enough: int) -> int | None:
+        asked.append((len(kept), enough))
+        return None if kept else 8
 
-    assert len(confirmed(ranked(groups, added), holds) or ()) == 1
-    assert [each for each in asked if not each[1]] == [(1, False)]
+    assert len(confirmed(ranked(groups, added), refusal, SAMPLES) or ()) == 1
+    assert [each for each in asked if each[1]] == [(1, SAMPLES)]

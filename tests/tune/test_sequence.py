@@ -114,7 +114,9 @@ def simulated(rng: np.random.Generator) -> tuple[float, int]:
         def first(count: int) -> Sequence[GateResult]:
             return judged(int(differing[:count].sum()), count)
 
-        found = failure(looks(SAMPLES), 0.0, first, lambda results: unacceptable(results, ceiling), early=half == 0)
+        found = failure(
+            looks(SAMPLES), 0.0, first, lambda results: unacceptable(results, ceiling), enough=SAMPLES * half
+        )
         return found[0] if found else None
 
     def truth(kept: Sequence[Group]) -> float:

@@ -137,3 +137,10 @@ def test_without_a_gpu_it_is_refused_at_once(command: tuple[str, ...], cli: CLI,
     assert done.code == 3
     assert f"{' '.join(command[-2:]).removeprefix('int8 ')} is not possible: there is no GPU here" in done.err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_lists_the_engines_that_would_be_timed(cli: CLI, machine: Timed, tmp_path: Path) -> None:
+    done = cli("tune", DIGITS, "--speed", "engine", *arguments(tmp_path / "run"), "--dry-run")
+    assert done.code == 0, done.err
+    assert "timing" in done.out
+    assert machine.builds == []

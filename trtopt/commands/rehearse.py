@@ -77,12 +77,14 @@ def _stages(plan: Plan) -> list[str]:
         "equalize": scales and plan.equalization and plan.table is None,
         "calibrate": scales and plan.table is None,
         "observe": plan.precision != "fp32" and (plan.data is not None or plan.calib is not None),
+        "timing": plan.if_faster,
         "tune": plan.tuning is not None,
         "compare": plan.compare,
         "gate": plan.compare,
     }
-    order = ("export", "parity", "prepare", "check", "equalize", "calibrate", "observe", "tune", "precision")
-    return [name for name in (*order, "build", "compare", "gate") if applies.get(name, True)]
+    before = ("export", "parity", "prepare", "check", "equalize", "calibrate", "observe", "timing")
+    order = (*before, "tune", "precision", "build", "compare", "gate")
+    return [name for name in order if applies.get(name, True)]
 
 
 def _without_export(order: list[str]) -> list[str]:

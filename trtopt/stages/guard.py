@@ -27,7 +27,7 @@ from trtopt.types import GateResult, Guard, Keep
 _MARGIN = 2.0
 """Margin in dB with which the gates must hold on `_SAMPLES` samples: the worst of a thousand is worse than theirs."""
 _SAMPLES = 64
-_RANKED_ON = 16
+_RANKED_ON = 8
 """Samples on which the errors of groups are measured."""
 
 
@@ -71,27 +71,27 @@ def _guarded(run: Run, trials: Trials, calib: Dataset, measure: MeasurePlan) -> 
     refused: dict[frozenset[str], tuple[GateResult, int]] = {}
     tried = 0
 
-    def holds(kept: Sequence[Group], early: bool) -> bool:
+    def refusal(kept: Sequence[Group], enough: int) -> int | None:
         nonlocal tried
         names = frozenset(trials.nodes(kept))
-        if names in refused:
-            return False
-        tried += 1
-        run.emit(Progress("guard", tried, 0, "trials"))
-        found = failure(
-            looks(len(samples)),
-            _MARGIN,
-            lambda count: trials.judged(selected(samples, range(count)), names, measure).gates,
-            early=early or len(kept) == len(trials.groups),  # which is FP32 itself
-        )
-        if found is not None:
+        if names not in refused:
+            tried += 1
+            run.emit(Progress("guard", tried, 0, "trials"))
+            found = failure(
+                looks(len(samples)),
+                _MARGIN,
+                lambda count: trials.judged(selected(samples, range(count)), names, measure).gates,
+                enough=enough if len(kept) < len(trials.groups) else 0,  # all of them is FP32 itself
+            )
+            if found is None:
+                return None
             refused[names] = found
-        return found is None
+        return refused[names][1]
 
-    if holds((), True):
+    if refusal((), 0) is None:
         return Guard(nodes=(), reason="")
     found = refused[frozenset()]
-    kept = confirmed(trials.ranked(selected(samples, range(min(_RANKED_ON, len(samples))))), holds)
+    kept = confirmed(trials.ranked(selected(samples, range(min(_RANKED_ON, len(samples))))), refusal, len(samples))
     failed, count = found
     reason = f"with all of it quantized, {failed.output}: {failed.reason} on {count} calibration samples"
     if kept is None:

@@ -28,7 +28,7 @@ _MARGIN = 0.5
 """Margin in dB with which a choice must hold on the samples of the search: the others may be worse."""
 _MOST = 64
 """Samples of the search on which it is seen whether any choice can pass."""
-RANKED_ON = 16
+RANKED_ON = 8
 """Samples on which the errors of groups are measured."""
 
 
@@ -47,7 +47,7 @@ class Search:
         self._choices: list[tuple[Kept, Choice]] = []
         self._failures: list[tuple[Kept, str]] = []  # what was kept and is not enough, and the gate that fails
         self._held: dict[int, Kept] = {}  # choices that hold, by their mask
-        self._refuted: set[int] = set()
+        self._refuted: dict[int, int] = {}  # on how many samples a choice does not hold, by its mask
         self._errors: dict[str, float] = {}
 
     def result(self, search: Dataset, verdict: Dataset) -> Tuning:
@@ -87,7 +87,7 @@ class Search:
             failed = self._hopeless(search)
             if failed is None:
                 order = self._order(selected(search, range(min(RANKED_ON, len(search)))))
-                confirmed(order, lambda kept, early: self._holds(tuple(kept), search, early))
+                confirmed(order, lambda kept, enough: self._refusal(tuple(kept), search, enough), len(search))
         except _StoppedError as stop:
             return str(stop), None, order
         except KeyboardInterrupt:
@@ -121,31 +121,34 @@ class Search:
             self._errors |= decode(_Errors, {"by_group": found}).by_group
         return ranked(self._trials.groups, self._errors)
 
-    def _holds(self, kept: Kept, search: Dataset, early: bool) -> bool:
-        """Return whether a choice is acceptable on the samples of the search, with a margin: on some, if `early`."""
+    def _refusal(self, kept: Kept, search: Dataset, enough: int) -> int | None:
+        """Return on how many samples of the search a choice is not acceptable, with a margin; None if it is.
+
+        It is accepted on at least `enough` of them.
+        """
         mask = self._evaluations.mask(kept)
         if len(kept) == len(self._trials.groups):
-            return True  # FP32 itself
+            return None  # FP32 itself
         if mask in self._refuted:
-            return False
+            return self._refuted[mask]
         spent = self._plan.budget.spent(
             self._evaluations.seconds, sum(each.half == "search" for _, each in self._choices)
         )
         if spent:
             raise _StoppedError(spent)
-        found = self._failure("search", search, kept, early=early)
+        found = self._failure("search", search, kept, enough)
         if found is None:
             self._held[mask] = kept
         else:
             self._failures.append((kept, f"{_said(found[0])} on {found[1]} samples"))
-            self._refuted.add(mask)
+            self._refuted[mask] = found[1]
             self._held.pop(mask, None)
         share = 100 * self._share(self._best())
         limit = self._plan.budget.candidates
         total = int(limit) if limit < float("inf") else 0
         note = f"best so far: {share:.1f} % of the multiplications quantized"
         self._run.emit(Progress("tune", len(self._choices), total, note))
-        return found is None
+        return found[1] if found else None
 
     def _best(self) -> Kept:
         """Return the cheapest choice that holds on the samples of the search."""
@@ -156,13 +159,13 @@ class Search:
 
         A choice may be refused on some of the samples, but is accepted on all of them only.
         """
-        found = self._failure("verdict", verdict, kept, early=False)
+        found = self._failure("verdict", verdict, kept, len(verdict))
         return found[0] if found else None
 
-    def _failure(self, half: Half, samples: Dataset, kept: Kept, *, early: bool) -> tuple[GateResult, int] | None:
+    def _failure(self, half: Half, samples: Dataset, kept: Kept, enough: int) -> tuple[GateResult, int] | None:
         """Return the gate that a choice fails on a half of the samples, and on how many of them; None if it holds.
 
-        If `early`, a part of the samples may be enough to accept it.
+        It is accepted on at least `enough` of them.
         """
         last: list[tuple[int, Evaluated]] = []
 
@@ -172,14 +175,14 @@ class Search:
 
         def unsettled(results: Sequence[GateResult]) -> GateResult | None:
             failed = unacceptable(results, self._evaluations.ceiling(half, samples))
-            if failed is None or half == "search" or len(kept) == len(self._trials.groups):
+            if failed is None or half == "search":
                 return failed
             # FP32 could pass, but 16 bits may leave it as inconclusive.
             reference = self._evaluations.choice(half, samples, len(samples), self._trials.groups, as_built=True)
             return unacceptable(results, reference.gates)
 
         margin = _MARGIN if half == "search" else 0.0
-        found = failure(looks(len(samples)), margin, judge, unsettled, early=early)
+        found = failure(looks(len(samples)), margin, judge, unsettled, enough=enough)
         self._add(half, kept, *last[-1], found[0] if found else None)
         return found
 

@@ -22,9 +22,9 @@ _OF_THE_WORST = frozenset({"sqnr_min", "sqnr_part", "cosine_part", "miou_min"})
 
 _FIRST = 8
 """Samples of the first look: a batch."""
-_DOUBT = 1.0
+_DOUBT = 0.5
 """By how many dB a metric of the first look may be too low."""
-_TOO_HIGH, _WORST_TOO_HIGH = 2.0, 4.5
+_TOO_HIGH, _WORST_TOO_HIGH = 4.0, 9.0
 """How many times as much it may be too high; the second for a metric of the worst sample."""
 
 
@@ -62,7 +62,7 @@ def failure(
     judge: Callable[[int], Sequence[GateResult]],
     unsettled: Callable[[Sequence[GateResult]], GateResult | None] = lambda _: None,
     *,
-    early: bool = True,
+    enough: int = 0,
 ) -> tuple[GateResult, int] | None:
     """Return the result that shows that a choice does not hold, and on how many samples; None if it holds.
 
@@ -75,7 +75,7 @@ def failure(
         margin: in dB.
         judge: returns the results on the first samples, of this number.
         unsettled: returns a result that more samples might change; None if there is none.
-        early: whether a choice may hold before the last look.
+        enough: the number of samples on which a choice may hold before the last look.
     """
     for look in looks:
         results = judge(look.count)
@@ -83,7 +83,7 @@ def failure(
         if failed is not None:
             return failed, look.count
         last = look is looks[-1]
-        if not last and (not early or first_unsafe(results, margin, look.doubt) is not None):
+        if not last and (look.count < enough or first_unsafe(results, margin, look.doubt) is not None):
             continue
         result = unsettled(results)
         if result is None:

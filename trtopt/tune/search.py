@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 Holds = Callable[[Sequence["Group"]], bool]
 """Whether the network passes with these groups kept in higher precision and the others quantized."""
@@ -61,25 +62,47 @@ def fewest(order: Sequence[Group], holds: Holds) -> list[Group] | None:
             high = middle
         else:
             low = middle
-    kept = list(order[:high])
     # The bisection has shown that the last group of the order is needed.
-    for group in sorted(kept[:-1], key=lambda each: -each.saving):
-        fewer = [each for each in kept if each is not group]
-        if holds(fewer):
-            kept = fewer
-    return kept
+    return _put_back(order[:high], order[: high - 1], holds)
 
 
-def confirmed(order: Sequence[Group], holds: Callable[[Sequence[Group], bool], bool]) -> list[Group] | None:
+def confirmed(
+    order: Sequence[Group], refusal: Callable[[Sequence[Group], int], int | None], samples: int
+) -> list[Group] | None:
     """Return `fewest`, found by trials on few samples, but such that the result holds on all of them.
 
-    Of many choices the luckiest is found first. If it does not hold on all samples, only these settle a choice.
+    Of many choices the luckiest is found first. If it does not hold on all samples, more groups are kept: the next one
+    of the order, or twice as many until it holds. Then each is quantized again if the network still holds, on at least
+    twice as many samples as showed that the first result does not. This is repeated until the result holds.
 
     Args:
-        order: the groups, those to keep first in front.
-        holds: asked about a choice, and whether a part of the samples may be enough to accept it.
+        order: the groups, those to keep first in front. With all of them kept the network must hold.
+        refusal: asked about a choice, and on how many samples it may be accepted at least; returns the number of
+            samples on which it does not hold, or None.
+        samples: the number of all samples.
     """
-    kept = fewest(order, lambda kept: holds(kept, True))
-    if kept is not None and not holds(kept, False):
-        kept = fewest(order, lambda kept: holds(kept, False))
+    enough = 0
+    kept = fewest(order, lambda kept: refusal(kept, enough) is None)
+    while kept is not None and (seen := refusal(kept, samples)) is not None:
+        enough = min(2 * max(seen, enough), samples)
+        more = [group for group in order if group not in kept]
+        count = 1
+        while count < len(more) and refusal([*kept, *more[:count]], enough) is not None:
+            count *= 2
+        wider = [*kept, *more[:count]]
+        kept = _put_back(wider, wider, partial(_holds, refusal, enough))
     return kept
+
+
+def _holds(refusal: Callable[[Sequence[Group], int], int | None], enough: int, kept: Sequence[Group]) -> bool:
+    return refusal(kept, enough) is None
+
+
+def _put_back(kept: Sequence[Group], candidates: Sequence[Group], holds: Holds) -> list[Group]:
+    """Return the groups to keep after each candidate, the largest saving first, was quantized again if that holds."""
+    found = list(kept)
+    for group in sorted(candidates, key=lambda each: -each.saving):
+        fewer = [each for each in found if each is not group]
+        if holds(fewer):
+            found = fewer
+    return found
