@@ -196,3 +196,12 @@ def test_converts_without_calibration_and_compares_with_the_baseline(cli: Cli, t
     assert "1 nodes in int8" in done.out
     assert "add --baseline" not in done.err
     assert "add --baseline" in cli(*convert, "-o", tmp_path / "other").err
+
+
+def test_an_int8_model_stays_int8_in_a_run_for_fp8(tmp_path: Path, cli: Cli) -> None:
+    path = graph(tmp_path / "net.onnx", *layer(np.int8(0), np.int8(0)))
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(2).normal(size=(40, 32)).astype(np.float32))
+    done = cli("convert", path, "-p", "fp8", "--data", tmp_path / "x.npz", "-o", tmp_path / "run")
+    assert done.code == 0, done.err
+    assert "nothing was converted to fp8" in done.out
+    assert "1 nodes in int8" in done.out

@@ -54,7 +54,7 @@ def apply(model: ir.Model, request: Request, format: Format, attach: Attach = la
     if given.is_quantized(model.graph):
         half_type = formats(16).get(request.rest)
         kept = keep(model, half_type, request) if half_type else {}
-        return given.apply(model, format.name, lambda: _cast_to_fallback(model, request, kept))
+        return given.apply(model, lambda: _cast_to_fallback(model, request, kept))
     if request.table is None:
         raise TableError(
             f"{format.name.upper()} needs a calibration table", fix="Give --calib DATA or --calib-table FILE"

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from trtopt.graph.query import producer
+from trtopt.precision import formats
 from trtopt.types import Decision
 
 if TYPE_CHECKING:
@@ -26,25 +27,27 @@ def is_quantized(graph: ir.Graph) -> bool:
     return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph)
 
 
-def apply(model: ir.Model, name: str, fall_back: Callable[[], tuple[Decision, ...]]) -> tuple[Decision, ...]:
+def apply(model: ir.Model, fall_back: Callable[[], tuple[Decision, ...]]) -> tuple[Decision, ...]:
     """Cast the rest of the model with `fall_back`, in place, and return its decisions.
 
-    A weighted operator is in the 8-bit type `name` if both of its operands come from DQ.
+    A weighted operator is in an 8-bit precision if both of its operands come from DQ of that type.
     """
-    quantized = {
-        node.name or ""
-        for node in model.graph
-        if node.op_type in _INTEGER and all(_is_dequantized(value) for value in node.inputs[:2])
-    }
+    names = {format.ir_name: name for name, format in formats(8).items()}
+    quantized: dict[str, str] = {}
+    for node in model.graph:
+        types = {_code_type(value) for value in node.inputs[:2]} if node.op_type in _INTEGER else set()
+        if len(types) == 1 and (name := names.get(types.pop())):
+            quantized[node.name or ""] = name
     return tuple(
-        replace(decision, precision=name, reason=REASON) if decision.node in quantized else decision
+        replace(decision, precision=quantized[decision.node], reason=REASON) if decision.node in quantized else decision
         for decision in fall_back()
     )
 
 
-def _is_dequantized(value: ir.Value | None) -> bool:
-    """Return whether a value comes from DQ, also through a node that only moves or casts it."""
+def _code_type(value: ir.Value | None) -> str:
+    """Return the ONNX type that DQ reads to make a value, also before a node that only moves or casts it; or empty."""
     node = producer(value)
     while node is not None and node.op_type in _BEFORE_DQ:
         node = producer(node.inputs[0])
-    return node is not None and node.op_type == "DequantizeLinear"
+    codes = node.inputs[0] if node is not None and node.op_type == "DequantizeLinear" else None
+    return codes.dtype.name if codes is not None and codes.dtype is not None else ""
