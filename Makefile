@@ -33,11 +33,14 @@ $(USER): pyproject.toml constraints.txt
 # A Triton server that runs without a GPU, and its client. Their own dependencies are older than those of TensorFlow and
 # numpy here, with which they work all the same. Where they cannot be installed, their tests are skipped.
 TRITON := nvidia-pytriton==0.7.0 tritonclient==2.73.0 python-rapidjson==1.25
+# Only the schema of compose.yaml in it is used.
+COMPOSE := docker-compose==1.29.2
 
 # And what it takes to test everything: the frameworks, the linters.
 $(DEVELOPER): $(USER)
 	$(PIP) --constraint constraints.txt --editable '.[cpu,rtx,text,torch,tensorflow-cpu,samples,dev]'
 	-$(PIP) --no-deps $(TRITON)
+	-$(PIP) --no-deps $(COMPOSE)
 	touch $@
 
 # And what makes a site of the documentation.

@@ -361,7 +361,7 @@ def test_an_interrupt_is_reported_and_exits_130(tmp_path: Path) -> None:
         child.send_signal(signal.SIGINT)
         err = first + child.stderr.read()
     assert child.returncode == 130
-    assert "interrupted; completed stages are cached" in err
+    assert "interrupted; run again to resume" in err
     assert "Traceback" not in err
 
 

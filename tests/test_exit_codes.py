@@ -278,6 +278,6 @@ def interrupted(folder: Path, program: list[str], when: str) -> None:
         rest = [line for line in child.stderr if not line.startswith("import time:")]
         out = child.stdout.read()
     assert child.returncode == 130, rest
-    assert rest[-1] == "error: interrupted; completed stages are cached: run again to resume\n"
+    assert rest[-1] == "error: interrupted; run again to resume after the last completed stage\n"
     assert "Traceback" not in "".join(rest)
     assert out == ""

@@ -30,6 +30,7 @@ LAYERS = (
     ("tune",),
     ("bench",),
     ("serve",),
+    ("fleet",),
     ("rundir", "manifest"),
     ("predict",),
     ("plan", "store"),

@@ -247,4 +247,4 @@ def test_an_interrupt_during_imports_prints_no_traceback(module: str, data: Path
                 break
         seen = [line for line in child.stderr if not line.startswith("import time:")]
     assert child.returncode == 130, seen
-    assert seen == ["error: interrupted; completed stages are cached: run again to resume\n"]
+    assert seen == ["error: interrupted; run again to resume after the last completed stage\n"]

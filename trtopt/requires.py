@@ -29,6 +29,7 @@ PACKAGES = {
     "tokenizers": "tokenizers",
     "ray": "ray",
     "tritonclient": "'tritonclient[grpc]'",
+    "yaml": "pyyaml",
 }
 _ORT_GPU = "onnxruntime-gpu"
 

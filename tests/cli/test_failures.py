@@ -152,6 +152,6 @@ def test_sigterm_ends_like_ctrl_c() -> None:
         rest = child.stderr.readlines()
         out = child.stdout.read()
     assert child.returncode == 143, rest
-    assert rest[-1] == "error: terminated; completed stages are cached: run again to resume\n"
+    assert rest[-1] == "error: terminated; run again to resume after the last completed stage\n"
     assert out == ""
     assert not list(Path("run").glob(".tmp-*"))

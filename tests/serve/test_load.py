@@ -6,6 +6,7 @@ import importlib.util
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from support import Done
 
@@ -58,6 +59,16 @@ def test_a_gate_is_judged_by_bounds_and_fails_on_errors(gate: str, changes: dict
     assert judge.verdict([judged]) == verdict
 
 
+@pytest.mark.parametrize("poisson", [False, True])
+def test_requests_are_due_in_even_steps_or_at_random(poisson: bool) -> None:
+    traffic = load.Traffic(model="m", feeds=[], seconds=10, timeout=1, poisson=poisson)
+    steps = np.diff(load.due(1000, 100, traffic)) * 100
+    assert steps.min() >= 0
+    assert steps.mean() == pytest.approx(1, rel=0.02)
+    # The time between two requests of a Poisson process is exponential: its standard deviation is its mean.
+    assert steps.std() == pytest.approx(1 if poisson else 0, abs=0.1)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("tritonclient") is None, reason="tritonclient is not installed")
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
@@ -70,6 +81,7 @@ def test_a_gate_is_judged_by_bounds_and_fails_on_errors(gate: str, changes: dict
         (("--server", "grpc://127.0.0.1:1", "--format", "junit"), 2, "does not support --format junit"),
         (("a", "b", "--server", "grpc://127.0.0.1:1"), 2, "--server takes one model"),
         (("a", "--rate", "10"), 2, "--rate has no effect"),
+        (("a", "--poisson"), 2, "--poisson has no effect"),
         ((), 2, "nothing to measure"),
     ],
 )

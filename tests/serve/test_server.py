@@ -287,10 +287,9 @@ def test_the_commands_of_the_documentation_run(
     ]
 
 
-@pytest.mark.nightly
-def test_a_transformer_and_an_image_network_are_served_together(
-    cli: Callable[..., Done], digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def transformer(cli: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Convert a transformer with two inputs, input_ids and attention_mask, both int64 [n, length]."""
     monkeypatch.chdir(ROOT)
     shapes = [
         part
@@ -300,7 +299,52 @@ def test_a_transformer_and_an_image_network_are_served_together(
     run = tmp_path / "encoder"
     flags = ("--precision", "fp16", "--no-compare", "--backend", "onnxruntime", "-o", run)
     assert cli("convert", "samples.bert_encoder.encoder:encoder", *shapes, *flags).code == 0
-    done = cli("package", run, digits, "--triton", tmp_path / "repo", "--verify")
+    return run
+
+
+@pytest.mark.nightly
+def test_a_thousand_concurrent_requests_of_a_transformer_are_batched_and_equal_the_runners(
+    transformer: Path, tmp_path: Path
+) -> None:
+    write_table(transformer, {1: 100.0, 8: 100.0})  # so that requests wait for each other
+    source = folders.Source(onnx=describe(transformer / "typed.onnx"), run_dir=transformer)
+    ranges = tuple(
+        ShapeRange(name=name, min=(1, 8), opt=(4, 16), max=(8, 32)) for name in ("input_ids", "attention_mask")
+    )
+    options = folders.Options(image=image("26.03"), latency_limit=400)
+    made = folders.make(folders.Model(name="encoder", runs=(source,), shapes=ranges), options, silent).folders
+    random = np.random.default_rng(0)
+    feeds = []
+    for _ in range(1000):
+        mask = (np.arange(16) < random.integers(1, 17)).astype(np.int64)[None]
+        feeds.append({"input_ids": random.integers(0, 100, (1, 16)), "attention_mask": mask})
+    runner = open_runner(transformer / "typed.onnx")
+    with (
+        repository.staged(tmp_path / "repo", made) as stage,
+        verify.served(made, stage) as running,
+        Client(running.url) as client,
+        ThreadPoolExecutor(1000) as pool,
+    ):
+        before = client.counts("encoder")
+        answers = list(pool.map(lambda feed: client.infer("encoder", feed), feeds))
+        answered, runs = np.subtract(client.counts("encoder"), before)
+        for wrong in ({"input_ids": feeds[0]["input_ids"]}, {**feeds[0], "attention_mask": np.ones((1, 40), np.int64)}):
+            with pytest.raises(RequestError):
+                client.infer("encoder", wrong)
+    assert len(answers) == answered == 1000
+    assert answered / runs > 4
+    for start in range(0, 1000, 8):
+        some = {name: np.concatenate([feed[name] for feed in feeds[start : start + 8]]) for name in feeds[0]}
+        for name, expected in runner.run(some).items():
+            found = np.concatenate([answer[name] for answer in answers[start : start + 8]])
+            np.testing.assert_allclose(found, expected, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.nightly
+def test_a_transformer_and_an_image_network_are_served_together(
+    cli: Callable[..., Done], transformer: Path, digits: Path, tmp_path: Path
+) -> None:
+    done = cli("package", transformer, digits, "--triton", tmp_path / "repo", "--verify")
     assert done.code == 0, done.err
     assert "verified encoder: 64 answers equal the runner's" in done.out
     assert "verified digits-fp16: 64 answers equal the runner's" in done.out

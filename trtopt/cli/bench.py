@@ -110,6 +110,14 @@ def bench(
         str,
         typer.Option(help="For --server: requests per second, as in 10,50,100.", rich_help_panel=MEASUREMENT),
     ] = "10",
+    poisson: Annotated[
+        bool,
+        typer.Option(
+            "--poisson",
+            help="For --server: send at random times, as many independent clients do, instead of in even steps.",
+            rich_help_panel=MEASUREMENT,
+        ),
+    ] = False,
     timeout: Annotated[
         float,
         typer.Option(
@@ -186,6 +194,7 @@ def bench(
                 shapes=parse_shapes(shape or ()),
                 latency_limit=_milliseconds(latency_limit),
                 gates=parse_gates(joined(gate)),
+                poisson=poisson,
             ),
             format=format.value,
             quiet=quiet,

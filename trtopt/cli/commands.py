@@ -30,6 +30,7 @@ SUMMARIES = {
     "predict": "Write one row per sample, in batches, resumed after a kill.",
     "merge": "Make one result from the partial results of --shard.",
     "package": "Write a model repository for NVIDIA's Triton.",
+    "fleet": "Plan several models on one or more GPUs.",
     "report": "Print the report of a run again, in any format.",
     "inspect": "Show a model's contents, and each node's precision.",
     "doctor": "Show what this machine can build and run.",

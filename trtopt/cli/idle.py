@@ -161,7 +161,7 @@ IDLE = (
     ),
     Idle(
         commands=("bench",),
-        flags=("rate", "timeout"),
+        flags=("rate", "timeout", "poisson"),
         when=lambda values: values["server"] is None,
         why="it applies to a server",
         fix="Add --server URL",
@@ -174,7 +174,7 @@ IDLE = (
         fix="Leave out one of them",
     ),
     Idle(
-        commands=("convert", "tune", "sensitivity", "calibrate", "compare", "export", "bench", "package"),
+        commands=("convert", "tune", "sensitivity", "calibrate", "compare", "export", "bench", "package", "fleet"),
         flags=("quiet",),
         when=lambda values: values["verbose"],
         why="it contradicts --verbose",

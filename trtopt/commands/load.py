@@ -42,6 +42,7 @@ class LoadPlan:
         shapes: the `--shape` flags, for random samples.
         latency_limit: limit of the p99 in milliseconds; infinite without one.
         gates: the gates.
+        poisson: send at random times instead of in even steps.
     """
 
     server: str
@@ -53,6 +54,7 @@ class LoadPlan:
     shapes: tuple[AskedShape, ...] = ()
     latency_limit: float = math.inf
     gates: tuple[Gate, ...] = ()
+    poisson: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +97,9 @@ def run(plan: LoadPlan, emit: Emit = silent) -> LoadTest:
     with Client(plan.server) as client:
         model = client.chosen(plan.model)
         feeds = list(_feeds(client.signature(model), plan, emit))
-        traffic = load.Traffic(model=model, feeds=feeds, seconds=plan.seconds, timeout=plan.timeout)
+        traffic = load.Traffic(
+            model=model, feeds=feeds, seconds=plan.seconds, timeout=plan.timeout, poisson=plan.poisson
+        )
         try:
             client.infer(model, feeds[0])
         except RequestError as error:

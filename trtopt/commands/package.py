@@ -108,7 +108,7 @@ def _models(plan: PackagePlan) -> list[folders.Model]:
     Raises:
         UsageError: the runs of one model have different inputs or outputs.
     """
-    runs = [wanted(path, plan.name or _name(path)) for path in plan.runs]
+    runs = [wanted(path, plan.name or model_name(path)) for path in plan.runs]
     names = [run.name for run in runs]
     if not plan.name and (twice := [name for name in names if names.count(name) > 1]):
         raise UsageError(
@@ -125,17 +125,18 @@ def _models(plan: PackagePlan) -> list[folders.Model]:
                     f"two runs of model {name} have different inputs or outputs", fix="Package them one by one"
                 )
         models.append(
-            folders.Model(name=name, runs=tuple(map(_source, group)), shapes=ranges(group[0], plan.shapes, None))
+            folders.Model(name=name, runs=tuple(map(source, group)), shapes=ranges(group[0], plan.shapes, None))
         )
     return models
 
 
-def _source(run: Wanted) -> folders.Source:
+def source(run: Wanted) -> folders.Source:
+    """Return what to package of a run."""
     fp32 = read_result(run.run_dir, "prepare", OnnxModel) if run.run_dir else None
     return folders.Source(onnx=run.onnx, engine=run.engine, run_dir=run.run_dir, fp32=fp32)
 
 
-def _name(path: Path) -> str:
+def model_name(path: Path) -> str:
     """Return the name of a run's model: `model-int8` for `trtopt-out/model/int8`, else that of the folder or file."""
     from trtopt.precision import precisions
 

@@ -41,13 +41,34 @@ _WARM_UPS = {"smallest": "min", "usual": "opt", "largest": "max"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Instances of a model.
+
+    Attributes:
+        count: how many on each GPU.
+        gpus: the GPUs, by their numbers in the server; empty: all.
+        resource: percent of a GPU that a running instance takes, for the rate limiter; 0 without one.
+        priority: for the rate limiter; one of 2 gets half the turns of one of 1. 0 without one.
+    """
+
+    count: int = 1
+    gpus: tuple[int, ...] = ()
+    resource: int = 0
+    priority: int = 0
+
+
+RESOURCE = "gpu"
+"""Name of the rate limiter's resource: percent of a GPU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
     """Configuration of a model beside its inputs and outputs.
 
     Attributes:
         max_batch: the largest batch; 0 if the model has no batch axis.
         delay_us: how long a request waits for others to join its batch, in microseconds.
-        instances: number of instances on each GPU.
+        groups: its instances.
         plans: the file for each compute capability, if there are several: `{"8.9": "model.sm89.plan"}`.
         priorities: number of priority levels; 1 is the most urgent, and a request without one is the least urgent.
         cache: whether the server keeps answers, for requests that are equal.
@@ -56,7 +77,7 @@ class Serving:
 
     max_batch: int
     delay_us: int = 0
-    instances: int = 1
+    groups: tuple[Group, ...] = (Group(),)
     plans: Mapping[str, str] = field(default_factory=dict)
     priorities: int = 0
     cache: bool = False
@@ -99,14 +120,23 @@ def model(name: str, platform: Platform, specs: tuple[Sequence[TensorSpec], Sequ
         if how.priorities:
             config.dynamic_batching.priority_levels = how.priorities
             config.dynamic_batching.default_priority_level = how.priorities
-    group = config.instance_group.add(count=how.instances)
-    group.kind = pb.ModelInstanceGroup.KIND_GPU if platform == "tensorrt_plan" else pb.ModelInstanceGroup.KIND_AUTO
+    for each in how.groups:
+        _place(config.instance_group.add(count=each.count, gpus=each.gpus), each, platform)
     if how.plans:
         config.default_model_filename = next(iter(how.plans.values()))
     config.cc_model_filenames.update(how.plans)
     if how.cache:
         config.response_cache.enable = True
     return config
+
+
+def _place(group: Any, how: Group, platform: Platform) -> None:
+    """Fill in an instance group."""
+    kinds = protobuf().ModelInstanceGroup
+    group.kind = kinds.KIND_GPU if platform == "tensorrt_plan" or how.gpus else kinds.KIND_AUTO
+    if how.resource:
+        group.rate_limiter.resources.add(name=RESOURCE, count=how.resource)
+        group.rate_limiter.priority = how.priority
 
 
 def _describe(tensor: Any, spec: TensorSpec, platform: Platform, *, batched: bool) -> None:

@@ -27,6 +27,15 @@ _CAPABILITY = re.compile(r"compute capability ([0-9]+\.[0-9]+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """Batch (0: no batch axis), delay in microseconds and instances, instead of those of the bench table."""
+
+    batch: int
+    delay_us: int
+    groups: tuple[config.Group, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """How models are packaged.
 
@@ -41,6 +50,7 @@ class Options:
         canary: add the FP32 graph as a second model.
         priorities: number of priority levels; 0 without them.
         cache: whether the server keeps answers.
+        given: batch, delay and instances; None: chosen from the bench table.
     """
 
     image: images.Image
@@ -53,6 +63,7 @@ class Options:
     canary: bool = False
     priorities: int = 0
     cache: bool = False
+    given: Given | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +152,10 @@ def make(model: Model, plan: Options, emit: Emit) -> Made:
 
 def _serving(model: Model, plan: Options, emit: Emit) -> config.Serving:
     """Return how a model is served, and tell why."""
+    if plan.given is not None:
+        batch, delay_us = plan.given.batch, plan.given.delay_us
+        how = config.Serving(max_batch=batch, delay_us=delay_us, groups=plan.given.groups)
+        return replace(how, priorities=plan.priorities, cache=plan.cache)
     axis = axes.prove(model.onnx, model.shapes)
     benchmark = _benchmark(model.runs[0].run_dir)
     limit = benchmark.limit if benchmark else None
@@ -166,7 +181,7 @@ def _serving(model: Model, plan: Options, emit: Emit) -> config.Serving:
     return config.Serving(
         max_batch=queue.largest,
         delay_us=queue.delay_us,
-        instances=count,
+        groups=(config.Group(count=count),),
         priorities=plan.priorities,
         cache=plan.cache,
     )

@@ -64,12 +64,16 @@ class RateResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
-    """Requests to send in turn, the model that they are for, and for how long; the times are in seconds."""
+    """Requests to send in turn, the model that they are for, and for how long; the times are in seconds.
+
+    `poisson`: they are due at random times, as those of many independent clients, instead of in even steps.
+    """
 
     model: str
     feeds: Sequence[Feed]
     seconds: float
     timeout: float
+    poisson: bool = False
 
 
 def at_rate(client: Client, traffic: Traffic, rate: float) -> RateResult:
@@ -84,25 +88,26 @@ def at_rate(client: Client, traffic: Traffic, rate: float) -> RateResult:
     latencies, late = np.full(count, np.nan), np.zeros(count)
     errors: Counter[str] = Counter()
 
-    def send(number: int, due: float) -> None:
-        left = traffic.timeout - (time.perf_counter() - due)
+    def send(number: int, moment: float) -> None:
+        left = traffic.timeout - (time.perf_counter() - moment)
         try:
             if left <= 0:
                 raise RequestError(f"no answer within {traffic.timeout:g} s")
             client.infer(traffic.model, traffic.feeds[number % len(traffic.feeds)], Extras(timeout=left))
-            latencies[number] = (time.perf_counter() - due) * 1000
+            latencies[number] = (time.perf_counter() - moment) * 1000
         except RequestError as error:
             errors[str(error)] += 1
 
+    moments = due(count, rate, traffic)
     start = time.perf_counter()
     waiting: list[Future[None]] = []
     with ThreadPoolExecutor(min(_WORKERS, count)) as pool:
         try:
             for number in range(count):
-                due = start + number / rate
-                time.sleep(max(due - time.perf_counter(), 0))
-                late[number] = (time.perf_counter() - due) * 1000
-                waiting.append(pool.submit(send, number, due))
+                moment = start + moments[number]
+                time.sleep(max(moment - time.perf_counter(), 0))
+                late[number] = (time.perf_counter() - moment) * 1000
+                waiting.append(pool.submit(send, number, moment))
             for each in waiting:
                 each.result()
         except BaseException:  # Ctrl-C must not wait for what was not sent
@@ -120,6 +125,13 @@ def at_rate(client: Client, traffic: Traffic, rate: float) -> RateResult:
         errors=dict(errors.most_common()),
         late=float(np.percentile(late, 90)),
     )
+
+
+def due(count: int, rate: float, traffic: Traffic) -> Floats:
+    """Return when requests are due, in seconds: the same ones in every test."""
+    if not traffic.poisson:
+        return np.arange(count) / rate
+    return np.sort(np.random.default_rng(count).uniform(0, count / rate, count))
 
 
 def _latency(answered: Floats) -> dict[str, float]:

@@ -113,6 +113,7 @@ def _on_cpu(folder: Folder, source: Path, target: Path) -> None:
     changed.CopyFrom(folder.config)
     for group in changed.instance_group:
         group.kind = config.protobuf().ModelInstanceGroup.KIND_CPU
+        del group.gpus[:]
     (target / "config.pbtxt").write_text(config.text(changed), encoding="utf-8")
     if folder.graph is not None:
         for name in {config.FILES.get(changed.platform, ""), *changed.cc_model_filenames.values()} - {""}:

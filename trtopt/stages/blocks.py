@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -16,7 +17,7 @@ from trtopt.calibrate.ranges import few
 from trtopt.data.dataset import Dataset
 from trtopt.errors import EnvironmentUnableError, MissingDependencyError, TrtoptError
 from trtopt.formats import Format
-from trtopt.precision.passes.blocks import DEPTHS, Block, enough, grown, is_discrete, measuring, single_nodes
+from trtopt.precision.passes.blocks import DEPTHS, Block, discrete, enough, grown, measuring, single_nodes
 from trtopt.run import Run
 from trtopt.stages.trial import scratch
 from trtopt.types import OnnxModel
@@ -28,7 +29,7 @@ def spoiled(run: Run, model: OnnxModel, dataset: Dataset, half: Format) -> dict[
     """Return the nodes to keep in FP32 because the type spoils a result, by name, each with the reason.
 
     A node whose result suffers from the rounding of its inputs is kept with as many of the nodes before it as it takes.
-    Layers are among them only if nothing else helps, and never for an index or a condition: it would take all of them.
+    Layers are among them only if nothing else helps. Indices and conditions are kept with all nodes behind the layers.
     If no number of nodes helps, the node is not kept.
     """
     from trtopt.graph.file import load_ir
@@ -40,24 +41,32 @@ def spoiled(run: Run, model: OnnxModel, dataset: Dataset, half: Format) -> dict[
         blocks = single_nodes(graph)
         sqnrs = _sqnrs(run, model, dataset, half, blocks)
         left = {block.end: sqnr for block, sqnr in zip(blocks, sqnrs, strict=True) if sqnr < least}
-        discrete = {node.name for node in graph.graph if is_discrete(node)}
         for layers, depth in product((False, True), DEPTHS):
-            ends = [end for end in left if not (layers and end in discrete)]
-            blocks = [block for end in ends if (block := grown(graph, end, depth, layers=layers)) is not None]
+            blocks = [block for end in left if (block := grown(graph, end, depth, layers=layers)) is not None]
             for block, sqnr in zip(blocks, _sqnrs(run, model, dataset, half, blocks), strict=True):
                 if sqnr < least:
                     continue
                 before = left.pop(block.end)
-                for name in block.nodes:
-                    reasons.setdefault(name, f"computes the inputs of {block.end}, which rounding spoils")
-                what = f"{100 * 10 ** (-before / 10):.2g} % of its values change"
-                what = what if block.end in discrete else f"its result has {before:.0f} dB SQNR"
-                reasons[block.end] = f"{what} if its inputs are {half.name.upper()}"
+                _keep(reasons, block, f"its result has {before:.0f} dB SQNR if its inputs are {half.name.upper()}")
+        exact = discrete(graph)
+        rounded = [replace(block, kept=False) for block in exact]
+        sqnrs = _sqnrs(run, model, dataset, half, [*rounded, *exact]).reshape(2, -1)
+        for block, before, after in zip(exact, *sqnrs, strict=True):
+            if before < least <= after:
+                changed = 100 * 10 ** (-before / 10)
+                _keep(reasons, block, f"{changed:.2g} % of its values change if its inputs are {half.name.upper()}")
     except (EnvironmentUnableError, MissingDependencyError):
         raise
     except TrtoptError as error:
         run.warn(f"rounding to {half.name.upper()} could not be measured node by node: {error}")
     return reasons
+
+
+def _keep(reasons: dict[str, str], block: Block, reason: str) -> None:
+    """Add the nodes of a block to the reasons, in place; `reason` is that of its end."""
+    for name in block.nodes:
+        reasons.setdefault(name, f"computes the inputs of {block.end}, which rounding spoils")
+    reasons[block.end] = reason
 
 
 def _sqnrs(

@@ -10,7 +10,7 @@ Touches: nothing; it reads the onnx-ir model it is given, and returns new ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -68,7 +68,7 @@ class Block:
     Attributes:
         end: the name of the last node, whose result is measured.
         nodes: the names of all.
-        kept: whether they stay in FP32: then graph inputs and constants are exact, because they are FP32, too.
+        kept: whether they stay in FP32: then graph inputs, constants, and what they pass to each other are exact.
     """
 
     end: str
@@ -77,17 +77,31 @@ class Block:
 
 
 def single_nodes(model: ir.Model) -> list[Block]:
-    """Return a block for each node that computes numbers, indices or conditions from numbers, in graph order."""
+    """Return a block for each node that computes a floating-point tensor from another, in graph order."""
     return [
         Block(node.name or "", frozenset({node.name or ""}), kept=False)
-        for node in float_nodes(model.graph)
-        if _is_copied(node)
-        and any(is_float(value) for value in node.inputs)
-        and (is_discrete(node) or (is_float(node.outputs[0]) and node.op_type not in FLOAT_COMPUTE_FREE))
+        for node in _measured(model)
+        if node.op_type not in FLOAT_COMPUTE_FREE and is_float(node.outputs[0])
     ]
 
 
-def is_discrete(node: ir.Node) -> bool:
+def discrete(model: ir.Model) -> list[Block]:
+    """Return the largest block of each node that computes integers, of any type, or conditions from numbers.
+
+    Their error shows at the end only: 4095 is rounded to 4096 before it is divided by 7 and cut to an index.
+    """
+    ends = [node.name or "" for node in _measured(model) if _is_discrete(node)]
+    return [next(block for depth in reversed(DEPTHS) if (block := grown(model, end, depth))) for end in ends]
+
+
+def _measured(model: ir.Model) -> Iterator[ir.Node]:
+    """Yield the nodes that read numbers, and whose result can be measured."""
+    for node in float_nodes(model.graph):
+        if _is_copied(node) and any(is_float(value) for value in node.inputs):
+            yield node
+
+
+def _is_discrete(node: ir.Node) -> bool:
     """Return whether the result of a node consists of integers, of any type, or of conditions."""
     dtype = node.outputs[0].dtype
     return node.op_type in _TO_INTEGERS or (dtype is not None and dtype.name in _DISCRETE)
@@ -150,7 +164,7 @@ def measuring(model: ir.Model, half: Format, blocks: Sequence[Block]) -> ir.Mode
     for block in blocks:
         nodes = sorted((by_name[name] for name in block.nodes), key=order.__getitem__)
         exact = by_name[block.end].outputs[0]
-        compared = _counts if is_discrete(by_name[block.end]) else _energies
+        compared = _counts if _is_discrete(by_name[block.end]) else _energies
         energies.append(compared(copy, exact, _copied(copy, nodes, kept=block.kept)[exact]))
     del graph.outputs[:]
     for index, name in enumerate(("error", "signal")):
@@ -171,7 +185,8 @@ def _copied(copy: _Copy, nodes: Sequence[ir.Node], *, kept: bool) -> dict[ir.Val
         for index, value in enumerate(node.inputs):
             is_read_as_half = is_float(value) and (not any(supported) or supported[index])
             if value is None or value in results:
-                inputs.append(results.get(value) if value else None)
+                passed = results.get(value) if value else None
+                inputs.append(_rounded(copy, passed) if passed is not None and is_read_as_half and not kept else passed)
             elif is_read_as_half and not (in_fp32 and producer(value) is None):
                 inputs.append(_rounded(copy, value))
             else:
