@@ -302,23 +302,30 @@ def export(zoo: Path, name: str) -> None:
 
 def table(rows: dict[str, Any]) -> str:
     """Return the table of `docs/tune.md`."""
+    shown = {"fp16": "FP16", "plain": "plain INT8", "modelopt": "ModelOpt", "greedy": "greedy", "tune": "tune"}
     lines = [
-        "| network, gates | method | verdict | in INT8 | task | SQNR | passes: search, verdict |",
-        "|---|---|---|---|---|---|---|",
+        f"| network, gates | task | {' | '.join(shown.values())} | passes of greedy | passes of tune |",
+        "|" + "---|" * (len(shown) + 4),
     ]
-    for key, found in rows.items():
-        name, kind = key.split()
-        task = TASKS.get(name, AS_FP32).metric
-        gates = kind + (f", `{found['gate']}`" if found.get("gate") else "")
-        for method in ("fp16", "plain", "modelopt", "greedy", "tune"):
-            row = found.get(method)
-            if row:
-                passes = f"{row['passes']:,}, {row['verdict passes']:,}" if "passes" in row else ""
-                lines.append(
-                    f"| {name}, {gates} | {method} | {row['verdict']} | {100 * row['share']:.1f} % "
-                    f"| {row['task']:.2f} {task} | {row['sqnr']:.1f} | {passes} |"
-                )
+    for name in (*ZOO, *TESTED):
+        for kind in ("default", "strict"):
+            found = rows.get(f"{name} {kind}")
+            if found is None:
+                continue
+            gates = f"`{found['gate']}`" if found.get("gate") else "default"
+            cells = [f"{name}, {gates}", TASKS.get(name, AS_FP32).metric.removesuffix(" %")]
+            cells += [_cell(found.get(method)) for method in shown]
+            cells += [_passes(found.get(method)) for method in ("greedy", "tune")]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _cell(row: Row | None) -> str:
+    return f"{row['verdict']}, {100 * row['share']:.1f} %, {row['task']:.1f}" if row else ""
+
+
+def _passes(row: Row | None) -> str:
+    return f"{row['passes']:,} + {row['verdict passes']:,}" if row and "passes" in row else ""
 
 
 if __name__ == "__main__":

@@ -75,6 +75,14 @@ def test_a_verdict_may_refuse_on_few_samples_but_accepts_on_all_only() -> None:
     assert asked([18.0], enough=40) == ([8], 8)
 
 
+def test_a_verdict_refuses_on_few_samples_only_what_is_clearly_worse() -> None:
+    def judge(count: int) -> Sequence[GateResult]:
+        return [result("sqnr", 19.0 if count < 40 else 20.0, 20.0)]
+
+    assert failure(looks(40), 0.0, judge, enough=40) is not None
+    assert failure(looks(40), 0.0, judge, enough=40, clear=4.0) is None
+
+
 def test_what_more_samples_might_change_needs_all_of_them() -> None:
     counts: list[int] = []
 

@@ -115,7 +115,12 @@ def simulated(rng: np.random.Generator) -> tuple[float, int]:
             return judged(int(differing[:count].sum()), count)
 
         found = failure(
-            looks(SAMPLES), 0.0, first, lambda results: unacceptable(results, ceiling), enough=SAMPLES * half
+            looks(SAMPLES),
+            0.0,
+            first,
+            lambda results: unacceptable(results, ceiling),
+            enough=SAMPLES * half,
+            clear=4.0 if half else 1.0,
         )
         return found[0] if found else None
 

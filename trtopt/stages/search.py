@@ -26,6 +26,8 @@ from trtopt.types import Choice, GateResult, Half, TunedGroup, Tuning
 INTERRUPTED = "it was interrupted"
 _MARGIN = 0.5
 """Margin in dB with which a choice must hold on the samples of the search: the others may be worse."""
+_CLEAR = 4.0
+"""How many times the doubt a gate must be missed by for the verdict to refuse a choice on some of the samples."""
 _MOST = 64
 """Samples of the search on which it is seen whether any choice can pass."""
 RANKED_ON = 8
@@ -182,7 +184,8 @@ class Search:
             return unacceptable(results, reference.gates)
 
         margin = _MARGIN if half == "search" else 0.0
-        found = failure(looks(len(samples)), margin, judge, unsettled, enough=enough)
+        clear = 1.0 if half == "search" else _CLEAR
+        found = failure(looks(len(samples)), margin, judge, unsettled, enough=enough, clear=clear)
         self._add(half, kept, *last[-1], found[0] if found else None)
         return found
 

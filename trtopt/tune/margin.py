@@ -63,6 +63,7 @@ def failure(
     unsettled: Callable[[Sequence[GateResult]], GateResult | None] = lambda _: None,
     *,
     enough: int = 0,
+    clear: float = 1.0,
 ) -> tuple[GateResult, int] | None:
     """Return the result that shows that a choice does not hold, and on how many samples; None if it holds.
 
@@ -76,10 +77,11 @@ def failure(
         judge: returns the results on the first samples, of this number.
         unsettled: returns a result that more samples might change; None if there is none.
         enough: the number of samples on which a choice may hold before the last look.
+        clear: how many times the doubt a gate must be missed by before the last look.
     """
     for look in looks:
         results = judge(look.count)
-        failed = first_unsafe(results, margin - look.doubt)
+        failed = first_unsafe(results, margin - clear * look.doubt)
         if failed is not None:
             return failed, look.count
         last = look is looks[-1]
