@@ -19,7 +19,6 @@ from trtopt.bench.latency import Run
 from trtopt.data.dataset import Feed
 from trtopt.engine import Runner, compiler
 from trtopt.engine.onnxruntime import CudaOptions, OrtRunner, open_runner
-from trtopt.engine.ort.crash import check_loads
 from trtopt.engine.runner.binding import exhausted, first_line
 from trtopt.errors import EnvironmentUnableError, ModelError, OutOfMemoryError
 from trtopt.requires import require
@@ -194,7 +193,6 @@ def open_onnx(path: Path, device: str, cuda: CudaOptions) -> OnnxSession:
 
 def _on_cpu(path: Path) -> OnnxSession:
     ort = require("onnxruntime")
-    check_loads(path)
     options: Any = ort.SessionOptions()
     options.log_severity_level = 4  # fatal errors only: failures are raised as exceptions anyway
     # onnxruntime's threads spin after a run, which would slow down the target that is timed next.

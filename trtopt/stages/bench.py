@@ -17,6 +17,7 @@ from trtopt.codec import decode
 from trtopt.data.dataset import Array, Dataset, Feed
 from trtopt.engine.cuda.driver import has_gpu
 from trtopt.engine.onnxruntime import CudaOptions
+from trtopt.engine.ort.crash import check_loads
 from trtopt.errors import EnvironmentUnableError, MissingDependencyError, OutOfMemoryError, UsageError
 from trtopt.events import Emit, Warned
 from trtopt.plan import BenchPlan, SpeedPlan
@@ -120,6 +121,8 @@ def opened(target: Wanted, plan: BenchPlan, dataset: Dataset | None, emit: Emit)
             loaded = targets.Target(name=target.name, sizes=sizes, session=engine)
             takes = engine_batches(target, sizes)
             return Opened(target=loaded, path=target.engine.path, run_dir=target.run_dir, takes=takes)
+    if plan.speed.device != "cuda":
+        check_loads(target.onnx.path)
     session = targets.open_onnx(target.onnx.path, plan.speed.device, cuda_options(plan.speed))
     if target.engine is not None:
         session.where += ENGINE_NOT_RUN

@@ -59,7 +59,7 @@ def _timing(timing: Timing) -> dict[str, str]:
         "batch": str(timing.batch),
         "copies": "with" if timing.copies else "",
         "mean": number(timing.mean),
-        "±": f"{100 * timing.noise:.{0 if timing.noise >= 0.1 else 1}f} %",
+        "±": f"{100 * timing.noise:.0f} %" if timing.noise >= 0.1 else f"{100 * timing.noise:.2g} %",
         "p50": number(timing.p50),
         "p90": number(timing.p90),
         "p95": number(timing.p95),
