@@ -12,7 +12,7 @@ WRITER := $(VENV)/.trtopt-writer
 help:
 	@echo "make demo   convert the digits network to FP16 and INT8 engines and judge them"
 	@echo "make samples  convert a PyTorch, a TensorFlow and a transformers model to FP16 and INT8 engines"
-	@echo "make check  lint and all tests, on all cores: for every change"
+	@echo "make check  lint and the fast tests, on all cores: for every change"
 	@echo "make test   the tests, one after the other, with the 20 slowest"
 	@echo "make nightly  the long tests: damaged files by the hundred, random graphs, networks in every form"
 	@echo "make browser  install what the tests of report.html open it with (Debian, as root)"
@@ -70,7 +70,7 @@ samples: $(DEVELOPER)
 	done
 
 check: lint
-	$(BIN)/python -m pytest -q -n auto --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow and not gpu and not nightly"
 
 test: $(DEVELOPER)
 	$(BIN)/python -m pytest -q --durations=20

@@ -21,6 +21,22 @@ hypothesis.settings.load_profile("trtopt")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+SLOW = frozenset(
+    "test_ci_samples test_command test_comparison test_convert test_damaged_files test_docs test_exit_codes "
+    "test_export_cli test_forms test_given_table test_html_in_browser test_inputs_and_outputs test_masks "
+    "test_node_cases test_operands test_plugins test_resume test_server test_shards test_speed test_streams".split()
+)
+"""Modules that take more than 15 s each, and together two thirds of the time of all tests: `make test` runs them."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of the slow modules."""
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
     """Return a function that runs `trtopt ARGS...` in this process, through the real entry point."""
