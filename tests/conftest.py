@@ -9,7 +9,7 @@ import hypothesis
 import numpy as np
 import pytest
 from onnx import helper, numpy_helper
-from support import Done, save
+from support import SLOW, Done, save
 
 from trtopt.cli.app import main
 
@@ -19,14 +19,6 @@ hypothesis.settings.load_profile("trtopt")
 
 # A shell starts background jobs with Ctrl-C ignored. The children of the tests would inherit that, and never stop.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-SLOW = frozenset(
-    "test_ci_samples test_command test_comparison test_convert test_damaged_files test_docs test_exit_codes "
-    "test_export_cli test_forms test_given_table test_html_in_browser test_inputs_and_outputs test_masks "
-    "test_node_cases test_operands test_plugins test_resume test_server test_shards test_speed test_streams".split()
-)
-"""Modules that take more than 15 s each, and together two thirds of the time of all tests: `make test` runs them."""
 
 
 @pytest.hookimpl(tryfirst=True)

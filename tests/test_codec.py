@@ -28,7 +28,7 @@ from trtopt.types import (
     TypedModel,
 )
 
-QUICK = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 KEPT = sorted((kind for _, kind in inspect.getmembers(types, dataclasses.is_dataclass)), key=lambda kind: kind.__name__)
 TEXTS = st.text(max_size=8)
 PATHS = st.builds(Path, st.text("abcé ./", max_size=8))

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import SLOW
 
 import trtopt
 from trtopt.plugins import load, names
@@ -33,7 +34,7 @@ LAYERS = (
     ("fleet",),
     ("rundir", "manifest"),
     ("predict",),
-    ("plan", "store"),
+    ("flags", "plan", "store"),
     ("rehearsal",),
     ("candidate",),
     ("inspection",),
@@ -172,3 +173,8 @@ def test_contributing_names_the_places_of_things() -> None:
         defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
         defined |= {target.id for node in tree.body if isinstance(node, ast.Assign) for target in node.targets}
         assert name in defined, (file, name)
+
+
+def test_the_slow_modules_exist() -> None:
+    stems = {path.stem for path in Path(__file__).parent.rglob("test_*.py")}
+    assert stems >= SLOW

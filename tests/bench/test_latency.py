@@ -73,7 +73,7 @@ def test_percentiles_are_measured_latencies() -> None:
 
 
 @given(st.integers(8, 24), st.integers(1, 40), st.integers(0, 2**32 - 1))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_bounds_enclose_their_value(blocks: int, runs: int, seed: int) -> None:
     drawn = np.random.default_rng(seed).exponential(size=(blocks, runs)) + 0.1
     values, bounds = intervals.summary(drawn), intervals.bounds(drawn)

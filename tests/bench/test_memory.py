@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from support import DIGITS, save
@@ -59,7 +59,6 @@ def best(probes: list[BatchProbe]) -> int:
 
 
 @given(st.integers(0, 70000))
-@settings(deadline=None)
 def test_the_search_ends_within_five_percent_of_the_limit(limit: int) -> None:
     log: list[int] = []
     largest = best(memory.search(up_to(limit, log), range(1, memory.MOST + 1)))
@@ -70,7 +69,6 @@ def test_the_search_ends_within_five_percent_of_the_limit(limit: int) -> None:
 
 
 @given(st.integers(1, 20), st.integers(20, 100), st.integers(0, 100))
-@settings(deadline=None)
 def test_the_search_stays_within_the_batch_sizes_of_an_engine(least: int, most: int, limit: int) -> None:
     log: list[int] = []
     memory.search(up_to(limit, log), range(least, most + 1))

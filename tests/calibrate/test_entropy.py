@@ -34,7 +34,7 @@ def reference(counts: list[float], i: int, levels: int) -> float:
     return divergence
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.integers(2, 24),
     st.lists(st.integers(0, 9) | st.sampled_from([0, 0, 0, 1000, 0.25]), max_size=120),
@@ -51,7 +51,7 @@ def test_search_finds_the_minimum_of_the_literal_definition(
     assert divergences[chosen] <= min(divergences.values()) + 1e-9
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(2, 8), st.integers(1, 9), st.integers(8, 40))
 def test_ties_go_to_the_range_that_clips_less(levels: int, count: int, size: int) -> None:
     # All bins are equal, so merging bins loses nothing and only clipping has a cost.

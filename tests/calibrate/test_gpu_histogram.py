@@ -127,7 +127,7 @@ def test_a_tensor_starts_where_four_numbers_can_be_loaded_at_once() -> None:
     assert total == 20
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=6), st.integers(1, 5), st.sampled_from([4, 16, 64]))
 def test_every_element_is_counted_once_for_any_shares(sizes: list[int], blocks: int, least: int) -> None:
     arrays = {str(i): normal(size, seed=i) for i, size in enumerate(sizes)}

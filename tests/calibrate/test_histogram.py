@@ -13,7 +13,7 @@ from trtopt.calibrate import histogram as module
 from trtopt.calibrate.histogram import BINS, Histogram
 from trtopt.errors import CalibrationError
 
-QUICK = settings(deadline=None, max_examples=60)
+QUICK = settings(max_examples=60)
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 SIZES = st.integers(0, 67) | st.sampled_from([1023, 1024, 1025, 2051])

@@ -41,7 +41,7 @@ def test_a_shared_module_is_not_a_method() -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(hnp.arrays(np.float32, st.integers(1, 40), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
 def test_range_and_scale_are_positive_and_finite_for_any_values(name: str, values: np.ndarray) -> None:
     histogram = counted(values)
@@ -126,7 +126,7 @@ def test_mse_for_fp8_minimizes_the_error_of_e4m3(degrees: int) -> None:
     assert e4m3_error(values, fp8) <= best * 1.02
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.floats(0.001, 1.0), st.integers(0, 99))
 def test_the_squared_error_of_e4m3_agrees_with_the_values(share: float, seed: int) -> None:
     from trtopt.calibrate import kernels
@@ -143,7 +143,7 @@ def test_clipping_begins_half_a_step_above_the_largest_number(format: Format, cl
     assert format.clips_from == clips_from
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.floats(0.01, 1.0), st.integers(0, 99))
 def test_the_squared_error_formula_agrees_with_the_values(share: float, seed: int) -> None:
     from trtopt.calibrate import kernels

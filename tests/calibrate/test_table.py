@@ -23,7 +23,7 @@ SCALES = st.floats(2.0**-126, 2.0**120, width=32)
 NAMES = st.text(min_size=1, max_size=12).filter(lambda name: "\n" not in name) | st.sampled_from(
     ["a: b", "(Unnamed Layer* 4) [Fully Connected]_output", "/model.0/conv/Conv_output_0", ": ", "x: 3f800000", "\r"]
 )
-QUICK = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @st.composite

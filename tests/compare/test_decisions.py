@@ -41,7 +41,7 @@ def test_many_decisions_of_one_sample_are_no_more_evidence_than_one() -> None:
     assert 0 < once.loss == often.loss < 0.05
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=60))
 def test_single_decisions_are_counted_like_samples_of_one(pairs: list[tuple[int, int]]) -> None:
     one_by_one = counted(*[([x], [y]) for x, y in pairs])

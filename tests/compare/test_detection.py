@@ -140,7 +140,7 @@ CORNERS = st.tuples(*[st.integers(0, 6)] * 4).map(lambda c: (c[0], c[1], c[0] + 
 SETS = st.lists(st.tuples(CORNERS, st.integers(0, 10), st.integers(0, 1)), max_size=7)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(SETS, SETS)
 def test_matching_equals_plain_loops(truth: list[Any], own: list[Any]) -> None:
     found = matches(

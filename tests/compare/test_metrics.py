@@ -24,7 +24,7 @@ from trtopt.errors import ModelError, UsageError
 from trtopt.types import OutputDrift
 
 Floats = npt.NDArray[np.float32]
-QUICK = settings(deadline=None, max_examples=60)
+QUICK = settings(max_examples=60)
 FINITE = st.floats(-1e4, 1e4, width=32)
 
 

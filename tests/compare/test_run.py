@@ -17,8 +17,8 @@ from trtopt.compare.gate import judged
 from trtopt.compare.gates import parse_gates
 from trtopt.compare.pair import Pair
 from trtopt.compare.run import Measure, compare
+from trtopt.data.checks import Header
 from trtopt.data.dataset import Array, ClassList, Dataset
-from trtopt.data.fit import Header
 from trtopt.data.sample import Samples, to_dataset
 from trtopt.engine.onnxruntime import OrtRunner, open_runner
 from trtopt.errors import DataError, ModelError, OutOfMemoryError, UsageError

@@ -22,7 +22,7 @@ from trtopt.errors import ModelError
 from trtopt.types import OutputDrift
 
 Array = npt.NDArray[Any]
-QUICK = settings(deadline=None, max_examples=40)
+QUICK = settings(max_examples=40)
 
 
 def measure(

@@ -53,7 +53,7 @@ def test_without_discordant_samples_the_bounds_are_those_of_a_fraction_of_zero(s
     assert found.low == pytest.approx(-found.high, rel=1e-6)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(counts=st.lists(st.integers(0, 400), min_size=3, max_size=3).filter(lambda counts: sum(counts) > 0))
 def test_the_bounds_enclose_the_estimate_and_mirror_with_the_roles(counts: list[int]) -> None:
     before, after, rest = counts

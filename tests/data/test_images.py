@@ -103,7 +103,7 @@ def test_pixels_go_through_scale_mean_and_std_in_the_order_of_the_colours(tmp_pa
     assert x[0, :, 2, 3].tolist() == [(12 / 2 - 1) / 1, (11 / 2 - 2) / 2, (10 / 2 - 3) / 4]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     resize=st.none()

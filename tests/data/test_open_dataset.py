@@ -254,7 +254,7 @@ def test_samples_that_differ_in_shape_are_fed_one_at_a_time(tmp_path: Path) -> N
     assert any("one at a time" in note for note in dataset.notes)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=st.integers(1, 23), size=st.integers(1, 9), workers=st.integers(1, 5))
 def test_batches_contain_every_sample_once_and_in_order(
     tmp_path_factory: pytest.TempPathFactory, rows: int, size: int, workers: int

@@ -128,7 +128,7 @@ def test_the_casts_survive_every_optimization_level(typed: Typed, tmp_path: Path
     assert len(down) == 5  # the input and each of the four results
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(x=st.lists(st.floats(-300, 300, width=32), min_size=8, max_size=8))
 def test_elementwise_results_equal_those_of_numpy(typed: Typed, x: list[float]) -> None:
     feed = np.array([x], F32)

@@ -97,7 +97,7 @@ def packed(asked: Fleet, strategy: Strategy, chosen: tuple[Chosen, ...]) -> Plan
     return Plan(strategy=strategy, fleet=asked, services=services)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(fleets(5, 3), st.sampled_from(STRATEGIES))
 def test_a_plan_never_takes_more_memory_or_time_than_there_is(asked: Fleet, strategy: Strategy) -> None:
     chosen = pack(asked, strategy)
@@ -156,7 +156,7 @@ def best(asked: Fleet, found: tuple[Option, ...]) -> float:
     return most
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.one_of(fleets(3, 1), fleets(2, 2)))
 def test_trying_everything_serves_at_most_5_percent_more(asked: Fleet) -> None:
     found = options(asked, "dynamic")

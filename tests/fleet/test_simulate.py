@@ -130,7 +130,7 @@ MODELS = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(MODELS, min_size=1, max_size=4), st.booleans(), st.integers(0, 99))
 def test_every_request_is_answered_after_its_batch(models: list[Station], limited: bool, seed: int) -> None:
     found = simulate(models, Setting(speeds=(1.0, 0.5), limited=limited, seconds=3, seed=seed))
@@ -141,7 +141,7 @@ def test_every_request_is_answered_after_its_batch(models: list[Station], limite
             assert 1 <= outcome.batch <= station.batch
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(MODELS, min_size=1, max_size=3), st.booleans(), st.sampled_from((0.5, 2.0, 8.0)))
 def test_a_slower_clock_changes_nothing_else(models: list[Station], limited: bool, factor: float) -> None:
     def slowed(station: Station) -> Station:

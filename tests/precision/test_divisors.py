@@ -45,7 +45,7 @@ def test_the_predicted_error_is_that_of_the_quantized_product(spread: float, alp
     assert predicted == pytest.approx(measured_error(channels, weight, scales), rel=0.15)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.floats(1, 1e4), st.floats(1, 1e4))
 def test_a_choice_is_better_than_none_and_bounded(seed: int, spread: float, weight_spread: float) -> None:
     channels = activation(seed, spread, values=200)

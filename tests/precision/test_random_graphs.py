@@ -172,14 +172,14 @@ def check_net(net: Net, kind: str) -> None:
         within(net, run(folder / "typed.onnx", net), yardstick(net, folder, kind), max(STEP[kind], narrow), kind)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(nets(), st.sampled_from(sorted(STEP)))
 def test_every_step_keeps_the_function(net: Net, kind: str) -> None:
     check_net(net, kind)
 
 
 @pytest.mark.nightly
-@settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=2000, suppress_health_check=list(HealthCheck))
 @given(nets(), st.sampled_from(sorted(STEP)))
 def test_every_step_keeps_the_function_of_many(net: Net, kind: str) -> None:
     check_net(net, kind)

@@ -229,7 +229,7 @@ def assert_same(rewrite: Callable[[ir.Model], None], net: Net, x: np.ndarray) ->
     np.testing.assert_allclose(actual / scale, expected / scale, atol=2e-4)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.one_of(rows(), rows(), images()), st.sampled_from(WAYS))
 def test_equalization(net: Net, alphas: tuple[float, ...]) -> None:
     def rewrite(model: ir.Model) -> None:
@@ -245,7 +245,7 @@ def test_equalization(net: Net, alphas: tuple[float, ...]) -> None:
     assert_same(rewrite, net, random_input(net))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.one_of(rows(), images()))
 def test_bias_correction(net: Net) -> None:
     """A weight without an error has nothing to correct, whatever the shape of the bias."""
@@ -262,7 +262,7 @@ def test_bias_correction(net: Net) -> None:
     assert_same(rewrite, net, random_input(net))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_bias_correction_replaces_a_weight_where_the_input_is_its_mean(data: st.DataObject) -> None:
     given_shape = data.draw(st.sampled_from([(16, 16), (17, 16)]))
@@ -286,7 +286,7 @@ def test_bias_correction_replaces_a_weight_where_the_input_is_its_mean(data: st.
     assert_same(rewrite, net, np.broadcast_to(mean, given_shape).astype(np.float32))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.one_of(rows(), images()))
 def test_preparation(net: Net) -> None:
     x = random_input(net)

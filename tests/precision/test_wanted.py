@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from trtopt.errors import UsageError
-from trtopt.plan import keeps, lowered_only
+from trtopt.flags import keeps, lowered_only
 from trtopt.precision import Request, precision
 from trtopt.precision.passes.wanted import resolve
 from trtopt.types import CalibrationTable, Keep, Only

@@ -80,7 +80,7 @@ def draw_all(folder: Path) -> list[folders.Made]:
     found: list[folders.Made] = []
 
     @seed(7)
-    @settings(max_examples=COUNT, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=COUNT, database=None, suppress_health_check=list(HealthCheck))
     @given(graphs())
     def collect(drawn: tuple[onnx.ModelProto, tuple[ShapeRange, ...]]) -> None:
         found.append(made(folder, len(found), drawn))

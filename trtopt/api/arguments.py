@@ -45,10 +45,11 @@ def export_plan(
     dtype: Mapping[str, str] | None, weights: PathText | None, signature: str | None, *, allow_drift: bool
 ) -> ExportPlan:
     """Return the options of an export; `dtype` is by input."""
-    from trtopt.plan import ExportPlan, input_dtypes
+    from trtopt.flags import input_dtypes
+    from trtopt.plan import ExportPlan
 
     dtypes = input_dtypes([f"{name}={value}" for name, value in (dtype or {}).items()])
-    return ExportPlan(dtypes=dtypes, weights=path_of(weights), signature=signature, allow_drift=allow_drift)
+    return ExportPlan(dtypes=dtypes, weights=path_of("weights", weights), signature=signature, allow_drift=allow_drift)
 
 
 def asked_shapes(shape: Mapping[str, str] | None) -> tuple[AskedShape, ...]:
@@ -70,9 +71,9 @@ def gate_text(gate: str | Sequence[str]) -> str:
     return gate if isinstance(gate, str) else ",".join(gate)
 
 
-def path_of(path: PathText | None) -> Path | None:
-    """Return the path; None for None."""
-    return None if path is None else to_path("a path", path)
+def path_of(name: str, value: PathText | None) -> Path | None:
+    """Return an argument as a path, and None for None; as `to_path`."""
+    return None if value is None else to_path(name, value)
 
 
 def to_path(name: str, value: object) -> Path:

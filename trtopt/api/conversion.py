@@ -82,24 +82,25 @@ def convert(
     from trtopt.commands.convert import convert as run
     from trtopt.engine.trt.platforms import platform
     from trtopt.export.source import identify
-    from trtopt.plan import BuildPlan, ConvertPlan, gates, keeps, lowered_only
+    from trtopt.flags import gates, keeps, lowered_only
+    from trtopt.plan import BuildPlan, ConvertPlan
     from trtopt.rundir import of_source
 
     judged_on = data_plan("data", data, recipe, skip_bad=skip_bad, samples=samples)
     calibrated_on = data_plan("calib", calib, recipe, skip_bad=skip_bad, samples=samples)
     labelled = judged_on or calibrated_on
     if labelled is not None:
-        labelled = replace(labelled, classes=path_of(classes), labels=path_of(labels))
+        labelled = replace(labelled, classes=path_of("classes", classes), labels=path_of("labels", labels))
     drift, timed = gates(gate_text(gate))
     plan = ConvertPlan(
         source=to_path("model", model),
         precision=precision,
         run_dir=to_path("out", out) if out is not None else of_source(identify(str(model)), precision),
         rest=rest,
-        baseline=path_of(baseline),
+        baseline=path_of("baseline", baseline),
         calib=calibrated_on if judged_on else labelled,
         method=method,
-        table=path_of(calib_table),
+        table=path_of("calib_table", calib_table),
         data=labelled if judged_on else None,
         equalization=equalization,
         bias_correction=bias_correction,
@@ -159,7 +160,8 @@ def calibrate(
     """
     from trtopt.commands.calibrate import calibrate as run
     from trtopt.export.source import identify
-    from trtopt.plan import ConvertPlan, lowered_only
+    from trtopt.flags import lowered_only
+    from trtopt.plan import ConvertPlan
     from trtopt.rundir import of_source
 
     plan = ConvertPlan(

@@ -73,7 +73,7 @@ def compare(
         baseline=to_path("baseline", baseline),
         candidates=paths,
         run_dir=to_path("out", out) if out is not None else of_comparison(to_path("baseline", baseline), paths),
-        data=replace(samples_of, classes=path_of(classes), labels=path_of(labels)),
+        data=replace(samples_of, classes=path_of("classes", classes), labels=path_of("labels", labels)),
         measure=measure_plan(kind, metric),
         gates=gate_values(gate),
         allow_inconclusive=allow_inconclusive,
@@ -143,6 +143,6 @@ def inspect(path: PathText, *, tensorrt: bool = False, only: Sequence[str] = ())
         TrtoptError: the file cannot be read.
     """
     from trtopt.commands.inspect import look
-    from trtopt.plan import lowered_only
+    from trtopt.flags import lowered_only
 
     return look(to_path("path", path), tensorrt=tensorrt, only=lowered_only(only, "int8"))

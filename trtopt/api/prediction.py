@@ -54,7 +54,7 @@ def predict(
     plan = PredictPlan(
         run=to_path("run", run),
         out=to_path("out", out),
-        data=replace(source, classes=path_of(classes)),
+        data=replace(source, classes=path_of("classes", classes)),
         answers=answers,
         batch=batch,
         streams=streams,
@@ -82,4 +82,4 @@ def merge(
     """
     from trtopt.commands.merge import merge as run
 
-    return run([to_path("a partial result", partial) for partial in partials], path_of(out), progress)[0]
+    return run([to_path("a partial result", partial) for partial in partials], path_of("out", out), progress)[0]

@@ -72,13 +72,14 @@ def tune(
     """
     from trtopt.commands.tune import tune as run
     from trtopt.export.source import identify
-    from trtopt.plan import BuildPlan, ConvertPlan, TunePlan, keeps, lowered_only
+    from trtopt.flags import keeps, lowered_only
+    from trtopt.plan import BuildPlan, ConvertPlan, TunePlan
     from trtopt.rundir import of_source
     from trtopt.tune.budget import parse_budget
 
     judged_on = data_plan("data", data, recipe, skip_bad=skip_bad, samples=samples)
     if judged_on is not None:
-        judged_on = replace(judged_on, classes=path_of(classes), labels=path_of(labels))
+        judged_on = replace(judged_on, classes=path_of("classes", classes), labels=path_of("labels", labels))
     plan = ConvertPlan(
         source=to_path("model", model),
         precision=precision,
@@ -146,7 +147,8 @@ def sensitivity(
     """
     from trtopt.commands.sensitivity import sensitivity as run
     from trtopt.export.source import identify
-    from trtopt.plan import ConvertPlan, keeps, lowered_only
+    from trtopt.flags import keeps, lowered_only
+    from trtopt.plan import ConvertPlan
     from trtopt.rundir import of_source
 
     plan = ConvertPlan(

@@ -91,7 +91,8 @@ def calibrate(
     from trtopt.commands.rehearse import rehearse
     from trtopt.commands.spread import spread
     from trtopt.export.source import identify
-    from trtopt.plan import BuildPlan, ConvertPlan, DataPlan, lowered_only
+    from trtopt.flags import lowered_only
+    from trtopt.plan import BuildPlan, ConvertPlan, DataPlan
     from trtopt.shapes import parse_shapes
     from trtopt.shards.cluster import Cluster
     from trtopt.shards.shard import parse_shard

@@ -123,7 +123,8 @@ def compare(
     from trtopt.commands.spread import spread
     from trtopt.compare.gates import parse_gates
     from trtopt.errors import UsageError
-    from trtopt.plan import ComparePlan, DataPlan, JudgePlan, MeasurePlan, output_kinds
+    from trtopt.flags import output_kinds
+    from trtopt.plan import ComparePlan, DataPlan, JudgePlan, MeasurePlan
     from trtopt.shards.cluster import Cluster
     from trtopt.shards.shard import parse_shard
     from trtopt.types import Report

@@ -234,18 +234,8 @@ def convert(
     from trtopt.engine.trt.platforms import platform
     from trtopt.errors import UsageError
     from trtopt.export.source import identify
-    from trtopt.plan import (
-        BuildPlan,
-        ConvertPlan,
-        DataPlan,
-        ExportPlan,
-        MeasurePlan,
-        gates,
-        input_dtypes,
-        keeps,
-        lowered_only,
-        output_kinds,
-    )
+    from trtopt.flags import gates, input_dtypes, keeps, lowered_only, output_kinds
+    from trtopt.plan import BuildPlan, ConvertPlan, DataPlan, ExportPlan, MeasurePlan
     from trtopt.shapes import parse_shapes
 
     source = data or calib

@@ -79,7 +79,8 @@ def export(
     from trtopt.cli.show import Printed, finish, rehearsed
     from trtopt.commands.export import export as run
     from trtopt.commands.rehearse import rehearse
-    from trtopt.plan import DataPlan, ExportOnlyPlan, ExportPlan, input_dtypes
+    from trtopt.flags import input_dtypes
+    from trtopt.plan import DataPlan, ExportOnlyPlan, ExportPlan
     from trtopt.shapes import parse_shapes
 
     plan = ExportOnlyPlan(

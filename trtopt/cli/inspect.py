@@ -31,7 +31,7 @@ def inspect(
     from trtopt.codec import encode
     from trtopt.commands.inspect import look
     from trtopt.errors import UsageError
-    from trtopt.plan import lowered_only
+    from trtopt.flags import lowered_only
 
     found = look(file, tensorrt=tensorrt, only=lowered_only(only or (), "int8"))
     if format is Format.json:

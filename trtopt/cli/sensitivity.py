@@ -110,7 +110,8 @@ def sensitivity(
     from trtopt.commands.rehearse import rehearse
     from trtopt.commands.sensitivity import sensitivity as run
     from trtopt.export.source import identify
-    from trtopt.plan import ConvertPlan, DataPlan, ExportPlan, input_dtypes, keeps, lowered_only
+    from trtopt.flags import input_dtypes, keeps, lowered_only
+    from trtopt.plan import ConvertPlan, DataPlan, ExportPlan
     from trtopt.shapes import parse_shapes
 
     plan = ConvertPlan(

@@ -154,18 +154,8 @@ def tune(
     from trtopt.commands.tune import tune as run
     from trtopt.compare.gates import parse_gates
     from trtopt.export.source import identify
-    from trtopt.plan import (
-        BuildPlan,
-        ConvertPlan,
-        DataPlan,
-        ExportPlan,
-        MeasurePlan,
-        TunePlan,
-        input_dtypes,
-        keeps,
-        lowered_only,
-        output_kinds,
-    )
+    from trtopt.flags import input_dtypes, keeps, lowered_only, output_kinds
+    from trtopt.plan import BuildPlan, ConvertPlan, DataPlan, ExportPlan, MeasurePlan, TunePlan
     from trtopt.shapes import parse_shapes
     from trtopt.tune.budget import parse_budget
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from trtopt import stages
-from trtopt.commands import checks, suggest
+from trtopt.commands import checks
 from trtopt.commands.calibrate import calibrated, prepared
+from trtopt.commands.conclusion import compared, explained, reported, timed
 from trtopt.data.dataset import Dataset
 from trtopt.engine import backend, compiler
 from trtopt.engine.trt.platforms import Platform, check_precision
@@ -24,17 +25,12 @@ from trtopt.precision import precision
 from trtopt.run import Run, open_run
 from trtopt.shapes import named, profile
 from trtopt.stages import export as exporting
-from trtopt.stages import layers as layering
 from trtopt.stages.batch import fixed_batch
 from trtopt.stages.made import Made
 from trtopt.stages.repair import is_quantized
 from trtopt.types import (
-    Benchmark,
     CalibrationTable,
-    Comparison,
     Engine,
-    EngineFault,
-    Layers,
     Observation,
     OnnxModel,
     Report,
@@ -83,10 +79,10 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         samples = _samples(run, plan, source, ranges)
         made = _made(run, plan, source, baseline, ranges, samples)
         files = stages.aim(run, made, _aim(plan, plan.target)) if plan.target else None
-        comparison = _compare(run, plan, made, samples.judged)
-        layers, fault = _explained(run, made, comparison, samples.judged)
+        comparison = compared(run, plan, made, samples.judged)
+        layers, fault = explained(run, made, comparison, samples.judged)
         benchmark = stages.speed(run, made, samples.judged, plan.speed_gates) if plan.speed else None
-        report = _timed(_report(run, plan, made, comparison), benchmark)
+        report = timed(reported(run, plan, made, comparison), benchmark)
         report = run.finish(replace(report, target=files, parity=parity, layers=layers, fault=fault))
     return report, made.unable
 
@@ -234,18 +230,6 @@ def _target(
     )
 
 
-def _explained(
-    run: Run, made: Made, comparison: Comparison | None, dataset: Dataset | None
-) -> tuple[Layers | None, EngineFault | None]:
-    """Return where a comparison that failed drifts, and the nodes that make a wrong engine wrong."""
-    from trtopt.compare.witness import wrong
-
-    if dataset is None or comparison is None or comparison.verdict != "fail":
-        return None, None
-    layers = layering.explained(run, made.baseline, made.typed.onnx, made.typed, dataset)
-    return layers, stages.fault(run, made, dataset) if wrong(comparison) else None
-
-
 def _baseline(run: Run, plan: ConvertPlan, source: OnnxModel) -> OnnxModel:
     """Return the model that the result is compared with: that of --baseline, or else the source."""
     from trtopt.graph.file import describe
@@ -285,50 +269,6 @@ def _build(
         return None, error
 
 
-def _compare(run: Run, plan: ConvertPlan, made: Made, dataset: Dataset | None) -> Comparison | None:
-    if not plan.compare or dataset is None:
-        run.skip("compare", "--no-compare")
-        return None
-    evaluation = stages.Evaluation(
-        dataset=dataset,
-        measure=plan.measure,
-        engine=made.engine,
-        calibrated_on=made.table.fingerprints if made.table else (),
-    )
-    measured = stages.compare(run, made.baseline, made.typed.onnx, evaluation)
-    if plan.data is None:  # also without fingerprints, as with a TensorRT cache or no table
-        measured = replace(measured, calibrated_on=measured.samples)
-    return stages.gate(run, measured, plan.gates, plan.precision)
-
-
 def _aim(plan: ConvertPlan, target: Platform) -> stages.Aim:
     data = plan.data.source if plan.data and isinstance(plan.data.source, str) else ""
     return stages.Aim(target=target, model=str(plan.source), data=data)
-
-
-def _timed(report: Report, benchmark: Benchmark | None) -> Report:
-    """Return the report with the timings, and the worse of both verdicts."""
-    if benchmark is None:
-        return report
-    verdicts = {report.verdict, benchmark.verdict}
-    worst = next(each for each in ("fail", "inconclusive", "pass", "unchecked") if each in verdicts)
-    return replace(report, benchmark=benchmark, verdict=worst)
-
-
-def _report(run: Run, plan: ConvertPlan, made: Made, comparison: Comparison | None) -> Report:
-    from trtopt.calibrate import noisiest
-
-    scaled = precision(plan.precision).FORMAT.scaled and not plan.table
-    return Report(
-        command="tune" if plan.tuning else "convert",
-        verdict=comparison.verdict if comparison else "unchecked",
-        model=str(plan.source),
-        precision=plan.precision,
-        typed=made.typed,
-        engine=made.engine,
-        comparison=comparison,
-        calibration=noisiest.read(run.store.root) if scaled else (),
-        allow_inconclusive=plan.allow_inconclusive,
-        tuning=made.tuning,
-        tune_with=suggest.after_convert(plan, comparison),
-    )

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from trtopt.data.checks import Header
 from trtopt.data.dataset import Array, Feed
 from trtopt.data.digest import Span, of_file, of_named
-from trtopt.data.fit import Header
 from trtopt.data.sample import LABEL_KEYS, Samples, class_indices, single_labels
 from trtopt.data.stored import Stored, data_offset, open_file
 from trtopt.errors import DataError

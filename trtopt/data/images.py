@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from trtopt.data.checks import Header
 from trtopt.data.constants import per_sample
 from trtopt.data.dataset import Array, Shown
 from trtopt.data.digest import of_files
-from trtopt.data.fit import Header
 from trtopt.data.fitting import fitted
 from trtopt.data.geometry import Frame, frame
 from trtopt.data.recipe import ImageRecipe, Recipe

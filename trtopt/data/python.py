@@ -23,8 +23,8 @@ from typing import IO, Any
 import numpy as np
 
 from trtopt.data.arrays import label_key
+from trtopt.data.checks import Header
 from trtopt.data.dataset import Array, Feed
-from trtopt.data.fit import Header
 from trtopt.data.sample import Samples, single_labels
 from trtopt.errors import DataError
 from trtopt.types import TensorSpec

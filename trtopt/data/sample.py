@@ -20,8 +20,8 @@ from typing import Literal
 
 import numpy as np
 
+from trtopt.data.checks import Header, check, fit, fixed_batch, shape_text
 from trtopt.data.dataset import Array, ClassList, Dataset, Feed, Groups, Shown, spread
-from trtopt.data.fit import Header, check, fit, fixed_batch, shape_text
 from trtopt.errors import DataError
 from trtopt.types import TensorSpec
 

@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from trtopt.data.arrays import label_key
+from trtopt.data.checks import Header
 from trtopt.data.dataset import Array, Feed, Shown
 from trtopt.data.digest import of_file
-from trtopt.data.fit import Header
 from trtopt.data.recipe import Recipe, TextRecipe
 from trtopt.data.sample import Samples, single_labels
 from trtopt.errors import DataError, UsageError
