@@ -6,7 +6,6 @@ Touches: starts the server; ports of this machine; a temporary folder.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.util
 import os
 import shutil
@@ -18,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from trtopt.errors import EnvironmentUnableError, MissingDependencyError
@@ -26,8 +24,11 @@ from trtopt.serve.client import Client
 
 _START_SECONDS = 120
 _STOP_SECONDS = 15
-_PR_SET_PDEATHSIG = 1
-"""Operation of Linux's prctl: the signal that a process gets when the thread that started it ends."""
+_PROGRAM = (
+    "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGTERM); os.execv(sys.argv[1], sys.argv[1:])"
+)
+"""Becomes the server. PR_SET_PDEATHSIG (1) ends it even if this process is killed; a `preexec_fn` is not safe with
+threads, and Python 3.12 warns of it."""
 
 _INSIDE = Path(__file__).parent / "inside"
 CPU_BACKENDS = ("tensorrt", "onnxruntime")
@@ -57,11 +58,12 @@ def serving(repository: Path) -> Iterator[Server]:
         MissingDependencyError: pytriton or tritonclient is not installed.
         EnvironmentUnableError: the server does not start here.
     """
-    home, libc = _home(), ctypes.CDLL(None)
+    home = _home()
     with tempfile.TemporaryDirectory(prefix="trtopt-triton-") as folder:
         backends = _backends(home, Path(folder))
         grpc, http, metrics = _free_ports(3)
         command = [
+            *(sys.executable, "-c", _PROGRAM),
             str(home / "bin/tritonserver"),
             f"--model-repository={repository.resolve()}",
             f"--backend-directory={backends}",
@@ -90,9 +92,6 @@ def serving(repository: Path) -> Iterator[Server]:
                 env={**os.environ, "LD_LIBRARY_PATH": libraries},
                 cwd=folder,
                 start_new_session=True,  # Ctrl-C reaches this process only, which then stops the server
-                preexec_fn=partial(
-                    libc.prctl, _PR_SET_PDEATHSIG, signal.SIGTERM
-                ),  # it ends even if this process is killed
             )
         try:
             server = Server(pid=process.pid, url=f"grpc://127.0.0.1:{grpc}", metrics=f"http://127.0.0.1:{metrics}")
