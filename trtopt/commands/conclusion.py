@@ -1,4 +1,4 @@
-"""What follows the build of a conversion: the comparison, the explanation of a failure, and the report.
+"""The end of a conversion, after the build: comparison, explanation of a failure, report.
 
 Touches: the run directory, through the store; runs models.
 """
