@@ -1,6 +1,6 @@
 """One network in several forms: is INT8 placed and measured alike, however an exporter wrote the graph?
 
-    python benchmarks/forms.py ZOO [--models mnist ...] [--opsets 17 21] [--batches 1 8] [--eval N]
+    python benchmarks/forms.py ZOO [--models mnist ...] [--opsets 17 21] [--batches 1 8] [--calib N] [--eval N]
 
 Each model of `zoo.py` is converted as it is, at other opsets, to which onnx's version converter brings it where it can,
 and with a fixed batch where it has a batch axis. Prints one table. All figures are onnxruntime's, on the typed graph:
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import onnx
 from peers import flags
-from tasks import TASKS, UNBATCHED, feeds
+from tasks import TASKS, UNBATCHED, chosen, feeds
 
 from trtopt.commands.convert import convert
 from trtopt.engine.onnxruntime import open_runner
@@ -177,9 +177,13 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--opsets", nargs="+", type=int, default=[17, 21])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], help="fixed batches, where there is a batch")
+    parser.add_argument("--precisions", nargs="+", choices=["fp16", "int8"], default=["fp16", "int8"])
+    parser.add_argument("--calib", type=int, default=0, metavar="N", help="calibrate on N samples, evenly spread")
     parser.add_argument("--eval", type=int, default=32, metavar="N", help="evaluate on N samples, evenly spread")
     args = parser.parse_args()
-    print("| model | form | FP16 dB | INT8 dB | quantized of weighted | quantized by kind |\n|---|---|---|---|---|---|")
+    titles = [f"{precision.upper()} dB" for precision in args.precisions]
+    titles = ["model", "form", *titles, "quantized of weighted", "quantized by kind"]
+    print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
     for name in args.models:
         with tempfile.TemporaryDirectory(prefix="trtopt-forms-") as folder:
             for variant in variants(args, name, Path(folder)):
@@ -189,21 +193,33 @@ def main() -> None:
 def row(args: argparse.Namespace, name: str, variant: Variant, folder: Path) -> str:
     model = variant.model
     if isinstance(model, str):
-        return f"not converted: {model} | | |"
-    calib, data = (args.zoo / f"{name}.{part}.npz" for part in ("calib", "eval"))
+        return f"not converted: {model} |" + " |" * len(args.precisions)
+    files = {}
+    for part, count in (("calib", args.calib), ("eval", args.eval)):
+        files[part] = folder / f"{name}.{part}.npz"
+        if not files[part].exists():
+            subset(args.zoo, name, part, count, files[part])
     shapes = flags(args.zoo, name)
     if variant.batch:  # the shapes of the samples, with the fixed batch
         usual = [flag.rpartition("=") for flag in shapes]
         shapes = tuple(f"{key}={variant.batch}x{sizes.split(':')[0].partition('x')[2]}" for key, _, sizes in usual)
-    form = Form(model=model, calib=calib, data=data, shapes=shapes)
+    form = Form(model=model, calib=files["calib"], data=files["eval"], shapes=shapes)
     evaluated = list(feeds(args.zoo, name, "eval", args.eval))
     if variant.batch:
         evaluated = list(batched(evaluated, variant.batch))
     made = {}
-    for precision in ("fp16", "int8"):
+    for precision in args.precisions:
         made[precision] = measure(form, precision, folder / f"{model.stem}-{precision}", evaluated)
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(made["int8"].quantized.items()) if count)
-    return f"{made['fp16'].sqnr:.1f} | {made['int8'].sqnr:.1f} | {share(made['int8'])} | {kinds}"
+    last = made[args.precisions[-1]]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(last.quantized.items()) if count)
+    return " | ".join([*(f"{each.sqnr:.1f}" for each in made.values()), share(last), kinds])
+
+
+def subset(zoo: Path, name: str, part: str, count: int, path: Path) -> None:
+    """Write the samples that `chosen` selects to `path`."""
+    rows = chosen(zoo, name, part, count)
+    with np.load(zoo / f"{name}.{part}.npz") as archive:
+        np.savez(path, allow_pickle=False, **{key: archive[key][rows] for key in archive.files})
 
 
 if __name__ == "__main__":
