@@ -54,7 +54,7 @@ _IMAGES = ("recipe", "skip_bad", "samples")
 
 IDLE = (
     Idle(
-        commands=("convert",),
+        commands=("convert", "inspect"),
         flags=("rest",),
         when=_has_no_scales,
         why="only int8 and fp8 have a fallback precision",
