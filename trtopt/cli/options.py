@@ -237,7 +237,8 @@ RayFlag = Annotated[
     typer.Option(
         "--ray",
         metavar="auto|ADDRESS",
-        help="Divide the data among the workers of a Ray cluster, with one GPU each, or --ray-cores cores.",
+        help="Divide the data (bench: the targets) among the workers of a Ray cluster, with one GPU each, or "
+        "--ray-cores cores.",
         show_default=False,
         rich_help_panel=RUN,
     ),
