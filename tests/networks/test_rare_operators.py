@@ -50,6 +50,20 @@ def test_constants_that_are_attributes_keep_their_type(precision: str, tmp_path:
     assert done.code == 0, done.err
 
 
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_a_transposed_convolution_builds_beside_bf16(precision: str, tmp_path: Path, cli: Cli) -> None:
+    body = """(float[n, 2, 4, 4] x) => (float[n, 16, 16, 16] y) {
+        a = ConvTranspose<strides=[2, 2]>(x, w) r = Relu(a) y = ConvTranspose<strides=[2, 2]>(r, v) }"""
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.normal(0, 0.4, (2, 16, 2, 2)), "v": rng.normal(0, 0.2, (16, 16, 2, 2))}
+    network(tmp_path, body, {name: array.astype(np.float32) for name, array in weights.items()})
+    rest = ("--rest", "bf16") if precision == "int8" else ()
+    done = convert(cli, tmp_path, precision, {"x": X}, "--backend", "tensorrt", *rest)
+    assert done.code == 0, done.err
+    assert sqnr(tmp_path, feeds({"x": X})) > 25
+    assert "TensorRT cannot build a ConvTranspose in BF16" in done.out
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_an_attribute_that_is_left_out_has_its_default(precision: str, tmp_path: Path, cli: Cli) -> None:
     """ONNX's shape inference fails on this operator without its axes."""

@@ -50,6 +50,8 @@ _FP32_ONLY = {
     "BitCast": "it depends on the bits of its input",
     "MeanVarianceNormalization": "ONNX defines it with FP32 constants, and rejects it in 16 bits",
 }
+# TensorRT's builder refuses what the schema allows. (Seen with TensorRT for RTX 1.7, in every form of the operator.)
+_NOT_BUILT = {"bf16": frozenset({"ConvTranspose"})}
 # Operators that positions and sizes are usually computed with.
 _INDEX_ARITHMETIC = FLOAT_COMPUTE_FREE | frozenset(
     "Add Sub Mul Div Mod Pow Sqrt Floor Ceil Round Neg Abs Sign Min Max Clip Range CumSum "
@@ -116,6 +118,8 @@ def _unsupported(node: ir.Node, opset: int, half: Format) -> str:
         return "a constant as an output"
     if node.op_type in _FP32_ONLY:
         return _FP32_ONLY[node.op_type]
+    if node.op_type in _NOT_BUILT.get(half.name, ()):
+        return f"TensorRT cannot build a {node.op_type} in {half.name.upper()}"
     tensors = [attr.as_tensor() for attr in node.attributes.values() if attr.type == ir.AttributeType.TENSOR]
     if node.op_type != "ConstantOfShape" and any(tensor.dtype == ir.DataType.FLOAT for tensor in tensors):
         return "its constants are attributes in FP32"
