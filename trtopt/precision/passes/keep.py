@@ -2,7 +2,7 @@
 
 There is one small function per reason:
     _unsupported              the operator does not support the type
-    recurrent.refusal         TensorRT's parser refuses this form of a recurrent operator
+    refused.refusal           TensorRT does not support the type, or not in this form of the operator
     _index_nodes              it computes positions, which must be exact
     carriers_to_outputs       it brings a mask's infinity to an output
     constant_out_of_range    a constant overflows the type, or rounds to 0
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from trtopt.formats import Format
 from trtopt.graph.query import FLOAT_COMPUTE_FREE, float_nodes, is_float
 from trtopt.precision import Request
-from trtopt.precision.passes import patterns, recurrent
+from trtopt.precision.passes import patterns, refused
 from trtopt.precision.passes.extent import (
     WEIGHTED,
     activation_out_of_range,
@@ -50,8 +50,6 @@ _FP32_ONLY = {
     "BitCast": "it depends on the bits of its input",
     "MeanVarianceNormalization": "ONNX defines it with FP32 constants, and rejects it in 16 bits",
 }
-# TensorRT's builder refuses what the schema allows. (Seen with TensorRT for RTX 1.7, in every form of the operator.)
-_NOT_BUILT = {"bf16": frozenset({"ConvTranspose"})}
 # Operators that positions and sizes are usually computed with.
 _INDEX_ARITHMETIC = FLOAT_COMPUTE_FREE | frozenset(
     "Add Sub Mul Div Mod Pow Sqrt Floor Ceil Round Neg Abs Sign Min Max Clip Range CumSum "
@@ -83,7 +81,7 @@ def keep(model: ir.Model, half: Format, request: Request) -> dict[ir.Node, str]:
         reason = (
             _asked(request.keep.get(node.name or ""))
             or _unsupported(node, opset, half)
-            or recurrent.refusal(node, half)
+            or refused.refusal(node, half)
             or ("computes positions or sizes" if node in index_nodes else "")
             or constant_out_of_range(node, half)
             or ("an output of the network holds its mask" if node in carriers else "")
@@ -118,8 +116,6 @@ def _unsupported(node: ir.Node, opset: int, half: Format) -> str:
         return "a constant as an output"
     if node.op_type in _FP32_ONLY:
         return _FP32_ONLY[node.op_type]
-    if node.op_type in _NOT_BUILT.get(half.name, ()):
-        return f"TensorRT cannot build a {node.op_type} in {half.name.upper()}"
     tensors = [attr.as_tensor() for attr in node.attributes.values() if attr.type == ir.AttributeType.TENSOR]
     if node.op_type != "ConstantOfShape" and any(tensor.dtype == ir.DataType.FLOAT for tensor in tensors):
         return "its constants are attributes in FP32"
