@@ -47,7 +47,8 @@ def _quantized(graph: ir.Graph, node: ir.Node, pair: list[ir.Node], taken: set[s
 
     source = pair[0].inputs[0]
     array = constant(source)
-    assert source is not None and source.dtype is not None
+    assert source is not None
+    assert source.dtype is not None
     assert array is not None
     axes = list(range(array.ndim))
     perm = list(node.attributes["perm"].as_ints()) if "perm" in node.attributes else axes[::-1]

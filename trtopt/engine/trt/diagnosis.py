@@ -33,7 +33,7 @@ _ONNX_LAYER = re.compile(r"\[ONNX Layer: (.*?)(?: \| .*? \(\w+\))*\]", re.DOTALL
 
 # Pattern of a message, and the fix for it. The first match counts.
 _FIXES = (
-    ("Plugin not found", "TensorRT has no plugin for this operator: export the network without it"),
+    ("Plugin not found", "Export the network without this operator, for which TensorRT has no plugin"),
     ("no optimization profile", "Give the smallest, usual and largest shape of every dynamic input with --shape"),
     ("no runners|any implementation", "TensorRT parses this operator but cannot run it: remove it from the network"),
     ("workspace|maxScratchSize", "Raise --workspace, or leave it out"),
