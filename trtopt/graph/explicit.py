@@ -1,4 +1,4 @@
-"""What a file may leave to its readers, made explicit: ONNX's checker asks for it, onnxruntime and TensorRT do not.
+"""Parts that a file may leave to its readers: ONNX's checker asks for them, onnxruntime and TensorRT do not.
 
 Outputs may lack their types and shapes, as tools write them that add an output to a graph. Nodes may be in any order,
 and may call the default domain `ai.onnx`. The graph may have no name.
