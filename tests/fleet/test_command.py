@@ -248,6 +248,14 @@ def test_junit_has_a_case_for_each_rate_and_limit(cli: Cli, stated: Path, gpu: s
     assert ("encoder: throughput: does not fit" in message) is bool(failures)
 
 
+@pytest.mark.parametrize("format", ["markdown", "html"])
+def test_pages_have_the_tables_of_the_plan(cli: Cli, stated: Path, format: str) -> None:
+    done = cli("fleet", stated, "--gpu", "T4", "--dry-run", "--format", format)
+    assert done.code == 0, done.err
+    for words in ("MB used", "mean batch", "1 x detector", "nothing was written"):
+        assert words in done.out
+
+
 def test_wrong_flags_get_one_line(cli: Cli, stated: Path) -> None:
     for flags, line in (
         (("--gpu", "T4", "--image", "19.01"), "unknown image"),

@@ -32,6 +32,7 @@ from trtopt.types import (
     Report,
     Spread,
     StageOutcome,
+    Table,
     Timing,
     WorstSample,
 )
@@ -195,6 +196,7 @@ BENCHMARK = Benchmark(
                    reason="int8 is 3.45 times as fast as fp32 at batch 32, must be at least 2"),
     ),
     verdict="pass",
+    tables=(Table(title="by rate", head=("requests/s", "p99"), rows=(("10", "4.5"), ("100", "9.25"))),),
     limit=BatchLimit(
         target="int8", device="cuda", batch=192, limited_by="memory",
         why="batch 256 takes 81.3 GB of 80 GB", memory_limit=80_000_000_000,

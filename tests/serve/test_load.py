@@ -5,14 +5,18 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from support import Done
 
 from trtopt.bench.gate import parse_gates
+from trtopt.commands.load import LoadTest, report
+from trtopt.report import render
 from trtopt.serve import judge, load
 from trtopt.types import Interval
+from trtopt.verdict import exit_code
 
 
 def result(rate: float, p99: float, **changes: object) -> load.RateResult:
@@ -21,7 +25,7 @@ def result(rate: float, p99: float, **changes: object) -> load.RateResult:
         "sent": 100,
         "answered": 100,
         "throughput": rate,
-        "latency": {"p99": p99},
+        "latency": dict.fromkeys(("mean", "p50", "p90", "p95", "p99", "max"), p99),
         "bounds": {"p99": Interval(low=p99 - 1, high=p99 + 1)},
         "errors": {},
         "late": 0.1,
@@ -59,6 +63,57 @@ def test_a_gate_is_judged_by_bounds_and_fails_on_errors(gate: str, changes: dict
     assert judge.verdict([judged]) == verdict
 
 
+def load_test(*results: load.RateResult, gates: str) -> LoadTest:
+    judged_ = judge.judged(parse_gates(gates), results, "m")
+    return LoadTest(
+        server="grpc://s:8001",
+        model="m",
+        results=results,
+        mean_batch=2.0,
+        latency_limit=20.0,
+        holds=10.0,
+        breaks=50.0,
+        gates=judged_,
+        verdict=judge.verdict(judged_),
+        warnings=("50 requests/s: 1 x refused",),
+    )
+
+
+@pytest.mark.parametrize("format", ["markdown", "html", "junit", "github"])
+def test_every_format_has_the_rates_and_the_gates(format: str) -> None:
+    found = load_test(result(10, 5.0), result(50, 31.25), gates="latency_p99=20ms")
+    text = render(format, report(found))
+    assert "31.25 ms, must be at most 20 ms" in text
+    if format in ("markdown", "html"):
+        assert "answers/s" in text
+    if format != "junit":
+        assert "p99 within 20 ms up to 10 requests/s; broken at 50 requests/s" in text
+        assert "50 requests/s: 1 x refused" in text
+
+
+@pytest.mark.parametrize(
+    ("gates", "allowed", "code"),
+    [
+        ("latency_p99=40ms", False, 0),
+        ("latency_p99=20ms", False, 1),
+        ("latency_p99=31ms", False, 4),
+        ("latency_p99=31ms", True, 0),
+        ("", False, 0),
+    ],
+)
+def test_gates_decide_the_exit_code(gates: str, allowed: bool, code: int) -> None:
+    found = load_test(result(50, 31.25), gates=gates)
+    assert exit_code(report(found, allow_inconclusive=allowed)) == code
+
+
+def test_junit_has_a_case_for_each_gate_at_each_rate() -> None:
+    found = load_test(result(10, 5.0), result(50, 31.25), gates="latency_p99=20ms")
+    suite = ElementTree.fromstring(render("junit", report(found)))[0]
+    assert suite.attrib["failures"] == "1"
+    cases = [(case.attrib["classname"], case.attrib["name"]) for case in suite.iter("testcase")]
+    assert cases == [(f"trtopt.bench --server.m, {rate} requests/s", "latency_p99") for rate in (10, 50)]
+
+
 @pytest.mark.parametrize("poisson", [False, True])
 def test_requests_are_due_in_even_steps_or_at_random(poisson: bool) -> None:
     traffic = load.Traffic(model="m", feeds=[], seconds=10, timeout=1, poisson=poisson)
@@ -78,7 +133,6 @@ def test_requests_are_due_in_even_steps_or_at_random(poisson: bool) -> None:
         (("--server", "grpc://127.0.0.1:1", "--rate", "0"), 2, "invalid --rate 0"),
         (("--server", "grpc://127.0.0.1:1", "--rate", "fast"), 2, "invalid --rate fast"),
         (("--server", "grpc://127.0.0.1:1", "--batch", "4"), 2, "--batch has no effect"),
-        (("--server", "grpc://127.0.0.1:1", "--format", "junit"), 2, "does not support --format junit"),
         (("a", "b", "--server", "grpc://127.0.0.1:1"), 2, "--server takes one model"),
         (("a", "--rate", "10"), 2, "--rate has no effect"),
         (("a", "--poisson"), 2, "--poisson has no effect"),

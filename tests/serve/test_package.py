@@ -9,15 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 from support import CALIB, Done
 
+from trtopt.commands.package import Packaged, report
 from trtopt.data import images
 from trtopt.data.recipe import parse_recipe
+from trtopt.report import render
 from trtopt.serve import config, ensemble
+from trtopt.serve.verify import Verified
 
 pytest.importorskip("tritonclient")
 Cli = Callable[..., Done]
@@ -257,6 +261,36 @@ def test_an_ensemble_begins_with_the_recipe(cli: Cli, digits: Path, tmp_path: Pa
     assert "FROM nvcr.io/nvidia/tritonserver:26.03-py3" in (tmp_path / "repo/digits-fp16-images/Dockerfile").read_text()
 
 
+@pytest.mark.parametrize("format", ["markdown", "html", "junit", "github"])
+def test_every_format_says_what_to_build_and_what_was_checked(format: str, tmp_path: Path) -> None:
+    checked = Verified(name="m", answered=64, mean_batch=4.0, refused=4)
+    packaged = Packaged(
+        repository=tmp_path,
+        models=("m",),
+        to_build=((Path("m/build.sh"), "no engine"),),
+        verified=(checked,),
+        serve="docker run",
+    )
+    text = render(format, report(packaged))
+    assert "64 answers equal the runner" in text if format in ("markdown", "html") else "1/1 gates passed" in text
+    if format != "junit":
+        assert "m/build.sh builds the engine; run it before the server: no engine" in text
+        assert "docker run" in text
+
+
+def test_a_package_without_a_server_passes_no_gate(cli: Cli, digits: Path, tmp_path: Path) -> None:
+    done = cli("package", digits, "--triton", tmp_path / "repo", "--format", "junit")
+    assert done.code == 0, done.err
+    suite = ElementTree.fromstring(done.out)[0]
+    assert (suite.attrib["tests"], suite.attrib["skipped"]) == ("1", "1")
+
+
+def test_an_error_is_a_case_of_the_format(cli: Cli, tmp_path: Path) -> None:
+    done = cli("package", tmp_path / "none", "--triton", tmp_path / "repo", "--format", "junit")
+    assert done.code == 2
+    assert ElementTree.fromstring(done.out)[0].attrib["errors"] == "1"
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "line"),
     [
@@ -266,7 +300,6 @@ def test_an_ensemble_begins_with_the_recipe(cli: Cli, digits: Path, tmp_path: Pa
         (("--ensemble",), 2, "--ensemble needs a recipe"),
         (("--ensemble", "--recipe", "imagenet"), 2, "does not fit input"),
         (("--name", "a/b"), 2, "cannot be the name of a model"),
-        (("--format", "junit"), 2, "package does not support --format junit"),
     ],
 )
 def test_a_wrong_flag_gets_one_line_and_writes_nothing(

@@ -106,16 +106,13 @@ def test_configurations_of_random_graphs_parse_and_state_the_graph(tmp_path: Pat
     assert 10 < batched < COUNT
 
 
-@pytest.mark.nightly
 @pytest.mark.skipif(importlib.util.find_spec("pytriton") is None, reason="pytriton is not installed")
 def test_configurations_of_random_graphs_load_and_answer_as_the_runner(tmp_path: Path) -> None:
     models = draw_all(tmp_path)
-    for start in range(0, COUNT, 10):  # each model is a process
-        some = models[start : start + 10]
-        written = [folder for each in some for folder in each.folders]
-        with repository.staged(tmp_path / f"repo{start}", written) as stage:
-            found = verify.verify(written, stage, [claim for each in some for claim in each.claims])
-        assert len(found) == len(some)
+    written = [folder for each in models for folder in each.folders]
+    claims = [claim for each in models for claim in each.claims]
+    with repository.staged(tmp_path / "repo", written) as stage:
+        assert len(verify.verify(written, stage, claims)) == COUNT
 
 
 def test_a_scalar_of_a_model_without_a_batch_axis_is_refused(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from PIL import Image
 from serve.conftest import write_table
 from support import CALIB, DIGITS, EVAL, ROOT, Done
 
+from trtopt import convert
 from trtopt.data import load_recipe
 from trtopt.data.classes import from_list
 from trtopt.engine.onnxruntime import open_runner
@@ -42,18 +43,25 @@ from trtopt.types import ShapeRange
 pytest.importorskip("tritonclient")
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("pytriton") is None, reason="pytriton is not installed")
 SHAPES = (ShapeRange(name="input", min=(1, 1, 28, 28), opt=(8, 1, 28, 28), max=(32, 1, 28, 28)),)
+TOKENS = ("input_ids", "attention_mask")
+SENTENCES = tuple(ShapeRange(name=name, min=(1, 8), opt=(4, 16), max=(8, 32)) for name in TOKENS)
 NAMES = [f"digit {i}" for i in range(10)]
 
 
 def served(
-    onnx: Path, name: str, folder: pytest.TempPathFactory, times: dict[int, float], **options: Any
+    onnx: Path,
+    name: str,
+    folder: pytest.TempPathFactory,
+    times: dict[int, float],
+    shapes: tuple[ShapeRange, ...] = SHAPES,
+    **options: Any,
 ) -> Sequence[repository.Folder]:
     """Return the folders of a network whose batches take these times in ms."""
     run = folder.mktemp(name)
     write_table(run, times)
     source = folders.Source(onnx=describe(onnx), run_dir=run)
     chosen = folders.Options(image=image("26.03"), **options)
-    return folders.make(folders.Model(name=name, runs=(source,), shapes=SHAPES), chosen, silent).folders
+    return folders.make(folders.Model(name=name, runs=(source,), shapes=shapes), chosen, silent).folders
 
 
 def slow_network(folder: Path) -> Path:
@@ -69,9 +77,28 @@ def slow_network(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Serve four models: the digits network with its ensemble; `patient`, the same, which waits 100 ms for a batch to
-    fill; `urgent`, the same, one at a time, with two priorities; and `slow`, for which requests queue, with two, too.
+def transformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Convert a transformer with two inputs, input_ids and attention_mask, both int64 [n, length]."""
+    run = tmp_path_factory.mktemp("transformer") / "encoder"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        convert(
+            "samples.bert_encoder.encoder:encoder",
+            precision="fp16",
+            backend="onnxruntime",
+            compare=False,
+            shape=dict.fromkeys(TOKENS, "1x8:4x16:8x32"),
+            dtype=dict.fromkeys(TOKENS, "int64"),
+            out=run,
+        )
+    return run
+
+
+@pytest.fixture(scope="module")
+def server(digits: Path, transformer: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Serve five models: the digits network with its ensemble; `patient`, the same, which waits 100 ms for a batch to
+    fill; `urgent`, the same, one at a time, with two priorities; `slow`, for which requests queue, with two, too; and
+    `encoder`, the transformer, which waits as `patient` does.
     """
     source = folders.Source(onnx=describe(digits / "typed.onnx"), run_dir=digits)
     recipe, classes = load_recipe(CALIB / "recipe.toml"), from_list(NAMES, "names")
@@ -83,6 +110,8 @@ def server(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     made += served(digits / "typed.onnx", "urgent", tmp_path_factory, one_at_a_time, latency_limit=2, priorities=2)
     path = slow_network(tmp_path_factory.mktemp("network"))
     made += served(path, "slow", tmp_path_factory, one_at_a_time, latency_limit=2, priorities=2)
+    path = transformer / "typed.onnx"
+    made += served(path, "encoder", tmp_path_factory, {1: 100.0, 8: 100.0}, SENTENCES, latency_limit=400)
     with (
         repository.staged(tmp_path_factory.mktemp("served") / "repo", made) as stage,
         verify.served(made, stage) as running,
@@ -107,6 +136,31 @@ def test_a_thousand_concurrent_single_requests_are_batched_and_equal_the_runners
     assert len(answers) == answered == 1000
     np.testing.assert_allclose(np.concatenate(answers), expected, rtol=0.01, atol=0.02)
     assert answered / runs > 4
+
+
+def test_a_thousand_concurrent_requests_of_a_transformer_are_batched_and_equal_the_runners(
+    server: Server, transformer: Path
+) -> None:
+    random = np.random.default_rng(0)
+    masks = (np.arange(16) < random.integers(1, 17, (1000, 1))).astype(np.int64)
+    samples = {"input_ids": random.integers(0, 100, (1000, 16)), "attention_mask": masks}
+    feeds = [{name: array[i : i + 1] for name, array in samples.items()} for i in range(1000)]
+    expected = open_runner(transformer / "typed.onnx").run(samples)["hidden"]
+    with Client(server.url) as client, ThreadPoolExecutor(1000) as pool:
+        before = client.counts("encoder")
+        answers = list(pool.map(lambda feed: client.infer("encoder", feed)["hidden"], feeds))
+        answered, runs = np.subtract(client.counts("encoder"), before)
+    assert len(answers) == answered == 1000
+    np.testing.assert_allclose(np.concatenate(answers), expected, rtol=0.02, atol=0.02)
+    assert answered / runs > 4
+
+
+@pytest.mark.parametrize(
+    "shapes", [{"input_ids": (1, 16)}, {"input_ids": (1, 16), "attention_mask": (1, 40)}], ids=["one", "too long"]
+)
+def test_a_wrong_request_of_two_inputs_is_refused(server: Server, shapes: dict[str, tuple[int, int]]) -> None:
+    with Client(server.url) as client, pytest.raises(RequestError):
+        client.infer("encoder", {name: np.ones(shape, np.int64) for name, shape in shapes.items()})
 
 
 @pytest.mark.parametrize(
@@ -172,7 +226,6 @@ def test_urgent_requests_overtake(server: Server, samples: np.ndarray) -> None:
     assert np.percentile(times[1], 95) < np.percentile(times[2], 50)
 
 
-@pytest.mark.nightly
 def test_memory_stays_flat_over_ten_thousand_requests(server: Server, samples: np.ndarray) -> None:
     process = psutil.Process(server.pid)
 
@@ -232,7 +285,7 @@ def test_requests_that_time_out_fail_every_gate(cli: Callable[..., Done], server
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ((), "serves 6 models"),
+        ((), "serves 7 models"),
         (("nowhere",), "has no model nowhere"),
         (("digits", "--gate", "speedup=2x"), "--gate speedup is not for --server"),
         (("digits", "--gate", "throughput@7=2"), "7 requests per second are not tested"),
@@ -287,60 +340,6 @@ def test_the_commands_of_the_documentation_run(
     ]
 
 
-@pytest.fixture
-def transformer(cli: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Convert a transformer with two inputs, input_ids and attention_mask, both int64 [n, length]."""
-    monkeypatch.chdir(ROOT)
-    shapes = [
-        part
-        for name in ("input_ids", "attention_mask")
-        for part in ("--shape", f"{name}=1x8:4x16:8x32", "--dtype", f"{name}=int64")
-    ]
-    run = tmp_path / "encoder"
-    flags = ("--precision", "fp16", "--no-compare", "--backend", "onnxruntime", "-o", run)
-    assert cli("convert", "samples.bert_encoder.encoder:encoder", *shapes, *flags).code == 0
-    return run
-
-
-@pytest.mark.nightly
-def test_a_thousand_concurrent_requests_of_a_transformer_are_batched_and_equal_the_runners(
-    transformer: Path, tmp_path: Path
-) -> None:
-    write_table(transformer, {1: 100.0, 8: 100.0})  # so that requests wait for each other
-    source = folders.Source(onnx=describe(transformer / "typed.onnx"), run_dir=transformer)
-    ranges = tuple(
-        ShapeRange(name=name, min=(1, 8), opt=(4, 16), max=(8, 32)) for name in ("input_ids", "attention_mask")
-    )
-    options = folders.Options(image=image("26.03"), latency_limit=400)
-    made = folders.make(folders.Model(name="encoder", runs=(source,), shapes=ranges), options, silent).folders
-    random = np.random.default_rng(0)
-    feeds = []
-    for _ in range(1000):
-        mask = (np.arange(16) < random.integers(1, 17)).astype(np.int64)[None]
-        feeds.append({"input_ids": random.integers(0, 100, (1, 16)), "attention_mask": mask})
-    runner = open_runner(transformer / "typed.onnx")
-    with (
-        repository.staged(tmp_path / "repo", made) as stage,
-        verify.served(made, stage) as running,
-        Client(running.url) as client,
-        ThreadPoolExecutor(1000) as pool,
-    ):
-        before = client.counts("encoder")
-        answers = list(pool.map(lambda feed: client.infer("encoder", feed), feeds))
-        answered, runs = np.subtract(client.counts("encoder"), before)
-        for wrong in ({"input_ids": feeds[0]["input_ids"]}, {**feeds[0], "attention_mask": np.ones((1, 40), np.int64)}):
-            with pytest.raises(RequestError):
-                client.infer("encoder", wrong)
-    assert len(answers) == answered == 1000
-    assert answered / runs > 4
-    for start in range(0, 1000, 8):
-        some = {name: np.concatenate([feed[name] for feed in feeds[start : start + 8]]) for name in feeds[0]}
-        for name, expected in runner.run(some).items():
-            found = np.concatenate([answer[name] for answer in answers[start : start + 8]])
-            np.testing.assert_allclose(found, expected, rtol=0.02, atol=0.02)
-
-
-@pytest.mark.nightly
 def test_a_transformer_and_an_image_network_are_served_together(
     cli: Callable[..., Done], transformer: Path, digits: Path, tmp_path: Path
 ) -> None:

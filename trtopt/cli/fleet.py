@@ -113,12 +113,12 @@ def fleet(
     import json
 
     from trtopt.cli.console import Narrator
+    from trtopt.cli.show import Printed, finish
     from trtopt.codec import encode
     from trtopt.commands.fleet import FleetPlan, report
     from trtopt.commands.fleet import fleet as run
     from trtopt.errors import EXIT_GATE_FAILED
     from trtopt.fleet import gpus
-    from trtopt.report import render
     from trtopt.serve.folders import Options
     from trtopt.serve.images import image as known_image
 
@@ -139,7 +139,7 @@ def fleet(
     elif format.value == "text":
         print("\n".join(_lines(planned)))
     else:
-        print(render(format.value, report(planned)), end="")
+        finish(report(planned), Printed(format=format.value, told=emit.told))
     if planned.shortages:
         raise typer.Exit(EXIT_GATE_FAILED)
 
@@ -149,14 +149,13 @@ def _lines(planned: Planned) -> list[str]:
     import shlex
 
     from trtopt.fleet import table
-    from trtopt.report.page.words import plain
+    from trtopt.report.page.words import aligned, plain
+    from trtopt.serve.folders import to_build
+    from trtopt.serve.verify import gates
 
-    lines = [f"{script} builds the engine; run it before the server: {why}" for script, why in planned.to_build]
-    lines += [*table.gpus(planned.plan), "", *table.models(planned.plan), ""]
-    for each in planned.verified:
-        lines.append(
-            f"verified {each.name}: {each.answered} answers equal the runner's, mean batch {each.mean_batch:.1f}"
-        )
+    lines = [to_build(script, why) for script, why in planned.to_build]
+    lines += [*aligned(table.gpus(planned.plan), left=(0, 1, 5)), "", *aligned(table.models(planned.plan)), ""]
+    lines += [f"verified {gate.output}: {gate.reason}" for gate in gates(planned.verified)]
     lines += planned.shortages
     if planned.shortages:
         return [plain(line) for line in [*lines, "FAIL: nothing was written"]]

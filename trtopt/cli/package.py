@@ -19,10 +19,10 @@ from trtopt.cli.options import (
     TENSORRT,
     ClassesFlag,
     Format,
+    FormatFlag,
     QuietFlag,
     RecipeFlag,
     ShapeFlag,
-    TextOrJsonFlag,
     VerboseFlag,
 )
 
@@ -124,7 +124,7 @@ def package(
             rich_help_panel=RUN,
         ),
     ] = False,
-    format: TextOrJsonFlag = Format.text,
+    format: FormatFlag = Format.text,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,
 ) -> None:
@@ -142,17 +142,15 @@ def package(
 
     from trtopt.bench.units import MILLISECONDS, quantity
     from trtopt.cli.console import Narrator
+    from trtopt.cli.show import Printed, finish
     from trtopt.codec import encode
-    from trtopt.commands.package import PackagePlan
+    from trtopt.commands.package import PackagePlan, report
     from trtopt.commands.package import package as run
     from trtopt.data import load_recipe, read_classes
-    from trtopt.errors import UsageError
     from trtopt.serve.folders import Options
     from trtopt.serve.images import image as known_image
     from trtopt.shapes import parse_shapes
 
-    if format not in (Format.text, Format.json):
-        raise UsageError(f"package does not support --format {format.value}", fix="Choose text or json")
     example = "--latency-limit 20ms"
     options = Options(
         image=known_image(image),
@@ -178,17 +176,19 @@ def package(
         packaged = run(plan, emit)
     if format is Format.json:
         print(json.dumps({"schema_version": 1, **encode(packaged)}, indent=1))
-    else:
+    elif format is Format.text:
         print("\n".join(_lines(packaged)))
+    else:
+        finish(report(packaged), Printed(format=format.value, told=emit.told))
 
 
 def _lines(packaged: Packaged) -> list[str]:
     """Return the result in text. The first line says whether a server can load it."""
     from trtopt.report.page.words import plain
+    from trtopt.serve.folders import to_build
+    from trtopt.serve.verify import gates
 
-    lines = [f"{script} builds the engine; run it before the server: {why}" for script, why in packaged.to_build]
+    lines = [to_build(script, why) for script, why in packaged.to_build]
     lines += [f"{packaged.repository}: {', '.join(packaged.models)}"]
-    for each in packaged.verified:
-        answers = f"{each.answered} answers equal the runner's, mean batch {each.mean_batch:.1f}"
-        lines.append(f"verified {each.name}: {answers}, {each.refused} wrong requests refused")
+    lines += [f"verified {gate.output}: {gate.reason}" for gate in gates(packaged.verified)]
     return [plain(line) for line in [*lines, f"serve: {packaged.serve}"]]

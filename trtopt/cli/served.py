@@ -48,7 +48,6 @@ def finish(plan: LoadPlan, *, format: str, quiet: bool, verbose: bool, allow_inc
     """Run the load test, print it, and exit with the code of its gates.
 
     Raises:
-        UsageError: the format is neither text nor json.
         TrtoptError: the test cannot be run.
     """
     import json
@@ -56,39 +55,31 @@ def finish(plan: LoadPlan, *, format: str, quiet: bool, verbose: bool, allow_inc
     import typer
 
     from trtopt.cli.console import Narrator
+    from trtopt.cli.show import Printed
+    from trtopt.cli.show import finish as show
     from trtopt.codec import encode
-    from trtopt.commands.load import run
-    from trtopt.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASS
+    from trtopt.commands.load import report, run
+    from trtopt.verdict import exit_code
 
-    if format not in ("text", "json"):
-        raise UsageError(f"bench --server does not support --format {format}", fix="Choose text or json")
     with Narrator(quiet=quiet, verbose=verbose) as emit:
         found = run(plan, emit)
+    reported = report(found, allow_inconclusive=allow_inconclusive)
+    if format not in ("text", "json"):
+        show(reported, Printed(format=format, told=emit.told))
     print(
         json.dumps({"schema_version": 1, **encode(found)}, indent=1) if format == "json" else "\n".join(_lines(found))
     )
-    code = {"fail": EXIT_GATE_FAILED, "inconclusive": EXIT_INCONCLUSIVE}.get(found.verdict, EXIT_PASS)
-    raise typer.Exit(EXIT_PASS if allow_inconclusive and code == EXIT_INCONCLUSIVE else code)
+    raise typer.Exit(exit_code(reported))
 
 
 def _lines(found: LoadTest) -> list[str]:
     """Return the table, the limit and the gates."""
-    from trtopt.report.page.words import plain
+    from trtopt.commands.load import limit, table
+    from trtopt.report.page.words import aligned, plain
 
+    rates = table(found.results)
     lines = [f"{found.model} at {found.server}, mean batch {found.mean_batch:.1f}", ""]
-    lines.append(
-        f"{'requests/s':>10} {'answers/s':>10} {'p50':>8} {'p90':>8} {'p95':>8} {'p99':>8} {'max':>8} {'errors':>7}"
-    )
-    for each in found.results:
-        times = " ".join(f"{each.latency[name]:8.2f}" for name in ("p50", "p90", "p95", "p99", "max"))
-        lines.append(f"{each.rate:>10g} {each.throughput:>10.1f} {times} {sum(each.errors.values()):>7}")
-    lines += ["", "latencies in ms, from when a request was due"]
-    for each in found.results:
-        lines += [f"{each.rate:g} requests/s: {count} x {message}" for message, count in list(each.errors.items())[:3]]
-    if math.isfinite(found.latency_limit):
-        limit = f"p99 within {found.latency_limit:g} ms"
-        held = f"{limit} up to {found.holds:g} requests/s" if found.holds else f"{limit} at no rate"
-        lines.append(f"{held}; broken at {found.breaks:g} requests/s" if found.breaks else held)
+    lines += [*aligned(rates, left=()), "", rates.title, *limit(found)]
     for gate in found.gates:
         lines.append(f"{gate.verdict:<12} {gate.output}: {gate.metric}: {gate.reason}")
     lines.append(f"{found.verdict.upper()}" + ("" if found.gates else ": no gate was given"))

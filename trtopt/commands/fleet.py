@@ -15,7 +15,7 @@ from trtopt.commands.bench import kept
 from trtopt.commands.package import model_name, source
 from trtopt.errors import UsageError
 from trtopt.events import Emit, StageFinished, StageStarted, Warned, silent
-from trtopt.fleet import file, folder, planning, shortage
+from trtopt.fleet import file, folder, planning, shortage, table
 from trtopt.fleet.demand import Demand, Fleet, Gpu, measured
 from trtopt.fleet.plan import FILE, Plan, Strategy, read
 from trtopt.fleet.servers import given, servers
@@ -117,14 +117,22 @@ def fleet(plan: FleetPlan, emit: Emit = silent) -> Planned:
 
 
 def report(planned: Planned) -> Report:
-    """Return the outcome as a report, with two gates per model: its rate, and its limit."""
-    gates = shortage.gates(planned.plan)
+    """Return the outcome as a report, with up to three gates per model: its rate, its limit, and its answers."""
+    gates = (*shortage.gates(planned.plan), *verify.gates(planned.verified))
     verdict: Verdict = "fail" if planned.shortages else "pass"
     return Report(
         command="fleet",
         verdict=verdict,
         model=", ".join(service.model for service in planned.plan.services),
-        benchmark=Benchmark(targets=(), timings=(), gates=gates, verdict=verdict),
+        benchmark=Benchmark(
+            targets=(),
+            timings=(),
+            gates=gates,
+            verdict=verdict,
+            tables=(table.gpus(planned.plan), table.models(planned.plan)),
+        ),
+        warnings=tuple(folders.to_build(script, why) for script, why in planned.to_build),
+        notes=("nothing was written" if planned.out is None else f"{planned.out} is written",),
     )
 
 

@@ -6,7 +6,7 @@ Touches: the network; reads the samples.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +22,12 @@ from trtopt.plan import DataPlan
 from trtopt.serve import judge, load
 from trtopt.serve.client import Client, RequestError, Signature
 from trtopt.shapes import AskedShape, profile
-from trtopt.types import GateResult, TensorSpec, Verdict
+from trtopt.types import Benchmark, GateResult, Report, Table, TensorSpec, Verdict
 
 _MOST_FEEDS = 256
 """Number of samples that are kept in memory, and sent in turn."""
+_MOST_ERRORS = 3
+_TIMES = ("p50", "p90", "p95", "p99", "max")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,7 @@ class LoadTest:
         breaks: the lowest rate that breaks it (0: none).
         gates: the results of the gates.
         verdict: their verdict.
+        warnings: rates that this machine cannot send, and what requests failed with.
     """
 
     server: str
@@ -82,6 +85,7 @@ class LoadTest:
     breaks: float
     gates: tuple[GateResult, ...]
     verdict: Verdict
+    warnings: tuple[str, ...] = ()
 
 
 def run(plan: LoadPlan, emit: Emit = silent) -> LoadTest:
@@ -107,9 +111,9 @@ def run(plan: LoadPlan, emit: Emit = silent) -> LoadTest:
         before = client.counts(model)
         results = tuple(_measure(client, traffic, plan.rates, emit))
         samples, runs = (after - earlier for after, earlier in zip(client.counts(model), before, strict=True))
-    for each in results:
-        if each.is_late:
-            emit(Warned(f"this machine cannot send {each.rate:g} requests per second: send them from several"))
+    warnings = tuple(_warnings(results))
+    for line in warnings:
+        emit(Warned(line))
     holds, breaks = load.breaks(results, plan.latency_limit)
     gates = judge.judged(plan.gates, results, model)
     return LoadTest(
@@ -122,7 +126,51 @@ def run(plan: LoadPlan, emit: Emit = silent) -> LoadTest:
         breaks=breaks,
         gates=gates,
         verdict=judge.verdict(gates),
+        warnings=warnings,
     )
+
+
+def _warnings(results: Sequence[load.RateResult]) -> Iterator[str]:
+    """Yield a line for each rate that this machine cannot send, and for the most frequent errors at each rate."""
+    for each in results:
+        if each.is_late:
+            yield f"this machine cannot send {each.rate:g} requests per second: send them from several"
+        for message, count in list(each.errors.items())[:_MOST_ERRORS]:
+            yield f"{each.rate:g} requests/s: {count} x {message}"
+
+
+def report(found: LoadTest, *, allow_inconclusive: bool = False) -> Report:
+    """Return the outcome as a report: the table of the rates, and the gates."""
+    return Report(
+        command="bench --server",
+        verdict=found.verdict,
+        model=found.model,
+        benchmark=Benchmark(
+            targets=(), timings=(), gates=found.gates, verdict=found.verdict, tables=(table(found.results),)
+        ),
+        warnings=found.warnings,
+        notes=(f"{found.model} at {found.server}, mean batch {found.mean_batch:.1f}", *limit(found)),
+        allow_inconclusive=allow_inconclusive,
+    )
+
+
+def table(results: Sequence[load.RateResult]) -> Table:
+    """Return a row for each rate."""
+    rows = []
+    for each in results:
+        times = tuple(f"{each.latency[name]:.2f}" for name in _TIMES)
+        rows.append((f"{each.rate:g}", f"{each.throughput:.1f}", *times, str(sum(each.errors.values()))))
+    head = ("requests/s", "answers/s", *_TIMES, "errors")
+    return Table(title="latency in ms, from when a request was due", head=head, rows=tuple(rows))
+
+
+def limit(found: LoadTest) -> list[str]:
+    """Return a line about the limit of the p99, if there is one."""
+    if not math.isfinite(found.latency_limit):
+        return []
+    asked = f"p99 within {found.latency_limit:g} ms"
+    held = f"{asked} up to {found.holds:g} requests/s" if found.holds else f"{asked} at no rate"
+    return [f"{held}; broken at {found.breaks:g} requests/s" if found.breaks else held]
 
 
 def _measure(client: Client, traffic: load.Traffic, rates: tuple[float, ...], emit: Emit) -> Iterator[load.RateResult]:

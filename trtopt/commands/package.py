@@ -19,7 +19,7 @@ from trtopt.serve import config, folders, repository, verify
 from trtopt.shapes import AskedShape
 from trtopt.stages.bench import Wanted, ranges, wanted
 from trtopt.store import read_result
-from trtopt.types import OnnxModel
+from trtopt.types import Benchmark, OnnxModel, Report, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +91,20 @@ def package(plan: PackagePlan, emit: Emit = silent) -> Packaged:
         to_build=tuple(to_build),
         verified=verified,
         serve=_serve(plan),
+    )
+
+
+def report(packaged: Packaged) -> Report:
+    """Return the outcome as a report: a gate for each model that a server was asked, which passed."""
+    gates = verify.gates(packaged.verified)
+    verdict: Verdict = "pass" if gates else "unchecked"
+    return Report(
+        command="package",
+        verdict=verdict,
+        model=", ".join(packaged.models),
+        benchmark=Benchmark(targets=(), timings=(), gates=gates, verdict=verdict),
+        warnings=tuple(folders.to_build(script, why) for script, why in packaged.to_build),
+        notes=(f"{packaged.repository} is written", f"serve: {packaged.serve}"),
     )
 
 

@@ -150,6 +150,11 @@ def make(model: Model, plan: Options, emit: Emit) -> Made:
     return Made(folders=tuple(folders), claims=tuple(claims), missing=missing)
 
 
+def to_build(script: Path, why: str) -> str:
+    """Return the line that tells of an engine that a script must build before a server can load it."""
+    return f"{script} builds the engine; run it before the server: {why}"
+
+
 def _serving(model: Model, plan: Options, emit: Emit) -> config.Serving:
     """Return how a model is served, and tell why."""
     if plan.given is not None:

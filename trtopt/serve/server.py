@@ -22,7 +22,8 @@ from pathlib import Path
 from trtopt.errors import EnvironmentUnableError, MissingDependencyError
 from trtopt.serve.client import Client
 
-_START_SECONDS = 120
+_START_SECONDS, _SECONDS_EACH = 60, 15
+"""Time for a server to be ready, and for each of its models, which are processes that import onnxruntime."""
 _STOP_SECONDS = 15
 _PROGRAM = (
     "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGTERM); os.execv(sys.argv[1], sys.argv[1:])"
@@ -78,6 +79,8 @@ def serving(repository: Path) -> Iterator[Server]:
             "--exit-on-error=false",
             "--strict-readiness=false",
             "--exit-timeout-secs=5",
+            # The configurations are complete. To complete one, the server would start another process for each model.
+            "--disable-auto-complete-config",
             f"--cache-directory={home / 'caches'}",
             "--cache-config=local,size=16777216",
         ]
@@ -95,7 +98,8 @@ def serving(repository: Path) -> Iterator[Server]:
             )
         try:
             server = Server(pid=process.pid, url=f"grpc://127.0.0.1:{grpc}", metrics=f"http://127.0.0.1:{metrics}")
-            _await(process, server, log)
+            models = sum(1 for each in repository.iterdir() if each.is_dir())
+            _await(process, server, log, _START_SECONDS + _SECONDS_EACH * models)
             yield server
         finally:
             _stop(process)
@@ -140,13 +144,13 @@ def _free_ports(count: int) -> list[int]:
         return [int(each.getsockname()[1]) for each in sockets]
 
 
-def _await(process: subprocess.Popen[bytes], server: Server, log: Path) -> None:
-    """Wait until the server is ready.
+def _await(process: subprocess.Popen[bytes], server: Server, log: Path, seconds: float) -> None:
+    """Wait until the server is ready, for some seconds.
 
     Raises:
         EnvironmentUnableError: it ended, or is not ready in time.
     """
-    deadline = time.monotonic() + _START_SECONDS
+    deadline = time.monotonic() + seconds
     with Client(server.url) as client:
         while process.poll() is None and time.monotonic() < deadline:
             if client.is_ready():
@@ -156,7 +160,7 @@ def _await(process: subprocess.Popen[bytes], server: Server, log: Path) -> None:
     errors = [line for line in lines if line.startswith("E") or "error" in line.lower()]
     raise EnvironmentUnableError(
         "Triton does not start here",
-        why=(errors or lines or [f"it was not ready after {_START_SECONDS} s"])[-1][:300],
+        why=(errors or lines or [f"it was not ready after {seconds:g} s"])[-1][:300],
         fix="It needs Linux with glibc 2.35, and the shared library of this Python (libpython)",
     )
 

@@ -31,7 +31,7 @@ from trtopt.graph.file import copy
 from trtopt.serve import config, ensemble, server
 from trtopt.serve.client import Client, RequestError, Signature
 from trtopt.serve.repository import Folder
-from trtopt.types import OnnxModel, ShapeRange
+from trtopt.types import GateResult, OnnxModel, ShapeRange
 
 _REQUESTS = 64
 """Requests that are sent at the same time."""
@@ -66,6 +66,22 @@ class Verified:
     answered: int
     mean_batch: float
     refused: int
+
+
+def gates(verified: Sequence[Verified]) -> tuple[GateResult, ...]:
+    """Return a gate for each model that was checked; all of them passed, or there would be an error."""
+    return tuple(
+        GateResult(
+            output=each.name,
+            metric="verify",
+            value=float(each.answered),
+            limit=float(each.answered),
+            verdict="pass",
+            reason=f"{each.answered} answers equal the runner's, mean batch {each.mean_batch:.1f}, "
+            f"{each.refused} wrong requests refused",
+        )
+        for each in verified
+    )
 
 
 def verify(folders: Sequence[Folder], stage: Path, claims: Sequence[Claim]) -> tuple[Verified, ...]:

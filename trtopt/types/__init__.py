@@ -7,7 +7,7 @@
 Touches: nothing. The run store (`trtopt.store`) reads and writes these values.
 """
 
-from trtopt.types.benchmark import BatchLimit, BatchProbe, Benchmark, BenchTarget, Interval, Timing
+from trtopt.types.benchmark import BatchLimit, BatchProbe, Benchmark, BenchTarget, Interval, Table, Timing
 from trtopt.types.calibration import CalibratedTensor, CalibrationTable, Observation, Spread
 from trtopt.types.comparison import (
     Answer,
@@ -91,6 +91,7 @@ __all__ = [
     "Spread",
     "StageOutcome",
     "Support",
+    "Table",
     "TargetFiles",
     "TensorSpec",
     "TimedLayer",

@@ -126,11 +126,21 @@ class BatchLimit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Table as every format shows it: a title, a head, and rows of text; the first column is the name of a row."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Benchmark:
     """Timings of one or more targets. `speedup` gates compare the last target with the first.
 
     `complete` is false if the sweep was interrupted or ran out of memory; `timings` are those measured until then.
-    `limit` is the result of a search for the largest batch, which has only one target.
+    `limit` is the result of a search for the largest batch, which has only one target. `tables` are the results of a
+    command that measures something else, such as a served model.
     """
 
     targets: tuple[BenchTarget, ...]
@@ -140,3 +150,4 @@ class Benchmark:
     verdict: Verdict = "unchecked"
     warnings: tuple[str, ...] = ()
     limit: BatchLimit | None = None
+    tables: tuple[Table, ...] = ()

@@ -17,15 +17,17 @@ def rewritten(path: Path) -> tuple[Any, bool]:
     16-bit computation is rewritten by `simulate`, which the second value tells. Input sizes that are written as 0, as
     some exporters write a dynamic size, become dynamic: onnxruntime would accept only empty samples.
     """
-    import onnx_ir as ir
-
     from trtopt.graph.file import load_ir, load_proto
-    from trtopt.graph.prepare import infer_shapes
 
     inputs = [value.type.tensor_type.shape.dim for value in load_proto(path).graph.input]
     zero_sizes = any(dim.HasField("dim_value") and dim.dim_value == 0 for dims in inputs for dim in dims)
     if not zero_sizes and not is_16_bit(path):
         return None, False
+    # They are imported on use: most graphs run as they are, and these take longer to import than a small one to load.
+    import onnx_ir as ir
+
+    from trtopt.graph.prepare import infer_shapes
+
     model = load_ir(path)
     for value in model.graph.inputs if zero_sizes else ():
         if value.shape is not None:

@@ -7,34 +7,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from trtopt.bench import READINGS
 from trtopt.report.page import words
-from trtopt.types import BatchLimit, Benchmark, Timing
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Table with a title; the first column is free text, the others are short."""
-
-    title: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+from trtopt.types import BatchLimit, Benchmark, Table, Timing
 
 
 def tables(benchmark: Benchmark) -> list[Table]:
     """Return the tables of latencies, of the machine's readings, and of the batch sizes tried if there was a search.
 
-    Columns that would be empty in every row are left out, such as those of the GPU on a machine without one.
+    Those of a command that measures something else follow. Columns that would be empty in every row are left out, such
+    as those of the GPU on a machine without one.
     """
-    found = []
+    found: list[Table] = []
     if benchmark.timings:
         found.append(_filled("latency in ms", [_timing(timing) for timing in benchmark.timings]))
         found.append(_filled("machine readings", [_readings(timing) for timing in benchmark.timings]))
     if benchmark.limit is not None:
         found.append(_filled("batch sizes tried", _probes(benchmark.limit)))
-    return found
+    return [*found, *benchmark.tables]
 
 
 def facts(benchmark: Benchmark) -> list[tuple[str, str]]:
@@ -118,4 +109,4 @@ def _limit(limit: BatchLimit) -> list[tuple[str, str]]:
 
 def _filled(title: str, rows: Sequence[dict[str, str]]) -> Table:
     head = tuple(name for name in rows[0] if any(row[name] for row in rows))
-    return Table(title, head, tuple(tuple(row[name] for name in head) for row in rows))
+    return Table(title=title, head=head, rows=tuple(tuple(row[name] for name in head) for row in rows))

@@ -116,8 +116,10 @@ def _consequence(report: Report, *, unbuilt: bool) -> str:
 
 
 def _why_unchecked(report: Report) -> str:
-    if report.command == "bench":
+    if report.command in ("bench", "bench --server"):
         return "no gate was given"
+    if report.command == "package":
+        return "no server has loaded the models: --verify does"
     if report.command == "sensitivity":
         return "errors were measured, nothing was judged"
     if report.parity is not None and report.parity.verdict == "fail" and report.command == "export":

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from trtopt.compare.catalog import METRICS
 from trtopt.precision import formats
-from trtopt.types import Comparison, Decision, Engine, GateResult, Layers, OutputDrift, Report
+from trtopt.types import Comparison, Decision, Engine, GateResult, Layers, OutputDrift, Report, Table
 from trtopt.verdict import blocks, comparisons
 
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"})
@@ -236,6 +236,22 @@ def audit(engine: Engine) -> str:
         return "not audited"
     layers = ", ".join(f"{count} {precision}" for precision, count in sorted(engine.audit.items()))
     return f"{layers} layers, read back from the {engine.audited}"
+
+
+def aligned(table: Table, left: Sequence[int] = (0,)) -> list[str]:
+    """Return the lines of a table, without its title; the columns `left` are aligned to the left, others to the right.
+
+    Lines end without spaces.
+    """
+    rows = [table.head, *table.rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(table.head))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def plain(text: str) -> str:
