@@ -62,6 +62,12 @@ def _heads(node: ir.Node, index: int) -> _Heads | None:
     return _Heads(count, length, size) if count and size else None
 
 
+def _all_heads(node: ir.Node) -> tuple[_Heads, _Heads, _Heads] | None:
+    """Return the sizes of queries, keys and values; None if any is not known."""
+    query, key, value = (_heads(node, index) for index in range(3))
+    return None if query is None or key is None or value is None else (query, key, value)
+
+
 def _is_plain(node: ir.Node) -> bool:
     extra = any(operand is not None for operand in node.inputs[_INPUTS:])
     others = any(output.uses() or output.is_graph_output() for output in node.outputs[1:])
@@ -74,8 +80,11 @@ def _is_plain(node: ir.Node) -> bool:
         or not all(is_float(operand) for operand in node.inputs[:3])
     ):
         return False
-    query, key, value = (_heads(node, index) for index in range(3))
-    if query is None or key is None or value is None or query.count % key.count or key.count != value.count:
+    found = _all_heads(node)
+    if found is None:
+        return False
+    query, key, value = found
+    if query.count % key.count or key.count != value.count:
         return False
     has_lengths = query.length is not None and key.length is not None
     return has_lengths or not attribute(node, "is_causal", 0)
@@ -108,26 +117,25 @@ def _expand(node: ir.Node, taken: set[str]) -> None:
         name = unique(f"{node.name or 'Attention'}/{name}", taken)
         return add_initializer(graph, name, array, ir.DataType.from_numpy(array.dtype))
 
-    def split(index: int) -> ir.Value:
-        """Return the queries, keys or values with an axis for the heads, as many as the queries have."""
-        value, heads = node.inputs[index], _heads(node, index)
+    found = _all_heads(node)
+    assert found is not None
+    queries, keys, _ = found
+
+    def split(value: ir.Value | None, heads: _Heads) -> ir.Value:
+        """Return queries, keys or values with an axis for the heads, as many as the queries have."""
         assert value is not None
-        assert heads is not None
         if len(dims(value) or ()) == 3:
             value = add("Reshape", [value, number("split", np.asarray([0, 0, heads.count, heads.size]))])
             value = add("Transpose", [value], ir.AttrInt64s("perm", [0, 2, 1, 3]))
-        if heads.count != sizes.count:
-            each = np.asarray([1, 1, sizes.count // heads.count, 1, 1])
+        if heads.count != queries.count:
+            each = np.asarray([1, 1, queries.count // heads.count, 1, 1])
             value = add("Unsqueeze", [value, number("axis", np.asarray([2]))])
             value = add("Expand", [value, number("repeats", each)])
-            value = add("Reshape", [value, number("joined", np.asarray([0, sizes.count, -1, heads.size]))])
+            value = add("Reshape", [value, number("joined", np.asarray([0, queries.count, -1, heads.size]))])
         return value
 
-    sizes, others = _heads(node, 0), _heads(node, 1)
-    assert sizes is not None
-    assert others is not None
-    query, key, value = map(split, range(3))
-    scale = node.attributes["scale"].as_float() if "scale" in node.attributes else sizes.size**-0.5
+    query, key, value = map(split, node.inputs[:3], found)
+    scale = node.attributes["scale"].as_float() if "scale" in node.attributes else queries.size**-0.5
     transposed = add("Transpose", [key], ir.AttrInt64s("perm", [0, 1, 3, 2]))
     scores = add("Mul", [add("MatMul", [query, transposed]), number("scale", np.asarray(scale, np.float32))])
     mask = node.inputs[3] if len(node.inputs) > 3 else None
@@ -136,7 +144,7 @@ def _expand(node: ir.Node, taken: set[str]) -> None:
         scores = add("Add", [scores, mask])
     may_be_empty = allowed is not None
     if attribute(node, "is_causal", 0):
-        causal = number("causal", np.tri(sizes.length or 0, others.length or 0, dtype=np.bool_))
+        causal = number("causal", np.tri(queries.length or 0, keys.length or 0, dtype=np.bool_))
         allowed = causal if allowed is None else add("And", [allowed, causal], dtype=ir.DataType.BOOL)
     if allowed is not None:
         scores = add("Where", [allowed, scores, number("masked", np.asarray(-np.inf, np.float32))])
