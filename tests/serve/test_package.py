@@ -259,6 +259,12 @@ def test_an_ensemble_begins_with_the_recipe(cli: Cli, digits: Path, tmp_path: Pa
     assert not whole.HasField("dynamic_batching")
     assert (tmp_path / "repo/digits-fp16/labels.txt").read_text() == classes.read_text()
     assert "FROM nvcr.io/nvidia/tritonserver:26.03-py3" in (tmp_path / "repo/digits-fp16-images/Dockerfile").read_text()
+    # An empty folder of a version would be lost in git and in object stores, and the model with it.
+    assert list((tmp_path / "repo/digits-fp16-images/1").iterdir())
+    (serve,) = (line for line in done.out.splitlines() if line.startswith("serve: "))
+    build, _, start = serve.removeprefix("serve: ").partition(" && ")
+    assert shlex.split(build)[-1] == str(tmp_path / "repo/digits-fp16-images")
+    assert shlex.split(build)[3] in shlex.split(start)  # the tag
 
 
 @pytest.mark.parametrize("format", ["markdown", "html", "junit", "github"])
@@ -328,6 +334,15 @@ def test_a_model_of_that_name_is_never_replaced(cli: Cli, digits: Path, tmp_path
     assert (repo / "digits-fp16/config.pbtxt").stat().st_mtime_ns == before
     assert cli("package", digits, "--triton", repo, "--name", "other").code == 0
     assert sorted(path.name for path in repo.iterdir()) == ["digits-fp16", "other"]
+
+
+def test_a_folder_that_is_not_a_model_is_named(cli: Cli, digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "repo/samples").mkdir(parents=True)
+    (tmp_path / "repo/old/1").mkdir(parents=True)  # a server completes the configuration of such a model
+    done = cli("package", digits, "--triton", tmp_path / "repo")
+    assert done.code == 0
+    assert f"{tmp_path}/repo/samples is not a model: a server of this repository will not start" in done.err
+    assert "repo/old" not in done.err
 
 
 def test_a_repository_that_is_a_file_is_refused(cli: Cli, digits: Path, tmp_path: Path) -> None:

@@ -75,6 +75,20 @@ def check_free(repository: Path, names: Sequence[str]) -> None:
             )
 
 
+def others(repository: Path) -> list[Path]:
+    """Return the folders of a repository that are not models: they have no configuration and no version."""
+    places = sorted(repository.iterdir()) if repository.is_dir() else []
+    return [
+        place
+        for place in places
+        if place.is_dir()
+        and not place.name.startswith(".")
+        and not (place / "config.pbtxt").exists()
+        # A server completes the configuration of a model that has none.
+        and not any(each.is_dir() and each.name.isdigit() for each in place.iterdir())
+    ]
+
+
 @contextlib.contextmanager
 def staged(repository: Path, folders: Sequence[Folder]) -> Iterator[Path]:
     """Write the folders under a temporary name, yield their parent, and rename them into place at the end.
@@ -132,6 +146,9 @@ def write(folder: Folder, place: Path) -> None:
             _copy_graph(content, target)
         else:
             shutil.copyfile(content, target)
+    if not any((place / "1").iterdir()):
+        # An ensemble has only its configuration, but a server asks for a version, and git keeps no empty folder.
+        (place / "1/.keep").touch()
 
 
 def _copy_graph(path: Path, target: Path) -> None:
