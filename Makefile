@@ -38,7 +38,7 @@ COMPOSE := docker-compose==1.29.2
 
 # And what it takes to test everything: the frameworks, the linters.
 $(DEVELOPER): $(USER)
-	$(PIP) --constraint constraints.txt --editable '.[cpu,rtx,text,torch,tensorflow-cpu,samples,dev]'
+	$(PIP) --constraint constraints.txt --editable '.[cpu,rtx,text,torch,tensorflow-cpu,samples,ray,dev]'
 	-$(PIP) --no-deps $(TRITON)
 	-$(PIP) --no-deps $(COMPOSE)
 	touch $@

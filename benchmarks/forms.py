@@ -1,9 +1,10 @@
 """One network in several forms: is INT8 placed and measured alike, however an exporter wrote the graph?
 
-    python benchmarks/forms.py ZOO [--models mnist ...] [--opsets 17 21] [--eval N]
+    python benchmarks/forms.py ZOO [--models mnist ...] [--opsets 17 21] [--batches 1 8] [--calib N] [--eval N]
 
-Each model of `zoo.py` is converted as it is, and at other opsets, to which onnx's version converter brings it where it
-can. Prints one table. All figures are onnxruntime's, on the typed graph: evidence about graphs, not about engines.
+Each model of `zoo.py` is converted as it is, at other opsets, to which onnx's version converter brings it where it can,
+and with a fixed batch where it has a batch axis. Prints one table. All figures are onnxruntime's, on the typed graph:
+evidence about graphs, not about engines.
 
 Touches: a temporary folder.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import onnx
 from peers import flags
-from tasks import TASKS, feeds
+from tasks import TASKS, UNBATCHED, chosen, feeds
 
 from trtopt.commands.convert import convert
 from trtopt.engine.onnxruntime import open_runner
@@ -115,21 +116,59 @@ def share(measured: Measured) -> str:
     return f"{sum(measured.quantized[kind] for kind in measured.weighted)} of {measured.weighted.total()}"
 
 
-def forms(model: Path, opsets: Sequence[int], folder: Path) -> dict[str, Path | str]:
-    """Return the model as it is and at other opsets, by name; the reason in place of one that cannot be converted."""
-    proto = onnx.load(model)
-    found: dict[str, Path | str] = {f"as it is (opset {proto.opset_import[0].version})": model}
-    for opset in opsets:
-        path = folder / f"{model.stem}-{opset}.onnx"
-        try:
-            converted = onnx.version_converter.convert_version(proto, opset)
-            onnx.checker.check_model(converted, full_check=True)
-        except Exception as error:  # noqa: BLE001 - the converter's failures have many kinds
-            found[f"opset {opset}"] = str(error).strip().splitlines()[0][:80]
-            continue
-        onnx.save(converted, path)
-        found[f"opset {opset}"] = path
-    return found
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """A model of the zoo in one form.
+
+    `model` is its file, or the reason why there is none. `batch` is the fixed batch, or 0.
+    """
+
+    title: str
+    model: Path | str
+    batch: int = 0
+
+
+def variants(args: argparse.Namespace, name: str, folder: Path) -> Iterator[Variant]:
+    """Yield the forms of a model, those that must be written in `folder`."""
+    source = args.zoo / f"{name}.onnx"
+    proto = onnx.load(source)
+    own = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+    yield Variant(title=f"as it is (opset {own})", model=source)
+    for opset in args.opsets:
+        if opset != own:
+            yield Variant(title=f"opset {opset}", model=at_opset(proto, opset, folder / f"{name}-{opset}.onnx"))
+    for batch in () if name in UNBATCHED else args.batches:
+        fixed = with_batch(proto, batch, folder / f"{name}-batch-{batch}.onnx")
+        yield Variant(title=f"batch {batch}", model=fixed, batch=batch)
+
+
+def at_opset(proto: onnx.ModelProto, opset: int, path: Path) -> Path | str:
+    """Write a model at another opset and return the path; return the reason if it cannot be converted."""
+    try:
+        converted = onnx.version_converter.convert_version(proto, opset)
+        onnx.checker.check_model(converted, full_check=True)
+    except Exception as error:  # noqa: BLE001 - the converter's failures have many kinds
+        return str(error).strip().splitlines()[0][:80]
+    onnx.save(converted, path)
+    return path
+
+
+def with_batch(proto: onnx.ModelProto, batch: int, path: Path) -> Path:
+    """Write a model whose inputs and outputs have a fixed first axis, and return the path."""
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(proto)
+    del fixed.graph.value_info[:]
+    for value in [*fixed.graph.input, *fixed.graph.output]:
+        value.type.tensor_type.shape.dim[0].dim_value = batch
+    onnx.save(fixed, path)
+    return path
+
+
+def batched(single: Iterable[Feed], size: int) -> Iterator[Feed]:
+    """Yield the feeds of single samples as feeds of `size` samples. A rest is left out."""
+    rows = list(single)
+    for start in range(0, len(rows) - size + 1, size):
+        yield {key: np.concatenate([row[key] for row in rows[start : start + size]]) for key in rows[0]}
 
 
 def main() -> None:
@@ -137,26 +176,50 @@ def main() -> None:
     parser.add_argument("zoo", type=Path, help="folder that zoo.py filled")
     parser.add_argument("--models", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--opsets", nargs="+", type=int, default=[17, 21])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], help="fixed batches, where there is a batch")
+    parser.add_argument("--precisions", nargs="+", choices=["fp16", "int8"], default=["fp16", "int8"])
+    parser.add_argument("--calib", type=int, default=0, metavar="N", help="calibrate on N samples, evenly spread")
     parser.add_argument("--eval", type=int, default=32, metavar="N", help="evaluate on N samples, evenly spread")
     args = parser.parse_args()
-    print("| model | form | FP16 dB | INT8 dB | quantized of weighted | quantized by kind |\n|---|---|---|---|---|---|")
+    titles = [f"{precision.upper()} dB" for precision in args.precisions]
+    titles = ["model", "form", *titles, "quantized of weighted", "quantized by kind"]
+    print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
     for name in args.models:
         with tempfile.TemporaryDirectory(prefix="trtopt-forms-") as folder:
-            for title, model in forms(args.zoo / f"{name}.onnx", args.opsets, Path(folder)).items():
-                print(f"| {name} | {title} | {row(args, name, model, Path(folder))} |", flush=True)
+            for variant in variants(args, name, Path(folder)):
+                print(f"| {name} | {variant.title} | {row(args, name, variant, Path(folder))} |", flush=True)
 
 
-def row(args: argparse.Namespace, name: str, model: Path | str, folder: Path) -> str:
+def row(args: argparse.Namespace, name: str, variant: Variant, folder: Path) -> str:
+    model = variant.model
     if isinstance(model, str):
-        return f"not converted: {model} | | |"
-    calib, data = (args.zoo / f"{name}.{part}.npz" for part in ("calib", "eval"))
-    form = Form(model=model, calib=calib, data=data, shapes=flags(args.zoo, name))
+        return f"not converted: {model} |" + " |" * len(args.precisions)
+    files = {}
+    for part, count in (("calib", args.calib), ("eval", args.eval)):
+        files[part] = folder / f"{name}.{part}.npz"
+        if not files[part].exists():
+            subset(args.zoo, name, part, count, files[part])
+    shapes = flags(args.zoo, name)
+    if variant.batch:  # the shapes of the samples, with the fixed batch
+        usual = [flag.rpartition("=") for flag in shapes]
+        shapes = tuple(f"{key}={variant.batch}x{sizes.split(':')[0].partition('x')[2]}" for key, _, sizes in usual)
+    form = Form(model=model, calib=files["calib"], data=files["eval"], shapes=shapes)
+    evaluated = list(feeds(args.zoo, name, "eval", args.eval))
+    if variant.batch:
+        evaluated = list(batched(evaluated, variant.batch))
     made = {}
-    for precision in ("fp16", "int8"):
-        run_dir = folder / f"{model.stem}-{precision}"
-        made[precision] = measure(form, precision, run_dir, feeds(args.zoo, name, "eval", args.eval))
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(made["int8"].quantized.items()))
-    return f"{made['fp16'].sqnr:.1f} | {made['int8'].sqnr:.1f} | {share(made['int8'])} | {kinds}"
+    for precision in args.precisions:
+        made[precision] = measure(form, precision, folder / f"{model.stem}-{precision}", evaluated)
+    last = made[args.precisions[-1]]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(last.quantized.items()) if count)
+    return " | ".join([*(f"{each.sqnr:.1f}" for each in made.values()), share(last), kinds])
+
+
+def subset(zoo: Path, name: str, part: str, count: int, path: Path) -> None:
+    """Write the samples that `chosen` selects to `path`."""
+    rows = chosen(zoo, name, part, count)
+    with np.load(zoo / f"{name}.{part}.npz") as archive:
+        np.savez(path, allow_pickle=False, **{key: archive[key][rows] for key in archive.files})
 
 
 if __name__ == "__main__":

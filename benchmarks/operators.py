@@ -143,7 +143,7 @@ def _row(operator: str, results: Sequence[Mapping[str, Outcome]], numbers: Mappi
 def _reason(outcome: Outcome) -> str:
     """Return the status and the reason of an outcome, in a form that is the same for similar cases."""
     reason = re.sub(r"\d+\.npz: (\w+) is \w+: ", "an input: ", outcome.reason)
-    reason = re.sub(r"(onnxruntime cannot load )[\w.-]+", r"\1the model", reason)
+    reason = re.sub(r"(onnxruntime cannot load )[\w-]+\.onnx", r"\1the model", reason)
     reason = re.sub(r" with name '[^']*'", "", reason)
     reason = re.sub(r"node name: [^)]*\)", "...)", reason)
     return f"*{outcome.status}*: {reason.partition('. ')[0].rstrip('.')}."

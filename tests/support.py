@@ -19,7 +19,8 @@ EVAL = ROOT / "samples/digits/eval.npz"
 SLOW = frozenset(
     "test_ci_samples test_command test_comparison test_convert test_damaged_files test_docs test_exit_codes "
     "test_export_cli test_forms test_given_table test_html_in_browser test_inputs_and_outputs test_masks "
-    "test_node_cases test_operands test_plugins test_resume test_server test_shards test_speed test_streams".split()
+    "test_node_cases test_operands test_plugins test_ray test_resume test_server test_shards test_speed "
+    "test_streams".split()
 )
 """Modules that take more than 15 s each, and together two thirds of the time of all tests: `make test` runs them."""
 

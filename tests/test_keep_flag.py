@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,31 @@ def test_inspect_shows_what_only_lowers(cli: Cli, tmp_path: Path) -> None:
     assert done.code == 0, done.err  # type: ignore[attr-defined]
     lines = done.out.splitlines()  # type: ignore[attr-defined]
     assert [line.split()[1] for line in lines if line.split()[:1] == ["int8"]] == ["/3/Conv_output_0"]
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8", "fp16", "bf16"])
+def test_inspect_decides_as_convert_does(cli: Cli, tmp_path: Path, precision: str) -> None:
+    flags = ("-p", precision, "--keep", "last", "--keep", "/3/Conv_output_0=fp32")
+    calib = DATA if precision in ("int8", "fp8") else ()
+    converted = cli("convert", DIGITS, *flags, *calib, "--backend", "onnxruntime", "--no-compare", "-o", tmp_path)
+    assert converted.code == 0, converted.err  # type: ignore[attr-defined]
+    inspected = cli("inspect", DIGITS, *flags, "--format", "json")
+    assert inspected.code == 0, inspected.err  # type: ignore[attr-defined]
+    found, made = json.loads(inspected.out), json.loads((tmp_path / "report.json").read_text())  # type: ignore[attr-defined]
+    assert found["decided"] == f"{precision} would"
+    assert _precisions(found["decisions"]) == _precisions(made["typed"]["decisions"])
+
+
+def _precisions(decisions: list[dict[str, str]]) -> dict[str, str]:
+    return {decision["node"]: decision["precision"] for decision in decisions}
+
+
+def test_inspect_refuses_a_precision_of_a_run(cli: Cli, tmp_path: Path) -> None:
+    made = cli("convert", DIGITS, "--backend", "onnxruntime", "--no-compare", "-o", tmp_path)
+    assert made.code == 0, made.err  # type: ignore[attr-defined]
+    done = cli("inspect", tmp_path, "--keep", "last")
+    assert done.code == 2  # type: ignore[attr-defined]
+    assert "a precision has no effect: those of" in done.err  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

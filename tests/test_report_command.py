@@ -50,6 +50,13 @@ def test_several_runs_are_printed_in_every_format(cli: Cli, runs: Path, format: 
     assert "8/8 gates passed" in done.out
 
 
+@pytest.mark.parametrize("command", [("report",), ("compare", "--from")])
+def test_a_run_is_also_given_as_its_report(cli: Cli, runs: Path, command: tuple[str, ...]) -> None:
+    by_folder, by_file = (cli(*command, path) for path in (runs / "int8", runs / "int8/report.json"))
+    assert (by_file.code, by_file.out) == (by_folder.code, by_folder.out)
+    assert "PASS" in by_file.out
+
+
 def test_only_the_reports_are_needed(cli: Cli, runs: Path, tmp_path: Path) -> None:
     for precision in ("fp16", "int8"):
         (tmp_path / precision).mkdir()

@@ -23,8 +23,9 @@ class Inspection:
         operators: the number of nodes by operator.
         parameters: the number of elements in all constants.
         weights: the size of the constants by dtype, in bytes.
-        decided: `typed` if the decisions were made by a conversion, `int8 would` if they are those of one to INT8.
-        decisions: the precision of each node. Empty for a model that is already quantized.
+        decided: `typed` if the decisions were made by a conversion, `int8 would` if they are those of one to INT8, and
+            so on.
+        decisions: the precision of each node.
         engine: the engine of a run directory.
         asked: the TensorRT whose parser was asked about unsupported nodes. Empty if it was not asked.
         refused: the nodes that it does not support.

@@ -170,12 +170,13 @@ def invocation() -> str:
 
 
 def load(directory: Path) -> Report:
-    """Return the report in a run directory.
+    """Return the report in a run directory, which may also be given as the path of its report.json.
 
     Raises:
         UsageError: the report does not exist, is damaged, or has a schema version that is not in `READABLE_SCHEMAS`.
     """
-    path, fix = directory / "report.json", "Give a run directory that this version of trtopt wrote"
+    path = directory if directory.name == "report.json" else directory / "report.json"
+    fix = "Give a run directory that this version of trtopt wrote"
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         version = data["schema_version"]

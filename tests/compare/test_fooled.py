@@ -195,13 +195,25 @@ def test_a_reference_that_always_chooses_one_class_never_passes() -> None:
     assert verdict(one, {"logits": FP32["logits"]}, MANY).verdict == "fail"
 
 
-def test_rows_whose_number_depends_on_the_data_are_a_difference() -> None:
-    boxes = {"selected": lambda x: np.argwhere(x > 1.0).astype(np.int64)}
-    fewer = {"selected": lambda x: np.argwhere(x > 1.1).astype(np.int64)}
+@pytest.mark.parametrize("axis", [0, 1], ids=["rows", "columns"])
+def test_rows_whose_number_depends_on_the_data_are_a_difference(axis: int) -> None:
+    def above(least: float) -> dict[str, Callable[[Array], Array]]:  # with axis 1 as NonZero: a row per axis of x
+        return {"selected": lambda x: np.moveaxis(np.argwhere(x > least).astype(np.int64), 0, axis)}
+
+    boxes, fewer = above(1.0), above(1.1)
     assert verdict(boxes, boxes, MANY).verdict == "pass"
     found = verdict(boxes, fewer, MANY)
     assert found.verdict == "fail"
     assert 50 < found.outputs[0].values["equal"] < 99
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_numbers_whose_count_depends_on_the_data_are_a_difference(axis: int) -> None:
+    def above(least: float) -> dict[str, Callable[[Array], Array]]:
+        return {"chosen": lambda x: np.expand_dims(x[x > least], 1 - axis)}
+
+    assert verdict(above(1.0), above(1.0), MANY).verdict == "pass"
+    assert verdict(above(1.0), above(1.1), MANY).verdict == "fail"
 
 
 def test_a_copied_input_of_another_length_in_each_sample_never_passes() -> None:

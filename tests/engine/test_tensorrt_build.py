@@ -169,6 +169,25 @@ def test_an_unsupported_operator_is_named_with_its_node(trt, tmp_path):
     assert not (tmp_path / "e").exists()
 
 
+@pytest.mark.parametrize("op", ["HardSwish", "ConvTranspose"], ids=["parser", "builder"])
+def test_a_node_that_is_refused_in_its_precision_can_be_kept(trt, tmp_path, op):
+    nodes = [helper.make_node(op, ["x", "w"][: 1 + (op == "ConvTranspose")], ["y"], "my node")]
+    weights = helper.make_tensor("w", TensorProto.BFLOAT16, [4, 4, 1, 1], [0.5] * 16)
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.BFLOAT16, [1, 4, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.BFLOAT16, [1, 4, 4, 4])],
+        [weights][: len(nodes[0].input) - 1],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10), tmp_path / "m.onnx")
+    decision = Decision(node="my node", op=op, precision="bf16", reason="requested")
+    typed = TypedModel(onnx=describe(tmp_path / "m.onnx"), precision="bf16", rest="bf16", decisions=(decision,))
+    with pytest.raises(BuildError, match=f"{op} node my node") as error:
+        tensorrt.build(trt, typed, (), OPTIONS, tmp_path / "e", emit=silent)
+    assert error.value.fix.startswith("Keep the node in FP32 with --keep 'my node'=fp32")
+
+
 def test_every_unsupported_node_is_listed_and_one_without_a_name_by_its_index(trt, tmp_path):
     nodes = [helper.make_node("Det", ["x"], ["y"]), helper.make_node("Det", ["x"], ["z"])]
     typed = model(tmp_path / "m.onnx", nodes, [("x", [2, 4, 4])], [("y", [2]), ("z", [2])])

@@ -173,6 +173,52 @@ def test_uint8_codes_that_others_read_are_not_made_int8(body: str, tmp_path: Pat
         repaired(tmp_path / "net.onnx")
 
 
+@pytest.mark.parametrize("dtype", ["int16", "uint16"])
+@pytest.mark.parametrize("stated", [True, False], ids=["zero point", "no zero point"])
+def test_values_of_another_type_are_named(dtype: str, stated: bool, tmp_path: Path) -> None:
+    zero = f", {dtype} z = {{0}}" if stated else ""
+    more = ", z" if stated else ""
+    kind = onnx.TensorProto.DataType.Value(dtype.upper())
+    q = f"QuantizeLinear(x, s{more})" if stated else f"QuantizeLinear<output_dtype = {kind}>(x, s)"
+    body = (
+        f"(float[n, 4] x) => (float[n, 4] y) <float s = {{0.5}}{zero}> {{ q = {q} y = DequantizeLinear(q, s{more}) }}"
+    )
+    onnx.save(onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 21]> net {body}'), tmp_path / "net.onnx")
+    with pytest.raises(ModelError, match=f"QuantizeLinear q has values of type {dtype}"):
+        repaired(tmp_path / "net.onnx")
+
+
+@pytest.mark.parametrize("floating", [True, False], ids=["weights", "codes"])
+@pytest.mark.parametrize("channels", [True, False], ids=["per channel", "per tensor"])
+def test_a_weight_that_is_transposed_afterwards_is_transposed_before(
+    floating: bool, channels: bool, tmp_path: Path, cli: Cli
+) -> None:
+    """PyTorch and ModelOpt write a linear layer so. TensorRT reads a weight in 8 bits right before the product only."""
+    rng = np.random.default_rng(0)
+    scale = np.linspace(0.001, 0.004, 16, dtype=np.float32) if channels else np.float32(0.002)
+    codes = rng.integers(-127, 128, (16, 32)).astype(np.int8)
+    constants = {
+        "x_scale": np.float32(0.02), "zero": np.int8(0), "scale": scale, "zeros": np.zeros(scale.shape, np.int8),
+        "w": (codes * np.reshape(scale, (-1, 1))).astype(np.float32) if floating else codes,
+    }  # fmt: skip
+    axis = {"axis": 0} if channels else {}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "x_scale", "zero"], ["q"], "quantize"),
+        helper.make_node("DequantizeLinear", ["q", "x_scale", "zero"], ["dq"], "dequantize"),
+        *([helper.make_node("QuantizeLinear", ["w", "scale", "zeros"], ["wq"], "quantize_w", **axis)] * floating),
+        helper.make_node("DequantizeLinear", ["wq" if floating else "w", "scale", "zeros"], ["wd"], "weight", **axis),
+        helper.make_node("Transpose", ["wd"], ["wt"], "transpose", perm=[1, 0]),
+        helper.make_node("MatMul", ["dq", "wt"], ["y"], "product"),
+    ]
+    path = graph(tmp_path / "net.onnx", nodes, constants)
+    result, _ = repaired(path)
+    np.testing.assert_allclose(outputs(result, X), outputs(path, X), rtol=1e-6, atol=1e-6)
+    assert "Transpose" not in [node.op_type for node in onnx.load(result).graph.node]
+    np.savez(tmp_path / "x.npz", x=np.tile(X, (6, 1)))
+    done = cli("convert", path, "-p", "int8", "--data", tmp_path / "x.npz", "-o", tmp_path / "run")
+    assert (done.code, "1 int8 layers" in done.out) == (0, True), done.out + done.err
+
+
 def test_integer_operators_are_named(tmp_path: Path) -> None:
     nodes, constants = layer(np.int8(0), np.int8(0))
     node = helper.make_node("DynamicQuantizeLinear", ["x"], ["q8", "s8", "z8"], "dynamic")

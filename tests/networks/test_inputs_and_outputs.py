@@ -88,6 +88,22 @@ def test_an_output_may_be(declared: str, line: str, precision: str, tmp_path: Pa
     ]
 
 
+@pytest.mark.parametrize("lacking", ["shape", "type"])
+@pytest.mark.parametrize("external", [False, True])
+def test_an_output_may_lack_its(lacking: str, external: bool, tmp_path: Path, cli: Cli) -> None:
+    body = "(float[n, 4, 32] x) => (float[n, 4, 32] y, float[n, 4, 64] h) { h = MatMul(x, w) y = MatMul(h, v) }"
+    model = onnx.load(network(tmp_path, body, {"w": normal(32, 64, scale=0.2), "v": normal(64, 32, scale=0.2)}))
+    for output in model.graph.output:
+        (output.type.tensor_type if lacking == "shape" else output).ClearField(lacking)
+    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=external, location="weights", size_threshold=0)
+    x = normal(40, 4, 32)
+    done = convert(cli, tmp_path, "int8", {"x": x}, "--backend", "tensorrt")
+    assert done.code == 0, done.err
+    assert sqnr(tmp_path, feeds({"x": x})) > 25
+    done = cli("inspect", tmp_path / "model.onnx")
+    assert "h  float32 [n, 4, 64]" in done.out
+
+
 NO_NUMBERS = {
     "a string tensor": "(float[4, 32] x, string[4] s) => (float[4, 20] y, string[4] t) "
     '{ t = StringNormalizer<case_change_action="LOWER">(s) y = MatMul(x, w) }',

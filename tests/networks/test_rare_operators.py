@@ -7,10 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from networks.small import Cli, convert, feeds, network, sqnr
 
 from trtopt.engine.onnxruntime import open_runner
+from trtopt.engine.trt import builder as tensorrt
+from trtopt.graph.prepare import infer_shapes, save
+from trtopt.precision import Request, precision
 
 X = np.random.default_rng(0).normal(size=(8, 2, 4, 4)).astype(np.float32)
 
@@ -48,6 +52,49 @@ def test_constants_that_are_attributes_keep_their_type(precision: str, tmp_path:
     )
     done = convert(cli, tmp_path, precision, {"x": X.reshape(-1, 2)})
     assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("name", ["fp16", "bf16"])
+@pytest.mark.parametrize("op", ["Celu", "HardSwish", "LpNormalization", "Mish"])
+def test_the_parser_takes_every_activation(op: str, name: str, tmp_path: Path) -> None:
+    body = f"(float[n, 2, 4, 4] x) => (float[n, 2, 4, 4] y) {{ a = Relu(x) y = {op}(a) }}"
+    model = ir.from_proto(onnx.load(network(tmp_path, body, {}, 22)))
+    infer_shapes(model)
+    precision(name).apply(model, Request())
+    save(model, tmp_path / "typed.onnx")
+    assert tensorrt.check(tensorrt.find(None), tmp_path / "typed.onnx") == ()
+
+
+@pytest.mark.parametrize("name", ["fp16", "bf16"])
+def test_a_cache_that_is_updated_in_place_stays_an_input(name: str, tmp_path: Path, cli: Cli) -> None:
+    """TensorRT refuses a cast between the input and TensorScatter."""
+    body = """(float[2, 4, 8, 16] past, float[2, 4, 1, 16] x, int64[2] at) => (
+        float[2, 4, 8, 16] present, float[2, 4, 1, 8] y) {
+        k = MatMul(x, w) present = TensorScatter<axis=2, mode="linear">(past, k, at)
+        t = Transpose<perm=[0, 1, 3, 2]>(present) y = MatMul(x, t) }"""
+    rng = np.random.default_rng(0)
+    network(tmp_path, body, {"w": rng.normal(0, 0.3, (16, 16)).astype(np.float32)}, 24)
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    for i in range(4):
+        past, x = (rng.normal(size=(2, 4, n, 16)).astype(np.float32) for n in (8, 1))
+        np.savez(samples / f"{i}.npz", past=past, x=x, at=np.full(2, i))
+    done = convert(cli, tmp_path, name, samples, "--backend", "tensorrt")
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_a_transposed_convolution_builds_beside_bf16(precision: str, tmp_path: Path, cli: Cli) -> None:
+    body = """(float[n, 2, 4, 4] x) => (float[n, 16, 16, 16] y) {
+        a = ConvTranspose<strides=[2, 2]>(x, w) r = Relu(a) y = ConvTranspose<strides=[2, 2]>(r, v) }"""
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.normal(0, 0.4, (2, 16, 2, 2)), "v": rng.normal(0, 0.2, (16, 16, 2, 2))}
+    network(tmp_path, body, {name: array.astype(np.float32) for name, array in weights.items()})
+    rest = ("--rest", "bf16") if precision == "int8" else ()
+    done = convert(cli, tmp_path, precision, {"x": X}, "--backend", "tensorrt", *rest)
+    assert done.code == 0, done.err
+    assert sqnr(tmp_path, feeds({"x": X})) > 25
+    assert "TensorRT does not support ConvTranspose in BF16" in done.out
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])

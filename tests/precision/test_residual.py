@@ -50,6 +50,13 @@ def test_the_input_that_the_other_is_computed_from_is_the_skip(parse: Parse, ord
     assert skips(parse(body, WEIGHTS)) == {("s", "a")}
 
 
+@pytest.mark.parametrize("order", ["a, c", "c, a"])
+@pytest.mark.parametrize("body", ["p = Mul(a, a)\n c = Mul(p, a)", "p = Conv(x, w)\n c = Mul(a, p)"])
+def test_a_sum_within_an_activation_function_is_not_residual(parse: Parse, body: str, order: str) -> None:
+    model = parse(f"{HEAD} {{ a = Conv(x, w)\n {body}\n s = Add({order})\n z = Relu(s) }}", WEIGHTS)
+    assert skips(model) == set()
+
+
 @pytest.mark.parametrize("order", ["short, long", "long, short"])
 def test_of_two_convolutions_the_one_with_the_longer_path_is_the_skip(parse: Parse, order: str) -> None:
     body = f"""{HEAD} {{ r = Relu(x)\n short = Conv(r, w)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -40,10 +41,10 @@ import ray
 from trtopt.commands.calibrate import calibrate
 from trtopt.commands.compare import compare
 from trtopt.commands.predict import predict
-from trtopt.commands.spread import spread
+from trtopt.commands.spread import spread, spread_bench
 from trtopt.engine import BuildPlan
 from trtopt.errors import TrtoptError
-from trtopt.plan import ComparePlan, ConvertPlan, DataPlan, PredictPlan
+from trtopt.plan import BenchPlan, ComparePlan, ConvertPlan, DataPlan, PredictPlan, SpeedPlan
 from trtopt.shards.cluster import Cluster
 ray.init(num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
 digits, calib, eval = map(Path, sys.argv[1:])
@@ -64,6 +65,10 @@ def prediction(out): return PredictPlan(run=digits, out=Path(out), data=DataPlan
 predict(prediction("whole.jsonl"))
 told["rows"] = spread(prediction("spread.jsonl"), cluster).rows
 told["same rows"] = Path("whole.jsonl").read_bytes() == Path("spread.jsonl").read_bytes()
+bench = spread_bench(BenchPlan(targets=(digits, Path("copy.onnx")), run_dir=Path("bench"), batches=(1, 4), seconds=0.1,
+                               speed=SpeedPlan(device="cpu")), cluster).benchmark
+told["timings"] = [[timing.target, timing.batch] for timing in bench.timings]
+told["complete"] = bench.complete
 for name, plan in (("poisoned", calibration("poisoned", "samples_of_ray:always")),
                    ("missing", prediction("out.jsonl"))):
     try:
@@ -77,14 +82,14 @@ print(json.dumps(told))
 """
 
 
-@pytest.mark.nightly
 @WITHOUT
 def test_four_workers_make_what_one_process_makes_also_if_one_is_killed(tmp_path: Path) -> None:
+    shutil.copy(DIGITS, tmp_path / "copy.onnx")
     (tmp_path / "samples_of_ray.py").write_text(DATA.format(eval=str(EVAL)))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     arguments = [sys.executable, "-c", PROGRAM, str(DIGITS), str(CALIB), str(EVAL)]
     done = subprocess.run(
-        arguments, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path, timeout=300
+        arguments, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path, timeout=600
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))  # Ray prints, too
@@ -92,11 +97,26 @@ def test_four_workers_make_what_one_process_makes_also_if_one_is_killed(tmp_path
     assert told["report"] is True
     assert told["same rows"] is True
     assert told["rows"] == 1000
+    assert told["timings"] == [["model.onnx", 1], ["copy.onnx", 1], ["model.onnx", 4], ["copy.onnx", 4]]
+    assert told["complete"] is True
     assert told["killed"] >= 1
     assert told["left"] == []
     assert told["poisoned"].startswith("shard ")
     assert "failed 4 times" in told["poisoned"]
     assert "nosuch does not exist" in told["missing"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "gate", "said"),
+    [
+        ((DIGITS, DIGITS), "latency_p99=5ms", "a target is given twice: each has a worker of its own"),
+        ((DIGITS,), "speedup=1.5x", "--gate speedup cannot be combined with --ray"),
+    ],
+)
+def test_a_benchmark_that_ray_cannot_divide_is_refused(targets, gate: str, said: str, cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    done = cli("bench", *targets, "--gate", gate, "--ray", "auto", "-o", tmp_path)
+    assert done.code == 2
+    assert said in done.err
 
 
 def test_without_a_cluster_the_error_is_one_line(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -131,8 +131,18 @@ def bench(
     return replace(report, error=Failure(message=str(stopped), exit_code=stopped.exit_code)) if stopped else report
 
 
-def inspect(path: PathText, *, tensorrt: bool = False, only: Sequence[str] = ()) -> Inspection:
+def inspect(
+    path: PathText,
+    *,
+    tensorrt: bool = False,
+    precision: str = "",
+    rest: str = "fp16",
+    keep: Sequence[str] = (),
+    only: Sequence[str] = (),
+) -> Inspection:
     """Return the contents of an ONNX file or a run directory, with each node's precision; as `trtopt inspect`.
+
+    The precisions of an FP32 model are those of a conversion to `precision`, INT8 by default.
 
     >>> from trtopt import inspect
     >>> found = inspect("samples/digits/model.onnx")
@@ -140,9 +150,19 @@ def inspect(path: PathText, *, tensorrt: bool = False, only: Sequence[str] = ())
     (7, ('batch', 1, 28, 28))
 
     Raises:
-        TrtoptError: the file cannot be read.
+        TrtoptError: the file cannot be read, or a flag names no node.
     """
-    from trtopt.commands.inspect import look
-    from trtopt.flags import lowered_only
+    from trtopt.commands.inspect import INT8, look
+    from trtopt.flags import keeps, lowered_only
+    from trtopt.stages.target import Target
 
-    return look(to_path("path", path), tensorrt=tensorrt, only=lowered_only(only, "int8"))
+    wanted = precision or INT8.precision
+    target = Target(
+        precision=wanted,
+        rest=rest,
+        bias_correction=False,
+        keep=keeps(keep, wanted, rest),
+        only=lowered_only(only, wanted),
+    )
+    asked = precision or rest != INT8.rest or keep or only
+    return look(to_path("path", path), tensorrt=tensorrt, target=target if asked else None)

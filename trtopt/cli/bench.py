@@ -21,6 +21,8 @@ from trtopt.cli.options import (
     Format,
     FormatFlag,
     QuietFlag,
+    RayCoresFlag,
+    RayFlag,
     RecipeFlag,
     SamplesFlag,
     ShapeFlag,
@@ -143,6 +145,8 @@ def bench(
             "--cuda-graphs", help="Let onnxruntime capture CUDA graphs, as engines always do.", rich_help_panel=RUN
         ),
     ] = False,
+    ray: RayFlag = None,
+    ray_cores: RayCoresFlag = 4,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -176,9 +180,11 @@ def bench(
     from trtopt.commands.bench import bench as run
     from trtopt.commands.load import LoadPlan
     from trtopt.commands.max_batch import max_batch as search_batch
+    from trtopt.commands.spread import spread_bench
     from trtopt.errors import UsageError
     from trtopt.plan import BenchPlan, DataPlan, SpeedPlan
     from trtopt.shapes import parse_shapes
+    from trtopt.shards.cluster import Cluster
 
     targets = targets or []
     samples_of = DataPlan(source=data, recipe=recipe, skip_bad=skip_bad, samples=samples) if data else None
@@ -230,7 +236,8 @@ def bench(
         speed=speed,
     )
     with Narrator(quiet=quiet, verbose=verbose) as emit:
-        report, stopped = run(plan, emit)
+        cluster = Cluster(address=ray or "", cores=ray_cores)
+        report, stopped = (spread_bench(plan, cluster, emit), None) if ray else run(plan, emit)
     finish(report, Printed(format=format.value, told=emit.told), stopped)
 
 

@@ -37,6 +37,7 @@ from trtopt.cli.options import (
     OutFlag,
     QuietFlag,
     RecipeFlag,
+    RestFlag,
     SamplesFlag,
     ShapeFlag,
     SignatureFlag,
@@ -49,7 +50,7 @@ from trtopt.cli.options import (
     size,
 )
 from trtopt.engine import DEFAULT, backends
-from trtopt.precision import fallbacks, precisions
+from trtopt.precision import precisions
 
 
 def convert(
@@ -105,9 +106,7 @@ def convert(
             rich_help_panel=CALIBRATION,
         ),
     ] = None,
-    rest: Annotated[
-        str, choice("Fallback precision of nodes that are not quantized.", fallbacks(), PRECISION)
-    ] = "fp16",
+    rest: RestFlag = "fp16",
     keep: KeepFlag = None,
     only: OnlyFlag = None,
     shape: ShapeFlag = None,

@@ -54,7 +54,7 @@ _IMAGES = ("recipe", "skip_bad", "samples")
 
 IDLE = (
     Idle(
-        commands=("convert",),
+        commands=("convert", "inspect"),
         flags=("rest",),
         when=_has_no_scales,
         why="only int8 and fp8 have a fallback precision",
@@ -109,7 +109,7 @@ IDLE = (
     ),
     Idle(
         commands=("bench",),
-        flags=("seconds",),
+        flags=("seconds", "ray"),
         when=lambda values: values["max_batch"],
         why="it applies to a sweep, not to --max-batch",
     ),
@@ -121,7 +121,7 @@ IDLE = (
         fix="Leave out one of them",
     ),
     Idle(
-        commands=("calibrate", "compare", "predict"),
+        commands=("bench", "calibrate", "compare", "predict"),
         flags=("ray_cores",),
         when=lambda values: not values["ray"],
         why="there are no workers",
@@ -136,7 +136,7 @@ IDLE = (
     ),
     Idle(
         commands=("bench",),
-        flags=("batch", "max_batch", "memory_limit", "device", "tf32", "cuda_graphs", "out"),
+        flags=("batch", "max_batch", "memory_limit", "device", "tf32", "cuda_graphs", "ray", "out"),
         when=lambda values: values["server"] is not None,
         why="--server measures a server that runs already",
     ),

@@ -15,6 +15,7 @@ import typer
 from trtopt.bench.units import BYTES, quantity
 from trtopt.compare.kinds import kinds
 from trtopt.errors import UsageError
+from trtopt.precision import fallbacks
 from trtopt.report import formats
 from trtopt.types import Cache
 
@@ -79,6 +80,7 @@ ShapeFlag = Annotated[
         rich_help_panel=INPUT,
     ),
 ]
+RestFlag = Annotated[str, choice("Fallback precision of nodes that are not quantized.", fallbacks(), PRECISION)]
 KeepFlag = Annotated[
     list[str] | None,
     typer.Option(
@@ -235,7 +237,8 @@ RayFlag = Annotated[
     typer.Option(
         "--ray",
         metavar="auto|ADDRESS",
-        help="Divide the data among the workers of a Ray cluster, with one GPU each, or --ray-cores cores.",
+        help="Divide the data (bench: the targets) among the workers of a Ray cluster, with one GPU each, or "
+        "--ray-cores cores.",
         show_default=False,
         rich_help_panel=RUN,
     ),

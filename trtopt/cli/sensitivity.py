@@ -29,6 +29,7 @@ from trtopt.cli.options import (
     OutFlag,
     QuietFlag,
     RecipeFlag,
+    RestFlag,
     SamplesFlag,
     ShapeFlag,
     SignatureFlag,
@@ -38,7 +39,6 @@ from trtopt.cli.options import (
     cache,
     choice,
 )
-from trtopt.precision import fallbacks
 
 
 def sensitivity(
@@ -57,9 +57,7 @@ def sensitivity(
     precision: Annotated[
         str, choice("Precision of what is quantized.", ("int8", "fp8"), PRECISION, "--precision", "-p")
     ] = "int8",
-    rest: Annotated[
-        str, choice("Fallback precision of nodes that are not quantized.", fallbacks(), PRECISION)
-    ] = "fp16",
+    rest: RestFlag = "fp16",
     keep: KeepFlag = None,
     only: OnlyFlag = None,
     recipe: RecipeFlag = None,

@@ -37,6 +37,7 @@ from trtopt.cli.options import (
     OutFlag,
     QuietFlag,
     RecipeFlag,
+    RestFlag,
     SamplesFlag,
     ShapeFlag,
     SignatureFlag,
@@ -49,7 +50,6 @@ from trtopt.cli.options import (
     size,
 )
 from trtopt.engine import DEFAULT, backends
-from trtopt.precision import fallbacks
 
 SPEEDS = ("engine", "macs", "bytes")
 
@@ -73,9 +73,7 @@ def tune(
     precision: Annotated[
         str, choice("Precision of what is quantized.", ("int8", "fp8"), PRECISION, "--precision", "-p")
     ] = "int8",
-    rest: Annotated[
-        str, choice("Fallback precision of nodes that are not quantized.", fallbacks(), PRECISION)
-    ] = "fp16",
+    rest: RestFlag = "fp16",
     keep: KeepFlag = None,
     only: OnlyFlag = None,
     speed: Annotated[

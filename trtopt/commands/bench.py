@@ -48,7 +48,7 @@ def bench(plan: BenchPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | N
     if plan.allow_inconclusive and not plan.gates:
         raise UsageError("--allow-inconclusive is about gates", why="there is none", fix="Add --gate, or leave it out")
     checks.exists(plan.data)
-    wanted = [preparing.wanted(path, name) for path, name in _named(plan.targets)]
+    wanted = [preparing.wanted(path, name) for path, name in named(plan.targets)]
     with contextlib.ExitStack() as held:
         run = held.enter_context(open_run(plan.run_dir, emit, plan.speed.device))
         emit = run.emit
@@ -137,7 +137,7 @@ def _stopped(error: BaseException, batches: Sequence[int], done: Sequence[int], 
     return InterruptedSweepError(f"interrupted at batch {at}", fix=kept)
 
 
-def _named(paths: Sequence[Path]) -> list[tuple[Path, str]]:
+def named(paths: Sequence[Path]) -> list[tuple[Path, str]]:
     """Return each target with its name in tables.
 
     The name is that of the file, or the whole path if two files have the same name. A target that is given again (for

@@ -29,6 +29,7 @@ from trtopt.stages.batch import fixed_batch
 from trtopt.stages.made import Made
 from trtopt.stages.repair import is_quantized
 from trtopt.types import (
+    Benchmark,
     CalibrationTable,
     Engine,
     Observation,
@@ -81,7 +82,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         files = stages.aim(run, made, _aim(plan, plan.target)) if plan.target else None
         comparison = compared(run, plan, made, samples.judged)
         layers, fault = explained(run, made, comparison, samples.judged)
-        benchmark = stages.speed(run, made, samples.judged, plan.speed_gates) if plan.speed else None
+        benchmark = _benchmark(run, plan, made, samples.judged) if plan.speed else None
         report = timed(reported(run, plan, made, comparison), benchmark)
         report = run.finish(replace(report, target=files, parity=parity, layers=layers, fault=fault))
     return report, made.unable
@@ -108,6 +109,12 @@ def _checked(plan: ConvertPlan, given: Source) -> OnnxModel | None:
             known.inputs, plan.shapes, lambda: stages.sizes((plan.data, plan.calib), known), lambda: unread(known.path)
         )  # fail fast on a bad --shape
     return ready
+
+
+def _benchmark(run: Run, plan: ConvertPlan, made: Made, samples: Dataset | None) -> Benchmark | None:
+    from trtopt.stages.speed import speed  # imports all of `trtopt.bench`, which most conversions do not need
+
+    return speed(run, made, samples, plan.speed_gates)
 
 
 def _wanted(plan: ConvertPlan) -> exporting.Wanted:

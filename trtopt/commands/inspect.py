@@ -14,27 +14,32 @@ from trtopt.engine.trt.refusal import Refusal
 from trtopt.errors import UsageError
 from trtopt.events import silent
 from trtopt.inspection import Inspection
-from trtopt.types import Decision, Only
+from trtopt.stages.target import Target
+from trtopt.types import CalibrationTable, Decision
+
+INT8 = Target(precision="int8", rest="fp16", bias_correction=False)
 
 
-def look(path: Path, *, tensorrt: bool = False, only: Only | None = None) -> Inspection:
+def look(path: Path, *, tensorrt: bool = False, target: Target | None = None) -> Inspection:
     """Return the contents of the model at `path`; with `tensorrt`, also the nodes that TensorRT does not support.
 
-    `only` are the only nodes that a conversion of the model would lower.
+    `target` is the precision that a conversion would be asked for: `INT8`, unless another one is given.
 
     Raises:
         EnvironmentUnableError: `tensorrt` is set, but TensorRT is not available.
-        UsageError: `path` does not exist, or `only` names no node, or the precisions of the model are decided already.
+        UsageError: `path` does not exist, or the target names no node, or is given for a model whose precisions are
+            decided already.
         ModelError: the model cannot be read or prepared, or no manifest records it.
     """
     from trtopt.candidate import resolve
     from trtopt.graph.file import load_ir
 
     candidate = resolve(path)
-    if only is not None and candidate.typed:
-        raise UsageError("--only has no effect", why=f"the precisions of {path} are decided", fix="Give the FP32 model")
+    if target is not None and candidate.typed:
+        raise UsageError("a precision has no effect", why=f"those of {path} are decided", fix="Give the FP32 model")
+    target = target or INT8
     # First, because it refuses an invalid model.
-    decisions = candidate.typed.decisions if candidate.typed else _would_decide(candidate.onnx.path, only)
+    decisions = candidate.typed.decisions if candidate.typed else _would_decide(candidate.onnx.path, target)
     model = load_ir(candidate.onnx.path)
     asked, refused = _ask(candidate.onnx.path) if tensorrt else ("", ())
     parameters = 0
@@ -49,7 +54,7 @@ def look(path: Path, *, tensorrt: bool = False, only: Only | None = None) -> Ins
         operators=dict(Counter(node.op_type for node in model.graph).most_common()),
         parameters=parameters,
         weights=dict(weights.most_common()),
-        decided="typed" if candidate.typed else "int8 would",
+        decided="typed" if candidate.typed else f"{target.precision} would",
         decisions=decisions,
         engine=candidate.engine,
         asked=asked,
@@ -67,40 +72,32 @@ def _ask(path: Path) -> tuple[str, tuple[Refusal, ...]]:
     return trt.title, explain(path, apart.check(trt, path, silent).rejections)
 
 
-def _would_decide(path: Path, only: Only | None) -> tuple[Decision, ...]:
-    """Return the decisions that a conversion to INT8 would make: those for the prepared graph, which is converted.
+def _would_decide(path: Path, target: Target) -> tuple[Decision, ...]:
+    """Return the decisions of a conversion without samples: those for the prepared graph, which is converted.
 
     Raises:
+        UsageError: the precision is unknown, or the target names no node.
         ModelError: the model cannot be prepared.
     """
-    from trtopt.errors import ModelError
     from trtopt.graph.file import load_ir
     from trtopt.graph.prepare import prepare
     from trtopt.graph.widen import in_fp32, is_in_fp32
-    from trtopt.precision import Request, formats, precision
-    from trtopt.precision.passes import bodies
-    from trtopt.precision.passes.keep import keep
+    from trtopt.precision import precision
+    from trtopt.precision.passes.given import is_quantized
     from trtopt.precision.passes.placement import place
-    from trtopt.precision.passes.wanted import resolve
+    from trtopt.stages.precision import request
 
+    wanted = precision(target.precision)
     with tempfile.TemporaryDirectory(prefix="trtopt-") as folder:
         source = path
         if not is_in_fp32(path):
             source = Path(folder) / "widened.onnx"
             in_fp32(path, source)
-        prepared = prepare(source, Path(folder), min_opset=precision("int8").FORMAT.opset, profile=())
+        prepared = prepare(source, Path(folder), min_opset=wanted.FORMAT.opset, profile=())
         model = load_ir(prepared.path)
-        try:
-            placed = place(model, resolve(model, (), only)).decisions()
-        except ModelError:  # the model is already quantized
-            return ()
-        kept = {node.name: reason for node, reason in keep(model, formats(16)["fp16"], Request()).items()}
-        return (
-            *(
-                replace(decision, precision="fp32", reason=kept[decision.node])
-                if decision.precision == "fp16" and decision.node in kept
-                else decision
-                for decision in placed
-            ),
-            *bodies.decisions(model.graph),
-        )
+        asked = request(model, target, None, None)
+        if wanted.FORMAT.scaled and not is_quantized(model.graph):
+            # Which nodes are quantized does not depend on their scales.
+            scales = dict.fromkeys(place(model, asked.keep).tensors(), 1.0)
+            asked = replace(asked, table=CalibrationTable(method="", scales=scales))
+        return wanted.apply(model, asked)

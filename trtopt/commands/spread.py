@@ -1,25 +1,32 @@
 """`--ray`: a command on all workers of a Ray cluster. It is `--shard` on each of them, and then `trtopt merge`.
 
+Of a benchmark, not the data are divided but the targets: each has a worker, and its GPU, to itself.
+
 Touches: the cluster; as the command itself.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from trtopt.commands import calibrate, compare, predict
+from trtopt.codec import decode, encode
+from trtopt.commands import bench, calibrate, compare, predict
 from trtopt.commands.merge import Merged, merge
 from trtopt.errors import UsageError
 from trtopt.events import Emit, Progress, StageFinished, StageStarted, silent
-from trtopt.plan import ComparePlan, ConvertPlan, DataPlan, PredictPlan
+from trtopt.plan import BenchPlan, ComparePlan, ConvertPlan, DataPlan, PredictPlan
+from trtopt.run import open_run
 from trtopt.shards.cluster import Cluster, each_shard
 from trtopt.shards.partial import partial_name
 from trtopt.shards.shard import Shard
+from trtopt.types import Benchmark, Report
 
 Plan = ConvertPlan | ComparePlan | PredictPlan
 STAGE = "shards"
@@ -35,8 +42,6 @@ def spread(plan: Plan, cluster: Cluster, emit: Emit = silent) -> Merged:
         DataError: a shard failed; the message names it.
         TrtoptError: as the command.
     """
-    import time
-
     plan = _everywhere(plan)
     out = plan.out if isinstance(plan, PredictPlan) else _folder(plan)
     start, paths = time.perf_counter(), []
@@ -53,6 +58,64 @@ def spread(plan: Plan, cluster: Cluster, emit: Emit = silent) -> Merged:
     for path in paths:
         path.unlink(missing_ok=True)
     return result
+
+
+def spread_bench(plan: BenchPlan, cluster: Cluster, emit: Emit = silent) -> Report:
+    """Time each target on a worker of its own, and return the report of all.
+
+    The targets are not timed in turns, so there is no `speedup`.
+
+    Raises:
+        UsageError: the data are Python objects, a target is given twice, or a gate cannot be judged.
+        DataError: a target failed; the message names its shard.
+        TrtoptError: as `bench`.
+    """
+    from trtopt.bench import gate
+
+    if len(set(plan.targets)) < len(plan.targets):
+        raise UsageError("a target is given twice", why="each has a worker of its own", fix="Name each once")
+    if any(each.kind == "speedup" for each in plan.gates):
+        raise UsageError(
+            "--gate speedup cannot be combined with --ray",
+            why="targets on different workers are not timed in turns",
+            fix="Leave out one of them",
+        )
+    targets = tuple(map(_absolute, plan.targets))
+    own = replace(plan, targets=targets, data=plan.data and _data(plan.data), gates=(), allow_inconclusive=False)
+    with open_run(plan.run_dir, emit, plan.speed.device) as run:
+        bench.check_out(run.store.root)
+        start, found = time.perf_counter(), {}
+        run.emit(StageStarted(STAGE))
+        for shard, data in each_shard(cluster, partial(_timed, own, Path.cwd()), len(targets)):
+            found[shard.number] = decode(Benchmark, json.loads(data))
+            run.emit(Progress(STAGE, len(found), shard.count, str(plan.targets[shard.number - 1])))
+        run.emit(StageFinished(STAGE, time.perf_counter() - start, f"{len(found)} targets on Ray"))
+        whole = _joined([(name, found[number]) for number, (_, name) in enumerate(bench.named(plan.targets), start=1)])
+        gate.check(plan.gates, sorted({timing.batch for timing in whole.timings}), len(targets))
+        judged = gate.judged(whole, plan.gates, cpu_counts=plan.speed.device == "cpu")
+        return bench.written(run, judged, allow_inconclusive=plan.allow_inconclusive)
+
+
+def _timed(plan: BenchPlan, here: Path, shard: Shard) -> bytes:
+    """Time one target on a worker, and return its benchmark as JSON."""
+    if here.is_dir():
+        os.chdir(here)
+    target = plan.targets[shard.number - 1]
+    with tempfile.TemporaryDirectory(prefix="trtopt-") as folder:
+        report, stopped = bench.bench(replace(plan, targets=(target,), run_dir=Path(folder)))
+    if stopped is not None:
+        raise stopped
+    return json.dumps(encode(report.benchmark)).encode()
+
+
+def _joined(parts: Sequence[tuple[str, Benchmark]]) -> Benchmark:
+    """Return one benchmark of single targets, each with its name; the timings by batch size, then by target."""
+    timings = [replace(timing, target=name) for name, part in parts for timing in part.timings]
+    return Benchmark(
+        targets=tuple(replace(target, name=name) for name, part in parts for target in part.targets),
+        timings=tuple(sorted(timings, key=lambda timing: timing.batch)),
+        complete=all(part.complete for _, part in parts),
+    )
 
 
 def _work(plan: Plan, here: Path, shard: Shard) -> bytes:

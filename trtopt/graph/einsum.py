@@ -116,11 +116,13 @@ class _Expansion:
         weight = constant(values[1])
         if weight is not None and not product.batch:
             self._replace(self._linear(values[0], weight, (left_axes, right_axes, result), product))
-        elif len(product.rows) == len(product.columns) == len(product.inner) == 1:
-            left = self._transposed(values[0], left_axes, product.batch + product.rows + product.inner)
+        elif len(product.columns) == len(product.inner) == 1:
+            # MatMul repeats the right operand along the leading axes of the left one, here all rows but the last.
+            rows = product.rows[:-1] + product.batch + product.rows[-1]
+            left = self._transposed(values[0], left_axes, rows + product.inner)
             right = self._transposed(values[1], right_axes, product.batch + product.inner + product.columns)
             found = self._add("MatMul", [left, right])
-            self._replace(self._transposed(found, product.batch + product.rows + product.columns, result))
+            self._replace(self._transposed(found, rows + product.columns, result))
         return bool(self.new)
 
     def _linear(

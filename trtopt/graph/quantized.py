@@ -28,6 +28,7 @@ from trtopt.graph.query import (
     producer,
     unique,
 )
+from trtopt.graph.transposed import transpose_weights
 
 if TYPE_CHECKING:
     import onnx
@@ -41,6 +42,10 @@ _INTEGER_OPERATORS = frozenset(
     "QLinearConcat QLinearGlobalAveragePool QLinearSigmoid QLinearLeakyRelu QLinearAveragePool QLinearSoftmax".split()
 )
 _NOT_NEGATIVE = frozenset({"Relu", "Sigmoid", "Softmax", "HardSigmoid", "Exp", "Abs", "Sqrt"})
+_OF_ANY = frozenset({"INT8", "UINT8", "FLOAT8E4M3FN", "FLOAT4E2M1"})
+_OF_WEIGHTS = _OF_ANY | {"INT4", "UINT4", "INT32"}
+"""Types of quantized values that TensorRT has, or that are repaired."""
+
 _MIDDLE = 128  # the zero point of uint8 that is 0 in int8
 _SHOWN = 3
 
@@ -60,6 +65,7 @@ def repair(model: ir.Model, path: Path) -> str:
     Raises:
         ModelError: a node cannot be repaired; the message names the first ones.
     """
+    transpose_weights(model)
     graph, problems, done = model.graph, [], Counter[tuple[str, str]]()
     taken = names(graph)
     # Read before anything changes, as Q and DQ share their scales and zero points.
@@ -69,7 +75,9 @@ def repair(model: ir.Model, path: Path) -> str:
         codes = constant(node.inputs[0]) if node.op_type == "DequantizeLinear" else None
         if scale is None or zero is None:
             problems.append(f"the scale or zero point of {_called(node)} is computed at run time")
-        elif attribute(node, "block_size", 0):
+        elif (kind := _kind(node)) not in (_OF_WEIGHTS if codes is not None else _OF_ANY):
+            problems.append(f"{node.op_type} {_called(node)} has values of type {kind.lower()}")
+        elif attribute(node, "block_size", 0) or kind == "UINT4":
             problem, change = _repair_blocks(graph, node, (codes, zero), taken)
             problems += [problem] if problem else []
             if change:
@@ -134,6 +142,12 @@ def _called(node: ir.Node) -> str:
 def _counted(done: Counter[tuple[str, str]]) -> list[tuple[str, int]]:
     """Return the changes with their counts, in words for one or for several."""
     return [(change[count > 1], count) for change, count in done.items()]
+
+
+def _kind(node: ir.Node) -> str:
+    """Return the ONNX type of the quantized values of Q or DQ."""
+    value = node.outputs[0] if node.op_type == "QuantizeLinear" else node.inputs[0]
+    return "" if value is None or value.dtype is None else value.dtype.name
 
 
 def _parameters(node: ir.Node) -> tuple[Array | None, Array | None]:

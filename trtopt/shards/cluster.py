@@ -53,12 +53,15 @@ def caught(work: Callable[[Shard], bytes], shard: Shard) -> Answer:
         return Answer(error=str(error), exit_code=error.exit_code)
 
 
-def each_shard(cluster: Cluster, work: Callable[[Shard], bytes]) -> Iterator[tuple[Shard, bytes]]:
+def each_shard(
+    cluster: Cluster, work: Callable[[Shard], bytes], parts: int | None = None
+) -> Iterator[tuple[Shard, bytes]]:
     """Divide the work among all workers of the cluster, and yield each shard's result as it comes.
 
     Args:
         cluster: the cluster.
         work: is called on a worker with its shard; it is a function of a module, or a `functools.partial` of one.
+        parts: the number of shards; by default one for each worker.
 
     Raises:
         EnvironmentUnableError: no cluster is found, it has no room for a worker, or a shard cannot be computed there.
@@ -74,7 +77,7 @@ def each_shard(cluster: Cluster, work: Callable[[Shard], bytes]) -> Iterator[tup
             raise EnvironmentUnableError("the Ray cluster has neither GPUs nor cores", fix="Add a node to it")
         needs: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": min(cluster.cores, cores)}
         task = ray.remote(max_retries=RETRIES, **needs)(caught)
-        waiting = {task.remote(work, shard): shard for shard in shards(count)}
+        waiting = {task.remote(work, shard): shard for shard in shards(parts or count)}
         try:
             while waiting:
                 (ready, *_), _ = ray.wait(list(waiting))

@@ -20,7 +20,6 @@ from trtopt.stages.prepare import prepare
 from trtopt.stages.repair import repair
 from trtopt.stages.samples import class_names, open_data, open_samples, sizes, tell
 from trtopt.stages.sensitivity import sensitivity
-from trtopt.stages.speed import speed
 from trtopt.stages.target import Target
 from trtopt.stages.timing import Site, check_timing, timing
 from trtopt.stages.tune import Halves, halves, tune, without
@@ -56,7 +55,6 @@ __all__ = [
     "sensitivity",
     "set_precision",
     "sizes",
-    "speed",
     "tell",
     "timing",
     "tune",

@@ -84,7 +84,9 @@ class Exact:
         return self._others.get(value, 2 * _NUMBERED)
 
     def _add_rows(self, index: int, reference: Array, candidate: Array) -> None:
-        """Add one sample, with its rows matched in any order."""
+        """Add one sample, with its rows matched in any order. They are the axis of which the lengths differ."""
+        axis = int(np.argmax(np.not_equal(reference.shape, candidate.shape)))
+        reference, candidate = (np.moveaxis(values, axis, 0) for values in (reference, candidate))
         x, y = (Counter(map(repr, rows.tolist())) for rows in (reference, candidate))
         rows = max(x.total(), y.total())
         width = max(reference.size, candidate.size) // rows

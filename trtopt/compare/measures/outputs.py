@@ -114,9 +114,9 @@ class Outputs:
     def differs_in_rows(self, name: str) -> bool:
         """Return whether the two outputs differ in the number of rows, and only in that.
 
-        The length of such an output depends on the data, as after non-maximum suppression. Rows are the first axis of a
-        sample that is fed alone, `[k, ...]`, or the second axis of `[n, k, width]`. Any other difference in shape is an
-        error of the candidate.
+        The length of such an output depends on the data, as after non-maximum suppression. Rows are one axis of a
+        sample that is fed alone, such as `[k, ...]` or the `[rank, k]` of NonZero, or the second axis of `[n, k,
+        width]`. Any other difference in shape is an error of the candidate.
 
         Raises:
             ModelError: only one of the two outputs is floating-point.
@@ -127,7 +127,7 @@ class Outputs:
         self._check_type(name)
         alone = len(self.indices) == 1
         differing = [axis for axis, sizes in enumerate(zip(reference, candidate, strict=True)) if len(set(sizes)) > 1]
-        return (differing == [0] and alone) or (differing == [1] and len(reference) == 3)
+        return (len(differing) == 1 and alone) or (differing == [1] and len(reference) == 3)
 
     def rows(self, name: str) -> Rows:
         """Return the output as rows. They are computed once and shared by all readers.

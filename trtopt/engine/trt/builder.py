@@ -148,7 +148,7 @@ def _attempt(
         parsed = _parse(trt, builder, _dialect(trt, typed.onnx.path, Path(folder)))
     network = parsed.network
     if parsed.rejections:
-        raise rejected(parsed.rejections)
+        raise rejected(parsed.rejections, _lowered(typed))
     counts = audit_network(trt, network, typed)
     config = configure(trt, builder, options)
     if not trt.can.strong_typing:
@@ -246,7 +246,12 @@ def _failure(trt: TensorRT, network: Any, typed: TypedModel) -> BuildError:
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     ops = {node.name: node.op_type for node in load_proto(typed.onnx.path).graph.node}
     names = {layer.name: node for layer in layers if (node := onnx_node(layer, ops))}
-    return build_error(logger(trt.module.__name__).errors, names, ops)
+    return build_error(logger(trt.module.__name__).errors, names, ops, _lowered(typed))
+
+
+def _lowered(typed: TypedModel) -> set[str]:
+    """Return the names of the nodes that are not in FP32."""
+    return {decision.node for decision in typed.decisions if decision.precision != "fp32"}
 
 
 def _warn_of_changed_types(network: Any, model: OnnxModel, emit: Emit) -> None:

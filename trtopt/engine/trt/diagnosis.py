@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,7 @@ _FIXES = (
     ("exceeds the maximum value", "Change the operator's parameter before the export"),
     ("out of memory|OutOfMemory", "Free memory, or lower --workspace and the largest --shape"),
 )
+_MEMORY = "workspace|maxScratchSize|[mM]emory"
 ELSEWHERE = ", or use --backend onnxruntime"
 """Part of a fix, for a model that onnxruntime can load."""
 
@@ -102,11 +104,11 @@ def clean(message: str) -> str:
     return "; ".join(lines)
 
 
-def rejected(rejections: Sequence[Rejection]) -> BuildError:
-    """Return the error for a model with nodes that the parser rejects."""
+def rejected(rejections: Sequence[Rejection], lowered: Collection[str] = ()) -> BuildError:
+    """Return the error for a model with nodes that the parser rejects. `lowered` are its nodes that are not in FP32."""
     shown = "; ".join(map(_sentence, rejections[:_SHOWN]))
     more = f"; and {len(rejections) - _SHOWN} more" if len(rejections) > _SHOWN else ""
-    return BuildError("TensorRT cannot parse the model", why=shown + more, fix=_fix(shown, rejections[0].node))
+    return BuildError("TensorRT cannot parse the model", why=shown + more, fix=_fix(shown, rejections[0].node, lowered))
 
 
 def _sentence(rejection: Rejection) -> str:
@@ -114,19 +116,22 @@ def _sentence(rejection: Rejection) -> str:
     return f"{where}: {rejection.message} [{rejection.code}]"
 
 
-def build_error(messages: Iterable[str], layers: Mapping[str, str], ops: Mapping[str, str]) -> BuildError:
+def build_error(
+    messages: Iterable[str], layers: Mapping[str, str], ops: Mapping[str, str], lowered: Collection[str] = ()
+) -> BuildError:
     """Return the error for a network that was parsed but cannot be built.
 
     Args:
         messages: TensorRT's error messages.
         layers: name of each TensorRT layer -> name of the ONNX node that it comes from.
         ops: name of each ONNX node -> its operator.
+        lowered: names of the ONNX nodes that are not in FP32.
     """
     texts = list(dict.fromkeys(filter(None, map(clean, messages))))
     text = "; ".join(texts[:_SHOWN]) or "it gives no reason"
     node = _culprit(text, layers)
     where = f" at {ops.get(node, '')} node {node}" if node else ""
-    return BuildError(f"TensorRT cannot build the network{where}", why=text, fix=_fix(text, node))
+    return BuildError(f"TensorRT cannot build the network{where}", why=text, fix=_fix(text, node, lowered))
 
 
 def onnx_node(layer: Any, names: Collection[str] = ()) -> str:
@@ -155,6 +160,8 @@ def _culprit(text: str, layers: Mapping[str, str]) -> str:
     return layers[max(mentioned, key=len)] if mentioned else ""
 
 
-def _fix(text: str, node: str) -> str:
+def _fix(text: str, node: str, lowered: Collection[str]) -> str:
     default = _FIX_OF_NODE if node else _FIX_OF_MODEL
+    if node in lowered and not re.search(_MEMORY, text):
+        return f"Keep the node in FP32 with --keep {shlex.quote(node)}=fp32{ELSEWHERE}"
     return next((fix for pattern, fix in _FIXES if re.search(pattern, text)), default)

@@ -7,11 +7,12 @@ Equalization and Bias Correction", section 4.1; Xiao et al. 2023, "SmoothQuant",
 smoothing scales are those with the least predicted error (`precision.passes.smoothing`).
 
 The division is free where existing constants absorb it: the weights and bias of a Conv, Gemm or MatMul, the factor of a
-Mul or Div, the scale and bias of a LayerNormalization. It passes through Relu, pools, the Add of a constant, and
-operators that only move values (`trtopt.graph.views`).
+Mul or Div, the scale and bias of a norm. It passes through Relu, pools, the Add of a constant, one side of a product,
+and operators that only move values (`trtopt.graph.views`). A GELU, hard-swish or hard-sigmoid of one node gets a Mul
+behind it, in place of the factor that its form in parts has.
 
 Elsewhere a Mul is inserted after the producer, if the predicted error falls to half or less (`WORTH`), and if the
-producer is an operator that TensorRT does not fuse into an INT8 kernel (`pairs`: a norm, a GELU, a hard-swish).
+producer is an operator that TensorRT does not fuse into an INT8 kernel (`pairs`: a norm, a sigmoid, a square root).
 The pointwise kernel of such an operator takes in one more multiplication at little cost.
 
 A tensor whose values change is renamed (`SUFFIX`): a calibration table belongs to one of the two networks only.
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float64]
 SUFFIX = "/equalized"
 WORTH = 0.5
-"""A Mul is inserted only if it reduces the predicted squared error to this fraction, or less."""
+"""A Mul that replaces no factor is inserted only if it reduces the predicted squared error to this fraction."""
 
 
 def equalize(
@@ -82,7 +83,8 @@ def equalize(
             _replace_constant(node, 1, _scale_input_channels(node, weight, choice.scales), taken)
         # `_absorb` renames the tensor, so its name is recorded before.
         if link.absorbers:
-            absorbed.append(link.name)
+            is_free = all(index is not None for _, index, _ in link.absorbers)
+            (absorbed if is_free else inserted).append(link.name)
             _absorb(link, choice.scales, taken)
         else:
             inserted.append(link.name)
@@ -94,6 +96,13 @@ def equalize(
 def _absorb(link: Link, scales: Array, taken: set[str]) -> None:
     """Divide the absorbers' constants by the smoothing scales, in place, and rename the tensors that change."""
     for node, index, axis in link.absorbers:
+        if index is None:
+            value = node.outputs[0]
+            uses = list(value.uses())
+            result = _multiplied(value, axis, 1 / scales, taken)
+            for consumer, position in uses:
+                consumer.replace_input_with(position, result)
+            continue
         array = np.asarray(constant(node.inputs[index]), np.float64)
         factors = scales if node.op_type == "Div" else 1 / scales
         _replace_constant(node, index, _scale_output_channels(node, index, array, factors, axis), taken)
@@ -103,22 +112,27 @@ def _absorb(link: Link, scales: Array, taken: set[str]) -> None:
 
 def _insert(link: Link, scales: Array, taken: set[str]) -> None:
     """Insert a Mul by 1 / `scales` after the activation, for its weighted consumers only."""
-    import onnx_ir as ir
-
-    value, graph = link.tensor, link.tensor.graph
-    source = value.producer()
-    assert source is not None
-    assert isinstance(graph, ir.Graph)
-    shape = [-1 if i == link.axis else 1 for i in range(len(value.shape or ()))]
-    factors = np.asarray(1 / scales, np.float32).reshape(shape)
-    factor_value = add_initializer(graph, unique(f"{value.name}/factors", taken), factors, ir.DataType.FLOAT)
-    result = ir.Value(name=unique(f"{value.name}{SUFFIX}", taken), type=value.type, shape=value.shape)
-    name = unique(f"{value.name}{SUFFIX}/Mul", taken)
-    graph.insert_after(source, ir.node("Mul", [value, factor_value], outputs=[result], name=name))
+    result = _multiplied(link.tensor, link.axis, 1 / scales, taken)
     for node, index in link.uses:
         node.replace_input_with(index, result)
     for view in link.views:
         view.name = f"{view.name}{SUFFIX}"
+
+
+def _multiplied(value: ir.Value, axis: int, factors: Array, taken: set[str]) -> ir.Value:
+    """Return the output of a new Mul of a value by one factor per channel on `axis`. Nothing reads it yet."""
+    import onnx_ir as ir
+
+    source, graph = value.producer(), value.graph
+    assert source is not None
+    assert isinstance(graph, ir.Graph)
+    shape = [-1 if i == axis else 1 for i in range(len(value.shape or ()))]
+    array = np.asarray(factors, np.float32).reshape(shape)
+    factor_value = add_initializer(graph, unique(f"{value.name}/factors", taken), array, ir.DataType.FLOAT)
+    result = ir.Value(name=unique(f"{value.name}{SUFFIX}", taken), type=value.type, shape=value.shape)
+    name = unique(f"{value.name}{SUFFIX}/Mul", taken)
+    graph.insert_after(source, ir.node("Mul", [value, factor_value], outputs=[result], name=name))
+    return result
 
 
 def _grouped(node: ir.Node, weight: Array) -> Array:
@@ -146,7 +160,7 @@ def _scale_input_channels(node: ir.Node, weight: Array, factors: Array) -> Array
 
 def _scale_output_channels(node: ir.Node, index: int, array: Array, factors: Array, axis: int) -> Array:
     """Return a constant of an absorber with its part for output channel c multiplied by factors[c]."""
-    if node.op_type in ("Conv", "Gemm", "MatMul", "LayerNormalization"):
+    if node.op_type not in ("Add", "Div", "Mul"):
         # Output channels are first in the weight and bias of a Conv, and in a transposed Gemm's weight; else last.
         is_first = node.op_type == "Conv" or (node.op_type == "Gemm" and index == 1 and attribute(node, "transB", 0))
         channel_axis = 0 if is_first else array.ndim - 1

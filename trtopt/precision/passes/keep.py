@@ -2,7 +2,7 @@
 
 There is one small function per reason:
     _unsupported              the operator does not support the type
-    recurrent.refusal         TensorRT's parser refuses this form of a recurrent operator
+    refused.refusal           TensorRT does not support the type, or not in this form of the operator
     _index_nodes              it computes positions, which must be exact
     carriers_to_outputs       it brings a mask's infinity to an output
     constant_out_of_range    a constant overflows the type, or rounds to 0
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from trtopt.formats import Format
 from trtopt.graph.query import FLOAT_COMPUTE_FREE, float_nodes, is_float
 from trtopt.precision import Request
-from trtopt.precision.passes import patterns, recurrent
+from trtopt.precision.passes import patterns, refused
 from trtopt.precision.passes.extent import (
     WEIGHTED,
     activation_out_of_range,
@@ -81,7 +81,7 @@ def keep(model: ir.Model, half: Format, request: Request) -> dict[ir.Node, str]:
         reason = (
             _asked(request.keep.get(node.name or ""))
             or _unsupported(node, opset, half)
-            or recurrent.refusal(node, half)
+            or refused.refusal(node, half)
             or ("computes positions or sizes" if node in index_nodes else "")
             or constant_out_of_range(node, half)
             or ("an output of the network holds its mask" if node in carriers else "")

@@ -3,6 +3,10 @@
 The consumers of an activation may read it through operators that only move values, and so may the division reach the
 constants that absorb it (`trtopt.graph.views`): one linear layer is written in many ways.
 
+So is an activation function. A GELU in parts ends in a factor 1/2, or has it on one side of its product, and a
+hard-swish in parts ends in a division by 6; these constants absorb the division. One node has the factor inside: it
+gets the division as a Mul behind it, and every form is equalized alike.
+
 Touches: nothing; it reads an onnx-ir model.
 """
 
@@ -20,8 +24,19 @@ from trtopt.precision.passes.placement import Placement, is_average_pool, place
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    Absorber = tuple[ir.Node, int | None, int]
+
 # Operators f with f(x / s) = f(x) / s for every channel and s > 0. So are average pools.
 _PASS_THROUGH = frozenset({"Relu", "MaxPool"})
+_WITH_FACTOR = frozenset({"Gelu", "HardSigmoid", "HardSwish"})
+"""Functions whose forms in parts end in a constant factor."""
+_NORMS = {
+    "LayerNormalization": -1,
+    "RMSNormalization": -1,
+    "BatchNormalization": 1,
+    "InstanceNormalization": 1,
+}
+"""Norms with their channel axis. Input 1 is the scale, and input 2 the bias."""
 # Operators that TensorRT runs in pointwise or normalization kernels, not fused into INT8 convolutions and products.
 _POINTWISE = frozenset(
     "Abs Div Elu Erf Exp Gelu HardSigmoid HardSwish InstanceNormalization LayerNormalization LeakyRelu Log Mul Pow "
@@ -39,8 +54,9 @@ class Link:
         axis: its channel axis, counted from the front.
         uses: (node, index of an input) of the activation that lead to the consumers.
         views: the tensors between the activation and the consumers.
-        absorbers: (node, index of a constant input, channel axis of its output) that absorb the division. If empty, a
-            Mul must be inserted.
+        absorbers: (node, index of a constant input, channel axis of its output) that absorb the division. The index is
+            None for a node that has a factor inside: a Mul behind it absorbs the division. If there are no absorbers,
+            a Mul must be inserted behind the activation, for the consumers alone.
         values: the tensors whose values change then: the activation and those between it and the absorbers.
     """
 
@@ -49,7 +65,7 @@ class Link:
     axis: int
     uses: tuple[tuple[ir.Node, int], ...]
     views: tuple[ir.Value, ...]
-    absorbers: tuple[tuple[ir.Node, int, int], ...] = ()
+    absorbers: tuple[Absorber, ...] = ()
     values: tuple[ir.Value, ...] = ()
 
     @property
@@ -146,27 +162,34 @@ def _adds_constant(node: ir.Node, axis: int, rank: int) -> bool:
     return node.op_type == "Add" and len(constants) == 1 and _is_per_channel(node, constants[0], axis, rank)
 
 
-def _absorbers(value: ir.Value, axis: int) -> tuple[list[tuple[ir.Node, int, int]], list[ir.Value]]:
+def _absorbers(value: ir.Value, axis: int, *, is_end: bool = True) -> tuple[list[Absorber], list[ir.Value]]:
     """Walk back from an activation to the constants that absorb its division.
+
+    Args:
+        value: the activation, or with `is_end` False a tensor on the way.
+        axis: its channel axis, counted from the front.
+        is_end: whether the consumers of the value are all compensated. A tensor before must have no other consumer.
 
     Returns:
         The absorbers and the tensors whose values change, as in `Link`; both are empty if an operator on the way can
         neither absorb the division nor pass it on.
     """
-    absorbers: list[tuple[ir.Node, int, int]] = []
+    absorbers: list[Absorber] = []
     values: list[ir.Value] = []
     channels = (dims(value) or ())[axis]
     while True:
         node = value.producer()
-        # The consumers of the activation itself are all compensated. A tensor before it must have no other consumer.
-        is_shared = bool(values) and len(list(value.uses())) != 1
-        values.append(value)
+        is_shared = not (is_end and not values) and len(list(value.uses())) != 1
         if node is None or value.is_graph_output() or is_shared or not is_float(value):
             return [], []
         # An operand that is broadcast has other channels.
         shape = dims(value)
         if shape is None or not axis < len(shape) or channels is None or shape[axis] != channels:
             return [], []
+        # f(x) / s = f(x) (1 / s): the end of the walk. The output itself stays.
+        if node.op_type in _WITH_FACTOR:
+            return [*absorbers, (node, None, axis)], values
+        values.append(value)
         rank = len(shape)
         constants = [i for i, operand in enumerate(node.inputs) if constant(operand) is not None]
         moved = before(node, axis)
@@ -179,21 +202,34 @@ def _absorbers(value: ir.Value, axis: int) -> tuple[list[tuple[ir.Node, int, int
             value = node.inputs[1 - constants[0]]  # type: ignore[assignment]
             if len(dims(value) or ()) != rank:
                 return [], []
-        # (x c) / s = x (c / s), and (x / c) / s = x / (c s): the end of the walk.
-        elif (node.op_type == "Mul" and len(constants) == 1) or (node.op_type == "Div" and constants == [1]):
-            if not _is_per_channel(node, constants[0], axis, rank):
-                return [], []
-            return [*absorbers, (node, constants[0], axis)], values
-        # (W x + b) / s: the weight, and the bias, which must be a constant as well. So are scale and bias of a norm.
-        elif node.op_type in ("Conv", "Gemm", "MatMul", "LayerNormalization") and constants[:1] == [1]:
-            has_computed_bias = len(node.inputs) > 2 and node.inputs[2] is not None and 2 not in constants
-            # The output of a product with a vector has no channels.
-            is_vector = node.op_type == "MatMul" and len(dims(node.inputs[1]) or ()) < 2
-            if has_computed_bias or is_vector or axis != _output_channel_axis(node, rank):
-                return [], []
-            return [*absorbers, *((node, i, axis) for i in constants)], values
-        else:
+        # (x y) / s = (x / s) y = x (y / s): the first factor whose constants absorb the division.
+        elif node.op_type == "Mul" and not constants:
+            for factor in node.inputs:
+                if factor is not None and len(dims(factor) or ()) == rank:
+                    before_it, changed = _absorbers(factor, axis, is_end=False)
+                    if before_it and (dims(factor) or ())[axis] == channels:
+                        return [*absorbers, *before_it], [*values, *changed]
             return [], []
+        else:
+            own = _constants(node, constants, axis, rank)
+            return ([*absorbers, *((node, i, axis) for i in own)], values) if own else ([], [])
+
+
+def _constants(node: ir.Node, constants: list[int], axis: int, rank: int) -> list[int]:
+    """Return the constant inputs of a node that absorb a division of its output; empty if they do not."""
+    # (x c) / s = x (c / s), and (x / c) / s = x / (c s).
+    if (node.op_type == "Mul" and len(constants) == 1) or (node.op_type == "Div" and constants == [1]):
+        return constants if _is_per_channel(node, constants[0], axis, rank) else []
+    # (W x + b) / s: the weight, and the bias, which must be a constant as well. So are scale and bias of a norm.
+    if node.op_type not in ("Conv", "Gemm", "MatMul", *_NORMS) or constants[:1] != [1]:
+        return []
+    has_computed_bias = len(node.inputs) > 2 and node.inputs[2] is not None and 2 not in constants
+    if has_computed_bias or axis != _output_channel_axis(node, rank):
+        return []
+    # The output of a product with a vector has no channels.
+    if node.op_type == "MatMul" and len(dims(node.inputs[1]) or ()) < 2:
+        return []
+    return [i for i in constants if i in (1, 2)]
 
 
 def _is_per_channel(node: ir.Node, index: int, axis: int, rank: int) -> bool:
@@ -206,4 +242,4 @@ def _is_per_channel(node: ir.Node, index: int, axis: int, rank: int) -> bool:
 
 def _output_channel_axis(node: ir.Node, rank: int) -> int:
     """Return the axis of the output channels of a weighted operator or norm, in an output of that rank."""
-    return 1 if node.op_type == "Conv" else rank - 1
+    return 1 if node.op_type == "Conv" else _NORMS.get(node.op_type, -1) % rank

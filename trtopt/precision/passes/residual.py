@@ -7,7 +7,7 @@ Touches: nothing; it reads an onnx-ir graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from trtopt.graph.query import constant, dims, is_float, producer
@@ -25,7 +25,8 @@ def skip_inputs(graph: ir.Graph, weighted: set[ir.Node]) -> Iterator[tuple[ir.No
     (With the roles reversed, TensorRT 8.5.3.1 did not fuse 5 of the 9 Adds of an EfficientNet-Lite0 on an H100.) When
     neither is computed from the other and both come from a convolution, the skip is the one with the longer path from
     their lowest common ancestor. An Add is not residual, and left alone, when it broadcasts, when it adds a constant,
-    and when its sum is a graph output.
+    when its sum is a graph output, and when no weighted operator is between the skip and the other input: then it is
+    part of an activation function, such as the x + 0.044715 x**3 of a GELU.
 
     Args:
         graph: the main graph.
@@ -49,7 +50,9 @@ def skip_inputs(graph: ir.Graph, weighted: set[ir.Node]) -> Iterator[tuple[ir.No
             continue
         left, right = (_distances(source, order) if source in order else {} for source in sources)
         if sources[0] in right or sources[1] in left:
-            yield node, 0 if sources[0] in right else 1
+            skip, branch = (0, right) if sources[0] in right else (1, left)
+            if weighted & _between(sources[skip], branch, order):
+                yield node, skip
         elif all(is_conv):
             yield node, _longer_branch(left, right, order)
         else:
@@ -63,6 +66,15 @@ def _longer_branch(left: dict[ir.Node, int], right: dict[ir.Node, int], order: d
         return 1
     ancestor = max(common, key=order.__getitem__)
     return 0 if left[ancestor] > right[ancestor] else 1
+
+
+def _between(start: ir.Node | None, ancestors: Iterable[ir.Node], order: dict[ir.Node, int]) -> set[ir.Node]:
+    """Return those of the ancestors of a node that are computed from `start`, which is one of them."""
+    found = {start}
+    for node in sorted(ancestors, key=order.__getitem__):
+        if any(predecessor in found for predecessor in node.predecessors()):
+            found.add(node)
+    return {node for node in found if node is not None and node is not start}
 
 
 def _distances(start: ir.Node, order: dict[ir.Node, int]) -> dict[ir.Node, int]:

@@ -67,6 +67,6 @@ def _unknown(flag: str, pattern: str, nodes: Collection[ir.Node]) -> UsageError:
     known = list(dict.fromkeys([node.name or "" for node in nodes] + [node.op_type for node in nodes]))
     near = difflib.get_close_matches(pattern.removeprefix(_BLOCK), known, n=1, cutoff=0.5)
     return UsageError(
-        f"{flag} {pattern}: no node of the prepared model has that name or operator",
+        f"{flag} {pattern}: no node that computes has that name or operator in the prepared model",
         fix=f"Did you mean {near[0]}?" if near else "`trtopt inspect MODEL --nodes` lists the nodes",
     )

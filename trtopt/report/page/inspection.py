@@ -32,15 +32,8 @@ def renderable(found: Inspection, *, nodes: bool) -> RenderableType:
     if found.asked:
         parts += _refused(found)
     if found.decisions:
-        typed = found.decided == "typed"
-        parts += [
-            text(
-                "precision of each node, with the reason"
-                if typed
-                else "precision of each node with --precision int8, with the reason",
-                "bold",
-            )
-        ]
+        wanted = "" if found.decided == "typed" else f" with --precision {found.decided.removesuffix(' would')}"
+        parts += [text(f"precision of each node{wanted}, with the reason", "bold")]
         parts += block(_nodes(found) if nodes else reasons(words.grouped(found.decisions)))
         parts += [] if nodes else [text("--nodes lists every node", "dim")]
     return Group(*parts)
