@@ -336,13 +336,12 @@ def test_a_model_of_that_name_is_never_replaced(cli: Cli, digits: Path, tmp_path
     assert sorted(path.name for path in repo.iterdir()) == ["digits-fp16", "other"]
 
 
-def test_a_folder_that_is_not_a_model_is_named(cli: Cli, digits: Path, tmp_path: Path) -> None:
-    (tmp_path / "repo/samples").mkdir(parents=True)
-    (tmp_path / "repo/old/1").mkdir(parents=True)  # a server completes the configuration of such a model
+def test_folders_that_are_not_models_are_named_in_one_line(cli: Cli, digits: Path, tmp_path: Path) -> None:
+    for name in (".git", "a", "b", "c", "known/1"):  # a server completes the configuration of `known`
+        (tmp_path / "repo" / name).mkdir(parents=True)
     done = cli("package", digits, "--triton", tmp_path / "repo")
     assert done.code == 0
-    assert f"{tmp_path}/repo/samples is not a model: a server of this repository will not start" in done.err
-    assert "repo/old" not in done.err
+    assert f"in {tmp_path}/repo, .git, a, b and 1 more are not models: a server of it will not start" in done.err
 
 
 def test_a_repository_that_is_a_file_is_refused(cli: Cli, digits: Path, tmp_path: Path) -> None:

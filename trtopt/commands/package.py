@@ -88,8 +88,8 @@ def package(plan: PackagePlan, emit: Emit = silent) -> Packaged:
     with repository.staged(plan.repository, written) as stage:
         if plan.verify:
             verified = verify.verify(written, stage, [claim for each in made for claim in each.claims])
-    for other in repository.others(plan.repository):
-        emit(Warned(f"{other} is not a model: a server of this repository will not start"))
+    if others := repository.others(plan.repository):
+        emit(Warned(f"in {plan.repository}, {others} are not models: a server of it will not start"))
     to_build = [(plan.repository / each.folders[0].name / "build.sh", each.missing) for each in made if each.missing]
     return Packaged(
         repository=plan.repository,

@@ -18,6 +18,7 @@ from trtopt.errors import StoreError, TrtoptError, UsageError
 from trtopt.graph.file import copy
 from trtopt.serve.config import text
 
+_MOST_NAMED = 3
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -75,18 +76,21 @@ def check_free(repository: Path, names: Sequence[str]) -> None:
             )
 
 
-def others(repository: Path) -> list[Path]:
-    """Return the folders of a repository that are not models: they have no configuration and no version."""
-    places = sorted(repository.iterdir()) if repository.is_dir() else []
-    return [
-        place
-        for place in places
+def others(repository: Path) -> str:
+    """Return the first names of the folders in a repository that are not models; empty if all of them are.
+
+    They have neither a configuration nor a version. A server takes hidden folders for models, too.
+    """
+    names = [
+        place.name
+        for place in sorted(repository.iterdir())
         if place.is_dir()
-        and not place.name.startswith(".")
         and not (place / "config.pbtxt").exists()
         # A server completes the configuration of a model that has none.
         and not any(each.is_dir() and each.name.isdigit() for each in place.iterdir())
     ]
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return f"{', '.join(names[:_MOST_NAMED])}{more}"
 
 
 @contextlib.contextmanager
