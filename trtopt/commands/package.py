@@ -89,7 +89,7 @@ def package(plan: PackagePlan, emit: Emit = silent) -> Packaged:
         if plan.verify:
             verified = verify.verify(written, stage, [claim for each in made for claim in each.claims])
     if others := repository.others(plan.repository):
-        emit(Warned(f"in {plan.repository}, {others} are not models: a server of it will not start"))
+        emit(Warned(f"{plan.repository} has folders that are not models ({others}): a server of it will not start"))
     to_build = [(plan.repository / each.folders[0].name / "build.sh", each.missing) for each in made if each.missing]
     return Packaged(
         repository=plan.repository,
