@@ -204,7 +204,7 @@ def row(args: argparse.Namespace, name: str, variant: Variant, folder: Path) -> 
         usual = [flag.rpartition("=") for flag in shapes]
         shapes = tuple(f"{key}={variant.batch}x{sizes.split(':')[0].partition('x')[2]}" for key, _, sizes in usual)
     form = Form(model=model, calib=files["calib"], data=files["eval"], shapes=shapes)
-    evaluated = list(feeds(args.zoo, name, "eval", args.eval))
+    evaluated: list[Feed] = list(feeds(args.zoo, name, "eval", args.eval))
     if variant.batch:
         evaluated = list(batched(evaluated, variant.batch))
     made = {}

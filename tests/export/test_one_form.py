@@ -222,3 +222,26 @@ def test_queries_may_share_the_heads_of_keys(form: str, mask: str, tmp_path: Pat
     ops = prepared(tmp_path, body, weights, 23)
     assert "Attention" not in ops
     assert ops.count("Expand") == 2
+
+
+SCORES = "(float[n, 4, 6, 5] x) => (float[n, 4, 6, 5] y)"
+
+
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
+@pytest.mark.parametrize("flat", ["Flatten<axis = 3>(x)", "Reshape(x, r)"])
+def test_a_softmax_of_a_matrix_is_one_along_the_last_axis(tmp_path: Path, op: str, flat: str) -> None:
+    body = f"{SCORES} {{ f = {flat} s = {op}<axis = 1>(f) y = Reshape(s, t) }}"
+    assert prepared(tmp_path, body, {"r": np.array([-1, 5]), "t": np.array([-1, 4, 6, 5])}) == [op]
+
+
+@pytest.mark.parametrize(
+    "body", ["f = Flatten<axis = 2>(x) s = Softmax<axis = 1>(f)", "f = Flatten<axis = 3>(x) s = Softmax<axis = 0>(f)"]
+)
+def test_a_softmax_of_other_axes_stays_one_of_a_matrix(tmp_path: Path, body: str) -> None:
+    assert "Reshape" in prepared(tmp_path, f"{SCORES} {{ {body} y = Reshape(s, t) }}", {"t": np.array([-1, 4, 6, 5])})
+
+
+def test_a_matrix_that_others_read_stays(tmp_path: Path) -> None:
+    body = "(float[n, 4, 6, 5] x) => (float[n, 4, 6, 5] y, float[m, 5] f) { f = Flatten<axis = 3>(x) "
+    body += "s = Softmax<axis = 1>(f) y = Reshape(s, t) }"
+    assert sorted(prepared(tmp_path, body, {"t": np.array([-1, 4, 6, 5])})) == ["Flatten", "Softmax"]

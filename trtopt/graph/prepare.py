@@ -5,7 +5,7 @@ Libraries do the work:
                 the Pad chains of older PyTorch exports.
     onnxscript  converts opsets. It also optimizes the models that are too large for onnxslim, which keeps several
                 copies of the weights in memory.
-What exporters write in several ways gets one form: see `sums`, `einsum`, `attention`, `affine` and `clips`.
+What exporters write in several ways gets one form: see `sums`, `einsum`, `attention`, `softmax`, `affine` and `clips`.
 
 Touches: reads the source model; writes `fp32.onnx` (and `fp32.onnx.data`) into the folder it is given.
 """
@@ -27,6 +27,7 @@ from trtopt.graph.fold import fold
 from trtopt.graph.foreign import infer_foreign
 from trtopt.graph.opset import raise_opset
 from trtopt.graph.parsed import own
+from trtopt.graph.softmax import unflatten_softmax
 from trtopt.graph.sums import expand_sums
 from trtopt.graph.validity import check, contradiction, root_line
 from trtopt.types import OnnxModel, ShapeRange
@@ -269,6 +270,7 @@ def _clean_up(model: ir.Model) -> None:
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     if expand_sums(model) | expand_einsums(model) | expand_attention(model):
         infer_shapes(model)
+    unflatten_softmax(model)
     fold_affine(model)
     merge_limits(model)
     # Names are fixed last, as earlier passes add and remove nodes. TensorRT's layers, the report and the calibration
