@@ -416,3 +416,15 @@ def test_the_stage_compares_a_run_with_its_own_source_and_is_cached(
     assert source is not None
     assert source.digest == made_from
     assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "manifest.json"}
+
+
+def test_the_shape_that_differs_is_told(net: Net, drift: Callable[..., Layers]) -> None:
+    """The layer alone keeps other rows than FP32, although the whole candidate keeps the same."""
+    body = (
+        "(float[1, 32] x) => (float[k] y) { a = Add(x, c) m = Greater(a, c) f = Reshape(a, s) r = Reshape(m, s) "
+        "y = Compress<axis = 0>(f, r) }"
+    )
+    body = body.replace("{ a", "<int64[1] s = {-1}> { a")
+    fp32, shifted = net(body, c=np.float32(0)), net(body, "shifted.onnx", c=np.float32(1))
+    with pytest.raises(ModelError, match=r"another shape in the candidate: \[(\d+)\] instead of \[(?!\1\])"):
+        drift(fp32, shifted)

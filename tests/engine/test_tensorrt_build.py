@@ -169,6 +169,18 @@ def test_an_unsupported_operator_is_named_with_its_node(trt, tmp_path):
     assert not (tmp_path / "e").exists()
 
 
+def test_a_node_that_the_parser_fails_on_without_its_name_is_named(trt, tmp_path):
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"], "r"),
+        helper.make_node("ScatterElements", ["a", "i", "a"], ["b"], "messages", reduction="add"),
+        helper.make_node("Relu", ["b"], ["y"], "last"),
+    ]
+    indices = ("i", np.zeros((2, 4), np.int64))
+    typed = model(tmp_path / "m.onnx", nodes, [("x", [2, 4])], [("y", [2, 4])], [indices], opset=18)
+    (rejection,) = tensorrt.check(trt, typed.onnx.path)
+    assert (rejection.node, rejection.op) == ("messages", "ScatterElements")
+
+
 @pytest.mark.parametrize("op", ["HardSwish", "ConvTranspose"], ids=["parser", "builder"])
 def test_a_node_that_is_refused_in_its_precision_can_be_kept(trt, tmp_path, op):
     nodes = [helper.make_node(op, ["x", "w"][: 1 + (op == "ConvTranspose")], ["y"], "my node")]
@@ -197,7 +209,7 @@ def test_every_unsupported_node_is_listed_and_one_without_a_name_by_its_index(tr
 def test_the_error_about_a_custom_operator_mentions_the_missing_plugin(trt, tmp_path):
     nodes = [helper.make_node("Foo", ["x"], ["y"], "foo", domain="my.domain")]
     typed = model(tmp_path / "m.onnx", nodes, [("x", [2, 4])], [("y", [2, 4])])
-    with pytest.raises(BuildError, match=r"Foo node foo.*Plugin not found.*export the network without it"):
+    with pytest.raises(BuildError, match=r"Foo node foo.*Plugin not found.*Export the network without this operator"):
         tensorrt.build(trt, typed, (), OPTIONS, tmp_path / "e", emit=silent)
 
 

@@ -186,6 +186,16 @@ ATTENTION = {
     "with a mask of allowed positions": ("n, 2, 8, 16", "y = Attention(x, x, x, allowed)", MASKED),
     "causal": ("n, 2, 8, 16", "y = Attention<is_causal = 1>(x, x, x)", MASKED),
     "causal over any length": ("n, 2, l, 16", "y = Attention<is_causal = 1>(x, x, x)", ["Attention"]),
+    "of three axes": (
+        "n, l, 32",
+        "y = Attention<q_num_heads = 2, kv_num_heads = 2>(x, x, x)",
+        [*["Reshape", "Transpose"] * 3, *PLAIN, "Transpose", "Reshape"],
+    ),
+    "causal, of three axes": (
+        "n, 8, 32",
+        "y = Attention<q_num_heads = 2, kv_num_heads = 2, is_causal = 1>(x, x, x)",
+        [*["Reshape", "Transpose"] * 3, *MASKED, "Transpose", "Reshape"],
+    ),
     "with a cap": ("n, 2, l, 16", "y = Attention<softcap = 3.0>(x, x, x)", ["Attention"]),
 }
 
@@ -195,6 +205,23 @@ def test_an_attention_node_is_two_products(shape: str, body: str, ops: list[str]
     weights = {"bias": normal(8, 8), "allowed": np.tri(8, dtype=np.bool_)}
     weights = {name: array for name, array in weights.items() if name in body}
     assert prepared(tmp_path, f"(float[{shape}] x) => (float[{shape}] y) {{ {body} }}", weights, 23) == ops
+
+
+@pytest.mark.parametrize("mask", ["", ", bias"])
+@pytest.mark.parametrize("form", ["four axes", "three axes"])
+def test_queries_may_share_the_heads_of_keys(form: str, mask: str, tmp_path: Path) -> None:
+    if form == "four axes":
+        body = f"""(float[n, 4, 8, 16] x) => (float[n, 4, 8, 16] y) {{
+            k, v = Split<axis = 1>(x, two) y = Attention(x, k, v{mask}) }}"""
+        weights: Arrays = {"two": np.array([2, 2])}
+    else:
+        body = f"""(float[n, 8, 64] x) => (float[n, 8, 64] y) {{ k = MatMul(x, wk) v = MatMul(x, wv)
+            y = Attention<q_num_heads = 4, kv_num_heads = 2>(x, k, v{mask}) }}"""
+        weights = {"wk": normal(64, 32), "wv": normal(64, 32)}
+    weights |= {"bias": normal(4, 8, 8)} if mask else {}
+    ops = prepared(tmp_path, body, weights, 23)
+    assert "Attention" not in ops
+    assert ops.count("Expand") == 2
 
 
 SCORES = "(float[n, 4, 6, 5] x) => (float[n, 4, 6, 5] y)"

@@ -173,6 +173,19 @@ def test_uint8_codes_that_others_read_are_not_made_int8(body: str, tmp_path: Pat
         repaired(tmp_path / "net.onnx")
 
 
+def test_the_operators_of_onnxruntime_s_own_domain_become_those_of_onnx(tmp_path: Path) -> None:
+    nodes, constants = layer(np.int8(0), np.uint8(128))
+    for node in nodes[:-1]:
+        node.domain = "com.microsoft"
+    path = graph(tmp_path / "net.onnx", nodes, constants)
+    proto = onnx.load(path)
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    onnx.save(proto, path)
+    result, _ = repaired(path)
+    np.testing.assert_allclose(outputs(result, X), outputs(path, X), rtol=1e-6, atol=1e-6)
+    assert {node.domain for node in onnx.load(result).graph.node} == {""}
+
+
 @pytest.mark.parametrize("dtype", ["int16", "uint16"])
 @pytest.mark.parametrize("stated", [True, False], ids=["zero point", "no zero point"])
 def test_values_of_another_type_are_named(dtype: str, stated: bool, tmp_path: Path) -> None:
@@ -216,6 +229,26 @@ def test_a_weight_that_is_transposed_afterwards_is_transposed_before(
     assert "Transpose" not in [node.op_type for node in onnx.load(result).graph.node]
     np.savez(tmp_path / "x.npz", x=np.tile(X, (6, 1)))
     done = cli("convert", path, "-p", "int8", "--data", tmp_path / "x.npz", "-o", tmp_path / "run")
+    assert (done.code, "1 int8 layers" in done.out) == (0, True), done.out + done.err
+
+
+@pytest.mark.parametrize(
+    "moved",
+    ["Transpose<perm = [0, 2, 1]>(dq)", "Reshape(dq, shape)", "Unsqueeze(dq, axis)", "Flatten<axis = 2>(dq)"],
+    ids=lambda line: line.partition("(")[0].partition("<")[0],
+)
+def test_an_activation_may_be_moved_between_dq_and_the_product(moved: str, tmp_path: Path, cli: Cli) -> None:
+    body = f"""(float[n, 32, 32] x) => (float y) <float s = {{0.02}}, int8 z = {{0}}, int64[3] shape = {{0, -1, 32}},
+        int64[1] axis = {{0}}> {{
+        q = QuantizeLinear(x, s, z) dq = DequantizeLinear(q, s, z) m = {moved} w = DequantizeLinear(codes, s, z)
+        y = MatMul(m, w) }}"""
+    proto = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": 17]> net {body}')
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    codes = np.random.default_rng(0).integers(-127, 128, (32, 16)).astype(np.int8)
+    proto.graph.initializer.append(numpy_helper.from_array(codes, "codes"))
+    onnx.save(proto, tmp_path / "net.onnx")
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(1).normal(size=(6, 32, 32)).astype(np.float32))
+    done = cli("convert", tmp_path / "net.onnx", "-p", "int8", "--data", tmp_path / "x.npz", "-o", tmp_path / "run")
     assert (done.code, "1 int8 layers" in done.out) == (0, True), done.out + done.err
 
 

@@ -94,6 +94,7 @@ def test_everything_is_written(cli: Cli, write: Callable[..., Path], tmp_path: P
     assert yaml.safe_load((out / "compose.yaml").read_text())["services"]["triton"]["image"].endswith("26.03-py3")
     kinds = [each["kind"] for each in yaml.safe_load_all((out / "kubernetes.yaml").read_text())]
     assert kinds == ["PersistentVolumeClaim", "Deployment", "Service"]
+    assert "&id" not in (out / "kubernetes.yaml").read_text()
 
 
 def test_a_rerun_changes_only_what_it_must_and_keeps_engines(
@@ -158,6 +159,7 @@ def test_a_folder_of_others_is_refused(cli: Cli, write: Callable[..., Path], tmp
     done = cli("fleet", write(a=20), "--gpu", "mine=2GB", "-o", out)
     assert done.code == 2
     assert "is not empty and has no plan.json" in done.err
+    assert "models: 1" not in done.err  # it is known before the plan is made, which may take minutes
     (out / "plan.json").write_text("{}")
     done = cli("fleet", write(a=20), "--gpu", "mine=2GB", "-o", out)
     assert done.code == 2

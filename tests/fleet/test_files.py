@@ -55,6 +55,14 @@ def schema(package: str, path: str) -> dict[str, Any]:
     return json.loads((Path(found.submodule_search_locations[0]) / path).read_text())
 
 
+def test_a_server_has_the_time_to_answer_its_last_requests(plan: Plan) -> None:
+    service = next(iter(compose.compose(plan, servers(plan), IMAGE, mps=False)["services"].values()))
+    deployment = kubernetes.manifests(plan, servers(plan), IMAGE, 10**9)[1]
+    grace = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert service["stop_grace_period"] == f"{grace}s"
+    assert grace > 30  # what Triton itself waits for
+
+
 @pytest.mark.parametrize("mps", [False, True])
 def test_compose_is_valid(plan: Plan, mps: bool) -> None:
     from jsonschema import Draft7Validator

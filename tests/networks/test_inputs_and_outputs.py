@@ -104,6 +104,38 @@ def test_an_output_may_lack_its(lacking: str, external: bool, tmp_path: Path, cl
     assert "h  float32 [n, 4, 64]" in done.out
 
 
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_the_default_domain_may_be_called_by_its_alias(precision: str, tmp_path: Path, cli: Cli) -> None:
+    body = "(float[n, 4, 32] x) => (float[n, 4, 32] y) { h = MatMul(x, w) r = Relu(h) y = MatMul(r, v) }"
+    model = onnx.load(network(tmp_path, body, {"w": normal(32, 64, scale=0.2), "v": normal(64, 32, scale=0.2)}))
+    model.opset_import[0].domain = "ai.onnx"
+    for node in model.graph.node:
+        node.domain = "ai.onnx"
+    onnx.save(model, tmp_path / "model.onnx")
+    x = normal(40, 4, 32)
+    done = convert(cli, tmp_path, precision, {"x": x}, "--backend", "tensorrt")
+    assert done.code == 0, done.err
+    assert sqnr(tmp_path, feeds({"x": x})) > (25 if precision == "int8" else 45)
+
+
+@pytest.mark.parametrize("external", [False, True])
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_nodes_may_be_in_any_order_and_a_graph_without_a_name(
+    precision: str, external: bool, tmp_path: Path, cli: Cli
+) -> None:
+    body = "(float[n, 4, 32] x) => (float[n, 4, 32] y) { h = MatMul(x, w) r = Relu(h) y = MatMul(r, v) }"
+    model = onnx.load(network(tmp_path, body, {"w": normal(32, 64, scale=0.2), "v": normal(64, 32, scale=0.2)}))
+    model.graph.name = ""
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes[::-1])
+    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=external, location="weights", size_threshold=0)
+    x = normal(40, 4, 32)
+    done = convert(cli, tmp_path, precision, {"x": x}, "--backend", "tensorrt")
+    assert done.code == 0, done.err
+    assert sqnr(tmp_path, feeds({"x": x})) > (25 if precision == "int8" else 45)
+
+
 NO_NUMBERS = {
     "a string tensor": "(float[4, 32] x, string[4] s) => (float[4, 20] y, string[4] t) "
     '{ t = StringNormalizer<case_change_action="LOWER">(s) y = MatMul(x, w) }',

@@ -111,7 +111,7 @@ def test_junit_has_a_case_for_each_gate_at_each_rate() -> None:
     suite = ElementTree.fromstring(render("junit", report(found)))[0]
     assert suite.attrib["failures"] == "1"
     cases = [(case.attrib["classname"], case.attrib["name"]) for case in suite.iter("testcase")]
-    assert cases == [(f"trtopt.bench --server.m, {rate} requests/s", "latency_p99") for rate in (10, 50)]
+    assert cases == [(f"trtopt.bench.m, {rate} requests/s", "latency_p99") for rate in (10, 50)]
 
 
 @pytest.mark.parametrize("poisson", [False, True])

@@ -259,6 +259,12 @@ def test_an_ensemble_begins_with_the_recipe(cli: Cli, digits: Path, tmp_path: Pa
     assert not whole.HasField("dynamic_batching")
     assert (tmp_path / "repo/digits-fp16/labels.txt").read_text() == classes.read_text()
     assert "FROM nvcr.io/nvidia/tritonserver:26.03-py3" in (tmp_path / "repo/digits-fp16-images/Dockerfile").read_text()
+    # An empty folder of a version would be lost in git and in object stores, and the model with it.
+    assert list((tmp_path / "repo/digits-fp16-images/1").iterdir())
+    (serve,) = (line for line in done.out.splitlines() if line.startswith("serve: "))
+    build, _, start = serve.removeprefix("serve: ").partition(" && ")
+    assert shlex.split(build)[-1] == str(tmp_path / "repo/digits-fp16-images")
+    assert shlex.split(build)[3] in shlex.split(start)  # the tag
 
 
 @pytest.mark.parametrize("format", ["markdown", "html", "junit", "github"])
@@ -328,6 +334,14 @@ def test_a_model_of_that_name_is_never_replaced(cli: Cli, digits: Path, tmp_path
     assert (repo / "digits-fp16/config.pbtxt").stat().st_mtime_ns == before
     assert cli("package", digits, "--triton", repo, "--name", "other").code == 0
     assert sorted(path.name for path in repo.iterdir()) == ["digits-fp16", "other"]
+
+
+def test_folders_that_are_not_models_are_named_in_one_line(cli: Cli, digits: Path, tmp_path: Path) -> None:
+    for name in (".git", "a", "b", "c", "known/1"):  # a server completes the configuration of `known`
+        (tmp_path / "repo" / name).mkdir(parents=True)
+    done = cli("package", digits, "--triton", tmp_path / "repo")
+    assert done.code == 0
+    assert "repo has folders that are not models (.git, a, b and 1 more): a server of it will not start" in done.err
 
 
 def test_a_repository_that_is_a_file_is_refused(cli: Cli, digits: Path, tmp_path: Path) -> None:

@@ -37,12 +37,13 @@ def test_the_choices_go_from_everything_kept_to_the_boldest_and_each_keeps_less(
     ("refused", "asked", "place", "why"),
     [
         ((), [4], 4, None),  # if the boldest is accepted, so are the safer ones
-        ((4,), [4, 1, 2, 3], 3, 4),
-        ((2, 4), [4, 1, 2], 1, 2),
-        ((1, 2, 3, 4), [4, 1], 0, 1),
+        ((4,), [4, 3], 3, 4),
+        ((3, 4), [4, 3, 1, 2], 2, 3),
+        ((2, 3, 4), [4, 3, 1, 2], 1, 2),
+        ((1, 2, 3, 4), [4, 3, 1], 0, 1),
     ],
 )
-def test_the_boldest_is_asked_first_then_the_safest_up_to_the_first_that_is_refused(
+def test_the_two_boldest_are_asked_first_then_the_safest_up_to_the_first_that_is_refused(
     refused: tuple[int, ...], asked: list[int], place: int, why: int | None
 ) -> None:
     seen = []
@@ -54,6 +55,17 @@ def test_the_boldest_is_asked_first_then_the_safest_up_to_the_first_that_is_refu
     found, reason = boldest([0, 1, 2, 3, 4], refusal)
     assert (found, seen) == (place, asked)
     assert (reason.metric if reason else None) == (f"gate {why}" if why else None)
+
+
+@pytest.mark.parametrize(("refused", "place"), [((), 1), ((1,), 0)])
+def test_of_two_choices_only_the_bolder_one_is_asked(refused: tuple[int, ...], place: int) -> None:
+    asked = []
+
+    def refusal(number: int) -> GateResult | None:
+        asked.append(number)
+        return result("fail") if number in refused else None
+
+    assert (boldest([0, 1], refusal)[0], asked) == (place, [1])
 
 
 def test_a_single_choice_is_the_result_whether_it_is_refused_or_not() -> None:
@@ -132,7 +144,8 @@ def simulated(rng: np.random.Generator) -> tuple[float, int]:
     order = sorted(named(GROUPS), key=lambda group: -rates[int(group.name)])
     kept = fewest(order, lambda kept: refusal(0, kept) is None)
     assert kept is not None
-    choices = ladder(order, kept)
+    # The search adds a bolder choice that it refused itself; here it is any.
+    choices = [*ladder(order, kept), *([kept[1:]] if kept else [])]
     place, _ = boldest(choices, lambda each: refusal(1, each))
     return truth(choices[place]), len(choices[place])
 

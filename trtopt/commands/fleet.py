@@ -98,6 +98,9 @@ def fleet(plan: FleetPlan, emit: Emit = silent) -> Planned:
         TrtoptError: a run cannot be read or packaged.
     """
     stated, process = file.read(plan.models)
+    if plan.out is not None:
+        config.protobuf()
+        folder.check_place(plan.out)
     models = [_model(each, emit) for each in stated]
     names = [model.demand.name for model in models]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -111,7 +114,7 @@ def fleet(plan: FleetPlan, emit: Emit = silent) -> Planned:
     shortages = shortage.shortages(made)
     if shortages or plan.out is None:
         return Planned(plan=made, shortages=shortages)
-    folder.check(plan.out, made, previous)
+    folder.check_models(plan.out, made, previous)
     packaged = {model.demand.name: _packaged(model) for model in models}
     return _written(plan, plan.out, _Change(plan=made, previous=previous, models=packaged), emit)
 
@@ -193,7 +196,6 @@ def _packaged(model: _Model) -> folders.Model:
 
 def _written(plan: FleetPlan, out: Path, change: _Change, emit: Emit) -> Planned:
     """Write the folder of a fleet, or what changed in it."""
-    config.protobuf()
     made = change.plan
     repositories: dict[str, list[Folder]] = {}
     claims: list[verify.Claim] = []

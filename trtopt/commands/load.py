@@ -142,7 +142,7 @@ def _warnings(results: Sequence[load.RateResult]) -> Iterator[str]:
 def report(found: LoadTest, *, allow_inconclusive: bool = False) -> Report:
     """Return the outcome as a report: the table of the rates, and the gates."""
     return Report(
-        command="bench --server",
+        command="bench",
         verdict=found.verdict,
         model=found.model,
         benchmark=Benchmark(

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from trtopt.errors import UsageError
-from trtopt.events import Emit, silent
-from trtopt.serve import config, folders, repository, verify
+from trtopt.events import Emit, Warned, silent
+from trtopt.serve import config, ensemble, folders, repository, verify
 from trtopt.shapes import AskedShape
 from trtopt.stages.bench import Wanted, ranges, wanted
 from trtopt.store import read_result
 from trtopt.types import Benchmark, OnnxModel, Report, Verdict
+
+_TAG = "tritonserver-images"
+"""Name of the image that a Dockerfile of the repository builds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,13 +88,15 @@ def package(plan: PackagePlan, emit: Emit = silent) -> Packaged:
     with repository.staged(plan.repository, written) as stage:
         if plan.verify:
             verified = verify.verify(written, stage, [claim for each in made for claim in each.claims])
+    if others := repository.others(plan.repository):
+        emit(Warned(f"{plan.repository} has folders that are not models ({others}): a server of it will not start"))
     to_build = [(plan.repository / each.folders[0].name / "build.sh", each.missing) for each in made if each.missing]
     return Packaged(
         repository=plan.repository,
         models=tuple(names),
         to_build=tuple(to_build),
         verified=verified,
-        serve=_serve(plan),
+        serve=_serve(plan, written),
     )
 
 
@@ -108,10 +114,15 @@ def report(packaged: Packaged) -> Report:
     )
 
 
-def _serve(plan: PackagePlan) -> str:
-    image = "IMAGE-OF-THE-DOCKERFILE" if plan.options.ensemble else plan.options.image.reference
+def _serve(plan: PackagePlan, written: Sequence[repository.Folder]) -> str:
+    """Return the command that serves the repository, after the one that builds an image if a model comes with one."""
+    image, build = plan.options.image.reference, ""
+    # The files are equal: one image has what all of them import.
+    if places := [plan.repository / folder.name for folder in written if ensemble.DOCKERFILE in folder.files]:
+        image = _TAG
+        build = f"{shlex.join(['docker', 'build', '-t', image, str(places[0])])} && "
     volume = shlex.quote(f"{plan.repository.resolve()}:/models")
-    words = f"docker run --rm --gpus all --shm-size 1g -p 8000-8002:8000-8002 -v {volume}"
+    words = f"{build}docker run --rm --gpus all --shm-size 1g -p 8000-8002:8000-8002 -v {volume}"
     cache = " --cache-config=local,size=268435456" if plan.options.cache else ""
     return f"{words} {image} tritonserver --model-repository=/models{cache}"
 

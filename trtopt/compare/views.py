@@ -129,10 +129,11 @@ class Views:
         for point in self.group:
             reference = expected[point.tensor]
             results = (run[point.end], alone[point.end])
-            if any(array.shape != reference.shape for array in results):
+            different = next((array.shape for array in results if array.shape != reference.shape), None)
+            if different is not None:
                 raise ModelError(
                     f"tensor {point.reference} has another shape in the candidate",
-                    why=f"{list(results[0].shape)} instead of {list(reference.shape)} for the same sample",
+                    why=f"{list(different)} instead of {list(reference.shape)} for the same sample",
                     fix="Compare without --layers",
                 )
             tallies[point.tensor].add(reference, *results)

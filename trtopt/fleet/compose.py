@@ -12,7 +12,7 @@ from typing import Any
 
 from trtopt.fleet.demand import MB
 from trtopt.fleet.plan import Plan
-from trtopt.fleet.servers import Server
+from trtopt.fleet.servers import STOP_SECONDS, Server
 
 PROMETHEUS = "prom/prometheus:v3.5.0"
 GRAFANA = "grafana/grafana:12.1.1"
@@ -62,6 +62,7 @@ def _server(plan: Plan, server: Server, image: str, *, mps: bool) -> dict[str, A
                 "reservations": {"devices": [{"driver": "nvidia", "device_ids": devices, "capabilities": ["gpu"]}]}
             }
         },
+        "stop_grace_period": f"{STOP_SECONDS}s",
         "restart": "unless-stopped",
     }
     if mps:

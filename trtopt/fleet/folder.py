@@ -40,16 +40,26 @@ class Change:
     removed: tuple[tuple[str, str], ...]
 
 
-def check(place: Path, plan: Plan, previous: Plan | None) -> None:
-    """Check that a folder can take the plan.
+def check_place(place: Path) -> None:
+    """Check that a folder can take a plan.
 
     Raises:
-        UsageError: it is a file, or has contents that are not those of the previous plan.
+        UsageError: it is a file, or has contents that are not those of a plan.
+        MissingDependencyError: PyYAML is not installed.
     """
+    require("yaml")
     if place.exists() and not place.is_dir():
         raise UsageError(f"{place} is a file", fix="Name a folder with -o")
     if place.is_dir() and any(place.iterdir()) and not (place / FILE).is_file():
         raise UsageError(f"{place} is not empty and has no {FILE}", fix="Name another folder with -o")
+
+
+def check_models(place: Path, plan: Plan, previous: Plan | None) -> None:
+    """Check that a folder can take the models of a plan.
+
+    Raises:
+        UsageError: it has such a model, which is not one of the previous plan.
+    """
     own = _models(previous) if previous is not None else {}
     for model in _models(plan).keys() - own.keys():
         if (place / model).exists():
@@ -87,7 +97,6 @@ def staged(place: Path, models: Mapping[str, Sequence[Folder]]) -> Iterator[Path
 
 def complete(stage: Path, plan: Plan, image: str, *, mps: bool) -> None:
     """Add everything but the repository to a staged folder."""
-    yaml: Any = require("yaml")
     found = servers(plan)
     size = sum(path.stat().st_size for path in (stage / "models").rglob("*") if path.is_file())
     files: dict[str, Any] = {
@@ -97,14 +106,21 @@ def complete(stage: Path, plan: Plan, image: str, *, mps: bool) -> None:
     }
     for name, content in files.items():
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
-        (stage / name).write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    objects = kubernetes.manifests(plan, found, image, size)
-    (stage / "kubernetes.yaml").write_text(yaml.safe_dump_all(objects, sort_keys=False), encoding="utf-8")
+        (stage / name).write_text(_yaml([content]), encoding="utf-8")
+    (stage / "kubernetes.yaml").write_text(_yaml(kubernetes.manifests(plan, found, image, size)), encoding="utf-8")
     shown = json.dumps(dashboard.dashboard(), indent=1, ensure_ascii=False)
     (stage / "grafana/dashboards/fleet.json").write_text(f"{shown}\n", encoding="utf-8")
     (stage / "load.sh").write_text(load.script(plan, found), encoding="utf-8")
     (stage / "load.sh").chmod(0o755)
     (stage / FILE).write_text(text(plan), encoding="utf-8")
+
+
+def _yaml(objects: Sequence[Any]) -> str:
+    """Return objects as a stream of YAML, without anchors: readers of the file do not expect them."""
+    yaml: Any = require("yaml")
+    plain = type("Plain", (yaml.SafeDumper,), {"ignore_aliases": lambda *_: True})
+    text: str = yaml.dump_all(objects, Dumper=plain, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def update(place: Path, stage: Path, plan: Plan, previous: Plan | None) -> Change:

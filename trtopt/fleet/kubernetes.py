@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from trtopt.fleet.plan import Plan
-from trtopt.fleet.servers import Server
+from trtopt.fleet.servers import STOP_SECONDS, Server
 
 _CLAIM = "trtopt-models"
 _GIB = 2**30
@@ -74,7 +74,11 @@ def _deployment(plan: Plan, server: Server, image: str) -> dict[str, Any]:
             "selector": {"matchLabels": labels},
             "template": {
                 "metadata": {"labels": labels, "annotations": scraped},
-                "spec": {"containers": [container], "volumes": volumes},
+                "spec": {
+                    "containers": [container],
+                    "volumes": volumes,
+                    "terminationGracePeriodSeconds": STOP_SECONDS,
+                },
             },
         },
     }

@@ -13,6 +13,8 @@ from trtopt.serve import config
 from trtopt.serve.folders import Given
 
 _FULL = 100
+STOP_SECONDS = 40
+"""Time to stop a server. It waits up to 30 s for its last requests; by default, Docker would kill it after 10."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ Touches: the onnx-ir model it is given.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,9 +29,9 @@ _KNOWN = frozenset(
 def expand_attention(model: ir.Model) -> bool:
     """Replace the plain Attention nodes of the main graph, in place, and return whether there were.
 
-    Plain is one of four axes, with as many heads for keys as for queries, without a past, a window or a cap. A causal
-    mask is written as a constant, and so needs fixed lengths. A query for which a boolean mask allows no key has the
-    result 0, as ONNX defines, where a Softmax alone would return NaN.
+    Plain is one without a past, a window or a cap, of four axes or of three, in which the heads are side by side. A
+    causal mask is written as a constant, and so needs fixed lengths. A query for which a boolean mask allows no key has
+    the result 0, as ONNX defines, where a Softmax alone would return NaN.
     """
     taken = names(model.graph)
     plain = [node for node in model.graph if node.op_type == "Attention" and node.domain in ("", "ai.onnx")]
@@ -40,8 +41,34 @@ def expand_attention(model: ir.Model) -> bool:
     return bool(plain)
 
 
+@dataclass(frozen=True, slots=True)
+class _Heads:
+    """The sizes of queries, keys or values; the length is None if it is dynamic."""
+
+    count: int
+    length: int | None
+    size: int
+
+
+def _heads(node: ir.Node, index: int) -> _Heads | None:
+    """Return the sizes of the queries (index 0), keys or values; None unless all but the length is known."""
+    shape = dims(node.inputs[index])
+    if shape is None or len(shape) not in (3, 4):
+        return None
+    count, length, size = shape[1:] if len(shape) == 4 else (None, *shape[1:])
+    if len(shape) == 3:
+        count = attribute(node, "kv_num_heads" if index else "q_num_heads", 0)
+        size = size // count if size is not None and count else None
+    return _Heads(count, length, size) if count and size else None
+
+
+def _all_heads(node: ir.Node) -> tuple[_Heads, _Heads, _Heads] | None:
+    """Return the sizes of queries, keys and values; None if any is not known."""
+    query, key, value = (_heads(node, index) for index in range(3))
+    return None if query is None or key is None or value is None else (query, key, value)
+
+
 def _is_plain(node: ir.Node) -> bool:
-    query, key, value = (dims(operand) for operand in node.inputs[:3])
     extra = any(operand is not None for operand in node.inputs[_INPUTS:])
     others = any(output.uses() or output.is_graph_output() for output in node.outputs[1:])
     cap = node.attributes["softcap"].as_float() if "softcap" in node.attributes else 0.0
@@ -53,10 +80,14 @@ def _is_plain(node: ir.Node) -> bool:
         or not all(is_float(operand) for operand in node.inputs[:3])
     ):
         return False
-    if query is None or key is None or value is None or {len(query), len(key), len(value)} != {4} or query[3] is None:
+    found = _all_heads(node)
+    if found is None:
         return False
-    has_lengths = query[2] is not None and key[2] is not None
-    return query[1] is not None and query[1] == key[1] and (has_lengths or not attribute(node, "is_causal", 0))
+    query, key, value = found
+    if query.count % key.count or key.count != value.count:
+        return False
+    has_lengths = query.length is not None and key.length is not None
+    return has_lengths or not attribute(node, "is_causal", 0)
 
 
 def _every_row_allows_a_key(mask: ir.Value | None, *, causal: bool) -> bool:
@@ -86,9 +117,25 @@ def _expand(node: ir.Node, taken: set[str]) -> None:
         name = unique(f"{node.name or 'Attention'}/{name}", taken)
         return add_initializer(graph, name, array, ir.DataType.from_numpy(array.dtype))
 
-    query, key, value = node.inputs[:3]
-    sizes, lengths = dims(query) or (), dims(key) or ()
-    scale = node.attributes["scale"].as_float() if "scale" in node.attributes else (sizes[3] or 1) ** -0.5
+    found = _all_heads(node)
+    assert found is not None
+    queries, keys, _ = found
+
+    def split(value: ir.Value | None, heads: _Heads) -> ir.Value:
+        """Return queries, keys or values with an axis for the heads, as many as the queries have."""
+        assert value is not None
+        if len(dims(value) or ()) == 3:
+            value = add("Reshape", [value, number("split", np.asarray([0, 0, heads.count, heads.size]))])
+            value = add("Transpose", [value], ir.AttrInt64s("perm", [0, 2, 1, 3]))
+        if heads.count != queries.count:
+            each = np.asarray([1, 1, queries.count // heads.count, 1, 1])
+            value = add("Unsqueeze", [value, number("axis", np.asarray([2]))])
+            value = add("Expand", [value, number("repeats", each)])
+            value = add("Reshape", [value, number("joined", np.asarray([0, queries.count, -1, heads.size]))])
+        return value
+
+    query, key, value = map(split, node.inputs[:3], found)
+    scale = node.attributes["scale"].as_float() if "scale" in node.attributes else queries.size**-0.5
     transposed = add("Transpose", [key], ir.AttrInt64s("perm", [0, 1, 3, 2]))
     scores = add("Mul", [add("MatMul", [query, transposed]), number("scale", np.asarray(scale, np.float32))])
     mask = node.inputs[3] if len(node.inputs) > 3 else None
@@ -97,7 +144,7 @@ def _expand(node: ir.Node, taken: set[str]) -> None:
         scores = add("Add", [scores, mask])
     may_be_empty = allowed is not None
     if attribute(node, "is_causal", 0):
-        causal = number("causal", np.tri(sizes[2] or 0, lengths[2] or 0, dtype=np.bool_))
+        causal = number("causal", np.tri(queries.length or 0, keys.length or 0, dtype=np.bool_))
         allowed = causal if allowed is None else add("And", [allowed, causal], dtype=ir.DataType.BOOL)
     if allowed is not None:
         scores = add("Where", [allowed, scores, number("masked", np.asarray(-np.inf, np.float32))])
@@ -108,4 +155,7 @@ def _expand(node: ir.Node, taken: set[str]) -> None:
         some = add("Cast", [most], ir.AttrInt64("to", ir.DataType.BOOL), dtype=ir.DataType.BOOL)
         weights = add("Where", [some, weights, number("nothing", np.asarray(0, np.float32))])
     result = add("MatMul", [weights, value])
+    if len(dims(node.inputs[0]) or ()) == 3:
+        result = add("Transpose", [result], ir.AttrInt64s("perm", [0, 2, 1, 3]))
+        result = add("Reshape", [result, number("joined", np.asarray([0, 0, -1]))])
     replace_nodes_and_values(graph, node, [node], new, node.outputs[:1], [result])

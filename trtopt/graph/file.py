@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from trtopt.errors import ModelError
 from trtopt.graph import parsed
 from trtopt.graph.containers import container
-from trtopt.graph.outputs import completed
 from trtopt.graph.validity import bits, check_inline, check_names, root_line
 from trtopt.types import Dim, OnnxModel, TensorSpec
 
@@ -235,7 +234,7 @@ def describe(path: Path, notes: tuple[str, ...] = ()) -> OnnxModel:
         digest=digest(path),
         opset=opset(proto),
         inputs=tuple(_input(path, value) for value in proto.graph.input if value.name not in initializers),
-        outputs=tuple(_spec(path, value) for value in completed(proto).graph.output),
+        outputs=tuple(_spec(path, value) for value in proto.graph.output),
         notes=notes,
     )
 

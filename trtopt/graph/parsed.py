@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtopt.counts import parses
+from trtopt.graph.explicit import make_explicit
 
 if TYPE_CHECKING:
     import onnx
@@ -20,26 +22,51 @@ _KEPT_BYTES = 512 << 20
 _HASHED_BYTES = 16 << 20
 """Files up to this size are recognized by their content. Larger ones, whose weights are inline, by inode and times."""
 
-_files: OrderedDict[object, tuple[onnx.ModelProto, int]] = OrderedDict()
-"""The parsed files with their sizes in bytes, by identity, in the order of their last use."""
+_files: OrderedDict[object, _File] = OrderedDict()
+"""The parsed files by identity, in the order of their last use."""
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A parsed file, its size in bytes, and whether anything was added to it that it leaves out."""
+
+    proto: onnx.ModelProto
+    size: int
+    completed: bool
 
 
 def parse(path: Path) -> onnx.ModelProto:
-    """Return the parsed file without its external data. The message is shared: `own` returns one that may be changed.
+    """Return the parsed file without its external data, and with what it leaves out (`explicit`).
+
+    The message is shared: `own` returns one that may be changed.
 
     Raises:
         Exception: of any type, if the file cannot be read or does not parse.
     """
+    return _file(path).proto
+
+
+def is_completed(path: Path) -> bool:
+    """Return whether the file leaves out anything that `parse` adds, so that ONNX's checker would reject it.
+
+    Raises:
+        Exception: as `parse`.
+    """
+    return _file(path).completed
+
+
+def _file(path: Path) -> _File:
     import onnx
 
     key = _identity(path)
     if key not in _files:
         parses.add()
-        _files[key] = (onnx.load(str(path), load_external_data=False, format="protobuf"), path.stat().st_size)
+        proto = onnx.load(str(path), load_external_data=False, format="protobuf")
+        _files[key] = _File(proto, path.stat().st_size, make_explicit(proto))
     _files.move_to_end(key)
-    while len(_files) > 1 and sum(size for _, size in _files.values()) > _KEPT_BYTES:
+    while len(_files) > 1 and sum(file.size for file in _files.values()) > _KEPT_BYTES:
         _files.popitem(last=False)
-    return _files[key][0]
+    return _files[key]
 
 
 def own(proto: onnx.ModelProto) -> onnx.ModelProto:

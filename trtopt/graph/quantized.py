@@ -65,6 +65,9 @@ def repair(model: ir.Model, path: Path) -> str:
     Raises:
         ModelError: a node cannot be repaired; the message names the first ones.
     """
+    for node in model.graph:
+        if node.op_type in _PAIR:  # onnxruntime has the same operators in its own domain
+            node.domain = ""
     transpose_weights(model)
     graph, problems, done = model.graph, [], Counter[tuple[str, str]]()
     taken = names(graph)
@@ -75,7 +78,7 @@ def repair(model: ir.Model, path: Path) -> str:
         codes = constant(node.inputs[0]) if node.op_type == "DequantizeLinear" else None
         if scale is None or zero is None:
             problems.append(f"the scale or zero point of {_called(node)} is computed at run time")
-        elif (kind := _kind(node)) not in (_OF_WEIGHTS if codes is not None else _OF_ANY):
+        elif (kind := _kind(node, zero)) not in (_OF_WEIGHTS if codes is not None else _OF_ANY):
             problems.append(f"{node.op_type} {_called(node)} has values of type {kind.lower()}")
         elif attribute(node, "block_size", 0) or kind == "UINT4":
             problem, change = _repair_blocks(graph, node, (codes, zero), taken)
@@ -144,10 +147,13 @@ def _counted(done: Counter[tuple[str, str]]) -> list[tuple[str, int]]:
     return [(change[count > 1], count) for change, count in done.items()]
 
 
-def _kind(node: ir.Node) -> str:
-    """Return the ONNX type of the quantized values of Q or DQ."""
+def _kind(node: ir.Node, zero: Array) -> str:
+    """Return the ONNX type of the quantized values of Q or DQ; that of the zero point if it is not known."""
+    import onnx_ir as ir
+
     value = node.outputs[0] if node.op_type == "QuantizeLinear" else node.inputs[0]
-    return "" if value is None or value.dtype is None else value.dtype.name
+    dtype = None if value is None else value.dtype
+    return (dtype or ir.DataType.from_numpy(zero.dtype)).name
 
 
 def _parameters(node: ir.Node) -> tuple[Array | None, Array | None]:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from trtopt.errors import ModelError
 from trtopt.graph.defaults import with_defaults
-from trtopt.graph.outputs import completed
+from trtopt.graph.explicit import for_checker
+from trtopt.graph.parsed import is_completed
 
 if TYPE_CHECKING:
     import onnx
@@ -28,7 +29,7 @@ _VALUES = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data
 def check(path: Path, proto: onnx.ModelProto) -> None:
     """Raise an error unless ONNX's checker accepts the model, its types agree, it is dense, and in inference mode.
 
-    Wrong shapes in the file are not an error: exporters write them, and they are inferred again. Outputs may lack them.
+    Wrong shapes in the file are not an error: exporters write them, and they are inferred again.
 
     Args:
         path: the model.
@@ -40,8 +41,7 @@ def check(path: Path, proto: onnx.ModelProto) -> None:
     import onnx
 
     try:
-        whole = completed(proto)
-        onnx.checker.check_model(str(path) if whole is proto else whole)
+        onnx.checker.check_model(for_checker(proto) if is_completed(path) else str(path))
         onnx.shape_inference.infer_shapes(with_defaults(proto), check_type=True)
     except Exception as error:
         optimized = {node.op_type for node in proto.graph.node if node.domain in _STANDARD} & _OPTIMIZED

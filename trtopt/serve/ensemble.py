@@ -26,6 +26,9 @@ from trtopt.types import OnnxModel
 INPUT = "image"
 """The input of the ensemble: the bytes of an image file, as uint8 [batch, length]."""
 
+DOCKERFILE = "Dockerfile"
+"""The file in the ensemble's folder that adds what the step imports to the image of the server."""
+
 _STEP = Path(__file__).parent / "inside/preprocess.py"
 _IMAGE_RANK = 4
 _COPIES = 2
@@ -133,7 +136,8 @@ def dockerfile(image: Image) -> str:
     """Return the Dockerfile of a server that has what the step imports."""
     from PIL import __version__ as pillow
 
+    # Python of an older image may have no newer Pillow. Python of a newer one refuses packages that are not Debian's.
     return f"""# The server, with what the preprocessing step imports.
 FROM {image.reference}
-RUN pip install --no-cache-dir numpy pillow=={pillow}
+RUN PIP_BREAK_SYSTEM_PACKAGES=1 pip install --no-cache-dir numpy 'pillow<={pillow}'
 """

@@ -306,5 +306,5 @@ def _ensemble(model: Model, own: object, plan: Options, labels: str) -> tuple[li
     how = ensemble.image_recipe(plan.recipe, model.onnx)
     step = ensemble.step(f"{model.name}-preprocess", how, own)
     whole = ensemble.ensemble(f"{model.name}-images", step.config, own, labels)
-    whole = replace(whole, files={**whole.files, "Dockerfile": ensemble.dockerfile(plan.image)})
+    whole = replace(whole, files={**whole.files, ensemble.DOCKERFILE: ensemble.dockerfile(plan.image)})
     return [step, whole], Claim(name=whole.name, onnx=model.onnx, ranges=model.shapes, recipe=how, runs=model.name)

@@ -18,6 +18,7 @@ from trtopt.errors import StoreError, TrtoptError, UsageError
 from trtopt.graph.file import copy
 from trtopt.serve.config import text
 
+_MOST_NAMED = 3
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -73,6 +74,23 @@ def check_free(repository: Path, names: Sequence[str]) -> None:
                 why="a server may be serving it",
                 fix="Give another name with --name, or remove the folder first",
             )
+
+
+def others(repository: Path) -> str:
+    """Return the first names of the folders in a repository that are not models; empty if all of them are.
+
+    They have neither a configuration nor a version. A server takes hidden folders for models, too.
+    """
+    names = [
+        place.name
+        for place in sorted(repository.iterdir())
+        if place.is_dir()
+        and not (place / "config.pbtxt").exists()
+        # A server completes the configuration of a model that has none.
+        and not any(each.is_dir() and each.name.isdigit() for each in place.iterdir())
+    ]
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return f"{', '.join(names[:_MOST_NAMED])}{more}"
 
 
 @contextlib.contextmanager
@@ -132,6 +150,9 @@ def write(folder: Folder, place: Path) -> None:
             _copy_graph(content, target)
         else:
             shutil.copyfile(content, target)
+    if not any((place / "1").iterdir()):
+        # An ensemble has only its configuration, but a server asks for a version, and git keeps no empty folder.
+        (place / "1/.keep").touch()
 
 
 def _copy_graph(path: Path, target: Path) -> None:

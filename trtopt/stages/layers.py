@@ -74,7 +74,8 @@ def explained(
     try:
         return layers(run, baseline, candidate, typed, dataset)
     except TrtoptError as error:
-        run.warn(f"the source of the drift is not known: {error}")
+        # Without the error's own next step, which is for a user who asked for the layers.
+        run.warn(f"the source of the drift is not known: {type(error)(error.what, why=error.why)}")
         return None
 
 

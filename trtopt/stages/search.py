@@ -50,6 +50,7 @@ class Search:
         self._failures: list[tuple[Kept, str]] = []  # what was kept and is not enough, and the gate that fails
         self._held: dict[int, Kept] = {}  # choices that hold, by their mask
         self._refuted: dict[int, int] = {}  # on how many samples a choice does not hold, by its mask
+        self._close: list[tuple[int, Kept]] = []  # on how many samples a choice holds there, but without the margin
         self._errors: dict[str, float] = {}
 
     def result(self, search: Dataset, verdict: Dataset) -> Tuning:
@@ -60,7 +61,7 @@ class Search:
         refused = self._refused((), verdict)
         if refused is not None:
             stopped, failed, order = self._searched(search)
-            choices = ladder(order, self._best()) if failed is None else [self._trials.groups]
+            choices = [*ladder(order, self._best()), *self._bolder()] if failed is None else [[*self._trials.groups]]
             place, refused = boldest(choices, lambda kept: self._refused(tuple(kept), verdict))
             chosen = tuple(choices[place])
             if len(chosen) == len(self._trials.groups):
@@ -156,6 +157,15 @@ class Search:
         """Return the cheapest choice that holds on the samples of the search."""
         return min(self._held.values(), key=self._cost, default=self._trials.groups)
 
+    def _bolder(self) -> list[Kept]:
+        """Return a choice that keeps less than the best one, and was refused for want of a margin only, if any.
+
+        The verdict needs no margin. Of several it is the one that held on the most samples.
+        """
+        best = {*self._best()}
+        close = [(count, -self._cost(kept), kept) for count, kept in self._close if {*kept} < best]
+        return [max(close, key=lambda each: each[:2])[2]] if close else []
+
     def _refused(self, kept: Kept, verdict: Dataset) -> GateResult | None:
         """Return the gate that a choice fails on the samples of the verdict, as it would be built; None if none does.
 
@@ -187,6 +197,9 @@ class Search:
         clear = 1.0 if half == "search" else _CLEAR
         found = failure(looks(len(samples)), margin, judge, unsettled, enough=enough, clear=clear)
         self._add(half, kept, *last[-1], found[0] if found else None)
+        fails = any(each.verdict == "fail" for each in last[-1][1].gates)
+        if found and found[0].verdict == "pass" and half == "search" and not fails:
+            self._close.append((found[1], kept))
         return found
 
     def _add(self, half: Half, kept: Kept, samples: int, found: Evaluated, failed: GateResult | None) -> None:

@@ -54,14 +54,22 @@ def ladder(order: Sequence[Group], kept: Collection[Group]) -> list[list[Group]]
 def boldest(choices: Sequence[T], refusal: Callable[[T], GateResult | None]) -> tuple[int, GateResult | None]:
     """Return the place of the result, and what the next bolder choice is refused for; None if it is the boldest.
 
-    The boldest is asked first: if it is accepted, so are the safer ones on the same samples. Otherwise they are asked
-    from the safest on, up to the first that is refused. The first of all is the result if no other one is.
+    The two boldest are asked first: if one is accepted, so are the safer ones on the same samples. Otherwise they are
+    asked from the safest on, up to the first that is refused. The first of all is the result if no other one is.
     """
-    refused = refusal(choices[-1])
+    last = len(choices) - 1
+    refused = refusal(choices[last])
     if refused is None:
-        return len(choices) - 1, None
-    for place, choice in enumerate(choices[1:-1]):
+        return last, None
+    if last < 1:
+        return 0, refused
+    if last > 1:
+        found = refusal(choices[last - 1])
+        if found is None:
+            return last - 1, refused
+        last, refused = last - 1, found
+    for place, choice in enumerate(choices[1:last]):
         found = refusal(choice)
         if found is not None:
             return place, found
-    return max(len(choices) - 2, 0), refused
+    return last - 1, refused

@@ -30,6 +30,8 @@ _QUANTIZED = {"int8": "INT8", "fp8": "FP8"}
 _WEIGHTED = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
 _NEVER_FOLDED = frozenset("Conv ConvTranspose Gemm MatMul".split())
 _NO_ARITHMETIC = ("CONSTANT", "CAST", "QUANTIZE", "DEQUANTIZE", "SHAPE")
+_MOVES = ("SHUFFLE", "SQUEEZE", "UNSQUEEZE")
+"""Layers across which TensorRT moves DEQUANTIZE."""
 _SHOWN = 4
 # Patterns of the types in the engine inspector's JSON. The order matters: "BFloat16" contains "Float16" and "Float".
 _INSPECTED = (
@@ -147,7 +149,10 @@ class _Parsed:
     typed: bool
 
     def upstream(self, tensors: Iterable[_Tensor], node: str) -> Iterator[_Layer]:
-        """Yield the layers upstream of `tensors`, up to and including the first layer of another node on each path."""
+        """Yield the layers upstream of `tensors`, up to and including the first layer of another node on each path.
+
+        Layers that only move values are passed, whatever node they are of.
+        """
         pending, visited = [tensor.name for tensor in tensors], set()
         while pending:
             layer = self.producers.get(pending.pop())
@@ -156,7 +161,7 @@ class _Parsed:
             visited.add(id(layer))
             yield layer
             # Layers that the parser added on its own belong to no node: look through them.
-            if layer.node in ("", node):
+            if layer.node in ("", node) or layer.type in _MOVES:
                 pending.extend(tensor.name for tensor in layer.inputs)
 
 

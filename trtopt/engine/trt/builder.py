@@ -230,7 +230,7 @@ def _parse(trt: TensorRT, builder: Any, path: Path) -> _Parsed:
     # From the file, not from memory, so that the parser finds external weights beside it.
     parsed = parser.parse_from_file(str(path))
     collector.at("")
-    rejected_nodes = rejections(parser)
+    rejected_nodes = rejections(parser, collector.parsed)
     if not rejected_nodes and (not parsed or network.num_outputs == 0):  # the parser accepts an empty file
         message = "; ".join(collector.errors) or "the model has no outputs"
         rejected_nodes = (Rejection(node="", op="", code="INVALID_GRAPH", message=message),)

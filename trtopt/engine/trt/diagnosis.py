@@ -33,7 +33,7 @@ _ONNX_LAYER = re.compile(r"\[ONNX Layer: (.*?)(?: \| .*? \(\w+\))*\]", re.DOTALL
 
 # Pattern of a message, and the fix for it. The first match counts.
 _FIXES = (
-    ("Plugin not found", "TensorRT has no plugin for this operator: export the network without it"),
+    ("Plugin not found", "Export the network without this operator, for which TensorRT has no plugin"),
     ("no optimization profile", "Give the smallest, usual and largest shape of every dynamic input with --shape"),
     ("no runners|any implementation", "TensorRT parses this operator but cannot run it: remove it from the network"),
     ("workspace|maxScratchSize", "Raise --workspace, or leave it out"),
@@ -54,8 +54,9 @@ _FIX_OF_MODEL = "Search NVIDIA's documentation for this message" + ELSEWHERE
 def logger(name: str) -> Any:
     """Return this process's logger for the TensorRT package `name`.
 
-    Its attribute `errors` collects error messages. Its function `at` is called with each node that the parser comes to,
-    as in "Range node /positions", and with "" at the end.
+    Its attribute `errors` collects error messages, and `parsed` is the name and operator of the last node that the
+    parser came to. Its function `at` is called with each such node, as in "Range node /positions", and with "" at the
+    end.
     """
     module = importlib.import_module(name)
 
@@ -63,10 +64,12 @@ def logger(name: str) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.errors: list[str] = []
+            self.parsed = ("", "")
             self.at: Callable[[str], None] = lambda _: None
 
         def log(self, severity: Any, message: str) -> None:
             if match := _PARSING.match(message):
+                self.parsed = (match[1], match[2])
                 self.at(f"{match[2]} node {match[1]}")
             serious = severity in (module.ILogger.ERROR, module.ILogger.INTERNAL_ERROR)
             if serious and not any(noise in message for noise in _NOISE):
@@ -75,8 +78,11 @@ def logger(name: str) -> Any:
     return Collector()
 
 
-def rejections(parser: Any) -> tuple[Rejection, ...]:
-    """Return the errors of an `OnnxParser` in node order. A node without a name is named by its index, as in `#3`."""
+def rejections(parser: Any, parsed: tuple[str, str] = ("", "")) -> tuple[Rejection, ...]:
+    """Return the errors of an `OnnxParser` in node order. A node without a name is named by its index, as in `#3`.
+
+    `parsed` is the name and operator of the last parsed node: some errors only tell the function that parsed it.
+    """
     rejected_nodes = []
     for index in range(parser.num_errors):
         error = parser.get_error(index)
@@ -87,6 +93,8 @@ def rejections(parser: Any) -> tuple[Rejection, ...]:
         # The message of a failed check is just "false"; the name of the function tells what it checked.
         message = f"{error.func()}: {message}" if message in ("false", "") else message
         op = error.node_operator() if hasattr(error, "node_operator") else ""
+        if not name and error.func() == f"import{parsed[1]}":
+            name, op = parsed
         code = str(error.code()).rpartition(".")[2]
         rejected_nodes.append(Rejection(node=name, op=op, code=code, message=message))
     return tuple(rejected_nodes)

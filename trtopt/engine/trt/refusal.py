@@ -80,7 +80,7 @@ def error(path: Path, rejections: Sequence[Rejection]) -> BuildError:
     return BuildError(
         "TensorRT does not support all operators of the model",
         why="; ".join(map(str, refusals[:_SHOWN])) + more,
-        fix="; or ".join(helps),
+        fix="; or ".join([*helps[:1], *(help[0].lower() + help[1:] for help in helps[1:])]),
     )
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 REASON = "quantized in the given model"
 
 _INTEGER = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-_BEFORE_DQ = frozenset({"Cast", "Transpose", "Reshape"})
+_BEFORE_DQ = frozenset({"Cast", "Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 
 
 def is_quantized(graph: ir.Graph) -> bool:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _REFUSED = {
     "fp16": frozenset({"Celu"}),
-    "bf16": frozenset({"Celu", "ConvTranspose", "GRU", "HardSwish", "LpNormalization", "Mish"}),
+    "bf16": frozenset({"Celu", "ConvTranspose", "GRU", "HardSwish", "LpNormalization", "LpPool", "Mish"}),
 }
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 _LENGTHS = 4

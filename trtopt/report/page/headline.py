@@ -116,7 +116,7 @@ def _consequence(report: Report, *, unbuilt: bool) -> str:
 
 
 def _why_unchecked(report: Report) -> str:
-    if report.command in ("bench", "bench --server"):
+    if report.command == "bench":
         return "no gate was given"
     if report.command == "package":
         return "no server has loaded the models: --verify does"
