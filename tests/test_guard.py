@@ -68,6 +68,16 @@ def test_a_node_that_ruins_some_samples_is_kept_and_the_gates_pass_on_others(lou
     assert "1 node stays in fp16" in done.out
 
 
+def test_with_a_fixed_batch_the_guard_counts_samples(loud_and_quiet: Path, cli: CLI) -> None:
+    run = loud_and_quiet / "fixed"
+    done = cli(
+        "convert", str(loud_and_quiet / "model.onnx"), "-p", "int8", "--backend", "onnxruntime", "-o", str(run),
+        "--calib", str(loud_and_quiet / "calib.npz"), "--shape", f"x=16x8x{WIDTH}", "--no-compare",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "on 16 calibration samples" in precisions(run)["first"][1]
+
+
 def test_without_the_guard_the_same_network_fails(loud_and_quiet: Path, cli: CLI) -> None:
     run = loud_and_quiet / "plain"
     done = cli(

@@ -106,3 +106,9 @@ def test_the_first_samples_of_a_scattered_set_are_spread_over_it_and_the_last_on
     assert list(found.ids) == [str(i) for i in order]
     for few in (look.count for look in looks(count) if 8 <= look.count < count):
         assert max(np.diff([0, *sorted(order[:few]), count])) <= 4 * count / few
+
+
+def test_the_looks_are_at_as_many_samples_if_they_are_fed_in_groups() -> None:
+    alone, grouped = looks(64), looks(8, 8)
+    assert [(8 * look.count, look.doubt) for look in grouped] == [(look.count, look.doubt) for look in alone]
+    assert [look.count for look in looks(2, 32)] == [1, 2]

@@ -102,6 +102,19 @@ class Dataset:
         """Number of single samples, also if they are fed in groups."""
         return len(self.groups.ids) if self.groups else len(self)
 
+    @property
+    def feed_size(self) -> int:
+        """Number of single samples in a feed; the last one may have fewer."""
+        return self.groups.size if self.groups else 1
+
+    def feeds(self, samples: int) -> int:
+        """Return the smallest number of feeds with at least this many single samples, or that of all feeds."""
+        return min(-(-samples // self.feed_size), len(self))
+
+    def first(self, feeds: int) -> int:
+        """Return the number of single samples in the first feeds."""
+        return min(feeds * self.feed_size, self.samples)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
@@ -141,6 +154,11 @@ def part(dataset: Dataset, indices: Sequence[int]) -> Dataset:
     """Return the feeds at these positions as a dataset without labels, for what needs inputs only."""
     ids = tuple(dataset.ids[index] for index in indices)
     return replace(dataset, ids=ids, load=lambda i: dataset.load(indices[i]), labels=None, groups=None)
+
+
+def unlabelled(dataset: Dataset) -> Dataset:
+    """Return the dataset without its labels."""
+    return replace(dataset, labels=None, groups=dataset.groups and replace(dataset.groups, labels=None))
 
 
 def spread(length: int, count: int) -> list[int]:

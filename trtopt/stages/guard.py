@@ -63,11 +63,10 @@ def guard(run: Run, subject: Subject, calib: Dataset, measure: MeasurePlan) -> T
 
 
 def _guarded(run: Run, trials: Trials, calib: Dataset, measure: MeasurePlan) -> Guard:
-    from trtopt.calibrate.ranges import few
-    from trtopt.data.dataset import scattered, selected
+    from trtopt.data.dataset import scattered, selected, spread, unlabelled
     from trtopt.tune.margin import failure, looks
 
-    samples = scattered(few(calib, _SAMPLES))
+    samples = scattered(selected(unlabelled(calib), spread(len(calib), calib.feeds(_SAMPLES))))
     refused: dict[frozenset[str], tuple[GateResult, int]] = {}
     tried = 0
 
@@ -78,7 +77,7 @@ def _guarded(run: Run, trials: Trials, calib: Dataset, measure: MeasurePlan) -> 
             tried += 1
             run.emit(Progress("guard", tried, 0, "trials"))
             found = failure(
-                looks(len(samples)),
+                looks(len(samples), samples.feed_size),
                 _MARGIN,
                 lambda count: trials.judged(selected(samples, range(count)), names, measure).gates,
                 enough=enough if len(kept) < len(trials.groups) else 0,  # all of them is FP32 itself
@@ -91,9 +90,9 @@ def _guarded(run: Run, trials: Trials, calib: Dataset, measure: MeasurePlan) -> 
     if refusal((), 0) is None:
         return Guard(nodes=(), reason="")
     found = refused[frozenset()]
-    kept = confirmed(trials.ranked(selected(samples, range(min(_RANKED_ON, len(samples))))), refusal, len(samples))
+    kept = confirmed(trials.ranked(selected(samples, range(samples.feeds(_RANKED_ON)))), refusal, len(samples))
     failed, count = found
-    reason = f"with all of it quantized, {failed.output}: {failed.reason} on {count} calibration samples"
+    reason = f"with all of it quantized, {failed.output}: {failed.reason} on {samples.first(count)} calibration samples"
     if kept is None:
         return Guard(nodes=(), reason=f"no choice of nodes makes the default gates hold; {reason}")
     return Guard(nodes=tuple(node for group in kept for node in group.nodes), reason=reason)
