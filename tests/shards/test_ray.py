@@ -69,6 +69,10 @@ bench = spread_bench(BenchPlan(targets=(digits, Path("copy.onnx")), run_dir=Path
                                speed=SpeedPlan(device="cpu")), cluster).benchmark
 told["timings"] = [[timing.target, timing.batch] for timing in bench.timings]
 told["complete"] = bench.complete
+try:
+    spread_bench(BenchPlan(targets=(digits, Path("nosuch.onnx")), run_dir=Path("bench2"), seconds=0.1), cluster)
+except TrtoptError as error:
+    told["target"] = str(error)
 for name, plan in (("poisoned", calibration("poisoned", "samples_of_ray:always")),
                    ("missing", prediction("out.jsonl"))):
     try:
@@ -99,6 +103,7 @@ def test_four_workers_make_what_one_process_makes_also_if_one_is_killed(tmp_path
     assert told["rows"] == 1000
     assert told["timings"] == [["model.onnx", 1], ["copy.onnx", 1], ["model.onnx", 4], ["copy.onnx", 4]]
     assert told["complete"] is True
+    assert told["target"].startswith("nosuch.onnx failed: ")
     assert told["killed"] >= 1
     assert told["left"] == []
     assert told["poisoned"].startswith("shard ")

@@ -135,7 +135,7 @@ def inspect(
     path: PathText,
     *,
     tensorrt: bool = False,
-    precision: str = "",
+    precision: str | None = None,
     rest: str = "fp16",
     keep: Sequence[str] = (),
     only: Sequence[str] = (),

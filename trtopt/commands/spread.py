@@ -67,7 +67,7 @@ def spread_bench(plan: BenchPlan, cluster: Cluster, emit: Emit = silent) -> Repo
 
     Raises:
         UsageError: the data are Python objects, a target is given twice, or a gate cannot be judged.
-        DataError: a target failed; the message names its shard.
+        DataError: a target failed; the message names it.
         TrtoptError: as `bench`.
     """
     from trtopt.bench import gate
@@ -86,7 +86,7 @@ def spread_bench(plan: BenchPlan, cluster: Cluster, emit: Emit = silent) -> Repo
         bench.check_out(run.store.root)
         start, found = time.perf_counter(), {}
         run.emit(StageStarted(STAGE))
-        for shard, data in each_shard(cluster, partial(_timed, own, Path.cwd()), len(targets)):
+        for shard, data in each_shard(cluster, partial(_timed, own, Path.cwd()), [str(path) for path in plan.targets]):
             found[shard.number] = decode(Benchmark, json.loads(data))
             run.emit(Progress(STAGE, len(found), shard.count, str(plan.targets[shard.number - 1])))
         run.emit(StageFinished(STAGE, time.perf_counter() - start, f"{len(found)} targets on Ray"))

@@ -111,7 +111,7 @@ class Dataset:
         """Return the smallest number of feeds with at least this many single samples, or that of all feeds."""
         return min(-(-samples // self.feed_size), len(self))
 
-    def first(self, feeds: int) -> int:
+    def samples_in(self, feeds: int) -> int:
         """Return the number of single samples in the first feeds."""
         return min(feeds * self.feed_size, self.samples)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -54,14 +54,14 @@ def caught(work: Callable[[Shard], bytes], shard: Shard) -> Answer:
 
 
 def each_shard(
-    cluster: Cluster, work: Callable[[Shard], bytes], parts: int | None = None
+    cluster: Cluster, work: Callable[[Shard], bytes], parts: Sequence[str] = ()
 ) -> Iterator[tuple[Shard, bytes]]:
     """Divide the work among all workers of the cluster, and yield each shard's result as it comes.
 
     Args:
         cluster: the cluster.
         work: is called on a worker with its shard; it is a function of a module, or a `functools.partial` of one.
-        parts: the number of shards; by default one for each worker.
+        parts: what each shard is, for errors, if there are as many as that; by default there is one for each worker.
 
     Raises:
         EnvironmentUnableError: no cluster is found, it has no room for a worker, or a shard cannot be computed there.
@@ -77,29 +77,35 @@ def each_shard(
             raise EnvironmentUnableError("the Ray cluster has neither GPUs nor cores", fix="Add a node to it")
         needs: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": min(cluster.cores, cores)}
         task = ray.remote(max_retries=RETRIES, **needs)(caught)
-        waiting = {task.remote(work, shard): shard for shard in shards(parts or count)}
+        waiting = {task.remote(work, shard): shard for shard in shards(len(parts) or count)}
         try:
             while waiting:
                 (ready, *_), _ = ray.wait(list(waiting))
                 shard = waiting.pop(ready)
-                yield shard, _result(ray, ready, shard)
+                yield shard, _result(ray, ready, *_named(shard, parts))
         finally:
             for reference in waiting:
                 with suppress(Exception):
                     ray.cancel(reference, force=True)
 
 
-def _result(ray: Any, reference: Any, shard: Shard) -> bytes:
+def _named(shard: Shard, parts: Sequence[str]) -> tuple[str, str]:
+    """Return how errors name a shard, and how to compute it alone."""
+    if parts:
+        return parts[shard.number - 1], "Run it alone to see why"
+    return f"shard {shard}", f"Run it alone to see why: --shard {shard}"
+
+
+def _result(ray: Any, reference: Any, name: str, fix: str) -> bytes:
     try:
         answer: Answer = ray.get(reference)
     except ray.exceptions.RayError as error:
         why = " ".join(str(error).split())[:200]
-        fix = f"Run it alone to see why: --shard {shard}"
-        raise DataError(f"shard {shard} failed {RETRIES + 1} times", why=why, fix=fix) from error
+        raise DataError(f"{name} failed {RETRIES + 1} times", why=why, fix=fix) from error
     if not answer.error:
         return answer.data
     kind = EnvironmentUnableError if answer.exit_code == EXIT_UNABLE else DataError
-    raise kind(f"shard {shard} failed", why=answer.error)
+    raise kind(f"{name} failed", why=answer.error)
 
 
 @contextmanager

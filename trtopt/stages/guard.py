@@ -92,7 +92,9 @@ def _guarded(run: Run, trials: Trials, calib: Dataset, measure: MeasurePlan) -> 
     found = refused[frozenset()]
     kept = confirmed(trials.ranked(selected(samples, range(samples.feeds(_RANKED_ON)))), refusal, len(samples))
     failed, count = found
-    reason = f"with all of it quantized, {failed.output}: {failed.reason} on {samples.first(count)} calibration samples"
+    reason = (
+        f"with all of it quantized, {failed.output}: {failed.reason} on {samples.samples_in(count)} calibration samples"
+    )
     if kept is None:
         return Guard(nodes=(), reason=f"no choice of nodes makes the default gates hold; {reason}")
     return Guard(nodes=tuple(node for group in kept for node in group.nodes), reason=reason)

@@ -143,7 +143,7 @@ class Search:
         if found is None:
             self._held[mask] = kept
         else:
-            self._failures.append((kept, f"{_said(found[0])} on {search.first(found[1])} samples"))
+            self._failures.append((kept, f"{_said(found[0])} on {search.samples_in(found[1])} samples"))
             self._refuted[mask] = found[1]
             self._held.pop(mask, None)
         share = 100 * self._share(self._best())
@@ -197,7 +197,7 @@ class Search:
         clear = 1.0 if half == "search" else _CLEAR
         found = failure(looks(len(samples), samples.feed_size), margin, judge, unsettled, enough=enough, clear=clear)
         count, evaluated = last[-1]
-        self._add(half, kept, samples.first(count), evaluated, found[0] if found else None)
+        self._add(half, kept, samples.samples_in(count), evaluated, found[0] if found else None)
         fails = any(each.verdict == "fail" for each in evaluated.gates)
         if found and found[0].verdict == "pass" and half == "search" and not fails:
             self._close.append((found[1], kept))

@@ -13,7 +13,7 @@ behind it, in place of the factor that its form in parts has.
 
 Elsewhere a Mul is inserted after the producer, if the predicted error falls to half or less (`WORTH`), and if the
 producer is an operator that TensorRT does not fuse into an INT8 kernel (`pairs`: a norm, a sigmoid, a square root).
-The pointwise kernel of such an operator takes in one more multiplication at little cost.
+The pointwise kernel of such an operator should take in one more multiplication at little cost; no engine was timed.
 
 A tensor whose values change is renamed (`SUFFIX`): a calibration table belongs to one of the two networks only.
 

@@ -1,4 +1,6 @@
-"""Operators that TensorRT takes in FP32 only, although ONNX allows the 16-bit type. (Seen with TensorRT for RTX 1.7.)
+"""Operators that TensorRT takes in FP32 only, although ONNX allows the 16-bit type.
+
+The table was measured with TensorRT for RTX 1.7; no other TensorRT was asked.
 
 Touches: nothing; it reads an onnx-ir graph.
 """
@@ -29,5 +31,5 @@ def refusal(node: ir.Node, half: Format) -> str:
     if node.op_type in _RECURRENT and len(node.inputs) > _LENGTHS and node.inputs[_LENGTHS] is not None:
         return "TensorRT's parser refuses sequence_lens in 16 bits"
     if node.op_type in _REFUSED.get(half.name, ()):
-        return f"TensorRT does not support {node.op_type} in {half.name.upper()}"
+        return f"TensorRT for RTX 1.7 does not support {node.op_type} in {half.name.upper()}"
     return ""
