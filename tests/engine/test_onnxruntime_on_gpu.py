@@ -17,7 +17,7 @@ from trtopt.calibrate.observe import observe, tap
 from trtopt.calibrate.source import observe_where_it_runs
 from trtopt.data.dataset import Dataset
 from trtopt.engine.cuda.device import Device, open_device
-from trtopt.engine.onnxruntime import CudaOptions, open_runner
+from trtopt.engine.onnxruntime import REPEATABLE, CudaOptions, open_runner
 from trtopt.engine.runner.binding import DeviceTensor
 from trtopt.errors import EnvironmentUnableError, ModelError, OutOfMemoryError
 from trtopt.events import Event, Warned, silent
@@ -75,6 +75,11 @@ def test_tf32_is_used_only_on_request_and_reported(tmp_path: Path, tf32: bool) -
     assert runner.where.endswith(f"CUDA, TF32 {'on' if tf32 else 'off'}")
     error = relative_error(runner.run({"a": a, "b": b})["y"], np.float64(a) @ np.float64(b))
     assert 1e-4 < error < 1e-3 if tf32 else error < 1e-5
+
+
+def test_repeatable_sessions_compute_the_same_bits(path: Path) -> None:
+    first, *others = (open_runner(path, device="cuda", cuda=REPEATABLE).run({"x": X})["r1"] for _ in range(5))
+    assert all(np.array_equal(first, other) for other in others)
 
 
 @pytest.mark.parametrize("graphs", [False, True])

@@ -36,11 +36,13 @@ def always(): yield from _samples(True)
 
 PROGRAM = """
 import json, sys
+from dataclasses import replace
 from pathlib import Path
 import ray
 from trtopt.commands.calibrate import calibrate
 from trtopt.commands.compare import compare
 from trtopt.commands.predict import predict
+from trtopt.commands.sensitivity import KIND, sensitivity
 from trtopt.commands.spread import spread, spread_bench
 from trtopt.engine import BuildPlan
 from trtopt.errors import TrtoptError
@@ -65,6 +67,9 @@ def prediction(out): return PredictPlan(run=digits, out=Path(out), data=DataPlan
 predict(prediction("whole.jsonl"))
 told["rows"] = spread(prediction("spread.jsonl"), cluster).rows
 told["same rows"] = Path("whole.jsonl").read_bytes() == Path("spread.jsonl").read_bytes()
+def measurement(folder): return replace(calibration(folder, calib), data=DataPlan(source=str(eval), samples=20))
+told["groups"] = str(sensitivity(measurement("s1")).sensitivity) == str(
+    spread(measurement("s2"), cluster, kind=KIND).sensitivity)
 bench = spread_bench(BenchPlan(targets=(digits, Path("copy.onnx")), run_dir=Path("bench"), batches=(1, 4), seconds=0.1,
                                speed=SpeedPlan(device="cpu")), cluster).benchmark
 told["timings"] = [[timing.target, timing.batch] for timing in bench.timings]
@@ -77,7 +82,6 @@ for name, plan in (("poisoned", calibration("poisoned", "samples_of_ray:always")
                    ("missing", prediction("out.jsonl"))):
     try:
         if name == "missing":
-            from dataclasses import replace
             plan = replace(plan, run=Path("nosuch"))
         spread(plan, cluster)
     except TrtoptError as error:
@@ -101,6 +105,7 @@ def test_four_workers_make_what_one_process_makes_also_if_one_is_killed(tmp_path
     assert told["report"] is True
     assert told["same rows"] is True
     assert told["rows"] == 1000
+    assert told["groups"] is True
     assert told["timings"] == [["model.onnx", 1], ["copy.onnx", 1], ["model.onnx", 4], ["copy.onnx", 4]]
     assert told["complete"] is True
     assert told["target"].startswith("nosuch.onnx failed: ")

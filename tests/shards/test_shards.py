@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from trtopt.commands.compare import compare, compare_shard
 from trtopt.commands.convert import convert
 from trtopt.commands.merge import merge
 from trtopt.commands.predict import predict
+from trtopt.commands.sensitivity import sensitivity, sensitivity_shard
 from trtopt.engine import BuildPlan
 from trtopt.errors import UsageError
 from trtopt.plan import ComparePlan, ConvertPlan, DataPlan, MeasurePlan, PredictPlan
@@ -135,6 +137,23 @@ def test_groups_and_plain_values_merge_to_the_same_report(tmp_path: Path) -> Non
     assert report.comparison == whole.comparison  # type: ignore[union-attr]
 
 
+def measurement(run_dir: Path, model: Path = DIGITS, data: Path = EVAL) -> ConvertPlan:
+    calib = DataPlan(source=str(CALIB), samples=20)
+    own = DataPlan(source=str(data), samples=20)
+    return replace(calibration(model, CALIB, run_dir, "mse"), calib=calib, data=own)
+
+
+def test_the_sensitivity_of_shards_is_that_of_one_process(tmp_path: Path) -> None:
+    whole = sensitivity(measurement(tmp_path / "whole")).sensitivity
+    assert whole is not None
+    assert {group.exact for group in whole.groups} == {True, False}
+    for count in COUNTS:  # with 7, some are empty
+        paths = [sensitivity_shard(measurement(tmp_path / str(count)), shard) for shard in shards(count)]
+        report, _ = merge(list(reversed(paths)), tmp_path / f"merged{count}")
+        assert encode(report.sensitivity) == encode(whole)  # type: ignore[union-attr]  # NaN is not equal to itself
+        assert (tmp_path / f"merged{count}/report.json").exists()
+
+
 def prediction(out: Path, shard: Shard = WHOLE, data: Path = EVAL) -> PredictPlan:
     return PredictPlan(run=DIGITS, out=out, data=DataPlan(source=str(data)), answers="raw", shard=shard)
 
@@ -187,6 +206,14 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shard("other_data", DIGITS, "b.npz", Shard(2, 2))
     shard("other_model", net, "a.npz", Shard(2, 2))
     shard("third_of_3", DIGITS, "a.npz", Shard(3, 3))
+
+    def sensitivity_of(name: str, model: Path, data: str, shard: Shard) -> None:
+        path = sensitivity_shard(measurement(folder / name, model, folder / data), shard)
+        path.rename(folder / f"{name}.partial")
+
+    sensitivity_of("groups", DIGITS, "a.npz", Shard(1, 2))
+    sensitivity_of("groups_of_other_data", DIGITS, "b.npz", Shard(2, 2))
+    sensitivity_of("groups_of_other_model", net, "a.npz", Shard(2, 2))
     rows = predict(prediction(folder / "rows.jsonl", Shard(2, 2), folder / "a.npz")).out
     rows.rename(folder / "rows.partial")
     (folder / "text.partial").write_text("text")
@@ -204,6 +231,11 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("second",), "shard 1/2 is missing"),
         (("first", "third_of_3"), "third_of_3.partial is of another division than {0}/first.partial"),
         (("first", "rows"), "rows.partial is of another command: it is of predict, {0}/first.partial of calibrate"),
+        (("groups", "groups_of_other_data"), "data.partial is of another data set than {0}/groups.partial: data "),
+        (("groups", "groups_of_other_model"), "model.partial is of another model than {0}/groups.partial: model "),
+        (("groups", "groups"), "groups.partial is shard 1/2 a second time"),
+        (("groups",), "shard 2/2 is missing: 1 of 2 are given"),
+        (("first", "groups"), "groups.partial is of another command: it is of sensitivity, {0}/first.partial of calib"),
         (("first", "text"), "text.partial is not a partial result"),
         (("first", "cut"), "cut.partial is not a partial result"),
         (("first", "nosuch"), "nosuch.partial does not exist"),
@@ -238,6 +270,15 @@ def test_merging_where_the_data_have_changed_is_refused(parts: Path, cli: Cli, t
     assert "is of another data set than is found here" in done.err
 
 
+def test_merging_groups_where_the_data_have_changed_is_refused(cli: Cli, tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", input=np.load(EVAL)["input"][:20])
+    path = sensitivity_shard(measurement(tmp_path, data=tmp_path / "d.npz"), Shard(1, 1))
+    np.savez(tmp_path / "d.npz", input=np.load(EVAL)["input"][20:40])
+    done = cli("merge", path, "-o", tmp_path / "out", "-q")
+    assert done.code == 2
+    assert f"{path} is of another data set than is found here" in done.err
+
+
 def test_a_damaged_member_is_named(parts: Path, cli: Cli, tmp_path: Path) -> None:
     whole = bytearray((parts / "second.partial").read_bytes())
     at = whole.find(b"counts.npz") + 200
@@ -256,12 +297,18 @@ def test_the_commands_write_and_merge_shards(int8: Path, cli: Cli, tmp_path: Pat
         )
         shard = ("--shard", f"{number}/2", "-o", tmp_path / "d", "-q")
         assert cli("compare", DIGITS, int8, "--data", EVAL, "--gate", "top1=0.01%", *shard).code == 0
+        shard = ("--shard", f"{number}/2", "-o", tmp_path / "e", "-q")
+        assert cli("sensitivity", DIGITS, "--calib", CALIB, "--samples", 20, *shard).out == (
+            f"{tmp_path / f'e/sensitivity.{number}-of-2.partial'}\n"
+        )
     merged = cli("merge", *sorted((tmp_path / "c").glob("*.partial")))
     assert "scales by minmax over" in merged.out
     assert (tmp_path / "c/calibration.json").exists()
     judged = cli("merge", *sorted((tmp_path / "d").glob("*.partial")), "--format", "json", "-q")
     assert judged.code in (1, 4)  # the gate of the shards
     assert json.loads(judged.out)["comparison"]["samples"] == 1000
+    examined = cli("merge", *sorted((tmp_path / "e").glob("*.partial")), "--format", "json", "-q")
+    assert json.loads(examined.out)["sensitivity"]["samples"] == 16
 
 
 def test_a_custom_metric_sees_the_same_batches(int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

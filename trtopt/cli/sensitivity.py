@@ -28,10 +28,13 @@ from trtopt.cli.options import (
     OnlyFlag,
     OutFlag,
     QuietFlag,
+    RayCoresFlag,
+    RayFlag,
     RecipeFlag,
     RestFlag,
     SamplesFlag,
     ShapeFlag,
+    ShardFlag,
     SignatureFlag,
     SkipBadFlag,
     VerboseFlag,
@@ -86,6 +89,9 @@ def sensitivity(
             rich_help_panel=CALIBRATION,
         ),
     ] = False,
+    shard: ShardFlag = None,
+    ray: RayFlag = None,
+    ray_cores: RayCoresFlag = 4,
     out: OutFlag = None,
     device: DeviceFlag = Device.cpu,
     dry_run: DryRunFlag = False,
@@ -106,11 +112,16 @@ def sensitivity(
     from trtopt.cli.console import Narrator
     from trtopt.cli.show import Printed, finish, rehearsed
     from trtopt.commands.rehearse import rehearse
+    from trtopt.commands.sensitivity import KIND, sensitivity_shard
     from trtopt.commands.sensitivity import sensitivity as run
+    from trtopt.commands.spread import spread
     from trtopt.export.source import identify
     from trtopt.flags import input_dtypes, keeps, lowered_only
     from trtopt.plan import ConvertPlan, DataPlan, ExportPlan
     from trtopt.shapes import parse_shapes
+    from trtopt.shards.cluster import Cluster
+    from trtopt.shards.shard import parse_shard
+    from trtopt.types import Report
 
     plan = ConvertPlan(
         source=model,
@@ -138,5 +149,9 @@ def sensitivity(
     with Narrator(quiet=quiet, verbose=verbose) as emit:
         if dry_run:
             rehearsed(rehearse(plan, lambda record: run(plan, record), emit, last="sensitivity"), format.value)
-        report = run(plan, emit)
+        if shard:
+            print(sensitivity_shard(plan, parse_shard(shard), emit))
+            return
+        report = spread(plan, Cluster(address=ray, cores=ray_cores), emit, kind=KIND) if ray else run(plan, emit)
+        assert isinstance(report, Report)
     finish(report, Printed(format=format.value, told=emit.told))

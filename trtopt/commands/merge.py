@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from trtopt.codec import decode
-from trtopt.commands import calibrate, compare, predict
+from trtopt.commands import calibrate, compare, predict, sensitivity
 from trtopt.errors import UsageError
 from trtopt.events import Emit, silent
 from trtopt.plan import ComparePlan, ConvertPlan
@@ -41,6 +41,9 @@ def merge(paths: Sequence[Path], out: Path | None = None, emit: Emit = silent) -
     if kind == calibrate.KIND:
         plan = _plan(ConvertPlan, partials[0], out)
         return calibrate.calibrate(plan, emit, partials), _folder(plan)
+    if kind == sensitivity.KIND:
+        plan = _plan(ConvertPlan, partials[0], out)
+        return sensitivity.sensitivity(plan, emit, partials), _folder(plan)
     if kind == compare.KIND:
         plan_of = _plan(ComparePlan, partials[0], out)
         return compare.compare(plan_of, emit, partials), _folder(plan_of)

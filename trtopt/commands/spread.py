@@ -11,13 +11,13 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from trtopt.codec import decode, encode
-from trtopt.commands import bench, calibrate, compare, predict
+from trtopt.commands import bench, calibrate, compare, predict, sensitivity
 from trtopt.commands.merge import Merged, merge
 from trtopt.errors import UsageError
 from trtopt.events import Emit, Progress, StageFinished, StageStarted, silent
@@ -32,10 +32,11 @@ Plan = ConvertPlan | ComparePlan | PredictPlan
 STAGE = "shards"
 
 
-def spread(plan: Plan, cluster: Cluster, emit: Emit = silent) -> Merged:
+def spread(plan: Plan, cluster: Cluster, emit: Emit = silent, *, kind: str = "") -> Merged:
     """Run a command on all workers of a cluster, and return its table, report or rows.
 
-    The partial results are kept beside the output if a shard fails, and removed otherwise.
+    The partial results are kept beside the output if a shard fails, and removed otherwise. `kind` is the command; by
+    default it is that of the plan, which is `calibrate` for the plan of a conversion.
 
     Raises:
         UsageError: the data are Python objects.
@@ -43,13 +44,14 @@ def spread(plan: Plan, cluster: Cluster, emit: Emit = silent) -> Merged:
         TrtoptError: as the command.
     """
     plan = _everywhere(plan)
+    kind = kind or _kind(plan)
     out = plan.out if isinstance(plan, PredictPlan) else _folder(plan)
     start, paths = time.perf_counter(), []
     emit(StageStarted(STAGE))
-    for shard, data in each_shard(cluster, partial(_work, plan, Path.cwd())):
+    for shard, data in each_shard(cluster, partial(_work, kind, plan, Path.cwd())):
         out.parent.mkdir(parents=True, exist_ok=True)
         name = partial_name(shard)
-        path = out.with_name(f"{out.name}.{name}") if isinstance(plan, PredictPlan) else out / f"{_kind(plan)}.{name}"
+        path = out.with_name(f"{out.name}.{name}") if isinstance(plan, PredictPlan) else out / f"{kind}.{name}"
         path.write_bytes(data)
         paths.append(path)
         emit(Progress(STAGE, len(paths), shard.count, f"shard {shard}"))
@@ -118,28 +120,29 @@ def _joined(parts: Sequence[tuple[str, Benchmark]]) -> Benchmark:
     )
 
 
-def _work(plan: Plan, here: Path, shard: Shard) -> bytes:
+def _work(kind: str, plan: Plan, here: Path, shard: Shard) -> bytes:
     """Run a shard of a command on a worker, and return the file of its partial result."""
     if here.is_dir():
         os.chdir(here)  # a data set may be a function of a module there
     with tempfile.TemporaryDirectory(prefix="trtopt-") as folder:
-        return _shard(plan, Path(folder), shard)().read_bytes()
+        return _shard(kind, plan, Path(folder), shard).read_bytes()
 
 
-def _shard(plan: Plan, folder: Path, shard: Shard) -> Callable[[], Path]:
+def _shard(kind: str, plan: Plan, folder: Path, shard: Shard) -> Path:
     if isinstance(plan, ConvertPlan):
-        return partial(calibrate.calibrate_shard, replace(plan, run_dir=folder), shard)
+        run = sensitivity.sensitivity_shard if kind == sensitivity.KIND else calibrate.calibrate_shard
+        return run(replace(plan, run_dir=folder), shard)
     if isinstance(plan, ComparePlan):
-        return partial(compare.compare_shard, replace(plan, run_dir=folder), shard)
-    own = replace(plan, out=folder / plan.out.name, shard=shard)
-    return lambda: predict.predict(own).out
+        return compare.compare_shard(replace(plan, run_dir=folder), shard)
+    return predict.predict(replace(plan, out=folder / plan.out.name, shard=shard)).out
 
 
 def _everywhere(plan: Plan) -> Plan:
     """Return the plan with absolute paths."""
     if isinstance(plan, ConvertPlan):
         assert plan.calib is not None
-        return replace(plan, source=_absolute(plan.source), calib=_data(plan.calib))
+        data = plan.data and _data(plan.data)
+        return replace(plan, source=_absolute(plan.source), calib=_data(plan.calib), data=data)
     if isinstance(plan, ComparePlan):
         candidates = tuple(map(_absolute, plan.candidates))
         return replace(plan, baseline=_absolute(plan.baseline), candidates=candidates, data=_data(plan.data))
@@ -159,7 +162,9 @@ def _absolute(path: Path) -> Path:
     return path.absolute() if path.exists() or path.suffix else path
 
 
-def _kind(plan: ConvertPlan | ComparePlan) -> str:
+def _kind(plan: Plan) -> str:
+    if isinstance(plan, PredictPlan):
+        return predict.KIND
     return calibrate.KIND if isinstance(plan, ConvertPlan) else compare.KIND
 
 

@@ -49,15 +49,19 @@ class CudaOptions:
             operator must then run on the GPU.
         memory_limit: largest memory in bytes that the session may allocate for weights, activations and outputs (0 for
             no limit). Inputs that `bind` copies are not included.
+        repeatable: choose the algorithms of convolutions by rules, so that every process on such a GPU computes the
+            same values. By default they are timed, and the choice varies.
     """
 
     tf32: bool = False
     nhwc: bool | None = None
     graphs: bool = False
     memory_limit: int = 0
+    repeatable: bool = False
 
 
 _EXACT = CudaOptions()
+REPEATABLE = CudaOptions(repeatable=True)
 _UNSOUND = ["ClipQuantFusion", "ClipQuantRewrite", "ReluQuantFusion", "ReluQuantRewrite"]
 """Optimizers to disable. They remove a Relu or Clip that is implied by the range of the following QuantizeLinear, and
 mistake the zero point of FP8 for the lowest integer: Relus disappear, or the model does not load (onnxruntime 1.31)."""
@@ -239,6 +243,7 @@ def _cuda_session(ort: Any, path: Path, place: Place, cuda: CudaOptions) -> tupl
         "enable_cuda_graph": str(int(cuda.graphs)),
         # By default the arena doubles when it grows. Growing by exactly the requested size makes memory measurable.
         "arena_extend_strategy": "kSameAsRequested",
+        "cudnn_conv_algo_search": "HEURISTIC" if cuda.repeatable else "EXHAUSTIVE",
     }
     if cuda.memory_limit:
         options["gpu_mem_limit"] = str(cuda.memory_limit)

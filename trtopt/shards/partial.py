@@ -27,7 +27,13 @@ _HEADER = "partial.json"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """Date of every member: equal results are equal files."""
 
-_WORDS = {"model": "another model", "data": "another data set", "trtopt": "another version of trtopt"}
+_WORDS = {
+    "model": "another model",
+    "data": "another data set",
+    "calib": "other calibration data",
+    "statistics": "other statistics",
+    "trtopt": "another version of trtopt",
+}
 
 Write = Callable[[IO[bytes]], object]
 

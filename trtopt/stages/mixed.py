@@ -102,6 +102,11 @@ def error_of(measure: Callable[[], Iterable[Energies]]) -> float:
         return math.inf
 
 
+def worst_of(errors: Mapping[str, float], total: int) -> list[str]:
+    """Return the groups whose error is worth measuring: those with the largest estimates, a fifth of `total` groups."""
+    return sorted(errors, key=lambda name: -errors[name])[: max(3, round(MEASURED * total))]
+
+
 class Trials:
     """The trials of a network.
 
@@ -235,9 +240,9 @@ class Trials:
         return self.alone(few(dataset, FEW), self.groups)
 
     def worst(self, errors: Mapping[str, float]) -> list[Group]:
-        """Return the groups whose error is worth measuring: the fifth with the largest estimates."""
-        count = max(3, round(MEASURED * len(self.groups)))
-        return sorted(self.groups, key=lambda group: -errors[group.name])[:count]
+        """Return those of the groups in `errors` that can be among the worst of all groups (`worst_of`)."""
+        groups = {group.name: group for group in self.groups}
+        return [groups[name] for name in worst_of(errors, len(groups))]
 
     @staticmethod
     def nodes(groups: Iterable[Group]) -> set[str]:

@@ -5,17 +5,22 @@ Touches: the run directory, through the store; reads the samples.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from trtopt.codec import decode
 from trtopt.data.dataset import Dataset
 from trtopt.events import Progress
 from trtopt.requires import versions
 from trtopt.run import Run
-from trtopt.stages.mixed import FEW, Subject, Trials, error_of
+from trtopt.shards.partial import Partial
+from trtopt.shards.shard import WHOLE, Shard
+from trtopt.stages.mixed import FEW, Subject, Trials, error_of, worst_of
 from trtopt.stages.trial import Energies, combined
 from trtopt.types import SensitiveGroup, Sensitivity
 
@@ -23,6 +28,8 @@ if TYPE_CHECKING:
     from trtopt.precision.passes.switches import Part
     from trtopt.tune.search import Group
 
+GROUPS = "groups.json"
+"""Member of a partial result with what was `Examined`."""
 SAMPLES = 16
 """Samples on which groups are measured."""
 _RESAMPLED = 400
@@ -38,21 +45,23 @@ _PARTS: Mapping[str, tuple[Part, ...]] = {
 """The parts of a quantization that are turned on together."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examined:
+    """The errors of some of the groups.
+
+    Attributes:
+        estimates: each of these groups, in the network's order, with an estimate.
+        measured: those of them that may be among the worst of the network, measured.
+        whole: the error with all groups of the network quantized; NaN if it is left to another part.
+    """
+
+    estimates: tuple[SensitiveGroup, ...]
+    measured: tuple[SensitiveGroup, ...]
+    whole: float
+
+
 def sensitivity(run: Run, subject: Subject, dataset: Dataset) -> Sensitivity:
     """Return the errors that quantizing each group adds, on a few of the samples."""
-
-    def make(_: Path) -> Sensitivity:
-        from trtopt.calibrate.ranges import few
-
-        trials = Trials(run, subject)
-        some, fewer = few(dataset, SAMPLES), few(dataset, FEW)
-        alone = trials.estimated(some)
-        estimates = _estimated(run, trials, fewer, alone)
-        exact = {group.name: _measured(trials, some, group, estimates[group.name]) for group in trials.worst(alone)}
-        groups = sorted({**estimates, **exact}.values(), key=lambda group: -group.alone)
-        whole = error_of(lambda: trials.energies(some, ()))
-        return Sensitivity(groups=tuple(groups), whole=whole, samples=len(some), few=len(fewer))
-
     key = {
         "baseline": subject.baseline.digest,
         "model": subject.model.digest,
@@ -63,14 +72,82 @@ def sensitivity(run: Run, subject: Subject, dataset: Dataset) -> Sensitivity:
         "device": run.place,
         **versions("onnxruntime", "onnxruntime-gpu", "onnx-ir"),
     }
+
+    def make(_: Path) -> Sensitivity:
+        return _joined([examined(run, subject, dataset)], dataset)
+
     return run.store.stage("sensitivity", key, Sensitivity, make, _line)
 
 
-def _estimated(run: Run, trials: Trials, dataset: Dataset, alone: Mapping[str, float]) -> dict[str, SensitiveGroup]:
-    """Return an estimate for every group, by its name; the parts from a network whose quantizations can be switched."""
+def examined(run: Run, subject: Subject, dataset: Dataset, shard: Shard = WHOLE) -> Examined:
+    """Return the errors of a shard of the groups; the first shard also measures the whole network.
+
+    Groups are divided, not samples: a few samples are enough, and each group needs a network of its own.
+    """
+    from trtopt.calibrate.ranges import few
+
+    trials = Trials(run, subject)
+    groups = [trials.groups[place] for place in shard.of(len(trials.groups))]
+    some, fewer = few(dataset, SAMPLES), few(dataset, FEW)
+    alone = trials.alone(fewer, groups)
+    estimates = _estimated(run, trials, fewer, alone, groups) if groups else {}
+    worst = trials.worst(alone)
+    return Examined(
+        estimates=tuple(estimates.values()),
+        measured=tuple(_measured(trials, some, group, estimates[group.name]) for group in worst),
+        whole=error_of(lambda: trials.energies(some, ())) if shard.number == 1 else math.nan,
+    )
+
+
+def merged(run: Run, partials: Sequence[Partial], dataset: Dataset, key: Mapping[str, Any]) -> Sensitivity:
+    """Return the errors of all groups from the partial results of all shards.
+
+    `key` is what must be the same here as for the shards.
+
+    Raises:
+        UsageError: the partial results are of another model or data set.
+        StoreError: one is damaged.
+    """
+    from trtopt.shards.partial import check_key, damaged
+
+    header = partials[0].header.key
+    check_key(partials, {**header, **key})
+
+    def make(_: Path) -> Sensitivity:
+        parts = []
+        for each in partials:
+            try:
+                parts.append(decode(Examined, json.loads(each.read(GROUPS))))
+            except ValueError as error:
+                raise damaged(each.path, str(error)) from error
+        return _joined(parts, dataset)
+
+    return run.store.stage("sensitivity", {"shards": dict(header)}, Sensitivity, make, _line)
+
+
+def _joined(parts: Sequence[Examined], dataset: Dataset) -> Sensitivity:
+    """Return the groups of all parts, with the worst of them as they were measured."""
+    from trtopt.calibrate.ranges import few
+
+    estimates = {group.name: group for part in parts for group in part.estimates}
+    measured = {group.name: group for part in parts for group in part.measured}
+    worst = worst_of({name: group.alone for name, group in estimates.items()}, len(estimates))
+    found = {**estimates, **{name: measured[name] for name in worst}}
+    return Sensitivity(
+        groups=tuple(sorted(found.values(), key=lambda group: -group.alone)),
+        whole=parts[0].whole,
+        samples=len(few(dataset, SAMPLES)),
+        few=len(few(dataset, FEW)),
+    )
+
+
+def _estimated(
+    run: Run, trials: Trials, dataset: Dataset, alone: Mapping[str, float], groups: Sequence[Group]
+) -> dict[str, SensitiveGroup]:
+    """Return an estimate for each of the groups; the parts come from a network whose quantizations can be switched."""
     found = {}
     board, energies = trials.switched(dataset)
-    for done, group in enumerate(trials.groups, start=1):
+    for done, group in enumerate(groups, start=1):
         errors = {name: error_of(partial(energies, board.only(group.nodes, parts))) for name, parts in _PARTS.items()}
         found[group.name] = SensitiveGroup(
             name=group.name,
@@ -87,7 +164,7 @@ def _estimated(run: Run, trials: Trials, dataset: Dataset, alone: Mapping[str, f
                 "bias": errors["all"] - errors["uncorrected"],
             },
         )
-        run.emit(Progress("sensitivity", done, len(trials.groups)))
+        run.emit(Progress("sensitivity", done, len(groups)))
     return found
 
 

@@ -1,7 +1,8 @@
 """Trials: quantize a network and measure its output error on a few calibration samples.
 
 Equalization, bias correction and `--method auto` are chosen by these errors. The stages that choose share one
-pass of FP32 over these samples.
+pass of FP32 over these samples. All shards of a run must choose alike, so that their results can be merged: on a GPU,
+the sessions are repeatable.
 
 Touches: temporary files in the run directory; reads the samples.
 """
@@ -80,7 +81,7 @@ def output_error(
             result must not be cached then.
     """
     from trtopt.calibrate.observe import callers
-    from trtopt.engine.onnxruntime import open_runner
+    from trtopt.engine.onnxruntime import REPEATABLE, open_runner
     from trtopt.graph.file import load_ir
     from trtopt.graph.prepare import BETWEEN_STAGES, save
     from trtopt.precision import precision
@@ -94,7 +95,7 @@ def output_error(
         precision(precision_name).apply(graph, request)
         with scratch(run, "trial.onnx") as path:
             save(graph, path, inline=BETWEEN_STAGES)
-            runner = open_runner(path, device=run.device, callers=callers())
+            runner = open_runner(path, device=run.device, cuda=REPEATABLE, callers=callers())
             found = in_order(runner.run, (feed for feed, _ in references), runner.callers)
             return relative_error(zip((reference for _, reference in references), found, strict=True))
 
@@ -206,7 +207,7 @@ def adopt(run: Run, model: OnnxModel, dataset: Dataset, *, function: OnnxModel, 
 def _survey(run: Run, model: OnnxModel, dataset: Dataset, *, outputs: bool) -> Survey:
     from trtopt.calibrate.observe import callers
     from trtopt.calibrate.ranges import Averages, ChannelRanges, channel_means, few
-    from trtopt.engine.onnxruntime import open_runner
+    from trtopt.engine.onnxruntime import REPEATABLE, open_runner
     from trtopt.graph.file import load_ir
     from trtopt.graph.query import constant, float_nodes
     from trtopt.precision.passes.operands import channel_axes
@@ -227,7 +228,7 @@ def _survey(run: Run, model: OnnxModel, dataset: Dataset, *, outputs: bool) -> S
     histograms = {name: Histogram() for name in tensors}
     computed = [name for name in returned if name not in constants]
     with tapped(run, model, [*computed, *tensors, *(name for name, _ in axes), *ranges.axes]) as path:
-        runner = open_runner(path, device=run.device, callers=callers())
+        runner = open_runner(path, device=run.device, cuda=REPEATABLE, callers=callers())
         feeds = [samples.load(i) for i in range(len(samples))]
         for feed, found in zip(feeds, in_order(runner.run, feeds, runner.callers), strict=True):
             known = {**constants, **feed, **found}
