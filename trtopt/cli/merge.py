@@ -30,7 +30,7 @@ def merge(
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,
 ) -> None:
-    """Make the table, the report or the rows of the whole data set, as one process would have made them.
+    """Make the table, the report or the rows of the whole, as one process would have made them.
 
     \b
     Example:

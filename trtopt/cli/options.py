@@ -225,7 +225,8 @@ ShardFlag = Annotated[
     str | None,
     typer.Option(
         metavar="I/N",
-        help="Work on the I-th of N parts of the data only, and write a partial result for `trtopt merge`.",
+        help="Work on the I-th of N parts of the data (sensitivity: the groups) only, and write a partial result for "
+        "`trtopt merge`.",
         show_default=False,
         rich_help_panel=RUN,
     ),
@@ -237,8 +238,8 @@ RayFlag = Annotated[
     typer.Option(
         "--ray",
         metavar="auto|ADDRESS",
-        help="Divide the data (bench: the targets) among the workers of a Ray cluster, with one GPU each, or "
-        "--ray-cores cores.",
+        help="Divide the data (bench: the targets; sensitivity: the groups) among the workers of a Ray cluster, with "
+        "one GPU each, or --ray-cores cores.",
         show_default=False,
         rich_help_panel=RUN,
     ),

@@ -44,7 +44,7 @@ class Header:
 
     Attributes:
         kind: the command that wrote it.
-        shard: the part of the data set.
+        shard: the part of the whole.
         key: what must be the same in all partial results of one whole: digests and options, by name.
         plan: what the command was asked to do, as JSON values; `trtopt merge` completes it.
         facts: what was noted about this part before it was computed, as JSON values.

@@ -1,4 +1,4 @@
-"""Parts of a data set: `--shard I/N`.
+"""Parts of a whole: `--shard I/N`.
 
 Touches: nothing.
 """
