@@ -109,15 +109,23 @@ def predict(model: Model, work: Work, journal: Journal, format: Format, tools: T
     governor = Governor(layout.batch, tools.free, tools.tell)
     lanes = Lanes(model.runner, streams=model.streams, least=model.least, rowed=probed.rowed)
     begun: deque[Block] = deque()
+    writing: deque[Future[None]] = deque()
 
-    def write_complete() -> None:
+    def write_complete(pool: ThreadPoolExecutor) -> None:
         while begun and begun[0].complete:
             block = begun.popleft()
             pace.add(len(block.ids))
-            journal.write(block.number, len(block.errors), partial(format.write, block, layout.fields))
+            fill = partial(format.write, block, layout.fields)
+            writing.append(pool.submit(journal.write, block.number, len(block.errors), fill))
+            if len(writing) > 1:
+                writing.popleft().result()
 
     missing = [number for number in numbers if number not in done]
-    with closing(_loaded(work.dataset, missing, layout, begun)) as samples:
+    with (
+        # The disk takes milliseconds for a block: the network runs on meanwhile.
+        ThreadPoolExecutor(1, thread_name_prefix="trtopt-rows") as writer,
+        closing(_loaded(work.dataset, missing, layout, begun)) as samples,
+    ):
         for batch, outcome in lanes.run(joined(samples, governor, joinable=probed.joinable), tools.pauses):
             if not isinstance(outcome, TrtoptError):
                 batch.block.fill(batch.rows, answers, outcome)
@@ -129,8 +137,10 @@ def predict(model: Model, work: Work, journal: Journal, format: Format, tools: T
                 batch.block.fail(batch.rows[0], str(outcome))
             else:
                 raise outcome
-            write_complete()
-    write_complete()
+            write_complete(writer)
+        write_complete(writer)
+        for each in writing:
+            each.result()
     failed = journal.done()
     return Done(
         rows=pace.total,

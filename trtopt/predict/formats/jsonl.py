@@ -20,12 +20,12 @@ from trtopt.predict.formats import ERROR, SAMPLE, Part
 
 def write(block: Block, fields: Sequence[Field], file: IO[bytes]) -> None:
     """Write one line per row."""
-    columns = {field.name: block.column(field.name) for field in fields}
+    columns = {field.name: _by_row(block.column(field.name)) for field in fields}
     for row, sample in enumerate(block.ids):
         error = block.errors.get(row)
         line: dict[str, Any] = {SAMPLE: sample, ERROR: error}
         if error is None:
-            line |= {name: _values(column[row]) for name, column in columns.items()}
+            line |= {name: column[row] for name, column in columns.items()}
         file.write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
 
@@ -36,8 +36,15 @@ def join(parts: Sequence[Part], fields: Sequence[Field], file: IO[bytes]) -> Non
             shutil.copyfileobj(lines, file, 1 << 20)
 
 
-def _values(array: Array | None) -> Any:
-    assert array is not None
+def _by_row(rows: Sequence[Array | None]) -> list[Any]:
+    """Return the values of each row; rows of one shape are converted together, which is faster."""
+    present = [row for row in rows if row is not None]
+    alike = len({(row.shape, row.dtype) for row in present}) == 1
+    found = iter(_values(np.stack(present)) if alike else map(_values, present))
+    return [None if row is None else next(found) for row in rows]
+
+
+def _values(array: Array) -> Any:
     # float32 as the shortest decimal that is the same float32, not as the float64 that it equals.
     narrow = array.dtype.kind == "f" and array.dtype.itemsize < 8
     values = _shortest(array) if narrow else np.asarray(array).tolist()
