@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -82,6 +83,32 @@ def test_masks_of_one_shard_leave_the_table_as_it_is(conv_net: Path, tmp_path: P
         table, _ = merge([calibrate_shard(own, shard) for shard in shards(count)], folder)
         assert len(table.scales) > 1  # type: ignore[union-attr]
         assert (folder / "calibration.json").read_bytes() == expected
+
+
+def test_samples_by_index_are_made_by_their_shard_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "indexed_samples_of_shards.py").write_text(
+        "import numpy as np\n"
+        "made = []\n"
+        "class Digits:\n"
+        "    digest = 'random digits'\n"
+        "    def __len__(self): return 90\n"
+        "    def __getitem__(self, i):\n"
+        "        made.append(i)\n"
+        "        return {'input': np.random.default_rng(i).random((1, 28, 28), np.float32)}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    plan = calibration(DIGITS, "indexed_samples_of_shards:Digits", tmp_path / "parts")
+    whole = calibrate(replace(plan, run_dir=tmp_path / "whole"))
+    made = sys.modules["indexed_samples_of_shards"].made
+    assert sorted(made) == [0, *range(90)]  # the first one tells the shapes
+    paths = []
+    for shard in shards(3):
+        made.clear()
+        paths.append(calibrate_shard(plan, shard))
+        assert sorted(made) == [0, *shard.of(90)]
+    made.clear()
+    assert merge(paths)[0] == whole
+    assert made == [0]
 
 
 @pytest.fixture(scope="module")

@@ -139,9 +139,13 @@ def _survey(
     kept: list[int] = []
     shapes: set[tuple[tuple[int, ...], ...]] = set()
     failures: dict[int, DataError] = {}
+    checked: dict[tuple[tuple[str, Header], ...], tuple[tuple[int, ...], ...]] = {}
     for i, sample in enumerate(samples.ids):
         try:
-            fed = check(samples.peek(i), inputs, sample)
+            headers = samples.peek(i)
+            key = tuple(headers.items())
+            # Most samples have the headers of one before.
+            fed = checked[key] if key in checked else checked.setdefault(key, check(headers, inputs, sample))
             if bad == "skip":
                 fit(samples.read(i), inputs, sample)
         except DataError as error:
