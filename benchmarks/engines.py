@@ -255,7 +255,9 @@ class Bench:
             native(model, feed, out, self.options.tactic_sources)
         else:
             quantized = self.folder / "qdq.onnx"
-            reader = Reader({name: array[i : i + 1] for name, array in feed.items()} for i in range(ROWS))
+            reader = Reader(
+                {name: array[i : i + 1] for name, array in feed.items()} for i in range(len(next(iter(feed.values()))))
+            )
             quantized_as_tensorrt_requires(model, quantized, reader, "MinMax")
             build(quantized, shapes(feed), out, self.options.tactic_sources)
         self.paths[kind] = out
