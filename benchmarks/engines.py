@@ -1,14 +1,14 @@
 """Engines of a real TensorRT compared: FP32, FP16, trtopt's INT8, TensorRT's own calibrated INT8, onnxruntime's Q/DQ.
 
     python benchmarks/engines.py MODEL OUT.json --calib CALIB.npz --data DATA.npz
-        [--rows fp32 fp16 int8 native qdq] [--labels LABELS.npy] [--tactic-sources -CUDNN]
+        [--rows fp32 fp16 int8 native qdq] [--tuned RUN] [--labels LABELS.npy] [--tactic-sources -CUDNN]
 
 The engines are made with one profile for batches 1 to 64 and timed in turns in one process, without copies. Errors are
 those of the engines' own outputs. The rows `native` (TensorRT's entropy calibrator, 8.5 to 10) and `qdq` (onnxruntime's
 `quantize_static`, configured as TensorRT requires) get the FP32 graph that the row `fp32` is built from, and the same
-calibration samples. One JSON file holds everything; it is written again after each step, so that a run that is cut off
-leaves what it has. `engines_page.py` makes the tables of docs/engines.md from such files. Run it on a machine with a
-GPU and TensorRT.
+calibration samples. `--tuned` adds the engine of a run of `trtopt tune`. One JSON file holds everything; it is written
+again after each step, so that a run that is cut off leaves what it has. `engines_page.py` makes the tables of
+docs/engines.md from such files. Run it on a machine with a GPU and TensorRT.
 
 Touches: the GPU; temporary folders; writes OUT.json.
 """
@@ -194,6 +194,7 @@ def main() -> None:
     parser.add_argument("--calib", type=Path, required=True, help="samples to calibrate on, .npz by input name")
     parser.add_argument("--data", type=Path, required=True, help="samples to judge on, .npz by input name")
     parser.add_argument("--rows", nargs="+", choices=KINDS, default=["fp32", "fp16", "int8"])
+    parser.add_argument("--tuned", type=Path, help="a run of trtopt tune, for a row of its own")
     parser.add_argument("--labels", type=Path, help=".npy of labels for those samples")
     parser.add_argument("--tactic-sources", default="")
     parser.add_argument("--flag", action="append", default=[], help="further flags of trtopt convert")
@@ -216,7 +217,7 @@ class Bench:
 
     def run(self) -> None:
         """Build, compare and time the engines."""
-        for kind in self.options.rows:
+        for kind in [*self.options.rows, *(["tuned"] if self.options.tuned else [])]:
             try:
                 self.rows[kind] = self.built(kind)
             except Exception as error:  # noqa: BLE001 - the other rows are worth having
@@ -232,10 +233,13 @@ class Bench:
         """Build one engine, and return what its report says."""
         if kind in ("native", "qdq"):
             return self.peer(kind)
-        report = convert(self.options.model, kind, self.folder / kind, self.options)
+        if kind == "tuned":
+            run, report = self.options.tuned, json.loads((self.options.tuned / "report.json").read_text())
+        else:
+            run, report = self.folder / kind, convert(self.options.model, kind, self.folder / kind, self.options)
         if report["engine"] is None:
             return {"failed": report["warnings"]}
-        self.paths[kind] = self.folder / kind / "model.engine"
+        self.paths[kind] = run / "model.engine"
         comparison = report["comparison"]
         return {
             "verdict": report["verdict"],

@@ -2,7 +2,8 @@
 # Measure the engines of one network on a GPU with a real TensorRT: benchmarks/engines.sh NETWORK ZOO OUT.json
 #
 # NETWORK is one that zoo.py made (ZOO/NETWORK.onnx, .calib.npz, .eval.npz), `digits`, or `resnet50` or `bert` (made here,
-# with random weights). PYTHON names the interpreter, ROWS the rows, TACTICS the tactic sources. It ends within 9 minutes.
+# with random weights). PYTHON names the interpreter, ROWS the rows, TUNED a run of `trtopt tune` to add, TACTICS the tactic
+# sources. It ends within 9 minutes.
 set -euo pipefail
 network=$1 zoo=$2 out=$3
 python=${PYTHON:-python}
@@ -40,4 +41,4 @@ esac
 labels=()
 [ -f "$zoo/$network.labels.npy" ] && labels=(--labels "$zoo/$network.labels.npy")
 exec timeout 530 "$python" "$here/engines.py" "$model" "$out" --calib "$calib" --data "$eval" \
-    --rows ${ROWS:-fp32 fp16 int8 native qdq} ${TACTICS:+"--tactic-sources=$TACTICS"} "${labels[@]}"
+    --rows ${ROWS:-fp32 fp16 int8 native qdq} ${TACTICS:+"--tactic-sources=$TACTICS"} "${labels[@]}" ${TUNED:+--tuned "$TUNED"}
