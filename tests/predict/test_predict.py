@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -15,6 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from support import CALIB, DIGITS, EVAL, Done, save
 
 from trtopt.engine.onnxruntime import open_runner
+from trtopt.predict.answers import Field
+from trtopt.predict.block import Block
+from trtopt.predict.formats import jsonl
 
 Cli = Callable[..., Done]
 
@@ -284,3 +288,22 @@ def test_labels_of_folders_do_not_matter(cli: Cli, tmp_path: Path) -> None:
     done = cli("predict", DIGITS, "--data", tmp_path / "d", "-o", tmp_path / "o.jsonl")
     assert done.code == 0, done.err
     assert [row["sample"] for row in lines(tmp_path / "o.jsonl")] == ["b.png", "inbox/a.png"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 2)])
+def test_json_of_rows_together_is_that_of_each_row(
+    dtype: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = (np.random.default_rng(0).normal(0, 9, (4, *shape)) ** 9).astype(dtype)
+    fields = [Field(name="y", dtype=dtype, rank=len(shape))]
+    block = Block(number=0, ids=list("abcde"), errors={2: "bad"}, columns={"y": [*values[:2], None, *values[2:]]})
+    together, alone = io.BytesIO(), io.BytesIO()
+    jsonl.write(block, fields, together)
+    monkeypatch.setattr(jsonl, "_TOGETHER", 0)
+    jsonl.write(block, fields, alone)
+    assert together.getvalue() == alone.getvalue()
+    found = [json.loads(line) for line in together.getvalue().splitlines()]
+    assert [line["sample"] for line in found] == list("abcde")
+    assert found[2] == {"sample": "c", "error": "bad"}
+    assert np.array_equal(np.array(found[4]["y"], dtype), values[3])

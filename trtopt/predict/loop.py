@@ -109,16 +109,16 @@ def predict(model: Model, work: Work, journal: Journal, format: Format, tools: T
     governor = Governor(layout.batch, tools.free, tools.tell)
     lanes = Lanes(model.runner, streams=model.streams, least=model.least, rowed=probed.rowed)
     begun: deque[Block] = deque()
-    writing: deque[Future[None]] = deque()
+    writing: list[Future[None]] = []  # at most one
 
     def write_complete(pool: ThreadPoolExecutor) -> None:
         while begun and begun[0].complete:
             block = begun.popleft()
             pace.add(len(block.ids))
+            if writing:
+                writing.pop().result()
             fill = partial(format.write, block, layout.fields)
             writing.append(pool.submit(journal.write, block.number, len(block.errors), fill))
-            if len(writing) > 1:
-                writing.popleft().result()
 
     missing = [number for number in numbers if number not in done]
     with (

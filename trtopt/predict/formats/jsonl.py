@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -17,15 +17,18 @@ from trtopt.predict.answers import Array, Field
 from trtopt.predict.block import Block
 from trtopt.predict.formats import ERROR, SAMPLE, Part
 
+_TOGETHER = 1 << 16
+"""Values that are converted at once, which is faster than row by row. As Python objects they take many times the
+memory."""
+
 
 def write(block: Block, fields: Sequence[Field], file: IO[bytes]) -> None:
     """Write one line per row."""
     columns = {field.name: _by_row(block.column(field.name)) for field in fields}
     for row, sample in enumerate(block.ids):
         error = block.errors.get(row)
-        line: dict[str, Any] = {SAMPLE: sample, ERROR: error}
-        if error is None:
-            line |= {name: column[row] for name, column in columns.items()}
+        values = {name: next(column) for name, column in columns.items()}
+        line = {SAMPLE: sample, ERROR: error, **(values if error is None else {})}
         file.write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
 
@@ -36,12 +39,14 @@ def join(parts: Sequence[Part], fields: Sequence[Field], file: IO[bytes]) -> Non
             shutil.copyfileobj(lines, file, 1 << 20)
 
 
-def _by_row(rows: Sequence[Array | None]) -> list[Any]:
-    """Return the values of each row; rows of one shape are converted together, which is faster."""
+def _by_row(rows: Sequence[Array | None]) -> Iterator[Any]:
+    """Yield the values of each row, None for a row without an answer."""
     present = [row for row in rows if row is not None]
     alike = len({(row.shape, row.dtype) for row in present}) == 1
-    found = iter(_values(np.stack(present)) if alike else map(_values, present))
-    return [None if row is None else next(found) for row in rows]
+    together = alike and sum(row.size for row in present) <= _TOGETHER
+    found = iter(_values(np.stack(present))) if together else map(_values, present)
+    for row in rows:
+        yield None if row is None else next(found)
 
 
 def _values(array: Array) -> Any:
