@@ -192,12 +192,14 @@ def window(log: Path) -> tuple[float, float, int]:
 
 
 def ratios(folder: Path) -> dict[str, Any]:
-    """Return the speedups over the smallest number of workers, and the differences from its results."""
+    """Return the speedups over the smallest number of workers on the same samples, and the differences of results."""
     found: dict[str, Any] = {}
     for part in PARTS:
         times = {path: json.loads(path.read_text()) for path in folder.glob(f"{part}-*.json")}
         one, *more = sorted(times, key=lambda path: int(times[path]["workers"])) or [None]
         for other in more:
+            if times[other]["samples"] != times[one]["samples"]:
+                continue
             name = f"{part}, {times[other]['workers']} workers to {times[one]['workers']}"
             found[name] = {key: round(times[one][key] / times[other][key], 3) for key in ("batches", "total")}
             facts = (json.loads(path.with_suffix(".facts").read_text()) for path in (one, other))
