@@ -51,7 +51,7 @@ def sensitivity(run: Run, subject: Subject, dataset: Dataset) -> Sensitivity:
         exact = {group.name: _measured(trials, some, group, estimates[group.name]) for group in trials.worst(alone)}
         groups = sorted({**estimates, **exact}.values(), key=lambda group: -group.alone)
         whole = error_of(lambda: trials.energies(some, ()))
-        return Sensitivity(groups=tuple(groups), whole=whole, samples=len(some), few=len(fewer))
+        return Sensitivity(groups=tuple(groups), whole=whole, samples=some.samples, few=fewer.samples)
 
     key = {
         "baseline": subject.baseline.digest,
