@@ -3,8 +3,8 @@
     python benchmarks/forms.py ZOO [--models mnist ...] [--opsets 17 21] [--batches 1 8] [--calib N] [--eval N]
 
 Each model of `zoo.py` is converted as it is, at other opsets, and with a fixed batch where it has a batch axis. onnx's
-version converter brings it to an opset; to a lower one trtopt itself, where the converter cannot (of ReduceL2). Prints one table. All figures are onnxruntime's, on the typed graph:
-evidence about graphs, not about engines.
+version converter brings it to an opset, or where it cannot, to a lower one trtopt itself. Prints one table. All figures
+are onnxruntime's, on the typed graph: evidence about graphs, not about engines.
 
 Touches: a temporary folder.
 """
@@ -163,6 +163,7 @@ def lowered(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     """Return a model at a lower opset, as trtopt writes it for an older TensorRT."""
     model = ir.from_proto(proto)
     lower_opset(model, opset)
+    assert model.opset_imports[""] == opset, "trtopt only lowers it"
     return ir.to_proto(model)
 
 
