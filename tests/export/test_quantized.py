@@ -288,7 +288,11 @@ def test_an_int8_model_stays_int8_in_a_run_for_fp8(tmp_path: Path, cli: Cli) -> 
 
 
 def test_what_the_given_model_computes_in_floating_point_is_said_so(cli: Cli, tmp_path: Path) -> None:
-    codes = {"codes": np.ones((32, 16), np.int8), "s": np.full(16, 0.01, np.float32), "w": np.ones((16, 16), np.float32)}
+    codes = {
+        "codes": np.ones((32, 16), np.int8),
+        "s": np.full(16, 0.01, np.float32),
+        "w": np.ones((16, 16), np.float32),
+    }
     nodes = [
         helper.make_node("DequantizeLinear", ["codes", "s"], ["weight"], "dq", axis=1),
         helper.make_node("MatMul", ["x", "weight"], ["a"], "first"),
