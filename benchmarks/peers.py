@@ -13,7 +13,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +131,10 @@ def flags(zoo: Path, name: str) -> tuple[str, ...]:
 
 
 class Reader:
-    """An onnxruntime CalibrationDataReader over the calibration samples that records when it is first read."""
+    """An onnxruntime CalibrationDataReader over samples that records when it is first read."""
 
-    def __init__(self, zoo: Path, name: str) -> None:
-        self._feeds = list(feeds(zoo, name, "calib"))
+    def __init__(self, samples: Iterable[dict[str, Any]]) -> None:
+        self._feeds = list(samples)
         self.rewind()
 
     def get_next(self) -> dict[str, Any] | None:
@@ -187,6 +187,15 @@ def calibration(reader: Reader) -> Iterator[list[float]]:
 
 def onnxruntime(how: list[str], zoo: Path, name: str, folder: Path) -> Made:
     """Run `quantize_static` as TensorRT requires: symmetric, per channel, inputs only, biases in floating point."""
+    reader = Reader(feeds(zoo, name, "calib"))
+    start = time.perf_counter()
+    with calibration(reader) as seconds:
+        quantized_as_tensorrt_requires(zoo / f"{name}.onnx", folder / "model.onnx", reader, *how)
+    return Made(calibrate=seconds[0], total=time.perf_counter() - start)
+
+
+def quantized_as_tensorrt_requires(model: Path, out: Path, reader: Reader, method: str, bins: str = "") -> None:
+    """Run `quantize_static`: symmetric, per channel, inputs of weighted operators only, biases in floating point."""
     import functools
     import importlib
 
@@ -197,35 +206,30 @@ def onnxruntime(how: list[str], zoo: Path, name: str, folder: Path) -> Made:
 
     # By name, because the package has a function with the name of the module.
     ort = importlib.import_module("onnxruntime.quantization.quantize")
-    method, *bins = how
     # quantize_static has no option for the number of bins. With its 128 bins, entropy has only one candidate range.
     if bins:
-        ort.create_calibrator = functools.partial(_with_bins, ort.create_calibrator, int(bins[0]))
-    reader = Reader(zoo, name)
-    start = time.perf_counter()
-    model = onnx.load(zoo / f"{name}.onnx")
-    if model.opset_import[0].version < 17:
-        model = version_converter.convert_version(model, 17)
-    onnx.save(model, folder / "source.onnx")
+        ort.create_calibrator = functools.partial(_with_bins, ort.create_calibrator, int(bins))
+    proto = onnx.load(model)
+    if proto.opset_import[0].version < 17:
+        proto = version_converter.convert_version(proto, 17)
+    onnx.save(proto, out.with_name("source.onnx"))
     # Symbolic shape inference fails for a transformer (Expand), and quantization does not need it.
-    quant_pre_process(folder / "source.onnx", folder / "ready.onnx", skip_symbolic_shape=True)
-    with calibration(reader) as seconds:
-        ort.quantize_static(
-            folder / "ready.onnx",
-            folder / "model.onnx",
-            reader,
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(WEIGHTED),
-            per_channel=True,
-            calibrate_method=CalibrationMethod[method],
-            extra_options={
-                "ActivationSymmetric": True,
-                "WeightSymmetric": True,
-                "QuantizeBias": False,
-                "OpTypesToExcludeOutputQuantization": list(WEIGHTED),
-            },
-        )
-    return Made(calibrate=seconds[0], total=time.perf_counter() - start)
+    quant_pre_process(out.with_name("source.onnx"), out.with_name("ready.onnx"), skip_symbolic_shape=True)
+    ort.quantize_static(
+        out.with_name("ready.onnx"),
+        out,
+        reader,
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=list(WEIGHTED),
+        per_channel=True,
+        calibrate_method=CalibrationMethod[method],
+        extra_options={
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            "QuantizeBias": False,
+            "OpTypesToExcludeOutputQuantization": list(WEIGHTED),
+        },
+    )
 
 
 def _with_bins(create: Any, bins: int, *args: Any, **options: Any) -> Any:
@@ -242,7 +246,7 @@ def modelopt(how: list[str], zoo: Path, name: str, folder: Path) -> Made:
 def quantize(method: str, zoo: Path, name: str, folder: Path) -> Made:
     from modelopt.onnx.quantization import quantize
 
-    reader = Reader(zoo, name)
+    reader = Reader(feeds(zoo, name, "calib"))
     shutil.copyfile(zoo / f"{name}.onnx", folder / "source.onnx")
     start = time.perf_counter()
     with calibration(reader) as seconds:

@@ -46,11 +46,13 @@ class Task:
         metric: the name of the score.
         keep: returns the part of a sample's first output that the score needs.
         score: returns the score in percent.
+        labelled: whether the score needs labels.
     """
 
     metric: str
     keep: Callable[[Array], Array]
     score: Callable[[Evaluated], float]
+    labelled: bool = True
 
 
 def feeds(zoo: Path, name: str, part: str, count: int = 0) -> Iterator[dict[str, Array]]:
@@ -141,7 +143,7 @@ TASKS = {
     "mnist": Task("top-1 %", _top, _correct),
     "efflite0": Task("top-1 %", _top, _correct),
     "minilm": Task("kNN %", lambda output: output.ravel().astype(np.float64), _neighbours),
-    "ocrdet": Task("IoU with FP32 %", lambda output: output > 0.3, _overlap),
+    "ocrdet": Task("IoU with FP32 %", lambda output: output > 0.3, _overlap, labelled=False),
     "ocrrec": Task("exact lines %", lambda output: output[0].argmax(-1), _lines),
     "silero": Task("correct clips %", lambda output: np.asarray(output.mean() > 0.5), _correct),
 }

@@ -44,6 +44,8 @@ from trtopt.engine import onnxruntime
 from trtopt.types import Engine, Support
 def check_options(plan):
     pass
+def lacks(plan):
+    return ()
 def check(model, plan, *, emit):
     return Support(by="toy", rejections=())
 def key(plan):

@@ -113,3 +113,50 @@ def test_a_function_without_end_is_stopped(module: Module, monkeypatch: pytest.M
     monkeypatch.setattr(python, "MAX_SAMPLES", 50)
     source = module("def samples():\n    while True:\n        yield {'x': np.zeros(3, np.float32)}")
     assert "yields more than 50 samples" in refusal(source)
+
+
+INDEXED = """
+made = []
+class Squares:
+    digest = "squares of 6"
+    labels = [0, 1, 0, 1, 0, 1]
+    def __len__(self): return 6
+    def __getitem__(self, i):
+        made.append(i)
+        if i == 4: raise RuntimeError("no square")
+        return {"x": np.full(2 if i == 5 else 3, i * i, np.float32)}
+samples = Squares
+"""
+
+
+def test_samples_by_index_are_made_when_they_are_loaded(module: Module) -> None:
+    source = module(INDEXED)
+    dataset = open_dataset(source, ONE)
+    made = sys.modules["my_loader_for_tests"].made
+    assert (len(dataset), dataset.labels, made) == (6, (0, 1, 0, 1, 0, 1), [0])
+    assert dataset.load(3)["x"].tolist() == [[9, 9, 9]]
+    assert made == [0, 3]
+    assert any("makes each of its 6 samples when it is needed" in note for note in dataset.notes)
+
+
+def test_the_digest_of_samples_by_index_is_of_what_the_object_says(module: Module) -> None:
+    source = module(INDEXED)
+    first = open_dataset(source, ONE).digest
+    assert open_dataset(source, ONE).digest == first
+    sys.modules["my_loader_for_tests"].Squares.digest = "cubes of 6"
+    assert open_dataset(source, ONE).digest != first
+
+
+@pytest.mark.parametrize(
+    ("index", "reason"),
+    [(4, "[4]: the function failed: RuntimeError: no square"), (5, "x float32 [2] is not x float32 [3]")],
+)
+def test_a_bad_sample_by_index_is_refused_when_it_is_loaded(module: Module, index: int, reason: str) -> None:
+    with pytest.raises(DataError) as caught:
+        open_dataset(module(INDEXED), ONE).load(index)
+    assert reason in str(caught.value)
+
+
+def test_an_empty_object_has_no_samples(module: Module) -> None:
+    code = "class Empty:\n    digest = ''\n    def __len__(self): return 0\n    def __getitem__(self, i): return {}"
+    assert "no samples" in refusal(module(f"{code}\nsamples = Empty"))

@@ -17,7 +17,8 @@ from support import CALIB, DIGITS
 from trtopt.engine.onnxruntime import open_runner
 from trtopt.engine.trt.platforms import Platform, platform, platforms
 from trtopt.errors import ModelError, UsageError
-from trtopt.graph.older import lower_opset, spell_out_layer_norms
+from trtopt.graph.older import lower_opset
+from trtopt.graph.spelled import spell_out
 
 # Every rule set once, and both DLAs: the other names differ in the version alone.
 TARGETS = ("trt-8.5", "trt-8.6", "trt-10.0", "trt-10.3", "trt-10.12", "trt-11.5", "jetpack-5-dla", "jetpack-6-dla")
@@ -46,7 +47,7 @@ def broken(path: Path, target: Platform) -> list[str]:
         "FP32 alone": target.can.strong_typing or not set(types.values()) & {TensorProto.FLOAT16, TensorProto.BFLOAT16},
         "scales": scales
         <= ({TensorProto.FLOAT, TensorProto.FLOAT16} if target.can.strong_typing else {TensorProto.FLOAT}),
-        "no LayerNormalization": target.can.layer_norm or "LayerNormalization" not in operators,
+        "no operator that it lacks": not target.can.lacks & operators,
         "no Q and DQ on a DLA": not target.dla or not quantizers,
         "fixed shapes on a DLA": not target.dla
         or all(dim.dim_value for value in proto.graph.input for dim in value.type.tensor_type.shape.dim),
@@ -228,7 +229,7 @@ def test_the_older_form_computes_the_same(parse, tmp_path, body: str) -> None:
     model = parse(f"{head}float[4] s = {{1, 2, 3, 4}}, float[4] t = {{0, 1, 0, 1}}> {body}", opset=19)
     feed = {"x": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)}
     save(model, tmp_path / "new.onnx")
-    spell_out_layer_norms(model)
+    spell_out(model, {"LayerNormalization"}, ())
     lower_opset(model, 17)
     infer_shapes(model)
     save(model, tmp_path / "old.onnx")

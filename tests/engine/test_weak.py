@@ -40,7 +40,7 @@ def make(folder: Path, name: str, **request: object) -> TypedModel:
 def test_the_widened_graph_is_in_fp32_and_computes_the_same(tmp_path: Path, name: str) -> None:
     table = CalibrationTable(method="minmax", scales={"x": 0.03})
     typed = make(tmp_path, name, table=table, rest="fp16")
-    path = weak.write_widened(typed.onnx.path, tmp_path / "..")
+    path = weak.write_widened(typed.onnx.path, tmp_path / "..", 17)
     check_types(path)
     proto = load_proto(path)
     assert not {tensor.data_type for tensor in proto.graph.initializer} & {10, 16}
@@ -54,7 +54,9 @@ def test_the_widened_graph_is_in_fp32_and_computes_the_same(tmp_path: Path, name
 def test_a_convolution_with_a_quantized_weight_names_its_kernel_shape(tmp_path: Path) -> None:
     typed = make(tmp_path, "int8", table=CalibrationTable(method="minmax", scales={"x": 0.03}), rest="fp16")
     conv = next(
-        node for node in load_proto(weak.write_widened(typed.onnx.path, tmp_path)).graph.node if node.op_type == "Conv"
+        node
+        for node in load_proto(weak.write_widened(typed.onnx.path, tmp_path, 17)).graph.node
+        if node.op_type == "Conv"
     )
     assert next(list(a.ints) for a in conv.attribute if a.name == "kernel_shape") == [1, 1]
 

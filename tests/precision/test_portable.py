@@ -102,7 +102,7 @@ def test_tensorrt_reads_the_graph_without_what_is_there_for_onnxruntime(parse: P
 @pytest.mark.parametrize(("name", "rest"), TYPES)
 def test_both_forms_compute_the_same(parse: Parse, write: Write, tmp_path: Path, name: str, rest: str) -> None:
     path, feed = write(typed(parse, "conv", name, rest)), samples("conv")
-    other = write_for_tensorrt(path, tmp_path / "..")
+    other = write_for_tensorrt(path, tmp_path / "..", 24)
     np.testing.assert_array_equal(*(open_runner(each).run(feed)["y"] for each in (path, other)))
 
 

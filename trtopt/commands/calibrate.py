@@ -6,7 +6,7 @@ Touches: the run directory, through the store.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from trtopt import stages
 from trtopt.codec import encode
 from trtopt.commands import checks
 from trtopt.data.dataset import Dataset
+from trtopt.engine import compiler
 from trtopt.events import Emit, StageCached, StageFinished, StageStarted, silent
 from trtopt.plan import ConvertPlan
 from trtopt.run import Run, environment, open_run
@@ -162,9 +163,17 @@ def prepared(run: Run, plan: ConvertPlan, source: OnnxModel, ranges: tuple[Shape
 
     kind = precision(plan.precision)
     opset = max(kind.FORMAT.opset, precision(plan.rest).FORMAT.opset) if kind.FORMAT.scaled else kind.FORMAT.opset
-    model = stages.prepare(run, source, ranges, opset)
+    model = stages.prepare(run, source, ranges, opset, _lacks(plan))
     if plan.keep or plan.only:  # a misspelt node must fail here, not after an hour of calibration
         resolve(load_ir(model.path), plan.keep, plan.only)
     if plan.target is None:  # the TensorRT of this machine is not that of the target
         stages.check_operators(run, model, plan.build)
     return model
+
+
+def _lacks(plan: ConvertPlan) -> Collection[str]:
+    """Return the operators that the parser of the target, or of this machine, lacks."""
+    if plan.target is not None:
+        return plan.target.can.lacks
+    compiling = compiler(plan.build.backend)
+    return compiling.lacks(plan.build) if compiling else ()

@@ -3,6 +3,10 @@
 The function runs once, to its end. Its samples are written to a temporary file, so that memory does not grow with
 their number; the file is removed with the dataset. The digest is that of the samples.
 
+If it returns an object with `__len__`, `__getitem__` and `digest`, nothing is written. A sample is made by index, where
+and when it is needed, so that a shard makes its own samples only. `digest` is a text that changes whenever the samples
+do. `labels`, if there are any, are one class index per sample. All samples have the shapes of the first one.
+
 Touches: imports and runs the user's code, with the current folder importable; writes a temporary file.
 """
 
@@ -18,14 +22,14 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol, TypeGuard
 
 import numpy as np
 
 from trtopt.data.arrays import label_key
-from trtopt.data.checks import Header
+from trtopt.data.checks import Header, shape_text
 from trtopt.data.dataset import Array, Feed
-from trtopt.data.sample import Samples, single_labels
+from trtopt.data.sample import Samples, class_indices, single_labels
 from trtopt.errors import DataError
 from trtopt.types import TensorSpec
 
@@ -40,6 +44,15 @@ _Place = tuple[str, np.dtype[np.generic], tuple[int, ...], int]
 """An array in the temporary file: input name, dtype, shape, and offset in bytes."""
 
 
+class Indexed(Protocol):
+    """Samples by index, as dicts of arrays by input name; several threads call `__getitem__` at once."""
+
+    digest: str
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
 def is_function(source: str) -> bool:
     """Return whether the source is written as `package.module:function`."""
     return _NAME.fullmatch(source) is not None
@@ -51,8 +64,12 @@ def read_function(source: str, inputs: tuple[TensorSpec, ...]) -> Samples:
     Raises:
         DataError: the function cannot be found, fails, or yields anything but dicts of arrays.
     """
+    with current_folder_importable():
+        made = _call(source)
+    if _is_indexed(made):
+        return _indexed(source, made)
     note = f"the code of {source} was run and returned {{count}} samples"
-    return spooled(source, lambda: _call(source), inputs, notes=(note,))
+    return spooled(source, lambda: iter(made), inputs, notes=(note,))
 
 
 def spooled(
@@ -92,6 +109,52 @@ def spooled(
     )
 
 
+def _is_indexed(made: object) -> TypeGuard[Indexed]:
+    return all(hasattr(made, name) for name in ("__len__", "__getitem__", "digest"))
+
+
+def _indexed(source: str, made: Indexed) -> Samples:
+    """Return the samples that an object makes by index; the first one is made now."""
+    count, labels = len(made), getattr(made, "labels", None)
+
+    def get(i: int) -> tuple[Feed, Mapping[str, Header]]:
+        where = f"{source}[{i}]"
+        try:
+            sample = made[i]
+        except DataError:
+            raise
+        except (Exception, SystemExit) as error:  # as in `_run`
+            raise _failed(where, error) from error
+        feed = _arrays(sample, where)
+        return feed, {name: Header(array.dtype.name, array.shape) for name, array in feed.items()}
+
+    first = get(0)[1] if count else {}
+
+    def read(i: int) -> Feed:
+        feed, headers = get(i)
+        if headers != first:
+            texts = (
+                ", ".join(f"{name} {dtype} {shape_text(shape)}" for name, (dtype, shape) in each.items())
+                for each in (headers, first)
+            )
+            raise DataError(
+                f"{source}[{i}]: its arrays differ from those of {source}[0]",
+                why=" is not ".join(texts),
+                fix="Yield samples of several shapes instead of returning them by index",
+            )
+        return feed
+
+    return Samples(
+        source=source,
+        digest=hashlib.sha256(f"{source} {count} {made.digest}".encode()).hexdigest(),
+        ids=tuple(f"{source}[{i}]" for i in range(count)),
+        peek=lambda _: first,
+        read=read,
+        labels=None if labels is None else class_indices(np.asarray(labels), count, source),
+        notes=(f"the code of {source} makes each of its {count} samples when it is needed",),
+    )
+
+
 def _run(source: str, start: Callable[[], Iterator[Any]]) -> Iterator[dict[str, Array]]:
     """Yield the samples as dicts of arrays."""
     with current_folder_importable():
@@ -117,15 +180,17 @@ def _run(source: str, start: Callable[[], Iterator[Any]]) -> Iterator[dict[str, 
             yield _arrays(sample, where)
 
 
-def _call(source: str) -> Iterator[Any]:
+def _call(source: str) -> Iterable[Any] | Indexed:
     module, _, function = source.partition(":")
     try:
         samples = getattr(importlib.import_module(module), function)()
     except (Exception, SystemExit) as error:  # the user's code may raise anything, and must not end the run
         raise _failed(source, error) from error
+    if _is_indexed(samples):
+        return samples
     if not isinstance(samples, Iterable) or isinstance(samples, Mapping | str | bytes):
         raise DataError(f"{source}: returned {type(samples).__name__}", why="it must yield or return dicts of arrays")
-    return iter(samples)
+    return samples
 
 
 def _arrays(sample: Any, where: str) -> dict[str, Array]:

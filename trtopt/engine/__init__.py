@@ -5,6 +5,7 @@ Every backend module has:
     build          returns the engine of a typed graph
 
 A backend whose engine is a file of its own, not the typed graph itself, is a `Compiler`, and has in addition:
+    lacks          operators that its parser lacks
     check          asks whether all operators are supported, before calibration
     key            everything on this machine that an engine depends on
     host           what an engine runs on here
@@ -16,7 +17,7 @@ onnxruntime.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
@@ -136,6 +137,10 @@ class Backend(Protocol):
 
 class Compiler(Backend, Protocol):
     """The interface of a backend module that builds a file of its own."""
+
+    def lacks(self, plan: BuildPlan) -> Collection[str]:
+        """Return the operators that its parser lacks, and that preparation writes out (`graph.spelled`)."""
+        ...
 
     def check(self, model: OnnxModel, plan: BuildPlan, *, emit: Emit) -> Support:
         """Return the nodes that are not supported.

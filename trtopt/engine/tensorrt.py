@@ -6,7 +6,7 @@ Touches: starts processes that parse and build (`trt.apart`), as TensorRT's pars
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,14 @@ def check_options(plan: BuildPlan) -> None:
     """Raise UsageError for an option that the TensorRT of this machine does not have; without one, `build` says so."""
     with contextlib.suppress(EnvironmentUnableError):
         options.check_options(find(plan.tensorrt), plan)
+
+
+def lacks(plan: BuildPlan) -> Collection[str]:
+    """Return the operators that this TensorRT's parser lacks; none without a TensorRT."""
+    try:
+        return find(plan.tensorrt).can.lacks
+    except EnvironmentUnableError:
+        return ()
 
 
 def check(model: OnnxModel, plan: BuildPlan, *, emit: Emit) -> Support:

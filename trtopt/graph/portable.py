@@ -39,7 +39,7 @@ from trtopt.graph.query import (
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 _HALVES = ("FLOAT16", "BFLOAT16")
 
 
@@ -57,7 +57,7 @@ def for_tensorrt(model: ir.Model) -> bool:
     """Rewrite a typed graph, in place, for a strongly typed TensorRT, and return whether anything changed."""
     changed, taken = undo(model), names(model.graph)
     for node in list(model.graph):
-        if node.op_type in RECURRENT and _is_cast_from_half(node.inputs[0]):
+        if node.op_type in _RECURRENT and _is_cast_from_half(node.inputs[0]):
             _read_through(node, "Max", {}, taken, twice=True)
             changed = True
     return changed
@@ -84,20 +84,34 @@ def undo(model: ir.Model) -> bool:
     return changed
 
 
-def write_for_tensorrt(path: Path, folder: Path) -> Path:
-    """Return the path of TensorRT's form of a typed graph: `path` itself, or a file that is written to `folder`."""
+def write_for_tensorrt(path: Path, folder: Path, opset: int) -> Path:
+    """Return the path of a form of a typed graph that TensorRT reads: `path` itself, or a file written to `folder`.
+
+    Args:
+        path: the typed graph.
+        folder: where to write.
+        opset: the newest that the parser reads.
+
+    Raises:
+        ModelError: a node has no form in that opset.
+    """
     from trtopt.graph.file import load_ir, load_proto
+    from trtopt.graph.file import opset as opset_of
+    from trtopt.graph.older import lower_opset
     from trtopt.graph.prepare import infer_shapes, save
 
     try:
-        if not any(node.op_type in {"QuantizeLinear", *RECURRENT} for node in load_proto(path).graph.node):
+        proto = load_proto(path)
+        is_newer = opset_of(proto) > opset
+        if not is_newer and not any(node.op_type in {"QuantizeLinear", *_RECURRENT} for node in proto.graph.node):
             return path
     except ModelError:  # TensorRT's parser says what is wrong with it
         return path
     model = load_ir(path)
     infer_shapes(model)
-    if not for_tensorrt(model):
+    if not for_tensorrt(model) and not is_newer:
         return path
+    lower_opset(model, opset)
     target = folder / "tensorrt.onnx"
     save(model, target)
     return target

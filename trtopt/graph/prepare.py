@@ -12,7 +12,7 @@ Touches: reads the source model; writes `fp32.onnx` (and `fp32.onnx.data`) into 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ from trtopt.graph.foreign import infer_foreign
 from trtopt.graph.opset import raise_opset
 from trtopt.graph.parsed import own
 from trtopt.graph.softmax import unflatten_softmax
+from trtopt.graph.spelled import spell_out
 from trtopt.graph.sums import expand_sums
 from trtopt.graph.validity import check, contradiction, root_line
 from trtopt.types import OnnxModel, ShapeRange
@@ -61,7 +62,9 @@ _SEQUENCES = frozenset(
 _MAX_OPSET = 23  # the newest that TensorRT 10.12's parser is documented to support
 
 
-def prepare(source: Path, folder: Path, *, min_opset: int, profile: Sequence[ShapeRange]) -> OnnxModel:
+def prepare(
+    source: Path, folder: Path, *, min_opset: int, profile: Sequence[ShapeRange], lacks: Collection[str] = ()
+) -> OnnxModel:
     """Write the prepared model to `folder/fp32.onnx` and return its description, with notes on what was changed.
 
     Args:
@@ -69,6 +72,7 @@ def prepare(source: Path, folder: Path, *, min_opset: int, profile: Sequence[Sha
         folder: where to write.
         min_opset: the opset is raised to this when it is lower, and never lowered.
         profile: shape ranges by input. A dimension whose minimum and maximum are equal becomes fixed.
+        lacks: operators that the parser lacks; they are written out where `graph.spelled` can.
 
     Raises:
         ModelError: the model is invalid, or its opset cannot be converted.
@@ -88,6 +92,9 @@ def prepare(source: Path, folder: Path, *, min_opset: int, profile: Sequence[Sha
                 failure = failure or root_line(error)
                 continue
             notes = _finish(source, proto, model, min_opset)
+            if lacks:
+                spell_out(model, lacks, profile)
+                _clean_up(model)
         if is_large:
             notes.append(f"{weight_bytes / 1e9:.1f} GB of weights: optimized in place, without onnxslim")
         elif optimize is _optimize_large:

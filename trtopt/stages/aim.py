@@ -82,14 +82,12 @@ def _written(made: Made, aimed: Aim, ranges: tuple[ShapeRange, ...], folder: Pat
     if cache is not None:
         write_cache(_every_scale(made), cache, version=target.cache_version)
     kept = {decision.node for decision in typed.decisions if decision.precision == "fp32"}
-    # What a LayerNormalization was spelled out as has names that begin with its own.
-    names = [node.name or "" for node in model.graph]
     recipe = script.Recipe(
         target=target,
         graph=GRAPH,
         cache=cache.name if cache else "",
         precisions=frozenset(decision.precision for decision in typed.decisions),
-        kept=tuple(name for name in names if name in kept or (name.endswith("/node") and _owner(name) in kept)),
+        kept=tuple(node.name for node in model.graph if node.name in kept),
         ranges=() if target.dla else ranges,
         plan=made.plan,
         judge=_judge(made, aimed),
@@ -98,10 +96,6 @@ def _written(made: Made, aimed: Aim, ranges: tuple[ShapeRange, ...], folder: Pat
     path.write_text(script.script(recipe), encoding="utf-8")
     path.chmod(0o755)
     return TargetFiles(target=target.name, tensorrt=target.title, graph=folder / GRAPH, script=path, cache=cache)
-
-
-def _owner(name: str) -> str:
-    return name.rsplit("/", 2)[0]
 
 
 def _judge(made: Made, aimed: Aim) -> str:
@@ -124,7 +118,7 @@ def _dialect(made: Made, target: Platform, folder: Path) -> ir.Model:
         infer_shapes(model)
         for_tensorrt(model)
         return model
-    path = write_widened(made.typed.onnx.path, folder)
+    path = write_widened(made.typed.onnx.path, folder, target.can.opset)
     model = load_ir(path)
     infer_shapes(model)
     for value in model.graph.initializers.values():  # the file goes
@@ -142,11 +136,9 @@ def _in_memory(value: ir.Value) -> ir.TensorProtocol:
 
 
 def _lower(model: ir.Model, target: Platform) -> None:
-    from trtopt.graph.older import lower_opset, spell_out_layer_norms
+    from trtopt.graph.older import lower_opset
     from trtopt.graph.prepare import infer_shapes
 
-    if not target.can.layer_norm:
-        spell_out_layer_norms(model)
     lower_opset(model, target.can.opset)
     infer_shapes(model)
 

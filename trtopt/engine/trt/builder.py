@@ -216,7 +216,8 @@ def _builder(trt: TensorRT) -> Any:
 
 def _dialect(trt: TensorRT, path: Path, folder: Path) -> Path:
     """Return the path of a typed graph as this TensorRT reads it, written to `folder` if it differs."""
-    return write_for_tensorrt(path, folder) if trt.can.strong_typing else weak.write_widened(path, folder)
+    write = write_for_tensorrt if trt.can.strong_typing else weak.write_widened
+    return write(path, folder, trt.can.opset)
 
 
 def _parse(trt: TensorRT, builder: Any, path: Path) -> _Parsed:

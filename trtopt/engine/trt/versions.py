@@ -42,7 +42,7 @@ class Abilities:
         shared_profiles: several execution contexts may use one optimization profile at the same time.
         sized_memory: an execution context receives its memory with the size.
         opset: the newest opset that the parser reads.
-        layer_norm: the parser has LayerNormalization.
+        lacks: operators that the parser lacks or fails at, and that preparation writes out (`graph.spelled`).
         calibrator: it has an entropy calibrator of its own.
     """
 
@@ -53,7 +53,7 @@ class Abilities:
     shared_profiles: bool
     sized_memory: bool
     opset: int
-    layer_norm: bool
+    lacks: frozenset[str]
     calibrator: bool
 
 
@@ -73,9 +73,19 @@ def abilities(package: str, version: str) -> Abilities:
         shared_profiles=ten,
         sized_memory=rtx or number >= (10, 1),
         opset=_opset(number) if not rtx else 24,
-        layer_norm=rtx or number >= (8, 6),
+        lacks=_lacks(number) if not rtx else frozenset(),
         calibrator=not rtx and number < (11, 0),
     )
+
+
+def _lacks(number: Version) -> frozenset[str]:
+    """Return the operators to write out.
+
+    LayerNormalization came with 8.6, and Gelu with opset 20. The parser of 8.5 crashes at a Range over a dynamic size.
+    """
+    if number >= (10, 0):
+        return frozenset()
+    return frozenset({"Gelu", "Range"} | ({"LayerNormalization"} if number < (8, 6) else set()))
 
 
 def _opset(number: Version) -> int:

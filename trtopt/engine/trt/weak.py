@@ -40,13 +40,17 @@ def check_precision(trt: TensorRT, typed: TypedModel) -> None:
             )
 
 
-def write_widened(path: Path, folder: Path) -> Path:
-    """Write the FP32 form of a typed graph to `folder`, and return its path.
+def write_widened(path: Path, folder: Path, opset: int) -> Path:
+    """Write the FP32 form of a typed graph, in at most that opset, to `folder`, and return its path.
 
     All 16-bit tensors but inputs and outputs become float32. The numbers stay as they are: constants and scales that
     were rounded to 16 bits keep the rounded values.
+
+    Raises:
+        ModelError: a node has no form in that opset.
     """
     from trtopt.graph.file import load_ir
+    from trtopt.graph.older import lower_opset
     from trtopt.graph.portable import undo
     from trtopt.graph.prepare import infer_shapes, save
     from trtopt.graph.widen import drop_casts, widen
@@ -58,6 +62,7 @@ def write_widened(path: Path, folder: Path) -> Path:
     drop_casts(model.graph)
     for node in model.graph.all_nodes():
         _name_kernel_shape(node)
+    lower_opset(model, opset)
     target = folder / "weak.onnx"
     save(model, target)
     return target
