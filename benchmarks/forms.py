@@ -2,9 +2,9 @@
 
     python benchmarks/forms.py ZOO [--models mnist ...] [--opsets 17 21] [--batches 1 8] [--calib N] [--eval N]
 
-Each model of `zoo.py` is converted as it is, at other opsets, to which onnx's version converter brings it where it can,
-and with a fixed batch where it has a batch axis. Prints one table. All figures are onnxruntime's, on the typed graph:
-evidence about graphs, not about engines.
+Each model of `zoo.py` is converted as it is, at other opsets, and with a fixed batch where it has a batch axis. onnx's
+version converter brings it to an opset, or where it cannot, to a lower one trtopt itself. Prints one table. All figures
+are onnxruntime's, on the typed graph: evidence about graphs, not about engines.
 
 Touches: a temporary folder.
 """
@@ -21,11 +21,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from peers import flags
 from tasks import TASKS, UNBATCHED, chosen, feeds
 
 from trtopt.commands.convert import convert
 from trtopt.engine.onnxruntime import open_runner
+from trtopt.graph.older import lower_opset
 from trtopt.plan import BuildPlan, ConvertPlan, DataPlan
 from trtopt.shapes import parse_shapes
 
@@ -144,13 +146,25 @@ def variants(args: argparse.Namespace, name: str, folder: Path) -> Iterator[Vari
 
 def at_opset(proto: onnx.ModelProto, opset: int, path: Path) -> Path | str:
     """Write a model at another opset and return the path; return the reason if it cannot be converted."""
-    try:
-        converted = onnx.version_converter.convert_version(proto, opset)
-        onnx.checker.check_model(converted, full_check=True)
-    except Exception as error:  # noqa: BLE001 - the converter's failures have many kinds
-        return str(error).strip().splitlines()[0][:80]
-    onnx.save(converted, path)
-    return path
+    why = ""
+    for convert_to in (onnx.version_converter.convert_version, lowered):
+        try:
+            converted = convert_to(proto, opset)
+            onnx.checker.check_model(converted, full_check=True)
+        except Exception as error:  # noqa: BLE001 - the converter's failures have many kinds
+            why = why or str(error).strip().splitlines()[0][:80]
+        else:
+            onnx.save(converted, path)
+            return path
+    return why
+
+
+def lowered(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """Return a model at a lower opset, as trtopt writes it for an older TensorRT."""
+    model = ir.from_proto(proto)
+    lower_opset(model, opset)
+    assert model.opset_imports[""] == opset, "trtopt only lowers it"
+    return ir.to_proto(model)
 
 
 def with_batch(proto: onnx.ModelProto, batch: int, path: Path) -> Path:

@@ -68,14 +68,22 @@ def test_a_node_that_ruins_some_samples_is_kept_and_the_gates_pass_on_others(lou
     assert "1 node stays in fp16" in done.out
 
 
-def test_with_a_fixed_batch_the_guard_counts_samples(loud_and_quiet: Path, cli: CLI) -> None:
-    run = loud_and_quiet / "fixed"
-    done = cli(
-        "convert", str(loud_and_quiet / "model.onnx"), "-p", "int8", "--backend", "onnxruntime", "-o", str(run),
-        "--calib", str(loud_and_quiet / "calib.npz"), "--shape", f"x=16x8x{WIDTH}", "--no-compare",
-    )  # fmt: skip
-    assert done.code == 0, done.err
-    assert "on 16 calibration samples" in precisions(run)["first"][1]
+@pytest.mark.parametrize("batch", [3, 8, 32])
+def test_a_fixed_batch_is_guarded_by_the_same_samples_with_the_same_result(
+    batch: int, loud_and_quiet: Path, cli: CLI
+) -> None:
+    found = []
+    for size in ("1:8:32", str(batch)):
+        run = loud_and_quiet / f"batch-{size.replace(':', '-')}"
+        shape = ":".join(f"{each}x8x{WIDTH}" for each in size.split(":"))
+        done = cli(
+            "convert", str(loud_and_quiet / "model.onnx"), "-p", "int8", "--backend", "onnxruntime", "-o", str(run),
+            "--calib", str(loud_and_quiet / "calib.npz"), "--shape", f"x={shape}", "--no-compare",
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        found.append(precisions(run))
+    assert "on 8 calibration samples" in found[0]["first"][1]
+    assert found[0] == found[1]
 
 
 def test_without_the_guard_the_same_network_fails(loud_and_quiet: Path, cli: CLI) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trtopt.calibrate.ranges import SAMPLES, VALUES, ChannelRanges, Wanted, few, look
-from trtopt.data.dataset import Dataset
+from trtopt.data.dataset import Dataset, grouped
 from trtopt.errors import CalibrationError
 from trtopt.events import silent
 
@@ -89,9 +89,19 @@ def test_channels_have_the_absmax_and_values_of_each(axis: int) -> None:
         assert np.isin(kept, row).all()
 
 
-def test_a_feed_of_several_samples_keeps_the_values_of_each() -> None:
+@pytest.mark.parametrize("axis", [1, -1])
+def test_a_feed_of_several_samples_keeps_the_same_values_as_its_samples(axis: int) -> None:
+    samples = np.random.default_rng(0).normal(size=(3, 2, 100, 2)).astype(np.float32)
+    together, alone = ChannelRanges({"y": axis}, per_feed=3), ChannelRanges({"y": axis})
+    together.add({"y": samples})
+    for sample in samples:
+        alone.add({"y": sample[None]})
+    np.testing.assert_array_equal(together.result()["y"].values, alone.result()["y"].values)
+
+
+def test_the_values_of_a_tensor_without_a_part_for_each_sample_are_kept() -> None:
     ranges = ChannelRanges({"y": 1}, per_feed=3)
-    ranges.add({"y": np.arange(3 * 2 * 100, dtype=np.float32).reshape(3, 2, 100)})
+    ranges.add({"y": np.arange(2 * 100, dtype=np.float32).reshape(1, 2, 100)})
     assert ranges.result()["y"].values.shape == (2, 3 * VALUES)
 
 
@@ -118,3 +128,12 @@ def test_few_returns_the_samples_that_look_uses() -> None:
     assert len(chosen) == SAMPLES
     assert [float(chosen.load(i)["x"][0, 0]) for i in range(SAMPLES)] == loaded
     assert chosen.ids == tuple(f"d[{int(i)}]" for i in loaded)
+
+
+@pytest.mark.parametrize("size", [8, 12, 64])
+def test_the_samples_are_the_same_if_they_are_fed_in_groups(size: int) -> None:
+    alone = dataset([np.full((1, 2), i, np.float32) for i in range(100)])
+    chosen, single = few(grouped(alone, size)), few(alone)
+    assert chosen.samples == SAMPLES
+    fed = np.concatenate([chosen.load(i)["x"][:, 0] for i in range(len(chosen))])
+    assert {*fed} == {float(single.load(i)["x"][0, 0]) for i in range(SAMPLES)}

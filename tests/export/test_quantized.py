@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -284,3 +285,27 @@ def test_an_int8_model_stays_int8_in_a_run_for_fp8(tmp_path: Path, cli: Cli) -> 
     assert done.code == 0, done.err
     assert "nothing was converted to fp8" in done.out
     assert "1 nodes in int8" in done.out
+
+
+def test_what_the_given_model_computes_in_floating_point_is_said_so(cli: Cli, tmp_path: Path) -> None:
+    codes = {
+        "codes": np.ones((32, 16), np.int8),
+        "s": np.full(16, 0.01, np.float32),
+        "w": np.ones((16, 16), np.float32),
+    }
+    nodes = [
+        helper.make_node("DequantizeLinear", ["codes", "s"], ["weight"], "dq", axis=1),
+        helper.make_node("MatMul", ["x", "weight"], ["a"], "first"),
+        helper.make_node("MatMul", ["a", "w"], ["y"], "second"),
+    ]
+    path = graph(tmp_path / "net.onnx", nodes, codes)
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(2).normal(size=(40, 32)).astype(np.float32))
+    done = cli(
+        "convert", path, "-p", "int8", "--data", tmp_path / "x.npz", "-o", tmp_path / "run", "--backend=onnxruntime"
+    )
+    assert "nothing was converted to int8" in done.out
+    decisions = json.loads((tmp_path / "run" / "report.json").read_text())["typed"]["decisions"]
+    assert {each["node"]: each["reason"] for each in decisions} == {
+        "first": "only one of its operands is quantized in the given model",
+        "second": "not quantized in the given model",
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -62,3 +63,28 @@ def test_a_network_over_time_with_lengths_builds(name: str, tmp_path: Path, cli:
     assert done.code == 0, done.err
     fed = [{key: array[i] for key, array in samples.items()} for i in range(8)]
     assert sqnr(tmp_path, fed) > (20 if name == "int8" else 45)
+
+
+@pytest.mark.parametrize(("op", "name"), [("LSTM", "fp16"), ("LSTM", "int8"), ("GRU", "bf16")])
+def test_a_recurrent_node_in_fp32_builds_behind_a_layer_in_16_bits(
+    op: str, name: str, tmp_path: Path, cli: Cli
+) -> None:
+    # TensorRT for RTX 1.7 alone fails if there are always two steps or more.
+    inputs, lengths = f"float[1, time, {FEATURES}] x", ""
+    samples = {"x": normal(40, 1, TIME, FEATURES, scale=1)}
+    if op == "LSTM":
+        inputs, lengths = f"{inputs}, int32[1] len", ", , len"
+        samples["len"] = np.full((40, 1), TIME, np.int32)
+    body = f"""({inputs}) => (float[time, 1, 1, {HIDDEN}] y) {{ a = MatMul(x, u) t = Transpose<perm=[1, 0, 2]>(a)
+        y = {op}<hidden_size={HIDDEN}>(t, w, r{lengths}) }}"""
+    gates = GATES[op] * HIDDEN
+    network(
+        tmp_path, body, {"u": normal(FEATURES, HIDDEN), "w": normal(1, gates, HIDDEN), "r": normal(1, gates, HIDDEN)}
+    )
+    shape = f"x=1x2x{FEATURES}:1x{TIME}x{FEATURES}:1x{TIME}x{FEATURES}"
+    done = convert(cli, tmp_path, name, samples, "--backend", "tensorrt", "--shape", shape)
+    assert done.code == 0, done.err
+    decisions = {
+        each["op"]: each for each in json.loads((tmp_path / "run" / "report.json").read_text())["typed"]["decisions"]
+    }
+    assert (decisions[op]["precision"], decisions["MatMul"]["precision"]) == ("fp32", name)

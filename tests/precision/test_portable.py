@@ -111,3 +111,19 @@ def test_a_cast_and_a_max_of_the_model_itself_stay_for_tensorrt(parse: Parse) ->
     model = parse(body + "y = DequantizeLinear(q, s, z) }")
     infer_shapes(model)
     assert not for_tensorrt(model)
+
+
+@pytest.mark.parametrize(("before", "count"), [
+    ("c = Cast<to=1>(x) s = Transpose<perm=[1, 0, 2]>(c)", 1),
+    ("c = Cast<to=1>(x) s = Concat<axis=0>(z, c)", 1),
+    ("c = Cast<to=1>(x) s = Relu(c)", 0),
+])  # fmt: skip
+def test_tensorrt_s_form_separates_a_recurrent_operator_from_a_cast(before: str, count: int, parse: Parse) -> None:
+    recurrent = "y = RNN<hidden_size=4>(s, w, r)"
+    body = f"(float16[1, 1, 4] x, float[1, 1, 4] z) => (float[n, 1, 1, 4] y) {{ {before} {recurrent} }}"
+    model = parse(body, {"w": (1, 4, 4), "r": (1, 4, 4)}, opset=19)
+    infer_shapes(model)
+    assert for_tensorrt(model) == (count == 1)
+    inserted = [node for node in model.graph if node.op_type == "Max"]
+    assert len(inserted) == count
+    assert all(node.inputs[0] is node.inputs[1] for node in inserted)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from trtopt.data.dataset import Dataset, scattered
+from trtopt.data.dataset import Dataset, first, grouped, scattered
 from trtopt.tune.margin import failure, first_unsafe, looks
 from trtopt.types import GateResult, Verdict
 
@@ -95,20 +95,42 @@ def test_what_more_samples_might_change_needs_all_of_them() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8, 60, 284])
-def test_the_first_samples_of_a_scattered_set_are_spread_over_it_and_the_last_one_stays_the_last(count: int) -> None:
-    dataset = Dataset(
-        source="s", digest="d", ids=tuple(map(str, range(count))), load=lambda i: {"x": np.array(i)}, batched=True
-    )
-    found = scattered(dataset)
-    order = [int(found.load(i)["x"]) for i in range(count)]
+def test_the_first_samples_of_a_scattered_set_are_spread_over_it(count: int) -> None:
+    found = scattered(numbers(count))
+    order = [int(found.load(i)["x"][0]) for i in range(count)]
     assert sorted(order) == list(range(count))
-    assert order[-1] == count - 1
     assert list(found.ids) == [str(i) for i in order]
     for few in (look.count for look in looks(count) if 8 <= look.count < count):
         assert max(np.diff([0, *sorted(order[:few]), count])) <= 4 * count / few
 
 
-def test_the_looks_are_at_as_many_samples_if_they_are_fed_in_groups() -> None:
-    alone, grouped = looks(64), looks(8, 8)
-    assert [(8 * look.count, look.doubt) for look in grouped] == [(look.count, look.doubt) for look in alone]
-    assert [look.count for look in looks(2, 32)] == [1, 2]
+@pytest.mark.parametrize("size", [3, 8, 100])
+@pytest.mark.parametrize("count", [1, 13, 60])
+def test_samples_that_are_fed_in_groups_are_looked_at_in_the_same_order(count: int, size: int) -> None:
+    alone, together = scattered(numbers(count)), scattered(grouped(numbers(count), size))
+    for few in (look.count for look in looks(count)):
+        assert counted(first(together, few)) == list(alone.ids[:few])
+
+
+def test_a_look_at_more_samples_repeats_the_groups_of_the_one_before() -> None:
+    samples = grouped(numbers(60), 12)
+    before, after = first(samples, 16), first(samples, 32)
+    assert [before.load(i)["x"].tolist() for i in range(2)] == [after.load(i)["x"].tolist() for i in range(2)]
+    assert before.digest != after.digest
+
+
+def numbers(count: int) -> Dataset:
+    """Return samples that are numbers, and are named after them."""
+    ids = tuple(map(str, range(count)))
+    return Dataset(source="s", digest="d", ids=ids, load=lambda i: {"x": np.array([i])}, batched=True)
+
+
+def counted(dataset: Dataset) -> list[str]:
+    """Return the samples that count in the feeds of groups, in order."""
+    assert dataset.groups is not None
+    names = []
+    for feed in range(len(dataset)):
+        members = dataset.groups.members(feed)
+        names += [str(number) for number in dataset.load(feed)["x"][: len(members)]]
+        assert [dataset.groups.ids[i] for i in members] == names[-len(members) :]
+    return names

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trtopt.calibrate.histogram import MASK
-from trtopt.data.dataset import Array, Dataset, Feed, part, spread
+from trtopt.data.dataset import Array, Dataset, Feed, selected, spread, unlabelled
 from trtopt.errors import CalibrationError
 from trtopt.events import Emit, Progress
 from trtopt.parallel import in_order
@@ -25,8 +25,6 @@ from trtopt.parallel import in_order
 SAMPLES = 16
 """Size of the subset. It is enough for an order of magnitude, for a mean, and to tell two quantized networks apart by
 decibels. More samples would cost too much time."""
-FEEDS = 2
-"""Least number of groups in the subset, if samples are fed in groups."""
 VALUES = 32
 """Values per channel that are kept of each sample, to predict the rounding error."""
 
@@ -91,7 +89,7 @@ class ChannelRanges:
 
     def __init__(self, axes: Mapping[str, int], per_feed: int = 1) -> None:
         self.axes = axes
-        self._kept = VALUES * per_feed
+        self._per_feed = per_feed
         self._peaks: dict[str, npt.NDArray[np.float64]] = {}
         self._values: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in axes}
 
@@ -102,8 +100,12 @@ class ChannelRanges:
             rows = np.moveaxis(tensors[name], axis, 0).reshape(tensors[name].shape[axis], -1)
             peak = np.abs(rows).max(axis=1, initial=0.0).astype(np.float64)
             self._peaks[name] = np.maximum(self._peaks.get(name, 0.0), peak)
-            kept = min(self._kept, rows.shape[1])
-            positions = np.unique(np.linspace(0, rows.shape[1] - 1, kept).astype(int))
+            # The first of the other axes is that of the samples.
+            parts = self._per_feed if rows.shape[1] % self._per_feed == 0 else 1
+            length = rows.shape[1] // parts
+            kept = min(VALUES * self._per_feed // parts, length)
+            within = np.unique(np.linspace(0, length - 1, kept).astype(int))
+            positions = np.add.outer(np.arange(parts) * length, within).ravel()
             self._values[name].append(rows[:, positions].astype(np.float32))
 
     def result(self) -> dict[str, Channels]:
@@ -139,18 +141,15 @@ class Averages:
 
 def subset_size(dataset: Dataset) -> int:
     """Return the number of single samples in the subset that this module uses."""
-    return min(len(_indices(dataset)) * (dataset.groups.size if dataset.groups else 1), dataset.samples)
+    return min(SAMPLES, dataset.samples)
 
 
 def few(dataset: Dataset, most: int = SAMPLES) -> Dataset:
-    """Return the subset of samples that this module uses, or one of at most `most` samples, as a dataset."""
-    return part(dataset, _indices(dataset, most))
+    """Return the subset of samples that this module uses, or one of at most `most` samples, without labels.
 
-
-def _indices(dataset: Dataset, most: int = SAMPLES) -> list[int]:
-    """Return the indices of at most `most` samples, or of at least `FEEDS` groups if samples are fed in groups."""
-    count = max(-(-most // dataset.groups.size), FEEDS) if dataset.groups else most
-    return spread(len(dataset), count)
+    The samples are the same if they are fed in groups.
+    """
+    return selected(unlabelled(dataset), spread(dataset.samples, most))
 
 
 def look(
@@ -177,17 +176,17 @@ def look(
     """
 
     def load_and_run(index: int) -> Mapping[str, Array]:
-        feed = dataset.load(index)
+        feed = samples.load(index)
         return {**feed, **run(feed)}
 
-    indices = _indices(dataset)
+    samples = few(dataset)
     seen = Seen(samples=subset_size(dataset))
     means, errors = Averages(), Averages()
     axes: dict[str, list[Key]] = {}
     for key in sorted(wanted.channels):
         axes.setdefault(key[0], []).append(key)
-    for done, tensors in enumerate(in_order(load_and_run, indices, callers), start=1):
-        _check(tensors, wanted.outputs, dataset.ids[indices[done - 1]])
+    for done, tensors in enumerate(in_order(load_and_run, range(len(samples)), callers), start=1):
+        _check(tensors, wanted.outputs, samples.ids[done - 1])
         for name, array in tensors.items():
             if array.dtype != np.float32 or array.size == 0:
                 continue
@@ -205,7 +204,7 @@ def look(
                 means.add(key, channel_means(array, key[1]))
                 if name in wanted.roundings:
                     errors.add(key, channel_means(wanted.roundings[name](array), key[1]))
-        emit(Progress("observe", done, len(indices)))
+        emit(Progress("observe", done, len(samples)))
     seen.means, seen.errors = means.result(), errors.result()
     return seen
 

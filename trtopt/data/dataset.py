@@ -47,13 +47,22 @@ class Shown:
 class Groups:
     """Samples that are fed `size` at a time, because the model's batch is fixed.
 
-    `ids` and `labels` are those of single samples. Row i of each array of a feed belongs to the i-th of its `members`.
-    The last feed is filled up with samples from the start of the dataset.
+    `single` are the samples as they were before. Row i of each array of a feed belongs to the i-th of its `members`.
+    The last feed is filled up with samples that do not count.
     """
 
     size: int
-    ids: tuple[str, ...]
-    labels: tuple[int, ...] | None = None
+    single: Dataset
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The names of single samples."""
+        return self.single.ids
+
+    @property
+    def labels(self) -> tuple[int, ...] | None:
+        """The labels of single samples."""
+        return self.single.labels
 
     def members(self, feed: int) -> tuple[int, ...]:
         """Return the indices of the samples in a feed, without those that only fill it up."""
@@ -102,19 +111,6 @@ class Dataset:
         """Number of single samples, also if they are fed in groups."""
         return len(self.groups.ids) if self.groups else len(self)
 
-    @property
-    def feed_size(self) -> int:
-        """Number of single samples in a feed; the last one may have fewer."""
-        return self.groups.size if self.groups else 1
-
-    def feeds(self, samples: int) -> int:
-        """Return the smallest number of feeds with at least this many single samples, or that of all feeds."""
-        return min(-(-samples // self.feed_size), len(self))
-
-    def samples_in(self, feeds: int) -> int:
-        """Return the number of single samples in the first feeds."""
-        return min(feeds * self.feed_size, self.samples)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
@@ -158,7 +154,8 @@ def part(dataset: Dataset, indices: Sequence[int]) -> Dataset:
 
 def unlabelled(dataset: Dataset) -> Dataset:
     """Return the dataset without its labels."""
-    return replace(dataset, labels=None, groups=dataset.groups and replace(dataset.groups, labels=None))
+    groups = dataset.groups and replace(dataset.groups, single=unlabelled(dataset.groups.single))
+    return replace(dataset, labels=None, groups=groups)
 
 
 def spread(length: int, count: int) -> list[int]:
@@ -167,22 +164,52 @@ def spread(length: int, count: int) -> list[int]:
 
 
 def selected(dataset: Dataset, indices: Sequence[int]) -> Dataset:
-    """Return the samples at these positions; the groups of samples, if they are fed in groups.
+    """Return the single samples at these positions. If samples are fed in groups, these are put into groups anew.
 
-    The last group may be one that is filled up, and must then stay the last.
+    So the same samples are selected for every batch of a model.
     """
+    if dataset.groups:
+        return grouped(selected(dataset.groups.single, indices), dataset.groups.size)
     chosen = tuple(indices)
-    groups = dataset.groups
-    if groups is not None:
-        members = [member for feed in chosen for member in groups.members(feed)]
-        labels = None if groups.labels is None else tuple(groups.labels[i] for i in members)
-        groups = replace(groups, ids=tuple(groups.ids[i] for i in members), labels=labels)
     return replace(
         dataset,
         digest=hashlib.sha256(f"{dataset.digest} {chosen}".encode()).hexdigest(),
         ids=tuple(dataset.ids[i] for i in chosen),
         load=lambda i: dataset.load(chosen[i]),
         labels=None if dataset.labels is None else tuple(dataset.labels[i] for i in chosen),
+    )
+
+
+def first(dataset: Dataset, count: int) -> Dataset:
+    """Return the first `count` single samples. If samples are fed in groups, the feeds are those of the dataset.
+
+    The samples of the last feed that are behind do not count.
+    """
+    if not dataset.groups:
+        return selected(dataset, range(count))
+    single, size = selected(dataset.groups.single, range(count)), dataset.groups.size
+    return replace(
+        dataset, digest=single.digest, ids=dataset.ids[: -(-count // size)], groups=Groups(size=size, single=single)
+    )
+
+
+def grouped(dataset: Dataset, size: int) -> Dataset:
+    """Return the samples as feeds of `size` samples each."""
+    groups, count = Groups(size=size, single=dataset), len(dataset)
+    members = [groups.members(feed) for feed in range(-(-count // size))]
+
+    def load(feed: int) -> Feed:
+        # The last feed is filled up with the first samples, not with copies of the last one: calibration measures whole
+        # feeds, and no sample should weigh much more there than another.
+        return joined([dataset.load(i % count) for i in range(feed * size, (feed + 1) * size)])
+
+    return replace(
+        dataset,
+        ids=tuple(f"{dataset.ids[places[0]]} to {dataset.ids[places[-1]]}" for places in members),
+        load=load,
+        batched=False,
+        labels=None,
+        shapes=tuple(tuple((size, *shape[1:]) for shape in fed) for fed in dataset.shapes),
         groups=groups,
     )
 
@@ -190,11 +217,10 @@ def selected(dataset: Dataset, indices: Sequence[int]) -> Dataset:
 def scattered(dataset: Dataset) -> Dataset:
     """Return the samples in an order of which the first 8, 16, 32, ... are spread evenly over them.
 
-    The order is that of the reversed bits of their positions. The last one stays the last, as `selected` needs it.
+    The order is that of the reversed bits of their positions.
     """
-    bits = (len(dataset) - 1).bit_length()
-    order = sorted(range(len(dataset) - 1), key=lambda i: int(f"{i:0{bits}b}"[::-1], 2))
-    return selected(dataset, [*order, *range(len(order), len(dataset))])
+    bits = (dataset.samples - 1).bit_length()
+    return selected(dataset, sorted(range(dataset.samples), key=lambda i: int(f"{i:0{bits}b}"[::-1], 2)))
 
 
 def joined(feeds: Sequence[Feed]) -> Feed:

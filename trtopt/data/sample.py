@@ -18,10 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import numpy as np
-
 from trtopt.data.checks import Header, check, fit, fixed_batch, shape_text
-from trtopt.data.dataset import Array, ClassList, Dataset, Feed, Groups, Shown, spread
+from trtopt.data.dataset import Array, ClassList, Dataset, Feed, Shown, grouped, spread
 from trtopt.errors import DataError
 from trtopt.types import TensorSpec
 
@@ -129,7 +127,7 @@ def to_dataset(samples: Samples, inputs: tuple[TensorSpec, ...], *, bad: Bad = "
             f"{samples.source}: the samples have different shapes",
             why=f"the model's batch is fixed at {batch}, and only samples of one shape can be joined",
         )
-    return _grouped(dataset, batch)
+    return _fixed(dataset, batch)
 
 
 def _survey(
@@ -198,31 +196,10 @@ def single_labels(values: list[Array | None], ids: tuple[str, ...], source: str)
     return tuple(labels)
 
 
-def _grouped(dataset: Dataset, size: int) -> Dataset:
-    """Return the samples as feeds of `size` samples each."""
-    groups, count = Groups(size=size, ids=dataset.ids, labels=dataset.labels), len(dataset)
-    members = [groups.members(feed) for feed in range(-(-count // size))]
-    missing = len(members) * size - count
-
-    def load(feed: int) -> Feed:
-        # The last feed is filled up with the first samples, not with copies of the last one: calibration measures whole
-        # feeds, and no sample should weigh much more there than another.
-        samples = [dataset.load(i % count) for i in range(feed * size, (feed + 1) * size)]
-        return {name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]}
-
+def _fixed(dataset: Dataset, size: int) -> Dataset:
+    """Return the samples as feeds of `size` samples each, and a note of that."""
+    count = len(dataset)
     note = f"the model's batch is fixed at {size}: {count} samples are fed in groups of {size}"
-    if missing:
+    if missing := -count % size:
         note += f", the last one filled with {missing} sample{'s' * (missing != 1)} from the start"
-    return Dataset(
-        source=dataset.source,
-        digest=dataset.digest,
-        ids=tuple(f"{dataset.ids[places[0]]} to {dataset.ids[places[-1]]}" for places in members),
-        load=load,
-        batched=False,
-        class_list=dataset.class_list,
-        shapes=tuple(tuple((size, *shape[1:]) for shape in fed) for fed in dataset.shapes),
-        groups=groups,
-        shown=dataset.shown,
-        notes=(*dataset.notes, note),
-        warnings=dataset.warnings,
-    )
+    return replace(grouped(dataset, size), notes=(*dataset.notes, note))

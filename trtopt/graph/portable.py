@@ -11,6 +11,9 @@ So a typed graph quantizes 16-bit values to INT8 through a Cast to FP32, which i
 FP8 it quantizes through a Max of one input, which is the identity. The fusions do not look behind those. TensorRT is
 given the graph without them: it fuses a QuantizeLinear with the layer right before it.
 
+TensorRT for RTX 1.7 cannot build a recurrent operator in FP32 over two steps or more whose input is cast from 16 bits.
+It is given a Max of two equal inputs in between, which no fusion crosses.
+
 Touches: the onnx-ir model it is given; `write_for_tensorrt` writes a copy.
 """
 
@@ -23,11 +26,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trtopt.errors import ModelError
-from trtopt.graph.query import add_initializer, constant, drop_unused_initializers, names, producer, unique
+from trtopt.graph.query import (
+    FLOAT_COMPUTE_FREE,
+    add_initializer,
+    constant,
+    drop_unused_initializers,
+    names,
+    producer,
+    unique,
+)
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 _HALVES = ("FLOAT16", "BFLOAT16")
 
 
@@ -42,6 +54,16 @@ def for_onnxruntime(model: ir.Model) -> None:
 
 
 def for_tensorrt(model: ir.Model) -> bool:
+    """Rewrite a typed graph, in place, for a strongly typed TensorRT, and return whether anything changed."""
+    changed, taken = undo(model), names(model.graph)
+    for node in list(model.graph):
+        if node.op_type in _RECURRENT and _is_cast_from_half(node.inputs[0]):
+            _read_through(node, "Max", {}, taken, twice=True)
+            changed = True
+    return changed
+
+
+def undo(model: ir.Model) -> bool:
     """Undo `for_onnxruntime` in place, and return whether there was anything to undo."""
     changed = False
     for node in list(_quantizers(model.graph)):
@@ -81,7 +103,7 @@ def write_for_tensorrt(path: Path, folder: Path, opset: int) -> Path:
     try:
         proto = load_proto(path)
         is_newer = opset_of(proto) > opset
-        if not is_newer and not any(node.op_type == "QuantizeLinear" for node in proto.graph.node):
+        if not is_newer and not any(node.op_type in {"QuantizeLinear", *_RECURRENT} for node in proto.graph.node):
             return path
     except ModelError:  # TensorRT's parser says what is wrong with it
         return path
@@ -103,6 +125,20 @@ def _is_half(value: ir.Value | None) -> bool:
     return value is not None and value.dtype is not None and value.dtype.name in _HALVES
 
 
+def _is_cast_from_half(value: ir.Value | None) -> bool:
+    """Return whether a value, or a part of it, was cast from 16 bits and at most moved since."""
+    todo, visited = [value], set()
+    while todo:
+        node = producer(todo.pop())
+        if node is None or node in visited or node.op_type not in FLOAT_COMPUTE_FREE:
+            continue
+        if node.op_type == "Cast" and _is_half(node.inputs[0]):
+            return True
+        visited.add(node)
+        todo += node.inputs
+    return False
+
+
 def _widen(node: ir.Node, taken: set[str]) -> None:
     """Make a QuantizeLinear read a float32 copy of its input, with its scale in float32."""
     import onnx_ir as ir
@@ -118,17 +154,19 @@ def _widen(node: ir.Node, taken: set[str]) -> None:
     _read_through(node, "Cast", {"to": int(ir.DataType.FLOAT)}, taken)
 
 
-def _read_through(node: ir.Node, op: str, attributes: dict[str, int], taken: set[str]) -> None:
-    """Insert a node with one input and output between a QuantizeLinear and what it reads."""
+def _read_through(node: ir.Node, op: str, attributes: dict[str, int], taken: set[str], *, twice: bool = False) -> None:
+    """Insert a node with one output between a node and its first input, which the inserted one may read twice."""
     import onnx_ir as ir
 
     value, graph = node.inputs[0], node.graph
     assert value is not None
     assert isinstance(graph, ir.Graph)
     dtype = ir.TensorType(ir.DataType.FLOAT) if op == "Cast" else value.type
-    result = ir.Value(name=unique(f"{value.name}/quantized", taken), type=dtype, shape=value.shape)
+    result = ir.Value(name=unique(f"{value.name}/{op.lower()}", taken), type=dtype, shape=value.shape)
     name = unique(f"{node.name}/{op}", taken)
-    graph.insert_before(node, ir.node(op, [value], attributes, outputs=[result], name=name))
+    graph.insert_before(
+        node, ir.node(op, [value, value] if twice else [value], attributes, outputs=[result], name=name)
+    )
     node.replace_input_with(0, result)
 
 

@@ -79,12 +79,12 @@ def _sqnrs(
 
     if not blocks:
         return np.zeros(0)
-    samples = few(dataset)
+    samples = few(dataset, _SAMPLES)
     energies = np.zeros((2, len(blocks)))
     with scratch(run, "blocks.onnx") as path:
         save(measuring(load_ir(model.path), half, blocks), path)
         runner = open_runner(path, device=run.device)
-        for index in np.unique(np.linspace(0, len(samples) - 1, min(_SAMPLES, len(samples))).astype(int)).tolist():
+        for index in range(len(samples)):
             outputs = runner.run(samples.load(index))
             energies += np.stack([outputs["trtopt/error"], outputs["trtopt/signal"]]).astype(np.float64)
     error, signal = energies

@@ -153,7 +153,7 @@ def _as_loaded(run: Run, comparison: Comparison, models: tuple[OnnxModel, OnnxMo
     from trtopt.compare.loaded import loaded, warnings
     from trtopt.compare.pair import Pair
     from trtopt.engine.onnxruntime import open_as_loaded, open_runner
-    from trtopt.engine.ort.rewritten import is_reduced
+    from trtopt.engine.ort.rewritten import is_bf16, is_reduced
 
     baseline, candidate = models
     if not is_reduced(candidate.path):
@@ -163,8 +163,11 @@ def _as_loaded(run: Run, comparison: Comparison, models: tuple[OnnxModel, OnnxMo
         runner = open_as_loaded(candidate.path)
         pair = Pair(baseline=reference, candidate=runner, graph=graph, names=(baseline.path.name, candidate.path.name))
         drifts = loaded(pair, dataset)
-    except (ModelError, DataError, OutOfMemoryError) as error:  # it has no kernels for BF16, for example
-        return replace(comparison, loaded_ran=f"not with onnxruntime's default options: {error}")
+    except (ModelError, DataError, OutOfMemoryError) as error:
+        why = f"not with onnxruntime's default options: {error}"
+        if is_bf16(candidate.path):
+            why += ". onnxruntime has few BF16 kernels on a CPU, and TensorRT takes BF16 from this graph"
+        return replace(comparison, loaded_ran=why)
     lines = (*comparison.warnings, *warnings(drifts, candidate.path.name, runner.where))
     return replace(comparison, loaded=drifts, loaded_ran=f"{runner.where}, default options", warnings=lines)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from trtopt.codec import decode, encode
 from trtopt.compare.quality import quality
-from trtopt.data.dataset import Dataset, selected
+from trtopt.data.dataset import Dataset, first
 from trtopt.errors import EnvironmentUnableError, MissingDependencyError, TrtoptError
 from trtopt.plan import ConvertPlan
 from trtopt.stages.mixed import Trials
@@ -67,7 +67,7 @@ class Evaluations:
         It is `as_built` in 16 bits, which takes longer, else with an FP32 fallback.
         """
         choice = f"{self.mask(kept):x}{' as built' * as_built}"
-        some = selected(samples, range(count)) if count < len(samples) else samples
+        some = first(samples, count) if count < samples.samples else samples
 
         def evaluate() -> dict[str, Any]:
             try:

@@ -63,10 +63,10 @@ def guard(run: Run, subject: Subject, calib: Dataset, measure: MeasurePlan) -> T
 
 
 def _guarded(run: Run, trials: Trials, calib: Dataset, measure: MeasurePlan) -> Guard:
-    from trtopt.data.dataset import scattered, selected, spread, unlabelled
+    from trtopt.data.dataset import first, scattered, selected, spread, unlabelled
     from trtopt.tune.margin import failure, looks
 
-    samples = scattered(selected(unlabelled(calib), spread(len(calib), calib.feeds(_SAMPLES))))
+    samples = scattered(selected(unlabelled(calib), spread(calib.samples, _SAMPLES)))
     refused: dict[frozenset[str], tuple[GateResult, int]] = {}
     tried = 0
 
@@ -77,9 +77,9 @@ def _guarded(run: Run, trials: Trials, calib: Dataset, measure: MeasurePlan) -> 
             tried += 1
             run.emit(Progress("guard", tried, 0, "trials"))
             found = failure(
-                looks(len(samples), samples.feed_size),
+                looks(samples.samples),
                 _MARGIN,
-                lambda count: trials.judged(selected(samples, range(count)), names, measure).gates,
+                lambda count: trials.judged(first(samples, count), names, measure).gates,
                 enough=enough if len(kept) < len(trials.groups) else 0,  # all of them is FP32 itself
             )
             if found is None:
@@ -90,11 +90,10 @@ def _guarded(run: Run, trials: Trials, calib: Dataset, measure: MeasurePlan) -> 
     if refusal((), 0) is None:
         return Guard(nodes=(), reason="")
     found = refused[frozenset()]
-    kept = confirmed(trials.ranked(selected(samples, range(samples.feeds(_RANKED_ON)))), refusal, len(samples))
+    ranked = trials.ranked(selected(samples, range(min(_RANKED_ON, samples.samples))))
+    kept = confirmed(ranked, refusal, samples.samples)
     failed, count = found
-    reason = (
-        f"with all of it quantized, {failed.output}: {failed.reason} on {samples.samples_in(count)} calibration samples"
-    )
+    reason = f"with all of it quantized, {failed.output}: {failed.reason} on {count} calibration samples"
     if kept is None:
         return Guard(nodes=(), reason=f"no choice of nodes makes the default gates hold; {reason}")
     return Guard(nodes=tuple(node for group in kept for node in group.nodes), reason=reason)

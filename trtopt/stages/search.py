@@ -49,8 +49,8 @@ class Search:
         self._choices: list[tuple[Kept, Choice]] = []
         self._failures: list[tuple[Kept, str]] = []  # what was kept and is not enough, and the gate that fails
         self._held: dict[int, Kept] = {}  # choices that hold, by their mask
-        self._refuted: dict[int, int] = {}  # on how many feeds a choice does not hold, by its mask
-        self._close: list[tuple[int, Kept]] = []  # on how many feeds a choice holds there, but without the margin
+        self._refuted: dict[int, int] = {}  # on how many samples a choice does not hold, by its mask
+        self._close: list[tuple[int, Kept]] = []  # on how many samples a choice holds there, but without the margin
         self._errors: dict[str, float] = {}
 
     def result(self, search: Dataset, verdict: Dataset) -> Tuning:
@@ -89,8 +89,8 @@ class Search:
         try:
             failed = self._hopeless(search)
             if failed is None:
-                order = self._order(selected(search, range(search.feeds(RANKED_ON))))
-                confirmed(order, lambda kept, enough: self._refusal(tuple(kept), search, enough), len(search))
+                order = self._order(selected(search, range(min(RANKED_ON, search.samples))))
+                confirmed(order, lambda kept, enough: self._refusal(tuple(kept), search, enough), search.samples)
         except _StoppedError as stop:
             return str(stop), None, order
         except KeyboardInterrupt:
@@ -101,7 +101,7 @@ class Search:
     def _hopeless(self, search: Dataset) -> GateResult | None:
         """Return the gate that fails with nothing quantized, on some samples of the search; None if none does."""
         found = failure(
-            looks(search.feeds(_MOST), search.feed_size),
+            looks(min(_MOST, search.samples)),
             0.0,
             lambda count: self._evaluations.choice("search", search, count, self._trials.groups, as_built=True).gates,
         )
@@ -112,20 +112,20 @@ class Search:
         estimates = self._evaluations.answer(
             "estimates",
             lambda: self._trials.estimated(samples),
-            passes=min(FEW, len(samples)) * len(self._trials.groups),
+            passes=min(FEW, samples.samples) * len(self._trials.groups),
         )
         self._errors = decode(_Errors, {"by_group": estimates}).by_group  # an error may be infinite
         for group in self._trials.worst(self._errors):
             found = self._evaluations.answer(
                 f"alone {group.name}",
                 partial(self._trials.alone, samples, [group]),
-                passes=len(samples),
+                passes=samples.samples,
             )
             self._errors |= decode(_Errors, {"by_group": found}).by_group
         return ranked(self._trials.groups, self._errors)
 
     def _refusal(self, kept: Kept, search: Dataset, enough: int) -> int | None:
-        """Return on how many feeds of the search a choice is not acceptable, with a margin; None if it is.
+        """Return on how many samples of the search a choice is not acceptable, with a margin; None if it is.
 
         It is accepted on at least `enough` of them.
         """
@@ -143,7 +143,7 @@ class Search:
         if found is None:
             self._held[mask] = kept
         else:
-            self._failures.append((kept, f"{_said(found[0])} on {search.samples_in(found[1])} samples"))
+            self._failures.append((kept, f"{_said(found[0])} on {found[1]} samples"))
             self._refuted[mask] = found[1]
             self._held.pop(mask, None)
         share = 100 * self._share(self._best())
@@ -171,11 +171,11 @@ class Search:
 
         A choice may be refused on some of the samples, but is accepted on all of them only.
         """
-        found = self._failure("verdict", verdict, kept, len(verdict))
+        found = self._failure("verdict", verdict, kept, verdict.samples)
         return found[0] if found else None
 
     def _failure(self, half: Half, samples: Dataset, kept: Kept, enough: int) -> tuple[GateResult, int] | None:
-        """Return the gate that a choice fails on a half of the samples, and on how many feeds; None if it holds.
+        """Return the gate that a choice fails on a half of the samples, and on how many samples; None if it holds.
 
         It is accepted on at least `enough` of them.
         """
@@ -190,14 +190,14 @@ class Search:
             if failed is None or half == "search":
                 return failed
             # FP32 could pass, but 16 bits may leave it as inconclusive.
-            reference = self._evaluations.choice(half, samples, len(samples), self._trials.groups, as_built=True)
+            reference = self._evaluations.choice(half, samples, samples.samples, self._trials.groups, as_built=True)
             return unacceptable(results, reference.gates)
 
         margin = _MARGIN if half == "search" else 0.0
         clear = 1.0 if half == "search" else _CLEAR
-        found = failure(looks(len(samples), samples.feed_size), margin, judge, unsettled, enough=enough, clear=clear)
+        found = failure(looks(samples.samples), margin, judge, unsettled, enough=enough, clear=clear)
         count, evaluated = last[-1]
-        self._add(half, kept, samples.samples_in(count), evaluated, found[0] if found else None)
+        self._add(half, kept, count, evaluated, found[0] if found else None)
         fails = any(each.verdict == "fail" for each in evaluated.gates)
         if found and found[0].verdict == "pass" and half == "search" and not fails:
             self._close.append((found[1], kept))

@@ -136,8 +136,8 @@ def _joined(parts: Sequence[Examined], dataset: Dataset) -> Sensitivity:
     return Sensitivity(
         groups=tuple(sorted(found.values(), key=lambda group: -group.alone)),
         whole=parts[0].whole,
-        samples=len(few(dataset, SAMPLES)),
-        few=len(few(dataset, FEW)),
+        samples=few(dataset, SAMPLES).samples,
+        few=few(dataset, FEW).samples,
     )
 
 

@@ -47,13 +47,13 @@ def halves(dataset: Dataset) -> Halves:
     Raises:
         DataError: there are fewer than two.
     """
-    if len(dataset) < 2:
+    if dataset.samples < 2:
         raise DataError(
-            f"{dataset.source} has a single sample or group of samples",
+            f"{dataset.source} has a single sample",
             why="tune searches on one half, and judges on the other",
             fix="Give more samples with --data",
         )
-    even, odd = (selected(dataset, range(start, len(dataset), 2)) for start in (0, 1))
+    even, odd = (selected(dataset, range(start, dataset.samples, 2)) for start in (0, 1))
     return Halves(search=even, verdict=odd)
 
 

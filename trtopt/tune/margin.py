@@ -44,17 +44,16 @@ def first_unsafe(results: Sequence[GateResult], margin: float, doubt: float = 0.
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A look at the first `count` feeds, with a `doubt` in dB about what all of them will show."""
+    """A look at the first `count` samples, with a `doubt` in dB about what all of them will show."""
 
     count: int
     doubt: float
 
 
-def looks(count: int, size: int = 1) -> list[Look]:
-    """Return the looks at `count` feeds of `size` samples: at 8 samples, at twice as many each time, and at all."""
-    first = -(-_FIRST // size)
-    doubled = [first << i for i in range(count.bit_length()) if first << i < count]
-    return [*(Look(few, _DOUBT * math.sqrt(_FIRST / (few * size))) for few in doubled), Look(count, 0.0)]
+def looks(count: int) -> list[Look]:
+    """Return the looks at `count` samples: at 8, at twice as many each time, and at all of them."""
+    doubled = [_FIRST << i for i in range(count.bit_length()) if _FIRST << i < count]
+    return [*(Look(few, _DOUBT * math.sqrt(_FIRST / few)) for few in doubled), Look(count, 0.0)]
 
 
 def failure(
@@ -66,18 +65,18 @@ def failure(
     enough: int = 0,
     clear: float = 1.0,
 ) -> tuple[GateResult, int] | None:
-    """Return the result that shows that a choice does not hold, and on how many feeds; None if it holds.
+    """Return the result that shows that a choice does not hold, and on how many samples; None if it holds.
 
     The looks are taken in order until one settles the question: the gates fail or hold with `margin` dB, beyond doubt.
     A choice does not hold before the last look with an `unsettled` result, and not at all if the last one has such a
     result.
 
     Args:
-        looks: ordered by their number of feeds.
+        looks: ordered by their number of samples.
         margin: in dB.
-        judge: returns the results on the first feeds, of this number.
+        judge: returns the results on the first samples, of this number.
         unsettled: returns a result that more samples might change; None if there is none.
-        enough: the number of feeds on which a choice may hold before the last look.
+        enough: the number of samples on which a choice may hold before the last look.
         clear: how many times the doubt a gate must be missed by before the last look.
     """
     for look in looks:

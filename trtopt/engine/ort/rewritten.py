@@ -46,12 +46,21 @@ def is_reduced(path: Path) -> bool:
 
 def is_16_bit(path: Path) -> bool:
     """Return whether an ONNX file contains FP16 or BF16 values."""
+    return _has_types(path, "FLOAT16", "BFLOAT16")
+
+
+def is_bf16(path: Path) -> bool:
+    """Return whether an ONNX file contains BF16 values."""
+    return _has_types(path, "BFLOAT16")
+
+
+def _has_types(path: Path, *types: str) -> bool:
     import onnx
 
     from trtopt.graph.file import load_proto
     from trtopt.graph.query import has_types
 
-    return has_types(load_proto(path).graph, (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16))
+    return has_types(load_proto(path).graph, tuple(map(onnx.TensorProto.DataType.Value, types)))
 
 
 def with_distinct_names(path: Path) -> bytes:

@@ -51,13 +51,13 @@ def write_widened(path: Path, folder: Path, opset: int) -> Path:
     """
     from trtopt.graph.file import load_ir
     from trtopt.graph.older import lower_opset
-    from trtopt.graph.portable import for_tensorrt
+    from trtopt.graph.portable import undo
     from trtopt.graph.prepare import infer_shapes, save
     from trtopt.graph.widen import drop_casts, widen
 
     model = load_ir(path)
     infer_shapes(model)  # which infers the types of tensors, too
-    for_tensorrt(model)
+    undo(model)
     widen(model)
     drop_casts(model.graph)
     for node in model.graph.all_nodes():

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 
 from trtopt.graph.query import producer
 from trtopt.precision import formats
+from trtopt.precision.passes.half import REQUESTED
 from trtopt.types import Decision
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 REASON = "quantized in the given model"
+_PARTLY = "only one of its operands is quantized in the given model"
+_NOT = "not quantized in the given model"
 
 _INTEGER = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _BEFORE_DQ = frozenset({"Cast", "Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
@@ -34,14 +37,24 @@ def apply(model: ir.Model, fall_back: Callable[[], tuple[Decision, ...]]) -> tup
     """
     names = {format.ir_name: name for name, format in formats(8).items()}
     quantized: dict[str, str] = {}
+    partly: set[str] = set()
     for node in model.graph:
-        types = {_code_type(value) for value in node.inputs[:2]} if node.op_type in _INTEGER else set()
+        types = {_code_type(value) for value in node.inputs[:2]} if node.op_type in _INTEGER else {""}
+        if types == {""}:
+            continue
         if len(types) == 1 and (name := names.get(types.pop())):
             quantized[node.name or ""] = name
-    return tuple(
-        replace(decision, precision=quantized[decision.node], reason=REASON) if decision.node in quantized else decision
-        for decision in fall_back()
-    )
+        else:
+            partly.add(node.name or "")
+
+    def decided(decision: Decision) -> Decision:
+        if decision.node in quantized:
+            return replace(decision, precision=quantized[decision.node], reason=REASON)
+        if decision.reason != REQUESTED:
+            return decision
+        return replace(decision, reason=_PARTLY if decision.node in partly else _NOT)
+
+    return tuple(map(decided, fall_back()))
 
 
 def _code_type(value: ir.Value | None) -> str:
