@@ -121,3 +121,44 @@ def test_a_network_that_cannot_be_tried_is_not_said_to_hold(
     assert "not judged: the quantized network could not be tried" in done.out
     assert "the network does not run" in done.err
     assert "expected to hold" not in done.out
+
+
+@pytest.fixture(scope="module")
+def near_ties(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier whose classes come in pairs that are nearly alike: INT8 takes one for the other in a few samples."""
+    folder = tmp_path_factory.mktemp("ties")
+    rng = np.random.default_rng(3)
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 9, opset_import: ["" : 19]> g (float[n, {WIDTH}] x) => (float[n, {WIDTH}] logits) {{
+        a = MatMul(x, w0)
+        b = Relu(a)
+        logits = MatMul(b, w1)
+    }}"""
+    )
+    half = rng.normal(0, 1, (WIDTH, WIDTH // 2))
+    pairs = np.repeat(half, 2, axis=1) + rng.normal(0, 0.01, (WIDTH, WIDTH))
+    weights = {"w0": rng.normal(0, WIDTH**-0.5, (WIDTH, WIDTH)), "w1": pairs}
+    model.graph.initializer.extend(
+        numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()
+    )
+    onnx.save(model, folder / "model.onnx")
+    samples = {name: rng.normal(0, 1, (200, WIDTH)).astype(np.float32) for name in ("calib", "eval")}
+    np.savez(folder / "calib.npz", x=samples["calib"])
+    np.savez(folder / "eval.npz", x=samples["eval"])
+    np.savez(folder / "labelled.npz", x=samples["eval"], labels=rng.integers(0, WIDTH, 200))
+    return folder
+
+
+@pytest.mark.parametrize(("data", "kept"), [("eval.npz", True), ("labelled.npz", False)])
+def test_changed_classes_count_only_if_the_samples_have_no_labels(
+    data: str, kept: bool, near_ties: Path, cli: CLI
+) -> None:
+    run = near_ties / data.partition(".")[0]
+    done = cli(
+        "convert", str(near_ties / "model.onnx"), "-p", "int8", "--backend", "onnxruntime", "-o", str(run),
+        "--calib", str(near_ties / "calib.npz"), "--data", str(near_ties / data), "--no-equalization",
+    )  # fmt: skip
+    assert done.code != 2, done.err
+    reasons = [reason for _, reason in precisions(run).values()]
+    assert any("kept by the guard" in reason and "top-1 differs" in reason for reason in reasons) == kept
+    assert any(precision == "int8" for precision, _ in precisions(run).values())

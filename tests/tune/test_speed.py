@@ -17,16 +17,18 @@ from trtopt.engine import Order
 from trtopt.types import Engine, EngineLayer
 
 CLI = Callable[..., Done]
+REFORMAT = "Reformatting CopyNode"
 
 
 @dataclass
 class Timed(Toy):
     """A machine with a layer per node: INT8 halves its time, but for the `slow` ones; an engine with the `broken` ones
-    in INT8 is wrong.
+    in INT8 is wrong. An engine with INT8 has a reformat layer, too.
     """
 
     slow: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
+    reformat: float = 0.0
     lowered: list[set[str]] = field(default_factory=list)
 
     def build(self, order: Order, out: Path, *, emit: object) -> Engine:
@@ -40,10 +42,16 @@ class Timed(Toy):
             EngineLayer(name=each.node, type="Cask", precision=each.precision, tactic="", nodes=(each.node,))
             for each in decisions
         )
+        if lowered:
+            layers += (
+                EngineLayer(name=REFORMAT, type="Reformat", precision="", tactic="", nodes=(), apart="reformat"),
+            )
         return Engine(**{**{name: getattr(engine, name) for name in engine.__slots__}, "layers": layers})
 
     def layer_times(self, engine: Engine, feed: Mapping[str, Any], runs: int) -> Mapping[str, Sequence[float]]:
         def ms(layer: EngineLayer) -> float:
+            if layer.name == REFORMAT:
+                return self.reformat
             return (1.1 if layer.name in self.slow else 0.5) if layer.precision == "int8" else 1.0
 
         return {layer.name: [ms(layer)] * runs for layer in engine.layers}
@@ -114,6 +122,19 @@ def test_nodes_that_make_the_engine_wrong_are_excluded_and_named(cli: CLI, machi
     assert len(kept) == 1
     assert kept <= {*machine.broken}
     assert "the engine is wrong with it quantized" in decisions(tmp_path / "wrong")[kept.pop()][1]
+
+
+@pytest.mark.parametrize("command", [("tune", "--speed", "engine"), ("convert", "-p", "int8", "--if-faster")])
+def test_nothing_is_quantized_if_the_engine_as_a_whole_is_not_faster(
+    command: tuple[str, ...], cli: CLI, machine: Timed, tmp_path: Path
+) -> None:
+    machine.reformat = 100.0
+    done = cli(command[0], DIGITS, *command[1:], *arguments(tmp_path))
+    assert done.code == 0, done.err
+    assert lowered(tmp_path) == set()
+    reasons = {reason for _, reason in decisions(tmp_path).values()}
+    assert any(reason.startswith("INT8 is not faster as a whole: the layers of its engine take ") for reason in reasons)
+    print(done.out)
 
 
 def test_a_conversion_offers_the_same(cli: CLI, machine: Timed, tmp_path: Path) -> None:

@@ -205,12 +205,16 @@ def _chosen(
     if samples.halves is not None:
         target, tuning = stages.tune(run, subject, samples.halves, plan, times)
     elif plan.guard and samples.calib is not None:
-        target = stages.guard(run, subject, samples.calib, plan.measure)
+        target = stages.guard(run, subject, samples.calib, plan.measure, labelled=_labelled(samples.data))
     if site is not None and target != subject.target:
         # Other nodes are beside a reformat now.
         target, times = stages.timing(run, replace(subject, target=target), site, "retiming")
         tuning = tuning and stages.without(tuning, times.keep)
     return target, tuning
+
+
+def _labelled(data: Dataset | None) -> bool:
+    return data is not None and data.labels is not None
 
 
 def _target(

@@ -1,7 +1,7 @@
 """Operators that a parser lacks, written as the operators that they consist of.
 
-The numbers stay the same: a LayerNormalization is written out as its definition says, and a Range over the size of an
-input's dimension is cut from a constant of the largest size in the profile.
+The numbers stay the same: a LayerNormalization is written out as its definition says, a Shape of some dimensions is cut
+from that of all, and a Range over the size of an input's dimension from a constant of the largest size in the profile.
 
 Touches: the onnx-ir model it is given.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 Array = npt.NDArray[np.generic]
-GELU, LAYER_NORM, RANGE = "Gelu", "LayerNormalization", "Range"
+GELU, LAYER_NORM, RANGE, SHAPE = "Gelu", "LayerNormalization", "Range", "Shape"
 _AXES_MOVED = 18
 """Opset in which the axes of ReduceMean became an input."""
 _VIEWS = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
@@ -36,7 +36,7 @@ def spell_out(model: ir.Model, operators: Collection[str], profile: Sequence[Sha
 
     Args:
         model: the model, with shapes inferred.
-        operators: some of `GELU`, `LAYER_NORM` and `RANGE`.
+        operators: some of `GELU`, `LAYER_NORM`, `RANGE` and `SHAPE`; the last one with `start` or `end` only.
         profile: the shape ranges of the inputs.
     """
     taken = names(model.graph)
@@ -47,6 +47,20 @@ def spell_out(model: ir.Model, operators: Collection[str], profile: Sequence[Sha
             _range(node, profile, taken)
         elif node.op_type == GELU and GELU in operators:
             _gelu(node, taken)
+    for node in list(model.graph) if SHAPE in operators else ():  # after `_range`, which reads them
+        if node.op_type == SHAPE and {"start", "end"} & {*node.attributes}:
+            _shape(node, taken)
+
+
+def _shape(node: ir.Node, taken: set[str]) -> None:
+    parts, last = _Parts(node, taken), np.iinfo(np.int64).max
+    whole = parts.put("Shape", node.inputs[0])
+    bounds = (attribute(node, "start", 0), attribute(node, "end", last))
+    start, end = (
+        parts.constant(label, np.array([bound], np.int64))
+        for label, bound in zip(("start", "end"), bounds, strict=True)
+    )
+    parts.replace(parts.put("Slice", whole, start, end))
 
 
 def _gelu(node: ir.Node, taken: set[str]) -> None:

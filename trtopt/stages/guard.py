@@ -8,7 +8,7 @@ Touches: the run directory, through the store; reads the samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -27,19 +27,29 @@ from trtopt.types import GateResult, Guard, Keep
 _MARGIN = 2.0
 """Margin in dB with which the gates must hold on `_SAMPLES` samples: the worst of a thousand is worse than theirs."""
 _SAMPLES = 64
+_ACCURACY = frozenset({"top1"})
+"""Metrics that are about accuracy where there are labels, and about equal classes where there are none."""
 _RANKED_ON = 8
 """Samples on which the errors of groups are measured."""
 
 
-def guard(run: Run, subject: Subject, calib: Dataset, measure: MeasurePlan) -> Target:
+def guard(run: Run, subject: Subject, calib: Dataset, measure: MeasurePlan, *, labelled: bool) -> Target:
     """Return the target with the nodes to keep in the fallback precision, so that the default gates should hold.
 
     Gates of the user are not considered. A trial that fails for another reason is a warning, and nothing is kept.
+
+    Args:
+        run: the run.
+        subject: the network and its scales.
+        calib: the calibration samples.
+        measure: how outputs are compared.
+        labelled: whether the samples that the gates will judge have labels. Their gate on classes is then about
+            accuracy, which calibration samples cannot tell: more of them change their class than become wrong.
     """
 
     def make(_: Path) -> Guard:
         try:
-            return _guarded(run, Trials(run, subject), calib, measure)
+            return _guarded(run, Trials(run, subject), calib, measure, _ACCURACY if labelled else frozenset())
         except (EnvironmentUnableError, MissingDependencyError):
             raise
         except TrtoptError as error:
@@ -54,6 +64,7 @@ def guard(run: Run, subject: Subject, calib: Dataset, measure: MeasurePlan) -> T
         "seen": [subject.seen.digest, subject.seen.correction],
         "data": calib.digest,
         "measure": encode(measure),
+        "labelled": labelled,
         "device": run.place,
         **versions("onnxruntime", "onnxruntime-gpu", "onnx-ir", "scipy"),
     }
@@ -62,13 +73,17 @@ def guard(run: Run, subject: Subject, calib: Dataset, measure: MeasurePlan) -> T
     return replace(subject.target, keep=(*subject.target.keep, *keep))
 
 
-def _guarded(run: Run, trials: Trials, calib: Dataset, measure: MeasurePlan) -> Guard:
+def _guarded(run: Run, trials: Trials, calib: Dataset, measure: MeasurePlan, unknown: Collection[str]) -> Guard:
     from trtopt.data.dataset import first, scattered, selected, spread, unlabelled
     from trtopt.tune.margin import failure, looks
 
     samples = scattered(selected(unlabelled(calib), spread(calib.samples, _SAMPLES)))
     refused: dict[frozenset[str], tuple[GateResult, int]] = {}
     tried = 0
+
+    def judged(count: int, names: frozenset[str]) -> list[GateResult]:
+        gates = trials.judged(first(samples, count), names, measure).gates
+        return [result for result in gates if result.metric not in unknown]
 
     def refusal(kept: Sequence[Group], enough: int) -> int | None:
         nonlocal tried
@@ -79,7 +94,7 @@ def _guarded(run: Run, trials: Trials, calib: Dataset, measure: MeasurePlan) -> 
             found = failure(
                 looks(samples.samples),
                 _MARGIN,
-                lambda count: trials.judged(first(samples, count), names, measure).gates,
+                lambda count: judged(count, names),
                 enough=enough if len(kept) < len(trials.groups) else 0,  # all of them is FP32 itself
             )
             if found is None:

@@ -2,7 +2,8 @@
 
 Engines are built without any quantized node, and with all of them. Nodes that make the second one differ from its own
 graph are excluded, and those that quantization does not make faster: less drift for nothing. What was excluded changes
-how the rest fuses, so that the engine without it is built and timed, too, and must not be slower.
+how the rest fuses, so that the engine without it is built and timed, too, and must not be slower. If what remains is
+not faster than the engine without any quantized node, nothing is quantized.
 
 Touches: the run directory, through the store; temporary folders; the GPU.
 """
@@ -13,6 +14,8 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from trtopt.bench import inputs
 from trtopt.codec import encode
@@ -103,8 +106,6 @@ def work_of(trials: Trials) -> timed.Work:
 
 def timing_line(times: EngineTimes) -> str:
     """Return the summary line: the time of the layers of both engines, and the number of excluded nodes."""
-    import numpy as np
-
     half, quantized = (float(np.median(timed.total(each))) for each in (times.half, times.quantized))
     text = f"layers take {quantized:.3f} ms, without quantization {half:.3f} ms"
     count = len(times.keep)
@@ -144,7 +145,23 @@ class _Engines:
                 self._run.note(f"{nodes}: quantization pays here only as it spares the nodes beside them a reformat")
                 break
             keep, best = [*keep, *more], other
-        return EngineTimes(half=half.layers, quantized=best.layers, keep=tuple(keep))
+        return self._paying(EngineTimes(half=half.layers, quantized=best.layers, keep=tuple(keep)))
+
+    def _paying(self, times: EngineTimes) -> EngineTimes:
+        """Return the times, without anything quantized if the engine as a whole is not faster for it.
+
+        The times of single nodes do not tell: layers that belong to none, such as reformats, can take more than
+        quantization saves.
+        """
+        half, quantized = timed.total(times.half), timed.total(times.quantized)
+        if timed.is_slower(half, quantized):
+            return times
+        with_it, without = (f"{np.median(each):.4f} ms" for each in (quantized, half))
+        reason = f"INT8 is not faster as a whole: the layers of its engine take {with_it}, {without} without it"
+        known = {each.pattern for each in times.keep}
+        rest = sorted(Trials.nodes(self._trials.groups) - known)
+        keep = (*times.keep, *(Keep(pattern=node, reason=reason) for node in rest))
+        return replace(times, quantized=times.half, keep=keep)
 
     def _wrong(self, built: _Built) -> list[Keep]:
         """Return the nodes that make an engine differ from its graph."""

@@ -81,11 +81,12 @@ def abilities(package: str, version: str) -> Abilities:
 def _lacks(number: Version) -> frozenset[str]:
     """Return the operators to write out.
 
-    LayerNormalization came with 8.6, and Gelu with opset 20. The parser of 8.5 crashes at a Range over a dynamic size.
+    LayerNormalization came with 8.6, and Gelu with opset 20. The parser of 8.5 crashes at a Range over a dynamic size,
+    and ignores `start` and `end` of a Shape.
     """
     if number >= (10, 0):
         return frozenset()
-    return frozenset({"Gelu", "Range"} | ({"LayerNormalization"} if number < (8, 6) else set()))
+    return frozenset({"Gelu", "Range", "Shape"} | ({"LayerNormalization"} if number < (8, 6) else set()))
 
 
 def _opset(number: Version) -> int:
