@@ -33,9 +33,11 @@ class Images:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         if index == TAKEN:
-            Images.taken = Images.device.allocate(int(Images.device.free_bytes() * 0.95))
+            device = open_device()  # in this thread; it stays open, as does its memory
+            self.taken = device.allocate(int(device.free_bytes() * 0.95))
         elif index == GIVEN_BACK:
-            Images.taken.close()
+            open_device()  # a thread needs the context to give memory back
+            self.taken.close()
         return {"input": self._images[index % len(self._images)]}
 
 
@@ -57,6 +59,7 @@ def test_the_batch_is_halved_while_memory_is_tight_and_grows_again(device: Devic
     )
     result = predict(plan, emit=events.append)
     remarks = [event.message for event in events if isinstance(event, Noted)]
+    print(result)
     print(*remarks, sep="\n")
     assert any("MiB of memory are free" in remark for remark in remarks)
     assert remarks[-1] == "batch 64: memory is free again"
@@ -65,4 +68,6 @@ def test_the_batch_is_halved_while_memory_is_tight_and_grows_again(device: Devic
     rows = (tmp_path / "rows.jsonl").read_text().splitlines()
     assert len(rows) == SAMPLES
     first, again = (json.loads(rows[index]) for index in (5, 10_005))
-    assert {**first, "sample": ""} == {**again, "sample": ""}
+    assert first["error"] is again["error"] is None
+    assert first["classes"][0] == again["classes"][0]
+    assert first["scores"] == pytest.approx(again["scores"], rel=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,8 @@ from support import CALIB, DIGITS, EVAL, Done
 
 import trtopt.engine.tensorrt as backend
 from trtopt.engine import Order
-from trtopt.types import Engine, EngineLayer
+from trtopt.errors import BuildError
+from trtopt.types import Engine, EngineFault, EngineLayer
 
 CLI = Callable[..., Done]
 REFORMAT = "Reformatting CopyNode"
@@ -23,16 +25,19 @@ REFORMAT = "Reformatting CopyNode"
 @dataclass
 class Timed(Toy):
     """A machine with a layer per node: INT8 halves its time, but for the `slow` ones; an engine with the `broken` ones
-    in INT8 is wrong. An engine with INT8 has a reformat layer, too.
+    in INT8 is wrong. The builds numbered in `unbuildable` fail. An engine with INT8 has a reformat layer, too.
     """
 
     slow: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
+    unbuildable: frozenset[int] = frozenset()
     reformat: float = 0.0
     lowered: list[set[str]] = field(default_factory=list)
 
     def build(self, order: Order, out: Path, *, emit: object) -> Engine:
         engine = super().build(order, out, emit=emit)
+        if len(self.builds) in self.unbuildable:
+            raise BuildError("TensorRT cannot build the network", why="no implementation")
         decisions = order.typed.decisions
         lowered = {each.node for each in decisions if each.precision == "int8"}
         self.lowered.append(lowered)
@@ -122,6 +127,33 @@ def test_nodes_that_make_the_engine_wrong_are_excluded_and_named(cli: CLI, machi
     assert len(kept) == 1
     assert kept <= {*machine.broken}
     assert "the engine is wrong with it quantized" in decisions(tmp_path / "wrong")[kept.pop()][1]
+
+
+def test_an_engine_that_cannot_be_built_on_the_way_does_not_end_the_search(
+    cli: CLI, machine: Timed, tmp_path: Path
+) -> None:
+    cli("tune", DIGITS, "--speed", "engine", *arguments(tmp_path / "all"))
+    names = lowered(tmp_path / "all")
+    machine.slow, machine.unbuildable = (min(names),), frozenset({len(machine.builds) + 3})
+    done = cli("tune", DIGITS, "--speed", "engine", *arguments(tmp_path / "some"))
+    assert done.code == 0, done.err
+    assert "an engine could not be tried: TensorRT cannot build the network" in done.err
+    assert lowered(tmp_path / "some") == names
+
+
+def test_nothing_is_quantized_if_the_engine_stays_wrong(
+    cli: CLI, machine: Timed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli("tune", DIGITS, "--speed", "engine", *arguments(tmp_path / "all"))
+    machine.broken = (min(lowered(tmp_path / "all")),)
+    nothing = EngineFault(reason="nothing was found")
+    monkeypatch.setattr(sys.modules["trtopt.stages.timing"], "find", lambda *_: nothing)
+    done = cli("tune", DIGITS, "--speed", "engine", *arguments(tmp_path / "none"))
+    assert done.code == 0, done.err
+    assert lowered(tmp_path / "none") == set()
+    assert any(
+        reason.startswith("the engine is wrong with INT8") for _, reason in decisions(tmp_path / "none").values()
+    )
 
 
 @pytest.mark.parametrize("command", [("tune", "--speed", "engine"), ("convert", "-p", "int8", "--if-faster")])

@@ -3,7 +3,7 @@
 Engines are built without any quantized node, and with all of them. Nodes that make the second one differ from its own
 graph are excluded, and those that quantization does not make faster: less drift for nothing. What was excluded changes
 how the rest fuses, so that the engine without it is built and timed, too, and must not be slower. If what remains is
-not faster than the engine without any quantized node, nothing is quantized.
+not right, or not faster than the engine without any quantized node, nothing is quantized.
 
 Touches: the run directory, through the store; temporary folders; the GPU.
 """
@@ -21,7 +21,7 @@ from trtopt.bench import inputs
 from trtopt.codec import encode
 from trtopt.data.dataset import Dataset
 from trtopt.engine import Compiler, backend, compiler
-from trtopt.errors import EnvironmentUnableError
+from trtopt.errors import AuditError, BuildError, EnvironmentUnableError
 from trtopt.events import Progress, silent
 from trtopt.plan import BuildPlan
 from trtopt.run import Run
@@ -134,34 +134,38 @@ class _Engines:
         """Return the times of both engines, after nodes were excluded."""
         half = self._built([Keep(pattern=node) for node in sorted(Trials.nodes(self._trials.groups))])
         keep: list[Keep] = []
-        best = self._built(keep)
+        best = self._attempt(keep)
         for _ in range(_ROUNDS):
-            more = self._wrong(best) or self._slower(half, best, keep)
-            if not more:
+            more = (self._wrong(best) or self._slower(half, best, keep)) if best else []
+            if best is None or not more:
                 break
-            other = self._built([*keep, *more])
+            other = self._attempt([*keep, *more])
+            if other is None:
+                break
             if best.right and timed.is_slower(timed.total(other.layers), timed.total(best.layers)):
                 nodes = ", ".join(each.pattern for each in more)
                 self._run.note(f"{nodes}: quantization pays here only as it spares the nodes beside them a reformat")
                 break
             keep, best = [*keep, *more], other
-        return self._paying(EngineTimes(half=half.layers, quantized=best.layers, keep=tuple(keep)))
+        if best is not None and not (reason := self._useless(half, best)):
+            return EngineTimes(half=half.layers, quantized=best.layers, keep=tuple(keep))
+        rest = sorted(Trials.nodes(self._trials.groups) - {each.pattern for each in keep})
+        keep += [Keep(pattern=node, reason=reason if best else "no engine with INT8 can be built") for node in rest]
+        return EngineTimes(half=half.layers, quantized=half.layers, keep=tuple(keep))
 
-    def _paying(self, times: EngineTimes) -> EngineTimes:
-        """Return the times, without anything quantized if the engine as a whole is not faster for it.
+    def _useless(self, half: _Built, best: _Built) -> str:
+        """Return why nothing should be quantized; empty if the engine is right, and faster as a whole.
 
         The times of single nodes do not tell: layers that belong to none, such as reformats, can take more than
         quantization saves.
         """
-        half, quantized = timed.total(times.half), timed.total(times.quantized)
-        if timed.is_slower(half, quantized):
-            return times
-        with_it, without = (f"{np.median(each):.4f} ms" for each in (quantized, half))
-        reason = f"INT8 is not faster as a whole: the layers of its engine take {with_it}, {without} without it"
-        known = {each.pattern for each in times.keep}
-        rest = sorted(Trials.nodes(self._trials.groups) - known)
-        keep = (*times.keep, *(Keep(pattern=node, reason=reason) for node in rest))
-        return replace(times, quantized=times.half, keep=keep)
+        if not best.right:
+            return "the engine is wrong with INT8, whatever was excluded"
+        before, after = timed.total(half.layers), timed.total(best.layers)
+        if timed.is_slower(before, after):
+            return ""
+        with_it, without = (f"{np.median(each):.4f} ms" for each in (after, before))
+        return f"INT8 is not faster as a whole: the layers of its engine take {with_it}, {without} without it"
 
     def _wrong(self, built: _Built) -> list[Keep]:
         """Return the nodes that make an engine differ from its graph."""
@@ -185,6 +189,14 @@ class _Engines:
             for each in timed.slower(groups, half.layers, built.layers, self._work)
             for node in each.group.nodes
         ]
+
+    def _attempt(self, keep: Sequence[Keep]) -> _Built | None:
+        """Return the engine as `_built` does; None, with a warning, if it cannot be built."""
+        try:
+            return self._built(keep)
+        except (AuditError, BuildError) as error:
+            self._run.warn(f"an engine could not be tried: {error}")
+            return None
 
     def _built(self, keep: Sequence[Keep]) -> _Built:
         """Build an engine in which these nodes are kept, run it beside its graph, and time its layers."""
