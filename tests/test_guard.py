@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from engine.toy import Toy, install
 from onnx import numpy_helper
 from support import Done
 
@@ -162,3 +164,18 @@ def test_changed_classes_count_only_if_the_samples_have_no_labels(
     reasons = [reason for _, reason in precisions(run).values()]
     assert any("kept by the guard" in reason and "top-1 differs" in reason for reason in reasons) == kept
     assert any(precision == "int8" for precision, _ in precisions(run).values())
+
+
+def test_an_engine_that_the_guard_makes_slow_is_told(
+    near_ties: Path, cli: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.import_module("trtopt.stages.speed"), "SECONDS", 0.01)
+    install(monkeypatch, Toy(ms={"fp32": 3.0, "fp16": 2.0, "int8": 2.5}))
+    run = near_ties / "slow"
+    done = cli(
+        "convert", str(near_ties / "model.onnx"), "-p", "int8", "-o", str(run), "--no-equalization",
+        "--calib", str(near_ties / "calib.npz"), "--data", str(near_ties / "eval.npz"),
+    )  # fmt: skip
+    kept = sum("kept by the guard" in reason for _, reason in precisions(run).values())
+    nodes = "the node that the guard keeps costs" if kept == 1 else f"the {kept} nodes that the guard keeps cost"
+    assert f"Use --precision fp16, or --no-guard: {nodes} reformats" in done.err.replace("\n", " ")

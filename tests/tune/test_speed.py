@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,7 +147,7 @@ def test_nothing_is_quantized_if_the_engine_stays_wrong(
     cli("tune", DIGITS, "--speed", "engine", *arguments(tmp_path / "all"))
     machine.broken = (min(lowered(tmp_path / "all")),)
     nothing = EngineFault(reason="nothing was found")
-    monkeypatch.setattr(sys.modules["trtopt.stages.timing"], "find", lambda *_: nothing)
+    monkeypatch.setattr(importlib.import_module("trtopt.stages.timing"), "find", lambda *_: nothing)
     done = cli("tune", DIGITS, "--speed", "engine", *arguments(tmp_path / "none"))
     assert done.code == 0, done.err
     assert lowered(tmp_path / "none") == set()

@@ -26,6 +26,7 @@ from trtopt.events import Event, Progress, silent
 from trtopt.precision import formats
 from trtopt.run import Run
 from trtopt.stages.build import FILE, ordered
+from trtopt.stages.guard import KEPT
 from trtopt.stages.made import Made
 from trtopt.stages.precision import typed_graph
 from trtopt.stages.repair import is_quantized
@@ -87,7 +88,8 @@ def speed(run: Run, made: Made, dataset: Dataset | None, gates: Sequence[Gate]) 
     except TrtoptError as error:  # the comparison is complete, and must reach the report
         run.warn(f"the engine is not timed: {error}")
         return _unmeasured(gates, str(error)) if gates else None
-    for line in unpaid(benchmark):
+    guarded = sum(each.reason.startswith(KEPT) for each in made.target.keep)
+    for line in unpaid(benchmark, guarded):
         run.warn(line)
     return gating.judged(benchmark, gates, cpu_counts=False)
 
@@ -101,13 +103,18 @@ def timed_line(benchmark: Benchmark) -> str:
     return ", ".join(parts)
 
 
-def unpaid(benchmark: Benchmark) -> list[str]:
-    """Return a warning for each batch size at which the engine is not faster than the higher precision."""
+def unpaid(benchmark: Benchmark, guarded: int) -> list[str]:
+    """Return a warning for each batch size at which the engine is not faster than the higher precision.
+
+    `guarded` is the number of nodes that the guard keeps.
+    """
     name, other = benchmark.targets[-1].name, benchmark.targets[0].name
+    nodes = "the node that the guard keeps costs" if guarded == 1 else f"the {guarded} nodes that the guard keeps cost"
+    otherwise = f", or --no-guard: {nodes} reformats" if guarded else ""
     return [
         f"{name} does not pay at batch {timing.batch}: {timing.mean:.4g} ms, {timing.speedup:.3g} times as fast as "
         f"{other} (95 % bounds {timing.bounds['speedup'].low:.3g} to {timing.bounds['speedup'].high:.3g}). "
-        f"Use --precision {other.lower()}"
+        f"Use --precision {other.lower()}{otherwise}"
         for timing in _of_engine(benchmark)
         if timing.speedup <= 1.0
     ]
