@@ -63,7 +63,9 @@ class Measured:
 def test_the_verdict_judges_what_only_lacks_the_margin(
     search: dict[str, float], verdict: dict[str, float], kept: str
 ) -> None:
-    trials = SimpleNamespace(groups=GROUPS, shares=dict.fromkeys("abc", 1 / 3), total=6.0, worst=lambda errors: [])
+    trials = SimpleNamespace(
+        groups=GROUPS, shares=dict.fromkeys("abc", 1 / 3), total=6.0, overhead=0.0, worst=lambda errors: []
+    )
     dataset = Dataset(source="s", digest="d", ids=("1", "2"), load=lambda i: {}, batched=True)
     run = SimpleNamespace(emit=lambda event: None, note=lambda text: None)
     known = Measured(search, verdict)

@@ -45,7 +45,7 @@ class Known:
 
 
 def searched(known: Known) -> Tuning:
-    trials = SimpleNamespace(groups=(GROUP,), shares={"a": 1.0}, total=2.0, worst=lambda errors: [])
+    trials = SimpleNamespace(groups=(GROUP,), shares={"a": 1.0}, total=2.0, overhead=0.0, worst=lambda errors: [])
     dataset = Dataset(source="s", digest="d", ids=("1", "2"), load=lambda i: {}, batched=True)
     run = SimpleNamespace(emit=lambda event: None, note=lambda text: None)
     return Search(run, trials, known, TunePlan()).result(dataset, dataset)  # type: ignore[arg-type]

@@ -117,6 +117,14 @@ def test_costs_are_those_of_the_layers(cli: CLI, machine: Timed, tmp_path: Path)
     assert found["cost"] == pytest.approx(1 - 0.5 * groups / nodes)  # a layer takes 1 ms in FP16, 0.5 ms in INT8
 
 
+def test_the_cost_counts_layers_that_belong_to_no_group(cli: CLI, machine: Timed, tmp_path: Path) -> None:
+    machine.reformat = 1.0
+    cli("tune", DIGITS, "--speed", "engine", *arguments(tmp_path))
+    found = json.loads((tmp_path / "report.json").read_text())["tuning"]
+    nodes, groups = len(decisions(tmp_path)), sum(len(group["nodes"]) for group in found["groups"])
+    assert found["cost"] == pytest.approx((nodes - 0.5 * groups + 1.0) / nodes)
+
+
 def test_nodes_that_make_the_engine_wrong_are_excluded_and_named(cli: CLI, machine: Timed, tmp_path: Path) -> None:
     cli("tune", DIGITS, "--speed", "engine", *arguments(tmp_path / "right"))
     names = sorted(lowered(tmp_path / "right"))

@@ -111,7 +111,8 @@ class Trials:
     """The trials of a network.
 
     `baseline` runs FP32. `groups` are the groups of its quantized nodes, each with what quantizing them saves, and
-    `shares` the share of each in all multiplications. `total` is the cost of the network without any of them quantized.
+    `shares` the share of each in all multiplications. `total` is the cost of the network without any of them quantized,
+    and `overhead` what quantizing some of them costs elsewhere, such as reformats that belong to no group.
     """
 
     def __init__(self, run: Run, subject: Subject, speed: Speed | None = None) -> None:
@@ -132,6 +133,8 @@ class Trials:
         placement = place(self.graph, self.request.keep)
         self.groups: tuple[Group, ...] = groups(placement, lambda node: speed.saving(node, sizes))
         self.total = max(sum(speed.cost(node, sizes) for node in nodes.values()) + speed.rest, 1e-30)
+        saved = sum(group.saving for group in self.groups)
+        self.overhead = 0.0 if speed.quantized is None else speed.quantized - (self.total - saved)
         every = max(sum(macs(node, sizes) for node in nodes.values()), 1e-30)
         self.shares = {
             group.name: sum(macs(nodes[name], sizes) for name in group.nodes) / every for group in self.groups

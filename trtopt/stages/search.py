@@ -242,8 +242,8 @@ class Search:
 
     def _cost(self, kept: Kept) -> float:
         names = {group.name for group in kept}
-        saved = sum(group.saving for group in self._trials.groups if group.name not in names)
-        return 1.0 - saved / self._trials.total
+        lowered = [group.saving for group in self._trials.groups if group.name not in names]
+        return 1.0 - (sum(lowered) - (self._trials.overhead if lowered else 0.0)) / self._trials.total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

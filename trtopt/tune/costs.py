@@ -31,11 +31,13 @@ class Speed:
         cost: what a node costs in 16 bits.
         saving: what quantizing it saves.
         rest: what belongs to no node.
+        quantized: what the network costs with everything quantized; None if that is what the savings tell.
     """
 
     cost: Cost
     saving: Cost
     rest: float = 0.0
+    quantized: float | None = None
 
 
 _PER_ELEMENT = 300

@@ -79,6 +79,7 @@ def measured(half: Sequence[TimedLayer], quantized: Sequence[TimedLayer], work: 
         cost=lambda node, _: before.get(node.name or "", 0.0),
         saving=lambda node, _: before.get(node.name or "", 0.0) - after.get(node.name or "", 0.0),
         rest=before.get("", 0.0),
+        quantized=float(np.median(total(quantized))),
     )
 
 
