@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from trtopt.engine.onnxruntime import open_runner
 from trtopt.engine.trt.versions import abilities
 from trtopt.graph.prepare import prepare
+from trtopt.graph.spelled import spell_out
 from trtopt.types import ShapeRange
 
 BODIES = {
@@ -64,6 +66,14 @@ def test_a_range_that_nothing_bounds_stays(body: str, tmp_path: Path) -> None:
     )
     path = prepare(tmp_path / "m.onnx", tmp_path, min_opset=19, profile=PROFILE, lacks={"Range"}).path
     assert "Range" in operators(path)
+
+
+def test_a_layer_norm_whose_axes_are_not_known_stays() -> None:
+    body = "y = LayerNormalization<axis = 1>(x, s)"
+    model = ir.from_proto(onnx.parser.parse_model(f"{HEAD} {{ {body} }}"))
+    model.graph.inputs[0].shape = None
+    spell_out(model, {"LayerNormalization"}, ())
+    assert [node.op_type for node in model.graph] == ["LayerNormalization"]
 
 
 def test_a_later_parser_lacks_nothing() -> None:

@@ -87,10 +87,13 @@ def _layer_norm(model: ir.Model, node: ir.Node, taken: set[str]) -> None:
     x, scale = (*node.inputs, None, None)[:2]
     if x is None or x.type is None or any(out.uses() for out in node.outputs[1:]):
         return
-    rank = len(dims(x) or ())
-    first = attribute(node, "axis", -1)
+    first, shape = attribute(node, "axis", -1), dims(x)
+    if first >= 0:
+        if shape is None:  # the axes to the end are not known
+            return
+        first -= len(shape)
     parts = _Parts(node, taken)
-    axes = list(range(first if first < 0 else first - rank, 0))
+    axes = list(range(first, 0))
     number = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
     epsilon = parts.constant("epsilon", np.array(number, x.type.dtype.numpy()))
     mean = parts.mean(x, axes, model.opset_imports[""])
