@@ -2,13 +2,15 @@
 
     python benchmarks/engines.py MODEL OUT.json --calib CALIB.npz --data DATA.npz
         [--rows fp32 fp16 int8 native qdq] [--tuned RUN] [--labels LABELS.npy] [--tactic-sources -CUDNN]
+        [--build-seconds 370]
 
 The engines are made with one profile for batches 1 to 64 and timed in turns in one process, without copies. Errors are
 those of the engines' own outputs. The rows `native` (TensorRT's entropy calibrator, 8.5 to 10) and `qdq` (onnxruntime's
 `quantize_static`, configured as TensorRT requires) get the FP32 graph that the row `fp32` is built from, and the same
 calibration samples. `--tuned` adds the engine of a run of `trtopt tune`. One JSON file holds everything; it is written
-again after each step, so that a run that is cut off leaves what it has. `engines_page.py` makes the tables of
-docs/engines.md from such files. Run it on a machine with a GPU and TensorRT.
+again after each step, so that a run that is cut off leaves what it has. Rows that are not built within
+`--build-seconds` are left out, so that the others are timed. `engines_page.py` makes the tables of docs/engines.md from
+such files. Run it on a machine with a GPU and TensorRT.
 
 Touches: the GPU; temporary folders; writes OUT.json.
 """
@@ -19,6 +21,8 @@ import argparse
 import contextlib
 import datetime
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -67,8 +71,12 @@ def samples(model: Path, path: Path) -> Feed:
         return {spec.name: np.ascontiguousarray(archive[spec.name][:ROWS]) for spec in describe(model).inputs}
 
 
-def convert(model: Path, precision: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Convert with trtopt, and return its report."""
+def convert(model: Path, precision: str, folder: Path, options: argparse.Namespace, limit: float) -> dict[str, Any]:
+    """Convert with trtopt within `limit` seconds, and return its report.
+
+    Raises:
+        subprocess.TimeoutExpired: it took longer, and was killed with its processes.
+    """
     flags = [
         f"--shape={each.name}=" + ":".join("x".join(map(str, shape)) for shape in (each.min, each.opt, each.max))
         for each in shapes(samples(model, options.data))
@@ -87,8 +95,16 @@ def convert(model: Path, precision: str, folder: Path, options: argparse.Namespa
         "--no-speed",
     ]
     command += ["--calib", str(options.calib), "--data", str(options.data), *options.flag]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    print(done.stdout[-1500:], done.stderr[-1500:], flush=True)
+    # In a session of its own: the build runs in a child, which must be killed with it.
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
+        try:
+            stdout, stderr = run.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(run.pid, signal.SIGKILL)
+            raise
+    print(stdout[-1500:], stderr[-1500:], flush=True)
     return dict(json.loads((folder / "report.json").read_text()))
 
 
@@ -198,7 +214,8 @@ def main() -> None:
     parser.add_argument("--labels", type=Path, help=".npy of labels for those samples")
     parser.add_argument("--tactic-sources", default="")
     parser.add_argument("--flag", action="append", default=[], help="further flags of trtopt convert")
-    parser.add_argument("--seconds", type=float, default=0.5)
+    parser.add_argument("--seconds", type=float, default=0.5, help="time of each row at each batch")
+    parser.add_argument("--build-seconds", type=float, default=370.0, help="time for all builds together")
     options = parser.parse_args()
     if options.tactic_sources:
         options.flag += ["--tactic-sources", options.tactic_sources]
@@ -219,6 +236,17 @@ class Bench:
                 count = len(archive[archive.files[0]])
                 np.savez(folder / "data.npz", **archive, labels=np.load(options.labels)[:count])
             options.data = folder / "data.npz"
+
+    def left(self) -> float:
+        """Return the seconds that are left to build engines.
+
+        Raises:
+            TimeoutError: none are left.
+        """
+        left = self.options.build_seconds - (time.monotonic() - self.start)
+        if left <= 0:
+            raise TimeoutError(f"not begun: the rows before it took {self.options.build_seconds:.0f} s")
+        return float(left)
 
     def run(self) -> None:
         """Build, compare and time the engines."""
@@ -241,7 +269,8 @@ class Bench:
         if kind == "tuned":
             run, report = self.options.tuned, json.loads((self.options.tuned / "report.json").read_text())
         else:
-            run, report = self.folder / kind, convert(self.options.model, kind, self.folder / kind, self.options)
+            run = self.folder / kind
+            report = convert(self.options.model, kind, run, self.options, self.left())
         if report["engine"] is None:
             return {"failed": report["warnings"]}
         self.paths[kind] = run / "model.engine"
@@ -257,6 +286,7 @@ class Bench:
 
     def peer(self, kind: str) -> dict[str, Any]:
         """Build the engine of TensorRT's own calibrator, or of onnxruntime's Q/DQ graph, from our FP32 graph."""
+        self.left()
         trt, feed = tensorrt.find("tensorrt"), samples(self.options.model, self.options.calib)
         model = weak.write_widened(self.folder / "fp32" / "typed.onnx", self.folder, trt.can.opset)
         out = self.folder / f"{kind}.engine"
