@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from engine.encoder import transformer
 from support import CALIB, DIGITS, EVAL
 
 from trtopt.engine.trt.locate import find
@@ -50,4 +51,18 @@ def test_tensorrts_own_calibrator_chooses_the_scales(cli, tmp_path):
     table = json.loads((tmp_path / "calibration.json").read_text())
     assert table["method"] == "native"
     assert "own calibrator" in done.out
+    print(done.out)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_transformer_of_any_batch_computes_its_graph(cli, tmp_path, precision):
+    model = transformer(tmp_path / "encoder.onnx")
+    samples = model.with_suffix(".npy")
+    ranges = ["--shape", "x=1x16x32:8x16x32:64x16x32", "--allow-inconclusive"]
+    done = cli(
+        "convert", model, "-p", precision, "--calib", samples, "--data", samples, *ranges, "-o", tmp_path / "run"
+    )
+    assert done.code == 0, done.err
+    gates = report(tmp_path / "run")["comparison"]["gates"]
+    assert [gate["verdict"] for gate in gates if gate["metric"] == "engine"] == ["pass"]
     print(done.out)

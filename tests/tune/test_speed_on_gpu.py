@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,29 @@ from trtopt.stages.target import Target
 from trtopt.types import ShapeRange
 
 pytestmark = pytest.mark.gpu
-CLI = Callable[..., Done]
+Search = tuple[Done, dict[str, Any], float, Path]
 SHAPE = "input=1x1x28x28:32x1x28x28:32x1x28x28"
 PLAN = BuildPlan(tactic_sources="-CUDNN")
 BUDGET = 480.0
 """Seconds that a search on the digits may take."""
 
 
-def tuned(cli: CLI, out: Path) -> tuple[Done, dict[str, Any]]:
-    done = cli(
-        "tune", DIGITS, "--speed", "engine", "--calib", CALIB, "--data", EVAL, "--shape", SHAPE,
-        "--tactic-sources", "-CUDNN", "-o", str(out),
-    )  # fmt: skip
-    return done, json.loads((out / "report.json").read_text())
+def tuned(out: Path) -> tuple[Done, dict[str, Any]]:
+    command = [
+        sys.executable, "-m", "trtopt", "tune", DIGITS, "--speed", "engine", "--calib", CALIB, "--data", EVAL,
+        "--shape", SHAPE, "--tactic-sources", "-CUDNN", "-o", out,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    print(done.stdout, done.stderr)
+    return Done(done.returncode, done.stdout, done.stderr), json.loads((out / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def search(tmp_path_factory: pytest.TempPathFactory) -> Search:
+    """Return a search on the digits: what it printed, its report, its seconds and its directory."""
+    out, start = tmp_path_factory.mktemp("tuned"), time.monotonic()
+    done, report = tuned(out)
+    return done, report, time.monotonic() - start, out
 
 
 def test_every_layer_of_an_engine_has_a_time(tmp_path: Path) -> None:
@@ -54,12 +65,10 @@ def test_every_layer_of_an_engine_has_a_time(tmp_path: Path) -> None:
     assert sum(sum(ms) for name, ms in times.items() if name in named) > 0.9 * sum(map(sum, times.values()))
 
 
-def test_the_search_ends_in_an_engine_that_is_right_and_not_slower_than_fp16(cli: CLI, tmp_path: Path) -> None:
-    start = time.monotonic()
-    done, report = tuned(cli, tmp_path)
-    print(done.out, done.err)
+def test_the_search_ends_in_an_engine_that_is_right_and_not_slower_than_fp16(search: Search) -> None:
+    done, report, seconds, _ = search
     assert done.code == 0, done.err
-    assert time.monotonic() - start < BUDGET
+    assert seconds < BUDGET
     engine = [gate["verdict"] for gate in report["comparison"]["gates"] if gate["metric"] == "engine"]
     assert engine
     assert set(engine) == {"pass"}
@@ -70,8 +79,8 @@ def test_the_search_ends_in_an_engine_that_is_right_and_not_slower_than_fp16(cli
     assert not lowered or usual["speedup"] > 0.98
 
 
-def test_what_is_excluded_says_why(cli: CLI, tmp_path: Path) -> None:
-    _, report = tuned(cli, tmp_path)
+def test_what_is_excluded_says_why(search: Search) -> None:
+    _, report, _, _ = search
     reasons = {each["node"]: each["reason"] for each in report["typed"]["decisions"] if each["precision"] != "int8"}
     print(reasons)
     kept = [reason for reason in reasons.values() if reason.startswith(("INT8 is not faster", "the engine is wrong"))]
@@ -79,7 +88,7 @@ def test_what_is_excluded_says_why(cli: CLI, tmp_path: Path) -> None:
     assert kept or all(groups)
 
 
-def test_the_search_ends_alike_from_its_journal(cli: CLI, tmp_path: Path) -> None:
-    _, first = tuned(cli, tmp_path)
-    _, second = tuned(cli, tmp_path)
+def test_the_search_ends_alike_from_its_journal(search: Search) -> None:
+    _, first, _, out = search
+    _, second = tuned(out)
     assert first["tuning"] == second["tuning"]

@@ -66,6 +66,8 @@ def flags(recipe: Recipe) -> list[str]:
         found.append(f"--memPoolSize=workspace:{plan.workspace_bytes >> 20}")
     if plan.tactic_sources:
         found.append(f"--tacticSources={plan.tactic_sources}")
+    if target.can.preview_dynamic:
+        found.append("--preview=+fasterDynamicShapes0805")
     if newer(target, (8, 6)):
         if plan.optimization_level is not None:
             found.append(f"--builderOptimizationLevel={plan.optimization_level}")

@@ -39,6 +39,7 @@ class Abilities:
         precisions: the values of `--precision` that it has.
         progress: the builder reports its progress, and can be cancelled.
         builder_options: optimization levels, version-compatible and hardware-compatible engines.
+        preview_dynamic: its compiler of transformers handles dynamic shapes well only if that preview feature is set.
         shared_profiles: several execution contexts may use one optimization profile at the same time.
         sized_memory: an execution context receives its memory with the size.
         opset: the newest opset that the parser reads.
@@ -50,6 +51,7 @@ class Abilities:
     precisions: frozenset[str]
     progress: bool
     builder_options: bool
+    preview_dynamic: bool
     shared_profiles: bool
     sized_memory: bool
     opset: int
@@ -70,6 +72,7 @@ def abilities(package: str, version: str) -> Abilities:
         precisions=_ALL if ten else frozenset({"fp32", "fp16", "int8"}),
         progress=ten,
         builder_options=rtx or number >= (8, 6),
+        preview_dynamic=not rtx and number < (8, 6),
         shared_profiles=ten,
         sized_memory=rtx or number >= (10, 1),
         opset=_opset(number) if not rtx else 24,
