@@ -51,6 +51,8 @@ def calibrate(plan: ConvertPlan, emit: Emit = silent, partials: Sequence[Partial
     """
     with _begun(plan, emit) as begun:
         run = begun.run
+        if not partials:
+            stages.read(run, begun.calib, None)
         model, table = calibrated(run, plan, begun.source, begun.ranges, begun.calib, partials)
         assert table is not None
         tables.drop_other_graph(run.store, model, table)

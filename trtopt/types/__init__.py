@@ -8,7 +8,7 @@ Touches: nothing. The run store (`trtopt.store`) reads and writes these values.
 """
 
 from trtopt.types.benchmark import BatchLimit, BatchProbe, Benchmark, BenchTarget, Interval, Table, Timing
-from trtopt.types.calibration import CalibratedTensor, CalibrationTable, Observation, Spread
+from trtopt.types.calibration import CalibratedTensor, CalibrationTable, Observation, Reading, Spread
 from trtopt.types.comparison import (
     Answer,
     ClassAccuracy,
@@ -85,6 +85,7 @@ __all__ = [
     "OnnxModel",
     "OutputDrift",
     "Predictions",
+    "Reading",
     "Rejection",
     "Report",
     "SensitiveGroup",
