@@ -236,7 +236,8 @@ def few(dataset: Dataset) -> str:
     single = dataset.groups or all(shape[:1] == (1,) for fed in dataset.shapes for shape in fed)
     if not single or count >= FEW:
         return ""
-    return f"{count} calibration samples are few: use 100 to 500 that are representative of production"
+    counted = "1 calibration sample is" if count == 1 else f"{count} calibration samples are"
+    return f"{counted} few: use 100 to 500 that are representative of production"
 
 
 def calibrates(plan: ConvertPlan) -> None:
