@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import helper
 from support import CALIB, DIGITS, EVAL, Done, save
@@ -244,3 +245,10 @@ def test_space_is_asked_for_only_where_it_is_missing(cli: Cli, tmp_path: Path) -
     done = cli("convert", DIGITS, "--data", EVAL, "-o", tmp_path / "file" / "run")
     refused(done, "a part of the path is a file. Choose another directory with -o")
     assert "free some space" not in done.err
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="needs a machine without")
+def test_a_gpu_that_is_not_there_is_told_before_anything_is_run(cli: Cli, out: Path) -> None:
+    done = cli("convert", DIGITS, "-p", "int8", "--calib", CALIB, "--data", EVAL, "--device", "cuda", "-o", out)
+    assert done.code == 3
+    assert done.err.startswith("error: onnxruntime has no working CUDA provider here")
