@@ -31,7 +31,7 @@ $(USER): pyproject.toml constraints.txt
 	touch $@
 
 # A Triton server that runs without a GPU, and its client. Their own dependencies are older than those of TensorFlow and
-# numpy here, with which they work all the same. Where they cannot be installed, their tests are skipped.
+# numpy here, with which they work all the same.
 TRITON := nvidia-pytriton==0.7.0 tritonclient==2.73.0 python-rapidjson==1.25
 # Only the schema of compose.yaml in it is used.
 COMPOSE := docker-compose==1.29.2
@@ -39,8 +39,8 @@ COMPOSE := docker-compose==1.29.2
 # And what it takes to test everything: the frameworks, the linters.
 $(DEVELOPER): $(USER)
 	$(PIP) --constraint constraints.txt --editable '.[cpu,rtx,text,torch,tensorflow-cpu,samples,ray,dev]'
-	-$(PIP) --no-deps $(TRITON)
-	-$(PIP) --no-deps $(COMPOSE)
+	$(PIP) --no-deps $(TRITON) || echo "Triton's packages cannot be installed: the tests of its servers are skipped"
+	$(PIP) --no-deps $(COMPOSE) || echo "docker-compose cannot be installed: the tests of compose.yaml are skipped"
 	touch $@
 
 # And what makes a site of the documentation.

@@ -109,6 +109,10 @@ def test_the_command_judges_again_and_lists_the_worst_samples(runs: Path, cli: C
     assert [float(row[2]) for row in rows] == sorted(float(row[2]) for row in rows)
 
 
+def test_stages_of_the_earlier_run_are_not_listed_as_if_they_had_run_now(runs: Path) -> None:
+    assert judge_again(JudgePlan(run=runs / "int8")).stages == ()
+
+
 def test_too_few_samples_exit_4_unless_that_is_allowed(runs: Path, cli: Cli) -> None:
     command = ("compare", "--from", runs / "int8", "--gate", "top1=0.1%")
     done = cli(*command)

@@ -72,7 +72,7 @@ def test_every_number_says_where_it_ran(run_dir: Path) -> None:
 def test_a_second_run_is_cached_and_fast(run_dir: Path, cli: Cli) -> None:
     done = cli("convert", DIGITS, *INT8, "--data", EVAL, "-o", run_dir)
     assert done.code == 0
-    assert done.err.count("cached") == 10
+    assert done.err.count("cached") == 11
     assert "✓" not in done.err
 
 

@@ -40,6 +40,13 @@ def test_a_failed_gate_names_the_search_with_the_same_arguments(cli: Cli, tmp_pa
     assert again.code == 0, again.err  # type: ignore[attr-defined]
 
 
+def test_no_search_is_named_where_the_gates_fail_with_nothing_quantized(cli: Cli, tmp_path: Path) -> None:
+    failed = cli(*INT8, "--gate", "sqnr=200dB", "--keep", "Conv", "-o", tmp_path)
+    assert failed.code == 1  # type: ignore[attr-defined]
+    assert "nothing was converted to int8" in failed.out  # type: ignore[attr-defined]
+    assert "trtopt tune" not in failed.out  # type: ignore[attr-defined]
+
+
 def test_a_comparison_that_failed_names_nodes_to_keep_and_the_search(cli: Cli, tmp_path: Path) -> None:
     cli(*INT8, "--method", "minmax", "-o", tmp_path / "a")
     failed = cli("compare", DIGITS, tmp_path / "a", "--data", DATA[3], "--gate", "sqnr=60dB", "-o", tmp_path / "b")

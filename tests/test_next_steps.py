@@ -134,3 +134,22 @@ def test_inspect_shows_the_decisions_for_the_prepared_graph(tmp_path: Path) -> N
     path = save(tmp_path / "net.onnx", nodes, [weight("w", 16, 16, 3, 3), *NORM])
     assert [(decision.op, decision.precision) for decision in look(path).decisions] == [("Conv", "int8")]
     assert look(path).operators == {"Conv": 1, "BatchNormalization": 1}
+
+
+def test_inspect_decides_on_the_graph_that_the_parser_here_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [helper.make_node("LayerNormalization", ["x", "scale"], ["y"], "norm")]
+    path = save(tmp_path / "net.onnx", nodes, [weight("scale", 8)], shape=(4, 16, 8, 8), out=(4, 16, 8, 8))
+    assert [decision.op for decision in look(path).decisions] == ["LayerNormalization"]
+    monkeypatch.setattr("trtopt.engine.tensorrt.lacks", lambda _: {"LayerNormalization"})
+    assert {"ReduceMean", "Sqrt"} <= {decision.op for decision in look(path).decisions}
+
+
+def test_inspect_counts_weights_in_constant_nodes(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Constant", [], ["w"], "constant", value=weight("w", 16, 16, 3, 3)),
+        helper.make_node("Conv", ["x", "w"], ["y"], "conv", pads=[1] * 4),
+    ]
+    found = look(save(tmp_path / "net.onnx", nodes, []))
+    assert (found.parameters, found.weights) == (16 * 16 * 9, {"float": 16 * 16 * 9 * 4})

@@ -248,3 +248,17 @@ def test_an_interrupt_during_imports_prints_no_traceback(module: str, data: Path
         seen = [line for line in child.stderr if not line.startswith("import time:")]
     assert child.returncode == 130, seen
     assert seen == ["error: interrupted; run again to resume after the last completed stage\n"]
+
+
+@pytest.mark.parametrize("arguments", [("doctor",), ("inspect", str(DIGITS)), ("config", "convert")])
+def test_a_full_disk_behind_stdout_is_one_line_and_exit_code_2(arguments: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*PROGRAM, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: No space left on device\n")
+
+
+@pytest.mark.parametrize("arguments", [("doctor",), ("inspect", str(DIGITS))])
+def test_lines_in_a_pipe_end_without_blanks(arguments: tuple[str, ...]) -> None:
+    lines = subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, check=False).stdout.splitlines()
+    assert lines
+    assert [line for line in lines if line != line.rstrip()] == []

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import helper
 from support import CALIB, DIGITS, EVAL, Done, save
@@ -98,12 +99,12 @@ def test_samples_that_do_not_fit_the_engine(flag: str, cli: Cli, out: Path, tmp_
 @pytest.mark.parametrize(
     ("arrays", "fragment"),
     [
-        ({"input": np.zeros((4, 1, 27, 28), np.float32)}, "27"),
+        ({"input": np.zeros((4, 1, 27, 28), np.float32)}, 'resize = "input" in the recipe'),
         ({"input": np.zeros((4, 3, 28, 28), np.float32)}, "3"),
         ({"input": np.zeros((4, 784), np.float32)}, "784"),
         ({"input": np.zeros((4, 1, 28, 28), np.float64)}, "float64"),
         ({"input": np.zeros((4, 1, 28, 28), np.uint8)}, "uint8"),
-        ({"image": np.zeros((4, 1, 28, 28), np.float32)}, "input"),
+        ({"image": np.zeros((4, 1, 28, 28), np.float32)}, "Rename image to input"),
         ({"input": np.full((4, 1, 28, 28), np.nan, np.float32)}, "NaN"),
         ({"input": np.full((4, 1, 28, 28), np.inf, np.float32)}, "infinite"),
         ({"input": np.zeros((0, 1, 28, 28), np.float32)}, "no samples"),
@@ -134,6 +135,13 @@ def test_unknown_method_is_answered_with_the_nearest(cli: Cli, out: Path) -> Non
 def test_unknown_metric_is_answered_with_the_nearest(cli: Cli, out: Path) -> None:
     done = cli("convert", DIGITS, "--data", EVAL, "-o", out, "--gate", "cosin=0.9")
     refused(done, "unknown metric 'cosin'", "Did you mean cosine?")
+
+
+@pytest.mark.parametrize(
+    ("gate", "said"), [("latency=3ms", "Did you mean latency_p"), ("p99=3ms", "Choose from latency_mean, latency_p50")]
+)
+def test_unknown_metric_of_speed_is_answered_with_those_of_speed(gate: str, said: str, cli: Cli, out: Path) -> None:
+    refused(cli("convert", DIGITS, "--data", EVAL, "-o", out, "--gate", gate), "unknown metric", said)
 
 
 @pytest.mark.parametrize("flag", ["--backend", "--rest", "--tensorrt"])
@@ -230,3 +238,17 @@ def test_a_gate_of_an_output_that_does_not_exist(cli: Cli, out: Path) -> None:
 
 def test_missing_model_is_reported_before_missing_data(cli: Cli, out: Path) -> None:
     refused(cli("convert", "nowhere.onnx", "-o", out), "nowhere.onnx")
+
+
+def test_space_is_asked_for_only_where_it_is_missing(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = cli("convert", DIGITS, "--data", EVAL, "-o", tmp_path / "file" / "run")
+    refused(done, "a part of the path is a file. Choose another directory with -o")
+    assert "free some space" not in done.err
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="needs a machine without")
+def test_a_gpu_that_is_not_there_is_told_before_anything_is_run(cli: Cli, out: Path) -> None:
+    done = cli("convert", DIGITS, "-p", "int8", "--calib", CALIB, "--data", EVAL, "--device", "cuda", "-o", out)
+    assert done.code == 3
+    assert done.err.startswith("error: onnxruntime has no working CUDA provider here")

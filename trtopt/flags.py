@@ -23,9 +23,17 @@ def gates(text: str) -> tuple[tuple[Gate, ...], tuple[SpeedGate, ...]]:
     """
     from trtopt.bench import gate as speed
     from trtopt.compare import gates as drift
+    from trtopt.compare.catalog import METRICS
+
+    def is_timed(part: str) -> bool:
+        name = re.split("[@=<>]", part, maxsplit=1)[0].strip()
+        if name in speed.METRICS or name in METRICS or not name:
+            return name in speed.METRICS
+        # The gates on speed know what is similar to latency=5ms; latency<=5 is about a metric of the user's own.
+        return bool(re.search("[^<>]=", part)) and any(name in metric for metric in speed.METRICS)
 
     parts = text.split(",")
-    timed = [part for part in parts if re.split("[@=<>]", part, maxsplit=1)[0].strip() in speed.METRICS]
+    timed = [part for part in parts if is_timed(part)]
     others = [part for part in parts if part not in timed]
     return drift.parse_gates(",".join(others)), speed.parse_gates(",".join(timed))
 

@@ -73,4 +73,5 @@ def write_whole(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
 def cannot_write(root: Path, error: OSError) -> StoreError:
     """Return the error for a run directory that cannot be written."""
     reason = _WRITE_ERRORS.get(error.errno or 0, error.strerror or str(error))
-    return StoreError(f"cannot write to {root}", why=reason, fix="Choose another directory with -o, or free some space")
+    more = ", or free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return StoreError(f"cannot write to {root}", why=reason, fix=f"Choose another directory with -o{more}")

@@ -83,8 +83,9 @@ def test_a_blank_text_gives_no_gates_and_a_list_several() -> None:
         ("latency_p99>=5ms", "latency_p99 must be at most its limit"),
         ("speedup<=2", "speedup must be at least its limit"),
         ("speedup=50%", "'%' is not one of x"),
-        ("latency_p99@=5ms", "no batch size after the @"),
-        ("latency_p99@0=5ms", "no batch size after the @"),
+        ("latency_p99@=5ms", "the batch size '' after the @: it must be a positive integer"),
+        ("throughput@10.5=3", "the batch size '10.5' after the @: it must be a positive integer"),
+        ("latency_p99@0=5ms", "the batch size '0' after the @"),
         ("latency_p99=5ms,", "does not parse"),
     ],
 )

@@ -29,7 +29,7 @@ def rehearsed(done: Done) -> tuple[list[str], list[str]]:
 
 def test_a_dry_run_lists_the_stages_and_writes_nothing(cli: Cli) -> None:
     done = cli("convert", DIGITS, "-p", "int8", "--calib", CALIB, *FAST, "--dry-run", "--format", "json")
-    stages = ["prepare", "equalize", "calibrate", "observe", "precision", "compare", "gate"]
+    stages = ["read", "prepare", "equalize", "calibrate", "observe", "precision", "compare", "gate"]
     assert rehearsed(done) == ([], stages)
     assert not list(Path().iterdir())
 
@@ -38,13 +38,13 @@ def test_a_dry_run_tells_what_is_cached(cli: Cli) -> None:
     assert cli("convert", DIGITS, *FAST, "-q").code == 0
     before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
     same = cli("convert", DIGITS, *FAST, "--dry-run", "--format", "json")
-    stages = ["prepare", "observe", "precision", "compare", "gate"]
+    stages = ["read", "prepare", "observe", "precision", "compare", "gate"]
     assert rehearsed(same) == (stages, [])
     gated = cli("convert", DIGITS, *FAST, "--dry-run", "--format", "json", "--gate", "cosine=0.9")
     assert rehearsed(gated) == (stages[:-1], ["gate"])
     text = cli("convert", DIGITS, *FAST, "--dry-run").out
     assert text.splitlines()[-1] == (
-        "dry run: 5 stages are cached, 0 would run; nothing was written to trtopt-out/model/fp16"
+        "dry run: 6 stages are cached, 0 would run; nothing was written to trtopt-out/model/fp16"
     )
     assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
 
@@ -69,7 +69,7 @@ def test_a_dry_run_checks_flags_files_gates_and_shapes(flags: tuple[str, ...], s
 
 def test_other_commands_have_a_dry_run(cli: Cli) -> None:
     calibrated = cli("calibrate", DIGITS, "--calib", CALIB, "--dry-run").out.splitlines()
-    assert [line.split()[0] for line in calibrated[:-1]] == ["prepare", "check", "equalize", "calibrate"]
+    assert [line.split()[0] for line in calibrated[:-1]] == ["read", "prepare", "check", "equalize", "calibrate"]
     compared = cli("compare", DIGITS, DIGITS, "--data", EVAL, "--dry-run", "--format", "json")
     assert rehearsed(compared) == ([], ["compare", "gate"])
     assert not list(Path().iterdir())

@@ -63,6 +63,12 @@ def test_the_only_model_in_a_folder_is_proposed(tmp_path: Path) -> None:
         identify(str(tmp_path))
 
 
+def test_the_graph_of_a_saved_model_is_refused_with_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "saved_model.pb").touch()
+    with pytest.raises(ModelError, match=rf"saved_model\.pb is a part of a SavedModel. Give its folder, {tmp_path}$"):
+        identify(str(tmp_path / "saved_model.pb"))
+
+
 def test_python_code_is_refused_with_the_form_of_a_factory(tmp_path: Path) -> None:
     (tmp_path / "nets.py").touch()
     with pytest.raises(ModelError, match=r"nets\.py is Python code, not a model.*nets:FUNCTION"):

@@ -10,7 +10,7 @@ from report.reports import FAILED, INCONCLUSIVE, JUMPED, PASSED, SEVERAL, UNCHEC
 
 from trtopt.report import render
 from trtopt.report.page.steps import Step, steps
-from trtopt.types import EngineFault, Report
+from trtopt.types import GUARDED, Decision, EngineFault, Report
 
 FAULTY = replace(JUMPED, fault=EngineFault(nodes=("stem", "a b"), builds=3, reason="wrong with these nodes in INT8"))
 COMMAND = "trtopt convert model.onnx -p int8 --calib data"
@@ -33,6 +33,14 @@ def test_there_is_no_step_where_nothing_failed(report: Report) -> None:
 def test_the_noisiest_nodes_are_kept_by_the_same_command_with_more_flags() -> None:
     (step,) = steps(replace(JUMPED, invocation=COMMAND))
     assert step.command == f"{COMMAND} --keep body --keep stem"
+
+
+def test_nodes_of_the_guard_stay_kept_when_others_are_kept_as_well() -> None:
+    assert JUMPED.typed is not None
+    kept = Decision(node="odd", op="Conv", precision="fp16", reason=f"{GUARDED}: cosine is 0.9")
+    typed = replace(JUMPED.typed, decisions=(*JUMPED.typed.decisions, kept))
+    (step,) = steps(replace(JUMPED, typed=typed, invocation=COMMAND))
+    assert step.command == f"{COMMAND} --keep body --keep stem --keep odd"
 
 
 def test_only_the_flags_are_known_for_a_run_from_python() -> None:

@@ -10,7 +10,7 @@ import pytest
 from report.reports import FAILED, JUMPED, LAYERS, PASSED, SEVERAL
 
 from trtopt.report.page import words
-from trtopt.types import Decision
+from trtopt.types import NOT_WEIGHTED, Decision
 
 
 def test_a_custom_metric_keeps_its_name() -> None:
@@ -82,8 +82,8 @@ def test_decisions_are_grouped_by_precision_and_reason_the_largest_first() -> No
 @pytest.mark.parametrize(
     ("precision", "rest", "kept"),
     [
-        ("int8", "fp16", ["conv16", "conv32", "relu32"]),
-        ("int8", "fp32", ["conv16", "conv32"]),
+        ("int8", "fp16", ["conv16", "conv32", "add16", "relu32"]),
+        ("int8", "fp32", ["conv16", "conv32", "add16"]),
         ("fp16", "fp16", ["conv32", "relu32"]),
         ("fp32", "fp32", []),
     ],
@@ -93,6 +93,7 @@ def test_only_nodes_that_could_be_lower_are_listed_as_kept_in_higher_precision(
 ) -> None:
     decisions = (
         decision("conv8", "int8", ""), decision("conv16", "fp16", ""), decision("conv32", "fp32", ""),
+        decision("add16", "fp16", "kept by tune", "Add"), decision("other", "fp16", NOT_WEIGHTED, "Add"),
         decision("relu16", "fp16", "", "Relu"), decision("relu32", "fp32", "", "Relu"),
     )  # fmt: skip
     assert PASSED.typed is not None

@@ -95,7 +95,11 @@ def _batch(part: str, text: str | None) -> int:
     if text is None:
         return 0
     if not re.fullmatch(r"[1-9][0-9]{0,8}", text.strip()):
-        raise UsageError(f"--gate {part!r} has no batch size after the @", fix="Write latency_p99@8=5ms")
+        raise UsageError(
+            f"--gate {part!r} has the batch size {text.strip()!r} after the @",
+            why="it must be a positive integer",
+            fix="Write latency_p99@8=5ms",
+        )
     return int(text)
 
 

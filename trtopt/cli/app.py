@@ -88,7 +88,11 @@ def _fail(line: str, code: int, *, shown: bool = False, on_stderr: bool = True) 
 
         arguments = sys.argv[1:]
         command = next((word for word in arguments if not word.startswith("-")), "")
-        failed(line, code, asked_format(arguments, os.environ), command)
+        try:
+            failed(line, code, asked_format(arguments, os.environ), command)
+            sys.stdout.flush()
+        except OSError:  # the error may be that stdout is full: what is left would fail again at the exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 

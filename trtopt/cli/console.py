@@ -13,7 +13,7 @@ import os
 import sys
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -35,6 +35,17 @@ def stdout_console() -> Console:
 
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=WIDTH)
+
+
+def show(result: RenderableType) -> None:
+    """Print a result on stdout, in a file without blanks at the ends of lines."""
+    console = stdout_console()
+    if console.is_terminal:
+        console.print(result)
+        return
+    with console.capture() as printed:
+        console.print(result)
+    print("\n".join(line.rstrip() for line in printed.get().splitlines()))
 
 
 def same_place() -> bool:

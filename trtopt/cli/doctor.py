@@ -12,7 +12,7 @@ import typer
 from trtopt.cli.options import Format, TextOrJsonFlag
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.table import Table
 
     from trtopt.commands.doctor import Environment
 
@@ -36,16 +36,14 @@ def doctor(
     if format is Format.json:
         print(json.dumps({"schema_version": 1, **encode(found)}, indent=1))
     else:
-        from trtopt.cli.console import stdout_console
+        from trtopt.cli.console import show
 
-        console = stdout_console()
-        for part in _renderables(found):
-            console.print(part)
+        show(_table(found))
     if not found.can_build:
         raise typer.Exit(EXIT_UNABLE)
 
 
-def _renderables(found: Environment) -> list[RenderableType]:
+def _table(found: Environment) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
@@ -80,4 +78,4 @@ def _renderables(found: Environment) -> list[RenderableType]:
     table.add_row()
     for index, note in enumerate(found.portability):
         row("" if index else "portability", note, "dim")
-    return [table]
+    return table

@@ -62,9 +62,9 @@ def inspect(
     if format is Format.json:
         print(json.dumps({"schema_version": 1, **encode(found)}, indent=1))
     elif format is Format.text:
-        from trtopt.cli.console import stdout_console
+        from trtopt.cli.console import show
         from trtopt.report.page.inspection import renderable
 
-        stdout_console().print(renderable(found, nodes=nodes))
+        show(renderable(found, nodes=nodes))
     else:
         raise UsageError(f"inspect does not support --format {format.value}", fix="Choose text or json")

@@ -15,7 +15,7 @@ from trtopt import stages
 from trtopt.codec import encode
 from trtopt.commands import checks
 from trtopt.data.dataset import Dataset
-from trtopt.engine import compiler
+from trtopt.engine import missing_operators
 from trtopt.events import Emit, StageCached, StageFinished, StageStarted, silent
 from trtopt.plan import ConvertPlan
 from trtopt.run import Run, environment, open_run
@@ -51,6 +51,8 @@ def calibrate(plan: ConvertPlan, emit: Emit = silent, partials: Sequence[Partial
     """
     with _begun(plan, emit) as begun:
         run = begun.run
+        if not partials:
+            stages.read(run, begun.calib, None)
         model, table = calibrated(run, plan, begun.source, begun.ranges, begun.calib, partials)
         assert table is not None
         tables.drop_other_graph(run.store, model, table)
@@ -158,12 +160,10 @@ def equalized(
 def prepared(run: Run, plan: ConvertPlan, source: OnnxModel, ranges: tuple[ShapeRange, ...]) -> OnnxModel:
     """Prepare the graph, and check that the backend supports its operators."""
     from trtopt.graph.file import load_ir
-    from trtopt.precision import precision
+    from trtopt.precision import lowest_opset
     from trtopt.precision.passes.wanted import resolve
 
-    kind = precision(plan.precision)
-    opset = max(kind.FORMAT.opset, precision(plan.rest).FORMAT.opset) if kind.FORMAT.scaled else kind.FORMAT.opset
-    model = stages.prepare(run, source, ranges, opset, _lacks(plan))
+    model = stages.prepare(run, source, ranges, lowest_opset(plan.precision, plan.rest), _lacks(plan))
     if plan.keep or plan.only:  # a misspelt node must fail here, not after an hour of calibration
         resolve(load_ir(model.path), plan.keep, plan.only)
     if plan.target is None:  # the TensorRT of this machine is not that of the target
@@ -175,5 +175,4 @@ def _lacks(plan: ConvertPlan) -> Collection[str]:
     """Return the operators that the parser of the target, or of this machine, lacks."""
     if plan.target is not None:
         return plan.target.can.lacks
-    compiling = compiler(plan.build.backend)
-    return compiling.lacks(plan.build) if compiling else ()
+    return missing_operators(plan.build)

@@ -20,10 +20,12 @@ FEW = 32
 
 
 def names(plan: ConvertPlan) -> None:
-    """Reject misspelt names now, not after an hour of calibration."""
+    """Reject misspelt names, and a device that is not there, now, not after an hour of calibration."""
     from trtopt.calibrate import NATIVE, check_name
+    from trtopt.engine.onnxruntime import check_device
 
     measure(plan.measure)
+    check_device(plan.device)
     check_name(plan.method)
     if plan.method == NATIVE:
         native(plan)
@@ -236,7 +238,8 @@ def few(dataset: Dataset) -> str:
     single = dataset.groups or all(shape[:1] == (1,) for fed in dataset.shapes for shape in fed)
     if not single or count >= FEW:
         return ""
-    return f"{count} calibration samples are few: use 100 to 500 that are representative of production"
+    counted = "1 calibration sample is" if count == 1 else f"{count} calibration samples are"
+    return f"{counted} few: use 100 to 500 that are representative of production"
 
 
 def calibrates(plan: ConvertPlan) -> None:

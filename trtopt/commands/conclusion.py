@@ -64,7 +64,7 @@ def reported(run: Run, plan: ConvertPlan, made: Made, comparison: Comparison | N
         calibration=noisiest.read(run.store.root) if scaled else (),
         allow_inconclusive=plan.allow_inconclusive,
         tuning=made.tuning,
-        tune_with=suggest.after_convert(plan, comparison),
+        tune_with=suggest.after_convert(plan, made.typed, comparison),
     )
 
 

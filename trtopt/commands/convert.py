@@ -1,5 +1,5 @@
-"""Pipeline of stages, in order: export, parity, widen, repair, prepare, calibrate, observe, timing (if asked), guard or
-tune, precision, build, compare, gate, layers (when the gate failed), report.
+"""Pipeline of stages, in order: export, parity, widen, read, repair, prepare, calibrate, observe, timing (if asked),
+guard or tune, precision, build, compare, gate, layers (when the gate failed), report.
 
 This module only orders the stages. `trtopt.stages` implements them, with the packages of the same names.
 
@@ -143,6 +143,7 @@ def _samples(run: Run, plan: ConvertPlan, source: OnnxModel, ranges: tuple[Shape
     if plan.compare:
         checks.classes(dataset, plan.measure, source)
     checks.within(dataset, source.inputs, [entry for entry in ranges if entry.name in named(plan.shapes)])
+    stages.read(run, calib, data)
     if plan.compare:
         stages.check_randomness(run, source, dataset)
     return samples

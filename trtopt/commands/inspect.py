@@ -7,15 +7,22 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from trtopt.engine import missing_operators
 from trtopt.engine.trt.refusal import Refusal
 from trtopt.errors import UsageError
 from trtopt.events import silent
 from trtopt.inspection import Inspection
+from trtopt.plan import BuildPlan
 from trtopt.stages.target import Target
 from trtopt.types import CalibrationTable, Decision
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 INT8 = Target(precision="int8", rest="fp16", bias_correction=False)
 
@@ -44,10 +51,9 @@ def look(path: Path, *, tensorrt: bool = False, target: Target | None = None) ->
     asked, refused = _ask(candidate.onnx.path) if tensorrt else ("", ())
     parameters = 0
     weights: Counter[str] = Counter()
-    for value in model.graph.initializers.values():
-        if value.const_value is not None and value.dtype is not None:
-            parameters += value.const_value.size
-            weights[value.dtype.name.lower()] += value.const_value.nbytes
+    for tensor in _weights(model.graph):
+        parameters += tensor.size
+        weights[tensor.dtype.name.lower()] += tensor.nbytes
     return Inspection(
         path=path,
         onnx=candidate.onnx,
@@ -60,6 +66,16 @@ def look(path: Path, *, tensorrt: bool = False, target: Target | None = None) ->
         asked=asked,
         refused=refused,
     )
+
+
+def _weights(graph: ir.Graph) -> Iterator[ir.TensorProtocol]:
+    """Yield the tensors of initializers and of Constant nodes, as which some converters write weights."""
+    for value in graph.initializers.values():
+        if value.const_value is not None:
+            yield value.const_value
+    for node in graph:
+        if node.op_type == "Constant" and "value" in node.attributes:
+            yield node.attributes["value"].as_tensor()
 
 
 def _ask(path: Path) -> tuple[str, tuple[Refusal, ...]]:
@@ -82,7 +98,7 @@ def _would_decide(path: Path, target: Target) -> tuple[Decision, ...]:
     from trtopt.graph.file import load_ir
     from trtopt.graph.prepare import prepare
     from trtopt.graph.widen import in_fp32, is_in_fp32
-    from trtopt.precision import precision
+    from trtopt.precision import lowest_opset, precision
     from trtopt.precision.passes.given import is_quantized
     from trtopt.precision.passes.placement import place
     from trtopt.stages.precision import request
@@ -93,7 +109,8 @@ def _would_decide(path: Path, target: Target) -> tuple[Decision, ...]:
         if not is_in_fp32(path):
             source = Path(folder) / "widened.onnx"
             in_fp32(path, source)
-        prepared = prepare(source, Path(folder), min_opset=wanted.FORMAT.opset, profile=())
+        opset, lacks = lowest_opset(target.precision, target.rest), missing_operators(BuildPlan())
+        prepared = prepare(source, Path(folder), min_opset=opset, profile=(), lacks=lacks)
         model = load_ir(prepared.path)
         asked = request(model, target, None, None)
         if wanted.FORMAT.scaled and not is_quantized(model.graph):

@@ -46,7 +46,7 @@ def judge_again(plan: JudgePlan) -> Report:
         verdict=verdict(after),
         comparison=after[0] if earlier.comparison else None,
         candidates=tuple(replace(row, comparison=new) for row, new in rows),
-        stages=tuple(stage for stage in earlier.stages if stage.name.partition(" ")[0] != "gate"),
+        stages=(),  # those of the earlier run did not run now
         notes=tuple(
             dict.fromkeys(
                 [line for line in earlier.notes if line not in stale]

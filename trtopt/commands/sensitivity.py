@@ -60,6 +60,7 @@ def sensitivity(plan: ConvertPlan, emit: Emit = silent, partials: Sequence[Parti
         if partials:
             found = merged(run, partials, dataset, _inputs(begun, _target(plan, begun)))
         else:
+            stages.read(run, begun.calib, dataset if plan.data else None)
             found = stages.sensitivity(run, _subject(plan, begun), dataset)
         return run.finish(
             Report(

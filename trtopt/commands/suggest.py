@@ -14,18 +14,22 @@ from trtopt.engine import DEFAULT
 from trtopt.plan import ComparePlan, ConvertPlan, DataPlan, MeasurePlan
 from trtopt.precision import formats
 from trtopt.shapes import AskedShape
-from trtopt.types import Comparison
+from trtopt.types import Comparison, TypedModel
 from trtopt.verdict import drifted
 
 
-def after_convert(plan: ConvertPlan, comparison: Comparison | None) -> str:
-    """Return the search with the arguments of a conversion; empty without drift, or if there is nothing to choose."""
+def after_convert(plan: ConvertPlan, typed: TypedModel, comparison: Comparison | None) -> str:
+    """Return the search with the arguments of a conversion; empty without drift, or if there is nothing to choose.
+
+    There is nothing to choose if the gates fail with nothing quantized.
+    """
     if (
         comparison is None
         or not drifted([comparison])
         or plan.tuning is not None
         or plan.precision not in formats(8)
         or plan.calib is None
+        or plan.precision not in typed.counts()
     ):
         return ""
     return _joined(plan.source, _of_conversion(plan))

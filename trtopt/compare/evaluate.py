@@ -148,12 +148,14 @@ def _complete(counts: Mapping[str, int]) -> bool:
 class _Claim:
     """A statement about a fraction of samples.
 
-    `estimate` returns its bounds for any number of samples. `floor` means that the limit is a minimum.
+    `estimate` returns its bounds for any number of samples; `bounded` says what they are about if the text does not.
+    `floor` means that the limit is a minimum.
     """
 
     text: str
     samples: int
     estimate: Callable[[int], Bounds]
+    bounded: str = ""
     floor: bool = False
 
 
@@ -170,7 +172,8 @@ def _drop(gate: Gate, output: OutputDrift) -> GateResult:
         test = f", McNemar p {mcnemar(lost, gained):.2g}" if lost + gained else ""
         fp32, candidate = (100 * (counts["both"] + only) / samples for only in (lost, gained))
         text = f"top-1 accuracy {change} ({fp32:.2f} % -> {candidate:.2f} %{test})"
-        claim = _Claim(text=text, samples=samples, estimate=_scaled(drop, samples, lost, gained))
+        bounded = " of the drop" if gained > lost else ""
+        claim = _Claim(text=text, samples=samples, estimate=_scaled(drop, samples, lost, gained), bounded=bounded)
         return _settled(gate, output, claim)
     differing = samples - counts[_COUNTED[gate.metric]]
     text = f"{_DIFFERS[gate.metric]} on {100 * differing / samples:.2f} % of samples"
@@ -232,7 +235,7 @@ def _settled(gate: Gate, output: OutputDrift, claim: _Claim) -> GateResult:
     value, low, high = (round(100 * number, 12) for number in (bounds.value, bounds.low, bounds.high))
     bound = "at least" if claim.floor else "limit"
     shown = " to ".join(_digits(number, gate.limit, ".{}f", 2) for number in (low, high))
-    reason = f"{claim.text}, 95 % bounds {shown}, {bound} {gate.limit:g} %"
+    reason = f"{claim.text}, 95 % bounds{claim.bounded} {shown}, {bound} {gate.limit:g} %"
     if verdict == "inconclusive":
         settle = f"about {more} would settle it" if more else "the value is at the limit"
         reason += f": {claim.samples} samples are too few to tell, {settle}"

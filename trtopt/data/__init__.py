@@ -90,8 +90,8 @@ def open_dataset(
             flag = "--labels" if labelling and labelling.file else "--classes"
             raise UsageError(
                 f"{flag} is for a folder of images",
-                why=f"{source} is not one; other data contain their own class indices",
-                fix="Leave it out",
+                why=f"{source} is not one",
+                fix="Leave it out. Other data contain class indices themselves: an array `labels`, a field `label`",
             )
         return to_dataset(at_most(samples, most), inputs, bad=bad)
     except OSError as error:

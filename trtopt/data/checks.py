@@ -37,7 +37,12 @@ def check(headers: Mapping[str, Header], inputs: tuple[TensorSpec, ...], sample:
     missing = [name for name in names if name not in headers]
     if missing:
         arrays = f"it has {', '.join(map(str, headers))}" if headers else "it has no arrays"
-        raise DataError(f"{sample}: no array for input {', '.join(missing)}", why=f"{arrays}; the model takes {wanted}")
+        others = [name for name in headers if name not in names]
+        raise DataError(
+            f"{sample}: no array for input {', '.join(missing)}",
+            why=f"{arrays}; the model takes {wanted}",
+            fix=f"Rename {others[0]} to {missing[0]}" if len(missing) == len(others) == 1 else "",
+        )
     unknown = [str(name) for name in headers if name not in names]
     if unknown:
         raise DataError(f"{sample}: {', '.join(unknown)} is not an input", why=f"the model's inputs are {wanted}")
@@ -100,6 +105,8 @@ def _shape_fix(have: tuple[int, ...], want: tuple[Dim, ...]) -> str:
         return 'The channels must come last: layout = "NHWC" in the recipe, or array.transpose(1, 2, 0)'
     if {image[0], wanted[0]} == {1, 3} and _fits(image[1:], wanted[1:]):
         return f'Set color = "{"gray" if wanted[0] == 1 else "RGB"}" in the recipe'
+    if image[0] == wanted[0]:
+        return 'Images get the size of the input by resize = "input" in the recipe'
     return ""
 
 

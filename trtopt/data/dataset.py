@@ -86,6 +86,7 @@ class Dataset:
         groups: the samples in each feed, if the model's batch is fixed above 1. Index i then refers to a feed, not to a
             single sample, and labels are in `groups` only.
         shown: what a report needs to show the samples.
+        on_demand: whether the user's code makes a sample each time that it is loaded.
         notes: facts to report to the user, such as what was assumed.
         warnings: what may be wrong with the samples or their use.
     """
@@ -100,6 +101,7 @@ class Dataset:
     shapes: tuple[tuple[tuple[int, ...], ...], ...] = ()
     groups: Groups | None = None
     shown: Shown = Shown()
+    on_demand: bool = False
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 

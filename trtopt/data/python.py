@@ -151,6 +151,7 @@ def _indexed(source: str, made: Indexed) -> Samples:
         peek=lambda _: first,
         read=read,
         labels=None if labels is None else class_indices(np.asarray(labels), count, source),
+        on_demand=True,
         notes=(f"the code of {source} makes each of its {count} samples when it is needed",),
     )
 

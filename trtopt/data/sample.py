@@ -48,6 +48,7 @@ class Samples:
     labels: tuple[int, ...] | None = None
     class_list: ClassList | None = None
     shown: Shown = field(default_factory=Shown)
+    on_demand: bool = False
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -115,6 +116,7 @@ def to_dataset(samples: Samples, inputs: tuple[TensorSpec, ...], *, bad: Bad = "
         class_list=samples.class_list,
         shapes=tuple(sorted(shapes)),
         shown=_only(samples.shown, kept),
+        on_demand=samples.on_demand,
         notes=tuple(notes),
         warnings=tuple(warnings),
     )

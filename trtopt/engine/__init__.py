@@ -197,6 +197,12 @@ def backend(name: str) -> Backend:
     return cast(Backend, plugins.load(__name__, name, "backend"))
 
 
+def missing_operators(plan: BuildPlan) -> Collection[str]:
+    """Return the operators that the parser of the plan's backend lacks; none if it has no parser."""
+    compiling = compiler(plan.backend)
+    return compiling.lacks(plan) if compiling else ()
+
+
 def compiler(name: str) -> Compiler | None:
     """Return the backend module of that name, or None if its engine is the typed graph itself.
 

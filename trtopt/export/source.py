@@ -83,6 +83,8 @@ def identify(text: str) -> Source:
         return Source(kind="factory", text=text)
     if not path.exists():
         raise ModelError(f"{text} does not exist", fix=KINDS)
+    if path.name == SAVED_MODEL:
+        raise ModelError(f"{text} is a part of a SavedModel", fix=f"Give its folder, {path.parent}")
     if path.suffix == ".py":
         fix = f"Name the function in it that returns the network: {'.'.join((*path.parts[:-1], path.stem))}:FUNCTION"
         raise ModelError(f"{text} is Python code, not a model", fix=fix)

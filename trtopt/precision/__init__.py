@@ -86,6 +86,12 @@ def precision(name: str) -> Precision:
     return cast(Precision, plugins.load(__name__, name, "precision"))
 
 
+def lowest_opset(name: str, rest: str) -> int:
+    """Return the lowest opset that can express a precision, with `rest` as its fallback precision."""
+    format = precision(name).FORMAT
+    return max(format.opset, precision(rest).FORMAT.opset) if format.scaled else format.opset
+
+
 @functools.cache
 def formats(bits: int) -> Mapping[str, Format]:
     """Return the number types of a size, by the name of their precision."""

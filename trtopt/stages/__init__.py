@@ -17,6 +17,7 @@ from trtopt.stages.mixed import Subject
 from trtopt.stages.observe import observe
 from trtopt.stages.precision import set_precision
 from trtopt.stages.prepare import prepare
+from trtopt.stages.read import read
 from trtopt.stages.repair import repair
 from trtopt.stages.samples import class_names, open_data, open_samples, sizes, tell
 from trtopt.stages.sensitivity import sensitivity
@@ -50,6 +51,7 @@ __all__ = [
     "open_data",
     "open_samples",
     "prepare",
+    "read",
     "rebuild",
     "repair",
     "sensitivity",

@@ -22,10 +22,8 @@ from trtopt.run import Run
 from trtopt.stages.mixed import Subject, Trials
 from trtopt.stages.target import Target
 from trtopt.tune.search import Group, confirmed
-from trtopt.types import GateResult, Guard, Keep
+from trtopt.types import GUARDED, GateResult, Guard, Keep
 
-KEPT = "kept by the guard"
-"""How the reasons of the nodes begin."""
 _MARGIN = 2.0
 """Margin in dB with which the gates must hold on `_SAMPLES` samples: the worst of a thousand is worse than theirs."""
 _SAMPLES = 64
@@ -71,7 +69,7 @@ def guard(run: Run, subject: Subject, calib: Dataset, measure: MeasurePlan, *, l
         **versions("onnxruntime", "onnxruntime-gpu", "onnx-ir", "scipy"),
     }
     found = run.store.stage("guard", key, Guard, make, lambda result: _line(result, subject.target.rest))
-    keep = tuple(Keep(pattern=node, reason=f"{KEPT}: {found.reason}") for node in found.nodes)
+    keep = tuple(Keep(pattern=node, reason=f"{GUARDED}: {found.reason}") for node in found.nodes)
     return replace(subject.target, keep=(*subject.target.keep, *keep))
 
 

@@ -117,4 +117,4 @@ def _read_means(seen: Observation) -> tuple[Means, Means]:
 
 
 def _count_line(typed: TypedModel) -> str:
-    return ", ".join(f"{count} nodes in {name}" for name, count in sorted(typed.counts().items()))
+    return ", ".join(f"{count} node{'s' * (count != 1)} in {name}" for name, count in sorted(typed.counts().items()))

@@ -26,13 +26,12 @@ from trtopt.events import Event, Progress, silent
 from trtopt.precision import formats
 from trtopt.run import Run
 from trtopt.stages.build import FILE, ordered
-from trtopt.stages.guard import KEPT
 from trtopt.stages.made import Made
 from trtopt.stages.precision import typed_graph
 from trtopt.stages.repair import is_quantized
 from trtopt.stages.target import Target as Wanted
 from trtopt.store import read_result
-from trtopt.types import Benchmark, BenchTarget, Engine, GateResult, OnnxModel, Timing
+from trtopt.types import GUARDED, Benchmark, BenchTarget, Engine, GateResult, OnnxModel, Timing
 
 SECONDS = 0.5
 """Approximate measuring time per engine and batch size."""
@@ -88,7 +87,7 @@ def speed(run: Run, made: Made, dataset: Dataset | None, gates: Sequence[Gate]) 
     except TrtoptError as error:  # the comparison is complete, and must reach the report
         run.warn(f"the engine is not timed: {error}")
         return _unmeasured(gates, str(error)) if gates else None
-    guarded = sum(each.reason.startswith(KEPT) for each in made.target.keep)
+    guarded = sum(each.reason.startswith(GUARDED) for each in made.target.keep)
     for line in unpaid(benchmark, guarded):
         run.warn(line)
     return gating.judged(benchmark, gates, cpu_counts=False)

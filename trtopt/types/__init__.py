@@ -8,7 +8,7 @@ Touches: nothing. The run store (`trtopt.store`) reads and writes these values.
 """
 
 from trtopt.types.benchmark import BatchLimit, BatchProbe, Benchmark, BenchTarget, Interval, Table, Timing
-from trtopt.types.calibration import CalibratedTensor, CalibrationTable, Observation, Spread
+from trtopt.types.calibration import CalibratedTensor, CalibrationTable, Observation, Reading, Spread
 from trtopt.types.comparison import (
     Answer,
     ClassAccuracy,
@@ -29,7 +29,7 @@ from trtopt.types.comparison import (
 )
 from trtopt.types.engine import Engine, EngineLayer, Rejection, Support, TargetFiles
 from trtopt.types.model import Dim, OnnxModel, ShapeRange, TensorSpec
-from trtopt.types.precision import Decision, Guard, Keep, Only, TypedModel
+from trtopt.types.precision import GUARDED, NOT_WEIGHTED, Decision, Guard, Keep, Only, TypedModel
 from trtopt.types.prediction import Predictions
 from trtopt.types.report import READABLE_SCHEMAS, REPORT_SCHEMA, Cache, CandidateReport, Failure, Report, StageOutcome
 from trtopt.types.tuning import (
@@ -44,6 +44,8 @@ from trtopt.types.tuning import (
 )
 
 __all__ = [
+    "GUARDED",
+    "NOT_WEIGHTED",
     "READABLE_SCHEMAS",
     "REPORT_SCHEMA",
     "Answer",
@@ -83,6 +85,7 @@ __all__ = [
     "OnnxModel",
     "OutputDrift",
     "Predictions",
+    "Reading",
     "Rejection",
     "Report",
     "SensitiveGroup",

@@ -11,6 +11,14 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """The number of samples that were loaded, by their use, and `warnings` about their values."""
+
+    samples: Mapping[str, int]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationTable:
     """INT8 scales of the calibrated tensors: positive, finite and symmetric (zero point 0).
 

@@ -9,6 +9,11 @@ from dataclasses import dataclass
 
 from trtopt.types.model import OnnxModel
 
+GUARDED = "kept by the guard"
+"""How the reasons of the nodes begin that the guard keeps."""
+NOT_WEIGHTED = "not a weighted operator"
+"""The reason of a node that no rule quantizes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keep:

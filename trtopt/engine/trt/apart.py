@@ -133,7 +133,11 @@ def _build(request: Build, say: Say) -> Engine:
     try:
         return builder.build(trt, request.typed, request.profile, request.plan, request.out, emit=say)
     except OSError as error:
-        raise BuildError("the engine cannot be written", why=error.strerror or str(error)) from error
+        raise BuildError(
+            "the engine cannot be written",
+            why=error.strerror or str(error),
+            fix="Choose another directory with -o, or free some space",
+        ) from error
 
 
 def _found(package: str, say: Say) -> TensorRT:

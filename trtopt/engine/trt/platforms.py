@@ -81,8 +81,9 @@ def platform(name: str) -> Platform:
     """
     known = platforms()
     if name not in known:
-        near = difflib.get_close_matches(name.lower(), known, 3) or list(_PLATFORMS)
-        raise UsageError(f"unknown target {name!r}", fix=f"Did you mean {' or '.join(near)}? docs/targets.md lists all")
+        near = difflib.get_close_matches(name.lower(), known, 3)
+        fix = f"Did you mean {' or '.join(near)}?" if near else f"Choose one of {', '.join(_PLATFORMS)}, or trt-VERSION"
+        raise UsageError(f"unknown target {name!r}", fix=f"{fix} (docs/targets.md lists all)")
     return known[name]
 
 

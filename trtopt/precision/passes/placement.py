@@ -39,7 +39,7 @@ from trtopt.graph.query import (
 from trtopt.precision.passes import attention, residual
 from trtopt.precision.passes.gain import no_int8_gain
 from trtopt.precision.passes.operands import weighted_inputs
-from trtopt.types import Decision, Keep
+from trtopt.types import NOT_WEIGHTED, Decision, Keep
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -136,7 +136,7 @@ def place(model: ir.Model, keep: Mapping[str, Keep] = MappingProxyType({})) -> P
             inputs += [(node, index, axis) for index, axis in weighted_inputs(node)]
             reasons[node] = QUANTIZED + "a weighted operator"
         elif node.op_type not in FLOAT_COMPUTE_FREE:
-            reasons[node] = why_not or NEVER.get(node.op_type, "not a weighted operator")
+            reasons[node] = why_not or NEVER.get(node.op_type, NOT_WEIGHTED)
     # The following rules depend on which weighted operators are quantized.
     weighted = {node for node, _, _ in inputs}
     for node, index in residual.skip_inputs(graph, weighted):

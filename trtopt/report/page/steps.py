@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from trtopt.types import Report
+from trtopt.types import GUARDED, Report
 from trtopt.verdict import comparisons, drifted
 
 _KEPT = 3
@@ -66,8 +66,13 @@ def _keep_noisiest(report: Report) -> list[Step]:
 
 
 def _keeping(report: Report, nodes: Iterable[str], why: str) -> Step:
-    """Return the conversion again with flags that keep the nodes; only the flags, if its command line is unknown."""
-    flags = " ".join(f"--keep {shlex.quote(node)}" for node in nodes)
+    """Return the conversion again with flags that keep the nodes; only the flags, if its command line is unknown.
+
+    The nodes that the guard kept are named, too: with others kept, it could decide that it needs them no longer.
+    """
+    decisions = report.typed.decisions if report.typed else ()
+    guarded = [decision.node for decision in decisions if decision.reason.startswith(GUARDED)]
+    flags = " ".join(f"--keep {shlex.quote(node)}" for node in (*nodes, *guarded))
     if report.command == "convert" and report.invocation:
         return Step(why, f"{report.invocation} {flags}")
     return Step(f"{why}, convert again with", flags)

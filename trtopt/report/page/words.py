@@ -12,10 +12,12 @@ from dataclasses import dataclass
 
 from trtopt.compare.catalog import METRICS
 from trtopt.precision import formats
-from trtopt.types import Comparison, Decision, Engine, GateResult, Layers, OutputDrift, Report, Table
+from trtopt.types import NOT_WEIGHTED, Comparison, Decision, Engine, GateResult, Layers, OutputDrift, Report, Table
 from trtopt.verdict import blocks, comparisons
 
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"})
+_BESIDE = frozenset({"Add", "AveragePool", "GlobalAveragePool", "ReduceMean"})
+"""Operators that are quantized beside weighted ones."""
 
 
 def number(metric: str, value: float) -> str:
@@ -130,8 +132,8 @@ def fault(report: Report) -> list[str]:
 def unquantized(report: Report) -> tuple[Decision, ...]:
     """Return the nodes kept in higher precision.
 
-    For INT8 and FP8 these are the weighted nodes that were not quantized, and FP32 nodes if the fallback precision is
-    lower. Otherwise they are the nodes that stay in FP32.
+    For INT8 and FP8 these are the nodes that were not quantized although their operator can be, and FP32 nodes if the
+    fallback precision is lower. Otherwise they are the nodes that stay in FP32.
     """
     if report.typed is None:
         return ()
@@ -141,9 +143,13 @@ def unquantized(report: Report) -> tuple[Decision, ...]:
     return tuple(
         decision
         for decision in report.typed.decisions
-        if (decision.op in _WEIGHTED and decision.precision != report.precision)
+        if (_quantizable(decision) and decision.precision != report.precision)
         or (decision.precision == "fp32" and fallback_is_lower)
     )
+
+
+def _quantizable(decision: Decision) -> bool:
+    return decision.op in _WEIGHTED or (decision.op in _BESIDE and decision.reason != NOT_WEIGHTED)
 
 
 @dataclass(frozen=True, slots=True)
