@@ -52,6 +52,24 @@ def test_a_run_writes_every_artifact_and_nothing_else(run_dir: Path) -> None:
     }
 
 
+def test_a_cached_run_imports_nothing_that_computes(run_dir: Path) -> None:
+    heavy = (
+        "jinja2 numba onnx_ir onnxruntime onnxscript onnxslim scipy tensorflow torch trtopt.bench.sweep "
+        "trtopt.compare.metrics trtopt.engine.onnxruntime trtopt.graph.prepare trtopt.precision.passes.placement"
+    ).split()
+    arguments = ["convert", DIGITS, *INT8, "--data", EVAL, "-o", run_dir]
+    code = (
+        f"import sys; sys.argv = {['trtopt', *map(str, arguments)]!r}\n"
+        "from trtopt.cli.app import main\n"
+        "try: main()\nexcept SystemExit as leave: assert not leave.code\n"
+        f"print('HEAVY', [name for name in {heavy!r} if name in sys.modules])"
+    )
+    # The first of these runs writes the page again: it says of each stage that it was cached.
+    done = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(2)]
+    assert {stage["status"] for stage in report(run_dir)["stages"]} == {"cached"}  # type: ignore[index, attr-defined]
+    assert done[-1].stdout.splitlines()[-1] == "HEAVY []"
+
+
 def test_the_engine_is_built_and_audited_in_int8(run_dir: Path) -> None:
     engine = report(run_dir)["engine"]
     assert engine["backend"] == "tensorrt"  # type: ignore[index]

@@ -19,6 +19,9 @@ from collections.abc import Iterable
 from trtopt.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASS, EXIT_UNABLE, TrtoptError
 from trtopt.types import Comparison, GateResult, Report
 
+ENGINE_GATE = "engine"
+"""Name of the gate on an engine beside its own typed graph (`compare.witness`)."""
+
 
 def comparisons(report: Report) -> list[tuple[str, Comparison]]:
     """Return every comparison of the report, under the candidate's name where there are several (else an empty one)."""
@@ -34,6 +37,12 @@ def drifted(found: Iterable[Comparison]) -> bool:
     """
     gates = (gate for comparison in found for gate in comparison.gates)
     return any(gate.verdict == "fail" and not math.isnan(gate.value) for gate in gates)
+
+
+def wrong(comparison: Comparison) -> bool:
+    """Return whether an engine ran, and a gate on it failed."""
+    failed = any(each.metric == ENGINE_GATE and each.verdict == "fail" for each in comparison.gates)
+    return failed and bool(comparison.engine)
 
 
 def blocks(report: Report, gate: GateResult) -> bool:

@@ -10,10 +10,11 @@ from onnx import helper, numpy_helper
 from support import save
 
 from trtopt.commands.convert import convert
-from trtopt.compare.repeats import check_repeats, random_nodes
+from trtopt.compare.repeats import check_repeats
 from trtopt.data.dataset import Dataset
 from trtopt.engine.onnxruntime import open_runner
 from trtopt.errors import ModelError
+from trtopt.graph.randomness import random_nodes
 from trtopt.plan import ConvertPlan, DataPlan
 
 NOISE = helper.make_node("RandomNormalLike", ["x"], ["noise"], "draw")

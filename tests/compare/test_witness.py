@@ -8,10 +8,11 @@ import pytest
 from trtopt.compare.gates import parse_gates
 from trtopt.compare.pair import Pair
 from trtopt.compare.run import Measure, compare
-from trtopt.compare.witness import _judged, judged, wrong
+from trtopt.compare.witness import _judged, judged
 from trtopt.data.dataset import Dataset
 from trtopt.events import silent
 from trtopt.types import EngineDrift
+from trtopt.verdict import wrong
 
 N = 64
 RNG = np.random.default_rng(0)

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from support import DIGITS, EVAL
 
 from trtopt.data.dataset import Dataset
 from trtopt.engine.onnxruntime import open_runner
 from trtopt.events import silent
-from trtopt.graph.file import describe
-from trtopt.graph.prepare import save
+from trtopt.graph.file import describe, load_ir
+from trtopt.graph.prepare import infer_shapes, save
 from trtopt.precision import Request, formats, precision
-from trtopt.precision.passes.blocks import grown
+from trtopt.precision.passes.blocks import grown, measuring, single_nodes
 from trtopt.run import Run
 from trtopt.stages.blocks import spoiled
 from trtopt.store import open_store
@@ -218,3 +219,16 @@ def test_a_block_of_too_many_nodes_is_not_kept(parse: Parse) -> None:
     model = parse(f"(float[4] s0) => (float[4] s60) {{ {' '.join(lines)} }}")
     assert grown(model, "s60", 2) is not None
     assert grown(model, "s60", 60) is None
+
+
+@pytest.mark.parametrize("name", ["fp16", "bf16"])
+def test_the_measurement_needs_no_simulation_of_16_bits(tmp_path: Path, name: str) -> None:
+    graph = load_ir(DIGITS)
+    infer_shapes(graph)
+    save(measuring(graph, formats(16)[name], single_nodes(graph)), tmp_path / "model.onnx")
+    with np.load(EVAL) as samples:
+        feed = {"input": samples["input"][:1]}
+    plain, simulated = (open_runner(tmp_path / "model.onnx", simulates=each).run(feed) for each in (False, True))
+    assert (plain["trtopt/error"] > 0).sum() > 10
+    for output, array in plain.items():
+        np.testing.assert_array_equal(array, simulated[output])

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trtopt.compare import parity
 from trtopt.data.dataset import Dataset, Feed
 from trtopt.types import ShapeRange, TensorSpec
 
@@ -64,6 +63,8 @@ def random(sizes: Sizes, batch: int) -> Feed:
 
     Integer inputs are 0 or 1, which are valid as token ids and as masks.
     """
+    from trtopt.compare import parity
+
     sample = parity.random(sizes.inputs, sizes.shapes(1)).draw()[0]
     return {
         spec.name: np.repeat(sample[spec.name], batch, axis=0) if sizes.is_free(spec) else sample[spec.name]

@@ -16,7 +16,7 @@ from trtopt.run import Run
 from trtopt.stages import layers as layering
 from trtopt.stages.made import Made
 from trtopt.types import Benchmark, Comparison, EngineFault, Layers, Report
-from trtopt.verdict import drifted
+from trtopt.verdict import drifted, wrong
 
 
 def compared(run: Run, plan: ConvertPlan, made: Made, dataset: Dataset | None) -> Comparison | None:
@@ -40,8 +40,6 @@ def explained(
     run: Run, made: Made, comparison: Comparison | None, dataset: Dataset | None
 ) -> tuple[Layers | None, EngineFault | None]:
     """Return where a comparison that failed drifts, and the nodes that make a wrong engine wrong."""
-    from trtopt.compare.witness import wrong
-
     if dataset is None or comparison is None or not drifted([comparison]):
         return None, None
     layers = layering.explained(run, made.baseline, made.typed.onnx, made.typed, dataset)

@@ -112,7 +112,7 @@ def _checked(plan: ConvertPlan, given: Source) -> OnnxModel | None:
 
 
 def _benchmark(run: Run, plan: ConvertPlan, made: Made, samples: Dataset | None) -> Benchmark | None:
-    from trtopt.stages.speed import speed  # imports all of `trtopt.bench`, which most conversions do not need
+    from trtopt.stages.speed import speed
 
     return speed(run, made, samples, plan.speed_gates)
 

@@ -5,9 +5,7 @@ Touches: reads the model file; the runner runs the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,29 +13,12 @@ from trtopt.compare.measures.outputs import Array, is_float
 from trtopt.compare.pair import Runner
 from trtopt.data.dataset import Dataset, batches
 from trtopt.errors import ModelError
-
-if TYPE_CHECKING:
-    import onnx
-
-_OPERATORS = frozenset(
-    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
-)
-_TRAINING = "Dropout"
-"""It draws random numbers where its third input, `training_mode`, is given (ONNX operator set 12)."""
+from trtopt.graph.randomness import random_nodes
 
 _ROUNDING = 1e-6
 """Share of the signal energy that two runs may differ by: a GPU adds in another order each time."""
 
 _SHOWN = 3
-
-
-def random_nodes(path: Path) -> list[str]:
-    """Return the nodes of an ONNX file that draw random numbers, those of subgraphs too, as `name (Operator)`."""
-    from trtopt.graph.file import load_proto
-
-    proto = load_proto(path)
-    graphs = [proto.graph.node, *(function.node for function in proto.functions)]
-    return [f"{node.name or node.output[0]} ({node.op_type})" for nodes in graphs for node in _random(nodes)]
 
 
 def check_repeats(runner: Runner, dataset: Dataset, path: Path) -> None:
@@ -64,16 +45,6 @@ def check_repeats(runner: Runner, dataset: Dataset, path: Path) -> None:
         why=drawn,
         fix="Export it after model.eval(), with the noise as an input; --no-compare builds without a verdict",
     )
-
-
-def _random(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    for node in nodes:
-        training = node.op_type == _TRAINING and len(node.input) > 2 and bool(node.input[2])
-        if node.domain in ("", "ai.onnx") and (node.op_type in _OPERATORS or training):
-            yield node
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _random(graph.node)
 
 
 def _alike(one: Array, other: Array) -> bool:

@@ -19,9 +19,7 @@ from trtopt.compare.gates import Gate
 from trtopt.compare.measures.outputs import Outputs
 from trtopt.compare.metrics import Metrics
 from trtopt.types import Comparison, EngineDrift, GateResult
-
-GATE = "engine"
-"""Name of the gate."""
+from trtopt.verdict import ENGINE_GATE
 
 _LARGEST = {"fp32": 0.1, "fp16": 3.0, "bf16": 3.0, "int8": 1.0, "fp8": 1.0}
 """Largest loss in dB by precision.
@@ -76,20 +74,16 @@ def judged(comparison: Comparison, gates: Sequence[Gate], precision: str) -> Com
     """
     losses = {drift.output: _loss(drift, precision) for drift in comparison.engine}
     outputs = tuple(
-        replace(output, values={**output.values, GATE: losses[output.output]}) if output.output in losses else output
+        replace(output, values={**output.values, ENGINE_GATE: losses[output.output]})
+        if output.output in losses
+        else output
         for output in comparison.outputs
     )
     result = gate.judged(replace(comparison, outputs=outputs), gates)
-    asked = {each.output for each in result.gates if each.metric == GATE}
+    asked = {each.output for each in result.gates if each.metric == ENGINE_GATE}
     added = [_judged(drift, precision) for drift in comparison.engine if drift.output not in asked]
     results = (*result.gates, *added)
     return replace(result, gates=results, verdict=gate.verdict(results))
-
-
-def wrong(comparison: Comparison) -> bool:
-    """Return whether an engine ran, and a gate on it failed."""
-    failed = any(each.metric == GATE and each.verdict == "fail" for each in comparison.gates)
-    return failed and bool(comparison.engine)
 
 
 def _judged(drift: EngineDrift, precision: str) -> GateResult:
@@ -104,7 +98,7 @@ def _judged(drift: EngineDrift, precision: str) -> GateResult:
         reason += ": TensorRT does not compute what the graph says"
     return GateResult(
         output=drift.output,
-        metric=GATE,
+        metric=ENGINE_GATE,
         value=loss,
         limit=largest,
         verdict="pass" if passed else "fail",

@@ -153,7 +153,9 @@ class OrtRunner:
         return {name: feed[name] for name in self.inputs}
 
 
-def open_runner(path: Path, *, device: str = "cpu", cuda: CudaOptions = _EXACT, callers: int = 1) -> OrtRunner:
+def open_runner(
+    path: Path, *, device: str = "cpu", cuda: CudaOptions = _EXACT, callers: int = 1, simulates: bool = True
+) -> OrtRunner:
     """Load an ONNX file for inference.
 
     On the CPU, a graph with 16-bit types is rewritten by `simulate`, as onnxruntime lacks faithful kernels for them.
@@ -165,6 +167,7 @@ def open_runner(path: Path, *, device: str = "cpu", cuda: CudaOptions = _EXACT, 
         cuda: options of the CUDA provider.
         callers: number of threads that will call `run` at the same time, sharing the cores. Ignored on a GPU, where the
             runner always has one caller.
+        simulates: rewrite 16-bit types. A graph that only casts to such a type and back needs none of it.
 
     Raises:
         ModelError: onnxruntime cannot load the file, or cannot capture it as a CUDA graph.
@@ -186,7 +189,7 @@ def open_runner(path: Path, *, device: str = "cpu", cuda: CudaOptions = _EXACT, 
             return OrtRunner(session, f"{version}, {_described(place, cuda)}", place, graphs=cuda.graphs)
         if device_kind == "cuda":
             raise _without_cuda(why)
-    typed, simulated = rewritten(path)
+    typed, simulated = rewritten(path, simulates=simulates)
     # All callers share the session's thread pool and take part in its work. The pool counts the calling thread as one
     # of its threads, so the callers beyond the first are subtracted from the cores. 0 means one thread per core.
     threads = max(1, cores() - callers + 1) if callers > 1 or thread_limit() else 0

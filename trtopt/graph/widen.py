@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 from trtopt.errors import ModelError
 from trtopt.graph.file import load_ir, load_proto
-from trtopt.graph.prepare import infer_shapes, save
 from trtopt.graph.query import cast, has_types, names, unique
 from trtopt.graph.validity import root_line
 
@@ -51,6 +50,8 @@ def in_fp32(source: Path, path: Path) -> str:
     Raises:
         ModelError: the model is invalid, or depends on the bits of values of another type.
     """
+    from trtopt.graph.prepare import infer_shapes, save
+
     model = load_ir(source)
     try:
         infer_shapes(model)

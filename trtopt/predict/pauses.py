@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from trtopt.bench import watch
-from trtopt.bench.gpu import visible
 from trtopt.bench.units import MILLISECONDS, quantity
 from trtopt.errors import EnvironmentUnableError, UsageError
 
@@ -123,6 +121,8 @@ def opened(limit: YieldLimit | None, tell: Callable[[str], None]) -> Iterator[Pa
             raise EnvironmentUnableError(f"--yield: {limit.url} does not answer", fix="Check the URL of the service")
         yield Pauses(lambda: _latency(limit.url), limit, tell)
     else:
+        from trtopt.bench import watch
+
         with watch.opened() as module:
             if math.isnan(_utilisation(module)):
                 raise EnvironmentUnableError(
@@ -133,6 +133,9 @@ def opened(limit: YieldLimit | None, tell: Callable[[str], None]) -> Iterator[Pa
 
 def _utilisation(module: Any) -> float:
     """Return the utilisation of the first GPU that this process sees, 0 to 1; NaN if it does not report it."""
+    from trtopt.bench import watch
+    from trtopt.bench.gpu import visible
+
     ours = visible(0, os.environ.get("CUDA_VISIBLE_DEVICES"))
     for gpu in watch.read(module):
         if gpu.index == ours or (isinstance(ours, str) and gpu.uuid.startswith(ours)):

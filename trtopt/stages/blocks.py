@@ -75,15 +75,15 @@ def _sqnrs(
     """Return the SQNR in dB of each block's result; infinite for one that is exact, or is NaN or infinite in FP32."""
     from trtopt.engine.onnxruntime import open_runner
     from trtopt.graph.file import load_ir
-    from trtopt.graph.prepare import save
+    from trtopt.graph.prepare import BETWEEN_STAGES, save
 
     if not blocks:
         return np.zeros(0)
     samples = few(dataset, _SAMPLES)
     energies = np.zeros((2, len(blocks)))
     with scratch(run, "blocks.onnx") as path:
-        save(measuring(load_ir(model.path), half, blocks), path)
-        runner = open_runner(path, device=run.device)
+        save(measuring(load_ir(model.path), half, blocks), path, inline=BETWEEN_STAGES)
+        runner = open_runner(path, device=run.device, simulates=False)  # it only casts to the type and back
         for index in range(len(samples)):
             outputs = runner.run(samples.load(index))
             energies += np.stack([outputs["trtopt/error"], outputs["trtopt/signal"]]).astype(np.float64)

@@ -14,7 +14,6 @@ from trtopt import __version__
 from trtopt.calibrate import AUTO, NATIVE
 from trtopt.calibrate.ranges import subset_size
 from trtopt.data.dataset import Dataset
-from trtopt.engine.onnxruntime import CudaOptions
 from trtopt.plan import BuildPlan
 from trtopt.requires import versions
 from trtopt.run import Run
@@ -109,7 +108,7 @@ def count(run: Run, model: OnnxModel, dataset: Dataset, scales: Scales, shard: S
     from trtopt.calibrate.source import observe_where_it_runs
     from trtopt.data.dataset import part
     from trtopt.data.overlap import fingerprinted
-    from trtopt.engine.onnxruntime import open_runner
+    from trtopt.engine.onnxruntime import CudaOptions, open_runner
     from trtopt.graph.file import load_ir
     from trtopt.precision.passes.placement import place
     from trtopt.precision.passes.wanted import resolve

@@ -221,10 +221,12 @@ def check_randomness(run: Run, model: OnnxModel, dataset: Dataset) -> None:
     Raises:
         ModelError: they do.
     """
-    from trtopt.compare.repeats import check_repeats, random_nodes
-    from trtopt.engine.onnxruntime import open_runner
+    from trtopt.graph.randomness import random_nodes
 
     if random_nodes(model.path):
+        from trtopt.compare.repeats import check_repeats
+        from trtopt.engine.onnxruntime import open_runner
+
         check_repeats(open_runner(model.path, device=run.device), dataset, model.path)
 
 

@@ -36,6 +36,7 @@ from trtopt.types import (
     EngineLayer,
     Keep,
 )
+from trtopt.verdict import wrong
 
 _MOST_BUILDS = 24
 _CONFIRMATIONS = 2
@@ -79,8 +80,6 @@ def fault(run: Run, made: Made, dataset: Dataset) -> EngineFault | None:
 
 def rebuild(run: Run) -> None:
     """Discard the engine of the last run if it did not compute its graph, so that this run builds another one."""
-    from trtopt.compare.witness import wrong
-
     judged = read_result(run.store.root, "gate", Comparison)
     if judged is None or not wrong(judged) or not run.store.holds("build"):
         return

@@ -16,7 +16,6 @@ from trtopt.data.dataset import Dataset
 from trtopt.precision import Request, formats
 from trtopt.requires import versions
 from trtopt.run import Run
-from trtopt.stages import blocks
 from trtopt.stages.target import Target
 from trtopt.stages.trial import decibels, output_error, tapped
 from trtopt.store import file_digest
@@ -45,6 +44,7 @@ def observe(
         from trtopt.precision.passes.eight_bits import rounding_errors
         from trtopt.precision.passes.operands import channel_axes
         from trtopt.precision.passes.wanted import resolve
+        from trtopt.stages import blocks
 
         graph = load_ir(model.path)
         nodes = list(float_nodes(graph.graph))

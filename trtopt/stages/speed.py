@@ -15,9 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from trtopt.bench import gate as gating
-from trtopt.bench import inputs, sweep
+from trtopt.bench import inputs
 from trtopt.bench.gate import Gate
-from trtopt.bench.targets import EngineSession, Target
 from trtopt.codec import encode
 from trtopt.data.dataset import Dataset
 from trtopt.engine import Compiler, backend, compiler
@@ -167,6 +166,8 @@ def _alternatives(made: Made) -> tuple[str, ...]:
 
 def _measured(run: Run, subject: _Subject, dataset: Dataset | None) -> Benchmark:
     """Build the alternatives, load all engines, and time them in turns."""
+    from trtopt.bench import sweep
+    from trtopt.bench.targets import EngineSession, Target
 
     def emit(event: Event) -> None:
         run.emit(replace(event, stage="speed") if isinstance(event, Progress) else event)

@@ -11,17 +11,19 @@ from typing import Any
 from trtopt.graph.simulate import simulate
 
 
-def rewritten(path: Path) -> tuple[Any, bool]:
+def rewritten(path: Path, *, simulates: bool = True) -> tuple[Any, bool]:
     """Return a copy of the model (an `onnx_ir.Model`) that onnxruntime runs as intended, or None if it runs as it is.
 
-    16-bit computation is rewritten by `simulate`, which the second value tells. Input sizes that are written as 0, as
-    some exporters write a dynamic size, become dynamic: onnxruntime would accept only empty samples.
+    16-bit computation is rewritten by `simulate` unless `simulates` is false; the second value tells whether it was.
+    Input sizes that are written as 0, as some exporters write a dynamic size, become dynamic: onnxruntime would accept
+    only empty samples.
     """
     from trtopt.graph.file import load_ir, load_proto
 
     inputs = [value.type.tensor_type.shape.dim for value in load_proto(path).graph.input]
     zero_sizes = any(dim.HasField("dim_value") and dim.dim_value == 0 for dims in inputs for dim in dims)
-    if not zero_sizes and not is_16_bit(path):
+    simulates = simulates and is_16_bit(path)
+    if not zero_sizes and not simulates:
         return None, False
     # They are imported on use: most graphs run as they are, and these take longer to import than a small one to load.
     import onnx_ir as ir
@@ -33,7 +35,7 @@ def rewritten(path: Path) -> tuple[Any, bool]:
         if value.shape is not None:
             value.shape = ir.Shape([None if dim == 0 else dim for dim in value.shape])
     infer_shapes(model)
-    simulated = simulate(model)
+    simulated = simulates and simulate(model)
     return (model if simulated or zero_sizes else None), simulated
 
 
