@@ -48,7 +48,7 @@ class Search:
         self._plan = plan
         self._choices: list[tuple[Kept, Choice]] = []
         self._failures: list[tuple[Kept, str]] = []  # what was kept and is not enough, and the gate that fails
-        self._held: dict[int, Kept] = {}  # choices that hold, by their mask
+        self._held: dict[int, tuple[int, Kept]] = {}  # choices that hold, and the samples required of each, by mask
         self._refuted: dict[int, int] = {}  # on how many samples a choice does not hold, by its mask
         self._close: list[tuple[int, Kept]] = []  # on how many samples a choice holds there, but without the margin
         self._errors: dict[str, float] = {}
@@ -141,7 +141,7 @@ class Search:
             raise _StoppedError(spent)
         found = self._failure("search", search, kept, enough)
         if found is None:
-            self._held[mask] = kept
+            self._held[mask] = (enough, kept)
         else:
             self._failures.append((kept, f"{_said(found[0])} on {found[1]} samples"))
             self._refuted[mask] = found[1]
@@ -154,8 +154,13 @@ class Search:
         return found[1] if found else None
 
     def _best(self) -> Kept:
-        """Return the cheapest choice that holds on the samples of the search."""
-        return min(self._held.values(), key=self._cost, default=self._trials.groups)
+        """Return the cheapest choice that holds on the samples of the search, of those that had to on the most.
+
+        The search asks for more samples each time that a choice which held on few is refused. What held before that is
+        no better founded, and may be cheaper only by luck.
+        """
+        found = min(self._held.values(), key=lambda each: (-each[0], self._cost(each[1])), default=None)
+        return found[1] if found else self._trials.groups
 
     def _bolder(self) -> list[Kept]:
         """Return a choice that keeps less than the best one, and was refused for want of a margin only, if any.
