@@ -8,9 +8,9 @@ The engines are made with one profile for batches 1 to 64 and timed in turns in 
 those of the engines' own outputs. The rows `native` (TensorRT's entropy calibrator, 8.5 to 10) and `qdq` (onnxruntime's
 `quantize_static`, configured as TensorRT requires) get the FP32 graph that the row `fp32` is built from, and the same
 calibration samples. `--tuned` adds the engine of a run of `trtopt tune`. One JSON file holds everything; it is written
-again after each step, so that a run that is cut off leaves what it has. Rows that are not built within
-`--build-seconds` are left out, so that the others are timed. `engines_page.py` makes the tables of docs/engines.md from
-such files. Run it on a machine with a GPU and TensorRT.
+again after each step, so that a run that is cut off leaves what it has. No row is begun after `--build-seconds`, and a
+conversion that takes longer is ended, so that the others are timed. `engines_page.py` makes the tables of
+docs/engines.md from such files. Run it on a machine with a GPU and TensorRT.
 
 Touches: the GPU; temporary folders; writes OUT.json.
 """
@@ -21,8 +21,6 @@ import argparse
 import contextlib
 import datetime
 import json
-import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -72,10 +70,10 @@ def samples(model: Path, path: Path) -> Feed:
 
 
 def convert(model: Path, precision: str, folder: Path, options: argparse.Namespace, limit: float) -> dict[str, Any]:
-    """Convert with trtopt within `limit` seconds, and return its report.
+    """Convert with trtopt, and return its report.
 
     Raises:
-        subprocess.TimeoutExpired: it took longer, and was killed with its processes.
+        TimeoutError: it took more than `limit` seconds.
     """
     flags = [
         f"--shape={each.name}=" + ":".join("x".join(map(str, shape)) for shape in (each.min, each.opt, each.max))
@@ -95,16 +93,11 @@ def convert(model: Path, precision: str, folder: Path, options: argparse.Namespa
         "--no-speed",
     ]
     command += ["--calib", str(options.calib), "--data", str(options.data), *options.flag]
-    # In a session of its own: the build runs in a child, which must be killed with it.
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as run:
-        try:
-            stdout, stderr = run.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
-            os.killpg(run.pid, signal.SIGKILL)
-            raise
-    print(stdout[-1500:], stderr[-1500:], flush=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit)
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(f"not built within {limit:.0f} s") from error
+    print(done.stdout[-1500:], done.stderr[-1500:], flush=True)
     return dict(json.loads((folder / "report.json").read_text()))
 
 

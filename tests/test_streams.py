@@ -262,3 +262,12 @@ def test_lines_in_a_pipe_end_without_blanks(arguments: tuple[str, ...]) -> None:
     lines = subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, check=False).stdout.splitlines()
     assert lines
     assert [line for line in lines if line != line.rstrip()] == []
+
+
+@pytest.mark.parametrize(("model", "code"), [(DIGITS, 0), ("nowhere.onnx", 2)])
+def test_without_a_stdout_the_exit_code_is_the_same(model: object, code: int) -> None:
+    command = f"exec {shlex.join([*PROGRAM, 'inspect', str(model)])} >&-"
+    done = subprocess.run(["sh", "-c", command], env=clean({}), stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == (1 if code else 0)

@@ -65,7 +65,7 @@ def test_an_attention_mask_has_finite_moments(tmp_path: Path) -> None:
         (lambda x: x * 255, True),
         (lambda x: x / 4.4, True),
         (lambda x: x + 5, True),
-        (lambda x: x * 0, True),
+        (lambda x: x * 0 + 9, False),
     ],
     ids=["same", "near", "pixels", "unnormalized", "shifted", "constant"],
 )
@@ -77,9 +77,29 @@ def test_samples_that_are_preprocessed_in_another_way_are_told(
     assert bool(unlike(other, found)) == bool(unlike(found, other)) == told
 
 
-def test_an_input_that_is_constant_everywhere_is_no_difference(tmp_path: Path) -> None:
-    found = seen(tmp_path, VALUES * 0 + 640)
-    assert unlike(found, found) == []
+@pytest.mark.parametrize("value", [640.0, 0.485, 1 / 3, -1e4])
+def test_an_input_that_is_constant_everywhere_is_no_difference(value: float, tmp_path: Path) -> None:
+    full = [seen(tmp_path, np.full((count, 1000), value, np.float32)[:, :8]) for count in (200, 33)]
+    assert unlike(*full) == []
+
+
+def test_a_mask_that_is_padded_in_one_of_both_is_no_difference(tmp_path: Path) -> None:
+    padded = np.ones((64, 8), np.float32)
+    padded[:5, 6:] = 0
+    assert unlike(seen(tmp_path, padded * 0 + 1), seen(tmp_path, padded)) == []
+
+
+def test_values_whose_squares_overflow_are_not_measured(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    double = TensorSpec(name="x", dtype="float64", shape=("n", 8))
+    np.savez(tmp_path / "x.npz", x=np.full((4, 8), 1e200))
+    assert look(open_dataset(str(tmp_path / "x.npz"), (double,)), lambda _: None).moments == {}
+    assert not recwarn.list
+
+
+def test_every_sample_is_compared_with_the_first(tmp_path: Path) -> None:
+    values = np.repeat(VALUES[:1], 127, axis=0)
+    values[1::2] += np.arange(63, dtype=np.float32)[:, None] + 1
+    assert not seen(tmp_path, values).same
 
 
 @pytest.mark.parametrize("which", ["--calib", "--data"])

@@ -2,14 +2,17 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 
+from trtopt.engine import BuildPlan
 from trtopt.engine.onnxruntime import open_runner
 from trtopt.engine.trt import weak
+from trtopt.engine.trt.options import configure
 from trtopt.engine.trt.versions import abilities
 from trtopt.errors import AuditError, UsageError
 from trtopt.events import Warned, silent
@@ -72,6 +75,15 @@ def test_a_precision_that_came_later_is_refused(tmp_path: Path, change: dict[str
     with pytest.raises(UsageError, match=r"TensorRT 8\.6 does not have"):
         weak.check_precision(trt("8.6"), typed)
     weak.check_precision(trt("10.3"), typed)
+
+
+@pytest.mark.parametrize(("version", "asked"), [("8.5", True), ("8.6", False), ("10.3", False)])
+def test_dynamic_shapes_of_transformers_get_the_preview_feature_of_8_5(version: str, asked: bool) -> None:
+    module, config = MagicMock(), MagicMock()
+    given = SimpleNamespace(module=module, can=abilities("tensorrt", version))
+    configure(given, SimpleNamespace(create_builder_config=lambda: config), BuildPlan())  # type: ignore[arg-type]
+    features = [call.args for call in config.set_preview_feature.call_args_list]
+    assert features == ([(module.PreviewFeature.FASTER_DYNAMIC_SHAPES_0805, True)] if asked else [])
 
 
 def layer(name: str, datatype: str, tactic: str = "") -> dict[str, object]:

@@ -14,6 +14,7 @@ import io
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from trtopt.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PASS, EXIT_TERMINATED, TrtoptError
@@ -98,6 +99,8 @@ def _fail(line: str, code: int, *, shown: bool = False, on_stderr: bool = True) 
 
 def _own_stdout() -> None:
     """Reserve stdout for the result: the output of C++ libraries (such as TensorRT's builder) goes to stderr."""
+    if sys.stdout is None:  # the program was started without one (`>&-`)
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open until the process ends
     try:
         if sys.stdout.fileno() != 1:
             return

@@ -38,7 +38,7 @@ def stdout_console() -> Console:
 
 
 def show(result: RenderableType) -> None:
-    """Print a result on stdout, in a file without blanks at the ends of lines."""
+    """Print a result on stdout; without colours, lines do not end in blanks."""
     console = stdout_console()
     if console.is_terminal:
         console.print(result)

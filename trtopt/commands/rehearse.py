@@ -72,7 +72,6 @@ def _stages(plan: Plan) -> list[str]:
     builds = compiler(plan.build.backend) is not None
     scales = precision(plan.precision).FORMAT.scaled
     applies = {
-        "read": plan.calib is not None or plan.data is not None,
         "check": builds,
         "build": builds,
         "equalize": scales and plan.equalization and plan.table is None,
@@ -83,7 +82,7 @@ def _stages(plan: Plan) -> list[str]:
         "compare": plan.compare,
         "gate": plan.compare,
     }
-    before = ("export", "parity", "read", "prepare", "check", "equalize", "calibrate", "observe", "timing")
+    before = ("export", "parity", "prepare", "check", "equalize", "calibrate", "observe", "timing")
     order = (*before, "tune", "precision", "build", "compare", "gate")
     return [name for name in order if applies.get(name, True)]
 

@@ -41,7 +41,7 @@ def check(headers: Mapping[str, Header], inputs: tuple[TensorSpec, ...], sample:
         raise DataError(
             f"{sample}: no array for input {', '.join(missing)}",
             why=f"{arrays}; the model takes {wanted}",
-            fix=f"Rename {others[0]} to {missing[0]}" if len(missing) == len(others) == 1 else "",
+            fix=f"Rename {others[0]} to {missing[0]}" if len(names) == len(headers) == 1 else "",
         )
     unknown = [str(name) for name in headers if name not in names]
     if unknown:
@@ -105,8 +105,8 @@ def _shape_fix(have: tuple[int, ...], want: tuple[Dim, ...]) -> str:
         return 'The channels must come last: layout = "NHWC" in the recipe, or array.transpose(1, 2, 0)'
     if {image[0], wanted[0]} == {1, 3} and _fits(image[1:], wanted[1:]):
         return f'Set color = "{"gray" if wanted[0] == 1 else "RGB"}" in the recipe'
-    if image[0] == wanted[0]:
-        return 'Images get the size of the input by resize = "input" in the recipe'
+    if image[0] == wanted[0] and image[0] in (1, 3):
+        return 'resize = "input" in the recipe makes images of a folder fit; arrays must have the size already'
     return ""
 
 

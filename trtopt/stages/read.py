@@ -1,5 +1,7 @@
 """The stage `read`: a first look at the samples, so that a bad one fails now, not after the engine was built.
 
+A GPU that is not there is told here, too: no stage before this one runs on it.
+
 Touches: the run directory, through the store; loads the samples.
 """
 
@@ -25,6 +27,7 @@ def read(run: Run, calib: Dataset | None, data: Dataset | None) -> None:
 
     Raises:
         DataError: a sample cannot be loaded, or contains NaN or infinity.
+        EnvironmentUnableError: the networks are to run on a GPU, and onnxruntime has no CUDA provider.
     """
     named = {"calibration": calib, "evaluation": data}
     datasets = {name: dataset for name, dataset in named.items() if dataset is not None and not dataset.on_demand}
@@ -33,7 +36,9 @@ def read(run: Run, calib: Dataset | None, data: Dataset | None) -> None:
 
     def make(_: Path) -> Reading:
         from trtopt.data.look import unlike
+        from trtopt.engine.onnxruntime import check_device
 
+        check_device(run.device)
         looks = {name: _looked(run, dataset) for name, dataset in datasets.items()}
         warnings = [f"all {name} samples are the same" for name, each in looks.items() if each.same]
         if len(looks) == len(named):

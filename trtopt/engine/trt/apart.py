@@ -19,6 +19,7 @@ from trtopt.engine.trt.locate import TensorRT, find
 from trtopt.errors import BuildError
 from trtopt.events import Emit
 from trtopt.types import Engine, ShapeRange, Support, TypedModel
+from trtopt.writing import cannot_write
 
 _STOP_SECONDS = 30.0
 _R = TypeVar("_R")
@@ -133,11 +134,7 @@ def _build(request: Build, say: Say) -> Engine:
     try:
         return builder.build(trt, request.typed, request.profile, request.plan, request.out, emit=say)
     except OSError as error:
-        raise BuildError(
-            "the engine cannot be written",
-            why=error.strerror or str(error),
-            fix="Choose another directory with -o, or free some space",
-        ) from error
+        raise cannot_write(request.out.parent, error) from error
 
 
 def _found(package: str, say: Say) -> TensorRT:

@@ -39,7 +39,7 @@ class Abilities:
         precisions: the values of `--precision` that it has.
         progress: the builder reports its progress, and can be cancelled.
         builder_options: optimization levels, version-compatible and hardware-compatible engines.
-        preview_dynamic: its compiler of transformers handles dynamic shapes well only if that preview feature is set.
+        preview_dynamic: dynamic shapes of transformers need a preview feature.
         shared_profiles: several execution contexts may use one optimization profile at the same time.
         sized_memory: an execution context receives its memory with the size.
         opset: the newest opset that the parser reads.
