@@ -16,7 +16,7 @@ from trtopt.tune.search import Group
 from trtopt.types import GateResult
 
 GROUPS = tuple(Group(name=name, nodes=(name,), saving=1.0) for name in "abc")
-FOUR = (*GROUPS, Group(name="d", nodes=("d",), saving=1.0))
+FOUR = (*GROUPS, Group(name="d", nodes=("d",), saving=2.0))
 LIMIT = 20.0
 
 
@@ -83,10 +83,19 @@ def test_the_verdict_judges_what_only_lacks_the_margin(
     assert len(known.asked) <= 3
 
 
-def test_a_choice_that_held_on_few_samples_and_was_left_is_not_the_result() -> None:
-    few = {"abc": 30.0, "bc": 30.0, "c": 30.0}  # lucky: on more samples none of them holds
-    known = Measured({"bcd": 30.0, "cd": 30.0}, {"bcd": 30.0, "cd": 30.0}, few, FOUR)
-    assert searched(known, samples=64) == "cd"
+@pytest.mark.parametrize(
+    ("verdict", "kept"),
+    [
+        ({"bcd": 30.0, "cd": 30.0, "bc": 10.0}, "cd"),
+        ({"bcd": 30.0, "cd": 30.0, "bc": 30.0}, "bc"),
+        ({"acd": 30.0, "cd": 10.0, "bc": 30.0}, "acd"),  # it is not judged after one before it was refused
+    ],
+)
+def test_a_cheaper_choice_that_held_on_few_samples_and_was_left_is_judged_last(
+    verdict: dict[str, float], kept: str
+) -> None:
+    few = {"abc": 30.0, "bc": 30.0, "c": 30.0}  # on more samples none of them holds
+    assert searched(Measured({"bcd": 30.0, "cd": 30.0}, verdict, few, FOUR), samples=64) == kept
 
 
 def searched(known: Measured, samples: int) -> str:

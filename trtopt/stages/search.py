@@ -64,6 +64,9 @@ class Search:
             choices = [*ladder(order, self._best()), *self._bolder()] if failed is None else [[*self._trials.groups]]
             place, refused = boldest(choices, lambda kept: self._refused(tuple(kept), verdict))
             chosen = tuple(choices[place])
+            if refused is None and failed is None and (lucky := self._cheaper(chosen)):
+                refused = self._refused(lucky, verdict)
+                chosen = chosen if refused else lucky
             if len(chosen) == len(self._trials.groups):
                 failed = failed or (refused if len(choices) == 1 else self._refused(chosen, verdict))
         return Tuning(
@@ -162,6 +165,14 @@ class Search:
         found = min(self._held.values(), key=lambda each: (-each[0], self._cost(each[1])), default=None)
         return found[1] if found else self._trials.groups
 
+    def _cheaper(self, chosen: Kept) -> Kept | None:
+        """Return a cheaper choice that held on fewer samples of the search than it asked for in the end, if any.
+
+        It is the last one of the sequence: it is judged only if those before it are accepted.
+        """
+        found = min((kept for _, kept in self._held.values()), key=self._cost, default=chosen)
+        return found if self._cost(found) < self._cost(chosen) else None
+
     def _bolder(self) -> list[Kept]:
         """Return a choice that keeps less than the best one, and was refused for want of a margin only, if any.
 
@@ -223,14 +234,16 @@ class Search:
 
     def _group(self, group: Group, chosen: Kept, failed: GateResult | None, refused: GateResult | None) -> TunedGroup:
         """Return what was decided about a group, and why."""
-        kept = group in chosen
+        kept, best = group in chosen, self._best()
+        if not {*best} <= {*chosen}:  # a cheaper choice was accepted
+            best = chosen
         reason = "the gates hold with it quantized"
         if kept and failed is not None:
             reason = f"with nothing quantized, {_said(failed)}"
         elif kept:
-            reason = next((why for tried, why in self._failures if _shows(group, tried, self._best())), "")
+            reason = next((why for tried, why in self._failures if _shows(group, tried, best)), "")
             reason = reason and f"with it quantized, {reason}"
-            if group not in self._best() and refused is not None:
+            if group not in best and refused is not None:
                 reason = f"with it quantized, the verdict fails: {_said(refused)}"
         return TunedGroup(
             name=group.name,
