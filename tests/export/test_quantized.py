@@ -273,7 +273,7 @@ def test_converts_without_calibration_and_compares_with_the_baseline(cli: Cli, t
     convert = ("convert", path, "-p", "int8", "--data", tmp_path / "x.npz", "--backend=onnxruntime")
     done = cli(*convert, "--baseline", baseline, "-o", tmp_path / "run")
     assert done.code == 0, done.err
-    assert "1 nodes in int8" in done.out
+    assert "1 node in int8" in done.out
     assert "add --baseline" not in done.err
     assert "add --baseline" in cli(*convert, "-o", tmp_path / "other").err
 
@@ -284,7 +284,7 @@ def test_an_int8_model_stays_int8_in_a_run_for_fp8(tmp_path: Path, cli: Cli) -> 
     done = cli("convert", path, "-p", "fp8", "--data", tmp_path / "x.npz", "-o", tmp_path / "run")
     assert done.code == 0, done.err
     assert "nothing was converted to fp8" in done.out
-    assert "1 nodes in int8" in done.out
+    assert "1 node in int8" in done.out
 
 
 def test_what_the_given_model_computes_in_floating_point_is_said_so(cli: Cli, tmp_path: Path) -> None:
