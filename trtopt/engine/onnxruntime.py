@@ -24,12 +24,13 @@ import numpy.typing as npt
 from trtopt.counts import network_runs
 from trtopt.engine import BuildPlan, Order
 from trtopt.engine.ort.crash import check_loads
+from trtopt.engine.ort.device import NO_PROVIDER, has_provider, without_cuda
 from trtopt.engine.ort.rewritten import is_16_bit, rewritten, with_distinct_names
 from trtopt.engine.runner.binding import BoundRun, DeviceTensor, Place, exhausted, failure, first_line
-from trtopt.errors import DataError, EnvironmentUnableError, ModelError, OutOfMemoryError, UsageError
+from trtopt.errors import DataError, ModelError, OutOfMemoryError, UsageError
 from trtopt.events import Emit
 from trtopt.parallel import cores, thread_limit
-from trtopt.requires import install_onnxruntime_gpu, require
+from trtopt.requires import require
 from trtopt.types import Engine
 
 Array = npt.NDArray[np.generic]
@@ -61,7 +62,6 @@ class CudaOptions:
 
 
 _EXACT = CudaOptions()
-_NO_PROVIDER = "the CPU package is installed, or the driver or CUDA libraries are missing"
 REPEATABLE = CudaOptions(repeatable=True)
 _UNSOUND = ["ClipQuantFusion", "ClipQuantRewrite", "ReluQuantFusion", "ReluQuantRewrite"]
 """Optimizers to disable. They remove a Relu or Clip that is implied by the range of the following QuantizeLinear, and
@@ -188,7 +188,7 @@ def open_runner(
         if session is not None:
             return OrtRunner(session, f"{version}, {_described(place, cuda)}", place, graphs=cuda.graphs)
         if device_kind == "cuda":
-            raise _without_cuda(why)
+            raise without_cuda(why)
     typed, simulated = rewritten(path, simulates=simulates)
     # All callers share the session's thread pool and take part in its work. The pool counts the calling thread as one
     # of its threads, so the callers beyond the first are subtracted from the cores. 0 means one thread per core.
@@ -232,8 +232,8 @@ def _cuda_session(ort: Any, path: Path, place: Place, cuda: CudaOptions) -> tupl
         ModelError: the model itself is the problem: onnxruntime cannot load it on the CPU either, or cannot capture it
             as a CUDA graph.
     """
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        return None, _NO_PROVIDER
+    if not has_provider(ort):
+        return None, NO_PROVIDER
     nhwc = cuda.nhwc if cuda.nhwc is not None else cuda.tf32 or is_16_bit(path)
     options = {
         "device_id": str(place.index),
@@ -259,26 +259,7 @@ def _cuda_session(ort: Any, path: Path, place: Place, cuda: CudaOptions) -> tupl
         _session(ort, path, "CPUExecutionProvider")
         return None, error.why
     # onnxruntime may fall back to the CPU without an error, so check which provider it uses.
-    return (session, "") if "CUDAExecutionProvider" in session.get_providers() else (None, _NO_PROVIDER)
-
-
-def check_device(device: str) -> None:
-    """Refuse a GPU that onnxruntime cannot use, before anything is run. Whether it works shows when a model is loaded.
-
-    Raises:
-        EnvironmentUnableError: `device` is `cuda`, and the installed onnxruntime has no CUDA provider.
-        MissingDependencyError: onnxruntime is not installed.
-    """
-    if device.startswith("cuda") and "CUDAExecutionProvider" not in require("onnxruntime").get_available_providers():
-        raise _without_cuda(_NO_PROVIDER)
-
-
-def _without_cuda(why: str) -> EnvironmentUnableError:
-    return EnvironmentUnableError(
-        "onnxruntime has no working CUDA provider here",
-        why=why,
-        fix=f"On a machine with an NVIDIA driver: {install_onnxruntime_gpu()}; here use --device cpu",
-    )
+    return (session, "") if "CUDAExecutionProvider" in session.get_providers() else (None, NO_PROVIDER)
 
 
 def _described(place: Place, cuda: CudaOptions) -> str:

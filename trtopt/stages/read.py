@@ -36,7 +36,7 @@ def read(run: Run, calib: Dataset | None, data: Dataset | None) -> None:
 
     def make(_: Path) -> Reading:
         from trtopt.data.look import unlike
-        from trtopt.engine.onnxruntime import check_device
+        from trtopt.engine.ort.device import check_device
 
         check_device(run.device)
         looks = {name: _looked(run, dataset) for name, dataset in datasets.items()}
