@@ -1,4 +1,4 @@
-"""Whole conversions on a GPU: speed, the layers of the engine, and TensorRT's own calibrator."""
+"""Whole conversions on a GPU: speed, layers, wrong nodes, the largest batch, and TensorRT's own calibrator."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ import pytest
 from engine.encoder import transformer
 from support import CALIB, DIGITS, EVAL
 
+from trtopt.codec import decode
 from trtopt.engine.trt.locate import find
+from trtopt.stages.fault import Trial, search
+from trtopt.types import EngineLayer
 
 pytestmark = pytest.mark.gpu
 
 SHAPE = "input=1x1x28x28:8x1x28x28:32x1x28x28"
 
 
-def convert(cli, folder: Path, *more: object, precision: str = "int8"):
-    data = ["--calib", CALIB, "--data", EVAL, "--samples", "128", "--shape", SHAPE, "--tactic-sources", "-CUDNN"]
+def convert(cli, folder: Path, *more: object, precision: str = "int8", shape: str = SHAPE):
+    data = ["--calib", CALIB, "--data", EVAL, "--samples", "128", "--shape", shape, "--tactic-sources", "-CUDNN"]
     return cli("convert", DIGITS, "-p", precision, *data, "-o", folder, *more)
 
 
@@ -41,6 +44,43 @@ def test_the_report_lists_the_layers_of_the_engine(cli, tmp_path):
     assert layers
     assert {node for layer in layers for node in layer["nodes"]}
     print(*((layer["name"], layer["type"], layer["precision"], layer["apart"]) for layer in layers), sep="\n")
+
+
+def test_the_bisection_finds_the_one_node_of_a_layer_that_every_build_has(cli, tmp_path):
+    """An engine counts as wrong here if it computes a certain convolution in INT8."""
+
+    def layers(kept) -> list[EngineLayer]:
+        keep = [f"--keep={node}" for node in kept]
+        assert convert(cli, tmp_path, "--no-speed", *keep, shape="input=8x1x28x28").code in (0, 1)
+        found = [decode(EngineLayer, each) for each in report(tmp_path)["engine"]["layers"]]
+        print(kept, [(layer.name, layer.precision) for layer in found])
+        return found
+
+    def trial(kept) -> Trial:
+        built = layers(kept)
+        right = not any(wrong in layer.nodes and layer.precision == "int8" for layer in built)
+        return Trial(right=right, layers=tuple(built))
+
+    first = layers(())
+    decisions = report(tmp_path)["typed"]["decisions"]
+    lowered = [each["node"] for each in decisions if each["precision"] == "int8"]
+    wrong = [each["node"] for each in decisions if each["precision"] == "int8" and each["op"] == "Conv"][-1]
+    assert search(lowered, first, trial).nodes == (wrong,)
+
+
+def test_the_largest_batch_is_that_of_the_profile_or_none_within_the_limits(cli, tmp_path):
+    convert(cli, tmp_path, "--no-speed")
+    done = cli("bench", tmp_path, "--max-batch", "--device", "cuda", "-o", tmp_path / "most")
+    assert done.code == 0, done.err
+    limit = report(tmp_path / "most")["benchmark"]["limit"]
+    print(limit)
+    assert (limit["batch"], limit["limited_by"], limit["device"]) == (32, "profile", "cuda")
+    assert limit["total"] > limit["weights"] + limit["inputs_outputs"] > 0
+    for flag, value in (("--latency-limit", "1us"), ("--memory-limit", "1MiB")):
+        none = cli("bench", tmp_path, "--max-batch", "--device", "cuda", flag, value, "-o", tmp_path / flag)
+        print(none.out, none.err)
+        assert none.code == 1
+        assert report(tmp_path / flag)["benchmark"]["limit"]["batch"] == 0
 
 
 def test_tensorrts_own_calibrator_chooses_the_scales(cli, tmp_path):
