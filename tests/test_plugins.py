@@ -55,6 +55,8 @@ def build(order, out, *, emit):
     digest = hashlib.sha256(out.read_bytes()).hexdigest()
     engine = onnxruntime.build(order, out, emit=emit)
     return replace(engine, path=out, digest=digest, backend="toy", builder="toy 1.0", device="any")
+def timing_cache(plan):
+    return None
 def host():
     return {"toy": 1}
 class Runner(onnxruntime.OrtRunner):

@@ -41,6 +41,8 @@ _LOGGER = logging.getLogger(__name__)
 
 JOURNAL = "tune.jsonl"
 """Journal of a search in a run directory. It is not the file of a stage: it outlives a run that is stopped."""
+_TIMES = "timing-*.cache"
+"""Timing caches of TensorRT in a run directory, one for each GPU and version. They are no files of a stage either."""
 
 
 class RunStore:
@@ -171,6 +173,16 @@ class RunStore:
         with writing(self.root):
             self._delete_unlisted(entry["files"])
 
+    def forget_times(self) -> None:
+        """Delete the timing caches, so that the next engine is built from new times.
+
+        Raises:
+            StoreError: the directory cannot be written.
+        """
+        with writing(self.root):
+            for path in self.root.glob(_TIMES):
+                path.unlink(missing_ok=True)
+
     def _delete_unlisted(self, files: Iterable[str]) -> None:
         """Delete the files that no stage needs. Stages share the weights of a network that they do not change."""
         needed = {file for entry in self._manifest["stages"].values() for file in entry["files"]}
@@ -241,7 +253,10 @@ def open_store(directory: Path | DefaultDir, emit: Emit, *, fresh: bool = False)
             # Files of a run that was killed. No other run is active: this one holds the lock.
             for left_over in root.glob(".tmp-*"):
                 shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
-        yield RunStore(root, emit, fresh=fresh)
+        store = RunStore(root, emit, fresh=fresh)
+        if fresh:
+            store.forget_times()
+        yield store
     finally:
         lock.release()
 
@@ -272,6 +287,7 @@ def recorded_files(root: Path) -> tuple[str, ...]:
     manifest = RunStore(root, silent)._manifest
     names = [file for entry in manifest["stages"].values() for file in entry["files"]]
     names += [name for name in manifest["rendered"] if Path(name).name == name and name not in ("", ".", "..")]
+    names += [path.name for path in root.glob(_TIMES)]
     return (*dict.fromkeys([*names, JOURNAL]), "manifest.json") if names else ()
 
 

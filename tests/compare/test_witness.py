@@ -62,6 +62,8 @@ def result(comparison):
         ("int8", 30, 28.5, "fail"),
         ("int8", 30, 45, "pass"),
         ("int8", 36.9, 2.8, "fail"),
+        ("int8", 70, 51, "pass"),
+        ("int8", 70, 49, "fail"),
         ("fp16", 49, 46.5, "pass"),
         ("fp16", 49, 45.5, "fail"),
         ("fp16", 70, 51, "pass"),

@@ -104,8 +104,59 @@ def test_without_a_gpu_nothing_is_timed_and_a_gate_is_inconclusive(cli, toy, tmp
     assert "does not run on this machine" in " ".join(done.out.split())
 
 
+def test_another_build_that_is_right_is_taken(cli, toy, tmp_path):
+    toy.misled = {1, 2}
+    done = convert(cli, tmp_path, "--no-speed")
+    assert done.code == 0, done.out
+    assert "the first engine did not compute its graph, and is replaced" in " ".join(done.out.split())
+    found = report(tmp_path)
+    assert found["fault"] is None
+    assert [gate["verdict"] for gate in found["comparison"]["gates"] if gate["metric"] == "engine"] == ["pass"]
+    assert len(toy.builds) == 4  # the wrong one, two with new times, and one with those of the second
+    assert convert(cli, tmp_path, "--no-speed").code == 0
+    assert len(toy.builds) == 4
+
+
+@pytest.mark.parametrize(("misled", "code"), [({2}, 0), (range(2, 99), 1)])
+def test_a_wrong_engine_of_a_quantized_model_is_replaced_or_told(cli, toy, tmp_path, misled, code):
+    convert(cli, tmp_path / "first", "--no-speed", "--rest", "fp32")
+    toy.misled = {*misled}
+    given = tmp_path / "first/typed.onnx"
+    done = cli(
+        "convert", given, "-p", "int8", "--data", EVAL, "--samples", "32", "--no-speed", "-o", tmp_path / "second"
+    )
+    assert done.code == code, done.err
+    fault = report(tmp_path / "second")["fault"]
+    assert (fault and fault["reason"]) == (None if code == 0 else "all builds of the same graph are wrong")
+
+
+def test_all_engines_of_a_run_are_built_from_one_timing_cache(cli, toy, tmp_path):
+    convert(cli, tmp_path)
+    assert toy.caches == [tmp_path / "timing-toy.cache"] * 3
+
+
+def test_a_timing_cache_of_the_user_is_used_and_kept(cli, toy, tmp_path):
+    toy.misled = {1}
+    mine = tmp_path / "mine.cache"
+    assert convert(cli, tmp_path / "run", "--no-speed", "--timing-cache", mine).code == 1
+    assert {*toy.caches} == {mine}
+    assert mine.read_text() == "1"
+
+
+def test_without_the_results_of_earlier_runs_the_kernels_are_timed_again(cli, toy, tmp_path):
+    convert(cli, tmp_path, "--no-speed")
+    assert convert(cli, tmp_path, "--no-speed", "--force").code == 0
+    assert (tmp_path / "timing-toy.cache").read_text() == "2"
+
+
+def test_clean_removes_the_timing_cache(cli, toy, tmp_path):
+    convert(cli, tmp_path, "--no-speed")
+    assert cli("clean", tmp_path, "--yes").code == 0
+    assert not (tmp_path / "timing-toy.cache").exists()
+
+
 def test_a_wrong_engine_is_built_again_by_the_next_run(cli, toy, tmp_path):
-    toy.wrong = {1, 2}  # the first build, and that of the search
+    toy.wrong = {1, 2, 3, 4, 5}  # the first build, those with new times, and that of the search
     first = convert(cli, tmp_path, "--no-speed")
     assert first.code == 1
     builds = len(toy.builds)

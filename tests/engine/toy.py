@@ -17,10 +17,16 @@ from trtopt.types import Engine, Support
 
 @dataclass
 class Toy:
-    """A machine whose engines take `ms` by precision, and of which the builds numbered in `wrong` are wrong."""
+    """A machine whose engines take `ms` by precision, and of which the builds numbered in `wrong` are wrong.
+
+    A build without a timing cache times the kernels. If its number is in `misled`, these times lead to a wrong kernel,
+    in each build that reads them from the cache.
+    """
 
     ms: dict[str, float]
     wrong: set[int] = field(default_factory=set)
+    misled: set[int] = field(default_factory=set)
+    caches: list[Path | None] = field(default_factory=list)
     refused: set[str] = field(default_factory=set)
     builds: list[str] = field(default_factory=list)
 
@@ -29,6 +35,7 @@ class Toy:
         if order.typed.precision in self.refused:
             raise backend.EnvironmentUnableError("no engine of this precision")
         shutil.copyfile(order.typed.onnx.path, out)
+        times = self._times(order.plan.timing_cache)
         with out.open("ab"):
             digest = hashlib.sha256(f"{len(self.builds)}".encode() + out.read_bytes()).hexdigest()
         engine = onnxruntime.build(order, out, emit=emit)
@@ -36,16 +43,26 @@ class Toy:
             path=out,
             digest=digest,
             backend="tensorrt",
-            builder=f"toy {order.typed.precision} {len(self.builds)}",
+            builder=f"toy {order.typed.precision} {len(self.builds)} {times}",
             device="toy",
             size_bytes=engine.size_bytes,
             audit=engine.audit,
             audited="toy",
         )
 
+    def _times(self, cache: Path | None) -> int:
+        """Return the number of the build that the kernels were timed in."""
+        self.caches.append(cache)
+        if cache is not None and cache.exists():
+            return int(cache.read_text())
+        if cache is not None:
+            cache.write_text(str(len(self.builds)))
+        return len(self.builds)
+
     def open(self, engine: Engine, *, graphs: bool, streams: int = 1) -> Runner:
-        _, precision, number = engine.builder.split()
-        return Runner(onnxruntime.open_runner(engine.path), self.ms[precision], int(number) in self.wrong)
+        _, precision, build, times = engine.builder.split()
+        wrong = int(build) in self.wrong or int(times) in self.misled
+        return Runner(onnxruntime.open_runner(engine.path), self.ms[precision], wrong)
 
 
 class Runner:
@@ -73,6 +90,7 @@ def install(monkeypatch: pytest.MonkeyPatch, toy: Toy) -> Toy:
     monkeypatch.setattr(backend, "check", lambda model, plan, *, emit: Support(by="toy", rejections=()))
     monkeypatch.setattr(backend, "key", lambda plan: {"toy": 1})
     monkeypatch.setattr(backend, "host", lambda: {"toy": 1})
+    monkeypatch.setattr(backend, "timing_cache", lambda plan: "timing-toy.cache")
     monkeypatch.setattr(backend, "build", toy.build)
     monkeypatch.setattr(backend, "open", toy.open)
     return toy

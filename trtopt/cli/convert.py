@@ -201,7 +201,10 @@ def convert(
         ),
     ] = False,
     timing_cache: Annotated[
-        Path | None, typer.Option(help="Builder timing cache, read and updated.", rich_help_panel=TENSORRT)
+        Path | None,
+        typer.Option(
+            help="Builder timing cache, read and updated. Default: one in the run directory.", rich_help_panel=TENSORRT
+        ),
     ] = None,
     tactic_sources: Annotated[
         str,

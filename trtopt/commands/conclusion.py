@@ -36,14 +36,31 @@ def compared(run: Run, plan: ConvertPlan, made: Made, dataset: Dataset | None) -
     return stages.gate(run, measured, plan.gates, plan.precision)
 
 
-def explained(
-    run: Run, made: Made, comparison: Comparison | None, dataset: Dataset | None
-) -> tuple[Layers | None, EngineFault | None]:
-    """Return where a comparison that failed drifts, and the nodes that make a wrong engine wrong."""
+def judged(
+    run: Run, plan: ConvertPlan, made: Made, dataset: Dataset | None
+) -> tuple[Made, Comparison | None, EngineFault | None]:
+    """Return the comparison of what was made, and the fault of an engine that does not compute its graph.
+
+    If another build of the same graph is right, that engine is taken and compared.
+    """
+    comparison = compared(run, plan, made, dataset)
+    if dataset is None or comparison is None or not wrong(comparison):
+        return made, comparison, None
+    fault = stages.fault(run, made, dataset)
+    if fault is None or not fault.cured:
+        return made, comparison, fault
+    nodes = f" ({', '.join(fault.nodes)})" if fault.nodes else ""
+    run.warn(f"the first engine did not compute its graph, and is replaced: {fault.reason}{nodes}")
+    made = stages.cured(run, made)
+    comparison = compared(run, plan, made, dataset)
+    return made, comparison, fault if comparison and wrong(comparison) else None
+
+
+def explained(run: Run, made: Made, comparison: Comparison | None, dataset: Dataset | None) -> Layers | None:
+    """Return where a comparison that failed drifts."""
     if dataset is None or comparison is None or not drifted([comparison]):
-        return None, None
-    layers = layering.explained(run, made.baseline, made.typed.onnx, made.typed, dataset)
-    return layers, stages.fault(run, made, dataset) if wrong(comparison) else None
+        return None
+    return layering.explained(run, made.baseline, made.typed.onnx, made.typed, dataset)
 
 
 def reported(run: Run, plan: ConvertPlan, made: Made, comparison: Comparison | None) -> Report:

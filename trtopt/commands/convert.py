@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from trtopt import stages
 from trtopt.commands import checks
 from trtopt.commands.calibrate import calibrated, prepared
-from trtopt.commands.conclusion import compared, explained, reported, timed
+from trtopt.commands.conclusion import explained, judged, reported, timed
 from trtopt.data.dataset import Dataset
 from trtopt.engine import backend, compiler
 from trtopt.engine.trt.platforms import Platform, check_precision
@@ -80,8 +80,8 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         samples = _samples(run, plan, source, ranges)
         made = _made(run, plan, source, baseline, ranges, samples)
         files = stages.aim(run, made, _aim(plan, plan.target)) if plan.target else None
-        comparison = compared(run, plan, made, samples.judged)
-        layers, fault = explained(run, made, comparison, samples.judged)
+        made, comparison, fault = judged(run, plan, made, samples.judged)
+        layers = explained(run, made, comparison, samples.judged)
         benchmark = _benchmark(run, plan, made, samples.judged) if plan.speed else None
         report = timed(reported(run, plan, made, comparison), benchmark)
         report = run.finish(replace(report, target=files, parity=parity, layers=layers, fault=fault))

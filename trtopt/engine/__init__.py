@@ -158,6 +158,10 @@ class Compiler(Backend, Protocol):
         """
         ...
 
+    def timing_cache(self, plan: BuildPlan) -> str | None:
+        """Return the name of a timing cache for what `key` returns; None where it has no effect."""
+        ...
+
     def host(self) -> Mapping[str, Any] | None:
         """Return what an engine runs on here: the devices and versions. None if it cannot run here."""
         ...

@@ -6,6 +6,8 @@ Touches: starts processes that parse and build (`trt.apart`), as TensorRT's pars
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +67,14 @@ def key(plan: BuildPlan) -> Mapping[str, Any]:
     """
     trt = find(plan.tensorrt)
     return {"tensorrt": f"{trt.name} {trt.version}", "gpus": None if trt.name == RTX else encode(read_driver())}
+
+
+def timing_cache(plan: BuildPlan) -> str | None:
+    """Return the name of a timing cache for this TensorRT and GPU; None for TensorRT for RTX, or without a GPU."""
+    if not has_gpu() or find(plan.tensorrt).name == RTX:
+        return None
+    text = json.dumps(key(plan), sort_keys=True)
+    return f"timing-{hashlib.sha256(text.encode()).hexdigest()[:12]}.cache"
 
 
 def build(order: Order, out: Path, *, emit: Emit) -> Engine:

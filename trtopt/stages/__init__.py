@@ -10,7 +10,7 @@ from trtopt.stages.calibrate import calibrate
 from trtopt.stages.check import check_operators
 from trtopt.stages.compare import Evaluation, check_randomness, compare
 from trtopt.stages.equalize import equalize
-from trtopt.stages.fault import fault, rebuild
+from trtopt.stages.fault import cured, fault, rebuild
 from trtopt.stages.gate import gate
 from trtopt.stages.guard import guard
 from trtopt.stages.mixed import Subject
@@ -41,6 +41,7 @@ __all__ = [
     "check_timing",
     "class_names",
     "compare",
+    "cured",
     "environment",
     "equalize",
     "fault",

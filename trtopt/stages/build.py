@@ -6,7 +6,7 @@ Touches: the run directory, through the store.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from trtopt.codec import encode
@@ -32,7 +32,7 @@ def build(run: Run, typed: TypedModel, ranges: Sequence[ShapeRange], plan: Build
         EnvironmentUnableError: the backend is not available on this machine.
         BuildError: the backend does not support the network, or builds it in another precision.
     """
-    order = ordered(typed, ranges, plan, run.device)
+    order = ordered(typed, ranges, pinned(run, plan), run.device)
     compiling = compiler(plan.backend)
     if compiling is None:
         return backend(plan.backend).build(order, typed.onnx.path, emit=run.emit)
@@ -62,6 +62,17 @@ def ordered(typed: TypedModel, ranges: Sequence[ShapeRange], plan: BuildPlan, de
     names = {spec.name for spec in typed.onnx.inputs}
     profile = tuple(entry for entry in ranges if entry.name in names)
     return Order(typed=typed, profile=profile, plan=plan, device=device)
+
+
+def pinned(run: Run, plan: BuildPlan) -> BuildPlan:
+    """Return the plan with a timing cache in the run directory, if the user names none.
+
+    TensorRT chooses kernels by their times, which differ from build to build, and some kernels are wrong. If all
+    engines of a run are built from one timing cache, a layer that was right in one has the same kernel in the next.
+    """
+    compiling = compiler(plan.backend)
+    name = compiling.timing_cache(plan) if compiling and plan.timing_cache is None else None
+    return plan if name is None else replace(plan, timing_cache=run.store.root / name)
 
 
 def engine_line(engine: Engine) -> str:

@@ -1,10 +1,10 @@
 """The stage `fault`: the nodes that make an engine differ from its graph, found by building engines without them.
 
 A wrong engine does not tell which of its layers is wrong, and marking intermediate tensors as outputs would change what
-TensorRT fuses. If another build of the same graph is right, the layers that only the wrong engine has are at fault.
-Otherwise engines are built in which some nodes are kept in higher precision, until the fewest nodes are found that make
-the engine right. Keeping a node changes the fusion around it as well: the nodes that are found belong to the wrong
-layer, or to one that it is fused with.
+TensorRT fuses. If another build of the same graph is right, the layers that only the wrong engine has are at fault, and
+the right build is taken. Otherwise engines are built in which some nodes are kept in higher precision, until the fewest
+nodes are found that make the engine right. Keeping a node changes the fusion around it as well: the nodes that are
+found belong to the wrong layer, or to one that it is fused with.
 
 Touches: the run directory, through the store; temporary folders; the GPU.
 """
@@ -19,28 +19,23 @@ from pathlib import Path
 from trtopt.codec import encode
 from trtopt.data.dataset import Dataset
 from trtopt.engine import backend
-from trtopt.errors import EnvironmentUnableError, TrtoptError
+from trtopt.errors import AuditError, BuildError, EnvironmentUnableError, TrtoptError
 from trtopt.events import Progress, silent
 from trtopt.plan import MeasurePlan
 from trtopt.precision import formats
 from trtopt.run import Run
-from trtopt.stages.build import FILE, ordered
+from trtopt.stages.build import FILE, build, ordered, pinned
 from trtopt.stages.compare import measured, opened
 from trtopt.stages.made import Made
 from trtopt.stages.precision import typed_graph
 from trtopt.stages.repair import is_quantized
 from trtopt.store import read_result
-from trtopt.types import (
-    Comparison,
-    EngineFault,
-    EngineLayer,
-    Keep,
-)
+from trtopt.types import Comparison, EngineFault, EngineLayer, Keep
 from trtopt.verdict import wrong
 
 _MOST_BUILDS = 24
-_CONFIRMATIONS = 2
-"""Builds that must be right: kernels change from build to build."""
+_REBUILDS = 3
+"""Builds of the same graph, with the kernels timed anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,11 +47,8 @@ class Trial:
 
 
 def fault(run: Run, made: Made, dataset: Dataset) -> EngineFault | None:
-    """Return the nodes that make the engine wrong. An error becomes a warning: the verdict does not depend on them.
-
-    A model that was given quantized has no nodes to keep, so nothing is searched.
-    """
-    if made.engine is None or is_quantized(made.model):
+    """Return the nodes that make the engine wrong. An error becomes a warning: the verdict does not depend on them."""
+    if made.engine is None:
         return None
 
     def make(_: Path) -> EngineFault:
@@ -72,24 +64,43 @@ def fault(run: Run, made: Made, dataset: Dataset) -> EngineFault | None:
         "plan": encode(made.plan),
     }
     try:
-        return run.store.stage("fault", key, EngineFault, make, lambda found: f"{found.reason} ({found.builds} builds)")
+        return run.store.stage("fault", key, EngineFault, make, _line)
     except TrtoptError as error:
         run.warn(f"the wrong layers of the engine are not known: {error}")
         return None
 
 
+def _line(found: EngineFault) -> str:
+    return f"{found.reason} ({found.builds} build{'s' * (found.builds != 1)})"
+
+
 def rebuild(run: Run) -> None:
-    """Discard the engine of the last run if it did not compute its graph, so that this run builds another one."""
+    """Discard the engine of the last run if it did not compute its graph, with the times that chose its kernels."""
     judged = read_result(run.store.root, "gate", Comparison)
     if judged is None or not wrong(judged) or not run.store.holds("build"):
         return
-    for stage in ("build", "compare", "gate"):
-        run.store.discard(stage)
+    _discard(run)
+    run.store.forget_times()
     run.note("the engine of the last run did not compute its graph: another one is built")
 
 
+def cured(run: Run, made: Made) -> Made:
+    """Return `made` with the engine of the right build that `find` met, in place of the wrong one."""
+    _discard(run)
+    return replace(made, engine=build(run, made.typed, made.ranges, made.plan))
+
+
+def _discard(run: Run) -> None:
+    for stage in ("build", "compare", "gate"):
+        run.store.discard(stage)
+
+
 def find(run: Run, made: Made, dataset: Dataset) -> EngineFault:
-    """Return the nodes that make the engine wrong, by building engines without them.
+    """Return the nodes that make the engine wrong, by building other engines.
+
+    First the same graph is built again, with the kernels timed anew. If such an engine is right, its timing cache
+    becomes that of the run, so that the next engine has the same kernels. Otherwise nodes are kept in higher precision;
+    a model that was given quantized has none to keep.
 
     Raises:
         TrtoptError: an engine cannot be built or run.
@@ -100,54 +111,54 @@ def find(run: Run, made: Made, dataset: Dataset) -> EngineFault:
     samples = few(dataset)
     builds = 0
 
-    def trial(nodes: Sequence[str]) -> Trial:
+    def counted() -> None:
         nonlocal builds
         builds += 1
         run.emit(Progress("fault", builds, 0, "builds"))
-        return _trial(run, made, samples, nodes)
+
+    def trial(nodes: Sequence[str]) -> bool:
+        counted()
+        return _trial(run, made, samples, nodes).right
 
     lowered = [d.node for d in made.typed.decisions if d.precision == made.target.precision]
-    found = search(lowered, made.engine.layers, trial)
-    return replace(found, builds=builds)
+    cache = pinned(run, made.plan).timing_cache
+    if cache is not None and made.plan.timing_cache is None:
+        for _ in range(_REBUILDS):
+            counted()
+            again = _timed_anew(run, made, samples, cache)
+            if again.right:
+                return replace(by_difference(lowered, only_in(made.engine.layers, again.layers)), builds=builds)
+    if is_quantized(made.model):
+        return EngineFault(reason="all builds of the same graph are wrong", builds=builds)
+    return replace(search(lowered, trial), builds=builds)
 
 
-def search(
-    lowered: Sequence[str], layers: Sequence[EngineLayer], trial: Callable[[Sequence[str]], Trial]
-) -> EngineFault:
+def search(lowered: Sequence[str], right: Callable[[Sequence[str]], bool]) -> EngineFault:
     """Return the nodes that make an engine wrong.
-
-    TensorRT may choose other kernels in another build of the same graph. If that build is right, the layers that only
-    the wrong engine has are at fault. Otherwise nodes are kept in higher precision until the engine is right.
 
     Args:
         lowered: the lowered nodes, in the order of the graph.
-        layers: the layers of the wrong engine.
-        trial: builds an engine in which these nodes are kept in higher precision.
+        right: builds an engine in which these nodes are kept in higher precision, and returns whether it is right.
     """
-    again = trial([])
-    if again.right:
-        return _by_difference(lowered, only_in(layers, again.layers), trial)
-    found = culprits(lowered, lambda nodes: trial(nodes).right, _MOST_BUILDS)
+    found = culprits(lowered, right, _MOST_BUILDS)
     if found is None:
         return EngineFault(reason="no nodes were found whose higher precision makes the engine right")
-    if not trial(found).right:  # kernels change from build to build, so one right build is not enough
+    if not right(found):  # without a timing cache, kernels change from build to build
         return EngineFault(reason="kept nodes made one build right and another one wrong")
     return EngineFault(
         nodes=tuple(found), reason=f"the engine is right with {len(found)} of its nodes in higher precision"
     )
 
 
-def _by_difference(
-    lowered: Sequence[str], different: Sequence[EngineLayer], trial: Callable[[Sequence[str]], Trial]
-) -> EngineFault:
-    """Return the lowered nodes of the layers that differ, if builds in which they are kept are right."""
+def by_difference(lowered: Sequence[str], different: Sequence[EngineLayer]) -> EngineFault:
+    """Return the lowered nodes of the layers that only the wrong one of two builds of a graph has."""
     nodes = {node for layer in different for node in layer.nodes}
     suspects = tuple(node for node in lowered if node in nodes)
     reason = "another build of the same graph is right, as TensorRT chose other kernels"
-    if not suspects or not all(trial(suspects).right for _ in range(_CONFIRMATIONS)):
-        return EngineFault(reason=f"{reason}. Convert again: it builds anew")
     kinds = ", ".join(dict.fromkeys(layer.type for layer in different if set(layer.nodes) & set(suspects)))
-    return EngineFault(nodes=suspects, reason=f"{reason}: only the wrong build computes these nodes by {kinds}")
+    if suspects:
+        reason += f": only the wrong build computes these nodes by {kinds}"
+    return EngineFault(nodes=suspects, cured=True, reason=reason)
 
 
 def only_in(layers: Sequence[EngineLayer], others: Sequence[EngineLayer]) -> list[EngineLayer]:
@@ -198,6 +209,17 @@ def culprits(nodes: Sequence[str], right: Callable[[Sequence[str]], bool], most:
     return [*found, *rest]
 
 
+def _timed_anew(run: Run, made: Made, samples: Dataset, cache: Path) -> Trial:
+    """Build the same graph with a timing cache of its own, which replaces `cache` if the engine is right."""
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=run.store.root) as folder:
+        times = Path(folder) / cache.name
+        again = _trial(run, replace(made, plan=replace(made.plan, timing_cache=times)), samples, ())
+        if not again.right or not times.exists():
+            return Trial(right=False)
+        times.replace(cache)
+        return again
+
+
 def _trial(run: Run, made: Made, samples: Dataset, nodes: Sequence[str]) -> Trial:
     """Build an engine in which the nodes are kept in higher precision, and compare it with its graph."""
     quantized = made.target.precision in formats(8)
@@ -206,8 +228,11 @@ def _trial(run: Run, made: Made, samples: Dataset, nodes: Sequence[str]) -> Tria
     with tempfile.TemporaryDirectory(prefix="trtopt-") as name:
         folder = Path(name)
         typed = typed_graph(folder, made.model, target, made.table, made.seen)
-        order = ordered(typed, made.ranges, made.plan, run.device)
-        engine = backend(made.plan.backend).build(order, folder / FILE, emit=silent)
+        order = ordered(typed, made.ranges, pinned(run, made.plan), run.device)
+        try:
+            engine = backend(made.plan.backend).build(order, folder / FILE, emit=silent)
+        except (AuditError, BuildError):  # TensorRT 8.5 has no kernel for some fusions
+            return Trial(right=False)
         right = computes(run, replace(made, target=target, typed=typed, engine=engine), samples)
     return Trial(right=right, layers=engine.layers)
 

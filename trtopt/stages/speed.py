@@ -24,7 +24,7 @@ from trtopt.errors import StoreError, TrtoptError
 from trtopt.events import Event, Progress, silent
 from trtopt.precision import formats
 from trtopt.run import Run
-from trtopt.stages.build import FILE, ordered
+from trtopt.stages.build import FILE, ordered, pinned
 from trtopt.stages.made import Made
 from trtopt.stages.precision import typed_graph
 from trtopt.stages.repair import is_quantized
@@ -209,7 +209,7 @@ def _built(run: Run, subject: _Subject, folder: Path) -> Iterator[tuple[str, Eng
         target = Wanted(precision=name, rest=name, bias_correction=False)
         try:
             typed = typed_graph(out, subject.model, target, None, made.seen)
-            order = ordered(typed, made.ranges, made.plan, run.device)
+            order = ordered(typed, made.ranges, pinned(run, made.plan), run.device)
             yield name, backend(made.plan.backend).build(order, out / FILE, emit=silent)
         except TrtoptError as error:
             run.warn(f"{name.upper()} is not timed beside the engine: {error}")

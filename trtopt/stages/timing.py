@@ -25,14 +25,14 @@ from trtopt.errors import AuditError, BuildError, EnvironmentUnableError
 from trtopt.events import Progress, silent
 from trtopt.plan import BuildPlan
 from trtopt.run import Run
-from trtopt.stages.build import FILE, ordered
+from trtopt.stages.build import FILE, ordered, pinned
 from trtopt.stages.fault import computes, find
 from trtopt.stages.made import Made
 from trtopt.stages.mixed import Subject, Trials
 from trtopt.stages.precision import typed_graph
 from trtopt.stages.target import Target
 from trtopt.tune import timed
-from trtopt.types import EngineTimes, Keep, ShapeRange, TimedLayer
+from trtopt.types import EngineFault, EngineTimes, Keep, ShapeRange, TimedLayer
 
 RUNS = 50
 """Runs in which layers are timed."""
@@ -114,11 +114,12 @@ def timing_line(times: EngineTimes) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Built:
-    """An engine: what it was made from, its timed layers, and whether it computes its graph."""
+    """An engine: what it was made from, its timed layers, whether it computes its graph, and if not, what is wrong."""
 
     made: Made
     layers: tuple[TimedLayer, ...]
     right: bool
+    fault: EngineFault | None = None
 
 
 class _Engines:
@@ -169,13 +170,13 @@ class _Engines:
 
     def _wrong(self, built: _Built) -> list[Keep]:
         """Return the nodes that make an engine differ from its graph."""
-        if built.right:
+        fault = built.fault
+        if fault is None:
             return []
-        found = find(self._run, built.made, self._site.samples)
-        if not found.nodes:
-            self._run.warn(f"the engine with everything quantized is wrong, and nothing was excluded: {found.reason}")
+        if not fault.nodes:
+            self._run.warn(f"the engine with everything quantized is wrong, and nothing was excluded: {fault.reason}")
         return [
-            Keep(pattern=node, reason=f"the engine is wrong with it quantized: {found.reason}") for node in found.nodes
+            Keep(pattern=node, reason=f"the engine is wrong with it quantized: {fault.reason}") for node in fault.nodes
         ]
 
     def _slower(self, half: _Built, built: _Built, keep: Sequence[Keep]) -> list[Keep]:
@@ -191,9 +192,16 @@ class _Engines:
         ]
 
     def _attempt(self, keep: Sequence[Keep]) -> _Built | None:
-        """Return the engine as `_built` does; None, with a warning, if it cannot be built."""
+        """Return the engine as `_built` does, or another build if only that is right.
+
+        If it cannot be built, return None, with a warning.
+        """
         try:
-            return self._built(keep)
+            built = self._built(keep)
+            if built.right:
+                return built
+            fault = find(self._run, built.made, self._site.samples)
+            return self._built(keep) if fault.cured else replace(built, fault=fault)
         except (AuditError, BuildError) as error:
             self._run.warn(f"an engine could not be tried: {error}")
             return None
@@ -209,7 +217,7 @@ class _Engines:
         with tempfile.TemporaryDirectory(prefix="trtopt-") as name:
             folder = Path(name)
             typed = typed_graph(folder, subject.model, target, subject.table, subject.seen)
-            order = ordered(typed, site.ranges, site.plan, run.device)
+            order = ordered(typed, site.ranges, pinned(run, site.plan), run.device)
             engine = backend(site.plan.backend).build(order, folder / FILE, emit=silent)
             made = Made(
                 baseline=subject.baseline,

@@ -151,6 +151,8 @@ def _attempt(
         raise rejected(parsed.rejections, _lowered(typed))
     counts = audit_network(trt, network, typed)
     config = configure(trt, builder, options)
+    # TensorRT 8.5 reads only a part of a timing cache without errors; they are no reason for a build that fails.
+    logger(trt.module.__name__).errors.clear()
     if not trt.can.strong_typing:
         weak.constrain(trt, config, typed, layers_by_node(network, typed))
     _warn_of_changed_types(network, typed.onnx, emit)

@@ -73,7 +73,8 @@ def configure(trt: TensorRT, builder: Any, options: BuildPlan) -> Any:
         # False: do not ignore that a cache is from another version or GPU.
         if cache is None or not config.set_timing_cache(cache, False):
             raise UsageError(
-                f"{options.timing_cache} is not a timing cache of {trt.title} on this GPU", fix="Name another file"
+                f"{options.timing_cache} is not a timing cache of {trt.title} on this GPU",
+                fix="Delete it, or name another file",
             )
     return config
 
