@@ -253,7 +253,8 @@ class Bench:
         feed = samples(self.options.model, self.options.data)
         sessions = self.judged(feed)
         self.save("judged")
-        self.time(sessions, feed)
+        if sessions:
+            self.time(sessions, feed)
 
     def built(self, kind: str) -> dict[str, Any]:
         """Build one engine, and return what its report says."""

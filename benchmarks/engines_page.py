@@ -20,6 +20,8 @@ FILES = {
     "digits": "digits sample",
     "digits-wrong": "digits sample, other machine",
     "mnist": "mnist",
+    "minilm": "MiniLM, length 64",
+    "bert": "BERT-base, random weights, length 128",
 }
 """Files in `benchmarks/engines`, in the order of the table, with the names of their networks."""
 ROWS = {
