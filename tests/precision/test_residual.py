@@ -6,9 +6,12 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from trtopt.precision.passes.placement import place
 from trtopt.precision.passes.residual import skip_inputs
+from trtopt.types import Keep
 
 Parse = Callable[..., ir.Model]
 HEAD = "(float[n, 16, 8, 8] x) => (float[n, 16, 8, 8] z)"
@@ -104,3 +107,26 @@ def test_other_adds_are_left_alone(parse: Parse, body: str, why: str) -> None:
 def test_a_convolution_that_is_not_quantized_has_no_skip(parse: Parse) -> None:
     model = parse(f"{HEAD} {{ a = Conv(x, w)\n s = Add(a, x)\n z = Relu(s) }}", WEIGHTS)
     assert list(skip_inputs(model.graph, set())) == []
+
+
+BLOCKS = f"""{HEAD} {{ r = Relu(x)\n short = Conv(r, w)\n a = Conv(r, w)\n b = Relu(a)\n long = Conv(b, w)
+    s = Add(short, long)\n t = Relu(s)\n c = Conv(t, w)\n d = Relu(c)\n e = Conv(d, w)\n u = Add(e, t)
+    p = AveragePool<kernel_shape = [1, 1]>(u)\n f = Conv(p, w)\n g = Conv(p, w)\n v = Add(f, g)\n h = Relu(v)
+    o = Concat<axis = 1>(h, p)\n k = Conv(o, two)\n z = Relu(k) }}"""
+NODES = ["short", "a", "long", "s", "c", "e", "u", "p", "f", "g", "v", "k"]
+
+
+@given(names=st.sets(st.sampled_from(NODES)))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_other_tensor_is_quantized_if_nodes_are_kept(parse: Parse, names: set[str]) -> None:
+    """A search keeps nodes with the scales that calibration found without them."""
+    model = parse(BLOCKS, {**WEIGHTS, "two": (16, 32, 1, 1)})
+    found = place(model, {name: Keep(pattern=name) for name in names})
+    needed = {tensor for site in found.sites if site.axis is None for tensor in found.group(site.scale_from)}
+    assert needed <= {*place(model).tensors()}
+
+
+@pytest.mark.parametrize("kept", ["short", "long"])
+def test_an_add_is_quantized_only_if_the_convolution_that_it_fuses_with_is(parse: Parse, kept: str) -> None:
+    placement = place(parse(BLOCKS, {**WEIGHTS, "two": (16, 32, 1, 1)}), {kept: Keep(pattern=kept)})
+    assert ("s" in {site.node.name for site in placement.sites}) == (kept == "long")

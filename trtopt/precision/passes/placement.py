@@ -129,9 +129,13 @@ def place(model: ir.Model, keep: Mapping[str, Keep] = MappingProxyType({})) -> P
     reasons: dict[ir.Node, str] = {}
     inputs: list[tuple[ir.Node, int, int | None]] = []  # (node, index of the input, channel axis)
     masked_products = attention.masked_products(graph)
+    kept: set[ir.Node] = set()
     for node in float_nodes(graph):
         wanted = keep.get(node.name or "")
-        why_not = wanted.reason if wanted else masked_products.get(node) or no_int8_gain(node)
+        no_gain = masked_products.get(node) or no_int8_gain(node)
+        why_not = wanted.reason if wanted else no_gain
+        if wanted and not no_gain:
+            kept.add(node)
         if weighted_inputs(node) and not why_not:
             inputs += [(node, index, axis) for index, axis in weighted_inputs(node)]
             reasons[node] = QUANTIZED + "a weighted operator"
@@ -139,7 +143,7 @@ def place(model: ir.Model, keep: Mapping[str, Keep] = MappingProxyType({})) -> P
             reasons[node] = why_not or NEVER.get(node.op_type, NOT_WEIGHTED)
     # The following rules depend on which weighted operators are quantized.
     weighted = {node for node, _, _ in inputs}
-    for node, index in residual.skip_inputs(graph, weighted):
+    for node, index in residual.skip_inputs(graph, weighted, kept):
         if node.name in keep:
             continue
         inputs.append((node, index, None))

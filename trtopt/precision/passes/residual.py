@@ -7,7 +7,7 @@ Touches: nothing; it reads an onnx-ir graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from trtopt.graph.query import constant, dims, is_float, producer
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 _MAX_ANCESTORS = 200  # residual branches are far shorter
 
 
-def skip_inputs(graph: ir.Graph, weighted: set[ir.Node]) -> Iterator[tuple[ir.Node, int]]:
+def skip_inputs(
+    graph: ir.Graph, weighted: set[ir.Node], kept: Collection[ir.Node] = ()
+) -> Iterator[tuple[ir.Node, int]]:
     """Yield (Add, index of its skip input) for every residual Add with a quantized convolution as an input.
 
     An input that the other one is computed from is the skip: the last convolution of the block then fuses with the Add.
@@ -28,9 +30,12 @@ def skip_inputs(graph: ir.Graph, weighted: set[ir.Node]) -> Iterator[tuple[ir.No
     when its sum is a graph output, and when no weighted operator is between the skip and the other input: then it is
     part of an activation function, such as the x + 0.044715 x**3 of a GELU.
 
+    An operator that is kept does not make another input the skip: that has no scale, as calibration did not observe it.
+
     Args:
         graph: the main graph.
         weighted: the weighted operators that are quantized.
+        kept: those that would be, but are kept in higher precision.
     """
     order = {node: index for index, node in enumerate(graph)}
     for node in graph:
@@ -45,7 +50,11 @@ def skip_inputs(graph: ir.Graph, weighted: set[ir.Node]) -> Iterator[tuple[ir.No
             continue
         sources = [producer(value) for value in node.inputs]
         # The input that comes from the convolution gets no Q/DQ pair: between Conv and Add it would prevent the fusion.
-        is_conv = [s is not None and s in weighted and s.op_type in ("Conv", "ConvTranspose") for s in sources]
+        convs = [s is not None and s.op_type in ("Conv", "ConvTranspose") for s in sources]
+        is_conv = [conv and source in weighted for conv, source in zip(convs, sources, strict=True)]
+        could_be = [
+            quantized or (conv and s in kept) for quantized, conv, s in zip(is_conv, convs, sources, strict=True)
+        ]
         if not any(is_conv) or sources[0] is sources[1]:
             continue
         left, right = (_distances(source, order) if source in order else {} for source in sources)
@@ -53,10 +62,12 @@ def skip_inputs(graph: ir.Graph, weighted: set[ir.Node]) -> Iterator[tuple[ir.No
             skip, branch = (0, right) if sources[0] in right else (1, left)
             if weighted & _between(sources[skip], branch, order):
                 yield node, skip
-        elif all(is_conv):
-            yield node, _longer_branch(left, right, order)
+        elif all(could_be):
+            skip = _longer_branch(left, right, order)
+            if is_conv[1 - skip]:
+                yield node, skip
         else:
-            yield node, is_conv.index(False)
+            yield node, could_be.index(False)
 
 
 def _longer_branch(left: dict[ir.Node, int], right: dict[ir.Node, int], order: dict[ir.Node, int]) -> int:
