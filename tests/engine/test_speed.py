@@ -164,5 +164,14 @@ def test_a_wrong_engine_is_built_again_by_the_next_run(cli, toy, tmp_path):
     assert second.code == 0, second.out
     assert "the engine of the last run did not compute its graph: another one is built" in " ".join(second.out.split())
     assert len(toy.builds) == builds + 1
+    assert (tmp_path / "timing-toy.cache").read_text() == str(builds + 1)
     assert convert(cli, tmp_path, "--no-speed").code == 0
     assert len(toy.builds) == builds + 1
+
+
+def test_nodes_that_are_kept_after_a_wrong_engine_are_tried_with_its_kernels(cli, toy, tmp_path):
+    toy.wrong = {1, 2, 3, 4, 5}
+    assert convert(cli, tmp_path, "--no-speed").code == 1
+    node = next(each["node"] for each in report(tmp_path)["typed"]["decisions"] if each["precision"] == "int8")
+    assert convert(cli, tmp_path, "--no-speed", "--keep", node).code == 0
+    assert (tmp_path / "timing-toy.cache").read_text() == "1"

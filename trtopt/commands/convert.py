@@ -172,7 +172,7 @@ def _made(
             target, tuning = _chosen(run, plan, subject, ranges, samples)
         run.shared.clear()  # no trials follow
         typed = stages.set_precision(run, model, target, table, seen)
-        stages.rebuild(run)
+        stages.rebuild(run, typed)
         run.store.discard("build", typed=typed.onnx.digest)  # an engine of another graph is stale
         engine, unable = _build(run, plan, typed, ranges) if plan.target is None else (None, None)
     except (BuildError, DataError) as error:

@@ -29,8 +29,8 @@ from trtopt.stages.compare import measured, opened
 from trtopt.stages.made import Made
 from trtopt.stages.precision import typed_graph
 from trtopt.stages.repair import is_quantized
-from trtopt.store import read_result
-from trtopt.types import Comparison, EngineFault, EngineLayer, Keep
+from trtopt.store import read_inputs, read_result
+from trtopt.types import Comparison, EngineFault, EngineLayer, Keep, TypedModel
 from trtopt.verdict import wrong
 
 _MOST_BUILDS = 24
@@ -74,13 +74,19 @@ def _line(found: EngineFault) -> str:
     return f"{found.reason} ({found.builds} build{'s' * (found.builds != 1)})"
 
 
-def rebuild(run: Run) -> None:
-    """Discard the engine of the last run if it did not compute its graph, with the times that chose its kernels."""
+def rebuild(run: Run, typed: TypedModel) -> None:
+    """Discard the engine of the last run if it did not compute its graph.
+
+    For the same graph the kernels are timed anew. For another one they are not: nodes that make an engine right when
+    they are kept were found with these times.
+    """
     judged = read_result(run.store.root, "gate", Comparison)
     if judged is None or not wrong(judged) or not run.store.holds("build"):
         return
+    same = read_inputs(run.store.root, "build").get("typed") == typed.onnx.digest
     _discard(run)
-    run.store.forget_times()
+    if same:
+        run.store.forget_times()
     run.note("the engine of the last run did not compute its graph: another one is built")
 
 
