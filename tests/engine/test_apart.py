@@ -76,8 +76,9 @@ def test_a_crash_of_the_parser_names_the_node(trt, tmp_path, child):
         "import sys, os, signal, json; sys.stdin.readline(); print(json.dumps({{'at': 'Range node /positions'}}), "
         "flush=True); os.kill(os.getpid(), signal.SIGSEGV)"
     )
-    with pytest.raises(BuildError, match="crashed at Range node /positions: SIGSEGV"):
+    with pytest.raises(BuildError, match="crashed at Range node /positions: SIGSEGV") as error:
         apart.check(trt, typed(tmp_path / "m.onnx").onnx.path, silent)
+    assert "--shape" in error.value.fix
 
 
 def test_a_crash_during_the_build_says_so_and_shows_the_last_line_of_the_log(trt, tmp_path, child):
@@ -85,8 +86,9 @@ def test_a_crash_during_the_build_says_so_and_shows_the_last_line_of_the_log(trt
         'import sys; sys.stdin.readline(); print(\'{{"at": ""}}\', flush=True); '
         "print('out of luck', file=sys.stderr); sys.exit(3)"
     )
-    with pytest.raises(BuildError, match="crashed while it built the engine: exit code 3; out of luck"):
+    with pytest.raises(BuildError, match="crashed while it built the engine: exit code 3; out of luck") as error:
         apart.check(trt, typed(tmp_path / "m.onnx").onnx.path, silent)
+    assert "--keep" in error.value.fix
 
 
 def test_an_exception_of_emit_ends_the_child(trt, tmp_path, child):

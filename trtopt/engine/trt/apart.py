@@ -22,6 +22,7 @@ from trtopt.types import Engine, ShapeRange, Support, TypedModel
 from trtopt.writing import cannot_write
 
 _STOP_SECONDS = 30.0
+_KEEP = "Keep nodes in higher precision with --keep, the products of attention first"
 _R = TypeVar("_R")
 _A = TypeVar("_A")
 
@@ -112,7 +113,9 @@ def _call(trt: TensorRT, function: Callable[[_R, Say], _A], request: _R, emit: E
     except DiedError as died:
         where = f"at {died.at}" if died.at else "while it built the engine"
         cause = f"{died.cause}: most likely it ran out of memory" if died.out_of_memory else died.cause
-        advice = "Fix the sizes of dynamic inputs with --shape, or use a later TensorRT"
+        # The FP8 builder of TensorRT-RTX 1.7 crashes on the attention of DeBERTa, for fixed sizes, too.
+        remedy = "Fix the sizes of dynamic inputs with --shape" if died.at else _KEEP
+        advice = f"{remedy}, or use a later TensorRT"
         raise BuildError(
             f"{trt.title} crashed {where}",
             why="; ".join(filter(None, [cause, "" if died.raised else died.last_line])),
