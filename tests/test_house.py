@@ -19,7 +19,19 @@ PACKAGE = Path(trtopt.__file__).parent
 # public API; everything may read the version in it.
 LAYERS = (
     ("types", "errors"),
-    ("requires", "counts", "parallel", "code_digest", "events", "codec", "plugins", "formats", "shapes", "verdict"),
+    (
+        "requires",
+        "counts",
+        "parallel",
+        "code_digest",
+        "events",
+        "codec",
+        "plugins",
+        "formats",
+        "shapes",
+        "verdict",
+        "times",
+    ),
     ("child",),
     ("writing",),
     ("shards",),

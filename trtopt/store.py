@@ -33,6 +33,7 @@ from trtopt.counts import network_runs
 from trtopt.events import Emit, StageCached, StageFinished, StageStarted, Warned, silent
 from trtopt.manifest import check_own, read_manifest, relocate
 from trtopt.rundir import ROOT, DefaultDir, claimed
+from trtopt.times import own
 from trtopt.types import StageOutcome
 from trtopt.writing import cannot_write, own_errors, writing
 
@@ -41,8 +42,6 @@ _LOGGER = logging.getLogger(__name__)
 
 JOURNAL = "tune.jsonl"
 """Journal of a search in a run directory. It is not the file of a stage: it outlives a run that is stopped."""
-_TIMES = "timing-*.cache"
-"""Timing caches of TensorRT in a run directory, one for each GPU and version. They are no files of a stage either."""
 
 
 class RunStore:
@@ -60,7 +59,14 @@ class RunStore:
         self._withdrawn: dict[str, bytes] = {}
 
     def stage(
-        self, name: str, key: Mapping[str, Any], cls: type[T], make: Callable[[Path], T], summary: Callable[[T], str]
+        self,
+        name: str,
+        key: Mapping[str, Any],
+        cls: type[T],
+        make: Callable[[Path], T],
+        summary: Callable[[T], str],
+        *,
+        again: bool = False,
     ) -> T:
         """Return the result of a stage: from the store if `key` and the files are unchanged, else from `make`.
 
@@ -71,12 +77,13 @@ class RunStore:
             make: called with an empty folder; writes its files there and returns a `cls` whose paths lie inside it. The
                 files are then moved to the run directory, and the paths in the result are adjusted.
             summary: returns the line about a result for the terminal and the report.
+            again: whether to call `make` whatever the store has. If that fails, the old result stays.
 
         Raises:
             StoreError: the directory cannot be written. Errors of `make` are passed on.
         """
         digest = _key_digest(name, key)
-        cached = None if self._fresh else self._load(name, digest, cls)
+        cached = None if self._fresh or again else self._load(name, digest, cls)
         if cached is not None:
             line = summary(cached)
             self._emit(StageCached(name, line))
@@ -165,13 +172,19 @@ class RunStore:
         Raises:
             StoreError: the directory cannot be written.
         """
-        entry = self._manifest["stages"].get(name)
-        if entry is None or (inputs and all(entry["inputs"].get(key) == value for key, value in inputs.items())):
+        if not self._is_discarded(name, inputs):
             return
-        del self._manifest["stages"][name]
+        entry = self._manifest["stages"].pop(name)
         self.write("manifest.json", json.dumps(self._manifest, indent=1))
         with writing(self.root):
             self._delete_unlisted(entry["files"])
+
+    def _is_discarded(self, name: str, inputs: Mapping[str, Any]) -> bool:
+        """Return whether the store has a result of the stage that was computed from other values than `inputs`."""
+        entry = self._manifest["stages"].get(name)
+        if entry is None:
+            return False
+        return not inputs or any(entry["inputs"].get(key) != value for key, value in inputs.items())
 
     def forget_times(self) -> None:
         """Delete the timing caches, so that the next engine is built from new times.
@@ -180,8 +193,19 @@ class RunStore:
             StoreError: the directory cannot be written.
         """
         with writing(self.root):
-            for path in self.root.glob(_TIMES):
+            for path in own(self.root):
                 path.unlink(missing_ok=True)
+
+    def write_times(self, name: str, data: bytes) -> None:
+        """Write a timing cache.
+
+        Raises:
+            StoreError: the directory cannot be written.
+        """
+        with writing(self.root):
+            temporary = self.root / f".tmp-{name}"
+            temporary.write_bytes(data)
+            temporary.replace(self.root / name)
 
     def _delete_unlisted(self, files: Iterable[str]) -> None:
         """Delete the files that no stage needs. Stages share the weights of a network that they do not change."""
@@ -287,8 +311,8 @@ def recorded_files(root: Path) -> tuple[str, ...]:
     manifest = RunStore(root, silent)._manifest
     names = [file for entry in manifest["stages"].values() for file in entry["files"]]
     names += [name for name in manifest["rendered"] if Path(name).name == name and name not in ("", ".", "..")]
-    names += [path.name for path in root.glob(_TIMES)]
-    return (*dict.fromkeys([*names, JOURNAL]), "manifest.json") if names else ()
+    times = [path.name for path in own(root)]
+    return (*dict.fromkeys([*names, JOURNAL, *times]), "manifest.json") if names else ()
 
 
 def file_digest(path: Path) -> str:

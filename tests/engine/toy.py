@@ -14,6 +14,8 @@ import trtopt.engine.tensorrt as backend
 from trtopt.engine import Order, onnxruntime
 from trtopt.types import Engine, Support
 
+TIMES = "timing-0123456789ab.cache"
+
 
 @dataclass
 class Toy:
@@ -90,7 +92,7 @@ def install(monkeypatch: pytest.MonkeyPatch, toy: Toy) -> Toy:
     monkeypatch.setattr(backend, "check", lambda model, plan, *, emit: Support(by="toy", rejections=()))
     monkeypatch.setattr(backend, "key", lambda plan: {"toy": 1})
     monkeypatch.setattr(backend, "host", lambda: {"toy": 1})
-    monkeypatch.setattr(backend, "timing_cache", lambda plan: "timing-toy.cache")
+    monkeypatch.setattr(backend, "timing_cache", lambda plan: TIMES)
     monkeypatch.setattr(backend, "build", toy.build)
     monkeypatch.setattr(backend, "open", toy.open)
     return toy

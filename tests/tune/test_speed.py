@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine.toy import Runner, Toy, install
+from engine.toy import TIMES, Runner, Toy, install
 from support import CALIB, DIGITS, EVAL, Done
 
 import trtopt.engine.tensorrt as backend
@@ -25,13 +25,15 @@ REFORMAT = "Reformatting CopyNode"
 @dataclass
 class Timed(Toy):
     """A machine with a layer per node: INT8 halves its time, but for the `slow` ones; an engine with the `broken` ones
-    in INT8 is wrong. The builds numbered in `unbuildable` fail. An engine with INT8 has a reformat layer, too.
+    in INT8 is wrong. The builds numbered in `unbuildable` fail, those in `slower` take three times as long. An engine
+    with INT8 has a reformat layer, too.
     """
 
     slow: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
     unbuildable: frozenset[int] = frozenset()
     reformat: float = 0.0
+    slower: set[int] = field(default_factory=set)
     lowered: list[set[str]] = field(default_factory=list)
 
     def build(self, order: Order, out: Path, *, emit: object) -> Engine:
@@ -59,7 +61,8 @@ class Timed(Toy):
                 return self.reformat
             return (1.1 if layer.name in self.slow else 0.5) if layer.precision == "int8" else 1.0
 
-        return {layer.name: [ms(layer)] * runs for layer in engine.layers}
+        factor = 3 if int(engine.builder.split()[2]) in self.slower else 1
+        return {layer.name: [factor * ms(layer)] * runs for layer in engine.layers}
 
     def open(self, engine: Engine, *, graphs: bool, streams: int = 1) -> Runner:
         return super().open(engine, graphs=graphs, streams=streams)
@@ -135,6 +138,26 @@ def test_nodes_that_make_the_engine_wrong_are_excluded_and_named(cli: CLI, machi
     assert len(kept) == 1
     assert kept <= {*machine.broken}
     assert "the engine is wrong with it quantized" in decisions(tmp_path / "wrong")[kept.pop()][1]
+
+
+def test_a_wrong_engine_is_built_again_before_nodes_are_excluded(cli: CLI, machine: Timed, tmp_path: Path) -> None:
+    machine.misled = {1}  # the times of the first build lead to a wrong kernel in INT8
+    done = cli("tune", DIGITS, "--speed", "engine", *arguments(tmp_path))
+    assert done.code == 0, done.err
+    assert all(group["quantized"] for group in json.loads((tmp_path / "report.json").read_text())["tuning"]["groups"])
+    assert (tmp_path / TIMES).read_text() == "3"
+
+
+def test_the_result_has_the_kernels_of_the_engine_that_was_settled_on(cli: CLI, machine: Timed, tmp_path: Path) -> None:
+    cli("tune", DIGITS, "--speed", "engine", *arguments(tmp_path / "all"))
+    machine.builds.clear()
+    machine.slow = (min(lowered(tmp_path / "all")),)
+    machine.reformat = 0.0
+    machine.wrong = {3}  # the one without the slow node is timed anew, and is slower than the one with it
+    machine.slower = {4}
+    done = cli("tune", DIGITS, "--speed", "engine", *arguments(tmp_path / "run"))
+    assert done.code == 0, done.err
+    assert (tmp_path / "run" / TIMES).read_text() == "1"
 
 
 def test_an_engine_that_cannot_be_built_on_the_way_does_not_end_the_search(

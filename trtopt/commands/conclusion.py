@@ -41,19 +41,23 @@ def judged(
 ) -> tuple[Made, Comparison | None, EngineFault | None]:
     """Return the comparison of what was made, and the fault of an engine that does not compute its graph.
 
-    If another build of the same graph is right, that engine is taken and compared.
+    Before a fault is searched for, the graph is built again: an engine that is right replaces the wrong one.
     """
+    first = made.engine
     comparison = compared(run, plan, made, dataset)
-    if dataset is None or comparison is None or not wrong(comparison):
+    for _ in range(stages.REBUILDS):
+        again = stages.rebuilt(run, made) if comparison and wrong(comparison) else None
+        if again is None:
+            break
+        made, comparison = again, compared(run, plan, again, dataset)
+    if dataset is None or comparison is None:
         return made, comparison, None
-    fault = stages.fault(run, made, dataset)
-    if fault is None or not fault.cured:
-        return made, comparison, fault
-    nodes = f" ({', '.join(fault.nodes)})" if fault.nodes else ""
-    run.warn(f"the first engine did not compute its graph, and is replaced: {fault.reason}{nodes}")
-    made = stages.cured(run, made)
-    comparison = compared(run, plan, made, dataset)
-    return made, comparison, fault if comparison and wrong(comparison) else None
+    if wrong(comparison):
+        return made, comparison, stages.fault(run, made, dataset)
+    if first and made.engine and made.engine is not first:
+        what = stages.difference(first, made.engine, made.typed)
+        run.warn(f"the first engine did not compute its graph, and is replaced: {what}")
+    return made, comparison, None
 
 
 def explained(run: Run, made: Made, comparison: Comparison | None, dataset: Dataset | None) -> Layers | None:

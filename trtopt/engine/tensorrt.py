@@ -6,8 +6,6 @@ Touches: starts processes that parse and build (`trt.apart`), as TensorRT's pars
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +19,7 @@ from trtopt.engine.trt.versions import RTX
 from trtopt.errors import EnvironmentUnableError
 from trtopt.events import Emit
 from trtopt.requires import versions
+from trtopt.times import cache_name
 from trtopt.types import Engine, OnnxModel, Support
 
 if TYPE_CHECKING:
@@ -73,8 +72,7 @@ def timing_cache(plan: BuildPlan) -> str | None:
     """Return the name of a timing cache for this TensorRT and GPU; None for TensorRT for RTX, or without a GPU."""
     if not has_gpu() or find(plan.tensorrt).name == RTX:
         return None
-    text = json.dumps(key(plan), sort_keys=True)
-    return f"timing-{hashlib.sha256(text.encode()).hexdigest()[:12]}.cache"
+    return cache_name(key(plan))
 
 
 def build(order: Order, out: Path, *, emit: Emit) -> Engine:

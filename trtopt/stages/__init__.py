@@ -10,7 +10,7 @@ from trtopt.stages.calibrate import calibrate
 from trtopt.stages.check import check_operators
 from trtopt.stages.compare import Evaluation, check_randomness, compare
 from trtopt.stages.equalize import equalize
-from trtopt.stages.fault import cured, fault, rebuild
+from trtopt.stages.fault import REBUILDS, difference, fault, rebuild, rebuilt
 from trtopt.stages.gate import gate
 from trtopt.stages.guard import guard
 from trtopt.stages.mixed import Subject
@@ -27,6 +27,7 @@ from trtopt.stages.tune import Halves, halves, tune, without
 from trtopt.stages.widen import widen
 
 __all__ = [
+    "REBUILDS",
     "Aim",
     "Evaluation",
     "Halves",
@@ -41,7 +42,7 @@ __all__ = [
     "check_timing",
     "class_names",
     "compare",
-    "cured",
+    "difference",
     "environment",
     "equalize",
     "fault",
@@ -54,6 +55,7 @@ __all__ = [
     "prepare",
     "read",
     "rebuild",
+    "rebuilt",
     "repair",
     "sensitivity",
     "set_precision",

@@ -19,7 +19,7 @@ from trtopt.types import Engine, ShapeRange, TypedModel
 FILE = "model.engine"
 
 
-def build(run: Run, typed: TypedModel, ranges: Sequence[ShapeRange], plan: BuildPlan) -> Engine:
+def build(run: Run, typed: TypedModel, ranges: Sequence[ShapeRange], plan: BuildPlan, *, again: bool = False) -> Engine:
     """Build the engine (`model.engine`) and audit its precision; with some backends the typed ONNX is the engine.
 
     Args:
@@ -27,6 +27,7 @@ def build(run: Run, typed: TypedModel, ranges: Sequence[ShapeRange], plan: Build
         typed: the typed ONNX graph.
         ranges: the shape ranges of dynamic inputs. Those of inputs that the graph does not have any more are ignored.
         plan: the build options.
+        again: whether to build another engine, whatever the store has.
 
     Raises:
         EnvironmentUnableError: the backend is not available on this machine.
@@ -46,7 +47,7 @@ def build(run: Run, typed: TypedModel, ranges: Sequence[ShapeRange], plan: Build
         "options": encode(plan),
         **compiling.key(plan),
     }
-    engine = run.store.stage("build", key, Engine, make, engine_line)
+    engine = run.store.stage("build", key, Engine, make, engine_line, again=again)
     for decision in engine.raised:
         run.note(f"{decision.op} node {decision.node} stays in FP32: {decision.reason}")
     if line := unfused(engine.layers):
@@ -70,9 +71,15 @@ def pinned(run: Run, plan: BuildPlan) -> BuildPlan:
     TensorRT chooses kernels by their times, which differ from build to build, and some kernels are wrong. If all
     engines of a run are built from one timing cache, a layer that was right in one has the same kernel in the next.
     """
+    cache = own_cache(run, plan)
+    return plan if cache is None else replace(plan, timing_cache=cache)
+
+
+def own_cache(run: Run, plan: BuildPlan) -> Path | None:
+    """Return the timing cache in the run directory; None if the user names another one, or none has an effect."""
     compiling = compiler(plan.backend)
     name = compiling.timing_cache(plan) if compiling and plan.timing_cache is None else None
-    return plan if name is None else replace(plan, timing_cache=run.store.root / name)
+    return None if name is None else run.store.root / name
 
 
 def engine_line(engine: Engine) -> str:

@@ -1,10 +1,12 @@
 """The stage `fault`: the nodes that make an engine differ from its graph, found by building engines without them.
 
 A wrong engine does not tell which of its layers is wrong, and marking intermediate tensors as outputs would change what
-TensorRT fuses. If another build of the same graph is right, the layers that only the wrong engine has are at fault, and
-the right build is taken. Otherwise engines are built in which some nodes are kept in higher precision, until the fewest
-nodes are found that make the engine right. Keeping a node changes the fusion around it as well: the nodes that are
-found belong to the wrong layer, or to one that it is fused with.
+TensorRT fuses. So engines are built in which some nodes are kept in higher precision, until the fewest nodes are found
+that make the engine right. Keeping a node changes the fusion around it as well: the nodes that are found belong to the
+wrong layer, or to one that it is fused with.
+
+Before that, the same graph is built again with the kernels timed anew. If such an engine is right, the layers that only
+the wrong one has are at fault, and it is taken.
 
 Touches: the run directory, through the store; temporary folders; the GPU.
 """
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from trtopt.codec import encode
@@ -24,31 +26,26 @@ from trtopt.events import Progress, silent
 from trtopt.plan import MeasurePlan
 from trtopt.precision import formats
 from trtopt.run import Run
-from trtopt.stages.build import FILE, build, ordered, pinned
+from trtopt.stages.build import FILE, build, ordered, own_cache, pinned
 from trtopt.stages.compare import measured, opened
 from trtopt.stages.made import Made
 from trtopt.stages.precision import typed_graph
 from trtopt.stages.repair import is_quantized
 from trtopt.store import read_inputs, read_result
-from trtopt.types import Comparison, EngineFault, EngineLayer, Keep, TypedModel
+from trtopt.types import Comparison, Engine, EngineFault, EngineLayer, Keep, TypedModel
 from trtopt.verdict import wrong
 
 _MOST_BUILDS = 24
-_REBUILDS = 3
-"""Builds of the same graph, with the kernels timed anew."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """An engine of the search: whether it computes its graph, and its layers."""
-
-    right: bool
-    layers: tuple[EngineLayer, ...] = ()
+REBUILDS = 3
+"""Builds of the same graph with the kernels timed anew, before nodes are kept."""
 
 
 def fault(run: Run, made: Made, dataset: Dataset) -> EngineFault | None:
-    """Return the nodes that make the engine wrong. An error becomes a warning: the verdict does not depend on them."""
-    if made.engine is None:
+    """Return the nodes that make the engine wrong. An error becomes a warning: the verdict does not depend on them.
+
+    A model that was given quantized has no nodes to keep, so nothing is searched.
+    """
+    if made.engine is None or is_quantized(made.model):
         return None
 
     def make(_: Path) -> EngineFault:
@@ -84,59 +81,48 @@ def rebuild(run: Run, typed: TypedModel) -> None:
     if judged is None or not wrong(judged) or not run.store.holds("build"):
         return
     same = read_inputs(run.store.root, "build").get("typed") == typed.onnx.digest
-    _discard(run)
+    for stage in ("build", "compare", "gate"):
+        run.store.discard(stage)
     if same:
         run.store.forget_times()
     run.note("the engine of the last run did not compute its graph: another one is built")
 
 
-def cured(run: Run, made: Made) -> Made:
-    """Return `made` with the engine of the right build that `find` met, in place of the wrong one."""
-    _discard(run)
-    return replace(made, engine=build(run, made.typed, made.ranges, made.plan))
-
-
-def _discard(run: Run) -> None:
-    for stage in ("build", "compare", "gate"):
-        run.store.discard(stage)
+def rebuilt(run: Run, made: Made) -> Made | None:
+    """Return `made` with another build of the same graph, its kernels timed anew; None if that is not possible."""
+    if made.engine is None or own_cache(run, made.plan) is None:
+        return None
+    run.store.forget_times()
+    replaced = [outcome for outcome in run.store.outcomes if outcome.name in ("build", "compare", "gate")]
+    try:
+        engine = build(run, made.typed, made.ranges, made.plan, again=True)
+    except TrtoptError as error:
+        run.warn(f"the engine could not be built again: {error}")
+        return None
+    for outcome in replaced:  # the report lists the stages of the engine that it is about
+        run.store.outcomes.remove(outcome)
+    return replace(made, engine=engine)
 
 
 def find(run: Run, made: Made, dataset: Dataset) -> EngineFault:
-    """Return the nodes that make the engine wrong, by building other engines.
-
-    First the same graph is built again, with the kernels timed anew. If such an engine is right, its timing cache
-    becomes that of the run, so that the next engine has the same kernels. Otherwise nodes are kept in higher precision;
-    a model that was given quantized has none to keep.
+    """Return the nodes that make the engine wrong, by building engines in which nodes are kept in higher precision.
 
     Raises:
-        TrtoptError: an engine cannot be built or run.
+        TrtoptError: an engine cannot be run.
     """
     from trtopt.calibrate.ranges import few
 
-    assert made.engine is not None
     samples = few(dataset)
     builds = 0
 
-    def counted() -> None:
+    def right(nodes: Sequence[str]) -> bool:
         nonlocal builds
         builds += 1
         run.emit(Progress("fault", builds, 0, "builds"))
-
-    def trial(nodes: Sequence[str]) -> bool:
-        counted()
-        return _trial(run, made, samples, nodes).right
+        return _is_right(run, made, samples, nodes)
 
     lowered = [d.node for d in made.typed.decisions if d.precision == made.target.precision]
-    cache = pinned(run, made.plan).timing_cache
-    if cache is not None and made.plan.timing_cache is None:
-        for _ in range(_REBUILDS):
-            counted()
-            again = _timed_anew(run, made, samples, cache)
-            if again.right:
-                return replace(by_difference(lowered, only_in(made.engine.layers, again.layers)), builds=builds)
-    if is_quantized(made.model):
-        return EngineFault(reason="all builds of the same graph are wrong", builds=builds)
-    return replace(search(lowered, trial), builds=builds)
+    return replace(search(lowered, right), builds=builds)
 
 
 def search(lowered: Sequence[str], right: Callable[[Sequence[str]], bool]) -> EngineFault:
@@ -156,15 +142,14 @@ def search(lowered: Sequence[str], right: Callable[[Sequence[str]], bool]) -> En
     )
 
 
-def by_difference(lowered: Sequence[str], different: Sequence[EngineLayer]) -> EngineFault:
-    """Return the lowered nodes of the layers that only the wrong one of two builds of a graph has."""
+def difference(wrong_one: Engine, right_one: Engine, typed: TypedModel) -> str:
+    """Return a sentence on the lowered nodes of the layers that only the wrong one of two builds of a graph has."""
+    different = only_in(wrong_one.layers, right_one.layers)
     nodes = {node for layer in different for node in layer.nodes}
-    suspects = tuple(node for node in lowered if node in nodes)
+    suspects = [each.node for each in typed.decisions if each.node in nodes and each.precision == typed.precision]
     reason = "another build of the same graph is right, as TensorRT chose other kernels"
     kinds = ", ".join(dict.fromkeys(layer.type for layer in different if set(layer.nodes) & set(suspects)))
-    if suspects:
-        reason += f": only the wrong build computes these nodes by {kinds}"
-    return EngineFault(nodes=suspects, cured=True, reason=reason)
+    return f"{reason}; only the wrong one computes {', '.join(suspects)} by {kinds}" if suspects else reason
 
 
 def only_in(layers: Sequence[EngineLayer], others: Sequence[EngineLayer]) -> list[EngineLayer]:
@@ -215,19 +200,11 @@ def culprits(nodes: Sequence[str], right: Callable[[Sequence[str]], bool], most:
     return [*found, *rest]
 
 
-def _timed_anew(run: Run, made: Made, samples: Dataset, cache: Path) -> Trial:
-    """Build the same graph with a timing cache of its own, which replaces `cache` if the engine is right."""
-    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=run.store.root) as folder:
-        times = Path(folder) / cache.name
-        again = _trial(run, replace(made, plan=replace(made.plan, timing_cache=times)), samples, ())
-        if not again.right or not times.exists():
-            return Trial(right=False)
-        times.replace(cache)
-        return again
+def _is_right(run: Run, made: Made, samples: Dataset, nodes: Sequence[str]) -> bool:
+    """Return whether an engine in which these nodes are kept in higher precision computes its graph.
 
-
-def _trial(run: Run, made: Made, samples: Dataset, nodes: Sequence[str]) -> Trial:
-    """Build an engine in which the nodes are kept in higher precision, and compare it with its graph."""
+    One that cannot be built does not: TensorRT 8.5 has no kernel for some fusions.
+    """
     quantized = made.target.precision in formats(8)
     keep = tuple(Keep(pattern=node, precision="" if quantized else "fp32") for node in nodes)
     target = replace(made.target, keep=(*made.target.keep, *keep))
@@ -237,10 +214,9 @@ def _trial(run: Run, made: Made, samples: Dataset, nodes: Sequence[str]) -> Tria
         order = ordered(typed, made.ranges, pinned(run, made.plan), run.device)
         try:
             engine = backend(made.plan.backend).build(order, folder / FILE, emit=silent)
-        except (AuditError, BuildError):  # TensorRT 8.5 has no kernel for some fusions
-            return Trial(right=False)
-        right = computes(run, replace(made, target=target, typed=typed, engine=engine), samples)
-    return Trial(right=right, layers=engine.layers)
+        except (AuditError, BuildError):
+            return False
+        return computes(run, replace(made, target=target, typed=typed, engine=engine), samples)
 
 
 def computes(run: Run, made: Made, samples: Dataset) -> bool:

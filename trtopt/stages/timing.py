@@ -25,8 +25,8 @@ from trtopt.errors import AuditError, BuildError, EnvironmentUnableError
 from trtopt.events import Progress, silent
 from trtopt.plan import BuildPlan
 from trtopt.run import Run
-from trtopt.stages.build import FILE, ordered, pinned
-from trtopt.stages.fault import computes, find
+from trtopt.stages.build import FILE, ordered, own_cache, pinned
+from trtopt.stages.fault import REBUILDS, computes, find
 from trtopt.stages.made import Made
 from trtopt.stages.mixed import Subject, Trials
 from trtopt.stages.precision import typed_graph
@@ -114,11 +114,15 @@ def timing_line(times: EngineTimes) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Built:
-    """An engine: what it was made from, its timed layers, whether it computes its graph, and if not, what is wrong."""
+    """An engine: what it was made from, its timed layers, whether it computes its graph, and if not, what is wrong.
+
+    `times` are the content of the run's timing cache that leads to its kernels; empty if there is none.
+    """
 
     made: Made
     layers: tuple[TimedLayer, ...]
     right: bool
+    times: bytes
     fault: EngineFault | None = None
 
 
@@ -129,10 +133,14 @@ class _Engines:
         self._run, self._subject, self._site, self._compiling = run, subject, site, compiling
         self._trials = Trials(run, subject)
         self._work = work_of(self._trials)
+        self._cache = own_cache(run, site.plan)
         self._builds = 0
 
     def settled(self) -> EngineTimes:
-        """Return the times of both engines, after nodes were excluded."""
+        """Return the times of both engines, after nodes were excluded.
+
+        The run's timing cache is then the one that leads to the kernels of the engine that was settled on.
+        """
         half = self._built([Keep(pattern=node) for node in sorted(Trials.nodes(self._trials.groups))])
         keep: list[Keep] = []
         best = self._attempt(keep)
@@ -149,7 +157,9 @@ class _Engines:
                 break
             keep, best = [*keep, *more], other
         if best is not None and not (reason := self._useless(half, best)):
+            self._restore(best)
             return EngineTimes(half=half.layers, quantized=best.layers, keep=tuple(keep))
+        self._restore(half)
         rest = sorted(Trials.nodes(self._trials.groups) - {each.pattern for each in keep})
         keep += [Keep(pattern=node, reason=reason if best else "no engine with INT8 can be built") for node in rest]
         return EngineTimes(half=half.layers, quantized=half.layers, keep=tuple(keep))
@@ -192,16 +202,18 @@ class _Engines:
         ]
 
     def _attempt(self, keep: Sequence[Keep]) -> _Built | None:
-        """Return the engine as `_built` does, or another build if only that is right.
+        """Return the engine as `_built` does, built again with the kernels timed anew while it is wrong.
 
         If it cannot be built, return None, with a warning.
         """
         try:
             built = self._built(keep)
-            if built.right:
-                return built
-            fault = find(self._run, built.made, self._site.samples)
-            return self._built(keep) if fault.cured else replace(built, fault=fault)
+            for _ in range(REBUILDS if self._cache else 0):
+                if built.right:
+                    break
+                self._run.store.forget_times()
+                built = self._built(keep)
+            return built if built.right else replace(built, fault=find(self._run, built.made, self._site.samples))
         except (AuditError, BuildError) as error:
             self._run.warn(f"an engine could not be tried: {error}")
             return None
@@ -236,4 +248,14 @@ class _Engines:
             feed = inputs.from_data(site.samples, sizes.batch or usual)
             times = self._compiling.layer_times(engine, feed, RUNS)
             right = computes(run, made, few(site.samples))
-        return _Built(made=made, layers=timed.joined(engine.layers, times, self._work), right=right)
+        return _Built(
+            made=made,
+            layers=timed.joined(engine.layers, times, self._work),
+            right=right,
+            times=self._cache.read_bytes() if self._cache and self._cache.exists() else b"",
+        )
+
+    def _restore(self, built: _Built) -> None:
+        """Write the timing cache that leads to the kernels of this engine."""
+        if self._cache and built.times:
+            self._run.store.write_times(self._cache.name, built.times)

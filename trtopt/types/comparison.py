@@ -260,13 +260,11 @@ class EngineFault:
     Attributes:
         nodes: the nodes; the engine is right when they are kept in higher precision. Empty if none were found.
         builds: the number of engines that were built to find them.
-        cured: whether another build of the same graph is right. The run's next engine has its kernels.
         reason: a sentence on what was found.
     """
 
     nodes: tuple[str, ...] = ()
     builds: int = 0
-    cured: bool = False
     reason: str
 
 

@@ -15,6 +15,7 @@ from trtopt.engine.trt.locate import TensorRT
 from trtopt.engine.trt.versions import RTX, RTX_DEVICES
 from trtopt.errors import UsageError
 from trtopt.events import Emit, Warned
+from trtopt.times import is_own
 
 _LEVELS = range(6)
 
@@ -72,10 +73,11 @@ def configure(trt: TensorRT, builder: Any, options: BuildPlan) -> Any:
         cache = config.create_timing_cache(_read_timing_cache(options.timing_cache))
         # False: do not ignore that a cache is from another version or GPU.
         if cache is None or not config.set_timing_cache(cache, False):
-            raise UsageError(
-                f"{options.timing_cache} is not a timing cache of {trt.title} on this GPU",
-                fix="Delete it, or name another file",
-            )
+            if not is_own(options.timing_cache):
+                raise UsageError(
+                    f"{options.timing_cache} is not a timing cache of {trt.title} on this GPU", fix="Name another file"
+                )
+            config.set_timing_cache(config.create_timing_cache(b""), False)
     return config
 
 
@@ -120,7 +122,7 @@ def save_timing_cache(path: Path, config: Any, emit: Emit) -> None:
 
 def write(path: Path, data: memoryview) -> None:
     """Write a file under a temporary name and rename it, so that it is never incomplete."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".tmp-{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(data)
         temporary.replace(path)
