@@ -19,6 +19,7 @@ from trtopt.events import Warned, silent
 from trtopt.graph.file import describe, load_proto
 from trtopt.graph.prepare import check_types, infer_shapes, save
 from trtopt.precision import Request, precision
+from trtopt.times import cache_name
 from trtopt.types import CalibrationTable, Decision, TypedModel
 
 BODY = """<ir_version: 10, opset_import: ["": 19]> g (float[n, 16, 8, 8] x) => (float[n, 16, 8, 8] y) {
@@ -84,6 +85,35 @@ def test_dynamic_shapes_of_transformers_get_the_preview_feature_of_8_5(version: 
     configure(given, SimpleNamespace(create_builder_config=lambda: config), BuildPlan())  # type: ignore[arg-type]
     features = [call.args for call in config.set_preview_feature.call_args_list]
     assert features == ([(module.PreviewFeature.FASTER_DYNAMIC_SHAPES_0805, True)] if asked else [])
+
+
+class Configuration(MagicMock):
+    """A configuration that accepts an empty timing cache only."""
+
+    def create_timing_cache(self, data: bytes) -> bytes:
+        return data
+
+    def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
+        self.cache = cache
+        return cache == b"" and not ignore_mismatch
+
+
+def with_cache(path: Path) -> Configuration:
+    config = Configuration()
+    path.write_bytes(b"of another GPU")
+    given = SimpleNamespace(module=MagicMock(), can=abilities("tensorrt", "8.6"), title="TensorRT 8.6")
+    plan = BuildPlan(timing_cache=path)
+    configure(given, SimpleNamespace(create_builder_config=lambda: config), plan)  # type: ignore[arg-type]
+    return config
+
+
+def test_a_timing_cache_of_the_user_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"is not a timing cache of TensorRT 8\.6 on this GPU"):
+        with_cache(tmp_path / "mine.cache")
+
+
+def test_a_timing_cache_of_the_run_that_does_not_fit_is_begun_anew(tmp_path: Path) -> None:
+    assert with_cache(tmp_path / cache_name({"gpu": 1})).cache == b""
 
 
 def layer(name: str, datatype: str, tactic: str = "") -> dict[str, object]:
