@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trtopt.store import recorded_files
+from trtopt.commands.clean import recorded_files
 from trtopt.times import cache_name, is_own, own
 
 

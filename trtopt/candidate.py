@@ -14,7 +14,8 @@ from pathlib import Path
 
 from trtopt.codec import decode
 from trtopt.errors import ModelError, UsageError
-from trtopt.store import read_inputs, read_result
+from trtopt.manifest import read_inputs
+from trtopt.store import read_result
 from trtopt.types import Benchmark, CalibratedTensor, CalibrationTable, Engine, OnnxModel, Timing, TypedModel
 
 _IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})

@@ -6,6 +6,7 @@ Touches: reads the file.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from typing import Any
 
 from trtopt import __version__
 from trtopt.errors import UsageError
-from trtopt.events import Emit, Warned
+from trtopt.events import Emit, Warned, silent
 
 SCHEMA_VERSION = 1
 
@@ -48,6 +49,21 @@ def check_own(root: Path) -> None:
             why="it has no manifest.json beside it, and would be replaced",
             fix="Choose another folder with -o",
         )
+
+
+def read_inputs(root: Path, stage: str) -> dict[str, Any]:
+    """Return the inputs of a stage of an earlier run; empty if there is none. The lock is not taken."""
+    entry = read_manifest(root, silent)["stages"].get(stage)
+    return dict(entry["inputs"]) if entry else {}
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 digest of a file's content, in hex."""
+    with path.open("rb") as stream:
+        sha = hashlib.sha256()
+        while chunk := stream.read(1 << 22):
+            sha.update(chunk)
+    return sha.hexdigest()
 
 
 def _is_entry(entry: Any) -> bool:

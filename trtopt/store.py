@@ -26,14 +26,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from trtopt import __version__
+from trtopt import __version__, times
 from trtopt.code_digest import code_digest
 from trtopt.codec import decode, encode
 from trtopt.counts import network_runs
 from trtopt.events import Emit, StageCached, StageFinished, StageStarted, Warned, silent
-from trtopt.manifest import check_own, read_manifest, relocate
+from trtopt.manifest import check_own, file_digest, read_manifest, relocate
 from trtopt.rundir import ROOT, DefaultDir, claimed
-from trtopt.times import own
 from trtopt.types import StageOutcome
 from trtopt.writing import cannot_write, own_errors, writing
 
@@ -192,20 +191,7 @@ class RunStore:
         Raises:
             StoreError: the directory cannot be written.
         """
-        with writing(self.root):
-            for path in own(self.root):
-                path.unlink(missing_ok=True)
-
-    def write_times(self, name: str, data: bytes) -> None:
-        """Write a timing cache.
-
-        Raises:
-            StoreError: the directory cannot be written.
-        """
-        with writing(self.root):
-            temporary = self.root / f".tmp-{name}"
-            temporary.write_bytes(data)
-            temporary.replace(self.root / name)
+        times.forget(self.root)
 
     def _delete_unlisted(self, files: Iterable[str]) -> None:
         """Delete the files that no stage needs. Stages share the weights of a network that they do not change."""
@@ -295,33 +281,6 @@ def read_result(root: Path, stage: str, cls: type[T], **inputs: Any) -> T | None
     if not entry or any(entry["inputs"].get(key) != value for key, value in inputs.items()):
         return None
     return store._load(stage, entry["key"], cls)
-
-
-def read_inputs(root: Path, stage: str) -> dict[str, Any]:
-    """Return the inputs of a stage of an earlier run; empty if there is none. The lock is not taken."""
-    entry = RunStore(root, silent)._manifest["stages"].get(stage)
-    return dict(entry["inputs"]) if entry else {}
-
-
-def recorded_files(root: Path) -> tuple[str, ...]:
-    """Return the names of the files that a run directory's manifest lists, of the journal, and of the manifest.
-
-    It is empty if the manifest is damaged, or was written by another version.
-    """
-    manifest = RunStore(root, silent)._manifest
-    names = [file for entry in manifest["stages"].values() for file in entry["files"]]
-    names += [name for name in manifest["rendered"] if Path(name).name == name and name not in ("", ".", "..")]
-    times = [path.name for path in own(root)]
-    return (*dict.fromkeys([*names, JOURNAL, *times]), "manifest.json") if names else ()
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 digest of a file's content, in hex."""
-    with path.open("rb") as stream:
-        sha = hashlib.sha256()
-        while chunk := stream.read(1 << 22):
-            sha.update(chunk)
-    return sha.hexdigest()
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 They are no files of a stage: every engine that a run builds adds to them.
 
-Touches: nothing; `own` lists a directory.
+Touches: the timing caches of a run directory.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from trtopt.writing import writing
 
 _NAME = re.compile(r"timing-[0-9a-f]{12}\.cache")
 
@@ -30,3 +32,26 @@ def is_own(path: Path) -> bool:
 def own(root: Path) -> list[Path]:
     """Return the timing caches of trtopt in a run directory."""
     return sorted(path for path in root.glob("timing-*.cache") if is_own(path))
+
+
+def forget(root: Path) -> None:
+    """Delete the timing caches of trtopt in a run directory.
+
+    Raises:
+        StoreError: the directory cannot be written.
+    """
+    with writing(root):
+        for path in own(root):
+            path.unlink(missing_ok=True)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a timing cache of a run directory.
+
+    Raises:
+        StoreError: the directory cannot be written.
+    """
+    with writing(path.parent):
+        temporary = path.with_name(f".tmp-{path.name}")
+        temporary.write_bytes(data)
+        temporary.replace(path)

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trtopt.errors import StoreError, UsageError
-from trtopt.store import recorded_files
+from trtopt.events import silent
+from trtopt.manifest import read_manifest
+from trtopt.store import JOURNAL
+from trtopt.times import own
 from trtopt.writing import writing
 
 _LOCK = ".lock"
@@ -81,3 +84,15 @@ def _manifests(folder: Path) -> Iterator[Path]:
 
 def _is_plain(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
+
+
+def recorded_files(root: Path) -> tuple[str, ...]:
+    """Return the names of the files that a run directory's manifest lists, of the journal, and of the manifest.
+
+    It is empty if the manifest is damaged, or was written by another version.
+    """
+    manifest = read_manifest(root, silent)
+    names = [file for entry in manifest["stages"].values() for file in entry["files"]]
+    names += [name for name in manifest["rendered"] if Path(name).name == name and name not in ("", ".", "..")]
+    caches = [path.name for path in own(root)]
+    return (*dict.fromkeys([*names, JOURNAL, *caches]), "manifest.json") if names else ()

@@ -17,12 +17,12 @@ from trtopt.codec import encode
 from trtopt.errors import ModelError, UsageError
 from trtopt.export.request import Example, Request
 from trtopt.export.source import Source, digest
+from trtopt.manifest import file_digest
 from trtopt.plan import DataPlan, ExportPlan
 from trtopt.requires import versions
 from trtopt.run import Run
 from trtopt.shapes import DEFAULT_BATCH, AskedShape, free_shape, profile
 from trtopt.stages.samples import open_data
-from trtopt.store import file_digest
 from trtopt.types import Comparison, OnnxModel, ShapeRange, TensorSpec
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from trtopt.data.dataset import Dataset
 from trtopt.engine import backend
 from trtopt.errors import AuditError, BuildError, EnvironmentUnableError, TrtoptError
 from trtopt.events import Progress, silent
+from trtopt.manifest import read_inputs
 from trtopt.plan import MeasurePlan
 from trtopt.precision import formats
 from trtopt.run import Run
@@ -31,7 +32,7 @@ from trtopt.stages.compare import measured, opened
 from trtopt.stages.made import Made
 from trtopt.stages.precision import typed_graph
 from trtopt.stages.repair import is_quantized
-from trtopt.store import read_inputs, read_result
+from trtopt.store import read_result
 from trtopt.types import Comparison, Engine, EngineFault, EngineLayer, Keep, TypedModel
 from trtopt.verdict import wrong
 

@@ -13,12 +13,12 @@ from typing import Any
 
 from trtopt.calibrate.ranges import Seen
 from trtopt.data.dataset import Dataset
+from trtopt.manifest import file_digest
 from trtopt.precision import Request, formats
 from trtopt.requires import versions
 from trtopt.run import Run
 from trtopt.stages.target import Target
 from trtopt.stages.trial import decibels, output_error, tapped
-from trtopt.store import file_digest
 from trtopt.types import CalibrationTable, Observation, OnnxModel
 
 _CORRECTED = {"weights": "weights", "weights and inputs": "weights and activations"}

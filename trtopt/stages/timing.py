@@ -31,6 +31,7 @@ from trtopt.stages.made import Made
 from trtopt.stages.mixed import Subject, Trials
 from trtopt.stages.precision import typed_graph
 from trtopt.stages.target import Target
+from trtopt.times import write
 from trtopt.tune import timed
 from trtopt.types import EngineFault, EngineTimes, Keep, ShapeRange, TimedLayer
 
@@ -258,4 +259,4 @@ class _Engines:
     def _restore(self, built: _Built) -> None:
         """Write the timing cache that leads to the kernels of this engine."""
         if self._cache and built.times:
-            self._run.store.write_times(self._cache.name, built.times)
+            write(self._cache, built.times)
