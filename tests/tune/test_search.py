@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtopt.tune.search import Group, confirmed, fewest, ranked
+from trtopt.tune.search import Group, confirmed, fewest, negligible, ranked
 
 ERRORS = st.lists(st.tuples(st.floats(0.0, 1.0, allow_nan=False), st.floats(1.0, 100.0)), min_size=1, max_size=24)
 
@@ -36,6 +36,35 @@ def test_what_is_kept_is_enough_and_none_of_it_can_be_quantized_again(
     assert holds(kept)
     assert not any(holds([each for each in kept if each is not group]) for group in kept)
     assert trials <= 3 + len(groups).bit_length() + len(groups)
+
+
+def test_groups_that_save_too_little_for_a_trial_are_quantized_again_together() -> None:
+    groups, added = named([(2.0, 1000.0), *((0.01 * i, 0.1) for i in range(40))])
+    asked: list[int] = []
+
+    def holds(kept: Sequence[Group]) -> bool:
+        asked.append(len(kept))
+        names = {group.name for group in kept}
+        return sum(error for name, error in added.items() if name not in names) <= 1.0
+
+    kept = fewest(ranked(groups, added), holds, least=1.0)
+    assert kept is not None
+    quantized = {group.name for group in groups} - {group.name for group in kept}
+    assert quantized == {str(i) for i in range(1, 11)}  # a quarter, with the smallest errors
+    assert len(asked) <= 13
+
+
+def test_with_few_samples_every_trial_needs_all_of_them() -> None:
+    groups, added = named([(1.0, 1.0)] * 8)
+    asked: list[int] = []
+
+    def refusal(kept: Sequence[Group], enough: int) -> int | None:
+        asked.append(enough)
+        return None if len(kept) >= 3 else 8
+
+    confirmed(ranked(groups, added), refusal, 30)
+    assert set(asked) == {30}
+    assert negligible(groups, 30) > 0.0 == negligible(groups, 33)
 
 
 def test_a_network_that_holds_as_it_is_costs_one_trial() -> None:

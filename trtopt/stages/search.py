@@ -19,7 +19,7 @@ from trtopt.run import Run
 from trtopt.stages.evaluations import Evaluated, Evaluations, Kept
 from trtopt.stages.mixed import FEW, Trials
 from trtopt.tune.margin import failure, looks
-from trtopt.tune.search import Group, confirmed, ranked
+from trtopt.tune.search import Group, confirmed, negligible, ranked
 from trtopt.tune.sequence import boldest, ladder, unacceptable
 from trtopt.types import Choice, GateResult, Half, TunedGroup, Tuning
 
@@ -52,6 +52,7 @@ class Search:
         self._refuted: dict[int, int] = {}  # on how many samples a choice does not hold, by its mask
         self._close: list[tuple[int, Kept]] = []  # on how many samples a choice holds there, but without the margin
         self._errors: dict[str, float] = {}
+        self._least = 0.0  # what a group saves at least that is tried alone
 
     def result(self, search: Dataset, verdict: Dataset) -> Tuning:
         """Return the boldest choice that is acceptable on both halves of the samples."""
@@ -89,6 +90,7 @@ class Search:
     def _searched(self, search: Dataset) -> tuple[str, GateResult | None, list[Group]]:
         """Search for the best choice; return why it ended early, the gate that no choice can pass, and the order."""
         order = list(self._trials.groups)
+        self._least = negligible(order, search.samples)
         try:
             failed = self._hopeless(search)
             if failed is None:
@@ -251,8 +253,13 @@ class Search:
             quantized=not kept,
             share=self._trials.shares[group.name],
             error=self._errors.get(group.name, float("nan")),
-            reason=reason or "it was not tried before the search ended",
+            reason=reason or self._untried(group),
         )
+
+    def _untried(self, group: Group) -> str:
+        if group.saving < self._least:
+            return "it saves too little for a trial of its own"
+        return "it was not tried before the search ended"
 
     def _share(self, kept: Kept) -> float:
         names = {group.name for group in kept}

@@ -13,6 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+_NEGLIGIBLE = 1e-3
+"""Share of the savings of all groups that is too little for a trial of its own."""
+_FEW = 32
+"""Samples of which every trial needs all: trials on some of them would soon be repeated on the others."""
+
 Holds = Callable[[Sequence["Group"]], bool]
 """Whether the network passes with these groups kept in higher precision and the others quantized."""
 
@@ -41,7 +46,7 @@ def ranked(groups: Sequence[Group], errors: Mapping[str, float]) -> list[Group]:
     return sorted(groups, key=lambda group: -errors[group.name] / max(group.saving, 1e-30))
 
 
-def fewest(order: Sequence[Group], holds: Holds) -> list[Group] | None:
+def fewest(order: Sequence[Group], holds: Holds, least: float = 0.0) -> list[Group] | None:
     """Return groups to keep so that the network holds, of which none can be quantized again; None if there are none.
 
     A bisection finds how many groups of the order it takes. Then each of them, the largest saving first, is quantized
@@ -50,6 +55,8 @@ def fewest(order: Sequence[Group], holds: Holds) -> list[Group] | None:
     Args:
         order: the groups, those to keep first in front.
         holds: asked about at most log2(groups) + 3 + (groups found) choices.
+        least: groups that save less get no trial of their own. They are quantized again together: all, or half of them,
+            until the network holds.
     """
     if holds([]):
         return []
@@ -63,7 +70,15 @@ def fewest(order: Sequence[Group], holds: Holds) -> list[Group] | None:
         else:
             low = middle
     # The bisection has shown that the last group of the order is needed.
-    return _put_back(order[:high], order[: high - 1], holds)
+    return _put_back(order[:high], order[: high - 1], least, holds)
+
+
+def negligible(groups: Sequence[Group], samples: int) -> float:
+    """Return the saving below which a group gets no trial of its own: with few samples, a thousandth of all savings.
+
+    With few samples each trial needs all of them, and is a large part of a search.
+    """
+    return _NEGLIGIBLE * sum(group.saving for group in groups) if samples <= _FEW else 0.0
 
 
 def confirmed(
@@ -81,8 +96,9 @@ def confirmed(
             samples on which it does not hold, or None.
         samples: the number of all samples.
     """
-    enough = 0
-    kept = fewest(order, lambda kept: refusal(kept, enough) is None)
+    enough = samples if samples <= _FEW else 0
+    least = negligible(order, samples)
+    kept = fewest(order, lambda kept: refusal(kept, enough) is None, least)
     while kept is not None and (seen := refusal(kept, samples)) is not None:
         enough = min(2 * max(seen, enough), samples)
         more = [group for group in order if group not in kept]
@@ -90,7 +106,7 @@ def confirmed(
         while count < len(more) and refusal([*kept, *more[:count]], enough) is not None:
             count *= 2
         wider = [*kept, *more[:count]]
-        kept = _put_back(wider, wider, partial(_holds, refusal, enough))
+        kept = _put_back(wider, wider, least, partial(_holds, refusal, enough))
     return kept
 
 
@@ -98,11 +114,22 @@ def _holds(refusal: Callable[[Sequence[Group], int], int | None], enough: int, k
     return refusal(kept, enough) is None
 
 
-def _put_back(kept: Sequence[Group], candidates: Sequence[Group], holds: Holds) -> list[Group]:
-    """Return the groups to keep after each candidate, the largest saving first, was quantized again if that holds."""
+def _put_back(kept: Sequence[Group], candidates: Sequence[Group], least: float, holds: Holds) -> list[Group]:
+    """Return the groups to keep after each candidate, the largest saving first, was quantized again if that holds.
+
+    Candidates that save less than `least` are quantized again together: all of them, or else half of them, until it
+    holds. The last ones are tried the longest.
+    """
     found = list(kept)
-    for group in sorted(candidates, key=lambda each: -each.saving):
-        fewer = [each for each in found if each is not group]
+    for group in sorted((each for each in candidates if each.saving >= least), key=lambda each: -each.saving):
+        fewer = _without(found, [group])
         if holds(fewer):
             found = fewer
-    return found
+    small = [group for group in reversed(candidates) if group.saving < least]
+    while small and not holds(_without(found, small)):
+        small = small[: len(small) // 2]
+    return _without(found, small)
+
+
+def _without(groups: Sequence[Group], fewer: Sequence[Group]) -> list[Group]:
+    return [group for group in groups if group not in fewer]
