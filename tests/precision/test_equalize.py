@@ -12,9 +12,10 @@ import pytest
 from trtopt.calibrate.ranges import Channels
 from trtopt.engine.onnxruntime import open_runner
 from trtopt.graph.query import constant
-from trtopt.precision.passes.equalize import SUFFIX, equalize
+from trtopt.precision.passes.equalize import equalize
 from trtopt.precision.passes.pairs import links
 from trtopt.precision.passes.smoothing import MAX_RATIO, WAYS
+from trtopt.types import EQUALIZED
 
 Parse = Callable[..., ir.Model]
 Write = Callable[[ir.Model], Path]
@@ -152,7 +153,7 @@ def test_the_function_stays_the_same_and_the_ranges_become_similar(
     after = channels(model, write(model), x)
     ratio = {name: own.peaks.max() / own.peaks.min() for group in (before, after) for name, own in group.items()}
     old, new = next(iter(before)), next(iter(after))
-    assert new == old + SUFFIX
+    assert new == old + EQUALIZED
     assert ratio[new] < ratio[old]
     if "depthwise" in name and alphas != (0.5,):
         assert ratio[new] < max(1.001, 1.001 * ratio[old] / MAX_RATIO)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from trtopt.graph.query import FLOAT_COMPUTE_FREE, constant, dims
 from trtopt.graph.views import MOVES, before
-from trtopt.precision.passes.equalize import SUFFIX
+from trtopt.types import EQUALIZED
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -158,7 +158,7 @@ def _counterpart(value: ir.Value, references: Mapping[str | None, ir.Value]) -> 
             if name in references and _same_shape(last, references[name]):
                 return [*path, *_clipped(last, references[name])], name, None
             # An equalized tensor has the name of the FP32 tensor with a suffix.
-            plain = name.removesuffix(SUFFIX)
+            plain = name.removesuffix(EQUALIZED)
             if plain != name and plain in references and _same_shape(last, references[plain]):
                 link = _link(last)
                 if link is not None:

@@ -13,7 +13,7 @@ from trtopt.events import Warned
 from trtopt.plan import ConvertPlan
 from trtopt.run import Run
 from trtopt.store import RunStore
-from trtopt.types import CalibrationTable, OnnxModel
+from trtopt.types import EQUALIZED, CalibrationTable, OnnxModel
 
 
 def read(run: Run, plan: ConvertPlan, calib: Dataset | None) -> CalibrationTable | None:
@@ -49,9 +49,7 @@ def read(run: Run, plan: ConvertPlan, calib: Dataset | None) -> CalibrationTable
 
 def of_equalized(table: CalibrationTable) -> bool:
     """Return whether the table was made for an equalized network, judged by its tensor names."""
-    from trtopt.precision.passes.equalize import SUFFIX
-
-    return any(name.endswith(SUFFIX) for name in table.scales)
+    return any(name.endswith(EQUALIZED) for name in table.scales)
 
 
 def follow(run: Run, plan: ConvertPlan, model: OnnxModel, table: CalibrationTable) -> None:

@@ -29,7 +29,7 @@ from trtopt.types.comparison import (
 )
 from trtopt.types.engine import Engine, EngineLayer, Rejection, Support, TargetFiles
 from trtopt.types.model import Dim, OnnxModel, ShapeRange, TensorSpec
-from trtopt.types.precision import GUARDED, NOT_WEIGHTED, Decision, Guard, Keep, Only, TypedModel
+from trtopt.types.precision import EQUALIZED, GUARDED, NOT_WEIGHTED, Decision, Guard, Keep, Only, TypedModel
 from trtopt.types.prediction import Predictions
 from trtopt.types.report import READABLE_SCHEMAS, REPORT_SCHEMA, Cache, CandidateReport, Failure, Report, StageOutcome
 from trtopt.types.tuning import (
@@ -44,6 +44,7 @@ from trtopt.types.tuning import (
 )
 
 __all__ = [
+    "EQUALIZED",
     "GUARDED",
     "NOT_WEIGHTED",
     "READABLE_SCHEMAS",

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from trtopt.types.model import OnnxModel
 
+EQUALIZED = "/equalized"
+"""How the names of the tensors end that equalization changes; of a Mul that it inserts, too, before "/Mul"."""
 GUARDED = "kept by the guard"
 """How the reasons of the nodes begin that the guard keeps."""
 NOT_WEIGHTED = "not a weighted operator"

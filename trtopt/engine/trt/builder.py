@@ -249,7 +249,8 @@ def _failure(trt: TensorRT, network: Any, typed: TypedModel) -> BuildError:
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     ops = {node.name: node.op_type for node in load_proto(typed.onnx.path).graph.node}
     names = {layer.name: node for layer in layers if (node := onnx_node(layer, ops))}
-    return build_error(logger(trt.module.__name__).errors, names, ops, _lowered(typed))
+    collector = logger(trt.module.__name__)
+    return build_error(collector.errors, names, ops, typed.decisions, collector.during)
 
 
 def _lowered(typed: TypedModel) -> set[str]:

@@ -16,16 +16,18 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from trtopt.errors import BuildError
-from trtopt.types import Rejection
+from trtopt.types import EQUALIZED, Decision, Rejection
 
 # Parts of messages to ignore. The first appears on every machine without a driver, the second is an internal message of
-# TensorRT-RTX, and the parser reports the content of the third better in its own errors.
-_NOISE = ("cudaError 35", "Thread context has not been set", "ModelImporter.cpp")
+# TensorRT-RTX, the parser reports the content of the third better in its own errors, and the fourth follows from other
+# errors of TensorRT 8.5.
+_NOISE = ("cudaError 35", "Thread context has not been set", "ModelImporter.cpp", "Assertion engine != nullptr failed")
 
 # Parts of messages to remove: positions in TensorRT's source, error numbers, and assertions.
 _PLACES = re.compile(r"\s*In \S+ at /?\S+:\d+|\[\w+\.cpp::\w+::\d+\]\s*|\[\w+\.(?:cpp|h):\d+: \w+\]\s*")
-_PREFIXES = re.compile(r"^(?:I\w+::\w+: )?Error Code \d+: [\w ]+\((.*)\)\s*$", re.DOTALL)
+_PREFIXES = re.compile(r"^(?:\d+: )?(?:I\w+::\w+: )?Error Code \d+: [\w ]+\((.*)\)\s*$", re.DOTALL)
 _ASSERTIONS = re.compile(r"^Assertion (?:failed: |.*? failed\. (?=\S))")
+_OPTIMIZING = re.compile(r"Running: \w+ on ")
 _PARSING = re.compile(r"Parsing node: (.*) \[(\w+)\]")
 _SHOWN = 3
 _ONNX_LAYER = re.compile(r"\[ONNX Layer: (.*?)(?: \| .*? \(\w+\))*\]", re.DOTALL)
@@ -42,6 +44,7 @@ _FIXES = (
     ("exceeds the maximum value", "Change the operator's parameter before the export"),
     ("out of memory|OutOfMemory", "Free memory, or lower --workspace and the largest --shape"),
 )
+_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _MEMORY = "workspace|maxScratchSize|[mM]emory"
 ELSEWHERE = ", or use --backend onnxruntime"
 """Part of a fix, for a model that onnxruntime can load."""
@@ -56,7 +59,7 @@ def logger(name: str) -> Any:
 
     Its attribute `errors` collects error messages, and `parsed` is the name and operator of the last node that the
     parser came to. Its function `at` is called with each such node, as in "Range node /positions", and with "" at the
-    end.
+    end. `during` is the message before the first error.
     """
     module = importlib.import_module(name)
 
@@ -64,6 +67,7 @@ def logger(name: str) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.errors: list[str] = []
+            self.during = self._last = ""
             self.parsed = ("", "")
             self.at: Callable[[str], None] = lambda _: None
 
@@ -73,7 +77,9 @@ def logger(name: str) -> Any:
                 self.at(f"{match[2]} node {match[1]}")
             serious = severity in (module.ILogger.ERROR, module.ILogger.INTERNAL_ERROR)
             if serious and not any(noise in message for noise in _NOISE):
+                self.during = self.during if self.errors else self._last
                 self.errors.append(message)
+            self._last = message
 
     return Collector()
 
@@ -125,7 +131,11 @@ def _sentence(rejection: Rejection) -> str:
 
 
 def build_error(
-    messages: Iterable[str], layers: Mapping[str, str], ops: Mapping[str, str], lowered: Collection[str] = ()
+    messages: Iterable[str],
+    layers: Mapping[str, str],
+    ops: Mapping[str, str],
+    decisions: Iterable[Decision] = (),
+    during: str = "",
 ) -> BuildError:
     """Return the error for a network that was parsed but cannot be built.
 
@@ -133,13 +143,25 @@ def build_error(
         messages: TensorRT's error messages.
         layers: name of each TensorRT layer -> name of the ONNX node that it comes from.
         ops: name of each ONNX node -> its operator.
-        lowered: names of the ONNX nodes that are not in FP32.
+        decisions: the precision of each ONNX node.
+        during: TensorRT's last message before the first error, which may tell the layer that it optimizes.
     """
     texts = list(dict.fromkeys(filter(None, map(clean, messages))))
     text = "; ".join(texts[:_SHOWN]) or "it gives no reason"
-    node = _culprit(text, layers)
+    node = _culprit(text, layers) or (_culprit(during, layers) if _OPTIMIZING.match(during) else "")
+    lowered = {each.node: each for each in decisions if each.precision != "fp32"}
     where = f" at {ops.get(node, '')} node {node}" if node else ""
-    return BuildError(f"TensorRT cannot build the network{where}", why=text, fix=_fix(text, node, lowered))
+    fix = _fix(text, node, lowered)
+    keep = _operators(lowered.values())
+    if fix == _FIX_OF_MODEL and keep:
+        fix = f"TensorRT does not tell the node. Try without 8 bits for some operators: {keep}{ELSEWHERE}"
+    return BuildError(f"TensorRT cannot build the network{where}", why=text, fix=fix)
+
+
+def _operators(decisions: Iterable[Decision]) -> str:
+    """Return the `--keep` flags for the quantized operators that save little: all but convolutions and products."""
+    ops = {each.op for each in decisions if each.precision in ("int8", "fp8")}
+    return " ".join(f"--keep {op}" for op in sorted(ops - _PRODUCTS))
 
 
 def onnx_node(layer: Any, names: Collection[str] = ()) -> str:
@@ -169,6 +191,8 @@ def _culprit(text: str, layers: Mapping[str, str]) -> str:
 
 
 def _fix(text: str, node: str, lowered: Collection[str]) -> str:
+    if node.endswith(f"{EQUALIZED}/Mul"):
+        return f"Convert with --no-equalization, which then inserts no Mul there{ELSEWHERE}"
     default = _FIX_OF_NODE if node else _FIX_OF_MODEL
     if node in lowered and not re.search(_MEMORY, text):
         return f"Keep the node in FP32 with --keep {shlex.quote(node)}=fp32{ELSEWHERE}"

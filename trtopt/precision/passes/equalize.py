@@ -15,7 +15,7 @@ Elsewhere a Mul is inserted after the producer, if the predicted error falls to 
 producer is an operator that TensorRT does not fuse into an INT8 kernel (`pairs`: a norm, a sigmoid, a square root).
 The pointwise kernel of such an operator should take in one more multiplication at little cost; no engine was timed.
 
-A tensor whose values change is renamed (`SUFFIX`): a calibration table belongs to one of the two networks only.
+A tensor whose values change is renamed (`EQUALIZED`): a calibration table belongs to one of the two networks only.
 
 Touches: the onnx-ir model it is given.
 """
@@ -40,12 +40,12 @@ from trtopt.graph.query import (
 )
 from trtopt.precision.passes.pairs import Link
 from trtopt.precision.passes.smoothing import choose
+from trtopt.types import EQUALIZED
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 Array = npt.NDArray[np.float64]
-SUFFIX = "/equalized"
 WORTH = 0.5
 """A Mul that replaces no factor is inserted only if it reduces the predicted squared error to this fraction."""
 
@@ -107,7 +107,7 @@ def _absorb(link: Link, scales: Array, taken: set[str]) -> None:
         factors = scales if node.op_type == "Div" else 1 / scales
         _replace_constant(node, index, _scale_output_channels(node, index, array, factors, axis), taken)
     for value in (*link.values, *link.views):
-        value.name = f"{value.name}{SUFFIX}"
+        value.name = f"{value.name}{EQUALIZED}"
 
 
 def _insert(link: Link, scales: Array, taken: set[str]) -> None:
@@ -116,7 +116,7 @@ def _insert(link: Link, scales: Array, taken: set[str]) -> None:
     for node, index in link.uses:
         node.replace_input_with(index, result)
     for view in link.views:
-        view.name = f"{view.name}{SUFFIX}"
+        view.name = f"{view.name}{EQUALIZED}"
 
 
 def _multiplied(value: ir.Value, axis: int, factors: Array, taken: set[str]) -> ir.Value:
@@ -129,8 +129,8 @@ def _multiplied(value: ir.Value, axis: int, factors: Array, taken: set[str]) -> 
     shape = [-1 if i == axis else 1 for i in range(len(value.shape or ()))]
     array = np.asarray(factors, np.float32).reshape(shape)
     factor_value = add_initializer(graph, unique(f"{value.name}/factors", taken), array, ir.DataType.FLOAT)
-    result = ir.Value(name=unique(f"{value.name}{SUFFIX}", taken), type=value.type, shape=value.shape)
-    name = unique(f"{value.name}{SUFFIX}/Mul", taken)
+    result = ir.Value(name=unique(f"{value.name}{EQUALIZED}", taken), type=value.type, shape=value.shape)
+    name = unique(f"{value.name}{EQUALIZED}/Mul", taken)
     graph.insert_after(source, ir.node("Mul", [value, factor_value], outputs=[result], name=name))
     return result
 
@@ -178,6 +178,6 @@ def _replace_constant(node: ir.Node, index: int, array: Array, taken: set[str]) 
     old = node.inputs[index]
     assert old is not None
     assert isinstance(node.graph, ir.Graph)
-    name = unique(f"{old.name}{SUFFIX}", taken)
+    name = unique(f"{old.name}{EQUALIZED}", taken)
     new = add_initializer(node.graph, name, np.asarray(array, np.float32), ir.DataType.FLOAT)
     node.replace_input_with(index, new)
