@@ -20,6 +20,7 @@ FILES = {
     "digits": "digits sample",
     "digits-wrong": "digits sample, other machine",
     "mnist": "mnist",
+    "tf_mobilenet": "`samples/tf_mobilenet`, times not taken",
     "minilm": "MiniLM, length 64",
     "bert": "BERT-base, random weights, length 128",
 }
