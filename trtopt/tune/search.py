@@ -88,7 +88,8 @@ def confirmed(
 
     Of many choices the luckiest is found first. If it does not hold on all samples, more groups are kept: the next one
     of the order, or twice as many until it holds. Then each is quantized again if the network still holds, on at least
-    twice as many samples as showed that the first result does not. This is repeated until the result holds.
+    twice as many samples as showed that the first result does not. This is repeated until the result holds. With 32
+    samples or fewer all of them are needed from the first trial on.
 
     Args:
         order: the groups, those to keep first in front. With all of them kept the network must hold.
