@@ -193,7 +193,7 @@ def _culprit(text: str, layers: Mapping[str, str]) -> str:
 def _fix(text: str, node: str, lowered: Collection[str]) -> str:
     default = _FIX_OF_NODE if node else _FIX_OF_MODEL
     if node.endswith(f"{EQUALIZED}/Mul") and not re.search(_MEMORY, text):
-        return f"Convert with --no-equalization: then there is no such Mul{ELSEWHERE}"
+        return f"Convert with --no-equalization, so that no Mul is inserted{ELSEWHERE}"
     if node in lowered and not re.search(_MEMORY, text):
         return f"Keep the node in FP32 with --keep {shlex.quote(node)}=fp32{ELSEWHERE}"
     return next((fix for pattern, fix in _FIXES if re.search(pattern, text)), default)
