@@ -308,7 +308,7 @@ class Bench:
             row["score"] = self.score(found, reference)
             row |= {"bytes": path.stat().st_size, "memory": runner.memory, "layers": layer_counts(path)}
             row |= {"ms": {}, "load": {}}
-            sessions[kind] = EngineSession(runner)
+            sessions[kind] = EngineSession(runner, load=0.0)
         return sessions
 
     def score(self, found: Feed, reference: Feed) -> tuple[str, float] | None:

@@ -22,6 +22,7 @@ LAYERS = (
     (
         "requires",
         "counts",
+        "marks",
         "parallel",
         "code_digest",
         "events",

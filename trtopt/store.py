@@ -32,6 +32,7 @@ from trtopt.codec import decode, encode
 from trtopt.counts import network_runs
 from trtopt.events import Emit, StageCached, StageFinished, StageStarted, Warned, silent
 from trtopt.manifest import check_own, file_digest, read_manifest, relocate
+from trtopt.marks import marked
 from trtopt.rundir import ROOT, DefaultDir, claimed
 from trtopt.types import StageOutcome
 from trtopt.writing import cannot_write, own_errors, writing
@@ -91,7 +92,7 @@ class RunStore:
         self._begin(name)
         start, runs_before = time.perf_counter(), network_runs.value
         with writing(self.root), _folder(self.root, name) as folder:
-            with own_errors(self.root):
+            with own_errors(self.root), marked(name):
                 in_folder = make(folder)
             seconds = time.perf_counter() - start
             files = sorted(path.name for path in folder.iterdir())

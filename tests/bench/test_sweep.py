@@ -21,6 +21,7 @@ from trtopt.bench.inputs import Sizes, from_data, random
 from trtopt.bench.sweep import Plan, sweep
 from trtopt.bench.targets import EngineSession, Target, open_onnx
 from trtopt.data import open_dataset
+from trtopt.engine import Times
 from trtopt.engine.onnxruntime import CudaOptions
 from trtopt.errors import EnvironmentUnableError, MissingDependencyError, ModelError, UsageError
 from trtopt.events import Progress, silent
@@ -104,8 +105,8 @@ class FakeRunner:
     def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"y": 2 * feed["x"]}
 
-    def time(self, feed: Mapping[str, np.ndarray]) -> float:
-        return 2.0
+    def times(self, feed: Mapping[str, np.ndarray]) -> Times:
+        return Times(copy_in=0.5, compute=2.0, copy_out=0.25)
 
     def close(self) -> None:
         self.closed = True
@@ -151,7 +152,7 @@ class FakeNvml:
 def engine(runner: object, name: str = "engine") -> Target:
     spec = TensorSpec(name="x", dtype="float32", shape=("n", 2))
     sizes = Sizes(inputs=(spec,), ranges=profile((spec,), ())[0])
-    return Target(name=name, sizes=sizes, session=EngineSession(runner))
+    return Target(name=name, sizes=sizes, session=EngineSession(runner, 0.5))
 
 
 def test_an_engine_has_a_row_without_copies_and_one_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,6 +165,8 @@ def test_an_engine_has_a_row_without_copies_and_one_with_them(monkeypatch: pytes
     assert [plain.copies, copied.copies] == [False, True]
     assert (plain.mean, plain.noise) == (2.0, 0.0)  # timed by GPU events
     assert copied.mean != 2.0  # timed by the host's clock
+    assert plain.parts == {}
+    assert copied.parts == {"copy_in": 0.5, "compute": 2.0, "copy_out": 0.25}
     for timing in (plain, copied):
         assert timing.readings["gpu_utilisation"] == 97
         assert timing.readings["gpu_memory"] == 3e9
@@ -402,7 +405,7 @@ def test_no_gpu_is_read_if_nvml_and_cuda_may_number_them_differently(monkeypatch
 
 def test_the_name_of_the_gpu_is_added_if_the_session_lacks_it() -> None:
     device = gpu.Gpu(FakeNvml(), None)
-    unnamed, named = EngineSession(FakeRunner()), EngineSession(FakeRunner())
+    unnamed, named = EngineSession(FakeRunner(), 0.5), EngineSession(FakeRunner(), 0.5)
     unnamed.where = "onnxruntime, CUDA"
     assert preparing.where(unnamed, device) == "onnxruntime, CUDA, a GPU"
     assert preparing.where(named, device) == "TensorRT, a GPU"

@@ -31,6 +31,7 @@ NVML = '''
 """Fake pynvml with two GPUs: the second has no power sensor and does not report utilization."""
 from types import SimpleNamespace as Of
 NVML_TEMPERATURE_GPU, NVML_CLOCK_SM, NVML_CLOCK_MEM = 0, 1, 2
+NVML_PCIE_UTIL_TX_BYTES, NVML_PCIE_UTIL_RX_BYTES = 0, 1
 class NVMLError(Exception): pass
 class NVMLError_LibraryNotFound(NVMLError): pass
 class NVMLError_DriverNotLoaded(NVMLError): pass
@@ -51,6 +52,7 @@ def nvmlDeviceGetTemperature(gpu, sensor): return 41
 def nvmlDeviceGetPowerUsage(gpu): return only_first(gpu, 312500)
 def nvmlDeviceGetEnforcedPowerLimit(gpu): return only_first(gpu, 700000)
 def nvmlDeviceGetClockInfo(gpu, clock): return 1980 if clock == NVML_CLOCK_SM else 3201
+def nvmlDeviceGetPcieThroughput(gpu, counter): return only_first(gpu, 5000 if counter else 250)
 '''
 
 LIMIT = BatchLimit(
@@ -119,6 +121,8 @@ def test_json_contains_the_supported_readings_only(cli: Callable[..., Done], use
             "power_limit": 700,
             "sm_clock": 1.98e9,
             "memory_clock": 3.201e9,
+            "pcie_in": 5e6,
+            "pcie_out": 250e3,
         },
     }
     assert not {"power", "power_limit", "utilisation"} & second["readings"].keys()
@@ -131,8 +135,8 @@ def test_text_has_a_dash_for_unsupported_readings(
     monkeypatch.setenv("COLUMNS", "80")
     done = cli("watch", "--once")
     first, second = (" ".join(line.split()) for line in done.out.splitlines()[1:3])
-    assert first == "0 NVIDIA H200 4.0 / 144.0 GiB 87 % 41 °C 312 / 700 W 1,980 / 3,201 MHz"
-    assert second == '1 Odd "GPU" 4.0 / 144.0 GiB – 41 °C – 1,980 / 3,201 MHz'
+    assert first == "0 NVIDIA H200 4.0 / 144.0 GiB 87 % 41 °C 312 / 700 W 1,980 MHz 5 / 0 MB/s"
+    assert second == '1 Odd "GPU" 4.0 / 144.0 GiB – 41 °C – 1,980 MHz –'
 
 
 def test_the_batch_that_fits_now_is_printed_below_the_table(

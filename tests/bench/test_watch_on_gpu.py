@@ -20,3 +20,5 @@ def test_readings_of_a_real_gpu_are_complete_and_plausible(cli: Callable[..., Do
     assert 0 <= readings["utilisation"] <= 1
     assert 10 < readings["temperature"] < 110
     assert 1e8 < readings["sm_clock"] < 5e9
+    assert readings["pcie_in"] >= 0
+    assert readings["pcie_out"] >= 0

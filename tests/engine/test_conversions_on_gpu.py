@@ -34,8 +34,18 @@ def test_the_engine_is_timed_beside_fp16_and_fp32_in_turns(cli, tmp_path):
     found = report(tmp_path)["benchmark"]
     assert [target["name"] for target in found["targets"]] == ["FP16", "FP32", "INT8"]
     assert {timing["batch"] for timing in found["timings"]} == {1, 8}
-    assert all(target["device"] == "cuda" for target in found["targets"])
+    assert all(target["device"] == "cuda" and target["load"] > 0 for target in found["targets"])
+    assert all(timing["parts"]["compute"] > 0 for timing in found["timings"] if timing["copies"])
     print(done.out)
+
+
+def test_the_layers_of_the_engine_are_timed(cli, tmp_path):
+    done = convert(cli, tmp_path)
+    found, layers = report(tmp_path)["benchmark"]["layers"], report(tmp_path)["engine"]["layers"]
+    assert found["batch"] == 8
+    assert {layer["name"] for layer in layers} <= found["ms"].keys()
+    assert all(ms > 0 for ms in found["ms"].values())
+    print(done.err, found["ms"])
 
 
 def test_the_report_lists_the_layers_of_the_engine(cli, tmp_path):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from trtopt.engine.trt.fusion import engine_layers, unfused
+from trtopt.engine.trt.fusion import engine_layers, unfused, unfused_time
 from trtopt.report.page import engine_layers as page
-from trtopt.types import Decision, Engine, EngineLayer, OnnxModel, TypedModel
+from trtopt.types import Decision, Engine, LayerTimes, OnnxModel, TypedModel
 
 NAMES = ("conv1", "relu1", "add", "/pool/GlobalAveragePool", "mul")
 TYPED = TypedModel(
@@ -57,6 +57,17 @@ def test_what_did_not_fuse_is_counted() -> None:
     assert unfused(()) == ""
 
 
+def test_the_time_of_what_did_not_fuse_is_a_share_of_all_layers() -> None:
+    found = engine_layers(LAYERS, TYPED)
+    times = LayerTimes(batch=32, ms={layer.name: 2.0 if layer.apart == "reformat" else 1.0 for layer in found})
+    assert unfused_time(found, times) == (
+        "layers that did not fuse take 75.0% of the time of all layers at batch 32: "
+        "reformat 25.0%, Q 12.5%, DQ 12.5%, pointwise 25.0%"
+    )
+    assert unfused_time(found[1:2], times) == ""
+    assert unfused_time(found, LayerTimes(batch=1, ms={})) == ""
+
+
 @pytest.mark.parametrize("name", ["QuantizeLinear_7", "a/QuantizeLinear"])
 def test_a_q_is_not_taken_for_a_dq(name: str) -> None:
     assert engine_layers([layer(name, "Scale")], TYPED)[0].apart == "Q"
@@ -72,8 +83,13 @@ def test_the_table_has_a_row_per_layer() -> None:
         size_bytes=1,
         layers=engine_layers(LAYERS, TYPED),
     )
-    rows = page.rows(engine)
-    assert len(rows) == len(LAYERS)
-    assert all(len(row) == len(page.HEAD) for row in rows)
-    assert rows[2][-1] == "reformat"
-    assert isinstance(engine.layers[0], EngineLayer)
+    table = page.table(engine, None)
+    assert len(table.rows) == len(LAYERS)
+    assert all(len(row) == len(table.head) for row in table.rows)
+    assert table.rows[2][-1] == "reformat"
+    assert "ms" not in table.head
+    timed = page.table(engine, LayerTimes(batch=8, ms={"add": 0.25, "PWN(mul)": 0.75}))
+    assert "at batch 8" in timed.title
+    shown = {row[0]: row[timed.head.index("ms") : timed.head.index("share") + 1] for row in timed.rows}
+    assert shown["add"] == ("0.250", "25.0%")
+    assert shown["/pool/GlobalAveragePool"] == ("", "")

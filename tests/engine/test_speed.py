@@ -8,6 +8,7 @@ from engine.toy import TIMES, Toy, install
 from support import CALIB, DIGITS, EVAL
 
 import trtopt.engine.tensorrt as backend
+from trtopt.types import EngineLayer
 
 FAST = {"fp32": 3.0, "fp16": 2.0, "int8": 1.0}
 SLOW = {"fp32": 3.0, "fp16": 2.0, "int8": 2.5}
@@ -39,6 +40,38 @@ def test_the_engine_is_timed_beside_fp16_and_fp32(cli, toy, tmp_path):
     assert {timing["batch"] for timing in found["timings"]} == {1, 8}
     assert "1.000 ms at batch 8 (2.00x FP16)" in done.err
     assert "does not pay" not in done.out
+
+
+def test_the_layers_of_the_engine_are_timed_at_the_largest_batch(cli, toy, tmp_path):
+    toy.layers = (
+        EngineLayer(name="conv", type="CaskConvolution", precision="int8", tactic="k", nodes=("/0/Conv",)),
+        EngineLayer(name="copy", type="Reformat", precision="", tactic="", apart="reformat"),
+    )
+    done = convert(cli, tmp_path)
+    assert report(tmp_path)["benchmark"]["layers"] == {"batch": 8, "ms": {"conv": 1.0, "copy": 3.0}}
+    told = "layers that did not fuse take 75.0% of the time of all layers at batch 8: reformat 75.0%"
+    assert told in " ".join(done.err.split())
+    assert "timed one by one at batch 8" in (tmp_path / "report.html").read_text()
+    assert told in " ".join(convert(cli, tmp_path).err.split())  # from the store
+
+
+def test_layers_that_cannot_be_timed_are_a_warning(cli, toy, tmp_path, monkeypatch):
+    def fails(*_):
+        raise backend.EnvironmentUnableError("the GPU is busy")
+
+    monkeypatch.setattr(backend, "layer_times", fails)
+    done = convert(cli, tmp_path)
+    assert done.code == 0
+    assert "the layers of the engine are not timed: the GPU is busy" in " ".join(done.out.split())
+    assert report(tmp_path)["benchmark"]["timings"]
+
+
+def test_loading_is_timed_and_a_run_with_copies_is_split(cli, toy, tmp_path):
+    convert(cli, tmp_path)
+    found = report(tmp_path)["benchmark"]
+    assert all(target["load"] > 0 for target in found["targets"])
+    parts = [timing["parts"] for timing in found["timings"] if timing["target"] == "INT8" and timing["copies"]]
+    assert parts == [{"copy_in": 0.1, "compute": 1.0, "copy_out": 0.1}] * 2
 
 
 def test_int8_that_is_not_faster_is_told(cli, toy, tmp_path):

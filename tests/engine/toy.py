@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import numpy as np
 import pytest
 
 import trtopt.engine.tensorrt as backend
-from trtopt.engine import Order, onnxruntime
-from trtopt.types import Engine, Support
+from trtopt.engine import Order, Times, onnxruntime
+from trtopt.types import Engine, EngineLayer, Support
 
 TIMES = "timing-0123456789ab.cache"
 
@@ -30,6 +31,7 @@ class Toy:
     misled: set[int] = field(default_factory=set)
     caches: list[Path | None] = field(default_factory=list)
     refused: set[str] = field(default_factory=set)
+    layers: tuple[EngineLayer, ...] = ()
     builds: list[str] = field(default_factory=list)
 
     def build(self, order: Order, out: Path, *, emit: object) -> Engine:
@@ -50,6 +52,7 @@ class Toy:
             size_bytes=engine.size_bytes,
             audit=engine.audit,
             audited="toy",
+            layers=self.layers,
         )
 
     def _times(self, cache: Path | None) -> int:
@@ -60,6 +63,10 @@ class Toy:
         if cache is not None:
             cache.write_text(str(len(self.builds)))
         return len(self.builds)
+
+    def layer_times(self, engine: Engine, feed: Mapping[str, np.ndarray], runs: int) -> Mapping[str, Sequence[float]]:
+        """Return one millisecond for each layer, and three for one that did not fuse."""
+        return {layer.name: [3.0 if layer.apart else 1.0] * runs for layer in engine.layers}
 
     def open(self, engine: Engine, *, graphs: bool, streams: int = 1) -> Runner:
         _, precision, build, times = engine.builder.split()
@@ -79,8 +86,8 @@ class Runner:
         outputs = self.inner.run(feed)
         return {name: -array if self.wrong else array for name, array in outputs.items()}
 
-    def time(self, feed: dict[str, np.ndarray]) -> float:
-        return self.ms
+    def times(self, feed: dict[str, np.ndarray]) -> Times:
+        return Times(copy_in=0.1, compute=self.ms, copy_out=0.1)
 
     def close(self) -> None:
         pass
@@ -95,4 +102,5 @@ def install(monkeypatch: pytest.MonkeyPatch, toy: Toy) -> Toy:
     monkeypatch.setattr(backend, "timing_cache", lambda plan: TIMES)
     monkeypatch.setattr(backend, "build", toy.build)
     monkeypatch.setattr(backend, "open", toy.open)
+    monkeypatch.setattr(backend, "layer_times", toy.layer_times)
     return toy

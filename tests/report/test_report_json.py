@@ -86,7 +86,7 @@ def _objects(node: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | in
         return [found for index, each in enumerate(node[:1]) for found in _objects(each, (*path, index))]
     if not isinstance(node, dict):
         return []
-    maps = ("values", "counts", "figures", "names", "readings", "bounds", "environment", "audit")
+    maps = ("values", "counts", "figures", "names", "readings", "bounds", "parts", "ms", "environment", "audit")
     here = [] if path and path[-1] in maps else [path]
     return here + [found for name, each in node.items() for found in _objects(each, (*path, name))]
 

@@ -13,7 +13,6 @@ import pytest
 from engine.toy import TIMES, Runner, Toy, install
 from support import CALIB, DIGITS, EVAL, Done
 
-import trtopt.engine.tensorrt as backend
 from trtopt.engine import Order
 from trtopt.errors import BuildError
 from trtopt.types import Engine, EngineFault, EngineLayer
@@ -73,7 +72,6 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Timed:
     monkeypatch.setattr("trtopt.stages.speed.SECONDS", 0.01, raising=False)
     toy = Timed(ms={"fp32": 3.0, "fp16": 2.0, "int8": 1.0})
     install(monkeypatch, toy)
-    monkeypatch.setattr(backend, "layer_times", toy.layer_times)
     return toy
 
 

@@ -74,13 +74,13 @@ def readings(module: Any, handle: Any, wanted: Iterable[str]) -> dict[str, float
         module: NVML's module, started.
         handle: NVML's handle of the GPU.
         wanted: names among `memory_used`, `memory_free`, `memory_total` (bytes), `utilisation`, `memory_utilisation`
-            (0 to 1), `temperature` (degrees Celsius), `power`, `power_limit` (watts), `sm_clock` and `memory_clock`
-            (hertz).
+            (0 to 1), `temperature` (degrees Celsius), `power`, `power_limit` (watts), `sm_clock`, `memory_clock`
+            (hertz), `pcie_in` and `pcie_out` (bytes per second; each takes NVML 20 ms to measure).
     """
     # One query answers several readings. GPUs that share the host's memory, such as GB10, do not support the first.
     memory = functools.cache(lambda: module.nvmlDeviceGetMemoryInfo(handle))
     rates = functools.cache(lambda: module.nvmlDeviceGetUtilizationRates(handle))
-    # NVML reports percent, milliwatts and megahertz.
+    # NVML reports percent, milliwatts, megahertz and kilobytes per second.
     sources: dict[str, Callable[[], float]] = {
         "memory_used": lambda: memory().used,
         "memory_free": lambda: memory().free,
@@ -92,6 +92,8 @@ def readings(module: Any, handle: Any, wanted: Iterable[str]) -> dict[str, float
         "power_limit": lambda: module.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3,
         "sm_clock": lambda: module.nvmlDeviceGetClockInfo(handle, module.NVML_CLOCK_SM) * 1e6,
         "memory_clock": lambda: module.nvmlDeviceGetClockInfo(handle, module.NVML_CLOCK_MEM) * 1e6,
+        "pcie_in": lambda: module.nvmlDeviceGetPcieThroughput(handle, module.NVML_PCIE_UTIL_RX_BYTES) * 1e3,
+        "pcie_out": lambda: module.nvmlDeviceGetPcieThroughput(handle, module.NVML_PCIE_UTIL_TX_BYTES) * 1e3,
     }
     values = {name: ask(module, sources[name]) for name in wanted}
     return {name: float(value) for name, value in values.items() if value is not None}

@@ -6,21 +6,26 @@ Touches: nothing itself; the targets run models, `gpu` reads the machine.
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from trtopt.bench import gpu, intervals
 from trtopt.bench.latency import Run, Series, measure
 from trtopt.bench.targets import Target
 from trtopt.data.dataset import Feed
+from trtopt.engine import Times
 from trtopt.events import Emit, Progress
+from trtopt.marks import marked
 from trtopt.types import Timing
 
 _ALONE = 1.0
 """Seconds that a target runs alone before the GPU is read: NVML averages utilization and power over up to a second."""
 _READ_FOR = 0.5
 """Seconds during which the GPU is then read."""
+_SPLIT_RUNS = 20
+"""Runs whose parts are timed: the copies, and the computation between them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +53,9 @@ def sweep(targets: Sequence[Target], plan: Plan, device: gpu.Gpu | None, emit: E
         DataError: a target cannot be run.
     """
     for index in range(len(plan.batches)):
-        yield _point(targets, plan, index, device, emit)
+        with marked(f"batch {plan.batches[index]}"):
+            point = _point(targets, plan, index, device, emit)
+        yield point
 
 
 def _point(targets: Sequence[Target], plan: Plan, index: int, device: gpu.Gpu | None, emit: Emit) -> tuple[Timing, ...]:
@@ -78,12 +85,13 @@ class _Variant:
     batch: int
     copies: bool
     run: Run
+    parts: Callable[[], Times]
 
 
 def _variants(target: Target, batch: int, feed: Feed) -> list[_Variant]:
     """Return the variants of a target: without copies, then with copies if it needs any."""
     ways = target.session.ways(feed)
-    plain = _Variant(target=target.name, batch=batch, copies=False, run=ways.plain)
+    plain = _Variant(target=target.name, batch=batch, copies=False, run=ways.plain, parts=ways.parts)
     return [plain, replace(plain, copies=True, run=ways.with_copies)] if ways.with_copies else [plain]
 
 
@@ -143,4 +151,13 @@ def _timing(variant: _Variant, series: Series, reference: Series | None, reading
         readings=readings,
         bounds=bounds,
         speedup=speedup,
+        parts=_parts(variant),
     )
+
+
+def _parts(variant: _Variant) -> dict[str, float]:
+    """Return the median times of the copies and of the computation in milliseconds; empty without copies."""
+    if not variant.copies:
+        return {}
+    runs = [variant.parts() for _ in range(_SPLIT_RUNS)]
+    return {part.name: statistics.median(getattr(run, part.name) for run in runs) for part in fields(Times)}

@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 from trtopt.bench.inputs import Sizes
 from trtopt.bench.latency import Run
 from trtopt.data.dataset import Feed
-from trtopt.engine import Runner, compiler
+from trtopt.engine import Runner, Times, compiler
 from trtopt.engine.onnxruntime import CudaOptions, OrtRunner, open_runner
 from trtopt.engine.runner.binding import exhausted, first_line
 from trtopt.errors import EnvironmentUnableError, ModelError, OutOfMemoryError
@@ -30,16 +30,20 @@ class Ways:
     """Ways to run a target on one feed.
 
     `plain` runs on buffers in the memory of its device, `with_copies` includes the copies from and to the host (None
-    if the device is the host). `bytes` is the total size of inputs and outputs.
+    if the device is the host). `parts` runs with copies, and returns the times of the parts. `bytes` is the size of all
+    inputs and outputs.
     """
 
     plain: Run
     with_copies: Run | None
+    parts: Callable[[], Times]
     bytes: int
 
 
 class Session(Protocol):
-    """Model or engine that is loaded."""
+    """Model or engine that is loaded. `load` is the time that this took, in seconds."""
+
+    load: float
 
     @property
     def where(self) -> str:
@@ -79,8 +83,8 @@ class OnnxSession:
 
     weights = 0
 
-    def __init__(self, runner: OrtRunner, where: str) -> None:
-        self.where = where
+    def __init__(self, runner: OrtRunner, where: str, load: float) -> None:
+        self.where, self.load = where, load
         self.device: Literal["cpu", "cuda"] = "cuda" if runner.place.kind == "cuda" else "cpu"
         self._runner: OrtRunner | None = runner
 
@@ -94,14 +98,15 @@ class OnnxSession:
         assert self._runner is not None
         bound = self._runner.bind(feed)
 
-        def with_copies() -> None:
-            bound.copy_in(feed)
-            bound.run()
-            bound.copy_out()
+        def parts() -> Times:
+            return Times(
+                copy_in=timed(lambda: bound.copy_in(feed)), compute=timed(bound.run), copy_out=timed(bound.copy_out)
+            )
 
         return Ways(
             plain=lambda: timed(bound.run),
-            with_copies=(lambda: timed(with_copies)) if self.device == "cuda" else None,
+            with_copies=(lambda: timed(parts)) if self.device == "cuda" else None,
+            parts=parts,
             bytes=bound.input_bytes + bound.output_bytes,
         )
 
@@ -113,8 +118,8 @@ class OnnxSession:
 class EngineSession:
     """Engine, one run at a time. Its backend times the computation alone, the host's clock a run with copies."""
 
-    def __init__(self, runner: Runner) -> None:
-        self.where = runner.where
+    def __init__(self, runner: Runner, load: float) -> None:
+        self.where, self.load = runner.where, load
         self.device = runner.device
         self._runner = runner
 
@@ -135,8 +140,9 @@ class EngineSession:
         input_bytes = sum(feed[name].nbytes for name in runner.inputs)
         output_bytes = sum(array.nbytes for array in outputs.values())
         return Ways(
-            plain=lambda: runner.time(feed),
+            plain=lambda: runner.times(feed).compute,
             with_copies=(lambda: timed(lambda: runner.run(feed))) if self.device == "cuda" else None,
+            parts=lambda: runner.times(feed),
             bytes=input_bytes + output_bytes,
         )
 
@@ -162,7 +168,9 @@ def open_engine(engine: Engine) -> EngineSession:
     """
     compiling = compiler(engine.backend)
     assert compiling is not None, f"the engine of {engine.backend} is a graph"
-    return EngineSession(compiling.open(engine, graphs=True))
+    start = time.perf_counter()
+    runner = compiling.open(engine, graphs=True)
+    return EngineSession(runner, time.perf_counter() - start)
 
 
 def open_onnx(path: Path, device: str, cuda: CudaOptions) -> OnnxSession:
@@ -181,6 +189,7 @@ def open_onnx(path: Path, device: str, cuda: CudaOptions) -> OnnxSession:
     """
     if device == "cpu":
         return _on_cpu(path)
+    start = time.perf_counter()
     try:
         runner = open_runner(path, device="cuda" if device == "auto" else device, cuda=cuda)
     except EnvironmentUnableError as error:
@@ -188,7 +197,7 @@ def open_onnx(path: Path, device: str, cuda: CudaOptions) -> OnnxSession:
         if device != "auto" or isinstance(error, OutOfMemoryError):
             raise
         return _on_cpu(path)
-    return OnnxSession(runner, runner.where)
+    return OnnxSession(runner, runner.where, time.perf_counter() - start)
 
 
 def _on_cpu(path: Path) -> OnnxSession:
@@ -198,6 +207,7 @@ def _on_cpu(path: Path) -> OnnxSession:
     # onnxruntime's threads spin after a run, which would slow down the target that is timed next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     where = f"onnxruntime {ort.__version__}, CPU; says nothing about the GPU"
+    start = time.perf_counter()
     try:
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
@@ -208,4 +218,4 @@ def _on_cpu(path: Path) -> OnnxSession:
             why=first_line(error),
             fix="Types without CPU kernels (bfloat16, float8) can be timed on a GPU: --device cuda",
         ) from error
-    return OnnxSession(OrtRunner(session, where), where)
+    return OnnxSession(OrtRunner(session, where), where, time.perf_counter() - start)

@@ -45,6 +45,12 @@ METRICS = {
     "power_limit": Metric(exported="trtopt_gpu_power_limit_watts", text="Power limit of the board."),
     "sm_clock": Metric(exported="trtopt_gpu_sm_clock_hertz", text="Clock of the multiprocessors."),
     "memory_clock": Metric(exported="trtopt_gpu_memory_clock_hertz", text="Clock of the memory."),
+    "pcie_in": Metric(
+        exported="trtopt_gpu_pcie_received_bytes_per_second", text="PCIe traffic to the GPU, over the last 20 ms."
+    ),
+    "pcie_out": Metric(
+        exported="trtopt_gpu_pcie_sent_bytes_per_second", text="PCIe traffic from the GPU, over the last 20 ms."
+    ),
 }
 """Readings by name, in the order of the tables and in base units, as is the convention of Prometheus."""
 

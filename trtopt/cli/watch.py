@@ -46,10 +46,10 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="Read once, print, and exit.")] = False,
     format: Annotated[Format, typer.Option(help="text or json; json prints one object per reading.")] = Format.text,
 ) -> None:
-    """Show memory, utilisation, temperature, power and clocks of every GPU, or of a server's models, until Ctrl-C.
+    """Show memory, utilization, temperature, power, clock and PCIe traffic of every GPU, or of a server's models.
 
-    Exits 3 if this machine has no GPU or the server does not answer, and 1 on an --alert. With --listen and without a
-    terminal, it serves and prints nothing.
+    It ends with Ctrl-C. Exits 3 if this machine has no GPU or the server does not answer, and 1 on an --alert. With
+    --listen and without a terminal, it serves and prints nothing.
     """
     from contextlib import ExitStack
 
@@ -118,9 +118,9 @@ def _table(seen: Seen) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("GPU", overflow="fold")
-    for column in ("memory", "busy", "temp", "power", "clocks"):
+    for column in ("memory", "busy", "temp", "power", "clock", "PCIe"):
         table.add_column(column, justify="right", no_wrap=True)
     for gpu in seen.gpus:
         has = gpu.readings.get
@@ -130,7 +130,8 @@ def _table(seen: Seen) -> Table:
             _of((has("utilisation"),), 0.01, "%"),
             _of((has("temperature"),), 1, "°C"),
             _of((has("power"), has("power_limit")), 1, "W"),
-            _of((has("sm_clock"), has("memory_clock")), 1e6, "MHz"),
+            _of((has("sm_clock"),), 1e6, "MHz"),
+            _of((has("pcie_in"), has("pcie_out")), 1e6, "MB/s"),
         )
     if seen.fits:
         table.caption = "\n".join(f"GPU {fit.gpu}: batch {fit.batch} fits now: {escape(fit.why)}" for fit in seen.fits)

@@ -72,6 +72,7 @@ def bench(plan: BenchPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | N
                 path=each.path,
                 ran=preparing.where(each.target.session, device),
                 device=each.target.session.device,
+                load=each.target.session.load,
             )
             for each in opened
         )

@@ -10,6 +10,8 @@ A backend whose engine is a file of its own, not the typed graph itself, is a `C
     key            everything on this machine that an engine depends on
     host           what an engine runs on here
     open           loads an engine
+    layer_times    times the layers of an engine
+    timing_cache   names the cache of kernel times that its builds share
 
 The folders hold what they share: `trt/` for TensorRT, `runner/` to run engines on a GPU, `cuda/` below it, `ort/` for
 onnxruntime.
@@ -77,6 +79,15 @@ class Order:
     device: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """Times of one run in milliseconds: to copy the inputs to the device, to compute, and to copy the outputs back."""
+
+    copy_in: float
+    compute: float
+    copy_out: float
+
+
 class Runner(Protocol):
     """A loaded engine."""
 
@@ -109,8 +120,8 @@ class Runner(Protocol):
         """Run once and return every output by name."""
         ...
 
-    def time(self, feed: Mapping[str, Array]) -> float:
-        """Run once and return the time of the computation in milliseconds, without copies."""
+    def times(self, feed: Mapping[str, Array]) -> Times:
+        """Run once and return the times of its parts."""
         ...
 
     def close(self) -> None:

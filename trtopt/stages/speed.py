@@ -9,8 +9,9 @@ Touches: the run directory, through the store; temporary folders; the GPU.
 from __future__ import annotations
 
 import contextlib
+import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from trtopt.bench import gate as gating
 from trtopt.bench import inputs
 from trtopt.bench.gate import Gate
 from trtopt.codec import encode
-from trtopt.data.dataset import Dataset
+from trtopt.data.dataset import Dataset, Feed
 from trtopt.engine import Compiler, backend, compiler
+from trtopt.engine.trt.fusion import unfused_time
 from trtopt.errors import StoreError, TrtoptError
 from trtopt.events import Event, Progress, silent
 from trtopt.precision import formats
@@ -30,10 +32,13 @@ from trtopt.stages.precision import typed_graph
 from trtopt.stages.repair import is_quantized
 from trtopt.stages.target import Target as Wanted
 from trtopt.store import read_result
-from trtopt.types import GUARDED, Benchmark, BenchTarget, Engine, GateResult, OnnxModel, Timing
+from trtopt.types import GUARDED, Benchmark, BenchTarget, Engine, GateResult, LayerTimes, OnnxModel, Timing
 
 SECONDS = 0.5
 """Approximate measuring time per engine and batch size."""
+
+_LAYER_RUNS = 50
+"""Runs in which the layers are timed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +94,8 @@ def speed(run: Run, made: Made, dataset: Dataset | None, gates: Sequence[Gate]) 
     guarded = sum(each.reason.startswith(GUARDED) for each in made.target.keep)
     for line in unpaid(benchmark, guarded):
         run.warn(line)
+    if benchmark.layers is not None and (line := unfused_time(made.engine.layers, benchmark.layers)):
+        run.note(line)
     return gating.judged(benchmark, gates, cpu_counts=False)
 
 
@@ -167,26 +174,23 @@ def _alternatives(made: Made) -> tuple[str, ...]:
 def _measured(run: Run, subject: _Subject, dataset: Dataset | None) -> Benchmark:
     """Build the alternatives, load all engines, and time them in turns."""
     from trtopt.bench import sweep
-    from trtopt.bench.targets import EngineSession, Target
+    from trtopt.bench.targets import Target, open_engine
 
     def emit(event: Event) -> None:
         run.emit(replace(event, stage="speed") if isinstance(event, Progress) else event)
+
+    def feed(batch: int) -> Feed:
+        return inputs.random(subject.sizes, batch) if dataset is None else inputs.from_data(dataset, batch)
 
     with contextlib.ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="trtopt-")))
         engines = dict(_built(run, subject, folder)) | {subject.made.target.precision: subject.engine}
         loaded = []
         for name, engine in engines.items():
-            session = EngineSession(subject.compiling.open(engine, graphs=True))
+            session = open_engine(engine)
             held.callback(session.close)
             loaded.append(Target(name=name.upper(), sizes=subject.sizes, session=session))
-        how = sweep.Plan(
-            batches=subject.batches,
-            seconds=SECONDS,
-            feed=lambda target, batch: (
-                inputs.random(target.sizes, batch) if dataset is None else inputs.from_data(dataset, batch)
-            ),
-        )
+        how = sweep.Plan(batches=subject.batches, seconds=SECONDS, feed=lambda _, batch: feed(batch))
         timings = [timing for point in sweep.sweep(loaded, how, None, emit) for timing in point]
         targets = tuple(
             BenchTarget(
@@ -194,10 +198,22 @@ def _measured(run: Run, subject: _Subject, dataset: Dataset | None) -> Benchmark
                 path=Path(FILE) if target is loaded[-1] else Path(target.name.lower()),
                 ran=target.session.where,
                 device=target.session.device,
+                load=target.session.load,
             )
             for target in loaded
         )
-    return Benchmark(targets=targets, timings=tuple(timings))
+    return Benchmark(targets=targets, timings=tuple(timings), layers=_layers(run, subject, feed))
+
+
+def _layers(run: Run, subject: _Subject, feed: Callable[[int], Feed]) -> LayerTimes | None:
+    """Time the layers of the engine at the largest batch; None if they cannot be timed."""
+    batch = subject.batches[-1]
+    try:
+        times = subject.compiling.layer_times(subject.engine, feed(batch), _LAYER_RUNS)
+    except TrtoptError as error:
+        run.warn(f"the layers of the engine are not timed: {error}")
+        return None
+    return LayerTimes(batch=batch, ms={name: statistics.median(series) for name, series in times.items()})
 
 
 def _built(run: Run, subject: _Subject, folder: Path) -> Iterator[tuple[str, Engine]]:

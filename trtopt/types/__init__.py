@@ -7,7 +7,7 @@
 Touches: nothing. The run store (`trtopt.store`) reads and writes these values.
 """
 
-from trtopt.types.benchmark import BatchLimit, BatchProbe, Benchmark, BenchTarget, Interval, Table, Timing
+from trtopt.types.benchmark import BatchLimit, BatchProbe, Benchmark, BenchTarget, Interval, LayerTimes, Table, Timing
 from trtopt.types.calibration import CalibratedTensor, CalibrationTable, Observation, Reading, Spread
 from trtopt.types.comparison import (
     Answer,
@@ -79,6 +79,7 @@ __all__ = [
     "Interval",
     "Keep",
     "LayerDrift",
+    "LayerTimes",
     "Layers",
     "LoadedDrift",
     "Observation",

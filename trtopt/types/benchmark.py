@@ -38,6 +38,8 @@ class Timing:
             are absent.
         bounds: one-sided 95 % bounds of `mean`, the percentiles and `speedup`. Infinite with too few runs.
         speedup: compared with the first target at the same batch size. NaN for the first target itself.
+        parts: with copies, the median time in milliseconds of `copy_in`, `compute` and `copy_out` on their own. Empty
+            without copies.
     """
 
     target: str
@@ -54,19 +56,33 @@ class Timing:
     readings: Mapping[str, float] = field(default_factory=dict)
     bounds: Mapping[str, Interval] = field(default_factory=dict)
     speedup: float = math.nan
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTimes:
+    """Median times of the layers of an engine in milliseconds, by the names in `Engine.layers`, at one batch size.
+
+    The layers ran one after the other, each timed on its own: their sum is more than the latency of the engine.
+    """
+
+    batch: int
+    ms: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchTarget:
     """A timed target: its name in tables, its file, and a description of what actually ran, and where.
 
-    `device` is the kind of device. It is empty in a report of an earlier version, which did not record it.
+    `device` is the kind of device. It is empty in a report of an earlier version, which did not record it. `load` is
+    the time that loading took, in seconds; NaN if it was not measured.
     """
 
     name: str
     path: Path
     ran: str
     device: Literal["cpu", "cuda", ""] = ""
+    load: float = math.nan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +156,7 @@ class Benchmark:
 
     `complete` is false if the sweep was interrupted or ran out of memory; `timings` are those measured until then.
     `limit` is the result of a search for the largest batch, which has only one target. `tables` are the results of a
-    command that measures something else, such as a served model.
+    command that measures something else, such as a served model. `layers` are the times of the last target's layers.
     """
 
     targets: tuple[BenchTarget, ...]
@@ -151,3 +167,4 @@ class Benchmark:
     warnings: tuple[str, ...] = ()
     limit: BatchLimit | None = None
     tables: tuple[Table, ...] = ()
+    layers: LayerTimes | None = None

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from trtopt.counts import network_runs
+from trtopt.engine import Times
 from trtopt.engine.cuda.device import Array, Device
 from trtopt.engine.runner.program import Port, Program, Shape
 from trtopt.engine.runner.slot import Ran, Slot
@@ -80,16 +81,14 @@ class EngineRunner:
         self.submit(feed)
         return self.collect().outputs
 
-    def time(self, feed: Mapping[str, Array]) -> float:
-        """Run once, and return the time between two GPU events around the computation, in milliseconds.
-
-        The copies run, but do not count.
+    def times(self, feed: Mapping[str, Array]) -> Times:
+        """Run once, and return the times between GPU events around the copies and the computation.
 
         Raises:
             as `submit` and `collect`.
         """
         self.submit(feed)
-        return self.collect().compute
+        return self.collect(copy=False).times
 
     def submit(self, feed: Mapping[str, Array]) -> None:
         """Start a run and return immediately.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trtopt.engine import Times
 from trtopt.engine.cuda.device import Array, Buffer, CudaError, Device, Event, Graph, PinnedBuffer, Stream
 from trtopt.engine.runner.program import Execution, Program, Shape
 
@@ -30,12 +31,10 @@ SHAPES_KEPT = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ran:
-    """Outputs of a run, and the GPU's time in ms for copying inputs, computing, and copying outputs."""
+    """Outputs of a run, and the times of its parts by the GPU's clock."""
 
     outputs: dict[str, Array]
-    copy_in: float
-    compute: float
-    copy_out: float
+    times: Times
 
 
 @dataclass(slots=True)
@@ -131,9 +130,7 @@ class Slot:
         }
         return Ran(
             outputs={name: array.copy() for name, array in outputs.items()} if copy else outputs,
-            copy_in=copied.since(start),
-            compute=computed.since(copied),
-            copy_out=done.since(computed),
+            times=Times(copy_in=copied.since(start), compute=computed.since(copied), copy_out=done.since(computed)),
         )
 
     def _copy_out(self, shapes: Mapping[str, Shape], *, late: bool) -> None:

@@ -15,11 +15,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trtopt.types import EngineLayer, TypedModel
+from trtopt.types import EngineLayer, LayerTimes, TypedModel
 
 _POINTWISE = re.compile(r"PointWise|ElementWise|Unary|Activation", re.IGNORECASE)
 _QUANTIZE = re.compile(r"(?<!De)QuantizeLinear|(?<!de)quantize_scale_node")
 _DEQUANTIZE = re.compile(r"DequantizeLinear|dequantize_scale_node")
+_APART = ("reformat", "Q", "DQ", "pointwise")
 _COPIES = re.compile(r"Reformat|NoOp|Copy", re.IGNORECASE)
 
 
@@ -51,9 +52,23 @@ def engine_layers(layers: Sequence[Mapping[str, Any]], typed: TypedModel) -> tup
 
 def unfused(layers: Sequence[EngineLayer]) -> str:
     """Return a sentence that counts the layers that did not fuse; empty if all did."""
-    counts = {kind: sum(layer.apart == kind for layer in layers) for kind in ("reformat", "Q", "DQ", "pointwise")}
+    counts = {kind: sum(layer.apart == kind for layer in layers) for kind in _APART}
     parts = [f"{count} {kind} layer{'s' * (count > 1)}" for kind, count in counts.items() if count]
     return f"not fused: {', '.join(parts)}, of {len(layers)} layers" if parts else ""
+
+
+def unfused_time(layers: Sequence[EngineLayer], times: LayerTimes) -> str:
+    """Return a sentence about the time that the layers take that did not fuse; empty if all did.
+
+    As a share of the sum of all layers: layers that are timed take longer than the engine as a whole.
+    """
+    of_kind = {kind: sum(times.ms.get(layer.name, 0.0) for layer in layers if layer.apart == kind) for kind in _APART}
+    total, apart = sum(times.ms.values()), sum(of_kind.values())
+    if not apart:
+        return ""
+    parts = ", ".join(f"{kind} {ms / total:.1%}" for kind, ms in of_kind.items() if ms)
+    share = f"{apart / total:.1%} of the time of all layers at batch {times.batch}"
+    return f"layers that did not fuse take {share}: {parts}"
 
 
 def _apart(name: str, kind: str, nodes: Sequence[str], *, copies: bool) -> str:

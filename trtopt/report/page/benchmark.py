@@ -10,7 +10,10 @@ from collections.abc import Sequence
 
 from trtopt.bench import READINGS
 from trtopt.report.page import words
-from trtopt.types import BatchLimit, Benchmark, Table, Timing
+from trtopt.types import BatchLimit, Benchmark, BenchTarget, Table, Timing
+
+_PARTS = {"copy_in": "copy in", "compute": "compute", "copy_out": "copy out"}
+"""Parts of a run by their key in `Timing.parts`, with the heads of their columns."""
 
 
 def tables(benchmark: Benchmark) -> list[Table]:
@@ -30,10 +33,15 @@ def tables(benchmark: Benchmark) -> list[Table]:
 
 def facts(benchmark: Benchmark) -> list[tuple[str, str]]:
     """Return where each target ran, how to read the numbers, and the memory that the largest batch needs."""
-    rows = [(target.name, target.ran) for target in benchmark.targets]
+    rows = [(target.name, _ran(target)) for target in benchmark.targets]
     if benchmark.timings:
         rows.append(("±", "half the 95 % confidence interval of the mean, computed from the means of blocks of runs"))
     return rows + (_limit(benchmark.limit) if benchmark.limit is not None else [])
+
+
+def _ran(target: BenchTarget) -> str:
+    """Return what a target ran in, and how long it took to load."""
+    return f"{target.ran}, loaded in {number(target.load)} s" if math.isfinite(target.load) else target.ran
 
 
 def number(value: float) -> str:
@@ -57,6 +65,7 @@ def _timing(timing: Timing) -> dict[str, str]:
         "p99": number(timing.p99),
         "samples/s": number(timing.throughput),
         "speedup": f"{timing.speedup:.2f}x" if math.isfinite(timing.speedup) else "",
+        **{head: number(timing.parts.get(name, math.nan)) for name, head in _PARTS.items()},
         "runs": str(timing.iterations),
     }
 
