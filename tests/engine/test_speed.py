@@ -49,7 +49,7 @@ def test_the_layers_of_the_engine_are_timed_at_the_largest_batch(cli, toy, tmp_p
     )
     done = convert(cli, tmp_path)
     assert report(tmp_path)["benchmark"]["layers"] == {"batch": 8, "ms": {"conv": 1.0, "copy": 3.0}}
-    told = "layers that did not fuse take 75.0% of the time of all layers at batch 8: reformat 75.0%"
+    told = "layers that did not fuse take 75.0 % of the time of all layers at batch 8: reformat 75.0 %"
     assert told in " ".join(done.err.split())
     assert "timed one by one at batch 8" in (tmp_path / "report.html").read_text()
     assert told in " ".join(convert(cli, tmp_path).err.split())  # from the store

@@ -66,8 +66,8 @@ def unfused_time(layers: Sequence[EngineLayer], times: LayerTimes) -> str:
     total, apart = sum(times.ms.values()), sum(of_kind.values())
     if not apart:
         return ""
-    parts = ", ".join(f"{kind} {ms / total:.1%}" for kind, ms in of_kind.items() if ms)
-    share = f"{apart / total:.1%} of the time of all layers at batch {times.batch}"
+    parts = ", ".join(f"{kind} {100 * ms / total:.1f} %" for kind, ms in of_kind.items() if ms)
+    share = f"{100 * apart / total:.1f} % of the time of all layers at batch {times.batch}"
     return f"layers that did not fuse take {share}: {parts}"
 
 

@@ -12,12 +12,9 @@ from trtopt.bench import READINGS
 from trtopt.report.page import words
 from trtopt.types import BatchLimit, Benchmark, BenchTarget, Table, Timing
 
-_PARTS = {"copy_in": "copy in", "compute": "compute", "copy_out": "copy out"}
-"""Parts of a run by their key in `Timing.parts`, with the heads of their columns."""
-
 
 def tables(benchmark: Benchmark) -> list[Table]:
-    """Return the tables of latencies, of the machine's readings, and of the batch sizes tried if there was a search.
+    """Return the tables of latencies, of their parts, of the machine's readings, and of the batch sizes tried.
 
     Those of a command that measures something else follow. Columns that would be empty in every row are left out, such
     as those of the GPU on a machine without one.
@@ -25,6 +22,8 @@ def tables(benchmark: Benchmark) -> list[Table]:
     found: list[Table] = []
     if benchmark.timings:
         found.append(_filled("latency in ms", [_timing(timing) for timing in benchmark.timings]))
+        if split := [timing for timing in benchmark.timings if timing.parts]:
+            found.append(_filled("parts of a run with copies, in ms", [_split(timing) for timing in split]))
         found.append(_filled("machine readings", [_readings(timing) for timing in benchmark.timings]))
     if benchmark.limit is not None:
         found.append(_filled("batch sizes tried", _probes(benchmark.limit)))
@@ -65,9 +64,13 @@ def _timing(timing: Timing) -> dict[str, str]:
         "p99": number(timing.p99),
         "samples/s": number(timing.throughput),
         "speedup": f"{timing.speedup:.2f}x" if math.isfinite(timing.speedup) else "",
-        **{head: number(timing.parts.get(name, math.nan)) for name, head in _PARTS.items()},
         "runs": str(timing.iterations),
     }
+
+
+def _split(timing: Timing) -> dict[str, str]:
+    parts = {name.replace("_", " "): number(ms) for name, ms in timing.parts.items()}
+    return {"target": timing.target, "batch": str(timing.batch), **parts}
 
 
 def _readings(timing: Timing) -> dict[str, str]:

@@ -20,15 +20,15 @@ def table(engine: Engine, times: LayerTimes | None) -> Table:
     for layer in engine.layers:
         nodes = ", ".join(layer.nodes)
         took = () if times is None else _time(times.ms.get(layer.name, math.nan), sum(times.ms.values()))
-        rows.append((layer.name, layer.type, layer.precision, *took, layer.tactic, nodes, layer.apart))
+        rows.append((layer.name, layer.type, layer.precision, *took, layer.apart, nodes, layer.tactic))
     head = () if times is None else ("ms", "share")
     at = "" if times is None else f", timed one by one at batch {times.batch}"
     return Table(
         title=f"Layers of the engine, in the order of execution{at}",
-        head=("layer", "type", "precision", *head, "kernel", "nodes", "not fused"),
+        head=("layer", "type", "precision", *head, "not fused", "nodes", "kernel"),
         rows=tuple(rows),
     )
 
 
 def _time(ms: float, total: float) -> tuple[str, str]:
-    return (number(ms), f"{ms / total:.1%}") if math.isfinite(ms) and total else ("", "")
+    return (number(ms), f"{100 * ms / total:.1f} %") if math.isfinite(ms) and total else ("", "")
