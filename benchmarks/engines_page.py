@@ -61,8 +61,8 @@ def _cells(row: Mapping[str, Any]) -> Iterator[str]:
     for batch in BATCHES:
         time = row["ms"].get(str(batch))
         yield f"{time[0]:.4f}" if time else "–"
-    loads = row.get("load", {})
-    yield f"{loads[str(max(map(int, loads.keys() - {'64'})))]:.0f} %" if loads else "–"
+    loads = [row.get("load", {}).get(str(batch)) for batch in BATCHES if batch <= 32]
+    yield next((f"{load:.0f} %" for load in reversed(loads) if load is not None), "–")
     yield f"{row['bytes'] / 1e6:.1f}"
     yield f"{row['memory']['activations'] / 1e6:.0f} MB"
     yield str(row["layers"].get("Reformat", 0))

@@ -49,13 +49,18 @@ def test_the_layers_of_the_engine_are_timed_at_the_largest_batch(cli, toy, tmp_p
     )
     done = convert(cli, tmp_path)
     assert report(tmp_path)["benchmark"]["layers"] == {"batch": 8, "ms": {"conv": 1.0, "copy": 3.0}}
-    told = "layers that did not fuse take 75.0 % of the time of all layers at batch 8: reformat 75.0 %"
-    assert told in " ".join(done.err.split())
+    told = "layer times {} layers that did not fuse take 75.0 % of the time of all layers at batch 8: reformat 75.0 %"
+    assert told.format("0.00 s") in " ".join(done.err.split())
     assert "timed one by one at batch 8" in (tmp_path / "report.html").read_text()
-    assert told in " ".join(convert(cli, tmp_path).err.split())  # from the store
+    assert told.format("cached") in " ".join(convert(cli, tmp_path).err.split())
 
 
-def test_layers_that_cannot_be_timed_are_a_warning(cli, toy, tmp_path, monkeypatch):
+LAYERS = (EngineLayer(name="conv", type="CaskConvolution", precision="int8", tactic="k", nodes=("/0/Conv",)),)
+
+
+def test_layers_that_cannot_be_timed_are_a_warning_and_are_tried_again(cli, toy, tmp_path, monkeypatch):
+    toy.layers = LAYERS
+
     def fails(*_):
         raise backend.EnvironmentUnableError("the GPU is busy")
 
@@ -64,6 +69,22 @@ def test_layers_that_cannot_be_timed_are_a_warning(cli, toy, tmp_path, monkeypat
     assert done.code == 0
     assert "the layers of the engine are not timed: the GPU is busy" in " ".join(done.out.split())
     assert report(tmp_path)["benchmark"]["timings"]
+    monkeypatch.setattr(backend, "layer_times", toy.layer_times)
+    convert(cli, tmp_path)
+    assert report(tmp_path)["benchmark"]["layers"]["ms"] == {"conv": 1.0}
+
+
+def test_a_profiler_that_names_other_layers_than_the_inspector_is_a_warning(cli, toy, tmp_path, monkeypatch):
+    toy.layers = LAYERS
+    monkeypatch.setattr(backend, "layer_times", lambda *_: {"conv": [0.8], "something else": [0.2]})
+    done = convert(cli, tmp_path)
+    assert "TensorRT's profiler names other layers than its engine inspector" in " ".join(done.out.split())
+    assert report(tmp_path)["benchmark"]["layers"] is None
+
+
+def test_an_engine_whose_layers_are_not_known_is_not_profiled(cli, toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(backend, "layer_times", lambda *_: pytest.fail("it is profiled"))
+    assert convert(cli, tmp_path).code == 0
 
 
 def test_loading_is_timed_and_a_run_with_copies_is_split(cli, toy, tmp_path):

@@ -41,7 +41,7 @@ class Ways:
 
 
 class Session(Protocol):
-    """Model or engine that is loaded. `load` is the time that this took, in seconds."""
+    """Model or engine that is loaded. `load` is the time that loading took, in seconds."""
 
     load: float
 

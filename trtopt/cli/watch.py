@@ -120,18 +120,18 @@ def _table(seen: Seen) -> Table:
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("GPU", overflow="fold")
-    for column in ("memory", "busy", "temp", "power", "clock", "PCIe"):
+    for column in ("memory", "busy", "temp", "power", "clock", "PCIe GB/s"):
         table.add_column(column, justify="right", no_wrap=True)
     for gpu in seen.gpus:
         has = gpu.readings.get
         table.add_row(
-            escape(f"{gpu.index} {gpu.name}"),
+            escape(f"{gpu.index} {gpu.name.removeprefix('NVIDIA ')}"),
             _of((has("memory_used"), has("memory_total")), 2**30, "GiB", 1),
             _of((has("utilisation"),), 0.01, "%"),
             _of((has("temperature"),), 1, "°C"),
             _of((has("power"), has("power_limit")), 1, "W"),
             _of((has("sm_clock"),), 1e6, "MHz"),
-            _of((has("pcie_in"), has("pcie_out")), 1e6, "MB/s"),
+            _of((has("pcie_in"), has("pcie_out")), 1e9, "", 1).strip(),
         )
     if seen.fits:
         table.caption = "\n".join(f"GPU {fit.gpu}: batch {fit.batch} fits now: {escape(fit.why)}" for fit in seen.fits)

@@ -6,6 +6,7 @@ Touches: starts processes that parse and build (`trt.apart`), as TensorRT's pars
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,12 +106,16 @@ def open(engine: Engine, *, graphs: bool, streams: int = 1) -> EngineRunner:
 
 
 def layer_times(engine: Engine, feed: Mapping[str, Array], runs: int) -> Mapping[str, Sequence[float]]:
-    """Run an engine, and return the times of its layers in milliseconds, by name. See `Compiler`."""
+    """Run an engine, and return the times of its layers in milliseconds, by name: the mean if a name occurs twice.
+
+    See `Compiler`.
+    """
     from trtopt.engine.trt.builder import layer_times as measured
 
+    count = Counter(layer.name for layer in engine.layers)
     found: dict[str, list[float]] = {}
     for number, layers in enumerate(measured(engine.path, engine.builder, feed, runs)):
         for name, ms in layers:
             series = found.setdefault(name, [0.0] * runs)
-            series[number] += ms  # a name may occur twice
+            series[number] += ms / max(count[name], 1)  # a name may occur twice
     return found

@@ -9,9 +9,8 @@ Touches: the run directory, through the store; temporary folders; the GPU.
 from __future__ import annotations
 
 import contextlib
-import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,24 +20,21 @@ from trtopt.bench.gate import Gate
 from trtopt.codec import encode
 from trtopt.data.dataset import Dataset, Feed
 from trtopt.engine import Compiler, backend, compiler
-from trtopt.engine.trt.fusion import unfused_time
 from trtopt.errors import StoreError, TrtoptError
 from trtopt.events import Event, Progress, silent
 from trtopt.precision import formats
 from trtopt.run import Run
 from trtopt.stages.build import FILE, ordered, pinned
+from trtopt.stages.layer_times import layer_times
 from trtopt.stages.made import Made
 from trtopt.stages.precision import typed_graph
 from trtopt.stages.repair import is_quantized
 from trtopt.stages.target import Target as Wanted
 from trtopt.store import read_result
-from trtopt.types import GUARDED, Benchmark, BenchTarget, Engine, GateResult, LayerTimes, OnnxModel, Timing
+from trtopt.types import GUARDED, Benchmark, BenchTarget, Engine, GateResult, OnnxModel, Timing
 
 SECONDS = 0.5
 """Approximate measuring time per engine and batch size."""
-
-_LAYER_RUNS = 50
-"""Runs in which the layers are timed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +90,11 @@ def speed(run: Run, made: Made, dataset: Dataset | None, gates: Sequence[Gate]) 
     guarded = sum(each.reason.startswith(GUARDED) for each in made.target.keep)
     for line in unpaid(benchmark, guarded):
         run.warn(line)
-    if benchmark.layers is not None and (line := unfused_time(made.engine.layers, benchmark.layers)):
-        run.note(line)
+    data = dataset.digest if dataset is not None else ""
+    layers = layer_times(
+        run, made.engine, compiling, subject.batches[-1], lambda batch: _feed(subject, dataset, batch), data
+    )
+    benchmark = replace(benchmark, layers=layers)
     return gating.judged(benchmark, gates, cpu_counts=False)
 
 
@@ -179,9 +178,6 @@ def _measured(run: Run, subject: _Subject, dataset: Dataset | None) -> Benchmark
     def emit(event: Event) -> None:
         run.emit(replace(event, stage="speed") if isinstance(event, Progress) else event)
 
-    def feed(batch: int) -> Feed:
-        return inputs.random(subject.sizes, batch) if dataset is None else inputs.from_data(dataset, batch)
-
     with contextlib.ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="trtopt-")))
         engines = dict(_built(run, subject, folder)) | {subject.made.target.precision: subject.engine}
@@ -190,7 +186,7 @@ def _measured(run: Run, subject: _Subject, dataset: Dataset | None) -> Benchmark
             session = open_engine(engine)
             held.callback(session.close)
             loaded.append(Target(name=name.upper(), sizes=subject.sizes, session=session))
-        how = sweep.Plan(batches=subject.batches, seconds=SECONDS, feed=lambda _, batch: feed(batch))
+        how = sweep.Plan(batches=subject.batches, seconds=SECONDS, feed=lambda _, batch: _feed(subject, dataset, batch))
         timings = [timing for point in sweep.sweep(loaded, how, None, emit) for timing in point]
         targets = tuple(
             BenchTarget(
@@ -202,18 +198,11 @@ def _measured(run: Run, subject: _Subject, dataset: Dataset | None) -> Benchmark
             )
             for target in loaded
         )
-    return Benchmark(targets=targets, timings=tuple(timings), layers=_layers(run, subject, feed))
+    return Benchmark(targets=targets, timings=tuple(timings))
 
 
-def _layers(run: Run, subject: _Subject, feed: Callable[[int], Feed]) -> LayerTimes | None:
-    """Time the layers of the engine at the largest batch; None if they cannot be timed."""
-    batch = subject.batches[-1]
-    try:
-        times = subject.compiling.layer_times(subject.engine, feed(batch), _LAYER_RUNS)
-    except TrtoptError as error:
-        run.warn(f"the layers of the engine are not timed: {error}")
-        return None
-    return LayerTimes(batch=batch, ms={name: statistics.median(series) for name, series in times.items()})
+def _feed(subject: _Subject, dataset: Dataset | None, batch: int) -> Feed:
+    return inputs.random(subject.sizes, batch) if dataset is None else inputs.from_data(dataset, batch)
 
 
 def _built(run: Run, subject: _Subject, folder: Path) -> Iterator[tuple[str, Engine]]:
