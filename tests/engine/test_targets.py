@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import struct
 import subprocess
 from pathlib import Path
@@ -13,10 +14,12 @@ import onnx
 import pytest
 from engine.encoder import transformer
 from onnx import TensorProto, numpy_helper
-from support import CALIB, DIGITS
+from support import CALIB, DIGITS, EVAL
 
 from trtopt.engine.onnxruntime import open_runner
+from trtopt.engine.trt.locate import load
 from trtopt.engine.trt.platforms import Platform, platform, platforms
+from trtopt.engine.trt.versions import RTX
 from trtopt.errors import ModelError, UsageError
 from trtopt.graph.older import lower_opset
 from trtopt.graph.spelled import spell_out
@@ -193,3 +196,47 @@ def test_the_older_form_computes_the_same(parse, tmp_path, body: str) -> None:
     new, old = (open_runner(tmp_path / name).run(feed)["y"] for name in ("new.onnx", "old.onnx"))
     np.testing.assert_allclose(old, new, rtol=1e-5, atol=1e-6)
     assert "LayerNormalization" not in {node.op_type for node in model.graph}
+
+
+@pytest.mark.parametrize(
+    ("target", "flags", "why"),
+    [
+        ("jetpack-5", ["--version-compatible"], "it came with TensorRT 8.6"),
+        ("trt-8.5", ["--optimization-level", "5"], "it came with TensorRT 8.6"),
+        ("jetpack-6", ["--tactic-sources", "banana"], "banana is not one of them"),
+    ],
+)
+def test_a_builder_option_that_the_platform_lacks_is_refused(cli, tmp_path, target, flags, why):
+    done = convert(cli, tmp_path / "run", DIGITS, target, *flags)
+    assert done.code == 2
+    assert why in done.err
+    assert not (tmp_path / "run" / "build.sh").exists()
+
+
+def test_the_command_that_judges_on_the_device_decides_as_here(cli, tmp_path):
+    """Run it here, for another backend and without TensorRT: the typed graph is the same."""
+    options = ["--keep", "/3/Conv_output_0", "--gate", "cosine=0.9", "--tactic-sources=-CUDNN", "--samples", "64"]
+    given = ["convert", DIGITS, "-p", "int8", "--calib", CALIB, "--data", EVAL, "--method", "percentile", *options]
+    first = cli(*given, "--target", "jetpack-6", "-o", tmp_path / "here")
+    assert first.code == 0, first.err
+    (line,) = [line[4:] for line in (tmp_path / "here/build.sh").read_text().splitlines() if "trtopt convert" in line]
+    program, *words = shlex.split(line)
+    assert program == "trtopt"
+    there = [word for word in words if word not in ("--tensorrt", "tensorrt", "--tactic-sources=-CUDNN")]
+    second = cli(*there, "--backend", "onnxruntime", "-o", tmp_path / "there")
+    assert second.code == 0, second.err
+    graphs = [(tmp_path / name / "typed.onnx").read_bytes() for name in ("here", "there")]
+    assert graphs[0] == graphs[1]
+
+
+def test_an_operator_that_the_tensorrt_here_does_not_support_is_a_warning(cli, tmp_path):
+    if isinstance(load(RTX), str):
+        pytest.skip("TensorRT for RTX is not installed")
+    body = "g (float[2, 3, 3] x) => (float[2] y) { y = Det(x) }"
+    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 19]> {body}')
+    onnx.save(proto, tmp_path / "det.onnx")
+    done = cli(
+        "convert", tmp_path / "det.onnx", "-p", "fp16", "--no-compare", "--target", "jetpack-6", "-o", tmp_path / "run"
+    )
+    assert done.code == 0, done.err
+    assert "TensorRT 10.3.0 may not support this either" in " ".join(done.out.split())

@@ -166,8 +166,10 @@ def prepared(run: Run, plan: ConvertPlan, source: OnnxModel, ranges: tuple[Shape
     model = stages.prepare(run, source, ranges, lowest_opset(plan.precision, plan.rest), _lacks(plan))
     if plan.keep or plan.only:  # a misspelt node must fail here, not after an hour of calibration
         resolve(load_ir(model.path), plan.keep, plan.only)
-    if plan.target is None:  # the TensorRT of this machine is not that of the target
+    if plan.target is None:
         stages.check_operators(run, model, plan.build)
+    else:
+        stages.hint_at_operators(run, model, plan.build, plan.target.title)
     return model
 
 

@@ -14,8 +14,10 @@ from trtopt import stages
 from trtopt.commands import checks
 from trtopt.commands.calibrate import calibrated, prepared
 from trtopt.commands.conclusion import explained, judged, reported, timed
+from trtopt.commands.suggest import on_device
 from trtopt.data.dataset import Dataset
 from trtopt.engine import backend, compiler
+from trtopt.engine.trt.options import check_target_options
 from trtopt.engine.trt.platforms import Platform, check_precision
 from trtopt.errors import BuildError, DataError, EnvironmentUnableError, MissingDependencyError, TrtoptError
 from trtopt.events import Emit, silent
@@ -100,6 +102,7 @@ def _checked(plan: ConvertPlan, given: Source) -> OnnxModel | None:
         backend(plan.build.backend).check_options(plan.build)
     else:
         check_precision(plan.target, plan.precision, plan.rest)
+        check_target_options(plan.target, plan.build)
     scaled = precision(plan.precision).FORMAT.scaled
     ready = exporting.ready(given, plan.export)
     checks.data_flags(plan, needs_table=scaled and not (ready is not None and is_quantized(ready)))
@@ -282,5 +285,4 @@ def _build(
 
 
 def _aim(plan: ConvertPlan, target: Platform) -> stages.Aim:
-    data = plan.data.source if plan.data and isinstance(plan.data.source, str) else ""
-    return stages.Aim(target=target, model=str(plan.source), data=data)
+    return stages.Aim(target=target, judge=on_device(plan))

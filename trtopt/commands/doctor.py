@@ -32,6 +32,8 @@ _PORTABILITY = (
     "A TensorRT engine runs only on the GPU model that it was built on, unless built with --hardware-compatible.",
     f"A TensorRT-RTX engine is {RTX_DEVICES}, on Linux and Windows; it does not run on 9.0 (H100, H200), and with FP8 "
     "not before 8.9.",
+    "Engines were run by trtopt's developers with TensorRT 8.5.3.1 on an H200, and only built with TensorRT-RTX 1.7.1. "
+    "What trtopt knows about other versions is from NVIDIA's documentation (docs/versions.md).",
     "TensorRT and TensorRT-RTX cannot load each other's engines; onnxruntime needs 1.27 for TensorRT 11.",
 )
 

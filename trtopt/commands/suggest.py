@@ -1,4 +1,4 @@
-"""The command line of `trtopt tune` that a failed conversion or comparison suggests.
+"""Command lines to go on with: `trtopt tune` after a failure, and a conversion on the device of `--target`.
 
 Touches: nothing.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from trtopt.compare.gates import Gate, written
-from trtopt.engine import DEFAULT
+from trtopt.engine import DEFAULT, BuildPlan
 from trtopt.plan import ComparePlan, ConvertPlan, DataPlan, MeasurePlan
 from trtopt.precision import formats
 from trtopt.shapes import AskedShape
@@ -42,6 +43,39 @@ def after_compare(plan: ComparePlan, precision: str, found: Iterable[Comparison]
     return _joined(plan.baseline, _of_comparison(plan, precision))
 
 
+def on_device(plan: ConvertPlan) -> str:
+    """Return the command that converts with the same arguments on the device of `--target`, and judges the engine."""
+    return shlex.join(["trtopt", "convert", str(plan.source), *_again(plan), "--tensorrt", "tensorrt"])
+
+
+def _again(plan: ConvertPlan) -> Iterator[str]:
+    """Yield the arguments of a conversion but `--target`."""
+    yield from ("--precision", plan.precision)
+    yield from ("--rest", plan.rest) if plan.rest != "fp16" else ()
+    yield from ("--baseline", str(plan.baseline)) if plan.baseline else ()
+    yield from ("--calib", str(plan.calib.source)) if plan.calib else ()
+    yield from ("--calib-table", str(plan.table)) if plan.table else ()
+    if plan.data is not None:
+        yield from _samples(plan.data, "")
+    elif plan.calib is not None:
+        yield from _reading(plan.calib)
+    yield from _choices(plan)
+    yield from () if plan.guard else ("--no-guard",)
+    yield from () if plan.compare else ("--no-compare",)
+    yield from _judged(plan.gates, plan.measure, plan.shapes)
+    yield from _export(plan)
+    yield from _options(plan.build)
+
+
+def _options(build: BuildPlan) -> Iterator[str]:
+    yield from ("--workspace", str(build.workspace_bytes)) if build.workspace_bytes is not None else ()
+    level = build.optimization_level
+    yield from ("--optimization-level", str(level)) if level is not None else ()
+    yield from ("--version-compatible",) if build.version_compatible else ()
+    yield from ("--hardware-compatible",) if build.hardware_compatible else ()
+    yield from (f"--tactic-sources={build.tactic_sources}",) if build.tactic_sources else ()
+
+
 def _joined(source: Path, words: Iterator[str]) -> str:
     return shlex.join(["trtopt", "tune", str(source), *words])
 
@@ -51,6 +85,14 @@ def _of_conversion(plan: ConvertPlan) -> Iterator[str]:
     yield from ("--rest", plan.rest) if plan.rest != "fp16" else ()
     yield from ("--calib", str(plan.calib.source) if plan.calib else "CALIB")
     yield from _samples(plan.data or plan.calib, "DATA" if plan.data is None else "")
+    yield from _choices(plan)
+    yield from _judged(plan.gates, plan.measure, plan.shapes)
+    yield from _export(plan)
+    yield from ("--backend", plan.build.backend) if plan.build.backend != DEFAULT else ()
+    yield from ("--device", plan.device) if plan.device != "cpu" else ()
+
+
+def _choices(plan: ConvertPlan) -> Iterator[str]:
     yield from ("--method", plan.method) if plan.method != "auto" else ()
     for keep in plan.keep:
         yield from ("--keep", keep.pattern + ("=fp32" if keep.precision and plan.rest != "fp32" else ""))
@@ -58,10 +100,6 @@ def _of_conversion(plan: ConvertPlan) -> Iterator[str]:
         yield from ("--only", pattern)
     yield from () if plan.equalization else ("--no-equalization",)
     yield from () if plan.bias_correction else ("--no-bias-correction",)
-    yield from _judged(plan.gates, plan.measure, plan.shapes)
-    yield from _export(plan)
-    yield from ("--backend", plan.build.backend) if plan.build.backend != DEFAULT else ()
-    yield from ("--device", plan.device) if plan.device != "cpu" else ()
 
 
 def _export(plan: ConvertPlan) -> Iterator[str]:
@@ -84,9 +122,13 @@ def _samples(data: DataPlan | None, otherwise: str) -> Iterator[str]:
     """Yield the flags of the samples to judge on; `otherwise` replaces their source, if they are to be others."""
     assert data is not None
     yield from ("--data", otherwise or str(data.source))
+    yield from _reading(replace(data, labels=None) if otherwise else data)
+
+
+def _reading(data: DataPlan) -> Iterator[str]:
     yield from ("--recipe", data.recipe) if data.recipe else ()
     yield from ("--classes", str(data.classes)) if data.classes else ()
-    yield from ("--labels", str(data.labels)) if data.labels and not otherwise else ()
+    yield from ("--labels", str(data.labels)) if data.labels else ()
     yield from ("--samples", str(data.samples)) if data.samples else ()
     yield from ("--skip-bad",) if data.skip_bad else ()
 

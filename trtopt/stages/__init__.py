@@ -7,7 +7,7 @@ libraries that do the work.
 from trtopt.stages.aim import Aim, aim
 from trtopt.stages.build import build
 from trtopt.stages.calibrate import calibrate
-from trtopt.stages.check import check_operators
+from trtopt.stages.check import check_operators, hint_at_operators
 from trtopt.stages.compare import Evaluation, check_randomness, compare
 from trtopt.stages.equalize import equalize
 from trtopt.stages.fault import REBUILDS, difference, fault, rebuild, rebuilt
@@ -49,6 +49,7 @@ __all__ = [
     "gate",
     "guard",
     "halves",
+    "hint_at_operators",
     "observe",
     "open_data",
     "open_samples",

@@ -8,7 +8,6 @@ Touches: the run directory, through the store.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,11 +32,10 @@ _FINEST = 127
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aim:
-    """A platform, and the model and samples that judge the engine there, as the user wrote them."""
+    """A platform, and the command that judges the engine there."""
 
     target: Platform
-    model: str
-    data: str
+    judge: str
 
 
 def aim(run: Run, made: Made, aimed: Aim) -> TargetFiles:
@@ -64,7 +62,7 @@ def aim(run: Run, made: Made, aimed: Aim) -> TargetFiles:
         "ranges": [asdict(entry) for entry in ranges],
         "plan": encode(made.plan),
         "seen": made.seen.digest if made.seen and target.dla else "",
-        "judge": [aimed.model, aimed.data],
+        "judge": aimed.judge,
     }
     return run.store.stage("target", key, TargetFiles, make, lambda files: f"{GRAPH} and {SCRIPT} for {files.tensorrt}")
 
@@ -90,20 +88,12 @@ def _written(made: Made, aimed: Aim, ranges: tuple[ShapeRange, ...], folder: Pat
         kept=tuple(node.name for node in model.graph if node.name in kept),
         ranges=() if target.dla else ranges,
         plan=made.plan,
-        judge=_judge(made, aimed),
+        judge=aimed.judge,
     )
     path = folder / SCRIPT
     path.write_text(script.script(recipe), encoding="utf-8")
     path.chmod(0o755)
     return TargetFiles(target=target.name, tensorrt=target.title, graph=folder / GRAPH, script=path, cache=cache)
-
-
-def _judge(made: Made, aimed: Aim) -> str:
-    """Return the command that converts with the same decisions on the device, and judges the engine."""
-    words = ["trtopt", "convert", aimed.model, "--precision", made.target.precision]
-    if made.table is not None:
-        words += ["--rest", made.target.rest, "--calib-table", "calibration.json"]
-    return shlex.join([*words, "--data", aimed.data or "DATA", "--tensorrt", "tensorrt"])
 
 
 def _dialect(made: Made, target: Platform, folder: Path) -> ir.Model:

@@ -22,20 +22,32 @@ def check_operators(run: Run, model: OnnxModel, plan: BuildPlan) -> None:
     Raises:
         BuildError: some nodes are not supported; the message names the first.
     """
+    support = _support(run, model, plan)
+    if support is not None and support.rejections:
+        raise BuildError(support.what, why=support.why, fix=support.fix)
+
+
+def hint_at_operators(run: Run, model: OnnxModel, plan: BuildPlan, title: str) -> None:
+    """Warn of nodes that the TensorRT of this machine does not support: that of a platform, `title`, may not either."""
+    support = _support(run, model, plan)
+    if support is not None and support.rejections:
+        run.warn(f"{support.by} here: {support.what} ({support.why}). {title} may not support this either")
+
+
+def _support(run: Run, model: OnnxModel, plan: BuildPlan) -> Support | None:
+    """Return the nodes that the backend does not support; None if it does not work here, or has no parser."""
     compiling = compiler(plan.backend)
     if compiling is None:
-        return
+        return None
 
     def make(_: Path) -> Support:
         return compiling.check(model, plan, emit=run.emit)
 
     try:
         key = {"model": model.digest, **compiling.key(plan)}
-        support = run.store.stage("check", key, Support, make, _support_line)
+        return run.store.stage("check", key, Support, make, _support_line)
     except EnvironmentUnableError:  # such as TensorRT on a machine without a GPU: `build` will say so
-        return
-    if support.rejections:
-        raise BuildError(support.what, why=support.why, fix=support.fix)
+        return None
 
 
 def _support_line(support: Support) -> str:

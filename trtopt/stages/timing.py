@@ -91,18 +91,9 @@ def timing(run: Run, subject: Subject, site: Site, name: str = "timing") -> tupl
 
 def work_of(trials: Trials) -> timed.Work:
     """Return what the times of layers that compute several nodes are divided by."""
-    from trtopt.precision.passes.placement import place
     from trtopt.tune.costs import both
 
-    readers: dict[str, dict[str, None]] = {}
-    for site in place(trials.graph, trials.request.keep).sites:
-        value = site.node.inputs[site.index]
-        for tensor in {value.name if value is not None else "", site.scale_from} - {"", None}:
-            readers.setdefault(str(tensor), {})[site.node.name or ""] = None
-    return timed.Work(
-        of={node.name or "": both(node, trials.request.sizes) for node in trials.graph.graph},
-        readers={tensor: tuple(nodes) for tensor, nodes in readers.items()},
-    )
+    return {node.name or "": both(node, trials.request.sizes) for node in trials.graph.graph}
 
 
 def timing_line(times: EngineTimes) -> str:
@@ -251,7 +242,7 @@ class _Engines:
             right = computes(run, made, few(site.samples))
         return _Built(
             made=made,
-            layers=timed.joined(engine.layers, times, self._work),
+            layers=timed.joined(engine.layers, times),
             right=right,
             times=self._cache.read_bytes() if self._cache and self._cache.exists() else b"",
         )

@@ -1,7 +1,7 @@
 """Costs from the times of an engine's layers: what each node takes, and what quantizing it saves.
 
 A layer of an engine computes several nodes, whose names it lists. Its time is divided among them by their work. A
-reformat belongs to the nodes beside it, and a Q or DQ that did not fuse to the nodes that read its tensor: so what
+reformat belongs to the nodes beside it, and a Q or DQ that did not fuse to the nodes that it is for: so what
 lowering a node costs around it counts against it.
 
 Touches: nothing.
@@ -10,7 +10,6 @@ Touches: nothing.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,31 +23,18 @@ from trtopt.types import EngineLayer, TimedLayer
 TOLERANCE = 0.02
 """Share of its time in 16 bits that a group must save at least."""
 
-_PAIR = re.compile(r"(?P<tensor>.+?)/(?:Quantize|Dequantize)Linear")
-"""The name of a Q or DQ, which ends with `_quantize_scale_node` in the engines of TensorRT 8."""
-
 Series = npt.NDArray[np.float64]
 """Times in milliseconds, float64 [runs]."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """Work of nodes, by which the times of layers are divided.
-
-    Attributes:
-        of: the work of each node, in any unit.
-        readers: the quantized nodes that read a tensor.
-    """
-
-    of: Mapping[str, float]
-    readers: Mapping[str, tuple[str, ...]]
+Work = Mapping[str, float]
+"""Work of nodes by name, in any unit, by which the times of layers are divided."""
 
 
-def joined(layers: Sequence[EngineLayer], times: Mapping[str, Sequence[float]], work: Work) -> tuple[TimedLayer, ...]:
-    """Return the layers of an engine with their times in milliseconds, by name, and with the nodes they belong to."""
+def joined(layers: Sequence[EngineLayer], times: Mapping[str, Sequence[float]]) -> tuple[TimedLayer, ...]:
+    """Return the layers of an engine with their times in milliseconds, given these by name."""
     return tuple(
-        TimedLayer(name=layer.name, nodes=layer.nodes or _readers(layer, work), ms=tuple(times.get(layer.name, ())))
-        for layer in layers
+        TimedLayer(name=layer.name, nodes=layer.nodes, ms=tuple(times.get(layer.name, ()))) for layer in layers
     )
 
 
@@ -64,7 +50,7 @@ def by_node(layers: Sequence[TimedLayer], work: Work) -> dict[str, Series]:
         if not layer.ms:
             continue
         nodes = layer.nodes or ("",)
-        shares = np.array([work.of.get(node, 0.0) for node in nodes])
+        shares = np.array([work.get(node, 0.0) for node in nodes])
         shares = shares / shares.sum() if shares.sum() > 0 else np.full(len(nodes), 1 / len(nodes))
         for node, share in zip(nodes, shares, strict=True):
             found[node] = found.get(node, 0.0) + share * np.array(layer.ms)
@@ -126,8 +112,3 @@ def _noise(series: Series) -> float:
     """Return twice the standard error of the median of a series, from its quartiles (1.25 sigma over root n)."""
     low, high = np.quantile(series, (0.25, 0.75))
     return float(2 * 1.253 * (high - low) / 1.349 / math.sqrt(len(series)))
-
-
-def _readers(layer: EngineLayer, work: Work) -> tuple[str, ...]:
-    found = _PAIR.search(layer.name) if layer.apart in ("Q", "DQ") else None
-    return work.readers.get(found["tensor"], ()) if found else ()

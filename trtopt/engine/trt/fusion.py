@@ -6,20 +6,25 @@ Each costs a pass over memory that a fused layer does not need.
     x/QuantizeLinear_quantize_scale_node                a Q that is not fused with the layer before it
     PWN(mul)                                            a pointwise operator that is not fused with a convolution
 
-Touches: nothing.
+Touches: reads the typed graph.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from trtopt.types import EngineLayer, LayerTimes, TypedModel
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
 
 _POINTWISE = re.compile(r"PointWise|ElementWise|Unary|Activation", re.IGNORECASE)
 _QUANTIZE = re.compile(r"(?<!De)QuantizeLinear|(?<!de)quantize_scale_node")
 _DEQUANTIZE = re.compile(r"DequantizeLinear|dequantize_scale_node")
+_Q_OR_DQ = re.compile(r".+?/(?:Quantize|Dequantize)Linear")
 _APART = ("reformat", "Q", "DQ", "pointwise")
 _COPIES = re.compile(r"Reformat|NoOp|Copy", re.IGNORECASE)
 
@@ -32,6 +37,7 @@ def engine_layers(layers: Sequence[Mapping[str, Any]], typed: TypedModel) -> tup
     from trtopt.engine.trt.weak import named, precision_of
 
     names = {decision.node for decision in typed.decisions}
+    pairs = _pairs(typed.onnx.path) if any(_pair(str(layer.get("Name", ""))) for layer in layers) else {}
     found = []
     for layer in layers:
         name, kind = str(layer.get("Name", "")), str(layer.get("LayerType", ""))
@@ -43,7 +49,7 @@ def engine_layers(layers: Sequence[Mapping[str, Any]], typed: TypedModel) -> tup
                 type=kind,
                 precision=precision_of(layer),
                 tactic=str(layer.get("TacticName", "")),
-                nodes=_beside(name, names) if copies else nodes,
+                nodes=_beside(name, names) if copies else nodes or pairs.get(_pair(name), ()),
                 apart=_apart(name, kind, nodes, copies=copies),
             )
         )
@@ -80,6 +86,33 @@ def _apart(name: str, kind: str, nodes: Sequence[str], *, copies: bool) -> str:
     if not nodes and _QUANTIZE.search(name):
         return "Q"
     return "pointwise" if name.startswith("PWN(") or _POINTWISE.search(kind) else ""
+
+
+def _pair(name: str) -> str:
+    """Return the Q or DQ node that a layer's name begins with; empty if it does not."""
+    found = _Q_OR_DQ.match(name)
+    return found[0] if found else ""
+
+
+def _pairs(path: Path) -> Mapping[str, tuple[str, ...]]:
+    """Return the nodes that each Q and DQ of a graph is for, by its name: those that read the dequantized values."""
+    from trtopt.graph.file import load_proto
+
+    nodes = load_proto(path).graph.node
+    readers: dict[str, list[NodeProto]] = {}
+    for node in nodes:
+        for tensor in node.input:
+            readers.setdefault(tensor, []).append(node)
+
+    def behind(node: NodeProto) -> Iterator[str]:
+        for reader in readers.get(node.output[0], []):
+            if reader.op_type == "DequantizeLinear":
+                yield from behind(reader)
+            else:
+                yield reader.name
+
+    kinds = ("QuantizeLinear", "DequantizeLinear")
+    return {node.name: tuple(dict.fromkeys(behind(node))) for node in nodes if node.op_type in kinds}
 
 
 def _beside(name: str, names: set[str]) -> tuple[str, ...]:

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trtopt.engine import BuildPlan
 from trtopt.engine.trt.locate import TensorRT
-from trtopt.engine.trt.versions import RTX, RTX_DEVICES
+from trtopt.engine.trt.platforms import Platform
+from trtopt.engine.trt.versions import RTX, RTX_DEVICES, Abilities
 from trtopt.errors import UsageError
 from trtopt.events import Emit, Warned
 from trtopt.times import is_own
 
 _LEVELS = range(6)
+_TACTIC_SOURCES = ("CUBLAS", "CUBLAS_LT", "CUDNN", "EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
+"""The tactic sources of TensorRT 8.5 to 10 (`TacticSource` in NVIDIA's API reference)."""
 
 
 def check_options(trt: TensorRT, options: BuildPlan) -> None:
@@ -31,21 +35,36 @@ def check_options(trt: TensorRT, options: BuildPlan) -> None:
             unsupported.append(("--version-compatible", "it has no lean runtime to include in the engine"))
         if options.hardware_compatible:
             unsupported.append(("--hardware-compatible", f"its engines are always {RTX_DEVICES}"))
+    unsupported += _refused(trt.can, options)
+    if options.tactic_sources:
+        check_tactic_sources(trt, options.tactic_sources)
+    for flag, why in unsupported:
+        raise UsageError(f"{trt.title} cannot use {flag}", why=why, fix=f"Omit {flag}")
+
+
+def check_target_options(target: Platform, options: BuildPlan) -> None:
+    """Raise a UsageError for an option with an invalid value, or that the TensorRT of a platform does not support."""
+    for flag, why in _refused(target.can, options):
+        raise UsageError(f"{target.title} ({target.name}) cannot use {flag}", why=why, fix=f"Omit {flag}")
+    if options.tactic_sources:
+        _mask(target.title, dict.fromkeys(_TACTIC_SOURCES, 0), 0, options.tactic_sources)
+
+
+def _refused(can: Abilities, options: BuildPlan) -> list[tuple[str, str]]:
+    """Return the options with invalid values, and those that a TensorRT with these abilities lacks, with reasons."""
+    unsupported = []
     if options.optimization_level is not None and options.optimization_level not in _LEVELS:
         unsupported.append(("--optimization-level", f"{options.optimization_level} is not between 0 and {_LEVELS[-1]}"))
     if options.workspace_bytes is not None and options.workspace_bytes <= 0:
         unsupported.append(("--workspace", f"{options.workspace_bytes} bytes are too few"))
-    if not trt.can.builder_options:
+    if not can.builder_options:
         given = {
             "--optimization-level": options.optimization_level is not None,
             "--version-compatible": options.version_compatible,
             "--hardware-compatible": options.hardware_compatible,
         }
         unsupported += [(flag, "it came with TensorRT 8.6") for flag, asked in given.items() if asked]
-    if options.tactic_sources:
-        check_tactic_sources(trt, options.tactic_sources)
-    for flag, why in unsupported:
-        raise UsageError(f"{trt.title} cannot use {flag}", why=why, fix=f"Omit {flag}")
+    return unsupported
 
 
 def configure(trt: TensorRT, builder: Any, options: BuildPlan) -> Any:
@@ -91,13 +110,18 @@ def check_tactic_sources(trt: TensorRT, text: str) -> None:
 def _tactic_sources(trt: TensorRT, default: int, text: str) -> int:
     """Return the bit mask of the tactic sources: `default` with the changes in `text`."""
     known = {name.upper(): int(value) for name, value in trt.module.TacticSource.__members__.items()}
+    return _mask(trt.title, known, default, text)
+
+
+def _mask(title: str, known: Mapping[str, int], default: int, text: str) -> int:
+    """Return the bit mask `default` with the changes in `text`, given the bits of the known tactic sources."""
     mask = default
     for part in text.split(","):
         sign, name = part.strip()[:1], part.strip()[1:].upper()
         if sign not in ("+", "-") or name not in known:
             raise UsageError(
                 f"--tactic-sources {text}: {part.strip() or 'an empty part'} is not one of them",
-                fix=f"Write it like -{next(iter(known))}: {trt.title} has {', '.join(known)}",
+                fix=f"Write it like -{next(iter(known))}: {title} has {', '.join(known)}",
             )
         bit = 1 << known[name]
         mask = mask | bit if sign == "+" else mask & ~bit
