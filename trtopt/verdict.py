@@ -2,7 +2,7 @@
 
     130, 2   the run ended early: it was interrupted, or a stage failed
     1        a gate failed, a default one or one of --gate
-    4        a gate of --gate is inconclusive, without --allow-inconclusive
+    4        a gate of --gate, or the engine's, is inconclusive, without --allow-inconclusive
     3        not possible on this machine: no engine was built, or memory was exhausted
     0        otherwise; an inconclusive default gate is only reported
 

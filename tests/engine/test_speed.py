@@ -149,6 +149,20 @@ def test_an_engine_that_cannot_be_timed_is_told_and_judged_all_the_same(cli, toy
     assert report(tmp_path)["benchmark"] is None
 
 
+def test_an_engine_that_cannot_be_opened_where_it_should_run_is_not_taken_for_right(cli, toy, tmp_path, monkeypatch):
+    def opened(engine, *, graphs, streams=1):
+        raise backend.EnvironmentUnableError("cuda-python is missing")
+
+    monkeypatch.setattr(backend, "open", opened)
+    done = convert(cli, tmp_path, "--no-speed", "--gate", "cosine=0.9")
+    assert done.code == 4
+    assert "the engine is not run: cuda-python is missing" in " ".join(done.out.split())
+    gates = {gate["metric"]: gate["verdict"] for gate in report(tmp_path)["comparison"]["gates"]}
+    assert gates == {"cosine": "pass", "engine": "inconclusive"}
+    monkeypatch.setattr(backend, "host", lambda: None)  # without a GPU the graph is the evidence, as the report says
+    assert convert(cli, tmp_path / "no GPU", "--no-speed", "--gate", "cosine=0.9").code == 0
+
+
 def test_without_a_gpu_nothing_is_timed_and_a_gate_is_inconclusive(cli, toy, tmp_path, monkeypatch):
     monkeypatch.setattr(backend, "host", lambda: None)
     assert convert(cli, tmp_path / "a").code == 0

@@ -85,8 +85,15 @@ def judged(comparison: Comparison, gates: Sequence[Gate], precision: str) -> Com
     result = gate.judged(replace(comparison, outputs=outputs), gates)
     asked = {each.output for each in result.gates if each.metric == ENGINE_GATE}
     added = [_judged(drift, precision) for drift in comparison.engine if drift.output not in asked]
+    if comparison.engine_unable and ENGINE_GATE not in {each.metric for each in result.gates}:
+        added.append(_open(comparison.engine_unable))
     results = (*result.gates, *added)
     return replace(result, gates=results, verdict=gate.verdict(results))
+
+
+def _open(reason: str) -> GateResult:
+    """Return the result for an engine that was not run. It counts as a gate of the user: the run must not pass."""
+    return GateResult(output="engine", metric=ENGINE_GATE, value=0.0, limit=0.0, verdict="inconclusive", reason=reason)
 
 
 def _judged(drift: EngineDrift, precision: str) -> GateResult:

@@ -276,9 +276,9 @@ class Comparison:
     where. The stage `compare` returns no `gates` and the verdict `unchecked`; `trtopt.compare.gate.judged` adds both,
     and `remarks` about outputs without a gate and the samples to look at first. `calibrated_on` is the number of
     samples on which the candidate was calibrated: they are not evidence for unseen data. If the candidate is an engine,
-    `engine` compares it with its graph, and `graph_ran` says where that ran. `loaded` is the typed graph in
-    onnxruntime's default options, on a few samples; `loaded_ran` says where, or why it cannot run so. `exhibits` show
-    some of the worst samples.
+    `engine` compares it with its graph, and `graph_ran` says where that ran; `engine_unable` is the reason if it was
+    not run on a machine that has what runs it. `loaded` is the typed graph in onnxruntime's default options, on a few
+    samples; `loaded_ran` says where, or why it cannot run so. `exhibits` show some of the worst samples.
     """
 
     baseline: str
@@ -297,6 +297,7 @@ class Comparison:
     calibrated_on: int = 0
     engine: tuple[EngineDrift, ...] = ()
     graph_ran: str = ""
+    engine_unable: str = ""
     loaded: tuple[LoadedDrift, ...] = ()
     loaded_ran: str = ""
     exhibits: tuple[Exhibit, ...] = ()
