@@ -105,6 +105,13 @@ def test_a_node_kept_in_fp32_is_constrained_in_the_script_of_a_weakly_typed_vers
     assert "/0/Conv_output_0:fp32" in script
 
 
+def test_a_convolution_kept_in_fp16_is_constrained_on_a_dla_where_every_tensor_has_a_scale(cli, tmp_path):
+    convert(cli, tmp_path, DIGITS, "jetpack-5-dla", "--keep", "/3/Conv_output_0")
+    (line,) = re.findall(r"--layerPrecisions=(\S+)", (tmp_path / "build.sh").read_text())
+    assert "/3/Conv_output_0:fp16" in line.split(",")
+    assert "/7/Conv_output_0:fp16" not in line.split(",")
+
+
 def test_the_cache_of_a_dla_has_every_tensor(cli, tmp_path):
     convert(cli, tmp_path, DIGITS, "jetpack-5-dla")
     header, *lines = (tmp_path / "target.cache").read_text().splitlines()

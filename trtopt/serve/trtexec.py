@@ -37,7 +37,7 @@ def script(image: Image, model: OnnxModel, ranges: Sequence[ShapeRange]) -> str:
         graph="model.onnx",
         cache="",
         precisions=frozenset(),
-        kept=(),
+        constrained={},
         ranges=tuple(ranges),
         plan=BuildPlan(),
         judge="",

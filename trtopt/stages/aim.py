@@ -49,8 +49,10 @@ def aim(run: Run, made: Made, aimed: Aim) -> TargetFiles:
     ranges = ordered(made.typed, made.ranges, made.plan, run.device).profile
     if target.dla:
         _check_fixed(target, ranges)
-    for node in script.unconstrained(made.typed.decisions) if not target.can.strong_typing else ():
-        run.warn(f"{node} is not constrained to FP32: trtexec cannot be given a name with a comma or colon")
+    constrained = _constrained(made, target)
+    for node in script.unconstrained(constrained):
+        precision = constrained[node].upper()
+        run.warn(f"{node} is not constrained to {precision}: trtexec cannot be given a name with a comma or colon")
 
     def make(folder: Path) -> TargetFiles:
         return _written(made, aimed, ranges, folder)
@@ -79,13 +81,13 @@ def _written(made: Made, aimed: Aim, ranges: tuple[ShapeRange, ...], folder: Pat
     check_types(folder / GRAPH)
     if cache is not None:
         write_cache(_every_scale(made), cache, version=target.cache_version)
-    kept = {decision.node for decision in typed.decisions if decision.precision == "fp32"}
+    constrained = _constrained(made, target)
     recipe = script.Recipe(
         target=target,
         graph=GRAPH,
         cache=cache.name if cache else "",
         precisions=frozenset(decision.precision for decision in typed.decisions),
-        kept=tuple(node.name for node in model.graph if node.name in kept),
+        constrained={name: constrained[name] for node in model.graph if (name := node.name or "") in constrained},
         ranges=() if target.dla else ranges,
         plan=made.plan,
         judge=aimed.judge,
@@ -94,6 +96,13 @@ def _written(made: Made, aimed: Aim, ranges: tuple[ShapeRange, ...], folder: Pat
     path.write_text(script.script(recipe), encoding="utf-8")
     path.chmod(0o755)
     return TargetFiles(target=target.name, tensorrt=target.title, graph=folder / GRAPH, script=path, cache=cache)
+
+
+def _constrained(made: Made, target: Platform) -> dict[str, str]:
+    """Return the precisions to constrain layers to; none in a strongly typed graph."""
+    if target.can.strong_typing and not target.dla:
+        return {}
+    return script.constraints(made.typed.decisions, implicit=target.dla and made.typed.precision == "int8")
 
 
 def _dialect(made: Made, target: Platform, folder: Path) -> ir.Model:

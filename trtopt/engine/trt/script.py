@@ -6,13 +6,14 @@ Touches: nothing.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from trtopt.engine import BuildPlan
 from trtopt.engine.trt.platforms import Platform, newer
 from trtopt.types import Decision, ShapeRange
 
+_WEIGHTED = frozenset("Conv ConvTranspose Gemm MatMul".split())
 _LINE = " \\\n  "
 
 
@@ -25,7 +26,7 @@ class Recipe:
         graph: name of the ONNX file beside the script.
         cache: name of the calibration cache beside it; empty without one.
         precisions: the precisions that nodes of the graph are in.
-        kept: the nodes that must stay in FP32 beside FP16, by name.
+        constrained: the precision of the nodes that must not be lowered, by their names.
         ranges: the shapes of dynamic inputs.
         plan: the build options.
         judge: the command that judges the engine on the device.
@@ -35,7 +36,7 @@ class Recipe:
     graph: str
     cache: str
     precisions: frozenset[str]
-    kept: tuple[str, ...]
+    constrained: Mapping[str, str]
     ranges: tuple[ShapeRange, ...]
     plan: BuildPlan
     judge: str
@@ -76,9 +77,23 @@ def flags(recipe: Recipe) -> list[str]:
     return [*found, "--skipInference" if newer(target, (8, 6)) else "--buildOnly"]
 
 
-def unconstrained(decisions: Sequence[Decision]) -> list[str]:
-    """Return the nodes that must stay in FP32, but whose names trtexec cannot be given: they contain `,` or `:`."""
-    return [each.node for each in decisions if each.precision == "fp32" and set(each.node) & set(",:")]
+def constraints(decisions: Sequence[Decision], *, implicit: bool) -> dict[str, str]:
+    """Return the precision of the nodes that TensorRT must not lower further, by name.
+
+    Beside FP16 these are the nodes in FP32. With `implicit` quantization every tensor has a scale, so that TensorRT may
+    choose INT8 for any layer: then they are also the convolutions and products in FP16.
+    """
+    held = ("fp16", "fp32") if implicit else ("fp32",)
+    return {
+        each.node: each.precision
+        for each in decisions
+        if each.precision in held and (each.precision == "fp32" or each.op in _WEIGHTED)
+    }
+
+
+def unconstrained(constrained: Mapping[str, str]) -> list[str]:
+    """Return the nodes whose names trtexec cannot be given: they contain `,` or `:`."""
+    return [name for name in constrained if set(name) & set(",:")]
 
 
 def _types(recipe: Recipe) -> list[str]:
@@ -91,11 +106,16 @@ def _types(recipe: Recipe) -> list[str]:
         found += ["--useDLACore=0", "--allowGPUFallback"]
     if recipe.cache:
         found.append(f"--calib={recipe.cache}")
-    names = [name for name in recipe.kept if not set(name) & set(",:")]
-    if names and "fp16" in recipe.precisions:
-        listed = ",".join(f"{name}:fp32" for name in names)
-        found += ["--precisionConstraints=obey", f"--layerPrecisions={listed}", f"--layerOutputTypes={listed}"]
+    named = {name: precision for name, precision in recipe.constrained.items() if not set(name) & set(",:")}
+    if named and "fp16" in recipe.precisions:
+        found += ["--precisionConstraints=obey", f"--layerPrecisions={_listed(named)}"]
+        in_fp32 = {name: precision for name, precision in named.items() if precision == "fp32"}
+        found += [f"--layerOutputTypes={_listed(in_fp32)}"] if in_fp32 else []
     return found
+
+
+def _listed(named: Mapping[str, str]) -> str:
+    return ",".join(f"{name}:{precision}" for name, precision in named.items())
 
 
 def _shapes(ranges: Sequence[ShapeRange]) -> list[str]:
