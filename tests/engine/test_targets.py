@@ -142,6 +142,15 @@ def test_an_unknown_target_is_refused_with_the_nearest_names(cli, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "meant"), [("jetpack-6.2", "jetpack-6"), ("JetPack-5.1", "jetpack-5"), ("trt-8.5.3", "trt-8.5")]
+)
+def test_a_release_of_a_known_platform_suggests_that_platform(name, meant):
+    with pytest.raises(UsageError) as caught:
+        platform(name)
+    assert f"Did you mean {meant}?" in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("target", "precision"), [("trt-8.6", "fp8"), ("jetpack-5", "bf16"), ("jetpack-6-dla", "fp32")]
 )
 def test_a_precision_that_the_platform_lacks_is_refused(cli, tmp_path, target, precision):

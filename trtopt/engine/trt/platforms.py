@@ -81,7 +81,9 @@ def platform(name: str) -> Platform:
     """
     known = platforms()
     if name not in known:
-        near = difflib.get_close_matches(name.lower(), known, 3)
+        # `jetpack-6.2` is nearer to `jetpack-7.2` by its letters, but is a `jetpack-6`.
+        longer = [each for each in known if name.lower().startswith(f"{each}.")]
+        near = longer or difflib.get_close_matches(name.lower(), known, 3)
         fix = f"Did you mean {' or '.join(near)}?" if near else f"Choose one of {', '.join(_PLATFORMS)}, or trt-VERSION"
         raise UsageError(f"unknown target {name!r}", fix=f"{fix} (docs/targets.md lists all)")
     return known[name]
