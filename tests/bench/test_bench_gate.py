@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trtopt.bench.gate import Gate, check, judged, parse_gates
+from trtopt.bench.gate import Gate, check, judged, parse_gates, written
 from trtopt.errors import UsageError
 from trtopt.types import Benchmark, BenchTarget, Interval, Timing
 
@@ -61,6 +61,7 @@ def verdicts(gates: str, benchmark: Benchmark) -> list[tuple[str, str]]:
 )
 def test_a_gate_is_parsed(text: str, gate: Gate) -> None:
     assert parse_gates(text) == (gate,)
+    assert parse_gates(written([gate])) == (gate,)
 
 
 def test_a_blank_text_gives_no_gates_and_a_list_several() -> None:

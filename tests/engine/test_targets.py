@@ -231,7 +231,8 @@ def test_a_builder_option_that_the_platform_lacks_is_refused(cli, tmp_path, targ
 
 def test_the_command_that_judges_on_the_device_decides_as_here(cli, tmp_path):
     """Run it here, for another backend and without TensorRT: the typed graph is the same."""
-    options = ["--keep", "/3/Conv_output_0", "--gate", "cosine=0.9", "--tactic-sources=-CUDNN", "--samples", "64"]
+    options = ["--keep", "/3/Conv_output_0", "--gate", "cosine=0.9,latency_p99@8=5ms"]
+    options += ["--tactic-sources=-CUDNN", "--samples", "64", "--allow-inconclusive"]
     given = ["convert", DIGITS, "-p", "int8", "--calib", CALIB, "--data", EVAL, "--method", "percentile", *options]
     first = cli(*given, "--target", "jetpack-6", "-o", tmp_path / "here")
     assert first.code == 0, first.err
@@ -239,7 +240,8 @@ def test_the_command_that_judges_on_the_device_decides_as_here(cli, tmp_path):
     program, *words = shlex.split(line)
     assert program == "trtopt"
     there = [word for word in words if word not in ("--tensorrt", "tensorrt", "--tactic-sources=-CUDNN")]
-    second = cli(*there, "--backend", "onnxruntime", "-o", tmp_path / "there")
+    assert there[there.index("--gate") + 1] == "cosine=0.9,latency_p99@8=5.0ms"
+    second = cli(*there, "--backend", "onnxruntime", "--allow-inconclusive", "-o", tmp_path / "there")
     assert second.code == 0, second.err
     graphs = [(tmp_path / name / "typed.onnx").read_bytes() for name in ("here", "there")]
     assert graphs[0] == graphs[1]

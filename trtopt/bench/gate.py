@@ -55,6 +55,14 @@ class Gate:
         return self.kind != "latency"
 
 
+def written(gates: Sequence[Gate]) -> str:
+    """Return gates as `parse_gates` reads them."""
+    units = {"latency": "ms", "throughput": "", "speedup": "x"}
+    return ",".join(
+        f"{gate.metric}{f'@{gate.batch}' if gate.batch else ''}={gate.limit!r}{units[gate.kind]}" for gate in gates
+    )
+
+
 def parse_gates(text: str) -> tuple[Gate, ...]:
     """Parse gates such as `latency_p99=5ms,throughput@8=1000,speedup=1.5x`; return () for a blank text.
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from trtopt.bench import gate as speed
 from trtopt.compare.gates import Gate, written
 from trtopt.engine import DEFAULT, BuildPlan
 from trtopt.plan import ComparePlan, ConvertPlan, DataPlan, MeasurePlan
@@ -62,7 +63,7 @@ def _again(plan: ConvertPlan) -> Iterator[str]:
     yield from _choices(plan)
     yield from () if plan.guard else ("--no-guard",)
     yield from () if plan.compare else ("--no-compare",)
-    yield from _judged(plan.gates, plan.measure, plan.shapes)
+    yield from _judged(plan.gates, plan.measure, plan.shapes, plan.speed_gates)
     yield from _export(plan)
     yield from _options(plan.build)
 
@@ -133,8 +134,14 @@ def _reading(data: DataPlan) -> Iterator[str]:
     yield from ("--skip-bad",) if data.skip_bad else ()
 
 
-def _judged(gates: tuple[Gate, ...], measure: MeasurePlan, shapes: tuple[AskedShape, ...]) -> Iterator[str]:
-    yield from ("--gate", written(gates)) if gates else ()
+def _judged(
+    gates: tuple[Gate, ...],
+    measure: MeasurePlan,
+    shapes: tuple[AskedShape, ...],
+    speed_gates: tuple[speed.Gate, ...] = (),
+) -> Iterator[str]:
+    limits = ",".join(filter(None, (written(gates), speed.written(speed_gates))))
+    yield from ("--gate", limits) if limits else ()
     for output, kind in measure.kinds.items():
         yield from ("--kind", f"{output}={kind}")
     for metric in measure.metrics:
