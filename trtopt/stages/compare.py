@@ -103,7 +103,7 @@ def compare(
     comparison = run.store.stage(name, key, Comparison, make, compared_line)
     if host and not comparison.engine:
         run.store.discard(name)  # the next run tries the engine again
-        comparison = replace(comparison, engine_unable="this machine could not run the engine: see the warnings")
+        comparison = replace(comparison, engine_unable="the engine was not run, although this machine has a GPU for it")
     return comparison
 
 
