@@ -178,7 +178,7 @@ def _constants(graph: onnx.GraphProto) -> set[str]:
 
 
 _WIDE = 16
-"""Factor on the channels of a widened case: INT8 is for 16 channels and more."""
+"""Factor on the channels of a widened case: INT8 is for 8 channels and for products of 16 x 16, and more."""
 
 
 def widened(case: Case) -> Case | None:

@@ -190,15 +190,15 @@ def test_normalizations_are_not_quantized(parse: Parse) -> None:
     ("body", "weights", "why"),
     [
         ("(float[1, 5, 8, 8] x) => (float[1, 32, 8, 8] y) { y = Conv(x, w) }", {"w": (32, 5, 1, 1)},
-         "5 channels: fewer than 16"),
+         "5 channels: fewer than 8"),
         ("(float[1, 3, 8] x) => (float[1, 32, 8] y) { y = Conv(x, w) }", {"w": (32, 3, 1)},
-         "3 channels: fewer than 16"),
+         "3 channels: fewer than 8"),
         ("(float[1, 3, 8, 8] x) => (float[1, 16, 8, 8] y) { y = Conv(x, w) }", {"w": (16, 3, 1, 1)},
-         "3 channels: fewer than 16"),
-        ("(float[1, 16, 8, 8] x) => (float[1, 15, 8, 8] y) { y = Conv(x, w) }", {"w": (15, 16, 1, 1)},
-         "15 channels: fewer than 16"),
-        ("(float[1, 8, 8, 8] x) => (float[1, 8, 8, 8] y) { y = Conv<group = 8>(x, w) }", {"w": (8, 1, 1, 1)},
-         "8 channels: fewer than 16"),
+         "3 channels: fewer than 8"),
+        ("(float[1, 16, 8, 8] x) => (float[1, 7, 8, 8] y) { y = Conv(x, w) }", {"w": (7, 16, 1, 1)},
+         "7 channels: fewer than 8"),
+        ("(float[1, 4, 8, 8] x) => (float[1, 4, 8, 8] y) { y = Conv<group = 4>(x, w) }", {"w": (4, 1, 1, 1)},
+         "4 channels: fewer than 8"),
         ("(float[1, 16, 8, 8] x, float[16, 16, 1, 1] w) => (float[1, 16, 8, 8] y) { y = Conv(x, w) }", {},
          "its weight is not constant"),
         ("(float[1, 64] x) => (float[1, 64] y) { y = Gemm(x, w) }", {"w": (64, 64)}, "a matrix-vector product"),
@@ -227,6 +227,13 @@ def test_an_operator_that_int8_would_not_speed_up_is_not_quantized(
     placement = place(parse(body, weights))
     assert placement.sites == ()
     assert reason(placement, "y").startswith(why)
+
+
+@pytest.mark.parametrize("groups", [1, 8])
+def test_a_convolution_of_8_channels_is_quantized(parse: Parse, groups: int) -> None:
+    """In FP16 between others in INT8 it would need copies around it."""
+    body = f"(float[1, 8, 8, 8] x) => (float[1, 8, 8, 8] y) {{ y = Conv<group = {groups}>(x, w) }}"
+    assert quantized(place(parse(body, {"w": (8, 8 // groups, 1, 1)}))) == {"y"}
 
 
 @pytest.mark.parametrize("shape", ["20, 1, 64", "n, 1, 64", "1, 20, 1, 64"])

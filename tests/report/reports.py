@@ -52,7 +52,7 @@ TYPED = TypedModel(
     rest="fp16",
     decisions=(
         Decision(node="stem", op="Conv", precision="int8", reason="quantized"),
-        Decision(node="first", op="Conv", precision="fp16", reason="3 channels: fewer than 16"),
+        Decision(node="first", op="Conv", precision="fp16", reason="3 channels: fewer than 8"),
         Decision(node="norm", op="Softmax", precision="fp32", reason="its range leaves fp16"),
         Decision(node="relu", op="Relu", precision="fp16", reason="not quantized by rule"),
     ),

@@ -42,7 +42,7 @@ def test_facts_and_decisions_are_shown() -> None:
         "out/model.engine (2.50 MB)",
     ):
         assert part in text
-    assert "1 fp16 3 channels: fewer than 16 first (Conv)" in " ".join(text.split())
+    assert "1 fp16 3 channels: fewer than 8 first (Conv)" in " ".join(text.split())
 
 
 def test_every_node_is_listed_on_request() -> None:

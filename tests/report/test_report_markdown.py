@@ -21,7 +21,7 @@ def test_markdown_shows_verdict_evidence_and_where_it_ran() -> None:
         "1000 samples of `eval.npz`. FP32 ran in onnxruntime 1.31, CPU; the candidate in onnxruntime 1.31, CPU, 16-bit",
         "`out/model.engine` (2.50 MB), tensorrt\\_rtx 1.7.1, for compute capability 8.9; 10 fp16, 7 int8 layers, read",
         "| prepare | 0.50 s | 29 nodes become 18 |",
-        "| 1 | fp16 | 3 channels: fewer than 16 | first (Conv) |",
+        "| 1 | fp16 | 3 channels: fewer than 8 | first (Conv) |",
         "- warning: eval.npz: recipe imagenet assumed",
     ):
         assert part in text

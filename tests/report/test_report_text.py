@@ -33,7 +33,7 @@ engine
 
 kept in higher precision
 
-  1  fp16  3 channels: fewer than 16
+  1  fp16  3 channels: fewer than 8
            first (Conv)
   1  fp32  its range leaves fp16
            norm (Softmax)
