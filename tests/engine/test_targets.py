@@ -229,22 +229,35 @@ def test_a_builder_option_that_the_platform_lacks_is_refused(cli, tmp_path, targ
     assert not (tmp_path / "run" / "build.sh").exists()
 
 
-def test_the_command_that_judges_on_the_device_decides_as_here(cli, tmp_path):
-    """Run it here, for another backend and without TensorRT: the typed graph is the same."""
-    options = ["--keep", "/3/Conv_output_0", "--gate", "cosine=0.9,latency_p99@8=5ms"]
-    options += ["--tactic-sources=-CUDNN", "--samples", "64", "--allow-inconclusive"]
-    given = ["convert", DIGITS, "-p", "int8", "--calib", CALIB, "--data", EVAL, "--method", "percentile", *options]
-    first = cli(*given, "--target", "jetpack-6", "-o", tmp_path / "here")
+def judging(run: Path) -> list[list[str]]:
+    """Return the commands in a build.sh, each without the program's name."""
+    lines = [shlex.split(line[4:]) for line in (run / "build.sh").read_text().splitlines() if line.startswith("#   ")]
+    assert {line[0] for line in lines} == {"trtopt"}
+    return [line[1:] for line in lines]
+
+
+def test_the_commands_that_judge_on_the_device_have_the_gates_and_samples_of_the_conversion(cli, tmp_path):
+    """Here, where no engine was built, they judge the typed graph: with the same result."""
+    options = ["--gate", "cosine=0.9,latency_p99@8=5ms,speedup=1.2x", "--kind", "logits=scores", "--samples", "64"]
+    given = ["convert", DIGITS, "-p", "int8", "--calib", CALIB, "--data", EVAL, *options, "--allow-inconclusive"]
+    run = tmp_path / "run"
+    first = cli(*given, "--target", "jetpack-6", "-o", run)
     assert first.code == 0, first.err
-    (line,) = [line[4:] for line in (tmp_path / "here/build.sh").read_text().splitlines() if "trtopt convert" in line]
-    program, *words = shlex.split(line)
-    assert program == "trtopt"
-    there = [word for word in words if word not in ("--tensorrt", "tensorrt", "--tactic-sources=-CUDNN")]
-    assert there[there.index("--gate") + 1] == "cosine=0.9,latency_p99@8=5.0ms"
-    second = cli(*there, "--backend", "onnxruntime", "--allow-inconclusive", "-o", tmp_path / "there")
+    adopt, compare, bench = judging(run)
+    assert adopt == ["adopt", str(run)]
+    assert bench == ["bench", str(run), "--gate", "latency_p99@8=5.0ms"]
+    second = cli(*compare, "-o", tmp_path / "judged")
     assert second.code == 0, second.err
-    graphs = [(tmp_path / name / "typed.onnx").read_bytes() for name in ("here", "there")]
-    assert graphs[0] == graphs[1]
+    gates = [
+        json.loads((folder / "report.json").read_text())["comparison"]["gates"] for folder in (run, tmp_path / "judged")
+    ]
+    assert gates[0] == gates[1]
+
+
+def test_without_samples_only_the_engine_is_adopted_on_the_device(cli, tmp_path):
+    done = cli("convert", DIGITS, "-p", "fp16", "--no-compare", "--target", "jetpack-6", "-o", tmp_path)
+    assert done.code == 0, done.err
+    assert judging(tmp_path) == [["adopt", str(tmp_path)]]
 
 
 def test_an_operator_that_the_tensorrt_here_does_not_support_is_a_warning(cli, tmp_path):

@@ -25,6 +25,7 @@ SUMMARIES = {
     "sensitivity": "Measure what quantizing each group of nodes costs in accuracy.",
     "export": "Write a framework's network as ONNX, and verify it.",
     "calibrate": "Measure INT8 or FP8 scales on samples.",
+    "adopt": "Make an engine that trtexec built the engine of a run.",
     "compare": "Gate candidates by their drift from FP32 on your data.",
     "bench": "Compare the speed of targets, or find the largest batch.",
     "predict": "Write one row per sample, in batches, resumed after a kill.",

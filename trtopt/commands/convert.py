@@ -81,7 +81,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         ranges = _ranges(run, plan, source)
         samples = _samples(run, plan, source, ranges)
         made = _made(run, plan, source, baseline, ranges, samples)
-        files = stages.aim(run, made, _aim(plan, plan.target)) if plan.target else None
+        files = stages.aim(run, made, _aim(run, plan, plan.target, baseline)) if plan.target else None
         made, comparison, fault = judged(run, plan, made, samples.judged)
         layers = explained(run, made, comparison, samples.judged)
         benchmark = _benchmark(run, plan, made, samples.judged) if plan.speed else None
@@ -284,5 +284,5 @@ def _build(
         return None, error
 
 
-def _aim(plan: ConvertPlan, target: Platform) -> stages.Aim:
-    return stages.Aim(target=target, judge=on_device(plan))
+def _aim(run: Run, plan: ConvertPlan, target: Platform, baseline: OnnxModel) -> stages.Aim:
+    return stages.Aim(target=target, judge=on_device(plan, run.store.root, baseline.path))

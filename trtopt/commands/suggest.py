@@ -12,7 +12,7 @@ from pathlib import Path
 
 from trtopt.bench import gate as speed
 from trtopt.compare.gates import Gate, written
-from trtopt.engine import DEFAULT, BuildPlan
+from trtopt.engine import DEFAULT
 from trtopt.plan import ComparePlan, ConvertPlan, DataPlan, MeasurePlan
 from trtopt.precision import formats
 from trtopt.shapes import AskedShape
@@ -44,37 +44,23 @@ def after_compare(plan: ComparePlan, precision: str, found: Iterable[Comparison]
     return _joined(plan.baseline, _of_comparison(plan, precision))
 
 
-def on_device(plan: ConvertPlan) -> str:
-    """Return the command that converts with the same arguments on the device of `--target`, and judges the engine."""
-    return shlex.join(["trtopt", "convert", str(plan.source), *_again(plan), "--tensorrt", "tensorrt"])
+def on_device(plan: ConvertPlan, run_dir: Path, baseline: Path) -> tuple[str, ...]:
+    """Return the commands that judge the engine of build.sh on the device of `--target`, as this conversion does.
 
-
-def _again(plan: ConvertPlan) -> Iterator[str]:
-    """Yield the arguments of a conversion but `--target`."""
-    yield from ("--precision", plan.precision)
-    yield from ("--rest", plan.rest) if plan.rest != "fp16" else ()
-    yield from ("--baseline", str(plan.baseline)) if plan.baseline else ()
-    yield from ("--calib", str(plan.calib.source)) if plan.calib else ()
-    yield from ("--calib-table", str(plan.table)) if plan.table else ()
-    if plan.data is not None:
-        yield from _samples(plan.data, "")
-    elif plan.calib is not None:
-        yield from _reading(plan.calib)
-    yield from _choices(plan)
-    yield from () if plan.guard else ("--no-guard",)
-    yield from () if plan.compare else ("--no-compare",)
-    yield from _judged(plan.gates, plan.measure, plan.shapes, plan.speed_gates)
-    yield from _export(plan)
-    yield from _options(plan.build)
-
-
-def _options(build: BuildPlan) -> Iterator[str]:
-    yield from ("--workspace", str(build.workspace_bytes)) if build.workspace_bytes is not None else ()
-    level = build.optimization_level
-    yield from ("--optimization-level", str(level)) if level is not None else ()
-    yield from ("--version-compatible",) if build.version_compatible else ()
-    yield from ("--hardware-compatible",) if build.hardware_compatible else ()
-    yield from (f"--tactic-sources={build.tactic_sources}",) if build.tactic_sources else ()
+    Args:
+        plan: the conversion.
+        run_dir: its run directory, where build.sh leaves the engine.
+        baseline: the FP32 model that its graph is compared with.
+    """
+    lines = [["trtopt", "adopt", str(run_dir)]]
+    data = plan.data or plan.calib
+    if plan.compare and data is not None:
+        judged = _judged(plan.gates, plan.measure, ())
+        lines.append(["trtopt", "compare", str(baseline), str(run_dir), *_samples(data, ""), *judged])
+    # A speedup is relative to FP32 and FP16 engines, which are not there.
+    if limits := [gate for gate in plan.speed_gates if gate.kind != "speedup"]:
+        lines.append(["trtopt", "bench", str(run_dir), "--gate", speed.written(limits)])
+    return tuple(map(shlex.join, lines))
 
 
 def _joined(source: Path, words: Iterator[str]) -> str:
@@ -134,14 +120,8 @@ def _reading(data: DataPlan) -> Iterator[str]:
     yield from ("--skip-bad",) if data.skip_bad else ()
 
 
-def _judged(
-    gates: tuple[Gate, ...],
-    measure: MeasurePlan,
-    shapes: tuple[AskedShape, ...],
-    speed_gates: tuple[speed.Gate, ...] = (),
-) -> Iterator[str]:
-    limits = ",".join(filter(None, (written(gates), speed.written(speed_gates))))
-    yield from ("--gate", limits) if limits else ()
+def _judged(gates: tuple[Gate, ...], measure: MeasurePlan, shapes: tuple[AskedShape, ...]) -> Iterator[str]:
+    yield from ("--gate", written(gates)) if gates else ()
     for output, kind in measure.kinds.items():
         yield from ("--kind", f"{output}={kind}")
     for metric in measure.metrics:

@@ -21,7 +21,7 @@ from trtopt.errors import EnvironmentUnableError
 from trtopt.events import Emit
 from trtopt.requires import versions
 from trtopt.times import cache_name
-from trtopt.types import Engine, OnnxModel, Support
+from trtopt.types import Engine, OnnxModel, Support, TypedModel
 
 if TYPE_CHECKING:
     from trtopt.engine import Array
@@ -84,6 +84,16 @@ def build(order: Order, out: Path, *, emit: Emit) -> Engine:
         BuildError: TensorRT crashed.
     """
     return apart.build(find(order.plan.tensorrt), order.typed, order.profile, order.plan, out, emit=emit)
+
+
+def adopt(typed: TypedModel, path: Path, *, emit: Emit) -> Engine:
+    """Return what is known of an engine that trtexec built from the graph of `typed`. Loading runs code from it.
+
+    Raises:
+        TrtoptError: as `trt.builder.adopt`.
+        BuildError: TensorRT crashed.
+    """
+    return apart.adopt(find(), typed, path, emit=emit)
 
 
 def host() -> Mapping[str, Any] | None:

@@ -40,7 +40,7 @@ def script(image: Image, model: OnnxModel, ranges: Sequence[ShapeRange]) -> str:
         constrained={},
         ranges=tuple(ranges),
         plan=BuildPlan(),
-        judge="",
+        judge=(),
     )
     words = shlex.join([PROGRAM, *flags(recipe)])
     container = f'-v "$PWD":/model -w /model {shlex.quote(image.reference)}'

@@ -32,10 +32,10 @@ _FINEST = 127
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aim:
-    """A platform, and the command that judges the engine there."""
+    """A platform, and the commands that judge the engine there."""
 
     target: Platform
-    judge: str
+    judge: tuple[str, ...]
 
 
 def aim(run: Run, made: Made, aimed: Aim) -> TargetFiles:
@@ -64,7 +64,7 @@ def aim(run: Run, made: Made, aimed: Aim) -> TargetFiles:
         "ranges": [asdict(entry) for entry in ranges],
         "plan": encode(made.plan),
         "seen": made.seen.digest if made.seen and target.dla else "",
-        "judge": aimed.judge,
+        "judge": list(aimed.judge),
     }
     return run.store.stage("target", key, TargetFiles, make, lambda files: f"{GRAPH} and {SCRIPT} for {files.tensorrt}")
 

@@ -70,6 +70,25 @@ def build(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Adopt:
+    """An engine that trtexec built, with the arguments of `builder.adopt`."""
+
+    tensorrt: str
+    typed: TypedModel
+    path: Path
+
+
+def adopt(trt: TensorRT, typed: TypedModel, path: Path, *, emit: Emit) -> Engine:
+    """Return what is known of an engine that trtexec built, as `builder.adopt`.
+
+    Raises:
+        TrtoptError: as `builder.adopt`.
+        BuildError: TensorRT crashed.
+    """
+    return _call(trt, _adopt, Adopt(tensorrt=trt.name, typed=typed, path=path.resolve()), emit)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Native:
     """A model to calibrate, an .npz with its samples (`0 input`, `1 input`, ...), and the file for the cache."""
 
@@ -138,6 +157,12 @@ def _build(request: Build, say: Say) -> Engine:
         return builder.build(trt, request.typed, request.profile, request.plan, request.out, emit=say)
     except OSError as error:
         raise cannot_write(request.out.parent, error) from error
+
+
+def _adopt(request: Adopt, say: Say) -> Engine:
+    from trtopt.engine.trt import builder
+
+    return builder.adopt(_found(request.tensorrt, say), request.typed, request.path, emit=say)
 
 
 def _found(package: str, say: Say) -> TensorRT:

@@ -92,8 +92,11 @@ def inspect_engine(trt: TensorRT, plan: Any) -> list[Mapping[str, Any]] | None:
     runtime = trt.module.Runtime(collector)
     engine = runtime.deserialize_cuda_engine(plan)
     collector.errors.clear()  # a failure is expected on machines without a GPU, and must not appear in later errors
-    if engine is None:
-        return None
+    return None if engine is None else layers_of(trt, engine)
+
+
+def layers_of(trt: TensorRT, engine: Any) -> list[Mapping[str, Any]]:
+    """Return the layers of a loaded engine, as `inspect_engine`."""
     return described(engine.create_engine_inspector().get_engine_information(trt.module.LayerInformationFormat.JSON))
 
 

@@ -29,7 +29,7 @@ class Recipe:
         constrained: the precision of the nodes that must not be lowered, by their names.
         ranges: the shapes of dynamic inputs.
         plan: the build options.
-        judge: the command that judges the engine on the device.
+        judge: the commands that judge the engine on the device.
     """
 
     target: Platform
@@ -39,17 +39,18 @@ class Recipe:
     constrained: Mapping[str, str]
     ranges: tuple[ShapeRange, ...]
     plan: BuildPlan
-    judge: str
+    judge: tuple[str, ...]
 
 
 def script(recipe: Recipe) -> str:
     """Return the script, for a POSIX shell."""
     target = recipe.target
     arguments = _LINE.join(map(shlex.quote, flags(recipe)))
+    judge = "\n".join(f"#   {line}" for line in recipe.judge)
     return f"""#!/bin/sh
 # Written by trtopt for {target.name}: {target.title}. Run it there; it leaves model.engine beside it.
 # To judge the engine on the device, install trtopt there, and run
-#   {recipe.judge}
+{judge}
 set -eu
 cd "$(dirname "$0")"
 trtexec=$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)
