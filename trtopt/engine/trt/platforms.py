@@ -13,7 +13,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from trtopt.engine.trt.versions import PRODUCT, Abilities, abilities, parsed
+from trtopt.engine.trt.versions import PRODUCT, Abilities, abilities
 from trtopt.errors import UsageError
 
 
@@ -107,8 +107,3 @@ def check_precision(target: Platform, precision: str, rest: str) -> None:
                 why=f"it is {target.title}",
                 fix=f"Choose one of {able}",
             )
-
-
-def newer(target: Platform, version: tuple[int, int]) -> bool:
-    """Return whether a platform's TensorRT is of that version or a later one."""
-    return parsed(target.version) >= version

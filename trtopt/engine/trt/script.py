@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from trtopt.engine import BuildPlan
-from trtopt.engine.trt.platforms import Platform, newer
+from trtopt.engine.trt.platforms import Platform
 from trtopt.types import Decision, ShapeRange
 
 _WEIGHTED = frozenset("Conv ConvTranspose Gemm MatMul".split())
@@ -70,12 +70,12 @@ def flags(recipe: Recipe) -> list[str]:
         found.append(f"--tacticSources={plan.tactic_sources}")
     if target.can.preview_dynamic:
         found.append("--preview=+fasterDynamicShapes0805")
-    if newer(target, (8, 6)):
+    if target.can.builder_options:
         if plan.optimization_level is not None:
             found.append(f"--builderOptimizationLevel={plan.optimization_level}")
         found += ["--versionCompatible"] if plan.version_compatible else []
         found += ["--hardwareCompatibilityLevel=ampere+"] if plan.hardware_compatible else []
-    return [*found, "--skipInference" if newer(target, (8, 6)) else "--buildOnly"]
+    return [*found, "--skipInference" if target.can.skips_inference else "--buildOnly"]
 
 
 def constraints(decisions: Sequence[Decision], *, implicit: bool) -> dict[str, str]:
@@ -101,7 +101,7 @@ def _types(recipe: Recipe) -> list[str]:
     """Return the flags about precision. A strongly typed graph has its own."""
     target = recipe.target
     if target.can.strong_typing and not target.dla:
-        return ["--stronglyTyped"] if not newer(target, (11, 0)) else []
+        return ["--stronglyTyped"] if target.can.typing_flag else []
     found = [f"--{name}" for name in ("int8", "fp16") if name in recipe.precisions]
     if target.dla:
         found += ["--useDLACore=0", "--allowGPUFallback"]

@@ -45,6 +45,8 @@ class Abilities:
         opset: the newest opset that the parser reads.
         lacks: operators that the parser lacks or fails at, and that preparation writes out (`graph.spelled`).
         calibrator: it has an entropy calibrator of its own.
+        typing_flag: trtexec builds a strongly typed network only with `--stronglyTyped`.
+        skips_inference: trtexec has `--skipInference`, before `--buildOnly`.
     """
 
     strong_typing: bool
@@ -57,6 +59,8 @@ class Abilities:
     opset: int
     lacks: frozenset[str]
     calibrator: bool
+    typing_flag: bool
+    skips_inference: bool
 
 
 _ALL = frozenset({"fp32", "fp16", "bf16", "int8", "fp8"})
@@ -78,6 +82,8 @@ def abilities(package: str, version: str) -> Abilities:
         opset=_opset(number) if not rtx else 24,
         lacks=_lacks(number) if not rtx else frozenset(),
         calibrator=not rtx and number < (11, 0),
+        typing_flag=not rtx and (10, 0) <= number < (11, 0),
+        skips_inference=rtx or number >= (8, 6),
     )
 
 
