@@ -182,8 +182,17 @@ def test_another_build_that_is_right_is_taken(cli, toy, tmp_path):
     assert [gate["verdict"] for gate in found["comparison"]["gates"] if gate["metric"] == "engine"] == ["pass"]
     assert [stage["name"] for stage in found["stages"]].count("build") == 1
     assert len(toy.builds) == 3
-    assert convert(cli, tmp_path, "--no-speed").code == 0
-    assert len(toy.builds) == 3
+
+
+def test_a_cached_run_still_says_that_the_first_engine_was_wrong(cli, toy, tmp_path):
+    toy.misled = {1}
+    first, second = convert(cli, tmp_path, "--no-speed"), convert(cli, tmp_path, "--no-speed")
+    assert len(toy.builds) == 2
+    warned = [" ".join(done.out.split()).partition("warning: the first engine did not")[2] for done in (first, second)]
+    assert warned[0]
+    assert warned[0].partition("report:")[0] == warned[1].partition("report:")[0]
+    assert convert(cli, tmp_path, "--no-speed", "--force").code == 0
+    assert report(tmp_path)["warnings"] == []
 
 
 def test_the_gate_of_the_user_decides_whether_a_build_is_right(cli, toy, tmp_path):

@@ -54,8 +54,7 @@ def judged(
         return made, comparison, None
     if wrong(comparison):
         return made, comparison, stages.fault(run, made, dataset)
-    if first and made.engine and made.engine is not first:
-        what = stages.difference(first, made.engine, made.typed)
+    if first and made.engine and (what := stages.replaced(run, first, made)):
         run.warn(f"the first engine did not compute its graph, and is replaced: {what}")
     return made, comparison, None
 

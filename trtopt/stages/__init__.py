@@ -10,7 +10,7 @@ from trtopt.stages.calibrate import calibrate
 from trtopt.stages.check import check_operators, hint_at_operators
 from trtopt.stages.compare import Evaluation, check_randomness, compare
 from trtopt.stages.equalize import equalize
-from trtopt.stages.fault import REBUILDS, difference, fault, rebuild, rebuilt
+from trtopt.stages.fault import REBUILDS, fault, rebuild, rebuilt, replaced
 from trtopt.stages.gate import gate
 from trtopt.stages.guard import guard
 from trtopt.stages.mixed import Subject
@@ -42,7 +42,6 @@ __all__ = [
     "check_timing",
     "class_names",
     "compare",
-    "difference",
     "environment",
     "equalize",
     "fault",
@@ -58,6 +57,7 @@ __all__ = [
     "rebuild",
     "rebuilt",
     "repair",
+    "replaced",
     "sensitivity",
     "set_precision",
     "sizes",

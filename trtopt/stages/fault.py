@@ -105,6 +105,24 @@ def rebuilt(run: Run, made: Made) -> Made | None:
     return replace(made, engine=engine)
 
 
+def replaced(run: Run, first: Engine, made: Made) -> str:
+    """Return what is known of the wrong build that the engine of `made` replaced, in this run or an earlier one.
+
+    It is empty if there was none. `first` is the engine that the run began with.
+    """
+    assert made.engine is not None
+    right, key = made.engine, {"engine": made.engine.digest}
+    if right is first:
+        cached = any(outcome.name == "build" and outcome.status == "cached" for outcome in run.store.outcomes)
+        if not cached or read_result(run.store.root, "replace", EngineFault, **key) is None:
+            return ""
+
+    def make(_: Path) -> EngineFault:
+        return EngineFault(reason=difference(first, right, made.typed))
+
+    return run.store.stage("replace", key, EngineFault, make, lambda _: "a wrong engine by another build").reason
+
+
 def find(run: Run, made: Made, dataset: Dataset) -> EngineFault:
     """Return the nodes that make the engine wrong, by building engines in which nodes are kept in higher precision.
 
