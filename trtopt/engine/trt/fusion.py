@@ -71,7 +71,7 @@ def unfused_time(layers: Sequence[EngineLayer], times: LayerTimes) -> str:
     of_kind = {kind: sum(times.ms.get(layer.name, 0.0) for layer in layers if layer.apart == kind) for kind in _APART}
     total, apart = sum(times.ms.get(layer.name, 0.0) for layer in layers), sum(of_kind.values())
     if not apart:
-        return f"{len(layers)} layers timed at batch {times.batch}; none that did not fuse takes time"
+        return f"layers timed at batch {times.batch}; none that did not fuse takes time"
     parts = ", ".join(f"{kind} {100 * ms / total:.1f} %" for kind, ms in of_kind.items() if ms)
     share = f"{100 * apart / total:.1f} % of the time of all layers at batch {times.batch}"
     return f"layers that did not fuse take {share}: {parts}"
