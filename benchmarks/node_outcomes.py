@@ -24,8 +24,8 @@ PRECISIONS = ("fp32", "fp16", "int8")
 ENOUGH = {"fp16": 45.0, "int8": 20.0}
 """SQNR in dB that every floating-point output must have."""
 
-MIN_SIZE = 16
-"""Channels, and inner and outer dimensions of a product, from which INT8 pays."""
+MIN_CHANNELS, MIN_SIZE = 8, 16
+"""Channels of a convolution, and inner and outer dimensions of a product, from which INT8 pays."""
 
 _EPSILONS = {onnx.TensorProto.FLOAT16: 2.0**-10, onnx.TensorProto.BFLOAT16: 2.0**-7}
 
@@ -217,6 +217,6 @@ def _pays(node: onnx.NodeProto, graph: onnx.GraphProto) -> bool:
         return False
     attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
     if node.op_type.startswith("Conv"):
-        return min(weight[0], weight[1] * attributes.get("group", 1)) >= MIN_SIZE
+        return min(weight[0], weight[1] * attributes.get("group", 1)) >= MIN_CHANNELS
     rows = x[-1] if attributes.get("transA") else x[-2]
     return rows != 1 and min(weight[-2:]) >= MIN_SIZE

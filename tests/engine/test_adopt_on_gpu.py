@@ -59,7 +59,6 @@ def test_the_engine_of_another_program_is_judged_timed_and_inspected_as_the_engi
     assert {"cosine", "engine"} <= gates.keys()
     assert done.code == (0 if set(gates.values()) == {"pass"} else 1), done.err  # an engine may be wrong
     assert cli("bench", run, "--batch", "8", "--seconds", "0.1").code == 0
-    print(done.out)
 
 
 def test_the_engine_of_another_graph_is_refused_and_nothing_is_recorded(cli, run, tmp_path):

@@ -76,7 +76,7 @@ def test_the_time_of_what_did_not_fuse_is_a_share_of_all_layers(typed: TypedMode
         "layers that did not fuse take 75.0 % of the time of all layers at batch 32: "
         "reformat 25.0 %, Q 12.5 %, DQ 12.5 %, pointwise 25.0 %"
     )
-    none = "1 layers timed at batch 32; none that did not fuse takes time"
+    none = "layers timed at batch 32; none that did not fuse takes time"
     assert unfused_time(found[1:2], times) == none
     assert unfused_time(found, LayerTimes(batch=1, ms={})) == none.replace("1 layers", "7 layers").replace("32", "1")
 

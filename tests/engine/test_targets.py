@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -16,6 +18,7 @@ from engine.encoder import transformer
 from onnx import TensorProto, numpy_helper
 from support import CALIB, DIGITS, EVAL
 
+from trtopt import api
 from trtopt.engine.onnxruntime import open_runner
 from trtopt.engine.trt.locate import load
 from trtopt.engine.trt.platforms import Platform, platform, platforms
@@ -23,6 +26,7 @@ from trtopt.engine.trt.versions import RTX
 from trtopt.errors import ModelError, UsageError
 from trtopt.graph.older import lower_opset
 from trtopt.graph.spelled import spell_out
+from trtopt.manifest import file_digest
 
 # Every rule set once, and both DLAs: the other names differ in the version alone.
 TARGETS = ("trt-8.5", "trt-8.6", "trt-10.0", "trt-10.3", "trt-10.12", "trt-11.5", "jetpack-5-dla", "jetpack-6-dla")
@@ -237,27 +241,71 @@ def judging(run: Path) -> list[list[str]]:
 
 
 def test_the_commands_that_judge_on_the_device_have_the_gates_and_samples_of_the_conversion(cli, tmp_path):
-    """Here, where no engine was built, they judge the typed graph: with the same result."""
-    options = ["--gate", "cosine=0.9,latency_p99@8=5ms,speedup=1.2x", "--kind", "logits=scores", "--samples", "64"]
+    """Here, where no engine was built, they judge and time the typed graph."""
+    options = ["--gate", "cosine=0.9,latency_p99@12=5000ms,speedup=1.2x", "--kind", "logits=scores", "--samples", "64"]
     given = ["convert", DIGITS, "-p", "int8", "--calib", CALIB, "--data", EVAL, *options, "--allow-inconclusive"]
     run = tmp_path / "run"
-    first = cli(*given, "--target", "jetpack-6", "-o", run)
+    first = cli(*given, "--shape", "input=1x1x28x28:12x1x28x28:24x1x28x28", "--target", "jetpack-6", "-o", run)
     assert first.code == 0, first.err
     adopt, compare, bench = judging(run)
     assert adopt == ["adopt", str(run)]
-    assert bench == ["bench", str(run), "--gate", "latency_p99@8=5.0ms"]
     second = cli(*compare, "-o", tmp_path / "judged")
     assert second.code == 0, second.err
     gates = [
         json.loads((folder / "report.json").read_text())["comparison"]["gates"] for folder in (run, tmp_path / "judged")
     ]
     assert gates[0] == gates[1]
+    assert bench[bench.index("--gate") + 1] == "latency_p99@12=5000.0ms"
+    timed = cli(*bench, "--seconds", "0.05", "--device", "cpu", "-o", tmp_path / "timed")
+    assert timed.code == 0, timed.err
+    times = json.loads((tmp_path / "timed/report.json").read_text())["benchmark"]["timings"]
+    assert {timing["batch"] for timing in times} == {1, 12}
+
+
+def test_the_baseline_on_the_device_is_a_file_of_the_run(cli, tmp_path):
+    done = cli("convert", DIGITS, "-p", "fp16", "--data", EVAL, "--target", "jetpack-6", "-o", tmp_path)
+    assert done.code == 0, done.err
+    assert judging(tmp_path)[1][:3] == ["compare", str(tmp_path / "fp32.onnx"), str(tmp_path)]
+
+
+def test_samples_that_are_python_objects_are_to_be_named_on_the_device(tmp_path):
+    data = {"input": np.zeros((4, 1, 28, 28), np.float32)}
+    api.convert(DIGITS, precision="fp16", data=data, target="jetpack-6", out=tmp_path)
+    assert judging(tmp_path)[1][3:5] == ["--data", "DATA"]
 
 
 def test_without_samples_only_the_engine_is_adopted_on_the_device(cli, tmp_path):
     done = cli("convert", DIGITS, "-p", "fp16", "--no-compare", "--target", "jetpack-6", "-o", tmp_path)
     assert done.code == 0, done.err
     assert judging(tmp_path) == [["adopt", str(tmp_path)]]
+
+
+@pytest.fixture
+def trtexec(tmp_path, monkeypatch):
+    """Put a program in the place of trtexec that only writes an engine."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "trtexec").write_text("#!/bin/sh\necho engine > model.engine\n")
+    (folder / "trtexec").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def test_the_script_records_the_graph_that_the_engine_was_built_from(cli, tmp_path, trtexec):
+    run = tmp_path / "run"
+    assert cli("convert", DIGITS, "-p", "fp16", "--no-compare", "--target", "jetpack-6", "-o", run).code == 0
+    subprocess.run(["sh", run / "build.sh"], check=True)
+    assert (run / "model.engine.graph").read_text() == f"{file_digest(run / 'target.onnx')}  target.onnx\n"
+
+
+def test_the_name_of_a_file_does_not_become_a_command_of_the_script(cli, tmp_path, trtexec):
+    data = tmp_path / "a\ntouch PWNED #.npz"
+    shutil.copy(EVAL, data)
+    run = tmp_path / "run"
+    done = cli("convert", DIGITS, "-p", "fp16", "--data", data, "--target", "jetpack-6", "-o", run)
+    assert done.code == 0, done.err
+    subprocess.run(["sh", run / "build.sh"], check=True)
+    assert (run / "model.engine").exists()
+    assert not (run / "PWNED").exists()
 
 
 def test_an_operator_that_the_tensorrt_here_does_not_support_is_a_warning(cli, tmp_path):

@@ -231,7 +231,6 @@ def test_an_operator_that_int8_would_not_speed_up_is_not_quantized(
 
 @pytest.mark.parametrize("groups", [1, 8])
 def test_a_convolution_of_8_channels_is_quantized(parse: Parse, groups: int) -> None:
-    """In FP16 between others in INT8 it would need copies around it."""
     body = f"(float[1, 8, 8, 8] x) => (float[1, 8, 8, 8] y) {{ y = Conv<group = {groups}>(x, w) }}"
     assert quantized(place(parse(body, {"w": (8, 8 // groups, 1, 1)}))) == {"y"}
 

@@ -30,10 +30,11 @@ def adopt(
       trtopt adopt trtopt-out/model/int8
       trtopt compare trtopt-out/model/int8/fp32.onnx trtopt-out/model/int8 --data data/eval
 
-    The engine is loaded, and its layers are audited as after a build. compare, bench, predict and package then use it
-    as if trtopt had built it. A serialized engine is code: adopt only engines that you trust.
+    The engine is loaded, and its tensors, shapes and layers are checked. compare, bench, predict and package then use
+    it as if trtopt had built it. A serialized engine is code: adopt only engines that you trust.
 
-    Exits 0, 2 if it is not an engine of that graph, 3 if it cannot be loaded here.
+    Exits 0, 2 if it is not an engine of that graph, for its shapes and in its precision, 3 if this machine cannot load
+    engines.
     """
     from trtopt.cli.console import Narrator
     from trtopt.commands.adopt import adopt as run_it

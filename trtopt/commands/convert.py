@@ -30,6 +30,7 @@ from trtopt.stages import export as exporting
 from trtopt.stages.batch import fixed_batch
 from trtopt.stages.made import Made
 from trtopt.stages.repair import is_quantized
+from trtopt.store import read_result
 from trtopt.types import (
     Benchmark,
     CalibrationTable,
@@ -81,7 +82,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         ranges = _ranges(run, plan, source)
         samples = _samples(run, plan, source, ranges)
         made = _made(run, plan, source, baseline, ranges, samples)
-        files = stages.aim(run, made, _aim(run, plan, plan.target, baseline)) if plan.target else None
+        files = stages.aim(run, made, _aim(run, plan, plan.target, made)) if plan.target else None
         made, comparison, fault = judged(run, plan, made, samples.judged)
         layers = explained(run, made, comparison, samples.judged)
         benchmark = _benchmark(run, plan, made, samples.judged) if plan.speed else None
@@ -284,5 +285,12 @@ def _build(
         return None, error
 
 
-def _aim(run: Run, plan: ConvertPlan, target: Platform, baseline: OnnxModel) -> stages.Aim:
-    return stages.Aim(target=target, judge=on_device(plan, run.store.root, baseline.path))
+def _aim(run: Run, plan: ConvertPlan, target: Platform, made: Made) -> stages.Aim:
+    from trtopt.bench.inputs import Sizes
+    from trtopt.stages.speed import timed_batches
+
+    # The prepared model computes what the source does, and is copied to the device with the run.
+    own = read_result(run.store.root, "prepare", OnnxModel)
+    baseline = made.baseline if plan.baseline or own is None else own
+    batches = timed_batches(Sizes(inputs=made.typed.onnx.inputs, ranges=made.ranges), plan.speed_gates)
+    return stages.Aim(target=target, judge=on_device(plan, run.store.root, baseline.path, batches))

@@ -44,22 +44,26 @@ def after_compare(plan: ComparePlan, precision: str, found: Iterable[Comparison]
     return _joined(plan.baseline, _of_comparison(plan, precision))
 
 
-def on_device(plan: ConvertPlan, run_dir: Path, baseline: Path) -> tuple[str, ...]:
+def on_device(plan: ConvertPlan, run_dir: Path, baseline: Path, batches: tuple[int, ...]) -> tuple[str, ...]:
     """Return the commands that judge the engine of build.sh on the device of `--target`, as this conversion does.
 
     Args:
         plan: the conversion.
         run_dir: its run directory, where build.sh leaves the engine.
-        baseline: the FP32 model that its graph is compared with.
+        baseline: the FP32 model that the engine is compared with.
+        batches: the batch sizes at which the conversion would time the engine.
     """
     lines = [["trtopt", "adopt", str(run_dir)]]
     data = plan.data or plan.calib
-    if plan.compare and data is not None:
+    samples = [] if data is None else list(_samples(data, ""))
+    last = ["--allow-inconclusive"] * plan.allow_inconclusive
+    if plan.compare and samples:
         judged = _judged(plan.gates, plan.measure, ())
-        lines.append(["trtopt", "compare", str(baseline), str(run_dir), *_samples(data, ""), *judged])
+        lines.append(["trtopt", "compare", str(baseline), str(run_dir), *samples, *judged, *last])
     # A speedup is relative to FP32 and FP16 engines, which are not there.
     if limits := [gate for gate in plan.speed_gates if gate.kind != "speedup"]:
-        lines.append(["trtopt", "bench", str(run_dir), "--gate", speed.written(limits)])
+        sizes = ["--batch", ",".join(map(str, batches))]
+        lines.append(["trtopt", "bench", str(run_dir), *sizes, *samples, "--gate", speed.written(limits), *last])
     return tuple(map(shlex.join, lines))
 
 
@@ -108,6 +112,7 @@ def _of_comparison(plan: ComparePlan, precision: str) -> Iterator[str]:
 def _samples(data: DataPlan | None, otherwise: str) -> Iterator[str]:
     """Yield the flags of the samples to judge on; `otherwise` replaces their source, if they are to be others."""
     assert data is not None
+    otherwise = otherwise or ("" if isinstance(data.source, str) else "DATA")
     yield from ("--data", otherwise or str(data.source))
     yield from _reading(replace(data, labels=None) if otherwise else data)
 

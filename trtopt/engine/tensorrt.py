@@ -15,13 +15,13 @@ from trtopt.codec import encode
 from trtopt.engine import BuildPlan, Order
 from trtopt.engine.cuda.driver import has_gpu, read_driver
 from trtopt.engine.trt import apart, options
-from trtopt.engine.trt.locate import find
-from trtopt.engine.trt.versions import RTX
+from trtopt.engine.trt.locate import find, load
+from trtopt.engine.trt.versions import PRODUCT, RTX
 from trtopt.errors import EnvironmentUnableError
 from trtopt.events import Emit
-from trtopt.requires import versions
+from trtopt.requires import install, versions
 from trtopt.times import cache_name
-from trtopt.types import Engine, OnnxModel, Support, TypedModel
+from trtopt.types import Engine, OnnxModel, ShapeRange, Support, TypedModel
 
 if TYPE_CHECKING:
     from trtopt.engine import Array
@@ -86,14 +86,23 @@ def build(order: Order, out: Path, *, emit: Emit) -> Engine:
     return apart.build(find(order.plan.tensorrt), order.typed, order.profile, order.plan, out, emit=emit)
 
 
-def adopt(typed: TypedModel, path: Path, *, emit: Emit) -> Engine:
-    """Return what is known of an engine that trtexec built from the graph of `typed`. Loading runs code from it.
+def adopt(typed: TypedModel, profile: Sequence[ShapeRange], path: Path, *, emit: Emit) -> Engine:
+    """Return the description of an engine that trtexec built from the graph of `typed`. Loading runs code from it.
 
     Raises:
-        TrtoptError: as `trt.builder.adopt`.
+        TrtoptError: as `trt.adopted.adopt`.
+        EnvironmentUnableError: this machine has no GPU, or no TensorRT. TensorRT for RTX does not load such engines.
         BuildError: TensorRT crashed.
     """
-    return apart.adopt(find(), typed, path, emit=emit)
+    if not has_gpu():
+        why, fix = "this machine has no NVIDIA GPU or driver", "Run this on the device that built it"
+        raise EnvironmentUnableError(f"{path.name} cannot be loaded here", why=why, fix=fix)
+    trt = load(PRODUCT)
+    if isinstance(trt, str):
+        why = f"{PRODUCT} {trt}"
+        raise EnvironmentUnableError(f"{path.name} cannot be loaded here", why=why, fix=f"Install: {install(PRODUCT)}")
+    request = apart.Adopt(tensorrt=trt.name, typed=typed, profile=tuple(profile), path=path.resolve())
+    return apart.adopt(trt, request, emit)
 
 
 def host() -> Mapping[str, Any] | None:

@@ -30,6 +30,11 @@ _FINEST = 127
 """Levels of INT8 on each side of zero."""
 
 
+def graph_file(engine: Path) -> Path:
+    """Return the file beside an engine in which build.sh records the digest of the graph, as sha256sum writes it."""
+    return engine.with_name(f"{engine.name}.graph")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aim:
     """A platform, and the commands that judge the engine there."""

@@ -12,11 +12,14 @@ from pathlib import Path
 from trtopt.codec import encode
 from trtopt.engine import Order, backend, compiler
 from trtopt.engine.trt.fusion import unfused
+from trtopt.manifest import read_inputs
 from trtopt.plan import BuildPlan
 from trtopt.run import Run
 from trtopt.types import Engine, ShapeRange, TypedModel
 
 FILE = "model.engine"
+ADOPTED = "adopted"
+"""Input of the stage for an engine that another program built: its digest."""
 
 
 def build(run: Run, typed: TypedModel, ranges: Sequence[ShapeRange], plan: BuildPlan, *, again: bool = False) -> Engine:
@@ -39,6 +42,8 @@ def build(run: Run, typed: TypedModel, ranges: Sequence[ShapeRange], plan: Build
         return backend(plan.backend).build(order, typed.onnx.path, emit=run.emit)
 
     def make(folder: Path) -> Engine:
+        if ADOPTED in read_inputs(run.store.root, "build"):
+            run.warn("the engine that was adopted is replaced by a new build")
         return compiling.build(order, folder / FILE, emit=run.emit)
 
     key = {

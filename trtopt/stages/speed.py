@@ -98,6 +98,16 @@ def speed(run: Run, made: Made, dataset: Dataset | None, gates: Sequence[Gate]) 
     return gating.judged(benchmark, gates, cpu_counts=False)
 
 
+def timed_batches(sizes: inputs.Sizes, gates: Sequence[Gate]) -> tuple[int, ...]:
+    """Return the batch sizes at which an engine is timed: the smallest and the usual one, and those of the gates."""
+    if sizes.batch:
+        return (sizes.batch,)
+    free = [entry for entry in sizes.ranges if entry.min and entry.min[0] < entry.max[0]]
+    usual = {size for entry in free for size in (entry.min[0], entry.opt[0])}
+    largest = min(entry.max[0] for entry in free)
+    return tuple(sorted(size for size in usual | {gate.batch for gate in gates} if 0 < size <= largest))
+
+
 def timed_line(benchmark: Benchmark) -> str:
     """Return the summary line: the latency of the engine, and the speedup, by batch size."""
     parts = []
@@ -143,19 +153,13 @@ def _unmeasured(gates: Sequence[Gate], reason: str) -> Benchmark:
 
 def _subject(run: Run, made: Made, engine: Engine, compiling: Compiler, gates: Sequence[Gate]) -> _Subject:
     sizes = inputs.Sizes(inputs=made.typed.onnx.inputs, ranges=made.ranges)
-    batches = {sizes.batch}
-    if not sizes.batch:
-        free = [entry for entry in made.ranges if entry.min and entry.min[0] < entry.max[0]]
-        batches = {size for entry in free for size in (entry.min[0], entry.opt[0])}
-        largest = min(entry.max[0] for entry in free)
-        batches = {size for size in batches | {gate.batch for gate in gates} if 0 < size <= largest}
     return _Subject(
         made=made,
         engine=engine,
         compiling=compiling,
         model=read_result(run.store.root, "prepare", OnnxModel) or made.model,  # before equalization
         sizes=sizes,
-        batches=tuple(sorted(batches)),
+        batches=timed_batches(sizes, gates),
         alternatives=_alternatives(made),
     )
 

@@ -71,21 +71,22 @@ def build(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adopt:
-    """An engine that trtexec built, with the arguments of `builder.adopt`."""
+    """An engine that trtexec built, with the arguments of `adopted.adopt`."""
 
     tensorrt: str
     typed: TypedModel
+    profile: tuple[ShapeRange, ...]
     path: Path
 
 
-def adopt(trt: TensorRT, typed: TypedModel, path: Path, *, emit: Emit) -> Engine:
-    """Return what is known of an engine that trtexec built, as `builder.adopt`.
+def adopt(trt: TensorRT, request: Adopt, emit: Emit) -> Engine:
+    """Return the description of an engine that trtexec built, as `adopted.adopt`.
 
     Raises:
-        TrtoptError: as `builder.adopt`.
+        TrtoptError: as `adopted.adopt`.
         BuildError: TensorRT crashed.
     """
-    return _call(trt, _adopt, Adopt(tensorrt=trt.name, typed=typed, path=path.resolve()), emit)
+    return _call(trt, _adopt, request, emit, loads=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,11 +126,14 @@ def _native(request: Native, say: Say) -> Support:
     return Support(by=trt.name, rejections=())
 
 
-def _call(trt: TensorRT, function: Callable[[_R, Say], _A], request: _R, emit: Emit) -> _A:
+def _call(trt: TensorRT, function: Callable[[_R, Say], _A], request: _R, emit: Emit, *, loads: bool = False) -> _A:
     try:
         # The builder stops at its next step after an interrupt.
         return call(function, request, Terms(emit=emit, grace=_STOP_SECONDS))
     except DiedError as died:
+        if loads:
+            why = "; ".join(filter(None, [died.cause, died.last_line]))
+            raise BuildError(f"{trt.title} crashed while it loaded the engine", why=why, fix="Build it again") from died
         where = f"at {died.at}" if died.at else "while it built the engine"
         cause = f"{died.cause}: most likely it ran out of memory" if died.out_of_memory else died.cause
         # The FP8 builder of TensorRT-RTX 1.7 crashes on the attention of DeBERTa, for fixed sizes, too.
@@ -160,9 +164,9 @@ def _build(request: Build, say: Say) -> Engine:
 
 
 def _adopt(request: Adopt, say: Say) -> Engine:
-    from trtopt.engine.trt import builder
+    from trtopt.engine.trt.adopted import adopt
 
-    return builder.adopt(_found(request.tensorrt, say), request.typed, request.path, emit=say)
+    return adopt(_found(request.tensorrt, say), request.typed, request.profile, request.path, emit=say)
 
 
 def _found(package: str, say: Say) -> TensorRT:

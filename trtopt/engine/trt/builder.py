@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtopt.engine import BuildPlan
 from trtopt.engine.trt import weak
-from trtopt.engine.trt.audit import audit_network, count_inspected, inspect_engine, layers_by_node, layers_of
+from trtopt.engine.trt.audit import audit_network, count_inspected, inspect_engine, layers_by_node
 from trtopt.engine.trt.diagnosis import build_error, logger, onnx_node, rejected, rejections
 from trtopt.engine.trt.fusion import engine_layers
 from trtopt.engine.trt.locate import TensorRT, find
@@ -29,7 +29,7 @@ from trtopt.engine.trt.options import check_options, configure, save_timing_cach
 from trtopt.engine.trt.profile import check_names, check_profile
 from trtopt.engine.trt.progress import build_serialized
 from trtopt.engine.trt.versions import PRODUCT, RTX, RTX_DEVICES
-from trtopt.errors import BuildError, EnvironmentUnableError, ModelError
+from trtopt.errors import BuildError, EnvironmentUnableError
 from trtopt.events import Emit, Warned
 from trtopt.graph.portable import write_for_tensorrt
 from trtopt.types import Decision, Engine, OnnxModel, Rejection, ShapeRange, TypedModel
@@ -37,7 +37,7 @@ from trtopt.types import Decision, Engine, OnnxModel, Rejection, ShapeRange, Typ
 if TYPE_CHECKING:
     from trtopt.engine.runner.engine import EngineRunner
 
-__all__ = ["BuildPlan", "TensorRT", "adopt", "build", "check", "find", "open_runner", "rejected"]
+__all__ = ["BuildPlan", "TensorRT", "build", "check", "find", "open_runner", "rejected"]
 
 _NUMPY_NAMES = {"float": "float32", "half": "float16", "bf16": "bfloat16"}
 _RTX_FP8_DEVICES = "portable: compute capability 8.9, 12.0 and later, which have FP8"
@@ -119,59 +119,13 @@ def build(
         digest=hashlib.sha256(data).hexdigest(),
         backend="tensorrt",
         builder=trt.title,
-        device=_device(trt, counts),
+        device=devices(trt, counts),
         size_bytes=data.nbytes,
         audit=counts,
         audited=audited,
         raised=changed,
         layers=engine_layers(made.layers or (), typed),
     )
-
-
-def adopt(trt: TensorRT, typed: TypedModel, path: Path, *, emit: Emit) -> Engine:
-    """Return what is known of an engine that trtexec built from the graph of `typed`, after an audit of its layers.
-
-    Args:
-        trt: the TensorRT package that built the engine.
-        typed: the typed graph and its decisions.
-        path: the engine file. Loading runs code from it.
-        emit: receives warnings.
-
-    Raises:
-        EnvironmentUnableError: this TensorRT does not load the engine here.
-        ModelError: the file is not an engine, or one of another graph.
-        AuditError: a node that must stay in FP32 runs in FP16.
-    """
-    from trtopt.engine.runner.tensorrt import deserialize
-
-    engine = deserialize(trt, path)
-    _check_same_tensors(engine, typed.onnx, path)
-    layers = layers_of(trt, engine)
-    counts = count_inspected(layers) if trt.can.strong_typing else weak.audit(layers, typed, emit)
-    data = path.read_bytes()
-    return Engine(
-        path=path,
-        digest=hashlib.sha256(data).hexdigest(),
-        backend="tensorrt",
-        builder=trt.title,
-        device=_device(trt, counts),
-        size_bytes=len(data),
-        audit=counts,
-        audited="engine inspector" if layers else "",
-        layers=engine_layers(layers, typed),
-    )
-
-
-def _check_same_tensors(engine: Any, graph: OnnxModel, path: Path) -> None:
-    """Raise ModelError unless an engine has the inputs and outputs of a graph."""
-    found = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
-    expected = {spec.name for spec in (*graph.inputs, *graph.outputs)}
-    if found != expected:
-        raise ModelError(
-            f"{path} is the engine of another graph than {graph.path}",
-            why=f"it has the inputs and outputs {', '.join(sorted(found))}, not {', '.join(sorted(expected))}",
-            fix="Build it from target.onnx in the run directory, as build.sh does",
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,7 +270,7 @@ def _warn_of_changed_types(network: Any, model: OnnxModel, emit: Emit) -> None:
             emit(Warned(f"the engine's {tensor.name} is {dtype}: TensorRT changed it from {declared[tensor.name]}"))
 
 
-def _device(trt: TensorRT, counts: Mapping[str, int]) -> str:
+def devices(trt: TensorRT, counts: Mapping[str, int]) -> str:
     """Return the devices that the engine runs on: many for TensorRT-RTX, else the GPU that it is built on."""
     if trt.name == RTX:
         return _RTX_FP8_DEVICES if "fp8" in counts else RTX_DEVICES

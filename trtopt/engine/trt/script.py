@@ -46,15 +46,18 @@ def script(recipe: Recipe) -> str:
     """Return the script, for a POSIX shell."""
     target = recipe.target
     arguments = _LINE.join(map(shlex.quote, flags(recipe)))
-    judge = "\n".join(f"#   {line}" for line in recipe.judge)
+    # A path may contain a line break, behind which the shell would run the rest of a comment.
+    judge = "\n".join(f"#   {part}" for line in recipe.judge for part in line.splitlines())
     return f"""#!/bin/sh
 # Written by trtopt for {target.name}: {target.title}. Run it there; it leaves model.engine beside it.
-# To judge the engine on the device, install trtopt there, and run
+# To judge the engine on the device, install trtopt there, and run in the folder of the conversion
 {judge}
 set -eu
 cd "$(dirname "$0")"
 trtexec=$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)
-exec "$trtexec"{_LINE}{arguments} "$@"
+rm -f model.engine.graph
+"$trtexec"{_LINE}{arguments} "$@"
+sha256sum {recipe.graph} > model.engine.graph
 """
 
 

@@ -19,7 +19,8 @@ MIN_CHANNELS = 8
 
 INT8 tensor-core tiles are 32 wide, so that narrow convolutions are mostly padding. But one in FP16 between others in
 INT8 needs copies around it, and TensorRT chooses FP32 for it. (TensorRT 8.5.3.1 on an H200, a MobileNetV2 of width 0.35
-at batch 64: 0.479 ms with its convolutions of 8 channels in FP16, 0.290 ms with them in INT8.)
+at batch 64: 0.479 ms and 26.0 dB with its convolutions of 8 channels in FP16, 0.290 ms and 23.7 dB with them in INT8;
+no other version and network was tried.)
 """
 
 MIN_SIZE = 16
