@@ -337,6 +337,14 @@ def test_a_run_of_another_model_is_told(runs: Path, tmp_path: Path, cli: Cli) ->
         assert (told in " ".join(done.out.split())) == expected
 
 
+def test_the_baseline_that_a_conversion_was_given_is_not_another_model(runs: Path, tmp_path: Path, cli: Cli) -> None:
+    given = ("convert", runs / "int8/typed.onnx", "-p", "int8", "--baseline", DIGITS, "--data", EVAL)
+    assert cli(*given, "--backend", "onnxruntime", "-o", tmp_path / "run").code == 0
+    done = cli("compare", DIGITS, tmp_path / "run", "--data", EVAL, "-o", tmp_path / "out")
+    assert done.code == 0
+    assert "was not made from" not in " ".join(done.out.split())
+
+
 def test_judging_again_does_not_point_to_the_report_of_the_old_gates(runs: Path, cli: Cli) -> None:
     done = cli("compare", "--from", runs / "int8", "--gate", "sqnr=90")
     assert done.code == 1

@@ -34,7 +34,8 @@ class Candidate:
         calibrated_on: fingerprints of the calibration samples.
         timings: earlier results of `trtopt bench`.
         calibration: the tensors with the largest quantization error.
-        made_from: digests of the FP32 models that the run started with and optimized; empty if they are unknown.
+        made_from: digests of the FP32 models that the run started with, optimized and compared with; empty if they are
+            unknown.
     """
 
     onnx: OnnxModel
@@ -117,10 +118,14 @@ def _from_run(folder: Path) -> Candidate:
 
 
 def _sources(folder: Path) -> tuple[str, ...]:
-    """Return the digests of the FP32 model of a run, as given and as prepared; none if the run does not record both."""
+    """Return the digests of the FP32 model of a run, as given and as prepared; none if the run does not record both.
+
+    The baseline that it was compared with, as by `--baseline`, follows.
+    """
     prepared = read_result(folder, "prepare", OnnxModel)
     source = read_inputs(folder, "prepare").get("source")
-    return (str(source), prepared.digest) if prepared and source else ()
+    baseline = read_inputs(folder, "compare").get("baseline", source)
+    return (str(source), prepared.digest, str(baseline)) if prepared and source else ()
 
 
 def timings_of(folder: Path) -> tuple[Timing, ...]:
