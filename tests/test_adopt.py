@@ -181,6 +181,20 @@ def test_an_engine_of_something_else_is_refused_and_nothing_is_recorded(cli, dev
     refused(cli, run, text, "build.sh")
 
 
+def test_an_engine_that_is_not_adopted_yet_is_not_passed_over_in_silence(cli, run, tmp_path):
+    write(run, built(run))
+    told = f"{run}/model.engine is not used: the manifest does not record it. If build.sh built it: trtopt adopt {run}"
+    compared = cli("compare", run / "fp32.onnx", run, "--data", EVAL, "--samples", "8", "-o", tmp_path / "compared")
+    timed = cli("bench", run, "--batch", "1", "--seconds", "0.05", "--device", "cpu", "-o", tmp_path / "timed")
+    answered = cli("predict", run, "--data", EVAL, "--samples", "8", "--out", tmp_path / "out.jsonl")
+    for done in (compared, timed, answered):
+        assert done.code == 0, done.err
+        assert told in " ".join((done.out + done.err).split())
+    packaged = cli("package", run, "--triton", tmp_path / "models", "--engine", "only")
+    assert packaged.code == 3
+    assert f"the manifest does not record {run}/model.engine. trtopt adopt {run}" in " ".join(packaged.err.split())
+
+
 def test_a_file_that_is_no_engine_is_refused(cli, device, run):
     (run / "model.engine").write_bytes(bytes(100))
     refused(cli, run, "model.engine is not an engine")

@@ -11,7 +11,7 @@ from report.reports import COMPARISON, FAILED, PASSED, SEVERAL, UNCHECKED
 
 from trtopt.errors import BuildError, EnvironmentUnableError, InterruptedSweepError, TrtoptError
 from trtopt.types import Benchmark, BenchTarget, GateResult, Report, Verdict
-from trtopt.verdict import blocks, exit_code
+from trtopt.verdict import blocks, drifted, exit_code
 
 UNABLE = EnvironmentUnableError("no TensorRT here")
 
@@ -29,6 +29,13 @@ def report(*gates: GateResult, allow: bool = False) -> Report:
 
 PASS, FAIL, OPEN = gate("pass"), gate("fail"), gate("inconclusive")
 FAIL_BY_DEFAULT, OPEN_BY_DEFAULT = gate("fail", default=True), gate("inconclusive", default=True)
+
+
+@pytest.mark.parametrize(("limit", "helps"), [(97.0, True), (99.0, False)])
+def test_a_higher_precision_does_not_help_where_fp32_itself_fails(limit: float, helps: bool) -> None:
+    output = replace(COMPARISON.outputs[0], output="y", values={"accuracy_fp32": 98.0, "accuracy": 96.0})
+    failed = replace(FAIL, metric="accuracy", value=96.0, limit=limit)
+    assert drifted([replace(COMPARISON, outputs=(output,), gates=(failed,))]) == helps
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ class Candidate:
         calibration: the tensors with the largest quantization error.
         made_from: digests of the FP32 models that the run started with, optimized and compared with; empty if they are
             unknown.
+        unrecorded: what to tell about an engine in the run directory that its manifest does not record; else empty.
     """
 
     onnx: OnnxModel
@@ -45,6 +46,7 @@ class Candidate:
     timings: tuple[Timing, ...] = ()
     calibration: tuple[CalibratedTensor, ...] = ()
     made_from: tuple[str, ...] = ()
+    unrecorded: str = ""
 
 
 def fastest(timings: Sequence[Timing]) -> Timing | None:
@@ -114,7 +116,15 @@ def _from_run(folder: Path) -> Candidate:
         timings=timings_of(folder),
         calibration=noisiest.read(folder) if table else (),
         made_from=_sources(folder),
+        unrecorded=_unrecorded(folder) if engine is None else "",
     )
+
+
+def _unrecorded(folder: Path) -> str:
+    path = folder / "model.engine"
+    if not path.is_file():
+        return ""
+    return f"{path} is not used: the manifest does not record it. If build.sh built it: trtopt adopt {folder}"
 
 
 def _sources(folder: Path) -> tuple[str, ...]:

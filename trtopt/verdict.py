@@ -33,10 +33,20 @@ def comparisons(report: Report) -> list[tuple[str, Comparison]]:
 def drifted(found: Iterable[Comparison]) -> bool:
     """Return whether a gate failed on a measurement: only then can a higher precision help.
 
-    Gates also fail that could not be evaluated, for example because the labels do not fit the output.
+    Gates also fail that could not be evaluated, for example because the labels do not fit the output, and those that
+    FP32 itself does not pass.
     """
-    gates = (gate for comparison in found for gate in comparison.gates)
-    return any(gate.verdict == "fail" and not math.isnan(gate.value) for gate in gates)
+    gates = ((comparison, gate) for comparison in found for gate in comparison.gates)
+    return any(
+        gate.verdict == "fail" and not math.isnan(gate.value) and not _fails_in_fp32(comparison, gate)
+        for comparison, gate in gates
+    )
+
+
+def _fails_in_fp32(comparison: Comparison, gate: GateResult) -> bool:
+    """Return whether a gate asks for a higher accuracy than FP32 has."""
+    before = (each.values.get("accuracy_fp32", math.inf) for each in comparison.outputs if each.output == gate.output)
+    return gate.metric == "accuracy" and min(before, default=math.inf) < gate.limit
 
 
 def wrong(comparison: Comparison) -> bool:

@@ -29,7 +29,7 @@ def rehearsed(done: Done) -> tuple[list[str], list[str]]:
 
 def test_a_dry_run_lists_the_stages_and_writes_nothing(cli: Cli) -> None:
     done = cli("convert", DIGITS, "-p", "int8", "--calib", CALIB, *FAST, "--dry-run", "--format", "json")
-    stages = ["read", "prepare", "equalize", "calibrate", "observe", "precision", "compare", "gate"]
+    stages = ["read", "prepare", "equalize", "calibrate", "observe", "guard", "precision", "compare", "gate"]
     assert rehearsed(done) == ([], stages)
     assert not list(Path().iterdir())
 

@@ -51,6 +51,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             ("--onnx=m.onnx", "--memPoolSize=workspace:4096", "--workspace=2048"),
             "convert m.onnx --workspace 2048MiB --no-compare",
         ),
+        (("convert", "m.onnx", "--int8", "--calib", "images"), "convert m.onnx --calib images --precision int8"),
+        (("convert", "m.onnx", "--precision=int8", "--fp16"), "convert m.onnx --precision=int8 --no-compare"),
         (("--loadEngine=e.engine", "--shapes=x:8x3", "--duration=10"), "bench e.engine --shape x=8x3 --seconds 10"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

@@ -246,6 +246,11 @@ def test_labels_turn_top1_into_a_drop_of_accuracy() -> None:
         ),
         (labelled(90, 0, 0, 10), "top1=1", "top-1 accuracy does not change (90.00 % -> 90.00 %)"),
         (labelled(90, 0, 0, 10), "accuracy=80%", "accuracy is 90.00 %, 95 % bounds 83.63 to 94.47, at least 80 %"),
+        (
+            labelled(90, 0, 0, 10),
+            "accuracy=95%",
+            "accuracy is 90.00 %, that of FP32 itself 90.00 %, 95 % bounds 83.63 to 94.47, at least 95 %",
+        ),
         (drift(cosine=0.98), "cosine=0.99", "cosine is 0.98, must be at least 0.99"),
         (drift(sqnr=math.inf), "sqnr=20", "sqnr is inf dB, must be at least 20 dB"),
         (drift(rmse=0.25), "rmse=0.1", "rmse is 0.25, must be at most 0.1"),

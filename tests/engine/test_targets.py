@@ -146,12 +146,19 @@ def test_an_unknown_target_is_refused_with_the_nearest_names(cli, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "meant"), [("jetpack-6.2", "jetpack-6"), ("JetPack-5.1", "jetpack-5"), ("trt-8.5.3", "trt-8.5")]
+    ("name", "meant"), [("jetpack-6.4", "jetpack-6"), ("JetPack-5.2", "jetpack-5"), ("trt-8.5.3", "trt-8.5")]
 )
 def test_a_release_of_a_known_platform_suggests_that_platform(name, meant):
     with pytest.raises(UsageError) as caught:
         platform(name)
     assert f"Did you mean {meant}?" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("release", "name"), [("jetpack-6.2", "jetpack-6"), ("JetPack-5.1", "jetpack-5"), ("jetpack-7.1", "jetpack-7")]
+)
+def test_a_release_with_the_same_tensorrt_is_that_platform(release, name):
+    assert platform(release) == platform(name)
 
 
 @pytest.mark.parametrize(
@@ -242,8 +249,9 @@ def judging(run: Path) -> list[list[str]]:
 
 def test_the_commands_that_judge_on_the_device_have_the_gates_and_samples_of_the_conversion(cli, tmp_path):
     """Here, where no engine was built, they judge and time the typed graph."""
-    options = ["--gate", "cosine=0.9,latency_p99@12=5000ms,speedup=1.2x", "--kind", "logits=scores", "--samples", "64"]
-    given = ["convert", DIGITS, "-p", "int8", "--calib", CALIB, "--data", EVAL, *options, "--allow-inconclusive"]
+    gates = ["--gate", "cosine=0.9,latency_p99@12=5000ms,speedup=0.001x", "--allow-inconclusive"]
+    options = ["--kind", "logits=scores", "--samples", "64", *gates]
+    given = ["convert", DIGITS, "-p", "int8", "--calib", CALIB, "--data", EVAL, *options]
     run = tmp_path / "run"
     first = cli(*given, "--shape", "input=1x1x28x28:12x1x28x28:24x1x28x28", "--target", "jetpack-6", "-o", run)
     assert first.code == 0, first.err
@@ -255,8 +263,9 @@ def test_the_commands_that_judge_on_the_device_have_the_gates_and_samples_of_the
         json.loads((folder / "report.json").read_text())["comparison"]["gates"] for folder in (run, tmp_path / "judged")
     ]
     assert gates[0] == gates[1]
-    assert bench[bench.index("--gate") + 1] == "latency_p99@12=5000.0ms"
-    timed = cli(*bench, "--seconds", "0.05", "--device", "cpu", "-o", tmp_path / "timed")
+    assert bench[:4] == ["bench", "FP16_RUN", str(run), "--batch"]
+    assert bench[bench.index("--gate") + 1] == "latency_p99@12=5000.0ms,speedup=0.001x"
+    timed = cli(*["bench", DIGITS, *bench[2:]], "--seconds", "0.05", "--device", "cpu", "-o", tmp_path / "timed")
     assert timed.code == 0, timed.err
     times = json.loads((tmp_path / "timed/report.json").read_text())["benchmark"]["timings"]
     assert {timing["batch"] for timing in times} == {1, 12}
@@ -272,6 +281,56 @@ def test_samples_that_are_python_objects_are_to_be_named_on_the_device(tmp_path)
     data = {"input": np.zeros((4, 1, 28, 28), np.float32)}
     api.convert(DIGITS, precision="fp16", data=data, target="jetpack-6", out=tmp_path)
     assert judging(tmp_path)[1][3:5] == ["--data", "DATA"]
+
+
+def test_on_jetpack_5_no_command_that_cannot_run_is_named(cli, tmp_path):
+    done = cli("convert", DIGITS, "-p", "fp16", "--no-compare", "--target", "jetpack-5", "-o", tmp_path)
+    assert done.code == 0, done.err
+    script = (tmp_path / "build.sh").read_text()
+    assert "trtopt adopt" not in script
+    assert "# trtopt cannot judge the engine there" in script
+
+
+def test_the_files_for_a_device_go_with_the_graph_that_they_are_of(cli, tmp_path):
+    given = ["convert", DIGITS, "-p", "fp16", "--no-compare", "-o", tmp_path]
+    assert cli(*given, "--target", "jetpack-6").code == 0
+    assert cli(*given, "--backend", "onnxruntime").code == 0
+    assert (tmp_path / "target.onnx").exists()
+    assert cli(*given, "--backend", "onnxruntime", "--keep", "/3/Conv_output_0=fp32").code == 0
+    assert not (tmp_path / "target.onnx").exists()
+    assert not (tmp_path / "build.sh").exists()
+
+
+def test_an_engine_of_this_machine_does_not_stay_beside_the_files_for_a_device(cli, tmp_path):
+    if isinstance(load(RTX), str):
+        pytest.skip("TensorRT for RTX is not installed")
+    given = ["convert", DIGITS, "-p", "fp16", "--no-compare", "-o", tmp_path]
+    assert cli(*given).code == 0
+    assert (tmp_path / "model.engine").exists()
+    assert cli(*given, "--target", "jetpack-6").code == 0
+    assert not (tmp_path / "model.engine").exists()
+
+
+def test_a_gate_on_speed_is_left_to_the_device(cli, tmp_path):
+    given = ["convert", DIGITS, "-p", "fp16", "--data", EVAL, "--gate", "cosine=0.9,latency_p99=5ms"]
+    done = cli(*given, "--target", "jetpack-6", "-o", tmp_path)
+    assert done.code == 4
+    assert "the engine is judged on the device, by the commands in build.sh" in " ".join(done.out.split())
+
+
+def test_a_dry_run_names_the_files_for_the_device_and_the_guard(cli, tmp_path):
+    given = ["convert", DIGITS, "-p", "int8", "--calib", CALIB, "--target", "jetpack-6", "--dry-run", "-o", tmp_path]
+    would_run = json.loads(cli(*given, "--format", "json").out)["would_run"]
+    assert would_run[-5:] == ["guard", "precision", "target", "compare", "gate"]
+    assert "build" not in would_run
+
+
+def test_a_dla_without_fixed_shapes_is_refused_before_calibration(cli, tmp_path):
+    given = ["convert", DIGITS, "-p", "int8", "--calib", CALIB, "--target", "jetpack-6-dla", "-o", tmp_path]
+    done = cli(*given)
+    assert done.code == 2
+    assert "the DLA runs fixed shapes only" in " ".join(done.err.split())
+    assert "calibrate" not in done.err
 
 
 def test_without_samples_only_the_engine_is_adopted_on_the_device(cli, tmp_path):

@@ -234,7 +234,7 @@ def test_an_output_of_another_run_is_kept(cli: Cli, tmp_path: Path, conv_net: Pa
     cli("predict", DIGITS, "--data", EVAL, "-o", out, "-q")
     before = out.read_bytes()
     other = cli("predict", DIGITS, "--data", EVAL, "-o", out, "--answers", "raw")
-    assert "is of another run: it is of another answers" in refusal(other)
+    assert "is of another run: it is of another value of answers" in refusal(other)
     (tmp_path / "mine.jsonl").write_text("mine")
     assert "mine.jsonl exists" in refusal(cli("predict", DIGITS, "--data", EVAL, "-o", tmp_path / "mine.jsonl"))
     assert (out.read_bytes(), (tmp_path / "mine.jsonl").read_text()) == (before, "mine")

@@ -83,8 +83,8 @@ def test_the_requested_gate_that_needs_the_most_samples_is_explained_and_the_oth
     larger = replace(OPEN, output="b", value=0.25, needed=4000)
     default = replace(OPEN, output="c", needed=9000, default=True)
     assert verdict(inconclusive(default, OPEN, larger)) == (
-        "INCONCLUSIVE: b: top1: 200 samples show a drop of 0.25 %, but about 4000 are needed to show at most 1 %; "
-        "and 2 more gates (exit 4 unless --allow-inconclusive)"
+        "INCONCLUSIVE: b: top1: 200 samples show a drop in agreement of 0.25 %, but about 4000 are needed to show "
+        "at most 1 %; and 2 more gates (exit 4 unless --allow-inconclusive)"
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from trtopt.errors import UsageError
@@ -18,13 +18,18 @@ _CACHE = b"TRT-"
 """First bytes of a calibration cache that TensorRT wrote."""
 
 
-def _precision(given: dict[str, str]) -> list[str]:
-    """Return the lowest of the precisions: trtexec may choose any of them for each layer."""
+def _precision(given: dict[str, str], typed: Collection[str] = ()) -> list[str]:
+    """Return the lowest of the precisions: trtexec may choose any of them for each layer.
+
+    A flag of ours that was `typed` is not repeated.
+    """
+    if {"-p", "--precision"} & {*typed}:
+        return []
     named = [name for name in reversed(_PRECISIONS) if name in given]
     lowest = "int8" if "best" in given or "int8" in given else named[0] if named else ""
     if not lowest:
         return []
-    needs_data = lowest in ("int8", "fp8") and "calib" not in given
+    needs_data = lowest in ("int8", "fp8") and "calib" not in given and "--calib" not in typed
     return ["--precision", lowest, *(["--calib", "data/calib"] if needs_data else [])]
 
 
@@ -120,9 +125,9 @@ def refuse(arguments: Sequence[str]) -> None:
     others = rest[1:] if rest[:1] == [command] else rest
     model = [given.get("loadEngine") or given.get("onnx", "")]
     words = [command, *(model if model[0] else [] if others else ["model.onnx"]), *others]
-    words += [
-        word for translate in dict.fromkeys(table[name] for name in given if name in table) for word in translate(given)
-    ]
+    typed = {"-p" if word == "-p" else word.partition("=")[0] for word in others}
+    for translate in dict.fromkeys(table[name] for name in given if name in table):
+        words += translate(given, typed) if translate is _precision else translate(given)
     words += ["--no-compare"] if command == "convert" and not {"--data", "--calib", "--no-compare"} & {*words} else []
     listed = ", ".join(f"--{name}" for name in given)
     raise UsageError(

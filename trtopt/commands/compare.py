@@ -78,6 +78,8 @@ def _begun(plan: ComparePlan, emit: Emit) -> Iterator[_Begun]:
         shapes = {spec.name: spec.shape for candidate in candidates.values() for spec in candidate.onnx.inputs}
         dataset = stages.open_data(plan.data, replace(baseline, inputs=fixed(baseline.inputs, shapes)))
         for name, candidate in candidates.items():
+            if candidate.unrecorded:
+                run.warn(candidate.unrecorded)
             if candidate.made_from and baseline.digest not in candidate.made_from:
                 run.warn(f"{name} was not made from {plan.baseline}, but from another model or version of it")
         stages.tell(run.emit, dataset)

@@ -32,6 +32,7 @@ from trtopt.stages.made import Made
 from trtopt.stages.repair import is_quantized
 from trtopt.store import read_result
 from trtopt.types import (
+    GUARDED,
     Benchmark,
     CalibrationTable,
     Engine,
@@ -80,12 +81,16 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         source = stages.widen(run, source)
         baseline = _baseline(run, plan, source)
         ranges = _ranges(run, plan, source)
+        if plan.target is not None and plan.target.dla:
+            stages.check_fixed(plan.target, ranges)
         samples = _samples(run, plan, source, ranges)
         made = _made(run, plan, source, baseline, ranges, samples)
         files = stages.aim(run, made, _aim(run, plan, plan.target, made)) if plan.target else None
         made, comparison, fault = judged(run, plan, made, samples.judged)
         layers = explained(run, made, comparison, samples.judged)
         benchmark = _benchmark(run, plan, made, samples.judged) if plan.speed else None
+        if compiler(plan.build.backend) and (benchmark is None or not benchmark.timings):
+            _tell_of_guard(run, made)
         report = timed(reported(run, plan, made, comparison), benchmark)
         report = run.finish(replace(report, target=files, parity=parity, layers=layers, fault=fault))
     return report, made.unable
@@ -113,6 +118,14 @@ def _checked(plan: ConvertPlan, given: Source) -> OnnxModel | None:
             known.inputs, plan.shapes, lambda: stages.sizes((plan.data, plan.calib), known), lambda: unread(known.path)
         )  # fail fast on a bad --shape
     return ready
+
+
+def _tell_of_guard(run: Run, made: Made) -> None:
+    """Say what the nodes that the guard keeps may cost, as the engine is not timed."""
+    count = sum(each.reason.startswith(GUARDED) for each in made.target.keep)
+    if count:
+        nodes = f"{count} node{'s' * (count > 1)} that the guard keeps in {made.target.rest}"
+        run.note(f"not timed: the copies around the {nodes} can make the engine slower than FP16. Time both on the GPU")
 
 
 def _benchmark(run: Run, plan: ConvertPlan, made: Made, samples: Dataset | None) -> Benchmark | None:
@@ -177,8 +190,11 @@ def _made(
         run.shared.clear()  # no trials follow
         typed = stages.set_precision(run, model, target, table, seen)
         stages.rebuild(run, typed)
-        run.store.discard("build", typed=typed.onnx.digest)  # an engine of another graph is stale
+        for stage in ("build", "target"):  # of another graph they are stale
+            run.store.discard(stage, typed=typed.onnx.digest)
         engine, unable = _build(run, plan, typed, ranges) if plan.target is None else (None, None)
+        if plan.target is not None and not stages.has_adopted(run):  # it is not for that platform
+            run.store.discard("build")
     except (BuildError, DataError) as error:
         fixed = fixed_batch(source, ranges, samples.judged) if samples.judged is not None else None
         raise fixed or error from error

@@ -62,6 +62,8 @@ def predict(plan: PredictPlan, emit: Emit = silent) -> Predictions:
     format = format_of(plan.out)
     check_name(plan.answers)
     candidate = resolve(plan.run)
+    if candidate.unrecorded:
+        emit(Warned(candidate.unrecorded))
     checks.exists(plan.data)
     out = plan.out if plan.shard == WHOLE else plan.out.with_name(f"{plan.out.name}.{partial_name(plan.shard)}")
     described, _ = _unfixed(candidate.onnx)

@@ -70,20 +70,23 @@ def _stages(plan: Plan) -> list[str]:
     from trtopt.precision import precision
 
     builds = compiler(plan.build.backend) is not None
+    here = plan.target is None
     scales = precision(plan.precision).FORMAT.scaled
     applies = {
         "check": builds,
-        "build": builds,
+        "build": builds and here,
+        "target": not here,
         "equalize": scales and plan.equalization and plan.table is None,
         "calibrate": scales and plan.table is None,
         "observe": plan.precision != "fp32" and (plan.data is not None or plan.calib is not None),
         "timing": plan.if_faster,
         "tune": plan.tuning is not None,
+        "guard": scales and plan.guard and plan.tuning is None and plan.calib is not None,
         "compare": plan.compare,
         "gate": plan.compare,
     }
     before = ("export", "parity", "prepare", "check", "equalize", "calibrate", "observe", "timing")
-    order = (*before, "tune", "precision", "build", "compare", "gate")
+    order = (*before, "tune", "guard", "precision", "build", "target", "compare", "gate")
     return [name for name in order if applies.get(name, True)]
 
 

@@ -60,10 +60,11 @@ def on_device(plan: ConvertPlan, run_dir: Path, baseline: Path, batches: tuple[i
     if plan.compare and samples:
         judged = _judged(plan.gates, plan.measure, ())
         lines.append(["trtopt", "compare", str(baseline), str(run_dir), *samples, *judged, *last])
-    # A speedup is relative to FP32 and FP16 engines, which are not there.
-    if limits := [gate for gate in plan.speed_gates if gate.kind != "speedup"]:
-        sizes = ["--batch", ",".join(map(str, batches))]
-        lines.append(["trtopt", "bench", str(run_dir), *sizes, *samples, "--gate", speed.written(limits), *last])
+    if plan.speed_gates:
+        # A speedup is relative to another engine, which is built and adopted in the same way.
+        other = ["FP16_RUN"] if any(gate.kind == "speedup" for gate in plan.speed_gates) else []
+        sizes, limits = ",".join(map(str, batches)), speed.written(plan.speed_gates)
+        lines.append(["trtopt", "bench", *other, str(run_dir), "--batch", sizes, *samples, "--gate", limits, *last])
     return tuple(map(shlex.join, lines))
 
 

@@ -78,6 +78,9 @@ def evaluated(gate: Gate, output: OutputDrift, *, default: bool = False) -> Gate
         return _nothing_shown(gate, output, why, default=default)
     if gate.metric in _AGREEMENT and output.counts.get("chosen") == 1 and not _disagrees(result, output):
         why = "FP32 always chooses the same class, so agreement shows nothing"
+        if output.counts.get("samples") == 1:
+            nothing = _nothing_shown(gate, output, why, default=default)
+            return replace(nothing, reason="one sample shows nothing: give more")
         return _nothing_shown(gate, output, why, default=default)
     return replace(result, default=default)
 
@@ -184,6 +187,9 @@ def _accuracy(gate: Gate, output: OutputDrift) -> GateResult:
     """Judge the candidate's accuracy by a minimum."""
     samples, right = output.counts["samples"], output.counts["both"] + output.counts["only_candidate"]
     text = f"accuracy is {100 * right / samples:.2f} %"
+    before = output.values.get("accuracy_fp32", math.inf)
+    if before < gate.limit:
+        text += f", that of FP32 itself {before:.2f} %"
     claim = _Claim(text=text, samples=samples, estimate=_scaled(share, samples, right), floor=True)
     return _settled(gate, output, claim)
 

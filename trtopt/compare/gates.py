@@ -60,7 +60,8 @@ def _written(gate: Gate) -> str:
 def _parse(part: str) -> Gate:
     written = _WRITTEN.fullmatch(part)
     if not written or not written["metric"].strip():
-        raise UsageError(f"--gate {part!r} does not parse", fix="Write METRIC=LIMIT, such as top1=1% or cosine=0.99")
+        fix = "Write METRIC=LIMIT, such as top1=1%, cosine=0.99 or cosine>=0.99"
+        raise UsageError(f"--gate {part!r} does not parse", fix=fix)
     metric, sign, output = written["metric"].strip(), written["sign"], (written["output"] or "").strip()
     known = METRICS.get(metric) if metric != "nonfinite" else None
     if known is None and sign == "=":

@@ -307,4 +307,11 @@ def _session(ort: Any, path: Path, *providers: str | tuple[str, dict[str, str]],
 def _not_loaded(path: Path, error: Exception) -> OutOfMemoryError | ModelError:
     if exhausted(error):
         return OutOfMemoryError(f"out of memory while loading {path.name}", why=first_line(error))
-    return ModelError(f"onnxruntime cannot load {path.name}", why=first_line(error))
+    why = first_line(error)
+    unknown = re.search(r"(\S+)\(-?\d+\) is not a registered function/op", why)
+    fix = "Export the network without it, or convert without samples: -p fp16 --no-compare" if unknown else ""
+    return ModelError(
+        f"onnxruntime cannot load {path.name}",
+        why=f"it does not have the operator {unknown[1]}" if unknown else why,
+        fix=fix,
+    )

@@ -228,6 +228,6 @@ def _difference(asked: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """Return how another request differs; empty if it is the same."""
     for name in dict.fromkeys((*asked, *other)):
         if asked.get(name) != other.get(name):
-            word = _WORDS.get(name, f"another {name}")
-            return f"it is of {word}: {str(other.get(name))[:16]} is not {str(asked.get(name))[:16]}"
+            word = _WORDS.get(name, f"another value of {name}")
+            return f"it is of {word}: {str(other.get(name))[:16]}, not {str(asked.get(name))[:16]}"
     return ""

@@ -214,6 +214,8 @@ def _why_not(model: Model, plan: Options) -> str:
             continue
         if engine is None:
             why, fix = f"{run.run_dir or run.onnx.path} has no engine", "Build one: trtopt convert"
+            if run.run_dir and (run.run_dir / "model.engine").is_file():
+                why, fix = f"the manifest does not record {run.run_dir}/model.engine", f"trtopt adopt {run.run_dir}"
         else:
             why, fix = f"the engine is of {engine.builder}, and {loaded}", images.fitting(engine.builder)
         if plan.engine_only:

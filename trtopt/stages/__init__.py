@@ -4,8 +4,8 @@ A stage's key holds everything that can change its result: digests of its inputs
 libraries that do the work.
 """
 
-from trtopt.stages.aim import Aim, aim
-from trtopt.stages.build import build
+from trtopt.stages.aim import Aim, aim, check_fixed
+from trtopt.stages.build import build, has_adopted
 from trtopt.stages.calibrate import calibrate
 from trtopt.stages.check import check_operators, hint_at_operators
 from trtopt.stages.compare import Evaluation, check_randomness, compare
@@ -37,6 +37,7 @@ __all__ = [
     "aim",
     "build",
     "calibrate",
+    "check_fixed",
     "check_operators",
     "check_randomness",
     "check_timing",
@@ -48,6 +49,7 @@ __all__ = [
     "gate",
     "guard",
     "halves",
+    "has_adopted",
     "hint_at_operators",
     "observe",
     "open_data",

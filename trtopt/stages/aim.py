@@ -8,7 +8,7 @@ Touches: the run directory, through the store.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,13 +47,10 @@ def aim(run: Run, made: Made, aimed: Aim) -> TargetFiles:
     """Write the graph (`target.onnx`), the script (`build.sh`) and, for a DLA, the calibration cache (`target.cache`).
 
     Raises:
-        UsageError: a DLA needs fixed shapes.
         ModelError: a node has no form in the opset of that TensorRT.
     """
     target = aimed.target
     ranges = ordered(made.typed, made.ranges, made.plan, run.device).profile
-    if target.dla:
-        _check_fixed(target, ranges)
     constrained = _constrained(made, target)
     for node in script.unconstrained(constrained):
         precision = constrained[node].upper()
@@ -174,7 +171,8 @@ def _every_scale(made: Made) -> CalibrationTable:
     return replace(made.table, scales={**others, **made.table.scales})
 
 
-def _check_fixed(target: Platform, ranges: tuple[ShapeRange, ...]) -> None:
+def check_fixed(target: Platform, ranges: Sequence[ShapeRange]) -> None:
+    """Raise UsageError if a dynamic input of a network for a DLA has no fixed shape."""
     for entry in ranges:
         if entry.min != entry.max:
             shape = "x".join(map(str, entry.opt))

@@ -41,6 +41,7 @@ class Wanted:
         graph: whether the ONNX graph may run in place of the engine; False if the target is the engine itself.
         run_dir: its run directory, or the one that it is in; None for an ONNX file.
         profile: the shapes that it was made for; empty if they are not known.
+        unrecorded: what to tell about an engine that is there, but not recorded; else empty.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Wanted:
     graph: bool
     run_dir: Path | None
     profile: tuple[ShapeRange, ...]
+    unrecorded: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +85,7 @@ def wanted(path: Path, name: str) -> Wanted:
         graph=path.is_dir() or path.suffix == ".onnx",
         run_dir=run_dir,
         profile=_profile(run_dir) if run_dir else (),
+        unrecorded=candidate.unrecorded,
     )
 
 
@@ -123,6 +126,8 @@ def opened(target: Wanted, plan: BenchPlan, dataset: Dataset | None, emit: Emit)
             return Opened(target=loaded, path=target.engine.path, run_dir=target.run_dir, takes=takes)
     if plan.speed.device != "cuda":
         check_loads(target.onnx.path)
+    if target.unrecorded:
+        emit(Warned(target.unrecorded))
     session = targets.open_onnx(target.onnx.path, plan.speed.device, cuda_options(plan.speed))
     if target.engine is not None:
         session.where += ENGINE_NOT_RUN

@@ -42,7 +42,7 @@ def build(run: Run, typed: TypedModel, ranges: Sequence[ShapeRange], plan: Build
         return backend(plan.backend).build(order, typed.onnx.path, emit=run.emit)
 
     def make(folder: Path) -> Engine:
-        if ADOPTED in read_inputs(run.store.root, "build"):
+        if has_adopted(run):
             run.warn("the engine that was adopted is replaced by a new build")
         return compiling.build(order, folder / FILE, emit=run.emit)
 
@@ -58,6 +58,11 @@ def build(run: Run, typed: TypedModel, ranges: Sequence[ShapeRange], plan: Build
     if line := unfused(engine.layers):
         run.note(line)
     return engine
+
+
+def has_adopted(run: Run) -> bool:
+    """Return whether the engine of the run was built by another program (`trtopt adopt`)."""
+    return ADOPTED in read_inputs(run.store.root, "build")
 
 
 def ordered(typed: TypedModel, ranges: Sequence[ShapeRange], plan: BuildPlan, device: str) -> Order:

@@ -68,7 +68,7 @@ def guard(run: Run, subject: Subject, calib: Dataset, measure: MeasurePlan, *, l
         "device": run.place,
         **versions("onnxruntime", "onnxruntime-gpu", "onnx-ir", "scipy"),
     }
-    found = run.store.stage("guard", key, Guard, make, lambda result: _line(result, subject.target.rest))
+    found = run.store.stage("guard", key, Guard, make, lambda result: _line(result, subject.target.rest, labelled))
     keep = tuple(Keep(pattern=node, reason=f"{GUARDED}: {found.reason}") for node in found.nodes)
     return replace(subject.target, keep=(*subject.target.keep, *keep))
 
@@ -114,9 +114,10 @@ def _guarded(run: Run, trials: Trials, calib: Dataset, measure: MeasurePlan, unk
     return Guard(nodes=tuple(node for group in kept for node in group.nodes), reason=reason)
 
 
-def _line(found: Guard, rest: str) -> str:
+def _line(found: Guard, rest: str, labelled: bool) -> str:
     """Return the summary line."""
     if not found.nodes:
-        return found.reason or "the default gates are expected to hold with every node as placed"
+        left = ", but that on classes, which is left to the labels of --data" if labelled else ""
+        return found.reason or f"the default gates are expected to hold with every node as placed{left}"
     what = f"{len(found.nodes)} node{'s' * (len(found.nodes) != 1)} stay{'s' * (len(found.nodes) == 1)} in {rest}"
     return f"{what}: {found.reason}"

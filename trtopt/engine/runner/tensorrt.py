@@ -120,7 +120,9 @@ def deserialize(trt: TensorRT, path: Path) -> Any:
     why = _take_errors(trt)
     if "magicTag" in why or not data:  # the magic tag at the start of the file is not that of this TensorRT
         raise ModelError(
-            f"{path.name} is not an engine of {trt.title}", why=why, fix="Build it again with this TensorRT"
+            f"{path.name} is not an engine of {trt.title}",
+            why="its header is that of another file format or version",
+            fix="Build it again with this TensorRT",
         )
     raise EnvironmentUnableError(
         f"{trt.title} does not load {path.name} here",

@@ -36,6 +36,11 @@ class Platform:
         return abilities(PRODUCT, self.version)
 
     @property
+    def has_bindings(self) -> bool:
+        """Whether its TensorRT has bindings for a Python that trtopt runs on: those of JetPack 5 are for Python 3.8."""
+        return not self.name.startswith("jetpack-5")
+
+    @property
     def cache_version(self) -> int:
         """Number in the first line of a calibration cache, which TensorRT requires to be its own."""
         major, minor, patch = (*map(int, self.version.split(".")), 0, 0)[:3]
@@ -59,6 +64,9 @@ _PLATFORMS = {
     **{f"triton-{release}": version for release, version in IMAGES.items()},
     "triton-26.07": IMAGES["26.03"],  # at least that: the graph for it is read by later ones, too
 }
+_ALIASES = {f"jetpack-{release}": f"jetpack-{release[0]}" for release in ("5.1", "6.1", "6.2", "7.0", "7.1")}
+"""Releases with the TensorRT of a platform."""
+
 _BF16_OPSET = 22
 _DLA = {"jetpack-5-dla": "8.5.2", "jetpack-6-dla": "10.3.0"}
 _VERSIONS = ("8.5", "8.6", *(f"10.{minor}" for minor in range(17)), *(f"11.{minor}" for minor in range(6)))
@@ -80,6 +88,7 @@ def platform(name: str) -> Platform:
         UsageError: the name is unknown; the message suggests the closest ones.
     """
     known = platforms()
+    name = _ALIASES.get(name.lower(), name)
     if name not in known:
         # `jetpack-6.2` is nearer to `jetpack-7.2` by its letters, but is a `jetpack-6`.
         longer = [each for each in known if name.lower().startswith(f"{each}.")]

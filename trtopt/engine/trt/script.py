@@ -46,12 +46,9 @@ def script(recipe: Recipe) -> str:
     """Return the script, for a POSIX shell."""
     target = recipe.target
     arguments = _LINE.join(map(shlex.quote, flags(recipe)))
-    # A path may contain a line break, behind which the shell would run the rest of a comment.
-    judge = "\n".join(f"#   {part}" for line in recipe.judge for part in line.splitlines())
     return f"""#!/bin/sh
 # Written by trtopt for {target.name}: {target.title}. Run it there; it leaves model.engine beside it.
-# To judge the engine on the device, install trtopt there, and run in the folder of the conversion
-{judge}
+{_how_to_judge(recipe)}
 set -eu
 cd "$(dirname "$0")"
 trtexec=$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)
@@ -59,6 +56,16 @@ rm -f model.engine.graph
 "$trtexec"{_LINE}{arguments} "$@"
 sha256sum {recipe.graph} > model.engine.graph
 """
+
+
+def _how_to_judge(recipe: Recipe) -> str:
+    """Return comments with the commands that judge the engine on the device."""
+    if not recipe.target.has_bindings:
+        return "# trtopt cannot judge the engine there: its TensorRT has no bindings for Python 3.10 or later."
+    # A path may contain a line break, behind which the shell would run the rest of a comment.
+    lines = (f"#   {part}" for line in recipe.judge for part in line.splitlines())
+    first = "# To judge the engine on the device, install trtopt there, and run in the folder of the conversion"
+    return "\n".join((first, *lines))
 
 
 def flags(recipe: Recipe) -> list[str]:

@@ -91,7 +91,8 @@ def _unsettled(judged: words.Judged) -> str:
     limit = f"{gate.limit:g}{metric.unit and ' '}{metric.unit}"
     shown = words.number(gate.metric, gate.value)
     if metric.sense == "drop":
-        shown = f"a drop of {shown}" if gate.value > 0 else "no drop"
+        what = "a drop of" if judged.labelled else "a drop in agreement of"
+        shown = f"{what} {shown}" if gate.value > 0 else "no drop"
     # More samples of this kind would settle the gate; the measured value tells whether it would pass or fail.
     if metric.sense == "at least":
         claim = "at least" if gate.value >= gate.limit else "less than"

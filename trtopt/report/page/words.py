@@ -154,11 +154,15 @@ def _quantizable(decision: Decision) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Result of a gate, its candidate if there are several, and the number of samples (0 for a benchmark)."""
+    """Result of a gate, its candidate if there are several, and the number of samples (0 for a benchmark).
+
+    `labelled` says that the samples have labels for the output.
+    """
 
     candidate: str
     gate: GateResult
     samples: int = 0
+    labelled: bool = False
 
     @property
     def title(self) -> str:
@@ -166,10 +170,16 @@ class Judged:
         return f"{self.candidate}: {gate_title(self.gate)}" if self.candidate else gate_title(self.gate)
 
 
+def _is_labelled(comparison: Comparison, gate: GateResult) -> bool:
+    return any("accuracy" in each.values for each in comparison.outputs if each.output == gate.output)
+
+
 def judged(report: Report) -> list[Judged]:
     """Return every gate of the report: of its comparisons, then of its benchmark."""
     found = [
-        Judged(name, gate, comparison.samples) for name, comparison in comparisons(report) for gate in comparison.gates
+        Judged(name, gate, comparison.samples, _is_labelled(comparison, gate))
+        for name, comparison in comparisons(report)
+        for gate in comparison.gates
     ]
     return found + [Judged("", gate) for gate in (report.benchmark.gates if report.benchmark else ())]
 
