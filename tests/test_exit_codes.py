@@ -171,9 +171,9 @@ def test_0_1_or_4_when_a_run_is_judged_again(here: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("nonsense",), "No such command"),
-        (("convert",), "Missing argument"),
-        (("convert", DIGITS, "--nonsense"), "No such option"),
+        (("nonsense",), "no such command"),
+        (("convert",), "missing argument"),
+        (("convert", DIGITS, "--nonsense"), "no such option"),
         (("convert", DIGITS, "--workspace", "much"), "--workspace"),
         (("convert", DIGITS), "no data to compare on"),
         (("convert", "nowhere.onnx", *FEW), "nowhere.onnx does not exist"),

@@ -84,6 +84,20 @@ def test_every_size_is_written_with_its_unit(cli: Cli) -> None:
         size("4096", "--workspace")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("convrt",), "error: no such command 'convrt'. Did you mean 'convert'? See trtopt --help"),
+        (("package", "m.onnx"), "error: missing option '--triton'. See trtopt package --help"),
+        (("bench", "--seconds", "x", "m.onnx"), "error: invalid value for '--seconds': "),
+    ],
+)
+def test_an_error_of_usage_is_one_line(cli: Cli, arguments: tuple[str, ...], line: str) -> None:
+    done = cli(*arguments)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert done.err.startswith(line)
+
+
 def test_without_a_command_the_help_is_shown_once(cli: Cli) -> None:
     done = cli()
     assert (done.code, done.out) == (2, "")

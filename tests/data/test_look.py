@@ -133,3 +133,6 @@ def test_wrong_scaling_of_the_calibration_samples_is_a_warning_also_when_cached(
             "warning: the calibration samples are unlike those to compare on: the values of input" in cli(*convert).err
         )
     assert "the calibration samples are unlike" in (tmp_path / "run/report.html").read_text()
+    last = cli(*convert).out.splitlines()[-1]
+    assert last.startswith("FAIL: logits: top1")
+    assert last.endswith(". Check the preprocessing first: the calibration samples are unlike those to compare on")

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from trtopt.errors import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PASS, EXIT_TERMINATED, TrtoptError
 
@@ -62,11 +62,11 @@ def main() -> None:
     except OSError as error:  # stdout on a full disk, a file system that went away
         _fail(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""), EXIT_ERROR)
     except Exception as error:
-        if hasattr(error, "format_message") and hasattr(
-            error, "show"
-        ):  # a usage error raised by the command-line library
-            error.show()
-            _fail(error.format_message(), EXIT_ERROR, on_stderr=False)
+        if hasattr(error, "format_message") and hasattr(error, "show"):  # raised by the command-line library
+            if type(error).__name__ == "NoArgsIsHelpError":
+                error.show()  # the help
+                _fail(error.format_message(), EXIT_ERROR, on_stderr=False)
+            _fail(_usage_error(error), EXIT_ERROR)
         if os.environ.get("TRTOPT_DEBUG"):
             raise
         text = next(iter(str(error).splitlines()), "")
@@ -78,6 +78,15 @@ def main() -> None:
         code = EXIT_TERMINATED if terminated else code
         _complain(f"{_STOPPED[code]}; run again to resume after the last completed stage")
     sys.exit(code)
+
+
+def _usage_error(error: Any) -> str:
+    """Return an error of the command-line library as one line, which names the help of the command."""
+    message = error.format_message().rstrip(".")
+    end = "" if message.endswith("?") else "."
+    context = getattr(error, "ctx", None)
+    command = f" {context.info_name}" if context is not None and context.parent is not None else ""
+    return f"{message[:1].lower()}{message[1:]}{end} See trtopt{command} --help"
 
 
 def _fail(line: str, code: int, *, shown: bool = False, on_stderr: bool = True) -> NoReturn:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trtopt.data.dataset import Array, Dataset, batches, spread
+from trtopt.types import UNLIKE
 
 _MEASURED = 64
 """Largest number of samples whose values are measured, spread evenly."""
@@ -93,7 +94,7 @@ def unlike(calib: Look, data: Look) -> list[str]:
             continue
         if wide > _WIDER * narrow or abs(mean - other_mean) > wide:
             sentences.append(
-                f"the calibration samples are unlike those to compare on: the values of {name} have mean {mean:.3g} "
+                f"{UNLIKE}: the values of {name} have mean {mean:.3g} "
                 f"and standard deviation {width:.3g}, the others {other_mean:.3g} and {other_width:.3g}. If they are "
                 "preprocessed in another way, the scales are wrong"
             )

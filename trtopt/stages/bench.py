@@ -50,7 +50,7 @@ class Wanted:
     graph: bool
     run_dir: Path | None
     profile: tuple[ShapeRange, ...]
-    unrecorded: str
+    unrecorded: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,16 @@ from trtopt.types.engine import Engine, EngineLayer, Rejection, Support, TargetF
 from trtopt.types.model import Dim, OnnxModel, ShapeRange, TensorSpec
 from trtopt.types.precision import EQUALIZED, GUARDED, NOT_WEIGHTED, Decision, Guard, Keep, Only, TypedModel
 from trtopt.types.prediction import Predictions
-from trtopt.types.report import READABLE_SCHEMAS, REPORT_SCHEMA, Cache, CandidateReport, Failure, Report, StageOutcome
+from trtopt.types.report import (
+    READABLE_SCHEMAS,
+    REPORT_SCHEMA,
+    UNLIKE,
+    Cache,
+    CandidateReport,
+    Failure,
+    Report,
+    StageOutcome,
+)
 from trtopt.types.tuning import (
     Choice,
     EngineTimes,
@@ -49,6 +58,7 @@ __all__ = [
     "NOT_WEIGHTED",
     "READABLE_SCHEMAS",
     "REPORT_SCHEMA",
+    "UNLIKE",
     "Answer",
     "BatchLimit",
     "BatchProbe",

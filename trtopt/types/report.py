@@ -20,6 +20,9 @@ from trtopt.types.tuning import Sensitivity, Tuning
 REPORT_SCHEMA = 3
 """Version of the fields of `report.json`."""
 
+UNLIKE = "the calibration samples are unlike those to compare on"
+"""How a warning begins about samples that are likely preprocessed in another way."""
+
 READABLE_SCHEMAS = (2, REPORT_SCHEMA)
 """Versions that can be read: each only adds optional fields to the one before."""
 

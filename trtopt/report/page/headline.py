@@ -10,7 +10,7 @@ from __future__ import annotations
 from trtopt.compare.catalog import METRICS
 from trtopt.compare.defaults import FLOORS
 from trtopt.report.page import words
-from trtopt.types import Comparison, Report
+from trtopt.types import UNLIKE, Comparison, Report
 from trtopt.verdict import comparisons
 
 _MAX_NAMED = 5
@@ -71,8 +71,11 @@ def _passed(report: Report) -> str:
 def _failed(report: Report) -> str:
     titles = [each.title for each in words.judged(report) if each.gate.verdict == "fail"]
     more = f"; and {len(titles) - _MAX_NAMED} more" if len(titles) > _MAX_NAMED else ""
-    jump = f"; first divergent layer: {report.layers.jump}" if report.layers and report.layers.jump else ""
-    return f"{'; '.join(titles[:_MAX_NAMED]) or 'no gate was evaluated'}{more}{jump}"
+    if any(warning.startswith(UNLIKE) for warning in report.warnings):
+        why = f". Check the preprocessing first: {UNLIKE}"
+    else:
+        why = f"; first divergent layer: {report.layers.jump}" if report.layers and report.layers.jump else ""
+    return f"{'; '.join(titles[:_MAX_NAMED]) or 'no gate was evaluated'}{more}{why}"
 
 
 def _inconclusive(report: Report) -> str:
