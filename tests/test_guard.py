@@ -88,6 +88,18 @@ def test_a_fixed_batch_is_guarded_by_the_same_samples_with_the_same_result(
     assert found[0] == found[1]
 
 
+def test_what_the_kept_nodes_may_cost_is_said_where_no_engine_is_timed(loud_and_quiet: Path, cli: CLI) -> None:
+    given = (
+        "convert", str(loud_and_quiet / "model.onnx"), "-p", "int8", "--no-compare", "--target", "jetpack-6",
+        "--calib", str(loud_and_quiet / "calib.npz"),
+    )  # fmt: skip
+    said = (
+        "note: not timed: the copies around the node that the guard keeps in fp16 can make the engine slower than FP16"
+    )
+    assert said in " ".join(cli(*given, "-o", str(loud_and_quiet / "guarded")).out.split())
+    assert "not timed" not in cli(*given, "--no-guard", "-o", str(loud_and_quiet / "not guarded")).out
+
+
 def test_without_the_guard_the_same_network_fails(loud_and_quiet: Path, cli: CLI) -> None:
     run = loud_and_quiet / "plain"
     done = cli(

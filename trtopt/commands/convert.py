@@ -124,8 +124,9 @@ def _tell_of_guard(run: Run, made: Made) -> None:
     """Say what the nodes that the guard keeps may cost, as the engine is not timed."""
     count = sum(each.reason.startswith(GUARDED) for each in made.target.keep)
     if count:
-        nodes = f"{count} node{'s' * (count > 1)} that the guard keeps in {made.target.rest}"
-        run.note(f"not timed: the copies around the {nodes} can make the engine slower than FP16. Time both on the GPU")
+        nodes = f"the {count} nodes" if count > 1 else "the node"
+        kept = f"{nodes} that the guard keeps in {made.target.rest}"
+        run.note(f"not timed: the copies around {kept} can make the engine slower than FP16. Time both on the GPU")
 
 
 def _benchmark(run: Run, plan: ConvertPlan, made: Made, samples: Dataset | None) -> Benchmark | None:
