@@ -230,7 +230,10 @@ def test_the_first_command_makes_an_engine_and_exits_0_with_an_honest_verdict(tm
     assert (tmp_path / "model.engine").is_file()
     line = done.out.splitlines()[-1]
     assert line.startswith("INCONCLUSIVE: logits: top1: 200 samples show no drop, but about ")
-    assert " are needed to show at most 1 % (exit 0, as this is a default gate: --gate top1=1%" in line
+    assert (
+        " are needed to show at most 1 % (exit 0: an inconclusive default gate does not count; with --gate top1=1%"
+        in line
+    )
     assert line.endswith("; measured on the calibration samples: no evidence for unseen data)")
     assert " gates passed, 1 inconclusive" in done.out
 

@@ -58,19 +58,21 @@ def test_the_first_failed_gates_are_named_and_the_others_counted() -> None:
 def test_an_inconclusive_default_gate_says_that_it_fails_nothing_and_how_to_make_it_decide() -> None:
     assert verdict(inconclusive(replace(OPEN, default=True))) == (
         "INCONCLUSIVE: logits: top1: 200 samples show no drop, but about 300 are needed to show at most 1 % "
-        "(exit 0, as this is a default gate: --gate top1=1% makes it decide)"
+        "(exit 0: an inconclusive default gate does not count; with --gate top1=1% it does)"
     )
 
 
 def test_the_exit_code_is_not_said_to_be_0_where_no_engine_was_built() -> None:
     line = verdict(replace(inconclusive(replace(OPEN, default=True)), engine=None))
-    assert line.endswith(" (no engine was built; a default gate: --gate top1=1% makes it decide)")
+    assert line.endswith(
+        " (no engine was built; an inconclusive default gate does not count; with --gate top1=1% it does)"
+    )
 
 
 def test_defaults_of_several_outputs_have_no_short_flag() -> None:
     other = replace(OPEN, output="boxes:0", metric="equal", verdict="pass", default=True)
     line = verdict(inconclusive(replace(OPEN, default=True), other))
-    assert line.endswith("(exit 0, as this is a default gate: --gate makes it decide)")
+    assert line.endswith("(exit 0: an inconclusive default gate does not count; with --gate it does)")
 
 
 @pytest.mark.parametrize(("report", "said"), [(INCONCLUSIVE, "exit 4 unless --allow-inconclusive"),
@@ -113,15 +115,17 @@ def test_the_flag_names_a_default_that_stays_only_where_that_one_is_inconclusive
     stays = replace(OPEN, metric="recall", value=0.0, limit=80.0, default=True)
     top1 = replace(OPEN, verdict="pass", default=True)
     line = verdict(inconclusive(stays, top1))
-    assert line.endswith("(exit 0, as this is a default gate: --gate recall=80%,top1=1% makes it decide)")
+    assert line.endswith(
+        "(exit 0: an inconclusive default gate does not count; with --gate recall=80%,top1=1% it does)"
+    )
     line = verdict(inconclusive(replace(OPEN, default=True), replace(stays, verdict="pass")))
-    assert line.endswith("(exit 0, as this is a default gate: --gate top1=1% makes it decide)")
+    assert line.endswith("(exit 0: an inconclusive default gate does not count; with --gate top1=1% it does)")
 
 
 def test_the_flag_names_all_defaults_of_the_output_for_it_takes_their_place() -> None:
     other = replace(OPEN, metric="sqnr", value=30.0, limit=8.0, verdict="pass", default=True)
     line = verdict(inconclusive(replace(OPEN, default=True), other))
-    assert line.endswith("(exit 0, as this is a default gate: --gate top1=1%,sqnr=8dB makes it decide)")
+    assert line.endswith("(exit 0: an inconclusive default gate does not count; with --gate top1=1%,sqnr=8dB it does)")
 
 
 @pytest.mark.parametrize("report", [PASSED, FAILED, INCONCLUSIVE])

@@ -116,7 +116,7 @@ def _consequence(report: Report, *, unbuilt: bool) -> str:
     if len({gate.output for gate in gates}) == 1 and all(gate.metric in METRICS for gate in gates):
         limits = dict.fromkeys(f"{gate.metric}={gate.limit:g}{METRICS[gate.metric].unit}" for gate in gates)
         flag += f" {','.join(limits)}"
-    return f"{'' if unbuilt else 'exit 0, as this is '}a default gate: {flag} makes it decide"
+    return f"{'' if unbuilt else 'exit 0: '}an inconclusive default gate does not count; with {flag} it does"
 
 
 def _why_unchecked(report: Report) -> str:
