@@ -318,6 +318,17 @@ def test_a_comparison_without_candidates_is_refused(runs: Path, tmp_path: Path) 
         compare(replace(several(runs, tmp_path), candidates=()))
 
 
+def test_a_folder_of_runs_names_those_that_are_complete(runs: Path, tmp_path: Path, cli: Cli) -> None:
+    for name in ("fp16", "int8"):
+        shutil.copytree(runs / name, tmp_path / name)
+    manifest = json.loads((tmp_path / "int8/manifest.json").read_text())
+    del manifest["stages"]["precision"]
+    (tmp_path / "int8/manifest.json").write_text(json.dumps(manifest))
+    done = cli("compare", DIGITS, tmp_path, "--data", EVAL, "-o", tmp_path / "out")
+    assert done.code == 2
+    assert done.err.rstrip().endswith("Name one of the runs in it: fp16")
+
+
 def test_a_candidate_that_is_named_twice_is_refused(runs: Path, tmp_path: Path, cli: Cli) -> None:
     again = runs / "fp16" / ".." / "fp16"
     done = cli("compare", DIGITS, runs / "fp16", runs / "int8", again, "--data", EVAL, "-o", tmp_path / "out")

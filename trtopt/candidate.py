@@ -97,7 +97,8 @@ def _from_run(folder: Path) -> Candidate:
 
     typed = read_result(folder, "precision", TypedModel)
     if typed is None:
-        below = sorted(path.parent.name for path in folder.glob("*/manifest.json"))
+        runs = (path.parent for path in folder.glob("*/manifest.json"))
+        below = sorted(run.name for run in runs if read_result(run, "precision", TypedModel) is not None)
         raise ModelError(
             f"{folder} is not a complete run directory",
             why="its manifest records no typed model",
