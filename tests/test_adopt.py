@@ -127,6 +127,16 @@ def test_an_engine_of_the_graph_becomes_the_engine_of_the_run(cli, device, run, 
     assert json.loads((tmp_path / "judged/report.json").read_text())["engine"]["digest"] == found.digest
 
 
+def test_a_run_may_be_named_by_a_relative_path_and_be_moved(cli, device, run, tmp_path, monkeypatch):
+    write(run, built(run))
+    monkeypatch.chdir(tmp_path)
+    assert cli("adopt", "run").code == 0
+    run.rename(tmp_path / "moved")
+    found = engine_of(tmp_path / "moved")
+    assert found is not None
+    assert found.path == tmp_path / "moved/model.engine"
+
+
 def test_an_engine_elsewhere_is_copied(cli, device, run, tmp_path):
     write(run, built(run))
     other = tmp_path / "other.plan"

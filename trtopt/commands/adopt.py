@@ -6,6 +6,7 @@ Touches: the run directory, through the store; the GPU, as the engine is loaded.
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from trtopt.codec import decode
@@ -48,7 +49,8 @@ def adopt(run_dir: Path, path: Path | None = None, emit: Emit = silent) -> Engin
 
         def make(folder: Path) -> Engine:
             copy = Path(shutil.copyfile(path, folder / FILE))
-            return tensorrt.adopt(typed, profile, copy, emit=run.emit)
+            # The child that loads the engine resolves the path; the store wants one inside `folder` as it is written.
+            return replace(tensorrt.adopt(typed, profile, copy, emit=run.emit), path=copy)
 
         key = {"typed": typed.onnx.digest, ADOPTED: file_digest(path)}
         engine = run.store.stage("build", key, Engine, make, engine_line, again=True)
