@@ -6,6 +6,7 @@ Touches: reads the engine; the GPU.
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def _weak_counts(layers: list[Mapping[str, Any]], typed: TypedModel, trt: Tensor
         return weak.audit(layers, typed, emit)
     except AuditError as error:
         fused = weak.raised(layers, typed, trt.title)
-        keeps = " ".join(f"--keep {decision.node}=fp32" for decision in fused)
+        keeps = shlex.join(word for decision in fused for word in ("--keep", f"{decision.node}=fp32"))
         fix = f"Convert again with {keeps}, and run build.sh" if keeps else _FIX
         raise AuditError(error.what, why=error.why, fix=fix) from error
 
