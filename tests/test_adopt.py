@@ -256,8 +256,26 @@ def test_a_conversion_that_replaces_an_adopted_engine_says_so(cli, device, run, 
 def test_a_folder_without_a_run_is_refused(cli, tmp_path):
     done = cli("adopt", tmp_path)
     assert done.code == 2
-    assert "is not a complete run directory: its manifest records no typed model" in done.err
+    assert "is not a complete run directory: its manifest does not record a typed graph" in done.err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_does_not_exist_is_refused(cli, tmp_path):
+    done = cli("adopt", tmp_path / "nowhere")
+    assert done.code == 2
+    assert "nowhere does not exist" in " ".join(done.err.split())
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_conversion_that_removes_an_adopted_engine_says_so(cli, device, run):
+    write(run, built(run))
+    assert cli("adopt", run).code == 0
+    same = converted(cli, run)
+    assert engine_of(same) is not None
+    converted(cli, run, "--keep", "/3/Conv_output_0")
+    assert "the engine that was adopted is removed" in json.dumps(
+        json.loads((run / "report.json").read_text())["notes"]
+    )
 
 
 def test_an_engine_in_the_place_of_the_run_is_refused(cli, run):

@@ -40,10 +40,11 @@ class Rehearsal(RunStore):
     def render(self, name: str, key: str, make: Callable[[], str]) -> None:
         """Do nothing."""
 
-    def discard(self, name: str, **inputs: Any) -> None:
+    def discard(self, name: str, **inputs: Any) -> bool:
         """Remember that the stage would run; nothing is deleted."""
         if self._is_discarded(name, inputs):
             del self._manifest["stages"][name]  # of the copy in memory
+        return False
 
     def forget_times(self) -> None:
         """Do nothing."""

@@ -164,8 +164,8 @@ class RunStore:
         self._manifest["rendered"][name] = [key, hashlib.sha256(text.encode()).hexdigest()]
         self.write("manifest.json", json.dumps(self._manifest, indent=1))
 
-    def discard(self, name: str, **inputs: Any) -> None:
-        """Delete the stored result of a stage and its files.
+    def discard(self, name: str, **inputs: Any) -> bool:
+        """Delete the stored result of a stage and its files, and return whether there was one to delete.
 
         If `inputs` are given, a result that was computed from these values is kept.
 
@@ -173,11 +173,12 @@ class RunStore:
             StoreError: the directory cannot be written.
         """
         if not self._is_discarded(name, inputs):
-            return
+            return False
         entry = self._manifest["stages"].pop(name)
         self.write("manifest.json", json.dumps(self._manifest, indent=1))
         with writing(self.root):
             self._delete_unlisted(entry["files"])
+        return True
 
     def _is_discarded(self, name: str, inputs: Mapping[str, Any]) -> bool:
         """Return whether the store has a result of the stage that was computed from other values than `inputs`."""

@@ -31,7 +31,7 @@ def adopt(run_dir: Path, path: Path | None = None, emit: Emit = silent) -> Engin
         emit: receives progress and warnings.
 
     Raises:
-        UsageError: the engine does not exist.
+        UsageError: the run or the engine does not exist.
         ModelError: it is not an engine, or one of another graph or for other shapes, or the run is not complete.
         EnvironmentUnableError: the engine cannot be loaded here.
         AuditError: the engine computes in another precision than the run decided.
@@ -62,11 +62,13 @@ def adopt(run_dir: Path, path: Path | None = None, emit: Emit = silent) -> Engin
 
 
 def _typed(run_dir: Path) -> TypedModel:
+    if not run_dir.exists():
+        raise UsageError(f"{run_dir} does not exist", fix="Give the run directory that `trtopt convert --target` wrote")
     typed = read_result(run_dir, "precision", TypedModel) if run_dir.is_dir() else None
     if typed is None:
         raise ModelError(
             f"{run_dir} is not a complete run directory",
-            why="its manifest records no typed model" if run_dir.is_dir() else "it is not a folder",
+            why="its manifest does not record a typed graph" if run_dir.is_dir() else "it is not a folder",
             fix="Give the run directory that `trtopt convert --target` wrote",
         )
     return typed

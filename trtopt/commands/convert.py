@@ -191,11 +191,8 @@ def _made(
         run.shared.clear()  # no trials follow
         typed = stages.set_precision(run, model, target, table, seen)
         stages.rebuild(run, typed)
-        for stage in ("build", "target"):  # of another graph they are stale
-            run.store.discard(stage, typed=typed.onnx.digest)
+        _discard_stale(run, plan, typed)
         engine, unable = _build(run, plan, typed, ranges) if plan.target is None else (None, None)
-        if plan.target is not None and not stages.has_adopted(run):  # it is not for that platform
-            run.store.discard("build")
     except (BuildError, DataError) as error:
         fixed = fixed_batch(source, ranges, samples.judged) if samples.judged is not None else None
         raise fixed or error from error
@@ -212,6 +209,20 @@ def _made(
         plan=plan.build,
         tuning=tuning,
     )
+
+
+def _discard_stale(run: Run, plan: ConvertPlan, typed: TypedModel) -> None:
+    """Delete an engine and files for a device that are of another graph, and an engine that is not for `--target`.
+
+    What this run does not make again is told.
+    """
+    adopted = stages.has_adopted(run)
+    if run.store.discard("build", typed=typed.onnx.digest) and adopted:
+        run.note("the engine that was adopted is removed: it was built from another graph")
+    if run.store.discard("target", typed=typed.onnx.digest) and plan.target is None:
+        run.note("the files of an earlier --target are removed: they are of another graph")
+    if plan.target is not None and not stages.has_adopted(run) and run.store.discard("build"):
+        run.note(f"the engine of an earlier run is removed: it is not for {plan.target.name}")
 
 
 def _chosen(

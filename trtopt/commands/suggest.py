@@ -75,7 +75,7 @@ def _joined(source: Path, words: Iterator[str]) -> str:
 def _of_conversion(plan: ConvertPlan) -> Iterator[str]:
     yield from ("-p", plan.precision) if plan.precision != "int8" else ()
     yield from ("--rest", plan.rest) if plan.rest != "fp16" else ()
-    yield from ("--calib", str(plan.calib.source) if plan.calib else "CALIB")
+    yield from ("--calib", _named(plan.calib, "CALIB"))
     yield from _samples(plan.data or plan.calib, "DATA" if plan.data is None else "")
     yield from _choices(plan)
     yield from _judged(plan.gates, plan.measure, plan.shapes)
@@ -113,9 +113,13 @@ def _of_comparison(plan: ComparePlan, precision: str) -> Iterator[str]:
 def _samples(data: DataPlan | None, otherwise: str) -> Iterator[str]:
     """Yield the flags of the samples to judge on; `otherwise` replaces their source, if they are to be others."""
     assert data is not None
-    otherwise = otherwise or ("" if isinstance(data.source, str) else "DATA")
-    yield from ("--data", otherwise or str(data.source))
+    yield from ("--data", otherwise or _named(data, "DATA"))
     yield from _reading(replace(data, labels=None) if otherwise else data)
+
+
+def _named(data: DataPlan | None, otherwise: str) -> str:
+    """Return where samples come from, or a word in its place if they are Python objects or there are none."""
+    return data.source if data is not None and isinstance(data.source, str) else otherwise
 
 
 def _reading(data: DataPlan) -> Iterator[str]:

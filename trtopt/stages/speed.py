@@ -62,7 +62,7 @@ def speed(run: Run, made: Made, dataset: Dataset | None, gates: Sequence[Gate]) 
     compiling = compiler(made.engine.backend) if made.engine is not None else None
     if made.engine is None or compiling is None or compiling.host() is None:
         why = "the engine does not run on this machine: convert on a machine with the GPU, or leave the gate out"
-        if made.engine is None and run.store.holds("target"):
+        if any(outcome.name == "target" for outcome in run.store.outcomes):
             why = "the engine is judged on the device, by the commands in build.sh"
         return _unmeasured(gates, why) if gates else None
     subject = _subject(run, made, made.engine, compiling, gates)
