@@ -122,6 +122,7 @@ def _from_run(folder: Path) -> Candidate:
 
 
 def _unrecorded(folder: Path) -> str:
+    """Return what to tell about an engine in a run directory without a recorded one; empty if there is none."""
     path = folder / "model.engine"
     if not path.is_file():
         return ""

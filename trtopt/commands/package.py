@@ -158,7 +158,7 @@ def _models(plan: PackagePlan) -> list[folders.Model]:
 def source(run: Wanted) -> folders.Source:
     """Return what to package of a run."""
     fp32 = read_result(run.run_dir, "prepare", OnnxModel) if run.run_dir else None
-    return folders.Source(onnx=run.onnx, engine=run.engine, run_dir=run.run_dir, fp32=fp32)
+    return folders.Source(onnx=run.onnx, engine=run.engine, run_dir=run.run_dir, fp32=fp32, unrecorded=run.unrecorded)
 
 
 def model_name(path: Path) -> str:

@@ -68,12 +68,16 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A run, or an ONNX file without `engine` and `run_dir`; `fp32` is the FP32 graph of a run."""
+    """A run, or an ONNX file without `engine` and `run_dir`; `fp32` is the FP32 graph of a run.
+
+    `unrecorded` is what to tell about an engine that is there, but not recorded; else empty.
+    """
 
     onnx: OnnxModel
     engine: Engine | None = None
     run_dir: Path | None = None
     fp32: OnnxModel | None = None
+    unrecorded: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,8 +218,8 @@ def _why_not(model: Model, plan: Options) -> str:
             continue
         if engine is None:
             why, fix = f"{run.run_dir or run.onnx.path} has no engine", "Build one: trtopt convert"
-            if run.run_dir and (run.run_dir / "model.engine").is_file():
-                why, fix = f"the manifest does not record {run.run_dir}/model.engine", f"trtopt adopt {run.run_dir}"
+            if run.unrecorded:
+                why, fix = run.unrecorded, ""
         else:
             why, fix = f"the engine is of {engine.builder}, and {loaded}", images.fitting(engine.builder)
         if plan.engine_only:
