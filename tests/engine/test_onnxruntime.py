@@ -47,6 +47,19 @@ def test_equal_node_names_are_accepted_and_kept(path: Path) -> None:
     assert [node.name for node in load_proto(path).graph.node] == ["same", "same"]
 
 
+def test_the_product_of_a_scaled_and_transposed_matrix_with_a_vector_is_right(path: Path) -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> g (float[3, 3] x, float[3] z) => (float[3] y) <float half = {0.5}> {
+        scaled = Mul(half, x)
+        transposed = Transpose<perm = [1, 0]>(scaled)
+        y = MatMul(transposed, z)
+    }"""
+    )
+    onnx.save(model, path)
+    x, z = np.arange(9, dtype=np.float32).reshape(3, 3), np.array([1, 2, 3], np.float32)
+    assert np.array_equal(open_runner(path).run({"x": x, "z": z})["y"], 0.5 * x.T @ z)
+
+
 def test_where_names_the_version_and_the_device(path: Path) -> None:
     assert open_runner(path).where == f"onnxruntime {ort.__version__}, CPU"
 

@@ -63,9 +63,10 @@ class CudaOptions:
 
 _EXACT = CudaOptions()
 REPEATABLE = CudaOptions(repeatable=True)
-_UNSOUND = ["ClipQuantFusion", "ClipQuantRewrite", "ReluQuantFusion", "ReluQuantRewrite"]
-"""Optimizers to disable. They remove a Relu or Clip that is implied by the range of the following QuantizeLinear, and
-mistake the zero point of FP8 for the lowest integer: Relus disappear, or the model does not load (onnxruntime 1.31)."""
+_UNSOUND = ["ClipQuantFusion", "ClipQuantRewrite", "ReluQuantFusion", "ReluQuantRewrite", "MatmulTransposeFusion"]
+"""Optimizers to disable. The first four remove a Relu or Clip that is implied by the range of the following
+QuantizeLinear, and mistake the zero point of FP8 for the lowest integer: Relus disappear, or the model does not load
+(onnxruntime 1.31). The last forgets the Transpose of a scaled matrix in a product with a vector (onnxruntime 1.32)."""
 
 _SAME_NAME = "two nodes with same node name"
 """Part of onnxruntime's message for a model that ONNX's checker and TensorRT accept."""
