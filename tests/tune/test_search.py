@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtopt.tune.search import Group, confirmed, fewest, negligible, ranked
+from trtopt.tune.search import Costs, Group, confirmed, fewest, negligible, ranked
 
 ERRORS = st.lists(st.tuples(st.floats(0.0, 1.0, allow_nan=False), st.floats(1.0, 100.0)), min_size=1, max_size=24)
 
@@ -65,6 +65,51 @@ def test_with_few_samples_every_trial_needs_all_of_them() -> None:
     confirmed(ranked(groups, added), refusal, 30)
     assert set(asked) == {30}
     assert negligible(groups, 30) > 0.0 == negligible(groups, 33)
+
+
+class Rows(Costs):
+    """Groups in a row, of which each costs as much as a border with a quantized neighbour."""
+
+    def of(self, group: Group, kept: Collection[str]) -> float:
+        beside = sum(str(int(group.name) + step) in kept for step in (-1, 1))
+        return 1.0 + 2 - 2 * beside
+
+    def islands(self, kept: Sequence[Group]) -> list[list[Group]]:
+        found: list[list[Group]] = []
+        for group in sorted(kept, key=lambda each: int(each.name)):
+            if found and int(found[-1][-1].name) == int(group.name) - 1:
+                found[-1].append(group)
+            else:
+                found.append([group])
+        return found
+
+
+def test_what_costs_little_beside_kept_groups_comes_before_what_needs_borders_of_its_own() -> None:
+    groups, errors = named([(1.0, 1.0), (0.5, 1.0), (0.6, 1.0), (0.1, 1.0)])
+    assert [group.name for group in ranked(groups, errors, Rows())] == ["0", "1", "2", "3"]
+    assert [group.name for group in ranked(groups, errors)] == ["0", "2", "1", "3"]
+
+
+def test_an_island_is_quantized_again_as_a_whole_where_none_of_its_groups_would_be_alone() -> None:
+    groups, _ = named([(1.0, 1.0)] * 7)
+    asked: list[set[int]] = []
+
+    def holds(kept: Sequence[Group]) -> bool:
+        asked.append({int(group.name) for group in kept})
+        return 6 in asked[-1]
+
+    order = [groups[number] for number in (0, 1, 2, 4, 6, 3, 5)]
+    kept = fewest(order, holds, costs=Rows())
+    assert kept is not None
+    assert [group.name for group in kept] == ["6"]
+    assert {4, 6} in asked
+
+
+def test_a_group_that_costs_nothing_is_not_quantized_again() -> None:
+    groups, _ = named([(1.0, 1.0)] * 4)
+    kept = fewest(groups, lambda kept: {"0", "2"} <= {group.name for group in kept}, costs=Rows())
+    assert kept is not None
+    assert [group.name for group in kept] == ["0", "1", "2"]
 
 
 def test_a_network_that_holds_as_it_is_costs_one_trial() -> None:

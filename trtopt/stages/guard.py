@@ -106,7 +106,7 @@ def _guarded(run: Run, trials: Trials, calib: Dataset, measure: MeasurePlan, unk
         return Guard(nodes=(), reason="")
     found = refused[frozenset()]
     ranked = trials.ranked(selected(samples, range(min(_RANKED_ON, samples.samples))))
-    kept = confirmed(ranked, refusal, samples.samples)
+    kept = confirmed(ranked, refusal, samples.samples, trials.costs)
     failed, count = found
     reason = f"with all of it quantized, {failed.output}: {failed.reason} on {count} calibration samples"
     if kept is None:

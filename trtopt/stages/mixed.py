@@ -110,9 +110,10 @@ def worst_of(errors: Mapping[str, float], total: int) -> list[str]:
 class Trials:
     """The trials of a network.
 
-    `baseline` runs FP32. `groups` are the groups of its quantized nodes, each with what quantizing them saves, and
-    `shares` the share of each in all multiplications. `total` is the cost of the network without any of them quantized,
-    and `overhead` what quantizing some of them costs elsewhere, such as reformats that belong to no group.
+    `baseline` runs FP32. `groups` are the groups of its quantized nodes, each with what quantizing them saves, `shares`
+    the share of each in all multiplications, and `costs` what keeping them costs. `total` is the cost of the network
+    without any of them quantized, and `overhead` what quantizing some of them costs elsewhere, such as reformats that
+    belong to no group.
     """
 
     def __init__(self, run: Run, subject: Subject, speed: Speed | None = None) -> None:
@@ -120,6 +121,7 @@ class Trials:
         from trtopt.engine.onnxruntime import open_runner
         from trtopt.graph.file import load_ir
         from trtopt.precision.passes.placement import place
+        from trtopt.tune.borders import Borders
         from trtopt.tune.costs import both, halved, macs
         from trtopt.tune.groups import groups
 
@@ -139,6 +141,7 @@ class Trials:
         self.shares = {
             group.name: sum(macs(nodes[name], sizes) for name in group.nodes) / every for group in self.groups
         }
+        self.costs = Borders(nodes, self.groups, sizes)
         self.baseline = Remembered(open_runner(subject.baseline.path, device=run.device, callers=callers()))
         self._last: tuple[tuple[frozenset[str], bool], Remembered] | None = None
 
@@ -261,4 +264,4 @@ class Trials:
 
         errors = self.estimated(dataset)
         errors |= self.alone(dataset, self.worst(errors))
-        return ranked(self.groups, errors)
+        return ranked(self.groups, errors, self.costs)

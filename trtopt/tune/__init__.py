@@ -2,6 +2,7 @@
 
     groups      the nodes that are quantized together
     costs       what quantizing a node saves
+    borders     what keeping groups costs where they meet quantized ones
     search      the fewest groups to keep, by trials
     margin      whether gates hold with a margin on few samples
     sequence    the verdict on several choices, without a correction for their number

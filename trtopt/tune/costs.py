@@ -54,17 +54,17 @@ def macs(node: ir.Node, sizes: Mapping[str, int]) -> float:
     if node.op_type in ("Conv", "ConvTranspose"):
         # Each output element (each input element of a transposed convolution) meets one slice of the weight.
         value = node.outputs[0] if node.op_type == "Conv" else node.inputs[0]
-        return _size(value, sizes) * math.prod(size or 1 for size in (dims(node.inputs[1]) or ())[1:])
+        return size(value, sizes) * math.prod(each or 1 for each in (dims(node.inputs[1]) or ())[1:])
     left = dims(node.inputs[0])
     inner = weight.shape[1 if attribute(node, "transB", 0) else -2] if weight is not None and weight.ndim > 1 else None
     if inner is None:
         inner = (left[-1] if left else None) or 1
-    return _size(node.outputs[0], sizes) * float(inner)
+    return size(node.outputs[0], sizes) * float(inner)
 
 
 def elements(node: ir.Node, sizes: Mapping[str, int]) -> float:
     """Return the number of elements that a node reads and writes for one sample, weights included."""
-    return float(sum(_size(value, sizes) for value in [*node.inputs, *node.outputs] if value is not None))
+    return float(sum(size(value, sizes) for value in [*node.inputs, *node.outputs] if value is not None))
 
 
 def both(node: ir.Node, sizes: Mapping[str, int]) -> float:
@@ -91,8 +91,9 @@ def check_speed(speed: str) -> None:
         raise UsageError(f"--speed {speed} is unknown", fix=f"Choose one of {', '.join(names)}")
 
 
-def _size(value: ir.Value | None, sizes: Mapping[str, int]) -> int:
+def size(value: ir.Value | None, sizes: Mapping[str, int]) -> int:
+    """Return the number of elements of a tensor for one sample, weights included; 0 for None."""
     if value is None:
         return 0
     known = sizes.get(value.name or "")
-    return known if known else math.prod(size or 1 for size in dims(value) or ())
+    return known if known else math.prod(each or 1 for each in dims(value) or ())

@@ -1,15 +1,15 @@
 """The search for the groups to keep in higher precision.
 
-It sees a network as a list of groups, each with the saving of quantizing it, an estimate of the error that it adds, and
-one question: does the network hold with these groups kept? The answers are expected to be monotone, to keep more never
-harms. Where they are not, the result still holds, but may keep more than necessary.
+It sees a network as a list of groups, each with the saving of quantizing it, an estimate of the error that it adds, what
+keeping groups costs, and one question: does the network hold with these groups kept? The answers are expected to be
+monotone, to keep more never harms. Where they are not, the result still holds, but may keep more than necessary.
 
 Touches: nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -37,19 +37,39 @@ class Group:
     saving: float
 
 
-def ranked(groups: Sequence[Group], errors: Mapping[str, float]) -> list[Group]:
-    """Return the groups in the order in which to keep them: the largest error for the smallest saving first.
+class Costs:
+    """What keeping groups costs: what quantizing each of them saves, and nothing elsewhere."""
 
-    `errors` maps the name of a group to the relative error energy of the outputs that it adds. A group without a saving
+    def of(self, group: Group, kept: Collection[str]) -> float:  # noqa: ARG002 - it matters where there are borders
+        """Return what keeping a group costs if others are kept, by name."""
+        return group.saving
+
+    def islands(self, kept: Sequence[Group]) -> list[list[Group]]:
+        """Return the groups, those in one list whose costs depend on each other."""
+        return [[group] for group in kept]
+
+
+ADDITIVE = Costs()
+
+
+def ranked(groups: Sequence[Group], errors: Mapping[str, float], costs: Costs = ADDITIVE) -> list[Group]:
+    """Return the groups in the order in which to keep them: the largest error for the smallest cost first.
+
+    `errors` maps the name of a group to the relative error energy of the outputs that it adds. A group without a cost
     is kept before all others.
     """
-    return sorted(groups, key=lambda group: -errors[group.name] / max(group.saving, 1e-30))
+    left, order = list(groups), dict[str, Group]()
+    while left:
+        best = max(left, key=lambda group: errors[group.name] / max(costs.of(group, order), 1e-30))
+        left.remove(best)
+        order[best.name] = best
+    return list(order.values())
 
 
-def fewest(order: Sequence[Group], holds: Holds, least: float = 0.0) -> list[Group] | None:
+def fewest(order: Sequence[Group], holds: Holds, least: float = 0.0, costs: Costs = ADDITIVE) -> list[Group] | None:
     """Return groups to keep so that the network holds, of which none can be quantized again; None if there are none.
 
-    A bisection finds how many groups of the order it takes. Then each of them, the largest saving first, is quantized
+    A bisection finds how many groups of the order it takes. Then each of them, the largest cost first, is quantized
     again if the network still holds.
 
     Args:
@@ -57,6 +77,7 @@ def fewest(order: Sequence[Group], holds: Holds, least: float = 0.0) -> list[Gro
         holds: asked about at most log2(groups) + 3 + (groups found) choices.
         least: groups that save less get no trial of their own. They are quantized again together: all, or half of them,
             until the network holds.
+        costs: what keeping groups costs. One that costs nothing is not quantized again.
     """
     if holds([]):
         return []
@@ -70,7 +91,7 @@ def fewest(order: Sequence[Group], holds: Holds, least: float = 0.0) -> list[Gro
         else:
             low = middle
     # The bisection has shown that the last group of the order is needed.
-    return _put_back(order[:high], order[: high - 1], least, holds)
+    return _put_back(order[:high], order[: high - 1], least, holds, costs)
 
 
 def negligible(groups: Sequence[Group], samples: int) -> float:
@@ -82,7 +103,10 @@ def negligible(groups: Sequence[Group], samples: int) -> float:
 
 
 def confirmed(
-    order: Sequence[Group], refusal: Callable[[Sequence[Group], int], int | None], samples: int
+    order: Sequence[Group],
+    refusal: Callable[[Sequence[Group], int], int | None],
+    samples: int,
+    costs: Costs = ADDITIVE,
 ) -> list[Group] | None:
     """Return `fewest`, found by trials on few samples, but such that the result holds on all of them.
 
@@ -96,10 +120,11 @@ def confirmed(
         refusal: asked about a choice, and on how many samples it may be accepted at least; returns the number of
             samples on which it does not hold, or None.
         samples: the number of all samples.
+        costs: what keeping groups costs.
     """
     enough = samples if samples <= _FEW else 0
     least = negligible(order, samples)
-    kept = fewest(order, lambda kept: refusal(kept, enough) is None, least)
+    kept = fewest(order, lambda kept: refusal(kept, enough) is None, least, costs)
     while kept is not None and (seen := refusal(kept, samples)) is not None:
         enough = min(2 * max(seen, enough), samples)
         more = [group for group in order if group not in kept]
@@ -107,7 +132,7 @@ def confirmed(
         while count < len(more) and refusal([*kept, *more[:count]], enough) is not None:
             count *= 2
         wider = [*kept, *more[:count]]
-        kept = _put_back(wider, wider, least, partial(_holds, refusal, enough))
+        kept = _put_back(wider, wider, least, partial(_holds, refusal, enough), costs)
     return kept
 
 
@@ -115,14 +140,27 @@ def _holds(refusal: Callable[[Sequence[Group], int], int | None], enough: int, k
     return refusal(kept, enough) is None
 
 
-def _put_back(kept: Sequence[Group], candidates: Sequence[Group], least: float, holds: Holds) -> list[Group]:
-    """Return the groups to keep after each candidate, the largest saving first, was quantized again if that holds.
+def _put_back(
+    kept: Sequence[Group], candidates: Sequence[Group], least: float, holds: Holds, costs: Costs
+) -> list[Group]:
+    """Return the groups to keep after islands, then each candidate, were quantized again if that holds.
 
-    Candidates that save less than `least` are quantized again together: all of them, or else half of them, until it
-    holds. The last ones are tried the longest.
+    The largest cost is tried first. Candidates that save less than `least` are quantized again together: all of them,
+    or else half of them, until it holds. The last ones are tried the longest.
     """
     found = list(kept)
-    for group in sorted((each for each in candidates if each.saving >= least), key=lambda each: -each.saving):
+    islands = [island for island in costs.islands(kept) if len(island) > 1 and {*island} <= {*candidates}]
+    for island in sorted(islands, key=lambda groups: -sum(group.saving for group in groups)):
+        fewer = _without(found, island)
+        if holds(fewer):
+            found = fewer
+    todo = [group for group in candidates if group.saving >= least and group in found]
+    while todo:
+        cost = {group.name: costs.of(group, {each.name for each in found if each is not group}) for group in todo}
+        group = max(todo, key=lambda each: cost[each.name])
+        if cost[group.name] <= 0:
+            break
+        todo.remove(group)
         fewer = _without(found, [group])
         if holds(fewer):
             found = fewer
