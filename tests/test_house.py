@@ -31,6 +31,7 @@ LAYERS = (
         "formats",
         "shapes",
         "verdict",
+        "wording",
     ),
     ("child",),
     ("writing",),

@@ -70,7 +70,7 @@ def test_only_of_a_settings_file_restricts_the_scales(
     Path("trtopt.toml").write_text('[calibrate]\nonly = ["/3/Conv_output_0"]\nmethod = "minmax"\n')
     done = cli("calibrate", DIGITS, "--calib", DATA[1], "-o", tmp_path / "table", "--no-equalization")
     assert done.code == 0, done.err  # type: ignore[attr-defined]
-    assert done.out.startswith("1 scales by minmax")  # type: ignore[attr-defined]
+    assert done.out.startswith("1 scale by minmax")  # type: ignore[attr-defined]
 
 
 def test_inspect_shows_what_only_lowers(cli: Cli, tmp_path: Path) -> None:

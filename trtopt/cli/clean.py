@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from trtopt.cli.options import RUN
+from trtopt.wording import counted
 
 
 def clean(
@@ -37,7 +38,7 @@ def clean(
         return
     found = removable(folders or [ROOT])
     for entry in found:
-        print(plain(f"{size(entry.size):>9}  {entry.run_dir}  ({len(entry.files)} files)"))
+        print(plain(f"{size(entry.size):>9}  {entry.run_dir}  ({counted(len(entry.files), 'file')})"))
         if yes:
             remove(entry)
     total = f"{size(sum(entry.size for entry in found))} in {len(found)} run directories"

@@ -19,6 +19,7 @@ import typer
 from trtopt.errors import TrtoptError
 from trtopt.types import CalibrationTable, Failure, Predictions, Report
 from trtopt.verdict import exit_code
+from trtopt.wording import counted
 
 if TYPE_CHECKING:
     from trtopt.commands.rehearse import Rehearsed
@@ -54,7 +55,7 @@ def calibrated(table: CalibrationTable, run_dir: Path) -> None:
     """Print the summary of a calibration table, and the files that it was written to."""
     from trtopt.stages.tables import of_equalized
 
-    print(f"{len(table.scales)} scales by {table.method} over {table.samples} samples")
+    print(f"{counted(len(table.scales), 'scale')} by {table.method} over {counted(table.samples, 'sample')}")
     for name in ("calibration.json", "calibration.cache"):
         if (run_dir / name).exists():
             print(run_dir / name)
@@ -80,7 +81,7 @@ def predicted(result: Predictions, format: str) -> None:
         print(json.dumps({"schema_version": 1, **encode(result)}, indent=1))
     elif format == "text":
         failed = f", {result.failed} without an answer" if result.failed else ""
-        print(plain(f"{result.out}: {result.rows} rows of {result.answers}{failed}"))
+        print(plain(f"{result.out}: {counted(result.rows, 'row')} of {result.answers}{failed}"))
         print(plain(f"ran in {result.ran}"))
     else:
         raise UsageError(f"--format {format} is not supported here", fix="Choose text or json")

@@ -26,6 +26,7 @@ from trtopt.shards.shard import Shard
 from trtopt.stages import export as exporting
 from trtopt.stages import tables
 from trtopt.types import CalibrationTable, OnnxModel, ShapeRange
+from trtopt.wording import counted
 from trtopt.writing import writing
 
 KIND = "calibrate"
@@ -86,11 +87,11 @@ def calibrate_shard(plan: ConvertPlan, shard: Shard, emit: Emit = silent) -> Pat
             emit(StageCached(KIND, f"shard {shard}, {path}"))
             return path
         emit(StageStarted(KIND))
-        counted = count(run, model, begun.calib, scales, shard)
+        partial = count(run, model, begun.calib, scales, shard)
         with writing(folder):
-            write_partial(path, header, [(COUNTS, lambda file: write(counted, file))])
+            write_partial(path, header, [(COUNTS, lambda file: write(partial, file))])
         samples = len(shard.of(len(begun.calib)))
-        emit(StageFinished(KIND, time.perf_counter() - start, f"shard {shard}: {samples} samples, {path}"))
+        emit(StageFinished(KIND, time.perf_counter() - start, f"shard {shard}: {counted(samples, 'sample')}, {path}"))
     return path
 
 

@@ -24,6 +24,7 @@ from trtopt.shards.partial import Header, Partial, fill_partial, partial_name
 from trtopt.shards.shard import WHOLE
 from trtopt.stages.compare import compiled, opened
 from trtopt.types import OnnxModel, Predictions, TensorSpec
+from trtopt.wording import counted
 
 if TYPE_CHECKING:
     from trtopt.predict.formats import Format
@@ -235,7 +236,7 @@ def _unfixed(model: OnnxModel) -> tuple[OnnxModel, int]:
 
 def _line(result: Predictions) -> str:
     """Return the summary line."""
-    rows = f"{result.rows} rows of {result.answers}"
+    rows = f"{counted(result.rows, 'row')} of {result.answers}"
     failed = f", {result.failed} without an answer" if result.failed else ""
     resumed = f", {result.resumed} of them written before" if result.resumed else ""
     rate = f", {result.rate:.1f} samples/s" if result.rate else ""

@@ -15,6 +15,7 @@ from trtopt.compare.gates import Gate
 from trtopt.compare.measures.decisions import lost
 from trtopt.compare.statistics import Bounds, drop, mcnemar, needed, settles, share
 from trtopt.types import GateResult, OutputDrift, Verdict
+from trtopt.wording import counted
 
 _COUNTED = {"top1": "agree", "top1_agreement": "agree", "top5": "top5", "accuracy": "both", "same": "same"}
 """Metrics that are computed from counts, and the count that each of them needs."""
@@ -211,7 +212,7 @@ def _recall(gate: Gate, output: OutputDrift) -> GateResult:
     whose = "all classes but the most frequent one keep" if label is None else f"class {label} keeps"
     low, high = 100 * (1.0 - loss.high), 100 * (1.0 - loss.low)
     reason = (
-        f"{whose} {kept} of FP32's {decisions} decisions, in {having} samples, "
+        f"{whose} {kept} of FP32's {counted(decisions, 'decision')}, in {counted(having, 'sample')}, "
         f"95 % bounds {low:.2f} to {high:.2f}, at least {gate.limit:g} %"
     )
     if loss.value > limit and verdict != "fail":
@@ -244,7 +245,8 @@ def _settled(gate: Gate, output: OutputDrift, claim: _Claim) -> GateResult:
     reason = f"{claim.text}, 95 % bounds{claim.bounded} {shown}, {bound} {gate.limit:g} %"
     if verdict == "inconclusive":
         settle = f"about {more} would settle it" if more else "the value is at the limit"
-        reason += f": {claim.samples} samples are too few to tell, {settle}"
+        few = f"{counted(claim.samples, 'sample')} {'is' if claim.samples == 1 else 'are'} too few"
+        reason += f": {few} to tell, {settle}"
     return GateResult(
         output=output.output,
         metric=gate.metric,

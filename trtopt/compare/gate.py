@@ -20,6 +20,7 @@ from trtopt.compare.gates import Gate
 from trtopt.compare.gates import gate as default_gate
 from trtopt.compare.kinds import kind, kinds
 from trtopt.types import Comparison, GateResult, OutputDrift, Verdict
+from trtopt.wording import counted
 
 _NAMED = 3
 
@@ -121,7 +122,7 @@ def _other_kind(gate: Gate, outputs: Sequence[OutputDrift]) -> str:
 
 def _nonfinite(output: OutputDrift, samples: int) -> GateResult:
     bad = output.values["nonfinite"]
-    reason = f"NaN or Inf in {bad:.0f} of {samples} samples, first in {output.first_bad}"
+    reason = f"NaN or Inf in {bad:.0f} of {counted(samples, 'sample')}, first in {output.first_bad}"
     return GateResult(
         output=output.output, metric="nonfinite", value=bad, limit=0.0, verdict="fail", reason=reason, default=True
     )

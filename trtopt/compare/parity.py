@@ -20,6 +20,7 @@ from trtopt.compare.pair import Runner
 from trtopt.data.dataset import Dataset
 from trtopt.errors import ModelError
 from trtopt.types import Comparison, OutputDrift, ShapeRange, TensorSpec
+from trtopt.wording import counted
 
 LIMIT_DB = 80.0
 """Lowest SQNR of an output that passes: a relative error of 1e-4. Rounding in another order causes errors that are ten
@@ -77,7 +78,7 @@ def from_data(dataset: Dataset) -> Feeds:
             feeds.append({name: np.concatenate([feeds[0][name], feeds[-1][name]]) for name in feeds[0]})
         return feeds
 
-    return Feeds(source=f"{len(indices)} samples of {dataset.source}", digest=dataset.digest, draw=draw)
+    return Feeds(source=f"{counted(len(indices), 'sample')} of {dataset.source}", digest=dataset.digest, draw=draw)
 
 
 def random(inputs: Sequence[TensorSpec], ranges: Sequence[ShapeRange]) -> Feeds:

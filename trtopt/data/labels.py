@@ -24,6 +24,7 @@ from trtopt.data.classes import Classes, is_index
 from trtopt.data.dataset import ClassList
 from trtopt.data.images import SUFFIXES
 from trtopt.errors import DataError
+from trtopt.wording import counted
 
 FILE_NAME = "labels.csv"
 """Name of the file with labels inside a folder of images."""
@@ -158,7 +159,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str, str]]:
                 if not any(field.strip() for field in row):
                     continue
                 if len(row) != 2:
-                    columns = f"{len(row)} column{'s' * (len(row) != 1)}"
+                    columns = counted(len(row), "column")
                     raise DataError(f"{path}:{rows.line_num}: {columns} instead of 2", fix=_FORM)
                 name, text = (field.strip() for field in row)
                 if not first or Path(name).suffix.lower() in SUFFIXES:

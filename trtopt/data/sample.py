@@ -22,6 +22,7 @@ from trtopt.data.checks import Header, check, fit, fixed_batch, shape_text
 from trtopt.data.dataset import Array, ClassList, Dataset, Feed, Shown, grouped, spread
 from trtopt.errors import DataError
 from trtopt.types import TensorSpec
+from trtopt.wording import counted
 
 LABEL_KEYS = ("label", "labels")
 """Names of arrays and fields with class indices, unless the model has an input of that name."""
@@ -67,7 +68,7 @@ def at_most(samples: Samples, most: int | None) -> Samples:
         read=lambda i: samples.read(kept[i]),
         labels=None if samples.labels is None else tuple(samples.labels[i] for i in kept),
         shown=_only(samples.shown, kept),
-        notes=(*samples.notes, f"{len(kept)} of {count} samples are used, spread evenly (--samples {most})"),
+        notes=(*samples.notes, f"{len(kept)} of {counted(count, 'sample')} are used, spread evenly (--samples {most})"),
     )
 
 
@@ -95,7 +96,8 @@ def to_dataset(samples: Samples, inputs: tuple[TensorSpec, ...], *, bad: Bad = "
     notes, warnings = list(samples.notes), list(samples.warnings)
     if failed:
         more = f"; and {len(failed) - _SHOWN} more" if len(failed) > _SHOWN else ""
-        warnings.append(f"left out {len(failed)} of {len(samples.ids)} samples: {'; '.join(failed[:_SHOWN])}{more}")
+        left = f"left out {len(failed)} of {counted(len(samples.ids), 'sample')}"
+        warnings.append(f"{left}: {'; '.join(failed[:_SHOWN])}{more}")
     dynamic = all(spec.shape and isinstance(spec.shape[0], str) for spec in inputs)
     if dynamic and len(shapes) > 1:
         notes.append("the samples have different shapes, so they are fed one at a time")
@@ -203,5 +205,5 @@ def _fixed(dataset: Dataset, size: int) -> Dataset:
     count = len(dataset)
     note = f"the model's batch is fixed at {size}: {count} samples are fed in groups of {size}"
     if missing := -count % size:
-        note += f", the last one filled with {missing} sample{'s' * (missing != 1)} from the start"
+        note += f", the last one filled with {counted(missing, 'sample')} from the start"
     return replace(grouped(dataset, size), notes=(*dataset.notes, note))

@@ -32,6 +32,7 @@ from trtopt.graph.spelled import spell_out
 from trtopt.graph.sums import expand_sums
 from trtopt.graph.validity import check, contradiction, root_line
 from trtopt.types import OnnxModel, ShapeRange
+from trtopt.wording import counted
 
 if TYPE_CHECKING:
     import onnx
@@ -251,7 +252,7 @@ def _finish(source: Path, proto: onnx.ModelProto, model: ir.Model, min_opset: in
         _clean_up(model)
     except Exception as error:
         raise ModelError(f"{source} cannot be simplified", why=root_line(error), fix="Export it again") from error
-    notes.insert(0, f"{len(proto.graph.node)} nodes become {model.graph.num_nodes()}")
+    notes.insert(0, f"{counted(len(proto.graph.node), 'node')} become {model.graph.num_nodes()}")
     dropped = sorted(_input_names(proto) - {value.name or "" for value in model.graph.inputs})
     if dropped:
         notes.append(f"dropped inputs that no output depends on: {', '.join(dropped)}")

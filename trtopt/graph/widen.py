@@ -20,6 +20,7 @@ from trtopt.errors import ModelError
 from trtopt.graph.file import load_ir, load_proto
 from trtopt.graph.query import cast, has_types, names, unique
 from trtopt.graph.validity import root_line
+from trtopt.wording import counted
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -104,7 +105,7 @@ def widen(model: ir.Model) -> str:
     for node in [*graph.all_nodes(), *(node for function in model.functions.values() for node in function.all_nodes())]:
         if node not in boundary or node.op_type != "Cast":
             _widen_attributes(node)
-    counts = ", ".join(f"{count} {name} tensor{'s' * (count != 1)}" for name, count in found.items())
+    counts = ", ".join(counted(count, f"{name} tensor") for name, count in found.items())
     return f"{counts} converted to float32 first"
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from trtopt.report.page import benchmark, headline, tuned, words
 from trtopt.report.page.steps import steps
 from trtopt.types import Comparison, Layers, Report
+from trtopt.wording import counted
 
 _ICONS = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "unchecked": "⚠️"}
 _MARKS = {"pass": "pass", "fail": "FAIL", "inconclusive": "inconclusive", "unchecked": "?"}
@@ -98,7 +99,7 @@ def _comparison(comparison: Comparison) -> list[str]:
 
 def _samples(comparison: Comparison) -> list[str]:
     where = f"FP32 ran in {_cell(comparison.baseline_ran)}; the candidate in {_cell(comparison.candidate_ran)}."
-    lines = [f"{comparison.samples} samples of {_code(comparison.data)}. {where}", ""]
+    lines = [f"{counted(comparison.samples, 'sample')} of {_code(comparison.data)}. {where}", ""]
     if comparison.engine:
         lines += [f"The engine's graph ran in {_cell(comparison.graph_ran)}.", ""]
         lines += [*(f"- {_cell(line)}" for line in words.engine(comparison)), ""]

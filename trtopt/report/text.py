@@ -20,6 +20,7 @@ from rich.text import Text
 from trtopt.report.page import benchmark, headline, tuned, words
 from trtopt.report.page.steps import steps
 from trtopt.types import Benchmark, Comparison, Layers, Report
+from trtopt.wording import counted
 
 WIDTH = 100
 """Width in columns without a terminal."""
@@ -185,7 +186,8 @@ def _drift(comparison: Comparison, what: str) -> list[RenderableType]:
         found = [text(f"{label} ", "dim").append(value, style="default") for label, value in words.metrics(output)]
         parts += [text(output.output).append_text(text(f" ({output.kind})", "dim"))]
         parts += [Padding(Columns(found, padding=(0, 3)), (0, 0, 1, _INDENT))]
-    on = comparison.data if what.startswith("export") else f"{comparison.samples} samples of {comparison.data}"
+    samples = f"{counted(comparison.samples, 'sample')} of {comparison.data}"
+    on = comparison.data if what.startswith("export") else samples
     title = f"{what} on {on}"
     first = "source ran in" if what.startswith("export") else "FP32 ran in"
     ran = [(first, comparison.baseline_ran), ("candidate in", comparison.candidate_ran)]
@@ -199,7 +201,7 @@ def _drift(comparison: Comparison, what: str) -> list[RenderableType]:
 def _candidates(report: Report) -> list[RenderableType]:
     head, rows = words.candidates(report)
     first = report.candidates[0].comparison
-    title = f"candidates against FP32 on {first.samples} samples of {first.data}"
+    title = f"candidates against FP32 on {counted(first.samples, 'sample')} of {first.data}"
     where = [("FP32 ran in", first.baseline_ran)]
     where += [(each.name, each.comparison.candidate_ran) for each in report.candidates]
     note = text(
@@ -219,7 +221,8 @@ def _benchmark(found: Benchmark) -> list[RenderableType]:
 def _layers(found: Layers) -> list[RenderableType]:
     """Return the layers with the lowest SQNR, and the first divergent layer."""
     jump = f"first divergent layer: {found.reason}" if found.jump else found.reason
-    title = f"drift by layer, the worst of {len(found.layers)} layers, on {found.samples} samples of {found.data}"
+    on = f"{counted(found.samples, 'sample')} of {found.data}"
+    title = f"drift by layer, the worst of {len(found.layers)} layers, on {on}"
     table = _grid(words.LAYER_HEAD, words.layers(found, _MAX_LAYERS))
     return [text(title, "bold"), *block(Group(table, "", text(jump, "bold" if found.jump else "dim")))]
 

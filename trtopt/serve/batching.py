@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from trtopt.errors import UsageError
 from trtopt.types import BatchLimit, Timing
+from trtopt.wording import counted
 
 _MOST_INSTANCES = 2
 """Two instances overlap the copies of one with the computation of the other. More take memory and add nothing."""
@@ -90,4 +91,4 @@ def instances(limit: BatchLimit | None, largest: int, priorities: int) -> tuple[
         return 1, "one instance: the measured memory is not known"
     fits = min(math.floor(limit.memory_limit / each), _MOST_INSTANCES)
     described = f"{each / 2**20:,.0f} MiB at batch {largest} of {limit.memory_limit / 2**20:,.0f} MiB"
-    return max(fits, 1), f"{max(fits, 1)} instance{'s' if fits > 1 else ''}: each takes {described}"
+    return max(fits, 1), f"{counted(max(fits, 1), 'instance')}: each takes {described}"

@@ -19,6 +19,7 @@ from trtopt.data.dataset import Array
 from trtopt.errors import EnvironmentUnableError, ModelError, TrtoptError, UsageError
 from trtopt.requires import require
 from trtopt.types import TensorSpec
+from trtopt.wording import counted
 
 _NAMES = {
     "BOOL": "bool",
@@ -130,7 +131,7 @@ class Client:
         if name in models:
             raise UsageError(f"model {name} of {self._url} is not loaded", why=models[name])
         raise UsageError(
-            f"{self._url} has no model {name}" if name else f"{self._url} serves {len(ready)} models",
+            f"{self._url} has no model {name}" if name else f"{self._url} serves {counted(len(ready), 'model')}",
             fix=f"Name one of {', '.join(ready) or 'those that it loads: none'}",
         )
 

@@ -22,6 +22,7 @@ from trtopt.shards.shard import WHOLE, Shard
 from trtopt.stages.native import native
 from trtopt.stages.trial import output_error, rough, tapped
 from trtopt.types import CalibrationTable, Only, OnnxModel
+from trtopt.wording import counted
 
 if TYPE_CHECKING:
     from trtopt.calibrate.counted import Counted
@@ -158,9 +159,9 @@ def _merged(partials: Sequence[Partial], key: Mapping[str, Any]) -> Counted:
 
 def _calibrated_line(table: CalibrationTable, tried_on: int) -> str:
     """Return the summary line, with the output SQNR of each candidate method, best first, and its number of samples."""
-    line = f"{len(table.scales)} scales from {table.samples} samples by {table.method}"
+    line = f"{counted(len(table.scales), 'scale')} from {counted(table.samples, 'sample')} by {table.method}"
     if not table.tried:
         return line
     best_first = sorted(table.tried.items(), key=lambda item: -item[1])
     candidates = ", ".join(f"{name} {decibels:.1f} dB" for name, decibels in best_first)
-    return f"{line} (output SQNR on {tried_on} samples: {candidates})"
+    return f"{line} (output SQNR on {counted(tried_on, 'sample')}: {candidates})"

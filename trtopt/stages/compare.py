@@ -25,6 +25,7 @@ from trtopt.run import Run
 from trtopt.shards.partial import Partial
 from trtopt.shards.shard import WHOLE, Shard
 from trtopt.types import Comparison, Engine, OnnxModel
+from trtopt.wording import counted
 
 if TYPE_CHECKING:
     from trtopt.compare.pair import Pair
@@ -233,7 +234,7 @@ def check_randomness(run: Run, model: OnnxModel, dataset: Dataset) -> None:
 
 def compared_line(comparison: Comparison) -> str:
     """Return the summary line of the drift: the number of samples, and the lowest SQNR of the outputs."""
-    line = f"{comparison.samples} samples"
+    line = counted(comparison.samples, "sample")
     sqnrs = [output.values["sqnr"] for output in comparison.outputs if "sqnr" in output.values]
     if not sqnrs or not math.isfinite(min(sqnrs)):
         return line

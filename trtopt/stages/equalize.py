@@ -17,6 +17,7 @@ from trtopt.requires import versions
 from trtopt.run import Run
 from trtopt.stages.trial import adopt, decibels, output_error, scratch, survey
 from trtopt.types import OnnxModel
+from trtopt.wording import counted
 
 WORTH = 0.9
 """Equalization is kept only if the error at the outputs falls to this share or less. A smaller gain is within the
@@ -68,7 +69,7 @@ def equalize(run: Run, model: OnnxModel, dataset: Dataset, precision: str) -> On
             return equalized
         equalized = _equalized(model, statistics, best, path, format)
         adopt(run, equalized, dataset, function=model, values=candidates[best])
-        gain = f"+{decibels(plain, errors[best]):.1f} dB SQNR on {subset_size(dataset)} samples"
+        gain = f"+{decibels(plain, errors[best]):.1f} dB SQNR on {counted(subset_size(dataset), 'sample')}"
         return replace(equalized, notes=(*equalized.notes, gain))
 
     key = {"model": model.digest, "data": dataset.digest, "device": run.place, "worth": str(WORTH)}
@@ -93,7 +94,7 @@ def _equalized(
     count = len(absorbed) + len(inserted)
     if not count:
         return describe(path, ())
-    note = f"{count} activation{'s' * (count != 1)} equalized"
+    note = f"{counted(count, 'activation')} equalized"
     if inserted:
         note += f", {len(inserted)} with an inserted Mul"
     return describe(path, (note,))

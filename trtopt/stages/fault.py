@@ -35,6 +35,7 @@ from trtopt.stages.repair import is_quantized
 from trtopt.store import read_result
 from trtopt.types import Comparison, Engine, EngineFault, EngineLayer, Keep, TypedModel
 from trtopt.verdict import wrong
+from trtopt.wording import counted
 
 _MOST_BUILDS = 24
 REBUILDS = 3
@@ -69,7 +70,7 @@ def fault(run: Run, made: Made, dataset: Dataset) -> EngineFault | None:
 
 
 def _line(found: EngineFault) -> str:
-    return f"{found.reason} ({found.builds} build{'s' * (found.builds != 1)})"
+    return f"{found.reason} ({counted(found.builds, 'build')})"
 
 
 def rebuild(run: Run, typed: TypedModel) -> None:

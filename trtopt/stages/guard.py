@@ -23,6 +23,7 @@ from trtopt.stages.mixed import Subject, Trials
 from trtopt.stages.target import Target
 from trtopt.tune.search import Group, confirmed
 from trtopt.types import GUARDED, GateResult, Guard, Keep
+from trtopt.wording import counted
 
 _MARGIN = 2.0
 """Margin in dB with which the gates must hold on `_SAMPLES` samples: the worst of a thousand is worse than theirs."""
@@ -108,7 +109,7 @@ def _guarded(run: Run, trials: Trials, calib: Dataset, measure: MeasurePlan, unk
     ranked = trials.ranked(selected(samples, range(min(_RANKED_ON, samples.samples))))
     kept = confirmed(ranked, refusal, samples.samples, trials.costs)
     failed, count = found
-    reason = f"with all of it quantized, {failed.output}: {failed.reason} on {count} calibration samples"
+    reason = f"with all of it quantized, {failed.output}: {failed.reason} on {counted(count, 'calibration sample')}"
     if kept is None:
         return Guard(nodes=(), reason=f"no choice of nodes makes the default gates hold; {reason}")
     return Guard(nodes=tuple(node for group in kept for node in group.nodes), reason=reason)
@@ -119,5 +120,5 @@ def _line(found: Guard, rest: str, labelled: bool) -> str:
     if not found.nodes:
         left = ", but that on classes, which is left to the labels of --data" if labelled else ""
         return found.reason or f"the default gates are expected to hold with every node as placed{left}"
-    what = f"{len(found.nodes)} node{'s' * (len(found.nodes) != 1)} stay{'s' * (len(found.nodes) == 1)} in {rest}"
+    what = f"{counted(len(found.nodes), 'node')} stay{'s' * (len(found.nodes) == 1)} in {rest}"
     return f"{what}: {found.reason}"

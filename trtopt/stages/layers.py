@@ -16,6 +16,7 @@ from trtopt.requires import versions
 from trtopt.run import Run
 from trtopt.store import read_result
 from trtopt.types import Layers, OnnxModel, TypedModel
+from trtopt.wording import counted
 
 
 def layers(
@@ -92,4 +93,4 @@ def _source(folder: Path) -> OnnxModel | None:
 def layers_line(layers: Layers) -> str:
     """Return the summary line: the number of layers, and the first divergent one."""
     divergent = f"first divergent layer: {layers.jump}" if layers.jump else "no divergent layer"
-    return f"{len(layers.layers)} layers over {layers.samples} samples, {divergent}"
+    return f"{counted(len(layers.layers), 'layer')} over {counted(layers.samples, 'sample')}, {divergent}"

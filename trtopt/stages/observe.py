@@ -20,6 +20,7 @@ from trtopt.run import Run
 from trtopt.stages.target import Target
 from trtopt.stages.trial import decibels, output_error, tapped
 from trtopt.types import CalibrationTable, Observation, OnnxModel
+from trtopt.wording import counted
 
 _CORRECTED = {"weights": "weights", "weights and inputs": "weights and activations"}
 """Values of `Observation.correction` as the summary line names them."""
@@ -124,7 +125,7 @@ def _best_correction(
 
 def _observed_line(observation: Observation, *, corrects: bool) -> str:
     """Return the summary line, with the bias correction if one was evaluated."""
-    line = f"absmax of {len(observation.ranges)} tensors over {observation.samples} samples"
+    line = f"absmax of {counted(len(observation.ranges), 'tensor')} over {counted(observation.samples, 'sample')}"
     if observation.correction:
         corrected = _CORRECTED[observation.correction]
         return f"{line}; bias correction for {corrected}: +{observation.gain:.1f} dB SQNR"

@@ -13,6 +13,7 @@ from trtopt.requires import versions
 from trtopt.run import Run
 from trtopt.stages.target import Target
 from trtopt.types import CalibrationTable, Observation, OnnxModel, TypedModel
+from trtopt.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,4 +118,4 @@ def _read_means(seen: Observation) -> tuple[Means, Means]:
 
 
 def _count_line(typed: TypedModel) -> str:
-    return ", ".join(f"{count} node{'s' * (count != 1)} in {name}" for name, count in sorted(typed.counts().items()))
+    return ", ".join(f"{counted(count, 'node')} in {name}" for name, count in sorted(typed.counts().items()))

@@ -22,6 +22,7 @@ from trtopt.tune.margin import failure, looks
 from trtopt.tune.search import Group, confirmed, negligible, ranked
 from trtopt.tune.sequence import boldest, ladder, unacceptable
 from trtopt.types import Choice, GateResult, Half, TunedGroup, Tuning
+from trtopt.wording import counted
 
 INTERRUPTED = "it was interrupted"
 _MARGIN = 0.5
@@ -148,7 +149,7 @@ class Search:
         if found is None:
             self._held[mask] = (enough, kept)
         else:
-            self._failures.append((kept, f"{_said(found[0])} on {found[1]} samples"))
+            self._failures.append((kept, f"{_said(found[0])} on {counted(found[1], 'sample')}"))
             self._refuted[mask] = found[1]
             self._held.pop(mask, None)
         share = 100 * self._share(self._best())

@@ -23,6 +23,7 @@ from trtopt.shards.shard import WHOLE, Shard
 from trtopt.stages.mixed import FEW, Subject, Trials, error_of, worst_of
 from trtopt.stages.trial import Energies, combined
 from trtopt.types import SensitiveGroup, Sensitivity
+from trtopt.wording import counted
 
 if TYPE_CHECKING:
     from trtopt.precision.passes.switches import Part
@@ -197,4 +198,4 @@ def _line(found: Sensitivity) -> str:
     exact = sum(group.exact for group in found.groups)
     if not found.groups:
         return "nothing is quantized"
-    return f"{len(found.groups)} groups, {exact} of them measured; the worst is {found.groups[0].name}"
+    return f"{counted(len(found.groups), 'group')}, {exact} of them measured; the worst is {found.groups[0].name}"

@@ -14,6 +14,7 @@ from trtopt.plan import ConvertPlan
 from trtopt.run import Run
 from trtopt.store import RunStore
 from trtopt.types import EQUALIZED, CalibrationTable, OnnxModel
+from trtopt.wording import counted
 
 
 def read(run: Run, plan: ConvertPlan, calib: Dataset | None) -> CalibrationTable | None:
@@ -68,8 +69,8 @@ def follow(run: Run, plan: ConvertPlan, model: OnnxModel, table: CalibrationTabl
     assert plan.table is not None
     if plan.table.resolve().parent != run.store.root.resolve():
         run.store.discard("calibrate")
-    origin = f"{table.method}, {table.samples} samples" if table.samples else table.method
-    summary = f"{len(table.scales)} scales read from {plan.table} ({origin})"
+    origin = f"{table.method}, {counted(table.samples, 'sample')}" if table.samples else table.method
+    summary = f"{counted(len(table.scales), 'scale')} read from {plan.table} ({origin})"
     run.skip("calibrate", summary)
 
 

@@ -34,6 +34,7 @@ from trtopt.stages.target import Target
 from trtopt.times import write
 from trtopt.tune import timed
 from trtopt.types import EngineFault, EngineTimes, Keep, ShapeRange, TimedLayer
+from trtopt.wording import counted
 
 RUNS = 50
 """Runs in which layers are timed."""
@@ -101,7 +102,7 @@ def timing_line(times: EngineTimes) -> str:
     half, quantized = (float(np.median(timed.total(each))) for each in (times.half, times.quantized))
     text = f"layers take {quantized:.3f} ms, without quantization {half:.3f} ms"
     count = len(times.keep)
-    return text + (f"; {count} node{'s' * (count > 1)} excluded: {times.keep[0].reason}" if count else "")
+    return text + (f"; {counted(count, 'node')} excluded: {times.keep[0].reason}" if count else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

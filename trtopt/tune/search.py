@@ -1,8 +1,8 @@
 """The search for the groups to keep in higher precision.
 
-It sees a network as a list of groups, each with the saving of quantizing it, an estimate of the error that it adds, what
-keeping groups costs, and one question: does the network hold with these groups kept? The answers are expected to be
-monotone, to keep more never harms. Where they are not, the result still holds, but may keep more than necessary.
+It sees a network as a list of groups, each with the saving of quantizing it, an estimate of the error that it adds,
+what keeping groups costs, and one question: does the network hold with these groups kept? The answers are expected to
+be monotone, to keep more never harms. Where they are not, the result still holds, but may keep more than necessary.
 
 Touches: nothing.
 """

@@ -16,6 +16,7 @@ from trtopt.compare.measures.noise import MEASURED, Noise
 from trtopt.compare.measures.outputs import Array, Outputs, is_float, is_image, is_softmax
 from trtopt.compare.measures.parts import Part, Parts
 from trtopt.types import OutputDrift
+from trtopt.wording import counted
 
 TAKES = "numbers of any shape"
 PLAIN = True
@@ -45,7 +46,7 @@ class Values:
         """Remark on parts of different scale, and on samples with another number of rows."""
         notes = [self._about_parts(self.parts.found())] if self.parts.found() else []
         if self._lost:
-            lost = f"{len(self._lost)} samples, which count as entirely wrong"
+            lost = f"{counted(len(self._lost), 'sample')}, which count as entirely wrong"
             notes.append(
                 f"{self.name} has another number of rows than FP32 in {lost}; "
                 f"if its rows are boxes: --kind {self.name}=detection"

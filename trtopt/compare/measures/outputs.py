@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from trtopt.data.preview import Preview
 from trtopt.errors import ModelError
+from trtopt.wording import counted
 
 Array = npt.NDArray[np.generic]
 Floats = npt.NDArray[np.float64]
@@ -106,7 +107,7 @@ class Outputs:
         if len(self.indices) != 1 and reference.shape[:1] != (len(self.indices),):
             raise ModelError(
                 f"output {name} does not have one row per sample",
-                why=f"its shape is {list(reference.shape)} for {len(self.indices)} samples",
+                why=f"its shape is {list(reference.shape)} for {counted(len(self.indices), 'sample')}",
                 fix="Run the samples one by one",
             )
         return reference, candidate

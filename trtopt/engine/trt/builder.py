@@ -33,6 +33,7 @@ from trtopt.errors import BuildError, EnvironmentUnableError
 from trtopt.events import Emit, Warned
 from trtopt.graph.portable import write_for_tensorrt
 from trtopt.types import Decision, Engine, OnnxModel, Rejection, ShapeRange, TypedModel
+from trtopt.wording import counted
 
 if TYPE_CHECKING:
     from trtopt.engine.runner.engine import EngineRunner
@@ -287,4 +288,4 @@ def _gpu() -> str:
 
 def _count_line(counts: Mapping[str, int]) -> str:
     """Return counts as in "12 layers int8, 3 layers fp16"."""
-    return ", ".join(f"{count} layers {name}" for name, count in counts.items())
+    return ", ".join(f"{counted(count, 'layer')} {name}" for name, count in counts.items())

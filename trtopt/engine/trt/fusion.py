@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtopt.types import EngineLayer, LayerTimes, TypedModel
+from trtopt.wording import counted
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -59,8 +60,8 @@ def engine_layers(layers: Sequence[Mapping[str, Any]], typed: TypedModel) -> tup
 def unfused(layers: Sequence[EngineLayer]) -> str:
     """Return a sentence that counts the layers that did not fuse; empty if all did."""
     counts = {kind: sum(layer.apart == kind for layer in layers) for kind in _APART}
-    parts = [f"{count} {kind} layer{'s' * (count > 1)}" for kind, count in counts.items() if count]
-    return f"not fused: {', '.join(parts)}, of {len(layers)} layers" if parts else ""
+    parts = [counted(count, f"{kind} layer") for kind, count in counts.items() if count]
+    return f"not fused: {', '.join(parts)}, of {counted(len(layers), 'layer')}" if parts else ""
 
 
 def unfused_time(layers: Sequence[EngineLayer], times: LayerTimes) -> str:

@@ -20,6 +20,7 @@ from trtopt.engine.trt.locate import TensorRT
 from trtopt.errors import AuditError, UsageError
 from trtopt.events import Emit, Warned
 from trtopt.types import Decision, TypedModel
+from trtopt.wording import counted
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -147,7 +148,7 @@ def audit(layers: list[Mapping[str, Any]], typed: TypedModel, emit: Emit) -> Map
         emit: receives the warnings.
 
     Raises:
-        AuditError: a node that must stay in FP32 runs in FP16.
+        AuditError: a node of FP32 would run in FP16.
     """
     achieved: dict[str, set[str]] = {}
     for nodes, precision in _computing(layers, typed):
@@ -166,13 +167,14 @@ def audit(layers: list[Mapping[str, Any]], typed: TypedModel, emit: Emit) -> Map
         (lowered if decision.precision == "fp32" else raised).append(f"{decision.op} node {decision.node} in {found}")
     if lowered:
         raise AuditError(
-            f"{len(lowered)} nodes that must stay in FP32 run in a lower precision",
+            f"{counted(len(lowered), 'node')} of FP32 would run in a lower precision",
             why="; ".join(lowered[:_SHOWN]),
             fix="No engine was written. Use --precision fp32, or --rest fp32 with INT8, or a later TensorRT",
         )
     if raised:
         more = f"; and {len(raised) - _SHOWN} more" if len(raised) > _SHOWN else ""
-        emit(Warned(f"TensorRT chose another precision for {len(raised)} nodes: {'; '.join(raised[:_SHOWN])}{more}"))
+        listed = "; ".join(raised[:_SHOWN])
+        emit(Warned(f"TensorRT chose another precision for {counted(len(raised), 'node')}: {listed}{more}"))
     return dict(sorted(counts.items()))
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from trtopt.graph.query import attribute, constant, dims, producer
 from trtopt.precision.passes.operands import weighted_inputs
+from trtopt.wording import counted
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -42,7 +43,7 @@ def no_int8_gain(node: ir.Node) -> str:
             return ""
         if min(channels) < MIN_CHANNELS:
             count = min(channels)
-            return f"{count} channel{'s' * (count != 1)}: fewer than {MIN_CHANNELS}"
+            return f"{counted(count, 'channel')}: fewer than {MIN_CHANNELS}"
     if node.op_type in ("Gemm", "MatMul"):
         if constant(node.inputs[0]) is not None:
             return "its left operand is constant"

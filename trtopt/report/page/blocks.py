@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from trtopt.report.page import words
 from trtopt.types import Decision, LayerDrift, Report
+from trtopt.wording import counted
 
 _MOST_BLOCKS = 40
 MOST_MARKS = 4000
@@ -78,7 +79,8 @@ class Block:
     @property
     def label(self) -> str:
         """Description of the block for those who cannot see it."""
-        return f"{len(self.nodes)} nodes: {self.counts}" + (f"; lowest SQNR {self.lowest}" if self.lowest else "")
+        lowest = f"; lowest SQNR {self.lowest}" if self.lowest else ""
+        return f"{counted(len(self.nodes), 'node')}: {self.counts}{lowest}"
 
 
 def nodes(report: Report) -> list[Node]:

@@ -38,6 +38,7 @@ from trtopt.report.page.svg import (
     y_axis,
 )
 from trtopt.types import CalibratedTensor, GateResult, Spread
+from trtopt.wording import counted
 
 _HALF, _THIRD = 460, 340
 _MAX_BARS = 80
@@ -83,7 +84,7 @@ def samples(spread: Spread) -> Markup:
     """Draw a histogram of SQNR over samples."""
     total = sum(spread.counts)
     low, high = spread.edges[0], spread.edges[-1]
-    chart = drawing(_HALF, 240, f"Histogram of the SQNR of {total} samples, from {low:.4g} to {high:.4g} dB")
+    chart = drawing(_HALF, 240, f"Histogram of the SQNR of {counted(total, 'sample')}, from {low:.4g} to {high:.4g} dB")
     bars = _rebinned(spread)
     bottom = 240 - BOTTOM
     across = replace(linear(low, high, LEFT, _HALF - RIGHT), title="SQNR per sample, dB (left is worse)")

@@ -35,6 +35,7 @@ from trtopt.report.page.svg import (
     y_axis,
 )
 from trtopt.types import Decision, LayerDrift, Layers
+from trtopt.wording import counted
 
 PRECISIONS = ("fp32", "bf16", "fp16", "fp8", "int8")
 """Precisions that have their own colour and shape, the highest first."""
@@ -97,7 +98,8 @@ def lanes(decisions: Sequence[Decision]) -> Markup:
     order = order[:_MAX_LANES]
     said = ", ".join(f"{counts[name]} in {clipped(name, 12)}" for name in order)
     bottom = 8 + 26 * len(order)
-    chart = drawing(_WIDTH, bottom + BOTTOM, f"{len(decisions)} nodes in graph order: {said}", name="chart wide")
+    title = f"{counted(len(decisions), 'node')} in graph order: {said}"
+    chart = drawing(_WIDTH, bottom + BOTTOM, title, name="chart wide")
     scale = Scale(0, len(decisions), 116, _WIDTH - RIGHT - 8)
     for lane, name in enumerate(order):
         y = 8 + 26 * lane

@@ -12,6 +12,7 @@ from trtopt.compare.defaults import FLOORS
 from trtopt.report.page import words
 from trtopt.types import UNLIKE, Comparison, Report
 from trtopt.verdict import comparisons
+from trtopt.wording import counted
 
 _MAX_NAMED = 5
 
@@ -82,7 +83,7 @@ def _inconclusive(report: Report) -> str:
     """Explain the gate that needs the most samples (one that the user asked for, if any), and count the others."""
     found = [each for each in words.judged(report) if each.gate.verdict == "inconclusive"]
     first, *others = sorted(found, key=lambda each: (each.gate.default, -each.gate.needed))
-    more = f"; and {len(others)} more gate{'s' * (len(others) > 1)}" if others else ""
+    more = f"; and {counted(len(others), 'more gate')}" if others else ""
     return f"{first.title}: {_unsettled(first)}{more}"
 
 
@@ -101,7 +102,8 @@ def _unsettled(judged: words.Judged) -> str:
         claim = "at least" if gate.value >= gate.limit else "less than"
     else:
         claim = "at most" if gate.value <= gate.limit else "more than"
-    return f"{judged.samples} samples show {shown}, but about {gate.needed} are needed to show {claim} {limit}"
+    samples = f"{counted(judged.samples, 'sample')} show{'s' * (judged.samples == 1)}"
+    return f"{samples} {shown}, but about {gate.needed} are needed to show {claim} {limit}"
 
 
 def _consequence(report: Report, *, unbuilt: bool) -> str:

@@ -12,6 +12,7 @@ from trtopt.inspection import Inspection
 from trtopt.report.page import words
 from trtopt.report.text import block, facts, reasons, text
 from trtopt.types import TensorSpec
+from trtopt.wording import counted
 
 
 def renderable(found: Inspection, *, nodes: bool) -> RenderableType:
@@ -43,9 +44,7 @@ def _refused(found: Inspection) -> list[RenderableType]:
     count = len(found.refused)
     if not count:
         return [text(f"all operators are supported by {found.asked}", "bold"), ""]
-    parts: list[RenderableType] = [
-        text(f"{found.asked} does not support {count} node{'s' if count > 1 else ''}", "bold")
-    ]
+    parts: list[RenderableType] = [text(f"{found.asked} does not support {counted(count, 'node')}", "bold")]
     for each in found.refused:
         rows = [("node", f"{each.node} ({each.op})"), ("reason", each.reason)]
         rows += [("opset", f"{each.opset}" + (f" of {each.domain}" if each.domain else ""))]
