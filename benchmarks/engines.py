@@ -1,16 +1,17 @@
-"""Engines of a real TensorRT compared: FP32, FP16, trtopt's INT8, TensorRT's own calibrated INT8, onnxruntime's Q/DQ.
+"""Engines of a real TensorRT compared: FP32, TF32, FP16, trtopt's INT8, TensorRT's calibrated INT8, onnxruntime's Q/DQ.
 
     python benchmarks/engines.py MODEL OUT.json --calib CALIB.npz --data DATA.npz
-        [--rows fp32 fp16 int8 native qdq] [--tuned RUN] [--labels LABELS.npy] [--tactic-sources -CUDNN]
+        [--rows fp32 tf32 fp16 int8 native qdq] [--tuned RUN] [--labels LABELS.npy] [--tactic-sources -CUDNN]
         [--build-seconds 370]
 
 The engines are made with one profile for batches 1 to 64 and timed in turns in one process, without copies. Errors are
-those of the engines' own outputs. The rows `native` (TensorRT's entropy calibrator, 8.5 to 10) and `qdq` (onnxruntime's
-`quantize_static`, configured as TensorRT requires) get the FP32 graph that the row `fp32` is built from, and the same
-calibration samples. `--tuned` adds the engine of a run of `trtopt tune`. One JSON file holds everything; it is written
-again after each step, so that a run that is cut off leaves what it has. No row is begun after `--build-seconds`, and a
-conversion that takes longer is ended, so that the others are timed. `engines_page.py` makes the tables of
-docs/engines.md from such files. Run it on a machine with a GPU and TensorRT.
+those of the engines' own outputs. The row `tf32` is FP32 as TensorRT builds it by default. The rows `native` (the
+entropy calibrator of TensorRT 8.5 to 10) and `qdq` (onnxruntime's `quantize_static`, configured as TensorRT requires)
+get the FP32 graph that the row `fp32` is built from, and the same calibration samples. `--tuned` adds the engine of a
+run of `trtopt tune`. One JSON file holds everything; it is written again after each step, so that a run that is cut off
+leaves what it has. No row is begun after `--build-seconds`, and a conversion that takes longer is ended, so that the
+others are timed. `engines_page.py` makes the tables of docs/engines.md from such files. Run it on a machine with a GPU
+and TensorRT.
 
 Touches: the GPU; temporary folders; writes OUT.json.
 """
@@ -47,8 +48,10 @@ from trtopt.graph.file import describe
 from trtopt.types import ShapeRange
 
 BATCHES = (1, 8, 16, 32, 64)
-KINDS = ("fp32", "fp16", "int8", "native", "qdq")
+KINDS = ("fp32", "tf32", "fp16", "int8", "native", "qdq")
 """Rows of the table."""
+PEERS = {"tf32": ("TF32",), "native": ("INT8", "FP16"), "qdq": ("INT8", "FP16")}
+"""Rows that are not made by trtopt, with the flags of their builder."""
 ROWS = 64
 """Samples to calibrate on, and samples that the errors of the engines are measured on."""
 CALIBRATION_BATCH = 8
@@ -101,16 +104,23 @@ def convert(model: Path, precision: str, folder: Path, options: argparse.Namespa
     return dict(json.loads((folder / "report.json").read_text()))
 
 
-def build(model: Path, ranges: tuple[ShapeRange, ...], out: Path, tactic_sources: str, calibrator: Any = None) -> None:
-    """Build an INT8 engine, with FP16 for what does not run in INT8, by `calibrator` or by the graph's Q/DQ nodes."""
+def build(
+    model: Path,
+    ranges: tuple[ShapeRange, ...],
+    out: Path,
+    tactic_sources: str,
+    flags: tuple[str, ...],
+    calibrator: Any = None,
+) -> None:
+    """Build an engine with these flags of the builder; INT8 is by `calibrator` or by the graph's Q/DQ nodes."""
     trt = tensorrt.find("tensorrt")
     module = trt.module
     builder = tensorrt._builder(trt)  # the same parser and options as trtopt's own engines
     parsed = tensorrt._parse(trt, builder, model)
     assert not parsed.rejections, parsed.rejections
     config = configure(trt, builder, tensorrt.BuildPlan(tactic_sources=tactic_sources))
-    config.set_flag(module.BuilderFlag.INT8)
-    config.set_flag(module.BuilderFlag.FP16)
+    for flag in flags:
+        config.set_flag(getattr(module.BuilderFlag, flag))
     profile = builder.create_optimization_profile()
     for each in ranges:
         profile.set_shape(each.name, each.min, each.opt, each.max)
@@ -157,7 +167,7 @@ def native(model: Path, feed: Feed, out: Path, tactic_sources: str) -> None:
             def write_calibration_cache(self, cache: Any) -> None:
                 pass
 
-        build(model, shapes(feed), out, tactic_sources, Calibrator())
+        build(model, shapes(feed), out, tactic_sources, PEERS["native"], Calibrator())
 
 
 def outputs(run: Any, feed: dict[str, np.ndarray[Any, Any]], batch: int) -> dict[str, np.ndarray[Any, Any]]:
@@ -258,7 +268,7 @@ class Bench:
 
     def built(self, kind: str) -> dict[str, Any]:
         """Build one engine, and return what its report says."""
-        if kind in ("native", "qdq"):
+        if kind in PEERS:
             return self.peer(kind)
         if kind == "tuned":
             run, report = self.options.tuned, json.loads((self.options.tuned / "report.json").read_text())
@@ -279,20 +289,22 @@ class Bench:
         }
 
     def peer(self, kind: str) -> dict[str, Any]:
-        """Build the engine of TensorRT's own calibrator, or of onnxruntime's Q/DQ graph, from our FP32 graph."""
+        """Build the engine of a row that is not made by trtopt, from its FP32 graph."""
         self.left()
         trt, feed = tensorrt.find("tensorrt"), samples(self.options.model, self.options.calib)
         model = weak.write_widened(self.folder / "fp32" / "typed.onnx", self.folder, trt.can.opset)
         out = self.folder / f"{kind}.engine"
         if kind == "native":
             native(model, feed, out, self.options.tactic_sources)
+        elif kind == "tf32":
+            build(model, shapes(feed), out, self.options.tactic_sources, PEERS[kind])
         else:
             quantized = self.folder / "qdq.onnx"
             reader = Reader(
                 {name: array[i : i + 1] for name, array in feed.items()} for i in range(len(next(iter(feed.values()))))
             )
             quantized_as_tensorrt_requires(model, quantized, reader, "MinMax")
-            build(quantized, shapes(feed), out, self.options.tactic_sources)
+            build(quantized, shapes(feed), out, self.options.tactic_sources, PEERS[kind])
         self.paths[kind] = out
         return {}
 

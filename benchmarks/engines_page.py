@@ -29,9 +29,9 @@ FILES = {
 """Files in `benchmarks/engines`, in the order of the table, with the names of their networks."""
 ROWS = {
     "fp32": "FP32",
+    "tf32": "TF32",
     "fp16": "FP16",
     "int8": "INT8",
-    "guarded": "INT8, 11 nodes kept by the guard",
     "tuned": "INT8 by `tune --speed engine`",
     "native": "TensorRT's own INT8",
     "qdq": "onnxruntime's Q/DQ",

@@ -1,4 +1,4 @@
-"""What keeping groups costs at their borders, on small networks whose tensors have known sizes."""
+"""Costs of keeping groups at their borders, on small networks whose tensors have known sizes."""
 
 from __future__ import annotations
 

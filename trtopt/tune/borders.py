@@ -1,4 +1,4 @@
-"""What keeping groups costs where they meet groups that are quantized: an engine has layers there that only convert.
+"""Costs of keeping groups where they meet groups that are quantized: an engine has layers there that only convert.
 
 Touches: nothing; it reads an onnx-ir model.
 """

@@ -38,7 +38,7 @@ class Group:
 
 
 class Costs:
-    """What keeping groups costs: what quantizing each of them saves, and nothing elsewhere."""
+    """Costs of keeping groups: what quantizing each of them saves, and nothing elsewhere."""
 
     def of(self, group: Group, kept: Collection[str]) -> float:  # noqa: ARG002 - it matters where there are borders
         """Return what keeping a group costs if others are kept, by name."""
