@@ -224,7 +224,7 @@ def test_a_node_that_tensorrt_8_fused_into_fp16_is_named_with_what_it_was_fused_
     layers = [each for each in engine["layers"] if each["Name"] not in ("/6/Add", "/2/Relu")]
     write(run, engine | {"layers": [*layers, layer("/2/Relu + /6/Add", "fp16")]})
     fix = "Convert again with --keep /2/Relu=fp32, and run build.sh"
-    refused(cli, run, "1 node of FP32 would run in a lower precision", fix)
+    refused(cli, run, "1 node that must stay in FP32 runs in a lower precision", fix)
 
 
 def test_timings_and_report_of_another_engine_are_removed(cli, device, run):

@@ -95,7 +95,7 @@ def test_samples_are_at_most_as_many_as_asked_for_and_the_report_says_so(cli: Cl
     done = cli("convert", DIGITS, *FAST, "-o", "run", "--format", "json")
     report = json.loads(done.out)
     assert report["comparison"]["samples"] == 40
-    said = "40 of 1000 samples are used, spread evenly (--samples 40)"
+    said = "--samples 40: 40 of 1000 samples, spread evenly"
     assert any(said in line for line in (*report["warnings"], *report.get("notes", ())))
 
 

@@ -10,7 +10,6 @@ import pytest
 from trtopt.errors import ModelError
 from trtopt.precision.passes.operands import weighted_inputs
 from trtopt.precision.passes.placement import NEVER, Placement, place
-from trtopt.types import Keep
 
 Parse = Callable[..., ir.Model]
 Shapes = dict[str, tuple[int, ...]]
@@ -266,27 +265,6 @@ def test_a_later_convolution_of_few_channels_is_not_quantized(parse: Parse) -> N
 )
 def test_a_dynamic_or_just_large_enough_product_is_quantized(parse: Parse, body: str, weights: Shapes) -> None:
     assert quantized(place(parse(body, weights))) == {"y"}
-
-
-DEPTHWISE = "a = Conv(x, w)\n b = Conv<group = 16>(a, d)\n r = Relu(b)\n c = Conv(r, w)"
-
-
-@pytest.mark.parametrize(
-    ("rest", "keep", "expected"),
-    [
-        ("y = Conv(c, w)", {"c"}, {"a", "y"}),
-        ("y = Conv(c, w)", {"a"}, {"b", "c", "y"}),
-        ("e = Conv(r, w)\n y = Concat<axis = 1>(c, e)", {"c"}, {"a", "b", "e"}),
-        ("y = Mul(c, r)", {"c"}, {"a", "b"}),
-    ],
-    ids=["its reader", "not what it reads", "one of two readers", "beside what is not quantized anyway"],
-)
-def test_a_depthwise_convolution_is_kept_if_all_that_reads_it_is(
-    parse: Parse, rest: str, keep: set[str], expected: set[str]
-) -> None:
-    body = f"(float[1, 16, 8, 8] x) => (float[1, c, 8, 8] y) {{ {DEPTHWISE}\n {rest} }}"
-    model = parse(body, {**CONV, "d": (16, 1, 1, 1)})
-    assert quantized(place(model, {name: Keep(pattern=name) for name in keep})) == expected
 
 
 # Rule 9: one scale per tensor, shared by its consumers

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from trtopt.precision.passes.placement import place
-from trtopt.tune.borders import _PER_ELEMENT, Borders
+from trtopt.tune.borders import _PER_BORDER_ELEMENT, Borders
 from trtopt.tune.groups import groups
 from trtopt.tune.search import Group
 
@@ -36,7 +36,7 @@ def network(body: str) -> ir.Model:
 def borders(body: str) -> tuple[Borders, dict[str, Group]]:
     model = network(body)
     found = groups(place(model), lambda _: SAVING)
-    return Borders({node.name or "": node for node in model.graph}, found, {}), {each.name: each for each in found}
+    return Borders(model, found, {}), {each.name: each for each in found}
 
 
 CHAIN = "a = Conv(x, w)\n r = Relu(a)\n b = Conv(r, w)\n m = Clip(b)\n c = Conv(m, w)\n y = Conv(c, w)"
@@ -48,12 +48,14 @@ CHAIN = "a = Conv(x, w)\n r = Relu(a)\n b = Conv(r, w)\n m = Clip(b)\n c = Conv(
 )
 def test_each_tensor_between_a_kept_group_and_a_quantized_one_costs(group: str, kept: str, crossed: int) -> None:
     found, by_name = borders(CHAIN)
-    assert found.of(by_name[group], kept) == SAVING + _PER_ELEMENT * crossed * IMAGE
+    assert found.of(by_name[group], kept) == SAVING + _PER_BORDER_ELEMENT * crossed * IMAGE
 
 
 def test_a_tensor_that_two_groups_read_costs_once() -> None:
-    found, by_name = borders("a = Conv(x, w)\n r = Relu(a)\n s = Sigmoid(r)\n p = MatMul(r, s)\n y = Conv(r, w)")
-    assert found.of(by_name["a"], ()) == SAVING + _PER_ELEMENT * IMAGE
+    body = "a = Conv(x, w)\n r = Relu(a)\n b = Conv(r, w)\n s = Add(b, r)\n c = Conv(s, w)\n y = Relu(c)"
+    found, by_name = borders(body)
+    assert {*by_name} == {"a", "b", "s", "c"}
+    assert found.of(by_name["a"], ()) == SAVING + _PER_BORDER_ELEMENT * IMAGE
 
 
 def test_what_is_not_quantized_anyway_has_no_border() -> None:
@@ -62,15 +64,35 @@ def test_what_is_not_quantized_anyway_has_no_border() -> None:
 
 
 DEPTHWISE = "a = Conv(x, w)\n b = Conv<group = 16>(a, d)\n r = Relu(b)\n c = Conv(r, w)\n y = Conv(c, w)"
+TWO = "a = Conv(x, w)\n b = Conv<group = 16>(a, d)\n c = Conv<group = 16>(b, d)\n y = Conv(c, w)"
 
 
 def test_a_depthwise_convolution_is_kept_with_what_reads_it() -> None:
     found, by_name = borders(DEPTHWISE)
-    assert found.of(by_name["c"], ()) == 2 * SAVING + _PER_ELEMENT * 2 * IMAGE
+    assert found.of(by_name["c"], ()) == 2 * SAVING + _PER_BORDER_ELEMENT * 2 * IMAGE
     assert found.of(by_name["b"], ("c",)) == 0
 
 
-@given(order=st.permutations("abcy"), body=st.sampled_from([CHAIN, DEPTHWISE]))
+@pytest.mark.parametrize(
+    ("body", "kept", "whole"),
+    [
+        (DEPTHWISE, "c", "bc"),
+        (DEPTHWISE, "a", "a"),
+        (DEPTHWISE, "b", "b"),
+        (TWO, "y", "bcy"),
+        (f"{DEPTHWISE[:-16]} e = Conv(r, w)\n y = Mul(c, e)", "c", "bce"),
+    ],
+    ids=["its reader", "not what it reads", "itself", "two in a row", "two that read it are one group"],
+)
+def test_a_choice_is_completed_by_depthwise_convolutions_that_no_quantized_group_reads(
+    body: str, kept: str, whole: str
+) -> None:
+    found, by_name = borders(body)
+    names = {node for group in found.whole([by_name[name] for name in kept]) for node in group.nodes}
+    assert names == {*whole}
+
+
+@given(order=st.permutations("abcy"), body=st.sampled_from([CHAIN, DEPTHWISE, TWO]))
 def test_the_cost_of_groups_does_not_depend_on_their_order(order: list[str], body: str) -> None:
     found, by_name = borders(body)
     costs = [found.of(by_name[name], order[:number]) for number, name in enumerate(order)]

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from trtopt.tune.search import Costs, Group, confirmed, fewest, negligible, ranked
 
-ERRORS = st.lists(st.tuples(st.floats(0.0, 1.0, allow_nan=False), st.floats(1.0, 100.0)), min_size=1, max_size=24)
+SAVINGS = st.just(0.0) | st.floats(1.0, 100.0)
+ERRORS = st.lists(st.tuples(st.floats(0.0, 1.0, allow_nan=False), SAVINGS), min_size=1, max_size=24)
 
 
 def named(errors: Sequence[tuple[float, float]]) -> tuple[list[Group], dict[str, float]]:
@@ -105,9 +106,23 @@ def test_an_island_is_quantized_again_as_a_whole_where_none_of_its_groups_would_
     assert {4, 6} in asked
 
 
-def test_a_group_that_costs_nothing_is_not_quantized_again() -> None:
+def test_a_group_between_kept_ones_is_not_quantized_again() -> None:
     groups, _ = named([(1.0, 1.0)] * 4)
     kept = fewest(groups, lambda kept: {"0", "2"} <= {group.name for group in kept}, costs=Rows())
+    assert kept is not None
+    assert [group.name for group in kept] == ["0", "1", "2"]
+
+
+def test_a_group_that_saves_nothing_is_quantized_again_if_it_can_be() -> None:
+    groups, added = named([(0.5, 0.0), (0.4, 0.0), (0.3, 1.0), (0.1, 1.0)])
+    kept = fewest(ranked(groups, added), lambda kept: "2" in {group.name for group in kept})
+    assert kept is not None
+    assert [group.name for group in kept] == ["2"]
+
+
+def test_a_small_group_between_kept_ones_stays_kept() -> None:
+    groups, _ = named([(1.0, 1.0), (0.1, 0.01), (1.0, 1.0)])
+    kept = fewest(groups, lambda kept: {"0", "2"} <= {group.name for group in kept}, least=0.1, costs=Rows())
     assert kept is not None
     assert [group.name for group in kept] == ["0", "1", "2"]
 

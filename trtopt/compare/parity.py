@@ -135,7 +135,7 @@ def check(reference: Reference, runner: Runner, feeds: Sequence[Feed], source: s
         outputs = runner.run(feed)
         if len(outputs) != len(expected):
             raise ModelError(
-                f"the export of {reference.name} has {len(outputs)} outputs",
+                f"the export of {reference.name} has {counted(len(outputs), 'output')}",
                 why=f"the source itself has {len(expected)}",
             )
         metrics.add(Outputs(reference=dict(zip(outputs, expected, strict=True)), candidate=outputs, indices=(i,)))

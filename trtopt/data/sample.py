@@ -68,7 +68,7 @@ def at_most(samples: Samples, most: int | None) -> Samples:
         read=lambda i: samples.read(kept[i]),
         labels=None if samples.labels is None else tuple(samples.labels[i] for i in kept),
         shown=_only(samples.shown, kept),
-        notes=(*samples.notes, f"{len(kept)} of {counted(count, 'sample')} are used, spread evenly (--samples {most})"),
+        notes=(*samples.notes, f"--samples {most}: {len(kept)} of {counted(count, 'sample')}, spread evenly"),
     )
 
 

@@ -252,7 +252,8 @@ def _finish(source: Path, proto: onnx.ModelProto, model: ir.Model, min_opset: in
         _clean_up(model)
     except Exception as error:
         raise ModelError(f"{source} cannot be simplified", why=root_line(error), fix="Export it again") from error
-    notes.insert(0, f"{counted(len(proto.graph.node), 'node')} become {model.graph.num_nodes()}")
+    count = len(proto.graph.node)
+    notes.insert(0, f"{counted(count, 'node')} become{'s' * (count == 1)} {model.graph.num_nodes()}")
     dropped = sorted(_input_names(proto) - {value.name or "" for value in model.graph.inputs})
     if dropped:
         notes.append(f"dropped inputs that no output depends on: {', '.join(dropped)}")

@@ -21,6 +21,7 @@ from trtopt.requires import versions
 from trtopt.run import Run
 from trtopt.stages.mixed import Subject, Trials
 from trtopt.stages.target import Target
+from trtopt.tune.borders import Borders
 from trtopt.tune.search import Group, confirmed
 from trtopt.types import GUARDED, GateResult, Guard, Keep
 from trtopt.wording import counted
@@ -50,7 +51,9 @@ def guard(run: Run, subject: Subject, calib: Dataset, measure: MeasurePlan, *, l
 
     def make(_: Path) -> Guard:
         try:
-            return _guarded(run, Trials(run, subject), calib, measure, _ACCURACY if labelled else frozenset())
+            trials = Trials(run, subject)
+            costs = Borders(trials.graph, trials.groups, subject.seen.sizes)
+            return _guarded(run, trials, costs, calib, measure, _ACCURACY if labelled else frozenset())
         except (EnvironmentUnableError, MissingDependencyError):
             raise
         except TrtoptError as error:
@@ -74,7 +77,9 @@ def guard(run: Run, subject: Subject, calib: Dataset, measure: MeasurePlan, *, l
     return replace(subject.target, keep=(*subject.target.keep, *keep))
 
 
-def _guarded(run: Run, trials: Trials, calib: Dataset, measure: MeasurePlan, unknown: Collection[str]) -> Guard:
+def _guarded(
+    run: Run, trials: Trials, costs: Borders, calib: Dataset, measure: MeasurePlan, unknown: Collection[str]
+) -> Guard:
     from trtopt.data.dataset import first, scattered, selected, spread, unlabelled
     from trtopt.tune.margin import failure, looks
 
@@ -88,7 +93,7 @@ def _guarded(run: Run, trials: Trials, calib: Dataset, measure: MeasurePlan, unk
 
     def refusal(kept: Sequence[Group], enough: int) -> int | None:
         nonlocal tried
-        names = frozenset(trials.nodes(kept))
+        names = frozenset(trials.nodes(costs.whole(kept)))
         if names not in refused:
             tried += 1
             run.emit(Progress("guard", tried, 0, "trials"))
@@ -106,13 +111,13 @@ def _guarded(run: Run, trials: Trials, calib: Dataset, measure: MeasurePlan, unk
     if refusal((), 0) is None:
         return Guard(nodes=(), reason="")
     found = refused[frozenset()]
-    ranked = trials.ranked(selected(samples, range(min(_RANKED_ON, samples.samples))))
-    kept = confirmed(ranked, refusal, samples.samples, trials.costs)
+    ranked = trials.ranked(selected(samples, range(min(_RANKED_ON, samples.samples))), costs)
+    kept = confirmed(ranked, refusal, samples.samples, costs)
     failed, count = found
     reason = f"with all of it quantized, {failed.output}: {failed.reason} on {counted(count, 'calibration sample')}"
     if kept is None:
         return Guard(nodes=(), reason=f"no choice of nodes makes the default gates hold; {reason}")
-    return Guard(nodes=tuple(node for group in kept for node in group.nodes), reason=reason)
+    return Guard(nodes=tuple(node for group in costs.whole(kept) for node in group.nodes), reason=reason)
 
 
 def _line(found: Guard, rest: str, labelled: bool) -> str:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from trtopt.engine.onnxruntime import OrtRunner
     from trtopt.precision.passes.switches import Switched
     from trtopt.tune.costs import Speed
-    from trtopt.tune.search import Group
+    from trtopt.tune.search import Costs, Group
 
     Switches = NDArray[np.bool_]
 
@@ -110,10 +110,9 @@ def worst_of(errors: Mapping[str, float], total: int) -> list[str]:
 class Trials:
     """The trials of a network.
 
-    `baseline` runs FP32. `groups` are the groups of its quantized nodes, each with what quantizing them saves, `shares`
-    the share of each in all multiplications, and `costs` what keeping them costs. `total` is the cost of the network
-    without any of them quantized, and `overhead` what quantizing some of them costs elsewhere, such as reformats that
-    belong to no group.
+    `baseline` runs FP32. `groups` are the groups of its quantized nodes, each with what quantizing them saves, and
+    `shares` the share of each in all multiplications. `total` is the cost of the network without any of them quantized,
+    and `overhead` what quantizing some of them costs elsewhere, such as reformats that belong to no group.
     """
 
     def __init__(self, run: Run, subject: Subject, speed: Speed | None = None) -> None:
@@ -121,7 +120,6 @@ class Trials:
         from trtopt.engine.onnxruntime import open_runner
         from trtopt.graph.file import load_ir
         from trtopt.precision.passes.placement import place
-        from trtopt.tune.borders import Borders
         from trtopt.tune.costs import both, halved, macs
         from trtopt.tune.groups import groups
 
@@ -141,7 +139,6 @@ class Trials:
         self.shares = {
             group.name: sum(macs(nodes[name], sizes) for name in group.nodes) / every for group in self.groups
         }
-        self.costs = Borders(nodes, self.groups, sizes)
         self.baseline = Remembered(open_runner(subject.baseline.path, device=run.device, callers=callers()))
         self._last: tuple[tuple[frozenset[str], bool], Remembered] | None = None
 
@@ -255,7 +252,7 @@ class Trials:
         """Return the names of the nodes of groups."""
         return {node for group in groups for node in group.nodes}
 
-    def ranked(self, dataset: Dataset) -> list[Group]:
+    def ranked(self, dataset: Dataset, costs: Costs) -> list[Group]:
         """Return the groups in the order in which to keep them (`search.ranked`).
 
         The errors of all groups are estimated. Those of the worst are then measured.
@@ -264,4 +261,4 @@ class Trials:
 
         errors = self.estimated(dataset)
         errors |= self.alone(dataset, self.worst(errors))
-        return ranked(self.groups, errors, self.costs)
+        return ranked(self.groups, errors, costs)

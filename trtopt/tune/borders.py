@@ -1,16 +1,18 @@
 """Costs of keeping groups where they meet groups that are quantized: an engine has layers there that only convert.
 
+They are estimates from the placement with nothing kept. Where an Add or a pool loses its Q/DQ pair with a kept
+convolution, they differ from what is built.
+
 Touches: nothing; it reads an onnx-ir model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from trtopt.graph.query import FLOAT_COMPUTE_FREE, SAME_VALUES, producer
-from trtopt.precision.passes.placement import is_depthwise
+from trtopt.graph.query import FLOAT_COMPUTE_FREE, SAME_VALUES, attribute, dims, producer
 from trtopt.tune.costs import size
 from trtopt.tune.search import Costs, Group
 
@@ -19,51 +21,52 @@ if TYPE_CHECKING:
 
 _FUSED = FLOAT_COMPUTE_FREE | SAME_VALUES | {"Relu", "Clip"}
 """Operators that run in the precision of what computes their input, or only move values."""
-_PER_ELEMENT = 2000.0
+_PER_BORDER_ELEMENT = 2000.0
 """Multiplications that an element at a border counts as. In INT8 engines of an EfficientNet-Lite0 with some nodes in
 FP16 (TensorRT 8.5.3.1, H200, batch 32), a million elements per sample took 0.18 and 0.25 ms, and 10**9 multiplications
-0.12 ms less in INT8 than in FP16: 1500 and 2000. Between 1000 and 4300, the guard keeps as many nodes of it."""
+0.12 ms less in INT8 than in FP16: 1500 and 2000."""
 
 
 class Borders(Costs):
     """The tensors from groups to groups, and what each costs if only one side of it is kept."""
 
-    def __init__(self, nodes: Mapping[str, ir.Node], groups: Sequence[Group], sizes: Mapping[str, int]) -> None:
+    def __init__(self, model: ir.Model, groups: Sequence[Group], sizes: Mapping[str, int]) -> None:
         """Find them.
 
         Args:
-            nodes: the nodes of the model by name.
-            groups: the groups of quantized nodes.
+            model: the prepared model.
+            groups: the groups of quantized nodes, in graph order.
             sizes: the number of elements of tensors for one sample, by name.
         """
         self._groups = {group.name: group for group in groups}
         self._elements: dict[str, int] = {}
-        self._sides: dict[str, tuple[set[str], set[str]]] = {}  # by tensor: the groups that compute it, and read it
+        self._sides: dict[str, set[str]] = {}  # by tensor: the groups that compute it or read it
         self._beside: dict[str, set[str]] = {name: set() for name in self._groups}  # by group: tensors
-        self._follows: dict[str, set[str]] = {}  # by depthwise convolution: its readers. It is kept if all of them are.
+        self._readers: dict[str, set[str]] = {}  # by depthwise convolution: the groups that read it
+        nodes = {node.name: node for node in model.graph}
         of = {nodes[name]: group.name for group in groups for name in group.nodes}
+        depthwise = {of[node] for node in of if is_depthwise(node)}
         for node, reader in of.items():
             for value in node.inputs:
                 if value is None or not (writers := _writers(value, of)):
                     continue
                 tensor = value.name or ""
                 self._elements[tensor] = size(value, sizes)
-                self._sides.setdefault(tensor, (set(), set()))[0].update(writers)
-                self._sides[tensor][1].add(reader)
+                self._sides.setdefault(tensor, set()).update(writers, {reader})
                 for name in (*writers, reader):
                     self._beside[name].add(tensor)
-                for name in writers:
-                    if all(is_depthwise(nodes[each]) for each in self._groups[name].nodes):
-                        self._follows.setdefault(name, set()).add(reader)
+                for name in writers & depthwise:
+                    self._readers.setdefault(name, set()).add(reader)
+        # A reader is closed before what it reads: this is the order for `_closed`.
+        self._depthwise = [name for name in reversed(self._groups) if name in self._readers]
 
     def of(self, group: Group, kept: Collection[str]) -> float:
         """Return what keeping a group costs: what quantizing it saves, and what it adds to the conversions."""
-        before, after = self._is_kept(kept), self._is_kept({*kept, group.name})
-        near = {name for tensor in self._beside[group.name] for name in self._sides[tensor][0] if name in self._follows}
-        more = {name for name in {group.name, *near} if after(name) and not before(name)}
+        before, after = self._closed(kept), self._closed({*kept, group.name})
+        more = after - before
         tensors = {tensor for name in more for tensor in self._beside[name]}
         crossed = sum(self._elements[each] * (self._cross(each, after) - self._cross(each, before)) for each in tensors)
-        return sum(self._groups[name].saving for name in more) + _PER_ELEMENT * crossed
+        return sum(self._groups[name].saving for name in more) + _PER_BORDER_ELEMENT * crossed
 
     def islands(self, kept: Sequence[Group]) -> list[list[Group]]:
         """Return the groups, those in one list that are connected by tensors."""
@@ -75,11 +78,30 @@ class Borders(Costs):
             found.append([*chain.from_iterable(joined), group])
         return found
 
-    def _is_kept(self, kept: Collection[str]) -> Callable[[str], bool]:
-        return lambda name: name in kept or (name in self._follows and self._follows[name] <= {*kept})
+    def whole(self, kept: Sequence[Group]) -> list[Group]:
+        """Return the groups, and each depthwise convolution that no quantized group reads then, in graph order.
 
-    def _cross(self, tensor: str, is_kept: Callable[[str], bool]) -> bool:
-        return len({is_kept(name) for side in self._sides[tensor] for name in side}) > 1
+        TensorRT 8.5.3.1 has no INT8 kernel for it with an FP16 output: it computes it in FP16 or FP32 anyway, by slow
+        kernels between reformats. Without a reader it is not among them.
+        """
+        closed = self._closed({group.name for group in kept})
+        return [group for name, group in self._groups.items() if name in closed]
+
+    def _closed(self, kept: Collection[str]) -> set[str]:
+        found = {*kept}
+        for name in self._depthwise:
+            if self._readers[name] <= found:
+                found.add(name)
+        return found
+
+    def _cross(self, tensor: str, kept: set[str]) -> bool:
+        return len({name in kept for name in self._sides[tensor]}) > 1
+
+
+def is_depthwise(node: ir.Node) -> bool:
+    """Return whether a node is a depthwise convolution, of any multiplier of the channels."""
+    weight = dims(node.inputs[1]) if node.op_type == "Conv" else None
+    return weight is not None and weight[1] == 1 and attribute(node, "group", 1) > 1
 
 
 def _writers(value: ir.Value | None, of: Mapping[ir.Node, str]) -> set[str]:

@@ -27,10 +27,10 @@ def groups(placement: Placement, saving: Callable[[ir.Node], float]) -> tuple[Gr
         placement: the sites to quantize.
         saving: what quantizing a node saves, in any unit.
     """
-    members: dict[str, list[ir.Node]] = {}
+    members: dict[tuple[str, str], list[ir.Node]] = {}  # a node and a tensor may have the same name
     for site in placement.sites:
         if site.index == 0 or not weighted_inputs(site.node):
-            key = site.scale_from if weighted_inputs(site.node) else site.node.name or ""
+            key = ("tensor", site.scale_from) if weighted_inputs(site.node) else ("node", site.node.name or "")
             nodes = members.setdefault(key, [])
             if site.node not in nodes:
                 nodes.append(site.node)

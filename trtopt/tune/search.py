@@ -48,6 +48,11 @@ class Costs:
         """Return the groups, those in one list whose costs depend on each other."""
         return [[group] for group in kept]
 
+    def again(self, group: Group, kept: Collection[Group]) -> float | None:
+        """Return what quantizing a group again saves; None if it would cost more elsewhere than it saves itself."""
+        cost = self.of(group, {each.name for each in kept if each is not group})
+        return None if cost < min(group.saving, 0.0) else cost
+
 
 ADDITIVE = Costs()
 
@@ -74,10 +79,11 @@ def fewest(order: Sequence[Group], holds: Holds, least: float = 0.0, costs: Cost
 
     Args:
         order: the groups, those to keep first in front.
-        holds: asked about at most log2(groups) + 3 + (groups found) choices.
+        holds: asked about at most log2(groups) + 3 + (groups found) + (their islands) choices.
         least: groups that save less get no trial of their own. They are quantized again together: all, or half of them,
             until the network holds.
-        costs: what keeping groups costs. One that costs nothing is not quantized again.
+        costs: what keeping groups costs. One that would cost more if it were quantized again, as it lies between kept
+            ones, stays kept.
     """
     if holds([]):
         return []
@@ -155,16 +161,13 @@ def _put_back(
         if holds(fewer):
             found = fewer
     todo = [group for group in candidates if group.saving >= least and group in found]
-    while todo:
-        cost = {group.name: costs.of(group, {each.name for each in found if each is not group}) for group in todo}
-        group = max(todo, key=lambda each: cost[each.name])
-        if cost[group.name] <= 0:
-            break
-        todo.remove(group)
+    while saved := [(cost, -i) for i, group in enumerate(todo) if (cost := costs.again(group, found)) is not None]:
+        group = todo.pop(-max(saved)[1])
         fewer = _without(found, [group])
         if holds(fewer):
             found = fewer
-    small = [group for group in reversed(candidates) if group.saving < least]
+    small = [group for group in reversed(candidates) if group.saving < least and group in found]
+    small = [group for group in small if costs.again(group, found) is not None]
     while small and not holds(_without(found, small)):
         small = small[: len(small) // 2]
     return _without(found, small)

@@ -148,7 +148,7 @@ def audit(layers: list[Mapping[str, Any]], typed: TypedModel, emit: Emit) -> Map
         emit: receives the warnings.
 
     Raises:
-        AuditError: a node of FP32 would run in FP16.
+        AuditError: a node that must stay in FP32 runs in FP16.
     """
     achieved: dict[str, set[str]] = {}
     for nodes, precision in _computing(layers, typed):
@@ -166,8 +166,9 @@ def audit(layers: list[Mapping[str, Any]], typed: TypedModel, emit: Emit) -> Map
             continue
         (lowered if decision.precision == "fp32" else raised).append(f"{decision.op} node {decision.node} in {found}")
     if lowered:
+        run = "runs" if len(lowered) == 1 else "run"
         raise AuditError(
-            f"{counted(len(lowered), 'node')} of FP32 would run in a lower precision",
+            f"{counted(len(lowered), 'node')} that must stay in FP32 {run} in a lower precision",
             why="; ".join(lowered[:_SHOWN]),
             fix="No engine was written. Use --precision fp32, or --rest fp32 with INT8, or a later TensorRT",
         )

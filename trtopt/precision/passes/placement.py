@@ -15,14 +15,12 @@ Q/DQ cases of the TensorFlow quantization toolkit; ModelOpt's placement for ONNX
     9  Placement.group       one scale and one Q/DQ pair per tensor, shared by its consumers
     10 (precision.passes.half)      other nodes compute in the fallback precision
 
-Besides, a depthwise convolution that only kept nodes read is kept, too (`feeds_only`).
-
 Touches: nothing; it reads an onnx-ir model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -31,7 +29,6 @@ from trtopt.errors import ModelError
 from trtopt.graph.query import (
     FLOAT_COMPUTE_FREE,
     SAME_VALUES,
-    attribute,
     constant,
     dims,
     float_nodes,
@@ -144,10 +141,6 @@ def place(model: ir.Model, keep: Mapping[str, Keep] = MappingProxyType({})) -> P
             reasons[node] = QUANTIZED + "a weighted operator"
         elif node.op_type not in FLOAT_COMPUTE_FREE:
             reasons[node] = why_not or NEVER.get(node.op_type, NOT_WEIGHTED)
-    for node in [node for node, index, _ in inputs if index == 0 and feeds_only(node, kept)]:
-        kept.add(node)
-        reasons[node] = "what reads it is kept, and TensorRT has no INT8 depthwise convolution with a 16-bit output"
-        inputs = [each for each in inputs if each[0] is not node]
     # The following rules depend on which weighted operators are quantized.
     weighted = {node for node, _, _ in inputs}
     for node, index in residual.skip_inputs(graph, weighted, kept):
@@ -162,25 +155,6 @@ def place(model: ir.Model, keep: Mapping[str, Keep] = MappingProxyType({})) -> P
         reasons[node] = QUANTIZED + "an average pool between quantized tensors"
     sites = tuple(Site(node, index, axis, scale_source(node.inputs[index])) for node, index, axis in inputs)
     return Placement(sites, concat_groups(graph, sites), reasons)
-
-
-def is_depthwise(node: ir.Node) -> bool:
-    """Return whether a node is a depthwise convolution, of any multiplier of the channels."""
-    weight = dims(node.inputs[1]) if node.op_type == "Conv" else None
-    return weight is not None and weight[1] == 1 and attribute(node, "group", 1) > 1
-
-
-def feeds_only(node: ir.Node, kept: Collection[ir.Node]) -> bool:
-    """Return whether a node is a depthwise convolution whose result only nodes of `kept` read.
-
-    TensorRT 8.5.3.1 computes it in FP16 or FP32 anyway if its result is not quantized, with two to four reformats and
-    slow kernels. An EfficientNet-Lite0 with such a convolution in FP16, too, took 0.282 instead of 0.306 ms at batch 1,
-    and 0.623 instead of 0.664 ms at batch 32, on an H200.
-    """
-    if not is_depthwise(node):
-        return False
-    readers = {reader for reader, _ in _uses(node.outputs[0], SAME_VALUES | {"Relu", "Clip"})}
-    return bool(readers) and readers <= {*kept}
 
 
 def scale_source(value: ir.Value | None) -> str:
@@ -222,12 +196,12 @@ def is_average_pool(node: ir.Node) -> bool:
     return rank > 2 and reduced_axes(node, rank) == frozenset(range(2, rank))
 
 
-def _uses(value: ir.Value, through: Collection[str] = SAME_VALUES) -> Iterator[tuple[ir.Node, int]]:
-    """Yield (consumer, index of its input) of the value, also through operators of these kinds."""
+def _uses(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
+    """Yield (consumer, index of its input) of the value, also through operators that only move values."""
     todo = [value]
     while todo:
         for node, index in todo.pop().uses():
-            if node.op_type in through:
+            if node.op_type in SAME_VALUES:
                 todo.append(node.outputs[0])
             else:
                 yield node, index
