@@ -114,7 +114,7 @@ def test_every_output_is_judged() -> None:
 
 
 def test_another_number_of_outputs_is_an_error() -> None:
-    with pytest.raises(ModelError, match=r"has 1 outputs: the source itself has 2"):
+    with pytest.raises(ModelError, match=r"has 1 output: the source itself has 2"):
         check([np.ones(1), np.ones(1)], {"a": np.ones(1)})
 
 
