@@ -72,10 +72,10 @@ def ranked(groups: Sequence[Group], errors: Mapping[str, float], costs: Costs = 
 
 
 def fewest(order: Sequence[Group], holds: Holds, least: float = 0.0, costs: Costs = ADDITIVE) -> list[Group] | None:
-    """Return groups to keep so that the network holds, of which none can be quantized again; None if there are none.
+    """Return groups to keep so that the network holds; None if there are none.
 
-    A bisection finds how many groups of the order it takes. Then each of them, the largest cost first, is quantized
-    again if the network still holds.
+    A bisection finds how many groups of the order it takes. Then each of their islands, and each group, the largest
+    cost first, is quantized again if the network still holds.
 
     Args:
         order: the groups, those to keep first in front.
