@@ -106,6 +106,49 @@ def test_an_island_is_quantized_again_as_a_whole_where_none_of_its_groups_would_
     assert {4, 6} in asked
 
 
+@given(needed=st.integers(0, 15))
+def test_a_part_of_a_long_island_is_quantized_again_where_no_group_of_it_would_be_alone(needed: int) -> None:
+    groups, _ = named([(1.0, 1.0)] * 16)
+    asked = 0
+
+    def holds(kept: Sequence[Group]) -> bool:
+        nonlocal asked
+        asked += 1
+        return needed in {int(group.name) for group in kept}
+
+    order = [group for group in groups if int(group.name) != needed] + [groups[needed]]
+    kept = fewest(order, holds, costs=Rows())
+    assert kept is not None
+    assert [int(group.name) for group in kept] == [needed]
+    assert asked <= 3 + 4 + 2 * 16
+
+
+class Uneven(Rows):
+    """Groups in a row with expensive borders, except behind every third."""
+
+    def of(self, group: Group, kept: Collection[str]) -> float:
+        number = int(group.name)
+        borders = ((number - 1, number), (number, number + 1))
+        costs = {(a, b): 0.5 if b % 3 == 0 else 9.0 for a, b in borders}
+        return 1.0 + sum(
+            cost * (1 if str(a if b == number else b) not in kept else -1) for (a, b), cost in costs.items()
+        )
+
+
+def test_an_island_is_divided_where_a_border_costs_least() -> None:
+    groups, _ = named([(1.0, 1.0)] * 9)
+    asked: list[set[int]] = []
+
+    def holds(kept: Sequence[Group]) -> bool:
+        asked.append({int(group.name) for group in kept})
+        return {3, 5} <= asked[-1]
+
+    kept = fewest([*groups[:3], *groups[6:], *groups[3:6]], holds, costs=Uneven())
+    assert kept is not None
+    assert [int(group.name) for group in kept] == [3, 4, 5]
+    assert {3, 4, 5, 6, 7, 8} in asked or {0, 1, 2, 3, 4, 5} in asked
+
+
 def test_a_group_between_kept_ones_is_not_quantized_again() -> None:
     groups, _ = named([(1.0, 1.0)] * 4)
     kept = fewest(groups, lambda kept: {"0", "2"} <= {group.name for group in kept}, costs=Rows())

@@ -69,9 +69,10 @@ class Borders(Costs):
         return sum(self._groups[name].saving for name in more) + _PER_BORDER_ELEMENT * crossed
 
     def islands(self, kept: Sequence[Group]) -> list[list[Group]]:
-        """Return the groups, those in one list that are connected by tensors."""
+        """Return the groups, those in one list that are connected by tensors, in graph order."""
         found: list[list[Group]] = []
-        for group in kept:
+        names = {group.name for group in kept}
+        for group in (each for name, each in self._groups.items() if name in names):
             tensors = self._beside[group.name]
             joined = [island for island in found if any(tensors & self._beside[each.name] for each in island)]
             found = [island for island in found if island not in joined]

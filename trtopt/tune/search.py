@@ -45,13 +45,16 @@ class Costs:
         return group.saving
 
     def islands(self, kept: Sequence[Group]) -> list[list[Group]]:
-        """Return the groups, those in one list whose costs depend on each other."""
+        """Return the groups, those in one list whose costs depend on each other, in graph order."""
         return [[group] for group in kept]
 
-    def again(self, group: Group, kept: Collection[Group]) -> float | None:
-        """Return what quantizing a group again saves; None if it would cost more elsewhere than it saves itself."""
-        cost = self.of(group, {each.name for each in kept if each is not group})
-        return None if cost < min(group.saving, 0.0) else cost
+    def saved(self, part: Sequence[Group], kept: Collection[Group]) -> float:
+        """Return what quantizing some of the kept groups again saves; negative if it costs more elsewhere."""
+        others, saved = {group.name for group in kept if group not in part}, 0.0
+        for group in part:
+            saved += self.of(group, others)
+            others.add(group.name)
+        return saved
 
 
 ADDITIVE = Costs()
@@ -74,12 +77,13 @@ def ranked(groups: Sequence[Group], errors: Mapping[str, float], costs: Costs = 
 def fewest(order: Sequence[Group], holds: Holds, least: float = 0.0, costs: Costs = ADDITIVE) -> list[Group] | None:
     """Return groups to keep so that the network holds; None if there are none.
 
-    A bisection finds how many groups of the order it takes. Then each of their islands, and each group, the largest
-    cost first, is quantized again if the network still holds.
+    A bisection finds how many groups of the order it takes. Then their islands, halves of islands, and so on, and each
+    group, the largest cost first, are quantized again if the network still holds.
 
     Args:
         order: the groups, those to keep first in front.
-        holds: asked about at most log2(groups) + 3 + (groups found) + (their islands) choices.
+        holds: asked about at most log2(groups) + 3 + 2 * (groups found) choices, with additive costs about (groups found)
+            fewer.
         least: groups that save less get no trial of their own. They are quantized again together: all, or half of them,
             until the network holds.
         costs: what keeping groups costs. One that would cost more if it were quantized again, as it lies between kept
@@ -149,28 +153,45 @@ def _holds(refusal: Callable[[Sequence[Group], int], int | None], enough: int, k
 def _put_back(
     kept: Sequence[Group], candidates: Sequence[Group], least: float, holds: Holds, costs: Costs
 ) -> list[Group]:
-    """Return the groups to keep after islands, then each candidate, were quantized again if that holds.
+    """Return the groups to keep after parts of them, then each candidate, were quantized again if that holds.
 
-    The largest cost is tried first. Candidates that save less than `least` are quantized again together: all of them,
-    or else half of them, until it holds. The last ones are tried the longest.
+    The parts are whole islands, their halves, and so on, as in delta debugging: a group inside an island often saves
+    nothing alone. Of the candidates, the largest cost is tried first. Those that save less than `least` are quantized
+    again together: all of them, or else half of them, until it holds. The last ones are tried the longest.
     """
-    found = list(kept)
-    islands = [island for island in costs.islands(kept) if len(island) > 1 and {*island} <= {*candidates}]
-    for island in sorted(islands, key=lambda groups: -sum(group.saving for group in groups)):
-        fewer = _without(found, island)
-        if holds(fewer):
+    found, free = list(kept), {*candidates}
+    parts = sorted(costs.islands(kept), key=lambda part: sum(group.saving for group in part))
+    while parts:
+        part = parts.pop()
+        if len(part) == 1 or sum(group.saving for group in part) < least:
+            continue
+        fewer = _without(found, part)
+        if {*part} <= free and costs.saved(part, found) >= 0.0 and holds(fewer):
             found = fewer
+        else:
+            parts = [*_halves(part, found, costs), *parts]
     todo = [group for group in candidates if group.saving >= least and group in found]
-    while saved := [(cost, -i) for i, group in enumerate(todo) if (cost := costs.again(group, found)) is not None]:
+    while saved := [(cost, -i) for i, group in enumerate(todo) if (cost := costs.saved([group], found)) >= 0.0]:
         group = todo.pop(-max(saved)[1])
         fewer = _without(found, [group])
         if holds(fewer):
             found = fewer
     small = [group for group in reversed(candidates) if group.saving < least and group in found]
-    small = [group for group in small if costs.again(group, found) is not None]
+    small = [group for group in small if costs.saved([group], found) >= 0.0]
     while small and not holds(_without(found, small)):
         small = small[: len(small) // 2]
     return _without(found, small)
+
+
+def _halves(part: list[Group], found: Sequence[Group], costs: Costs) -> tuple[list[Group], list[Group]]:
+    """Return two parts of about one half, cut where it is cheapest that one of them is kept without the other."""
+    count = len(part)
+
+    def inside(at: int) -> float:
+        return -sum(costs.saved(half, found) for half in (part[:at], part[at:]))
+
+    at = min(range(max(1, count // 4), count - count // 4), key=lambda at: (inside(at), abs(2 * at - count)))
+    return part[:at], part[at:]
 
 
 def _without(groups: Sequence[Group], fewer: Sequence[Group]) -> list[Group]:
