@@ -65,6 +65,35 @@ def test_a_convolution_with_a_quantized_weight_names_its_kernel_shape(tmp_path: 
     assert next(list(a.ints) for a in conv.attribute if a.name == "kernel_shape") == [1, 1]
 
 
+DIVIDED = """<ir_version: 10, opset_import: ["": 19]> g (float[n, 16, 8, 8] x) => (float[n, 16, 8, 8] y) {
+    m = Mul(ORDER)\n q = QuantizeLinear(m, s, z)\n d = DequantizeLinear(q, s, z)\n y = Add(d, x) }"""
+
+
+@pytest.mark.parametrize("order", ["x, f", "f, x"])
+@pytest.mark.parametrize(
+    ("factors", "op"),
+    [
+        (np.linspace(0.5, 2, 16).reshape(16, 1, 1), "Div"),
+        (np.linspace(0, 2, 16).reshape(16, 1, 1), "Mul"),
+        (np.float32(0.5), "Mul"),
+    ],
+    ids=["per channel", "with a zero", "scalar"],
+)
+def test_a_multiplication_per_channel_before_a_quantization_becomes_a_division(
+    tmp_path: Path, order: str, factors: np.ndarray, op: str
+) -> None:
+    proto = onnx.parser.parse_model(DIVIDED.replace("ORDER", order))
+    for name, array in (("f", np.float32(factors)), ("s", np.float32(0.03)), ("z", np.int8(0))):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
+    onnx.save(proto, tmp_path / "typed.onnx")
+    written = weak.write_widened(tmp_path / "typed.onnx", tmp_path, 17)
+    assert load_proto(written).graph.node[0].op_type == op
+    feed = {"x": np.random.default_rng(1).normal(size=(2, 16, 8, 8)).astype(np.float32)}
+    before, after = (open_runner(path).run(feed)["y"] for path in (tmp_path / "typed.onnx", written))
+    np.testing.assert_allclose(after, before, atol=0.031)  # a value between two codes may be rounded to the other one
+    assert np.mean(after != before) < 0.01
+
+
 def trt(version: str) -> SimpleNamespace:
     return SimpleNamespace(title=f"TensorRT {version}", can=abilities("tensorrt", version))
 

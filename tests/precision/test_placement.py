@@ -10,6 +10,7 @@ import pytest
 from trtopt.errors import ModelError
 from trtopt.precision.passes.operands import weighted_inputs
 from trtopt.precision.passes.placement import NEVER, Placement, place
+from trtopt.types import Keep
 
 Parse = Callable[..., ir.Model]
 Shapes = dict[str, tuple[int, ...]]
@@ -36,14 +37,14 @@ def quantized(placement: Placement) -> set[str]:
     ("body", "weights", "axis"),
     [
         (f"{IMAGE} {{ y = Conv(x, w) }}", CONV, 0),
-        (f"{IMAGE} {{ y = Conv<group = 16>(x, w) }}", {"w": (16, 1, 1, 1)}, 0),
+        (f"{IMAGE} {{ y = Conv<group = 2>(x, w) }}", {"w": (16, 8, 1, 1)}, 0),
         (f"{IMAGE} {{ y = ConvTranspose(x, w) }}", CONV, 1),
         ("(float[n, 16] x) => (float[n, 32] y) { y = Gemm(x, w) }", {"w": (16, 32)}, 1),
         ("(float[n, 16] x) => (float[n, 32] y) { y = Gemm<transB = 1>(x, w) }", {"w": (32, 16)}, 0),
         ("(float[n, 16] x) => (float[n, 32] y) { y = MatMul(x, w) }", {"w": (16, 32)}, 1),
         ("(float[2, n, 16] x) => (float[2, n, 32] y) { y = MatMul(x, w) }", {"w": (2, 16, 32)}, 2),
     ],
-    ids=["conv", "depthwise", "conv-transpose", "gemm", "gemm-transposed", "matmul", "batched-matmul"],
+    ids=["conv", "grouped", "conv-transpose", "gemm", "gemm-transposed", "matmul", "batched-matmul"],
 )
 def test_both_inputs_of_a_weighted_operator_are_quantized(parse: Parse, body: str, weights: Shapes, axis: int) -> None:
     placement = place(parse(body, weights))
@@ -229,10 +230,61 @@ def test_an_operator_that_int8_would_not_speed_up_is_not_quantized(
     assert reason(placement, "y").startswith(why)
 
 
-@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize("groups", [1, 2])
 def test_a_convolution_of_8_channels_is_quantized(parse: Parse, groups: int) -> None:
     body = f"(float[1, 8, 8, 8] x) => (float[1, 8, 8, 8] y) {{ y = Conv<group = {groups}>(x, w) }}"
     assert quantized(place(parse(body, {"w": (8, 8 // groups, 1, 1)}))) == {"y"}
+
+
+DEPTHWISE: Shapes = {"d": (16, 1, 3, 3), "w": (16, 16, 1, 1)}
+SEEN_ON_A_GPU = {
+    "nothing": ("y = Conv(a, w)", True),
+    "Relu": ("b = Relu(a) y = Conv(b, w)", True),
+    "Clip": ("b = Clip(a) y = Conv(b, w)", True),
+    "SiLU": ("s = Sigmoid(a) b = Mul(a, s) y = Conv(b, w)", True),
+    "Relu and data movement": ("b = Relu(a) c = MaxPool<kernel_shape = [1, 1]>(b) y = Conv(c, w)", True),
+    "two readers": ("b = Relu(a) c = Conv(b, w) e = Conv(b, w) y = Add(c, e)", True),
+    "hard-swish": ("h = HardSwish(a) y = Conv(h, w)", False),
+    "hard-swish in parts": ("h = HardSigmoid(a) b = Mul(a, h) y = Conv(b, w)", False),
+    "LeakyRelu": ("b = LeakyRelu(a) y = Conv(b, w)", False),
+    "a factor": ("b = Mul(a, a) y = Conv(b, w)", False),
+    "residual Add": ("b = Add(a, x) c = Conv(b, w) y = Relu(c)", False),
+    "a reader in 16 bits": ("b = Relu(a) c = Conv(b, w) e = Tanh(b) y = Mul(c, e)", False),
+    "a gate of another tensor": ("s = Sigmoid(a) b = Mul(x, s) c = Conv(a, w) y = Conv(b, w)", False),
+    "the output of the network": ("y = Relu(a)", False),
+}
+
+
+@pytest.mark.parametrize(("after", "expected"), SEEN_ON_A_GPU.values(), ids=SEEN_ON_A_GPU.keys())
+def test_a_depthwise_convolution_is_quantized_if_its_output_is(parse: Parse, after: str, expected: bool) -> None:
+    placement = place(parse(f"{IMAGE} {{ a = Conv<group = 16, pads = [1, 1, 1, 1]>(x, d) {after} }}", DEPTHWISE))
+    assert ("a" in quantized(placement)) == expected
+    assert reason(placement, "a").startswith("a depthwise convolution with an output in higher") != expected
+
+
+def test_a_dense_convolution_is_quantized_whatever_follows(parse: Parse) -> None:
+    placement = place(parse(f"{IMAGE} {{ a = Conv(x, w) h = HardSwish(a) y = Add(h, x) }}", CONV))
+    assert quantized(placement) == {"a"}
+
+
+def test_a_chain_of_depthwise_convolutions_is_not_quantized_if_the_last_one_is_not(parse: Parse) -> None:
+    body = f"{IMAGE} {{ a = Conv<group = 16>(x, d) b = Conv<group = 16>(a, d) h = HardSwish(b) y = Conv(h, w) }}"
+    placement = place(parse(body, {"d": (16, 1, 1, 1), "w": (16, 16, 1, 1)}))
+    assert quantized(placement) == {"y"}
+    assert reason(placement, "a") == "a depthwise convolution with an output in higher precision: Conv"
+
+
+def test_a_depthwise_convolution_is_not_quantized_if_its_reader_is_kept(parse: Parse) -> None:
+    model = parse(f"{IMAGE} {{ a = Conv<group = 16>(x, d) b = Relu(a) y = Conv(b, w) }}", DEPTHWISE)
+    assert quantized(place(model)) == {"a", "y"}
+    assert quantized(place(model, {"y": Keep(pattern="y")})) == set()
+
+
+def test_what_depends_on_a_depthwise_convolution_that_is_not_quantized_is_not_either(parse: Parse) -> None:
+    body = f"""{IMAGE} {{
+        p = AveragePool<kernel_shape = [1, 1]>(x) a = Conv<group = 16>(p, d) s = Add(a, p) h = HardSwish(s)
+        y = Conv(h, w) }}"""
+    assert quantized(place(parse(body, {"d": (16, 1, 1, 1), "w": (16, 16, 1, 1)}))) == {"y"}
 
 
 @pytest.mark.parametrize("shape", ["20, 1, 64", "n, 1, 64", "1, 20, 1, 64"])

@@ -67,29 +67,10 @@ DEPTHWISE = "a = Conv(x, w)\n b = Conv<group = 16>(a, d)\n r = Relu(b)\n c = Con
 TWO = "a = Conv(x, w)\n b = Conv<group = 16>(a, d)\n c = Conv<group = 16>(b, d)\n y = Conv(c, w)"
 
 
-def test_a_depthwise_convolution_is_kept_with_what_reads_it() -> None:
+def test_a_depthwise_convolution_costs_with_what_reads_it_as_it_is_not_quantized_then() -> None:
     found, by_name = borders(DEPTHWISE)
     assert found.of(by_name["c"], ()) == 2 * SAVING + _PER_BORDER_ELEMENT * 2 * IMAGE
     assert found.of(by_name["b"], ("c",)) == 0
-
-
-@pytest.mark.parametrize(
-    ("body", "kept", "whole"),
-    [
-        (DEPTHWISE, "c", "bc"),
-        (DEPTHWISE, "a", "a"),
-        (DEPTHWISE, "b", "b"),
-        (TWO, "y", "bcy"),
-        (f"{DEPTHWISE[:-16]} e = Conv(r, w)\n y = Mul(c, e)", "c", "bce"),
-    ],
-    ids=["its reader", "not what it reads", "itself", "two in a row", "two that read it are one group"],
-)
-def test_a_choice_is_completed_by_depthwise_convolutions_that_no_quantized_group_reads(
-    body: str, kept: str, whole: str
-) -> None:
-    found, by_name = borders(body)
-    names = {node for group in found.whole([by_name[name] for name in kept]) for node in group.nodes}
-    assert names == {*whole}
 
 
 @given(order=st.permutations("abcy"), body=st.sampled_from([CHAIN, DEPTHWISE, TWO]))

@@ -151,3 +151,21 @@ def has_types(graph: onnx.GraphProto, types: Collection[int]) -> bool:
         or any(attribute.i in types for attribute in attributes if attribute.name in ("to", "dtype", "output_dtype"))
         or any(has_types(attribute.g, types) for attribute in attributes if attribute.HasField("g"))
     )
+
+
+def only_read_by(value: ir.Value, uses: Collection[tuple[ir.Node, int]]) -> bool:
+    """Return whether nothing but these inputs of nodes reads a value, also through operators that only move values.
+
+    A value that nothing reads, or that is an output of the network, is read by something else.
+    """
+    todo = [value]
+    while todo:
+        value = todo.pop()
+        if value.is_graph_output() or not value.uses():
+            return False
+        for node, index in value.uses():
+            if node.op_type in SAME_VALUES:
+                todo.append(node.outputs[0])
+            elif (node, index) not in uses:
+                return False
+    return True

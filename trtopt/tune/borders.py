@@ -12,7 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from trtopt.graph.query import FLOAT_COMPUTE_FREE, SAME_VALUES, attribute, dims, producer
+from trtopt.graph.query import FLOAT_COMPUTE_FREE, SAME_VALUES, producer
+from trtopt.precision.passes.depthwise import is_depthwise
 from trtopt.tune.costs import size
 from trtopt.tune.search import Costs, Group
 
@@ -79,30 +80,16 @@ class Borders(Costs):
             found.append([*chain.from_iterable(joined), group])
         return found
 
-    def whole(self, kept: Sequence[Group]) -> list[Group]:
-        """Return the groups, and each depthwise convolution that no quantized group reads then, in graph order.
-
-        TensorRT 8.5.3.1 has no INT8 kernel for it with an FP16 output: it computes it in FP16 or FP32 anyway, by slow
-        kernels between reformats. Without a reader it is not among them.
-        """
-        closed = self._closed({group.name for group in kept})
-        return [group for name, group in self._groups.items() if name in closed]
-
     def _closed(self, kept: Collection[str]) -> set[str]:
+        """Return the groups that are not quantized if some are kept: also depthwise convolutions that these read."""
         found = {*kept}
         for name in self._depthwise:
-            if self._readers[name] <= found:
+            if not found.isdisjoint(self._readers[name]):
                 found.add(name)
         return found
 
     def _cross(self, tensor: str, kept: set[str]) -> bool:
         return len({name in kept for name in self._sides[tensor]}) > 1
-
-
-def is_depthwise(node: ir.Node) -> bool:
-    """Return whether a node is a depthwise convolution, of any multiplier of the channels."""
-    weight = dims(node.inputs[1]) if node.op_type == "Conv" else None
-    return weight is not None and weight[1] == 1 and attribute(node, "group", 1) > 1
 
 
 def _writers(value: ir.Value | None, of: Mapping[ir.Node, str]) -> set[str]:

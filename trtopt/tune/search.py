@@ -82,8 +82,7 @@ def fewest(order: Sequence[Group], holds: Holds, least: float = 0.0, costs: Cost
 
     Args:
         order: the groups, those to keep first in front.
-        holds: asked about at most log2(groups) + 3 + 2 * (groups found) choices, with additive costs about (groups found)
-            fewer.
+        holds: asked about at most log2(groups) + 3 + 2 * (groups found) choices; without the 2 if costs are additive.
         least: groups that save less get no trial of their own. They are quantized again together: all, or half of them,
             until the network holds.
         costs: what keeping groups costs. One that would cost more if it were quantized again, as it lies between kept

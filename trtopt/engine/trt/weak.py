@@ -16,6 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from trtopt.engine.trt.locate import TensorRT
 from trtopt.errors import AuditError, UsageError
 from trtopt.events import Emit, Warned
@@ -61,8 +63,9 @@ def write_widened(path: Path, folder: Path, opset: int) -> Path:
     undo(model)
     widen(model)
     drop_casts(model.graph)
-    for node in model.graph.all_nodes():
+    for node in list(model.graph.all_nodes()):
         _name_kernel_shape(node)
+        _divide(node)
     lower_opset(model, opset)
     target = folder / "weak.onnx"
     save(model, target)
@@ -82,6 +85,31 @@ def _name_kernel_shape(node: ir.Node) -> None:
     sizes = [size for size in weight.shape[2:] if isinstance(size, int)]
     if len(sizes) == len(weight.shape) - 2:
         node.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", sizes)
+
+
+def _divide(node: ir.Node) -> None:
+    """Write a Mul by one factor per channel before a QuantizeLinear as a Div by the reciprocals.
+
+    TensorRT 8.5 makes a Scale layer of such a Mul, and can fail to merge it with the quantization ("mergeScales"), as
+    with one that equalization inserted into a text detector. Written as a Div, it got past that point.
+    """
+    from trtopt.graph.query import add_initializer, constant, names, unique
+
+    if node.op_type != "Mul" or not any(use.node.op_type == "QuantizeLinear" for use in node.outputs[0].uses()):
+        return
+    for index, value in enumerate(node.inputs):
+        factors = constant(value)
+        if factors is None or factors.size == 1 or not np.all(factors):
+            continue
+        assert value is not None
+        assert value.dtype is not None
+        assert node.graph is not None
+        name = unique(f"{value.name}/reciprocal", names(node.graph))
+        divisor = add_initializer(node.graph, name, np.reciprocal(np.asarray(factors, np.float32)), value.dtype)
+        node.op_type = "Div"
+        node.replace_input_with(0, node.inputs[1 - index])
+        node.replace_input_with(1, divisor)
+        return
 
 
 def constrain(trt: TensorRT, config: Any, typed: TypedModel, nodes: Mapping[str, list[Any]]) -> None:

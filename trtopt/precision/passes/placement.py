@@ -12,6 +12,7 @@ Q/DQ cases of the TensorFlow quantization toolkit; ModelOpt's placement for ONNX
     7  NEVER, attention      not quantized: softmax, norms, ...; attention under a mask computed at run time
     8  no_int8_gain          not quantized: operators too small to gain (but an image network's first convolution is),
                              and weights that are not constant
+       depthwise.no_kernel   not quantized: depthwise convolutions whose output is not quantized at once
     9  Placement.group       one scale and one Q/DQ pair per tensor, shared by its consumers
     10 (precision.passes.half)      other nodes compute in the fallback precision
 
@@ -33,10 +34,12 @@ from trtopt.graph.query import (
     dims,
     float_nodes,
     is_float,
+    only_read_by,
     producer,
     reduced_axes,
 )
 from trtopt.precision.passes import attention, residual
+from trtopt.precision.passes.depthwise import no_kernel
 from trtopt.precision.passes.gain import no_int8_gain
 from trtopt.precision.passes.operands import weighted_inputs
 from trtopt.types import NOT_WEIGHTED, Decision, Keep
@@ -126,16 +129,34 @@ def place(model: ir.Model, keep: Mapping[str, Keep] = MappingProxyType({})) -> P
             why="it contains Q/DQ or QLinear nodes",
             fix="Give the FP32 model, or convert this one with --precision fp16",
         )
-    reasons: dict[ir.Node, str] = {}
-    inputs: list[tuple[ir.Node, int, int | None]] = []  # (node, index of the input, channel axis)
     masked_products = attention.masked_products(graph)
-    kept: set[ir.Node] = set()
-    for node in float_nodes(graph):
-        wanted = keep.get(node.name or "")
-        no_gain = masked_products.get(node) or no_int8_gain(node)
-        why_not = wanted.reason if wanted else no_gain
-        if wanted and not no_gain:
-            kept.add(node)
+    no_gain = {node: masked_products.get(node) or no_int8_gain(node) for node in float_nodes(graph)}
+    not_wanted = {node: wanted.reason for node in no_gain if (wanted := keep.get(node.name or ""))}
+    while True:
+        inputs, reasons = _placed(graph, no_gain, not_wanted)
+        quantized = {(node, index) for node, index, _ in inputs}
+        # Without a kernel a node is not quantized, and then what is before it may be without one, too.
+        if not (found := {node: reason for node, _ in quantized if (reason := no_kernel(node, quantized))}):
+            break
+        not_wanted |= found
+    sites = tuple(Site(node, index, axis, scale_source(node.inputs[index])) for node, index, axis in inputs)
+    return Placement(sites, concat_groups(graph, sites), reasons)
+
+
+def _placed(
+    graph: ir.Graph, no_gain: Mapping[ir.Node, str], not_wanted: Mapping[ir.Node, str]
+) -> tuple[list[tuple[ir.Node, int, int | None]], dict[ir.Node, str]]:
+    """Return (node, index of the input, channel axis) of the inputs to quantize, and the reasons for all nodes.
+
+    Args:
+        graph: the main graph.
+        no_gain: its floating-point nodes in graph order, each with why INT8 would not make it faster, if so.
+        not_wanted: those that stay in higher precision in any case, with the reason.
+    """
+    reasons: dict[ir.Node, str] = {}
+    inputs: list[tuple[ir.Node, int, int | None]] = []
+    for node, why_not in no_gain.items():
+        why_not = not_wanted.get(node, why_not)
         if weighted_inputs(node) and not why_not:
             inputs += [(node, index, axis) for index, axis in weighted_inputs(node)]
             reasons[node] = QUANTIZED + "a weighted operator"
@@ -143,18 +164,18 @@ def place(model: ir.Model, keep: Mapping[str, Keep] = MappingProxyType({})) -> P
             reasons[node] = why_not or NEVER.get(node.op_type, NOT_WEIGHTED)
     # The following rules depend on which weighted operators are quantized.
     weighted = {node for node, _, _ in inputs}
+    kept = {node for node in not_wanted if not no_gain[node]}
     for node, index in residual.skip_inputs(graph, weighted, kept):
-        if node.name in keep:
+        if node in not_wanted:
             continue
         inputs.append((node, index, None))
         reasons[node] = QUANTIZED + "the skip input of a residual Add"
     for node in pools(graph, {(node, index) for node, index, _ in inputs}):
-        if node.name in keep:
+        if node in not_wanted:
             continue
         inputs.append((node, 0, None))
         reasons[node] = QUANTIZED + "an average pool between quantized tensors"
-    sites = tuple(Site(node, index, axis, scale_source(node.inputs[index])) for node, index, axis in inputs)
-    return Placement(sites, concat_groups(graph, sites), reasons)
+    return inputs, reasons
 
 
 def scale_source(value: ir.Value | None) -> str:
@@ -179,10 +200,8 @@ def pools(graph: ir.Graph, sites: set[tuple[ir.Node, int]]) -> Iterator[ir.Node]
         sites: (node, index of the input) of the inputs that are quantized.
     """
     for node in graph:
-        if is_average_pool(node) and not node.outputs[0].is_graph_output():
-            uses = list(_uses(node.outputs[0]))
-            if uses and all(use in sites for use in uses):
-                yield node
+        if is_average_pool(node) and only_read_by(node.outputs[0], sites):
+            yield node
 
 
 def is_average_pool(node: ir.Node) -> bool:
@@ -194,17 +213,6 @@ def is_average_pool(node: ir.Node) -> bool:
         return node.op_type in POOLS
     rank = len(dims(node.inputs[0]) or ())
     return rank > 2 and reduced_axes(node, rank) == frozenset(range(2, rank))
-
-
-def _uses(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
-    """Yield (consumer, index of its input) of the value, also through operators that only move values."""
-    todo = [value]
-    while todo:
-        for node, index in todo.pop().uses():
-            if node.op_type in SAME_VALUES:
-                todo.append(node.outputs[0])
-            else:
-                yield node, index
 
 
 def concat_groups(graph: ir.Graph, sites: tuple[Site, ...]) -> tuple[frozenset[str], ...]:
