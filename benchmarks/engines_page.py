@@ -17,8 +17,10 @@ FILES = {
     "efflite0": "EfficientNet-Lite0",
     "efflite0-tuned": "EfficientNet-Lite0, other machine",
     "efflite0-other": "EfficientNet-Lite0, third machine",
+    "efflite0-unlabelled": "EfficientNet-Lite0 without labels, 7 nodes in FP16",
     "resnet50": "ResNet-50, random weights",
     "resnet50-other": "ResNet-50, random weights, other machine",
+    "resnet50-qdq": "ResNet-50, random weights, third machine",
     "digits": "digits sample",
     "digits-wrong": "digits sample, other machine",
     "mnist": "mnist",
@@ -52,7 +54,7 @@ def table(folder: Path = ROOT / "benchmarks/engines") -> str:
 
 def _cells(row: Mapping[str, Any]) -> Iterator[str]:
     if "sqnr" not in row:
-        yield f"none: {row['failed'][0]}"
+        yield f"none: {row['failed'][0].removeprefix('TimeoutError: ')}"
         yield from [""] * (len(HEAD) - 3)
         return
     yield " ".join(f"{value:.2f} dB" for value in row["sqnr"].values())
