@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from engine.encoder import transformer
+from engine.mobile import depthwise
 from support import CALIB, DIGITS, EVAL
 
 from trtopt.codec import decode
@@ -120,4 +121,18 @@ def test_a_transformer_of_any_batch_computes_its_graph(cli, tmp_path, precision)
     assert done.code == 0, done.err
     gates = report(tmp_path / "run")["comparison"]["gates"]
     assert [gate["verdict"] for gate in gates if gate["metric"] == "engine"] == ["pass"]
+    print(done.out)
+
+
+@pytest.mark.parametrize("behind", ["HardSwish(b)", "Add(b, r)", "LeakyRelu(b)"])
+def test_a_network_with_depthwise_convolutions_computes_its_graph_in_int8(cli, tmp_path, behind):
+    model = depthwise(tmp_path / "mobile.onnx", behind)
+    samples = model.with_suffix(".npy")
+    ranges = ["--shape", "x=1x3x32x32:8x3x32x32:64x3x32x32", "--tactic-sources", "-CUDNN", "--allow-inconclusive"]
+    done = cli("convert", model, "-p", "int8", "--calib", samples, "--data", samples, *ranges, "-o", tmp_path / "run")
+    assert done.code == 0, done.err
+    found = report(tmp_path / "run")
+    assert [gate["verdict"] for gate in found["comparison"]["gates"] if gate["metric"] == "engine"] == ["pass"]
+    precisions = {each["node"]: each["precision"] for each in found["typed"]["decisions"]}
+    assert (precisions["stem"], precisions["deep"], precisions["point"]) == ("int8", "fp16", "int8")
     print(done.out)

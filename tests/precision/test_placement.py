@@ -259,7 +259,7 @@ SEEN_ON_A_GPU = {
 def test_a_depthwise_convolution_is_quantized_if_its_output_is(parse: Parse, after: str, expected: bool) -> None:
     placement = place(parse(f"{IMAGE} {{ a = Conv<group = 16, pads = [1, 1, 1, 1]>(x, d) {after} }}", DEPTHWISE))
     assert ("a" in quantized(placement)) == expected
-    assert reason(placement, "a").startswith("a depthwise convolution with an output in higher") != expected
+    assert reason(placement, "a").startswith("a depthwise convolution whose output is ") != expected
 
 
 def test_a_dense_convolution_is_quantized_whatever_follows(parse: Parse) -> None:
@@ -271,7 +271,7 @@ def test_a_chain_of_depthwise_convolutions_is_not_quantized_if_the_last_one_is_n
     body = f"{IMAGE} {{ a = Conv<group = 16>(x, d) b = Conv<group = 16>(a, d) h = HardSwish(b) y = Conv(h, w) }}"
     placement = place(parse(body, {"d": (16, 1, 1, 1), "w": (16, 16, 1, 1)}))
     assert quantized(placement) == {"y"}
-    assert reason(placement, "a") == "a depthwise convolution with an output in higher precision: Conv"
+    assert reason(placement, "a") == "a depthwise convolution whose output is read in higher precision by Conv"
 
 
 def test_a_depthwise_convolution_is_not_quantized_if_its_reader_is_kept(parse: Parse) -> None:

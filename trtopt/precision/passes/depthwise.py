@@ -44,7 +44,8 @@ def no_kernel(node: ir.Node, quantized: Collection[tuple[ir.Node, int]]) -> str:
     if value is not None:
         return ""
     readers = {reader.op_type: None for reader, index in last.uses() if (reader, index) not in quantized}
-    return f"a depthwise convolution with an output in higher precision: {' and '.join(readers) or 'of the network'}"
+    how = f"read in higher precision by {' and '.join(readers)}" if readers else "an output of the network"
+    return f"a depthwise convolution whose output is {how}"
 
 
 def _activation(value: ir.Value) -> ir.Value | None:
