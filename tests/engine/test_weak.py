@@ -75,9 +75,11 @@ DIVIDED = """<ir_version: 10, opset_import: ["": 19]> g (float[n, 16, 8, 8] x) =
     [
         (np.linspace(0.5, 2, 16).reshape(16, 1, 1), "Div"),
         (np.linspace(0, 2, 16).reshape(16, 1, 1), "Mul"),
+        (np.geomspace(1e-5, 1, 16).reshape(16, 1, 1), "Mul"),
+        (np.linspace(0.5, 2, 1024).reshape(16, 8, 8), "Mul"),
         (np.float32(0.5), "Mul"),
     ],
-    ids=["per channel", "with a zero", "scalar"],
+    ids=["per channel", "with a zero", "with a reciprocal beyond FP16", "per element", "scalar"],
 )
 def test_a_multiplication_per_channel_before_a_quantization_becomes_a_division(
     tmp_path: Path, order: str, factors: np.ndarray, op: str
@@ -92,6 +94,17 @@ def test_a_multiplication_per_channel_before_a_quantization_becomes_a_division(
     before, after = (open_runner(path).run(feed)["y"] for path in (tmp_path / "typed.onnx", written))
     np.testing.assert_allclose(after, before, atol=0.031)  # a value between two codes may be rounded to the other one
     assert np.mean(after != before) < 0.01
+
+
+def test_a_multiplication_that_is_not_quantized_stays(tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model(
+        DIVIDED.replace("ORDER", "x, f").replace("(m, s, z)", "(x, s, z)", 1).replace("Add(d, x)", "Add(d, m)")
+    )
+    for name, array in (("f", np.ones((16, 1, 1), np.float32)), ("s", np.float32(0.03)), ("z", np.int8(0))):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
+    onnx.save(proto, tmp_path / "typed.onnx")
+    written = weak.write_widened(tmp_path / "typed.onnx", tmp_path, 17)
+    assert [node.op_type for node in load_proto(written).graph.node if node.op_type in ("Mul", "Div")] == ["Mul"]
 
 
 def trt(version: str) -> SimpleNamespace:

@@ -173,6 +173,17 @@ INSERTED = {
 }
 
 
+def test_no_mul_is_inserted_behind_the_kernel_of_a_depthwise_convolution(parse: Parse) -> None:
+    body = f"{IMAGE} {{ c = Conv<group = GROUPS>(x, w) s = Sigmoid(c) m = Mul(c, s) y = Conv(m, v) }}"
+    found = {}
+    for groups in (1, 16):
+        model = parse(
+            body.replace("GROUPS", str(groups)), {"w": (16, 16 // groups, 1, 1), "v": (24, 16, 1, 1)}, opset=19
+        )
+        found[groups] = {link.name for link in links(model)}
+    assert found == {1: {"m"}, 16: set()}
+
+
 NUMBERS = (
     "<float half = {0.5}, float one = {1.0}, float root = {1.4142135}, float three = {3.0}, float six = {6.0}, "
     "float zero = {0.0}, float one_sixth = {0.16666667}, float s = {0.79788456}, float k = {0.044715}>"

@@ -230,10 +230,10 @@ def test_an_operator_that_int8_would_not_speed_up_is_not_quantized(
     assert reason(placement, "y").startswith(why)
 
 
-@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("groups", [1, 8])
 def test_a_convolution_of_8_channels_is_quantized(parse: Parse, groups: int) -> None:
-    body = f"(float[1, 8, 8, 8] x) => (float[1, 8, 8, 8] y) {{ y = Conv<group = {groups}>(x, w) }}"
-    assert quantized(place(parse(body, {"w": (8, 8 // groups, 1, 1)}))) == {"y"}
+    body = f"(float[1, 8, 8, 8] x) => (float[1, 8, 8, 8] y) {{ a = Conv<group = {groups}>(x, w) y = Conv(a, v) }}"
+    assert quantized(place(parse(body, {"w": (8, 8 // groups, 1, 1), "v": (8, 8, 1, 1)}))) == {"a", "y"}
 
 
 DEPTHWISE: Shapes = {"d": (16, 1, 3, 3), "w": (16, 16, 1, 1)}
@@ -251,6 +251,7 @@ SEEN_ON_A_GPU = {
     "residual Add": ("b = Add(a, x) c = Conv(b, w) y = Relu(c)", False),
     "a reader in 16 bits": ("b = Relu(a) c = Conv(b, w) e = Tanh(b) y = Mul(c, e)", False),
     "a gate of another tensor": ("s = Sigmoid(a) b = Mul(x, s) c = Conv(a, w) y = Conv(b, w)", False),
+    "two activations": ("b = Relu(a) e = Clip(b) y = Conv(e, w)", False),
     "the output of the network": ("y = Relu(a)", False),
 }
 
@@ -259,7 +260,7 @@ SEEN_ON_A_GPU = {
 def test_a_depthwise_convolution_is_quantized_if_its_output_is(parse: Parse, after: str, expected: bool) -> None:
     placement = place(parse(f"{IMAGE} {{ a = Conv<group = 16, pads = [1, 1, 1, 1]>(x, d) {after} }}", DEPTHWISE))
     assert ("a" in quantized(placement)) == expected
-    assert reason(placement, "a").startswith("a depthwise convolution whose output is ") != expected
+    assert reason(placement, "a").startswith("a depthwise convolution that is followed by ") != expected
 
 
 def test_a_dense_convolution_is_quantized_whatever_follows(parse: Parse) -> None:
@@ -271,13 +272,21 @@ def test_a_chain_of_depthwise_convolutions_is_not_quantized_if_the_last_one_is_n
     body = f"{IMAGE} {{ a = Conv<group = 16>(x, d) b = Conv<group = 16>(a, d) h = HardSwish(b) y = Conv(h, w) }}"
     placement = place(parse(body, {"d": (16, 1, 1, 1), "w": (16, 16, 1, 1)}))
     assert quantized(placement) == {"y"}
-    assert reason(placement, "a") == "a depthwise convolution whose output is read in higher precision by Conv"
+    assert reason(placement, "a") == "a depthwise convolution that is followed by Conv, not by a quantization"
 
 
-def test_a_depthwise_convolution_is_not_quantized_if_its_reader_is_kept(parse: Parse) -> None:
+def test_a_depthwise_convolution_that_an_output_of_the_network_shows_is_not_quantized(parse: Parse) -> None:
+    graph = "(float[1, 16, 8, 8] x) => (float[1, 16, 8, 8] a, float[1, 16, 8, 8] y)"
+    placement = place(parse(f"{graph} {{ a = Conv<group = 16>(x, d) b = Relu(a) y = Conv(b, w) }}", DEPTHWISE))
+    assert quantized(placement) == {"y"}
+    assert reason(placement, "a").endswith("followed by Relu and an output of the network, not by a quantization")
+
+
+def test_a_depthwise_convolution_does_not_depend_on_what_is_kept(parse: Parse) -> None:
     model = parse(f"{IMAGE} {{ a = Conv<group = 16>(x, d) b = Relu(a) y = Conv(b, w) }}", DEPTHWISE)
     assert quantized(place(model)) == {"a", "y"}
-    assert quantized(place(model, {"y": Keep(pattern="y")})) == set()
+    assert quantized(place(model, {"y": Keep(pattern="y")})) == {"a"}
+    assert quantized(place(model, {"a": Keep(pattern="a")})) == {"y"}
 
 
 def test_what_depends_on_a_depthwise_convolution_that_is_not_quantized_is_not_either(parse: Parse) -> None:

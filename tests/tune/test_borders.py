@@ -63,14 +63,34 @@ def test_what_is_not_quantized_anyway_has_no_border() -> None:
     assert found.of(by_name["a"], ()) == SAVING
 
 
+SILU = "a = Conv(x, w)\n b = Conv<group = 16>(a, d)\n s = Sigmoid(b)\n r = Mul(b, s)\n c = Conv(r, w)\n y = Conv(c, w)"
+READ_TWICE = "b = Conv<group = 16>(x, d)\n r = Relu(b)\n c = Conv(r, w)\n s = Add(c, r)\n y = Conv(s, w)"
 DEPTHWISE = "a = Conv(x, w)\n b = Conv<group = 16>(a, d)\n r = Relu(b)\n c = Conv(r, w)\n y = Conv(c, w)"
 TWO = "a = Conv(x, w)\n b = Conv<group = 16>(a, d)\n c = Conv<group = 16>(b, d)\n y = Conv(c, w)"
 
 
-def test_a_depthwise_convolution_costs_with_what_reads_it_as_it_is_not_quantized_then() -> None:
+def test_a_depthwise_convolution_costs_with_what_reads_it() -> None:
     found, by_name = borders(DEPTHWISE)
     assert found.of(by_name["c"], ()) == 2 * SAVING + _PER_BORDER_ELEMENT * 2 * IMAGE
     assert found.of(by_name["b"], ("c",)) == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "kept", "whole"),
+    [
+        (DEPTHWISE, "c", "bc"),
+        (DEPTHWISE, "a", "a"),
+        (DEPTHWISE, "b", "b"),
+        (TWO, "y", "bcy"),
+        (SILU, "c", "bc"),
+        (READ_TWICE, "c", "bc"),
+    ],
+    ids=["its reader", "not what it reads", "itself", "two in a row", "behind a SiLU", "one of two readers"],
+)
+def test_a_choice_is_completed_by_the_depthwise_convolutions_that_it_reads(body: str, kept: str, whole: str) -> None:
+    found, by_name = borders(body)
+    names = {node for group in found.whole([by_name[name] for name in kept]) for node in group.nodes}
+    assert names & {*"abcy"} == {*whole}
 
 
 @given(order=st.permutations("abcy"), body=st.sampled_from([CHAIN, DEPTHWISE, TWO]))

@@ -163,6 +163,25 @@ def test_a_group_that_saves_nothing_is_quantized_again_if_it_can_be() -> None:
     assert [group.name for group in kept] == ["2"]
 
 
+def test_a_group_that_is_slower_when_quantized_is_quantized_again_if_it_can_be() -> None:
+    groups, _ = named([(0.5, -1.0), (0.4, 1.0), (0.3, 2.0)])
+    kept = fewest(groups, lambda kept: "1" in {group.name for group in kept})
+    assert kept is not None
+    assert [group.name for group in kept] == ["1"]
+
+
+def test_islands_of_small_groups_get_no_trial_of_their_own() -> None:
+    groups, _ = named([(1.0, 100.0), *((0.1, 0.01) for _ in range(8))])
+    asked: list[int] = []
+
+    def holds(kept: Sequence[Group]) -> bool:
+        asked.append(len(kept))
+        return {"0", "8"} <= {group.name for group in kept}
+
+    fewest(groups, holds, least=1.0, costs=Rows())
+    assert len(asked) <= 3 + 4 + 1 + 4
+
+
 def test_a_small_group_between_kept_ones_stays_kept() -> None:
     groups, _ = named([(1.0, 1.0), (0.1, 0.01), (1.0, 1.0)])
     kept = fewest(groups, lambda kept: {"0", "2"} <= {group.name for group in kept}, least=0.1, costs=Rows())

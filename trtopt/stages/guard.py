@@ -93,7 +93,7 @@ def _guarded(
 
     def refusal(kept: Sequence[Group], enough: int) -> int | None:
         nonlocal tried
-        names = frozenset(trials.nodes(kept))
+        names = frozenset(trials.nodes(costs.whole(kept)))
         if names not in refused:
             tried += 1
             run.emit(Progress("guard", tried, 0, "trials"))
@@ -117,7 +117,7 @@ def _guarded(
     reason = f"with all of it quantized, {failed.output}: {failed.reason} on {counted(count, 'calibration sample')}"
     if kept is None:
         return Guard(nodes=(), reason=f"no choice of nodes makes the default gates hold; {reason}")
-    return Guard(nodes=tuple(node for group in kept for node in group.nodes), reason=reason)
+    return Guard(nodes=tuple(node for group in costs.whole(kept) for node in group.nodes), reason=reason)
 
 
 def _line(found: Guard, rest: str, labelled: bool) -> str:

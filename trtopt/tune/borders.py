@@ -13,7 +13,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from trtopt.graph.query import FLOAT_COMPUTE_FREE, SAME_VALUES, producer
-from trtopt.precision.passes.depthwise import is_depthwise
+from trtopt.precision.passes.depthwise import behind, is_depthwise
 from trtopt.tune.costs import size
 from trtopt.tune.search import Costs, Group
 
@@ -46,7 +46,6 @@ class Borders(Costs):
         self._readers: dict[str, set[str]] = {}  # by depthwise convolution: the groups that read it
         nodes = {node.name: node for node in model.graph}
         of = {nodes[name]: group.name for group in groups for name in group.nodes}
-        depthwise = {of[node] for node in of if is_depthwise(node)}
         for node, reader in of.items():
             for value in node.inputs:
                 if value is None or not (writers := _writers(value, of)):
@@ -56,8 +55,9 @@ class Borders(Costs):
                 self._sides.setdefault(tensor, set()).update(writers, {reader})
                 for name in (*writers, reader):
                     self._beside[name].add(tensor)
-                for name in writers & depthwise:
-                    self._readers.setdefault(name, set()).add(reader)
+        for node in filter(is_depthwise, of):
+            uses = (use for value in behind(node) for use, _ in value.uses() if use in of)
+            self._readers.setdefault(of[node], set()).update(of[use] for use in uses)
         # A reader is closed before what it reads: this is the order for `_closed`.
         self._depthwise = [name for name in reversed(self._groups) if name in self._readers]
 
@@ -80,8 +80,16 @@ class Borders(Costs):
             found.append([*chain.from_iterable(joined), group])
         return found
 
+    def whole(self, kept: Sequence[Group]) -> list[Group]:
+        """Return the groups, and each depthwise convolution that one of them reads, in graph order.
+
+        TensorRT 8.5.3.1 has no INT8 kernel for it with a 16-bit output, and computes it in FP16 or FP32 anyway, between
+        reformats.
+        """
+        closed = self._closed({group.name for group in kept})
+        return [group for name, group in self._groups.items() if name in closed]
+
     def _closed(self, kept: Collection[str]) -> set[str]:
-        """Return the groups that are not quantized if some are kept: also depthwise convolutions that these read."""
         found = {*kept}
         for name in self._depthwise:
             if not found.isdisjoint(self._readers[name]):

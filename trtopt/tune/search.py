@@ -49,12 +49,8 @@ class Costs:
         return [[group] for group in kept]
 
     def saved(self, part: Sequence[Group], kept: Collection[Group]) -> float:
-        """Return what quantizing some of the kept groups again saves; negative if it costs more elsewhere."""
-        others, saved = {group.name for group in kept if group not in part}, 0.0
-        for group in part:
-            saved += self.of(group, others)
-            others.add(group.name)
-        return saved
+        """Return what quantizing some of the kept groups again saves."""
+        return _sums(part, {group.name for group in kept if group not in part}, self)[-1]
 
 
 ADDITIVE = Costs()
@@ -82,7 +78,8 @@ def fewest(order: Sequence[Group], holds: Holds, least: float = 0.0, costs: Cost
 
     Args:
         order: the groups, those to keep first in front.
-        holds: asked about at most log2(groups) + 3 + 2 * (groups found) choices; without the 2 if costs are additive.
+        holds: asked about at most log2(groups) + 3 + 2 * (groups found) choices, with additive costs about at most
+            log2(groups) + 3 + (groups found).
         least: groups that save less get no trial of their own. They are quantized again together: all, or half of them,
             until the network holds.
         costs: what keeping groups costs. One that would cost more if it were quantized again, as it lies between kept
@@ -165,32 +162,44 @@ def _put_back(
         if len(part) == 1 or sum(group.saving for group in part) < least:
             continue
         fewer = _without(found, part)
-        if {*part} <= free and costs.saved(part, found) >= 0.0 and holds(fewer):
+        if {*part} <= free and _pays(part, found, costs) and holds(fewer):
             found = fewer
         else:
             parts = [*_halves(part, found, costs), *parts]
     todo = [group for group in candidates if group.saving >= least and group in found]
-    while saved := [(cost, -i) for i, group in enumerate(todo) if (cost := costs.saved([group], found)) >= 0.0]:
+    while saved := [(costs.saved([group], found), -i) for i, group in enumerate(todo) if _pays([group], found, costs)]:
         group = todo.pop(-max(saved)[1])
         fewer = _without(found, [group])
         if holds(fewer):
             found = fewer
     small = [group for group in reversed(candidates) if group.saving < least and group in found]
-    small = [group for group in small if costs.saved([group], found) >= 0.0]
+    small = [group for group in small if _pays([group], found, costs)]
     while small and not holds(_without(found, small)):
         small = small[: len(small) // 2]
     return _without(found, small)
 
 
+def _pays(part: Sequence[Group], kept: Collection[Group], costs: Costs) -> bool:
+    """Return whether quantizing some of the kept groups again costs no more elsewhere than it saves itself."""
+    return costs.saved(part, kept) >= min(sum(group.saving for group in part), 0.0)
+
+
 def _halves(part: list[Group], found: Sequence[Group], costs: Costs) -> tuple[list[Group], list[Group]]:
-    """Return two parts of about one half, cut where it is cheapest that one of them is kept without the other."""
-    count = len(part)
-
-    def inside(at: int) -> float:
-        return -sum(costs.saved(half, found) for half in (part[:at], part[at:]))
-
-    at = min(range(max(1, count // 4), count - count // 4), key=lambda at: (inside(at), abs(2 * at - count)))
+    """Return two parts of about one half, cut where it costs least to keep one of them without the other."""
+    count, others = len(part), {group.name for group in found if group not in part}
+    left, right = (_sums(each, others, costs) for each in (part, part[::-1]))
+    ats = range(max(1, count // 4), count - count // 4)
+    at = min(ats, key=lambda at: (left[at] + right[count - at], abs(2 * at - count)))
     return part[:at], part[at:]
+
+
+def _sums(groups: Sequence[Group], others: Collection[str], costs: Costs) -> list[float]:
+    """Return what keeping the first 0, 1, 2, ... of the groups costs if only others are kept beside them."""
+    kept, sums = {*others}, [0.0]
+    for group in groups:
+        sums.append(sums[-1] + costs.of(group, kept))
+        kept.add(group.name)
+    return sums
 
 
 def _without(groups: Sequence[Group], fewer: Sequence[Group]) -> list[Group]:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 _SHOWN = 4
+_SMALLEST_DIVIDED = 2.0**-15
+"""The smallest factor whose reciprocal FP16 holds with room to spare."""
 _UNCONSTRAINED = frozenset({"CONSTANT", "SHAPE", "QUANTIZE", "DEQUANTIZE"})
 """Layers without arithmetic of their own; TensorRT refuses a precision for some of them."""
 
@@ -63,8 +65,9 @@ def write_widened(path: Path, folder: Path, opset: int) -> Path:
     undo(model)
     widen(model)
     drop_casts(model.graph)
-    for node in list(model.graph.all_nodes()):
+    for node in model.graph.all_nodes():
         _name_kernel_shape(node)
+    for node in model.graph:
         _divide(node)
     lower_opset(model, opset)
     target = folder / "weak.onnx"
@@ -99,7 +102,9 @@ def _divide(node: ir.Node) -> None:
         return
     for index, value in enumerate(node.inputs):
         factors = constant(value)
-        if factors is None or factors.size == 1 or not np.all(factors):
+        if factors is None or factors.size == 1 or factors.size > max(factors.shape):
+            continue
+        if np.abs(factors).min() < _SMALLEST_DIVIDED:
             continue
         assert value is not None
         assert value.dtype is not None

@@ -1,11 +1,11 @@
-"""Rule 8 for depthwise convolutions: they are quantized only if their output is quantized, too.
+"""Rule 8 for depthwise convolutions: they are quantized only if a quantization follows them.
 
 TensorRT 8.5.3.1 on an H200 has INT8 kernels for a depthwise convolution with nothing, a Relu, a Clip or a SiLU between
 it and the next QuantizeLinear. With a hard-swish, a LeakyRelu or a scalar factor there, or with a reader in 16 bits, it
 computed the convolution in FP32 or FP16, between layers that only convert. With a residual Add, the build failed
-("incorrectly marked as an int8 node"), as it did for a text detector with hard-swishes. Dense and transposed
-convolutions had INT8 kernels with all of these. Users report such failures of 8.5.2 and 8.6, too (NVIDIA/TensorRT
-issues 3385 and 4060); later versions have not been run.
+("incorrectly marked as an int8 node"), as it did for a text detector with hard-swishes. Dense convolutions had INT8
+kernels with a hard-swish and with factors. Users report such failures of 8.5.2 and 8.6, too (NVIDIA/TensorRT issues
+3385 and 4060); later versions have not been run.
 
 Touches: nothing; it reads an onnx-ir graph.
 """
@@ -29,6 +29,13 @@ def is_depthwise(node: ir.Node) -> bool:
     return weight is not None and weight[1] == 1 and attribute(node, "group", 1) > 1
 
 
+def behind(node: ir.Node) -> list[ir.Value]:
+    """Return the tensors that the kernel of a depthwise convolution can write: before and after an activation."""
+    output = node.outputs[0]
+    activated = _activated(output)
+    return [output] if activated is None else [output, activated]
+
+
 def no_kernel(node: ir.Node, quantized: Collection[tuple[ir.Node, int]]) -> str:
     """Return why a quantized operator has no INT8 kernel with what follows it; empty if it has one.
 
@@ -36,19 +43,16 @@ def no_kernel(node: ir.Node, quantized: Collection[tuple[ir.Node, int]]) -> str:
         node: a quantized operator.
         quantized: (node, index of the input) of the inputs that are quantized.
     """
-    if not is_depthwise(node):
+    if not is_depthwise(node) or any(only_read_by(value, quantized) for value in behind(node)):
         return ""
-    value: ir.Value | None = node.outputs[0]
-    while value is not None and not only_read_by(value, quantized):
-        last, value = value, _activation(value)
-    if value is not None:
-        return ""
+    last = behind(node)[-1]
     readers = {reader.op_type: None for reader, index in last.uses() if (reader, index) not in quantized}
-    how = f"read in higher precision by {' and '.join(readers)}" if readers else "an output of the network"
-    return f"a depthwise convolution whose output is {how}"
+    if last.is_graph_output():
+        readers["an output of the network"] = None
+    return f"a depthwise convolution that is followed by {' and '.join(readers)}, not by a quantization"
 
 
-def _activation(value: ir.Value) -> ir.Value | None:
+def _activated(value: ir.Value) -> ir.Value | None:
     """Return the output of the activation that alone reads a tensor, of those that fuse with the convolution."""
     readers = sorted((node for node, _ in value.uses()), key=lambda node: node.op_type)
     if value.is_graph_output():

@@ -12,12 +12,13 @@ Touches: nothing; it reads an onnx-ir model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from trtopt.graph.query import constant, dims, is_float
 from trtopt.graph.views import after, before
+from trtopt.precision.passes.depthwise import behind, is_depthwise
 from trtopt.precision.passes.operands import channel_axis
 from trtopt.precision.passes.placement import Placement, is_average_pool, place
 
@@ -94,7 +95,9 @@ def links(model: ir.Model) -> list[Link]:
         roots.setdefault(root, set()).add(root_axis)
     # Channels on two axes of one tensor cannot both be equalized.
     single = [value for node in model.graph for value in node.outputs if len(roots.get(value, ())) == 1]
-    candidates = [_link(value, next(iter(roots[value])), axes, placement) for value in single]
+    # A Mul behind an INT8 kernel of a depthwise convolution would keep it from quantizing its output.
+    fused = {value for site in placement.sites if is_depthwise(site.node) for value in behind(site.node)}
+    candidates = [_link(value, next(iter(roots[value])), axes, placement, fused) for value in single]
     return [link for link in candidates if link is not None]
 
 
@@ -137,8 +140,13 @@ def _reading(value: ir.Value, axis: int, axes: Mapping[ir.Node, int]) -> _Readin
     return reading
 
 
-def _link(value: ir.Value, axis: int, axes: Mapping[ir.Node, int], placement: Placement) -> Link | None:
-    """Return the equalization pair of an activation and its weighted consumers; None if it cannot be equalized."""
+def _link(
+    value: ir.Value, axis: int, axes: Mapping[ir.Node, int], placement: Placement, fused: Collection[ir.Value]
+) -> Link | None:
+    """Return the equalization pair of an activation and its weighted consumers; None if it cannot be equalized.
+
+    No Mul is inserted behind a tensor in `fused`.
+    """
     reading = _reading(value, axis, axes)
     if not reading.consumers or not is_float(value):
         return None
@@ -149,7 +157,7 @@ def _link(value: ir.Value, axis: int, axes: Mapping[ir.Node, int], placement: Pl
         if absorbers:
             return replace(link, absorbers=tuple(absorbers), values=tuple(values))
     source, rank = value.producer(), len(dims(value) or ())
-    if source is None or not (source.op_type in _POINTWISE or _adds_constant(source, axis, rank)):
+    if source is None or value in fused or not (source.op_type in _POINTWISE or _adds_constant(source, axis, rank)):
         return None
     # Other consumers keep the tensor before the Mul. If one of them quantizes it too, there would be two INT8 tensors.
     others = {site.scale_from for site in placement.sites if site.node not in link.consumers}

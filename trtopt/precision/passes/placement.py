@@ -131,14 +131,18 @@ def place(model: ir.Model, keep: Mapping[str, Keep] = MappingProxyType({})) -> P
         )
     masked_products = attention.masked_products(graph)
     no_gain = {node: masked_products.get(node) or no_int8_gain(node) for node in float_nodes(graph)}
-    not_wanted = {node: wanted.reason for node in no_gain if (wanted := keep.get(node.name or ""))}
+    without_kernel: dict[ir.Node, str] = {}
     while True:
-        inputs, reasons = _placed(graph, no_gain, not_wanted)
+        inputs, reasons = _placed(graph, no_gain, without_kernel)
         quantized = {(node, index) for node, index, _ in inputs}
         # Without a kernel a node is not quantized, and then what is before it may be without one, too.
         if not (found := {node: reason for node, _ in quantized if (reason := no_kernel(node, quantized))}):
             break
-        not_wanted |= found
+        without_kernel |= found
+    # Whether there is a kernel does not depend on what is kept, so that each node can be kept for itself.
+    kept = {node: wanted.reason for node in no_gain if (wanted := keep.get(node.name or ""))}
+    if kept:
+        inputs, reasons = _placed(graph, no_gain, without_kernel | kept)
     sites = tuple(Site(node, index, axis, scale_source(node.inputs[index])) for node, index, axis in inputs)
     return Placement(sites, concat_groups(graph, sites), reasons)
 
