@@ -40,7 +40,8 @@ BEHIND = {
     "HardSigmoid, Mul": "h = HardSigmoid<alpha = 0.16666667>(c) t = Mul(c, h)",
     "Add, Clip, Mul, Div": "a = Add(c, three) b = Clip(a, zero, six) m = Mul(c, b) t = Div(m, six)",
     "LeakyRelu": "t = LeakyRelu(c)",
-    "residual Add": "t = Add(c, r)",
+    "Add": "t = Add(c, r)",
+    "average pool": "t = GlobalAveragePool(c)",
 }
 """What is behind the quantized convolution, from c to t."""
 KINDS = {
@@ -101,7 +102,7 @@ def cases() -> Iterator[tuple[str, str, bool]]:
     """Yield kind, what is behind, and whether the last convolution is quantized."""
     for behind in BEHIND:
         yield from ((kind, behind, True) for kind in KINDS)
-    yield from ((kind, behind, False) for behind in ("nothing", "Relu") for kind in KINDS)
+    yield from ((kind, behind, False) for behind in ("nothing", "Relu", "average pool") for kind in KINDS)
 
 
 def main() -> None:
