@@ -43,7 +43,7 @@ BEHIND = {
     "Add": "t = Add(c, r)",
     "average pool": "t = GlobalAveragePool(c)",
 }
-"""What is behind the quantized convolution, from c to t."""
+"""Nodes behind the quantized convolution, from c to t."""
 KINDS = {
     "depthwise 48": ("Conv", 48, 3, 48),
     "depthwise 192": ("Conv", 192, 5, 192),
