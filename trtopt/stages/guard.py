@@ -85,6 +85,7 @@ def _guarded(
 
     samples = scattered(selected(unlabelled(calib), spread(calib.samples, _SAMPLES)))
     refused: dict[frozenset[str], tuple[GateResult, int]] = {}
+    accepted: dict[frozenset[str], int] = {}  # by choice: on how many samples at least
     tried = 0
 
     def judged(count: int, names: frozenset[str]) -> list[GateResult]:
@@ -94,6 +95,8 @@ def _guarded(
     def refusal(kept: Sequence[Group], enough: int) -> int | None:
         nonlocal tried
         names = frozenset(trials.nodes(costs.whole(kept)))
+        if accepted.get(names, -1) >= enough:
+            return None
         if names not in refused:
             tried += 1
             run.emit(Progress("guard", tried, 0, "trials"))
@@ -104,6 +107,7 @@ def _guarded(
                 enough=enough if len(kept) < len(trials.groups) else 0,  # all of them is FP32 itself
             )
             if found is None:
+                accepted[names] = enough
                 return None
             refused[names] = found
         return refused[names][1]
