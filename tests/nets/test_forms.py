@@ -28,7 +28,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 SAMPLES = 16
 POOLS = {"ReduceMean", "GlobalAveragePool", "AveragePool"}
 NO_GAIN = ("a matrix-vector product", "channel", "outer dimension", "its left operand is constant",
-           "an attention product under a mask computed at run time")  # fmt: skip
+           "an attention product under a mask computed at run time",
+           "a depthwise convolution that is followed by")  # fmt: skip
 """Parts of the reasons for which weighted operators of these networks are not quantized."""
 
 
