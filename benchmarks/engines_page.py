@@ -54,7 +54,7 @@ def table(folder: Path = ROOT / "benchmarks/engines") -> str:
 
 def _cells(row: Mapping[str, Any]) -> Iterator[str]:
     if "sqnr" not in row:
-        yield f"none: {row['failed'][0].removeprefix('TimeoutError: ')}"
+        yield f"none: {row['failed'][0]}"
         yield from [""] * (len(HEAD) - 3)
         return
     yield " ".join(f"{value:.2f} dB" for value in row["sqnr"].values())

@@ -237,7 +237,7 @@ def test_a_convolution_of_8_channels_is_quantized(parse: Parse, groups: int) -> 
 
 
 DEPTHWISE: Shapes = {"d": (16, 1, 3, 3), "w": (16, 16, 1, 1)}
-SEEN_ON_A_GPU = {
+BEHIND_DEPTHWISE = {
     "nothing": ("y = Conv(a, w)", True),
     "Relu": ("b = Relu(a) y = Conv(b, w)", True),
     "Clip": ("b = Clip(a) y = Conv(b, w)", True),
@@ -256,7 +256,7 @@ SEEN_ON_A_GPU = {
 }
 
 
-@pytest.mark.parametrize(("after", "expected"), SEEN_ON_A_GPU.values(), ids=SEEN_ON_A_GPU.keys())
+@pytest.mark.parametrize(("after", "expected"), BEHIND_DEPTHWISE.values(), ids=BEHIND_DEPTHWISE.keys())
 def test_a_depthwise_convolution_is_quantized_if_its_output_is(parse: Parse, after: str, expected: bool) -> None:
     placement = place(parse(f"{IMAGE} {{ a = Conv<group = 16, pads = [1, 1, 1, 1]>(x, d) {after} }}", DEPTHWISE))
     assert ("a" in quantized(placement)) == expected

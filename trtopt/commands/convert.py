@@ -8,12 +8,13 @@ Touches: the run directory, through the store.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from trtopt import stages
 from trtopt.commands import checks
 from trtopt.commands.calibrate import calibrated, prepared
 from trtopt.commands.conclusion import explained, judged, reported, timed
+from trtopt.commands.samples import Samples, open_all
 from trtopt.commands.suggest import on_device
 from trtopt.data.dataset import Dataset
 from trtopt.engine import backend, compiler
@@ -25,7 +26,7 @@ from trtopt.export.source import Source, identify
 from trtopt.plan import ConvertPlan
 from trtopt.precision import precision
 from trtopt.run import Run, open_run
-from trtopt.shapes import named, profile
+from trtopt.shapes import profile
 from trtopt.stages import export as exporting
 from trtopt.stages.batch import fixed_batch
 from trtopt.stages.made import Made
@@ -43,25 +44,6 @@ from trtopt.types import (
     Tuning,
     TypedModel,
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Samples:
-    """The samples of `--calib` and `--data`, and both halves of the latter if a search uses one of them."""
-
-    calib: Dataset | None
-    data: Dataset | None
-    halves: stages.Halves | None = None
-
-    @property
-    def observed(self) -> Dataset | None:
-        """Samples to observe activations on."""
-        return self.calib or self.data
-
-    @property
-    def judged(self) -> Dataset | None:
-        """Samples to compare on."""
-        return self.halves.verdict if self.halves else self.data or self.calib
 
 
 def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError | None]:
@@ -83,7 +65,7 @@ def convert(plan: ConvertPlan, emit: Emit = silent) -> tuple[Report, TrtoptError
         ranges = _ranges(run, plan, source)
         if plan.target is not None and plan.target.dla:
             stages.check_fixed(plan.target, ranges)
-        samples = _samples(run, plan, source, ranges)
+        samples = open_all(run, plan, source, ranges)
         made = _made(run, plan, source, baseline, ranges, samples)
         files = stages.aim(run, made, _aim(run, plan, plan.target, made)) if plan.target else None
         made, comparison, fault = judged(run, plan, made, samples.judged)
@@ -150,30 +132,13 @@ def _ranges(run: Run, plan: ConvertPlan, source: OnnxModel) -> tuple[ShapeRange,
     return ranges
 
 
-def _samples(run: Run, plan: ConvertPlan, source: OnnxModel, ranges: tuple[ShapeRange, ...]) -> _Samples:
-    """Open the samples. Unreadable ones, and those that do not fit, fail here, not after an hour of calibration."""
-    data, calib = (stages.open_samples(each, source, ranges) for each in (plan.data, plan.calib))
-    stages.tell(run.emit, calib, data)
-    samples = _Samples(calib=calib, data=data, halves=stages.halves(data) if plan.tuning and data else None)
-    dataset = samples.judged
-    if dataset is None:
-        return samples
-    if plan.compare:
-        checks.classes(dataset, plan.measure, source)
-    checks.within(dataset, source.inputs, [entry for entry in ranges if entry.name in named(plan.shapes)])
-    stages.read(run, calib, data)
-    if plan.compare:
-        stages.check_randomness(run, source, dataset)
-    return samples
-
-
 def _made(
     run: Run,
     plan: ConvertPlan,
     source: OnnxModel,
     baseline: OnnxModel,
     ranges: tuple[ShapeRange, ...],
-    samples: _Samples,
+    samples: Samples,
 ) -> Made:
     """Prepare, equalize, calibrate, observe, set the precision, and build; a given quantized model is repaired only."""
     quantized = is_quantized(source)
@@ -226,7 +191,7 @@ def _discard_stale(run: Run, plan: ConvertPlan, typed: TypedModel) -> None:
 
 
 def _chosen(
-    run: Run, plan: ConvertPlan, subject: stages.Subject, ranges: tuple[ShapeRange, ...], samples: _Samples
+    run: Run, plan: ConvertPlan, subject: stages.Subject, ranges: tuple[ShapeRange, ...], samples: Samples
 ) -> tuple[stages.Target, Tuning | None]:
     """Return the target with the nodes that are not quantized after all, and the search for them if there was one."""
     site, times, tuning = None, None, None
@@ -238,16 +203,12 @@ def _chosen(
     if samples.halves is not None:
         target, tuning = stages.tune(run, subject, samples.halves, plan, times)
     elif plan.guard and samples.calib is not None:
-        target = stages.guard(run, subject, samples.calib, plan.measure, labelled=_labelled(samples.data))
+        target = stages.guard(run, subject, samples.calib, plan.measure, labelled=samples.labelled)
     if site is not None and target != subject.target:
         # Other nodes are beside a reformat now.
         target, times = stages.timing(run, replace(subject, target=target), site, "retiming")
         tuning = tuning and stages.without(tuning, times.keep)
     return target, tuning
-
-
-def _labelled(data: Dataset | None) -> bool:
-    return data is not None and data.labels is not None
 
 
 def _target(

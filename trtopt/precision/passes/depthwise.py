@@ -2,7 +2,7 @@
 
 TensorRT 8.5.3.1 on an H200 has INT8 kernels for a depthwise convolution with nothing, a Relu, a Clip or a SiLU between
 it and the next QuantizeLinear. With a hard-swish, a LeakyRelu or a scalar factor there, or with a reader in 16 bits, it
-computed the convolution in FP32 or FP16, between layers that only convert. With a residual Add, the build failed
+computed the convolution in FP32 or FP16, between layers that only convert. With an Add of 16 bits, the build failed
 ("incorrectly marked as an int8 node"), as it did for a text detector with hard-swishes. Dense convolutions had INT8
 kernels with a hard-swish and with factors. Users report such failures of 8.5.2 and 8.6, too (NVIDIA/TensorRT issues
 3385 and 4060); later versions have not been run.
@@ -43,9 +43,10 @@ def no_kernel(node: ir.Node, quantized: Collection[tuple[ir.Node, int]]) -> str:
         node: a quantized operator.
         quantized: (node, index of the input) of the inputs that are quantized.
     """
-    if not is_depthwise(node) or any(only_read_by(value, quantized) for value in behind(node)):
+    written = behind(node) if is_depthwise(node) else []
+    if not written or any(only_read_by(value, quantized) for value in written):
         return ""
-    last = behind(node)[-1]
+    last = written[-1]
     readers = {reader.op_type: None for reader, index in last.uses() if (reader, index) not in quantized}
     if last.is_graph_output():
         readers["an output of the network"] = None
