@@ -104,9 +104,16 @@ def test_the_graph_for_8_5_computes_what_the_typed_graph_does(cli, tmp_path):
 def test_a_node_kept_in_fp32_is_constrained_in_the_script_of_a_weakly_typed_version(cli, tmp_path):
     convert(cli, tmp_path, DIGITS, "trt-8.6", "--keep", "/0/Conv_output_0=fp32")
     script = (tmp_path / "build.sh").read_text()
-    assert "--precisionConstraints=obey" in script
+    assert "--precisionConstraints=prefer" in script
     assert "--layerPrecisions=" in script
     assert "/0/Conv_output_0:fp32" in script
+
+
+def test_the_constraints_of_a_network_without_q_dq_nodes_are_obeyed(cli, tmp_path):
+    flags = ["--shape", "input=4x1x28x28", "--no-compare", "--target", "trt-8.6"]
+    done = cli("convert", DIGITS, "-p", "fp16", *flags, "--keep", "/0/Conv_output_0=fp32", "-o", tmp_path)
+    assert done.code == 0, done.err
+    assert "--precisionConstraints=obey" in (tmp_path / "build.sh").read_text().split()
 
 
 def test_a_convolution_kept_in_fp16_is_constrained_on_a_dla_where_every_tensor_has_a_scale(cli, tmp_path):

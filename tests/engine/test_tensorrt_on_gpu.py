@@ -16,7 +16,7 @@ from trtopt.engine.trt import apart
 from trtopt.engine.trt import builder as tensorrt
 from trtopt.engine.trt.versions import PRODUCT
 from trtopt.errors import BuildError
-from trtopt.events import Warned, silent
+from trtopt.events import Progress, Warned, silent
 from trtopt.graph.file import describe
 from trtopt.graph.portable import for_onnxruntime
 from trtopt.graph.prepare import infer_shapes, save
@@ -108,9 +108,10 @@ def test_batches_of_every_size_in_the_profile_run_in_any_order(trt: tensorrt.Ten
     runner.close()
 
 
-def test_a_node_decided_in_fp32_stays_in_fp32_beside_fp16(trt: tensorrt.TensorRT, tmp_path: Path) -> None:
-    model = typed(tmp_path, "fp16", keep_fp32="s")
-    assert [d.precision for d in model.decisions if d.node == "/s/Add"] == ["fp32"]
+@pytest.mark.parametrize("name", ["fp16", "int8"])
+def test_a_node_decided_in_fp32_stays_in_fp32_beside_fp16(trt: tensorrt.TensorRT, tmp_path: Path, name: str) -> None:
+    model = typed(tmp_path, name, keep_fp32="s")
+    assert [d.precision for d in model.decisions if d.node == "/r/Relu"] == ["fp32"]
     # The build fails if the engine's inspector finds the node in FP16.
     engine = build(trt, model, tmp_path)
     assert engine.audit["fp32"] >= 1
@@ -167,6 +168,14 @@ def test_a_crash_of_the_parser_is_one_line_with_the_node(trt: tensorrt.TensorRT,
     onnx.save(proto, tmp_path / "m.onnx")
     with pytest.raises(BuildError, match="crashed at Range node /positions: SIGSEGV"):
         apart.check(trt, tmp_path / "m.onnx", silent)
+
+
+def test_a_build_tells_its_progress(trt: tensorrt.TensorRT, tmp_path: Path) -> None:
+    events: list[object] = []
+    build(trt, typed(tmp_path, "fp16"), tmp_path, events.append)
+    steps = [event for event in events if isinstance(event, Progress)]
+    assert len(steps) > 3
+    assert all(0 <= step.done <= step.total for step in steps)
 
 
 def test_warnings_of_the_builder_are_events(trt: tensorrt.TensorRT, tmp_path: Path) -> None:

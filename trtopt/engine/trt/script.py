@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from trtopt.engine import BuildPlan
+from trtopt.engine.trt import weak
 from trtopt.engine.trt.platforms import Platform
 from trtopt.types import Decision, ShapeRange
 
@@ -119,7 +120,8 @@ def _types(recipe: Recipe) -> list[str]:
         found.append(f"--calib={recipe.cache}")
     named = {name: precision for name, precision in recipe.constrained.items() if not set(name) & set(",:")}
     if named and "fp16" in recipe.precisions:
-        found += ["--precisionConstraints=obey", f"--layerPrecisions={_listed(named)}"]
+        strictly = weak.how_strictly(quantized="int8" in recipe.precisions and not recipe.cache)
+        found += [f"--precisionConstraints={strictly}", f"--layerPrecisions={_listed(named)}"]
         in_fp32 = {name: precision for name, precision in named.items() if precision == "fp32"}
         found += [f"--layerOutputTypes={_listed(in_fp32)}"] if in_fp32 else []
     return found

@@ -1,8 +1,8 @@
 """Weakly typed networks of TensorRT 8.5 and 8.6: the decisions of a typed graph as flags and constraints on layers.
 
 These versions have no strongly typed networks. They parse the graph in FP32, with its Q/DQ pairs; FP16 and INT8 are
-flags for the whole network; and a layer that must stay in FP32 beside FP16 is constrained, with the flag
-OBEY_PRECISION_CONSTRAINTS (TensorRT 8.5 developer guide, "Reduced Precision").
+flags for the whole network; and a layer that must stay in FP32 beside FP16 is constrained (TensorRT 8.5 developer
+guide, "Reduced Precision").
 
 Touches: writes the FP32 form of the graph into the folder that it is given.
 """
@@ -142,7 +142,19 @@ def constrain(trt: TensorRT, config: Any, typed: TypedModel, nodes: Mapping[str,
         for layer in kept:
             _keep_fp32(module, layer, producers)
         if kept:
-            config.set_flag(module.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+            flag = f"{how_strictly(quantized='int8' in precisions).upper()}_PRECISION_CONSTRAINTS"
+            config.set_flag(getattr(module.BuilderFlag, flag))
+
+
+def how_strictly(*, quantized: bool) -> str:
+    """Return how TensorRT takes the constraints of a network, `quantized` by Q/DQ nodes or not: "obey" or "prefer".
+
+    "obey" also holds for the types that Q/DQ nodes imply: TensorRT 8.5 cannot build a network in which a layer between
+    them has no kernel in INT8 ("All of the candidates were removed"), though it builds it without that flag. "prefer"
+    deviates only where the build would fail (`BuilderFlag` in NVIDIA's API reference), and the audit of the engine
+    reports it.
+    """
+    return "prefer" if quantized else "obey"
 
 
 def _keep_fp32(module: Any, layer: Any, producers: Mapping[str, Any]) -> None:
