@@ -62,7 +62,7 @@ def network(kind: str, behind: str, *, quantized: bool = True) -> onnx.ModelProt
     last = "p = Conv(t, dense)"
     if quantized:
         last = """q_t = QuantizeLinear(t, s_t, z) d_t = DequantizeLinear(q_t, s_t, z)
-        w_p = DequantizeLinear<axis = 0>(codes_p, s_w, z_w) p = Conv(d_t, w_p)"""
+        w_p = DequantizeLinear<axis = 0>(codes_p, s_w, z_w) p = Conv<kernel_shape = [1, 1]>(d_t, w_p)"""
     model = onnx.parser.parse_model(
         f"""<ir_version: 8, opset_import: ["" : 17]> g (float[n, 3, {PIXELS}, {PIXELS}] x) => (float[n, k, 1, 1] y) {{
         e = Conv<pads = [1, 1, 1, 1]>(x, stem) r = Relu(e)

@@ -1,5 +1,7 @@
 """TensorRT in a process of its own: results, errors, crashes and cancellation reach the caller."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -105,6 +107,23 @@ def test_an_exception_of_emit_ends_the_child(trt, tmp_path, child):
         apart.check(trt, typed(tmp_path / "m.onnx").onnx.path, interrupt)
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid_file.read_text()), signal.SIG_DFL)
+
+
+@pytest.mark.parametrize(("version", "asked"), [("8.5.3.1", False), ("10.3.0", True)])
+def test_a_builder_is_asked_to_stop_if_it_can_be_cancelled(trt, tmp_path, child, version, asked):
+    child(
+        "import sys, signal, time; signal.signal(signal.SIGINT, lambda *_: (open('asked', 'w'), sys.exit(1))); "
+        'sys.stdin.readline(); print(\'{{"event": "Warned", "fields": {{"message": "m"}}}}\', flush=True); '
+        "time.sleep(60)"
+    )
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    model = typed(tmp_path / "m.onnx").onnx.path
+    with pytest.raises(KeyboardInterrupt), contextlib.chdir(tmp_path):
+        apart.check(dataclasses.replace(trt, name="tensorrt", version=version), model, interrupt)
+    assert (tmp_path / "asked").exists() == asked
 
 
 def test_the_child_ends_without_an_abort(trt, tmp_path):

@@ -12,7 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from trtopt.engine.trt import builder as tensorrt
-from trtopt.engine.trt.progress import join
+from trtopt.engine.trt.diagnosis import logger
+from trtopt.engine.trt.progress import build_serialized, join
 from trtopt.engine.trt.versions import RTX
 from trtopt.errors import BuildError, UsageError
 from trtopt.events import Progress, Warned, silent
@@ -101,6 +102,30 @@ def test_progress_ends_at_its_total(trt, tmp_path):
     assert [event.done for event in events] == sorted(event.done for event in events)
     assert events[-1].done <= events[-1].total
     assert any(event.note for event in events)
+
+
+LOG_OF_8_5 = """Parsing node: c [Conv]
+After concat removal: 2 layers
+=============== Computing reformatting costs:
+=============== Computing costs for
+*************** Autotuning format combination: Float(76800,1600,40,1) -> Int8(76800,1600,40,1) ***************
+--------------- Timing Runner: PWN(h, t) (PointWiseV2)
+Tactic: 0x0000000000000000 Time: 0.0147409
+=============== Computing costs for
+Engine generation completed in 29.5504 seconds."""
+
+
+def test_a_builder_without_a_progress_monitor_tells_its_progress_in_its_log(trt):
+    class Builder:
+        def build_serialized_network(self, network, config):
+            for line in LOG_OF_8_5.splitlines():
+                logger(trt.module.__name__).log(trt.module.ILogger.VERBOSE, line)
+            return b"plan"
+
+    events = []
+    old = dataclasses.replace(trt, name="tensorrt", version="8.5.3.1")
+    assert build_serialized(old, Builder(), None, None, events.append) == b"plan"
+    assert events == [Progress("build", 0, 2, "layers"), Progress("build", 1, 2, "layers")]
 
 
 def test_events_are_emitted_in_the_calling_thread(trt, tmp_path):

@@ -128,8 +128,8 @@ def _native(request: Native, say: Say) -> Support:
 
 def _call(trt: TensorRT, function: Callable[[_R, Say], _A], request: _R, emit: Emit, *, loads: bool = False) -> _A:
     try:
-        # The builder stops at its next step after an interrupt.
-        return call(function, request, Terms(emit=emit, grace=_STOP_SECONDS))
+        # After an interrupt, the builder stops at its next step, if it can be cancelled.
+        return call(function, request, Terms(emit=emit, grace=_STOP_SECONDS if trt.can.progress else 0.0))
     except DiedError as died:
         if loads:
             why = "; ".join(filter(None, [died.cause, died.last_line]))

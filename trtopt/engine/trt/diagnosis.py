@@ -28,6 +28,8 @@ _PLACES = re.compile(r"\s*In \S+ at /?\S+:\d+|\[\w+\.cpp::\w+::\d+\]\s*|\[\w+\.(
 _PREFIXES = re.compile(r"^(?:\d+: )?(?:I\w+::\w+: )?Error Code \d+: [\w ]+\((.*)\)\s*$", re.DOTALL)
 _ASSERTIONS = re.compile(r"^Assertion (?:failed: |.*? failed\. (?=\S))")
 _OPTIMIZING = re.compile(r"Running: \w+ on ")
+_OPTIMIZED = re.compile(r"After concat removal: (\d+) layers")
+_TIMING = "=============== Computing costs for"
 _PARSING = re.compile(r"Parsing node: (.*) \[(\w+)\]")
 _SHOWN = 3
 _ONNX_LAYER = re.compile(r"\[ONNX Layer: (.*?)(?: \| .*? \(\w+\))*\]", re.DOTALL)
@@ -59,7 +61,8 @@ def logger(name: str) -> Any:
 
     Its attribute `errors` collects error messages, and `parsed` is the name and operator of the last node that the
     parser came to. Its function `at` is called with each such node, as in "Range node /positions", and with "" at the
-    end. `during` is the message before the first error.
+    end. `timing` is called before TensorRT times the kernels of a layer, with the numbers of layers before it and in
+    all. `during` is the message before the first error.
     """
     module = importlib.import_module(name)
 
@@ -70,11 +73,18 @@ def logger(name: str) -> Any:
             self.during = self._last = ""
             self.parsed = ("", "")
             self.at: Callable[[str], None] = lambda _: None
+            self.timing: Callable[[int, int], None] = lambda *_: None
+            self._timed = self._layers = 0
 
         def log(self, severity: Any, message: str) -> None:
             if match := _PARSING.match(message):
                 self.parsed = (match[1], match[2])
                 self.at(f"{match[2]} node {match[1]}")
+            if match := _OPTIMIZED.match(message):
+                self._timed, self._layers = 0, int(match[1])
+            elif message.startswith(_TIMING):
+                self.timing(self._timed, self._layers)
+                self._timed += 1
             serious = severity in (module.ILogger.ERROR, module.ILogger.INTERNAL_ERROR)
             if serious and not any(noise in message for noise in _NOISE):
                 self.during = self.during if self.errors else self._last
@@ -107,14 +117,17 @@ def rejections(parser: Any, parsed: tuple[str, str] = ("", "")) -> tuple[Rejecti
 
 
 def clean(message: str) -> str:
-    """Return a message of TensorRT without source positions, error numbers and the consequences of a missing driver."""
+    """Return a message of TensorRT without source positions, error numbers and the consequences of a missing driver.
+
+    Nor does a line end in a period: an error adds its own.
+    """
     lines = []
     for line in message.splitlines():
         text = _PLACES.sub("", line).strip()
         match = _PREFIXES.match(text)
         text = (match[1] if match else text).strip()
         if text and not any(noise in line for noise in _NOISE):
-            lines.append(_ASSERTIONS.sub("", text))
+            lines.append(re.sub(r"(?<!\.)\.$", "", _ASSERTIONS.sub("", text)))
     return "; ".join(lines)
 
 

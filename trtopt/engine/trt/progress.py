@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
+from trtopt.engine.trt.diagnosis import logger
 from trtopt.engine.trt.locate import TensorRT
 from trtopt.events import Emit, Progress
 
@@ -31,7 +32,7 @@ def build_serialized(trt: TensorRT, builder: Any, network: Any, config: Any, emi
         builder: its builder.
         network: the network to build.
         config: the builder configuration. Its progress monitor is replaced, and removed at the end. Before TensorRT 10
-            there is none: the build shows no progress and cannot be cancelled.
+            there is none: the log tells the progress, and the build cannot be cancelled.
         emit: receives the progress. Any exception that it raises cancels the build, too.
 
     Raises:
@@ -40,8 +41,11 @@ def build_serialized(trt: TensorRT, builder: Any, network: Any, config: Any, emi
     steps: _Steps = queue.SimpleQueue()
     cancelled = threading.Event()
     result: Future[Any] = Future()
+    log = logger(trt.module.__name__)
     if trt.can.progress:
         config.progress_monitor = _monitor(trt, steps, cancelled)
+    else:
+        log.timing = lambda done, total: steps.put(Progress("build", done, total, "layers"))
 
     def work() -> None:
         try:
@@ -63,6 +67,8 @@ def build_serialized(trt: TensorRT, builder: Any, network: Any, config: Any, emi
         join(thread)
         if trt.can.progress:
             config.progress_monitor = None
+        else:
+            log.timing = lambda *_: None
     return result.result()
 
 
