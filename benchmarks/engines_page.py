@@ -27,6 +27,7 @@ FILES = {
     "tf_mobilenet": "`samples/tf_mobilenet`",
     "minilm": "MiniLM, length 64",
     "bert": "BERT-base, random weights, length 128",
+    "bert-peers": "BERT-base, random weights, other machine",
 }
 """Files in `benchmarks/engines`, in the order of the table, with the names of their networks."""
 ROWS = {
