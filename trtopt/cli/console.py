@@ -1,4 +1,4 @@
-"""Progress of stages: bars on a terminal, otherwise one plain line per stage.
+"""Progress of stages: bars on a terminal, otherwise one plain line per stage, and one a minute during a long stage.
 
 stdout is for results, stderr for progress and messages. `NO_COLOR`, `FORCE_COLOR` and `CI` are honoured.
 
@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import sys
+import time
 from types import TracebackType
 
 from rich.console import Console, RenderableType
@@ -22,6 +23,8 @@ from trtopt.errors import TrtoptError
 
 LOGGER = logging.getLogger("trtopt")
 """Parent of the loggers of all modules."""
+_SILENT_SECONDS = 60.0
+"""Time between the lines of a stage without a bar: CI systems end a job that prints nothing for minutes."""
 
 
 def stderr_console() -> Console:
@@ -83,6 +86,7 @@ class Narrator:
             disable=not self._animated,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._started = self._spoke = 0.0
         self._said: set[str] = set()
 
     def __enter__(self) -> Narrator:
@@ -114,9 +118,11 @@ class Narrator:
         match event:
             case events.StageStarted(stage):
                 self._tasks[stage] = self._progress.add_task("", total=None, stage=stage, note="")
+                self._started = self._spoke = time.monotonic()
             case events.Progress(stage, done, total, note):
                 if stage in self._tasks:
                     self._progress.update(self._tasks[stage], completed=done, total=total or None, note=note)
+                    self._speak(stage, f"{done} of {total} {note}" if total else f"{done} {note}")
             case events.StageFinished(stage, seconds, summary):
                 self._end(stage)
                 self._line("[green]✓[/]", stage, f"{seconds:7.2f} s", summary)
@@ -136,6 +142,13 @@ class Narrator:
     def told(self) -> frozenset[str] | None:
         """The notes and warnings that were printed, if the reader of stdout has seen them and the stages; else None."""
         return frozenset(self._said) if same_place() and not self._quiet else None
+
+    def _speak(self, stage: str, progress: str) -> None:
+        """Print a line about a stage that takes long, where there are no bars."""
+        now = time.monotonic()
+        if not self._animated and now - self._spoke >= _SILENT_SECONDS:
+            self._spoke = now
+            self._line("[dim]…[/]", stage, f"{now - self._started:7.2f} s", progress.rstrip())
 
     def _end(self, stage: str) -> None:
         task = self._tasks.pop(stage, None)
