@@ -1,4 +1,7 @@
-"""What a run prints while a stage takes long."""
+"""Progress of a stage that takes long."""
+
+import sys
+import time
 
 import pytest
 
@@ -6,28 +9,41 @@ from trtopt.cli import console
 from trtopt.events import Progress, StageFinished, StageStarted
 
 
-def test_a_long_stage_without_a_bar_prints_its_progress_once_a_minute(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 1000.0
-    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+@pytest.fixture(autouse=True)
+def minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a minute pass in 20 ms."""
+    monkeypatch.setattr(console, "_SILENT_SECONDS", 0.02)
+    monkeypatch.delenv("CI", raising=False)
+
+
+def printed(capsys: pytest.CaptureFixture[str], text: str) -> str:
+    """Return what was printed on stderr until `text` was."""
+    found, until = "", time.monotonic() + 10
+    while text not in found and time.monotonic() < until:
+        found += capsys.readouterr().err
+        time.sleep(0.01)
+    return found
+
+
+def test_without_bars_a_line_tells_which_stage_runs(capsys: pytest.CaptureFixture[str]) -> None:
     with console.Narrator() as emit:
         emit(StageStarted("build"))
-        for layer in range(8):
-            emit(Progress("build", layer, 8, "layers"))
-            now += 25.0
+        assert "… build " in printed(capsys, "build")
+        emit(Progress("build", 3, 8, "layers timed"))
+        assert "s  3 of 8, layers timed\n" in printed(capsys, "layers")
+        emit(Progress("build", 4, 0))
+        assert "s  4\n" in printed(capsys, "s  4\n")
         emit(StageFinished("build", 200.0, "model.engine"))
-    lines = [line.split() for line in capsys.readouterr().err.splitlines()]
-    assert lines == [
-        ["…", "build", "75.00", "s", "3", "of", "8", "layers"],
-        ["…", "build", "150.00", "s", "6", "of", "8", "layers"],
-        ["✓", "build", "200.00", "s", "model.engine"],
-    ]
+        time.sleep(0.05)
+        assert capsys.readouterr().err.splitlines()[-1].split() == ["✓", "build", "200.00", "s", "model.engine"]
 
 
-def test_a_short_stage_prints_only_its_result(capsys: pytest.CaptureFixture[str]) -> None:
-    with console.Narrator() as emit:
+@pytest.mark.parametrize("quiet", [False, True])
+def test_beside_a_bar_and_with_quiet_there_is_no_such_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, quiet: bool
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: not quiet, raising=False)
+    with console.Narrator(quiet=quiet) as emit:
         emit(StageStarted("build"))
-        emit(Progress("build", 1, 2, "layers"))
-        emit(StageFinished("build", 1.0, "model.engine"))
-    assert len(capsys.readouterr().err.splitlines()) == 1
+        time.sleep(0.2)
+    assert "…" not in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """TensorRT in a process of its own: results, errors, crashes and cancellation reach the caller."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -109,21 +108,24 @@ def test_an_exception_of_emit_ends_the_child(trt, tmp_path, child):
         os.kill(int(pid_file.read_text()), signal.SIG_DFL)
 
 
-@pytest.mark.parametrize(("version", "asked"), [("8.5.3.1", False), ("10.3.0", True)])
-def test_a_builder_is_asked_to_stop_if_it_can_be_cancelled(trt, tmp_path, child, version, asked):
+@pytest.mark.parametrize(("version", "patience"), [("8.5.3.1", "_WRITE_SECONDS"), ("10.3.0", "_STOP_SECONDS")])
+def test_only_a_builder_that_can_be_cancelled_has_time_to_stop(trt, tmp_path, child, monkeypatch, version, patience):
     child(
-        "import sys, signal, time; signal.signal(signal.SIGINT, lambda *_: (open('asked', 'w'), sys.exit(1))); "
-        'sys.stdin.readline(); print(\'{{"event": "Warned", "fields": {{"message": "m"}}}}\', flush=True); '
-        "time.sleep(60)"
+        "import sys, signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.stdin.readline(); "
+        'print(\'{{"event": "Warned", "fields": {{"message": "m"}}}}\', flush=True); time.sleep(4); '
+        f"open({str(tmp_path / 'ended')!r}, 'w')"
     )
+    for name in ("_WRITE_SECONDS", "_STOP_SECONDS"):
+        monkeypatch.setattr(apart, name, 0.1 if name == patience else 600.0)
 
     def interrupt(_):
         raise KeyboardInterrupt
 
+    of_version = dataclasses.replace(trt, name="tensorrt", version=version)
     model = typed(tmp_path / "m.onnx").onnx.path
-    with pytest.raises(KeyboardInterrupt), contextlib.chdir(tmp_path):
-        apart.check(dataclasses.replace(trt, name="tensorrt", version=version), model, interrupt)
-    assert (tmp_path / "asked").exists() == asked
+    with pytest.raises(KeyboardInterrupt):
+        apart.check(of_version, model, interrupt)
+    assert not (tmp_path / "ended").exists()
 
 
 def test_the_child_ends_without_an_abort(trt, tmp_path):

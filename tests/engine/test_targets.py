@@ -118,7 +118,9 @@ def test_the_constraints_of_a_network_without_q_dq_nodes_are_obeyed(cli, tmp_pat
 
 def test_a_convolution_kept_in_fp16_is_constrained_on_a_dla_where_every_tensor_has_a_scale(cli, tmp_path):
     convert(cli, tmp_path, DIGITS, "jetpack-5-dla", "--keep", "/3/Conv_output_0")
-    (line,) = re.findall(r"--layerPrecisions=(\S+)", (tmp_path / "build.sh").read_text())
+    script = (tmp_path / "build.sh").read_text()
+    (line,) = re.findall(r"--layerPrecisions=(\S+)", script)
+    assert "--precisionConstraints=obey" in script.split()
     assert "/3/Conv_output_0:fp16" in line.split(",")
     assert "/7/Conv_output_0:fp16" not in line.split(",")
 

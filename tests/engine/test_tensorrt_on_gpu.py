@@ -115,6 +115,7 @@ def test_a_node_decided_in_fp32_stays_in_fp32_beside_fp16(trt: tensorrt.TensorRT
     # The build fails if the engine's inspector finds the node in FP16.
     engine = build(trt, model, tmp_path)
     assert engine.audit["fp32"] >= 1
+    assert not [layer for layer in engine.layers if "/r/Relu" in layer.nodes and layer.precision == "fp16"]
     # What TensorRT 8.5 fuses with the node must be in FP32, too: the second build keeps it there.
     assert all("fuses it with" in decision.reason for decision in engine.raised)
     reference, graph = (

@@ -172,6 +172,22 @@ def decided(tmp_path: Path, **precisions: str) -> TypedModel:
     return TypedModel(onnx=make(tmp_path, "fp16").onnx, precision="int8", rest="fp16", decisions=decisions)
 
 
+@pytest.mark.parametrize(("lowered", "flag"), [("fp16", "OBEY"), ("int8", "PREFER")])
+def test_a_node_in_fp32_is_constrained_and_beside_q_dq_nodes_preferred(lowered: str, flag: str) -> None:
+    module, config, layer = MagicMock(), MagicMock(), MagicMock(num_inputs=0, num_outputs=1, type="LayerType.UNARY")
+    layer.get_output.return_value.dtype = module.DataType.FLOAT
+    decided = {"kept": "fp32", "other": lowered, "rest": "fp16"}
+    typed = SimpleNamespace(
+        decisions=[Decision(node=name, op="Exp", precision=each, reason="") for name, each in decided.items()],
+        onnx=SimpleNamespace(inputs=(), outputs=()),
+    )
+    weak.constrain(SimpleNamespace(module=module), config, typed, {"kept": [layer]})  # type: ignore[arg-type]
+    set_flags = {call.args[0] for call in config.set_flag.call_args_list}
+    assert getattr(module.BuilderFlag, f"{flag}_PRECISION_CONSTRAINTS") in set_flags
+    assert len([each for each in set_flags if "CONSTRAINTS" in str(each)]) == 1
+    assert layer.precision == module.DataType.FLOAT
+
+
 def test_the_precision_of_fused_layers_is_read_from_the_engine(tmp_path: Path) -> None:
     typed = decided(tmp_path, a="int8", b="int8", c="fp16", d="fp32", e="fp16")
     layers = [layer("a + b", INT8), layer("PWN(c)", FP16), layer("d", FP32)]

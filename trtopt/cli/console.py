@@ -1,8 +1,8 @@
-"""Progress of stages: bars on a terminal, otherwise one plain line per stage, and one a minute during a long stage.
+"""Progress of stages: bars on a terminal, otherwise one plain line per stage, and one a minute while it runs.
 
 stdout is for results, stderr for progress and messages. `NO_COLOR`, `FORCE_COLOR` and `CI` are honoured.
 
-Touches: stderr.
+Touches: stderr; a thread, where there are no bars.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 import time
 from types import TracebackType
 
@@ -86,7 +87,9 @@ class Narrator:
             disable=not self._animated,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._started = self._spoke = 0.0
+        self._running: dict[str, tuple[float, str]] = {}  # when each stage started, and its progress
+        self._ended = threading.Event()
+        self._ticks = threading.Thread(target=self._tick, daemon=True)
         self._said: set[str] = set()
 
     def __enter__(self) -> Narrator:
@@ -95,11 +98,16 @@ class Narrator:
             LOGGER.addHandler(self._log)
             LOGGER.setLevel(logging.DEBUG)
         self._progress.start()
+        if not self._animated and not self._quiet:
+            self._ticks.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._ended.set()
+        if self._ticks.is_alive():
+            self._ticks.join()
         with contextlib.suppress(SystemExit, BrokenPipeError):
             self._progress.stop()
         if self._log is not None:
@@ -118,11 +126,12 @@ class Narrator:
         match event:
             case events.StageStarted(stage):
                 self._tasks[stage] = self._progress.add_task("", total=None, stage=stage, note="")
-                self._started = self._spoke = time.monotonic()
+                self._running[stage] = (time.monotonic(), "")
             case events.Progress(stage, done, total, note):
                 if stage in self._tasks:
                     self._progress.update(self._tasks[stage], completed=done, total=total or None, note=note)
-                    self._speak(stage, f"{done} of {total} {note}" if total else f"{done} {note}")
+                    count = f"{done} of {total}" if total else str(done)
+                    self._running[stage] = (self._running[stage][0], ", ".join(filter(None, [count, note])))
             case events.StageFinished(stage, seconds, summary):
                 self._end(stage)
                 self._line("[green]✓[/]", stage, f"{seconds:7.2f} s", summary)
@@ -143,14 +152,15 @@ class Narrator:
         """The notes and warnings that were printed, if the reader of stdout has seen them and the stages; else None."""
         return frozenset(self._said) if same_place() and not self._quiet else None
 
-    def _speak(self, stage: str, progress: str) -> None:
-        """Print a line about a stage that takes long, where there are no bars."""
-        now = time.monotonic()
-        if not self._animated and now - self._spoke >= _SILENT_SECONDS:
-            self._spoke = now
-            self._line("[dim]…[/]", stage, f"{now - self._started:7.2f} s", progress.rstrip())
+    def _tick(self) -> None:
+        """Print a line about the stage that runs, again and again."""
+        while not self._ended.wait(_SILENT_SECONDS):
+            for stage, (started, progress) in list(self._running.items())[-1:]:
+                with contextlib.suppress(OSError):  # stderr was closed; the next line of a stage tells
+                    self._line("[dim]…[/]", stage, f"{time.monotonic() - started:7.2f} s", progress)
 
     def _end(self, stage: str) -> None:
+        self._running.pop(stage, None)
         task = self._tasks.pop(stage, None)
         if task is not None:
             self._progress.remove_task(task)

@@ -22,6 +22,8 @@ from trtopt.types import Engine, ShapeRange, Support, TypedModel
 from trtopt.writing import cannot_write
 
 _STOP_SECONDS = 30.0
+_WRITE_SECONDS = 2.0
+"""Time to finish or remove a file; a builder that cannot be cancelled takes longer than anybody would wait."""
 _KEEP = "Keep nodes in higher precision with --keep, the products of attention first"
 _R = TypeVar("_R")
 _A = TypeVar("_A")
@@ -129,7 +131,8 @@ def _native(request: Native, say: Say) -> Support:
 def _call(trt: TensorRT, function: Callable[[_R, Say], _A], request: _R, emit: Emit, *, loads: bool = False) -> _A:
     try:
         # After an interrupt, the builder stops at its next step, if it can be cancelled.
-        return call(function, request, Terms(emit=emit, grace=_STOP_SECONDS if trt.can.progress else 0.0))
+        grace = _STOP_SECONDS if trt.can.progress else _WRITE_SECONDS
+        return call(function, request, Terms(emit=emit, grace=grace))
     except DiedError as died:
         if loads:
             why = "; ".join(filter(None, [died.cause, died.last_line]))

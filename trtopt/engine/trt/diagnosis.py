@@ -83,7 +83,7 @@ def logger(name: str) -> Any:
             if match := _OPTIMIZED.match(message):
                 self._timed, self._layers = 0, int(match[1])
             elif message.startswith(_TIMING):
-                self.timing(self._timed, self._layers)
+                self.timing(min(self._timed, self._layers), self._layers)
                 self._timed += 1
             serious = severity in (module.ILogger.ERROR, module.ILogger.INTERNAL_ERROR)
             if serious and not any(noise in message for noise in _NOISE):
@@ -119,7 +119,7 @@ def rejections(parser: Any, parsed: tuple[str, str] = ("", "")) -> tuple[Rejecti
 def clean(message: str) -> str:
     """Return a message of TensorRT without source positions, error numbers and the consequences of a missing driver.
 
-    Nor does a line end in a period: an error adds its own.
+    The period at the end is removed, as an error adds its own.
     """
     lines = []
     for line in message.splitlines():

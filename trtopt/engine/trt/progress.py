@@ -1,4 +1,4 @@
-"""TensorRT's builder in a thread, with progress events and cancellation by Ctrl-C.
+"""TensorRT's builder in a thread, with progress events and, from TensorRT 10 on, cancellation by Ctrl-C.
 
 Touches: one thread, which ends before `build_serialized` returns.
 """
@@ -45,7 +45,7 @@ def build_serialized(trt: TensorRT, builder: Any, network: Any, config: Any, emi
     if trt.can.progress:
         config.progress_monitor = _monitor(trt, steps, cancelled)
     else:
-        log.timing = lambda done, total: steps.put(Progress("build", done, total, "layers"))
+        log.timing = lambda done, total: steps.put(Progress("build", done, total, "layers timed"))
 
     def work() -> None:
         try:

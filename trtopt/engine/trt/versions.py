@@ -37,7 +37,7 @@ class Abilities:
     Attributes:
         strong_typing: networks are strongly typed. Otherwise precision is set by flags and by constraints on layers.
         precisions: the values of `--precision` that it has.
-        progress: the builder reports its progress, and can be cancelled.
+        progress: the builder has a progress monitor, by which it can be cancelled, too.
         builder_options: optimization levels, version-compatible and hardware-compatible engines.
         preview_dynamic: dynamic shapes of transformers need a preview feature.
         shared_profiles: several execution contexts may use one optimization profile at the same time.

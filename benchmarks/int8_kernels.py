@@ -1,4 +1,4 @@
-"""The kernels of TensorRT for a quantized convolution, by what is behind it: python benchmarks/kernels.py OUT.json
+"""The kernels of TensorRT for a quantized convolution, by what is behind it: python benchmarks/int8_kernels.py OUT.json
 
 Each network is a convolution, a quantized one, what is behind that, and a third one, which is quantized, too, if not
 said otherwise. FP16 and INT8 are allowed, with one profile for batches 1 to 64. OUT.json says for each whether it was
