@@ -214,7 +214,8 @@ def _feed(subject: _Subject, dataset: Dataset | None, batch: int) -> Feed:
 def _built(run: Run, subject: _Subject, folder: Path) -> Iterator[tuple[str, Engine]]:
     """Yield the engines of the alternatives that can be built, by their precision."""
     made = subject.made
-    for name in subject.alternatives:
+    for number, name in enumerate(subject.alternatives):
+        run.emit(Progress("speed", number, len(subject.alternatives), f"building in {name.upper()}"))
         out = folder / name
         out.mkdir()
         target = Wanted(precision=name, rest=name, bias_correction=False)
