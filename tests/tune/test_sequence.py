@@ -33,6 +33,12 @@ def test_the_choices_go_from_everything_kept_to_the_boldest_and_each_keeps_less(
         assert set(narrower) < set(wider)
 
 
+def test_no_choice_keeps_much_more_than_the_next_one() -> None:
+    order = named(40)
+    choices = ladder(order, order[8:16])
+    assert [len(choice) for choice in choices] == [40, 36, 32, 24, 12, 9, 8]
+
+
 @pytest.mark.parametrize(
     ("refused", "asked", "place", "why"),
     [

@@ -22,6 +22,8 @@ from trtopt.types import GateResult
 
 T = TypeVar("T")
 
+_SHARES = (1.0, 0.875, 0.75, 0.5)
+"""Shares of the other groups that the first choices of a sequence keep in addition to the boldest one."""
 _MORE = (4, 1, 0)
 """Groups that the last choices of a sequence keep in addition to the boldest one."""
 
@@ -47,8 +49,8 @@ def ladder(order: Sequence[Group], kept: Collection[Group]) -> list[list[Group]]
     `order` are all groups, those to keep first in front.
     """
     more = [group for group in order if group not in kept]
-    counts = sorted({len(more), len(more) // 2, *(count for count in _MORE if count <= len(more))}, reverse=True)
-    return [[*kept, *more[:count]] for count in counts]
+    counts = {int(share * len(more)) for share in _SHARES} | {count for count in _MORE if count <= len(more)}
+    return [[*kept, *more[:count]] for count in sorted(counts, reverse=True)]
 
 
 def boldest(choices: Sequence[T], refusal: Callable[[T], GateResult | None]) -> tuple[int, GateResult | None]:
