@@ -66,9 +66,16 @@ class Measured:
     reasons: Counter[str]
 
 
-def measure(form: Form, precision: str, run_dir: Path, evaluated: Iterable[Feed]) -> Measured:
-    """Convert a network, and compare the typed graph with the given one on some feeds."""
+def measure(form: Form, precision: str, run_dir: Path, evaluated: Iterable[Feed], *, plain: bool = False) -> Measured:
+    """Convert a network, and compare the typed graph with the given one on some feeds.
+
+    If it is `plain`, nothing is chosen by trials: neither a method, nor equalization, bias correction or the guard.
+    """
     plan = ConvertPlan(
+        method="minmax" if plain else "auto",
+        equalization=not plain,
+        bias_correction=not plain,
+        guard=not plain,
         source=form.model,
         precision=precision,
         run_dir=run_dir,

@@ -31,8 +31,11 @@ def test_without_bars_a_line_tells_which_stage_runs(capsys: pytest.CaptureFixtur
         assert "… build " in printed(capsys, "build")
         emit(Progress("build", 3, 8, "layers timed"))
         assert "s  3 of 8, layers timed\n" in printed(capsys, "layers")
-        emit(Progress("build", 4, 0))
-        assert "s  4\n" in printed(capsys, "s  4\n")
+        emit(StageStarted("fault"))
+        emit(Progress("fault", 4, 0, "builds"))
+        assert "… fault " in (line := printed(capsys, "builds"))
+        assert "s  4, builds\n" in line
+        emit(StageFinished("fault", 20.0, "nothing"))
         emit(StageFinished("build", 200.0, "model.engine"))
         time.sleep(0.05)
         assert capsys.readouterr().err.splitlines()[-1].split() == ["✓", "build", "200.00", "s", "model.engine"]

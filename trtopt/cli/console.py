@@ -12,7 +12,6 @@ import logging
 import os
 import sys
 import threading
-import time
 from types import TracebackType
 
 from rich.console import Console, RenderableType
@@ -87,7 +86,6 @@ class Narrator:
             disable=not self._animated,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._running: dict[str, tuple[float, str]] = {}  # when each stage started, and its progress
         self._ended = threading.Event()
         self._ticks = threading.Thread(target=self._tick, daemon=True)
         self._said: set[str] = set()
@@ -126,12 +124,9 @@ class Narrator:
         match event:
             case events.StageStarted(stage):
                 self._tasks[stage] = self._progress.add_task("", total=None, stage=stage, note="")
-                self._running[stage] = (time.monotonic(), "")
             case events.Progress(stage, done, total, note):
                 if stage in self._tasks:
                     self._progress.update(self._tasks[stage], completed=done, total=total or None, note=note)
-                    count = f"{done} of {total}" if total else str(done)
-                    self._running[stage] = (self._running[stage][0], ", ".join(filter(None, [count, note])))
             case events.StageFinished(stage, seconds, summary):
                 self._end(stage)
                 self._line("[green]✓[/]", stage, f"{seconds:7.2f} s", summary)
@@ -155,12 +150,13 @@ class Narrator:
     def _tick(self) -> None:
         """Print a line about the stage that runs, again and again."""
         while not self._ended.wait(_SILENT_SECONDS):
-            for stage, (started, progress) in list(self._running.items())[-1:]:
-                with contextlib.suppress(OSError):  # stderr was closed; the next line of a stage tells
-                    self._line("[dim]…[/]", stage, f"{time.monotonic() - started:7.2f} s", progress)
+            for task in self._progress.tasks[-1:]:
+                count = f"{task.completed:.0f} of {task.total:.0f}" if task.total else f"{task.completed:.0f}"
+                said = ", ".join(filter(None, [count if task.completed or task.total else "", task.fields["note"]]))
+                with contextlib.suppress(OSError, ValueError):  # stderr was closed: the next line of a stage tells
+                    self._line("[dim]…[/]", task.fields["stage"], f"{task.elapsed or 0.0:7.2f} s", said)
 
     def _end(self, stage: str) -> None:
-        self._running.pop(stage, None)
         task = self._tasks.pop(stage, None)
         if task is not None:
             self._progress.remove_task(task)
